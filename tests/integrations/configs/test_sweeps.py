@@ -1,4 +1,4 @@
-"""TRL's YAML and PEFT's configurations of adapters; sweeps, and the files that are written."""
+"""PEFT's configurations of adapters, sweeps, and the files that are written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,52 +14,6 @@ from study.store import StudyTables
 Cli = Callable[..., Any]
 Edit = Callable[..., None]
 Trained = Callable[..., StudyTables]
-
-
-def test_trl(study_cli: Cli) -> None:
-    ran = study_cli("import-config", "trl.yaml")
-    assert ran.code == 0, ran.err
-    expected = {
-        "model.path": "org/model-7b",
-        "model.quant_bits": 4,
-        "data.path": "org/chats",
-        "data.split": "train_sft",
-        "data.format": "messages",
-        "data.sequence_length": 2048,
-        "adapter.rank": 16,
-        "adapter.alpha": 8.0,
-        "adapter.scaling": "lora",
-        "adapter.targets": ["q_proj", "o_proj"],
-        "adapter.dropout": 0.05,
-        "optimizer.lr": 2e-4,
-        "optimizer.weight_decay": 0.0,
-        "train.batch_size": 4,
-        "train.accumulation": 2,
-        "train.clip": 1.0,
-        "train.epochs": 1.0,
-        "train.schedule": "cosine",
-        "train.warmup": 0.1,
-        "precision": "bf16",
-        "seed": 42,
-    }
-    assert read_file(Path("trl.yaml")).values == expected
-    for note in ("only the first is trained on", "chat_template", "packing", "assistant_only_loss"):
-        assert note in ran.err
-    assert "TRL's defaults: lora_dropout 0.05, max_grad_norm 1.0" in ran.err
-
-
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ({"dataset_name": "org/x", "dataset_config": "sub"}, ("org/x", "train", "sub")),
-        ({"dataset_mixer": {"org/y": 1.0}, "dataset_splits": ["s"]}, ("org/y", "s", None)),
-        ({"datasets": [{"path": "org/z", "name": "default"}]}, ("org/z", "train", None)),
-    ],
-)
-def test_trls_other_names_of_data(edit: Edit, keys: dict[str, Any], expected: Any) -> None:
-    edit("trl.yaml", dataset_mixture=None, **keys)
-    values = read_file(Path("trl.yaml")).values
-    assert tuple(values.get(f"data.{key}") for key in ("path", "split", "subset")) == expected
 
 
 def test_an_adapter_that_peft_saved(study_cli: Cli, trained: Trained) -> None:

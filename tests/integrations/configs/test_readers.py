@@ -1,0 +1,356 @@
+"""What is read of the files of Axolotl, FinLoRA, LLaMA-Factory and TRL, and what is noted."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from study.integrations.configs import read_file
+from study.store import StudyTables
+
+Cli = Callable[..., Any]
+Edit = Callable[..., None]
+Trained = Callable[..., StudyTables]
+SHARED = Path(__file__).parents[4] / "shared/data/finlora/rslora_config.yaml"
+
+
+def read_exactly(name: str, entry: str | None, expected: str) -> Any:
+    """The experiment of a file, all of whose settings are those of ``expected``, a YAML."""
+    experiment = read_file(Path(name), entry)
+    values = dict(experiment.values)
+    if Path(values["data.path"]).is_file():
+        values["data.path"] = Path(values["data.path"]).name
+    assert values == yaml.safe_load(expected)
+    return experiment
+
+
+AXOLOTL = """
+model.path: org/model-1b
+model.quant_bits: 4
+data.sequence_length: 64
+data.format: context_target
+data.path: train.jsonl
+adapter.rank: 32
+adapter.alpha: 16.0
+adapter.scaling: rslora
+adapter.targets: all-linear
+adapter.dropout: 0.05
+optimizer.lr: 0.0002
+optimizer.weight_decay: 0.01
+optimizer.loraplus_lr_ratio: 16.0
+optimizer.betas: [0.9, 0.95]
+train.batch_size: 2
+train.accumulation: 3
+train.epochs: 2.0
+train.clip: 0.5
+train.schedule: cosine
+train.warmup: 0.1
+precision: bf16
+seed: 7
+"""
+
+
+def test_axolotl(study_cli: Cli, trained: Trained) -> None:
+    experiment = read_exactly("axolotl.yml", None, AXOLOTL)
+    assert experiment.groups == {"model": "hf", "data": "file", "optimizer": "adamw"}
+    imported = study_cli("import-config", "axolotl.yml", "--name", "mine")
+    cells = trained(imported.out, "precision=float32").cells
+    columns = ["rank", "scaling", "lr", "schedule", "weight_decay", "seed"]
+    assert cells[columns].values.tolist() == [[32.0, "rslora", 2e-4, "cosine", 0.01, 7]]
+
+
+LLAMA_FACTORY = """
+model.path: org/model-4b
+model.quant_bits: 4
+data.sequence_length: 64
+data.format: messages
+data.path: org/chats
+data.split: train[:1000]
+adapter.rank: 8
+adapter.alpha: 16.0
+adapter.scaling: rslora
+adapter.targets: [q_proj, v_proj]
+adapter.dropout: 0.0
+optimizer.lr: 0.0001
+optimizer.weight_decay: 0.0
+train.batch_size: 1
+train.accumulation: 8
+train.clip: 1.0
+train.epochs: 3.0
+train.schedule: cosine
+train.warmup: 0.1
+precision: bf16
+seed: 42
+"""
+
+
+def test_llama_factory() -> None:
+    experiment = read_exactly("factory.yaml", None, LLAMA_FACTORY)
+    assert experiment.differs[:2] == [
+        "dataset: more (only chats is trained on: join them in a file)",
+        "template: qwen3_nothink (the tokenizer's own chat template is used)",
+    ]
+    assert experiment.defaults == [
+        "LLaMA-Factory's defaults: max_grad_norm 1.0, optim adamw_torch_fused, seed 42, "
+        "lora_alpha 16.0"
+    ]
+    assert experiment.ignored == ["do_train", "output_dir", "plot_loss"]
+
+
+TRL = """
+model.path: org/model-7b
+model.quant_bits: 4
+data.path: org/chats
+data.split: train_sft
+data.format: messages
+data.sequence_length: 2048
+adapter.rank: 16
+adapter.alpha: 8.0
+adapter.scaling: lora
+adapter.targets: [q_proj, o_proj]
+adapter.dropout: 0.05
+optimizer.lr: 0.0002
+optimizer.weight_decay: 0.0
+train.batch_size: 4
+train.accumulation: 2
+train.clip: 1.0
+train.epochs: 1.0
+train.schedule: cosine
+train.warmup: 0.1
+precision: bf16
+seed: 42
+"""
+
+
+def test_trl() -> None:
+    experiment = read_exactly("trl.yaml", None, TRL)
+    said = "\n".join(experiment.differs)
+    for note in ("only the first is trained on", "chat_template", "packing", "assistant_only_loss"):
+        assert note in said
+    assert experiment.defaults[0].startswith("TRL's defaults: lora_dropout 0.05, max_grad_norm 1.0")
+
+
+ENTRY = """
+model.path: meta-llama/Llama-3.1-8B-Instruct
+model.quant_bits: 8
+data.sequence_length: 4096
+data.format: context_target
+data.path: train.jsonl
+data.heldout: 1  # 60 rows, of which 2 % are held out
+adapter.rank: 8
+adapter.alpha: 16.0
+adapter.scaling: rslora
+adapter.targets: [q_proj, v_proj, k_proj]
+adapter.dropout: 0.05
+optimizer.lr: 0.0001
+optimizer.weight_decay: 0.0
+train.batch_size: 8
+train.accumulation: 2
+train.epochs: 4.0
+train.clip: 1.0
+train.schedule: cosine
+train.warmup: 10
+precision: bf16
+"""
+
+
+def test_an_entry_of_finloras_configurations(study_cli: Cli) -> None:
+    experiment = read_exactly("finetune_configs.json", "formula_8bits_r8_rslora", ENTRY)
+    said = "\n".join(experiment.defaults)
+    for note in ("FinLoRA's finetune.py sets ", "lora_dropout 0.05", "max_grad_norm 1.0"):
+        assert note in said
+    imported = study_cli(
+        "import-config", "finetune_configs.json", "--entry", "formula_4bits_r4_dora"
+    )
+    text = Path("conf/experiment/formula_4bits_r4_dora.yaml").read_text()
+    for note in (
+        "peft_use_dora: true (plain LoRA is trained)",
+        "datasets[0].path: elsewhere/train.jsonl is no file here: give data.path=... when ",
+        "datasets[0].type.format: [INST] {instruction} [/INST] (the text is the prompt and the ",
+        "val_set_size: 0.02 (a share of rows that are not here",
+        "deepspeed: deepspeed_configs/zero1.json (one device: with n GPUs, a step ",
+        "optimizer: paged_adamw_8bit (adamw, with states in 32 bits)",
+    ):
+        assert f"\n  {note}" in imported.err
+        assert f"\n#   {note}" in text
+    ran = study_cli(*shlex.split(imported.out)[1:], "model=tiny", "data.sequence_length=48")
+    assert ran.code == 2
+    assert "data.path is not set: give data.path=" in ran.err
+
+
+def test_finloras_yaml_trains_on_tiny(study_cli: Cli, trained: Trained) -> None:
+    file = SHARED if SHARED.exists() else Path("rslora.yaml")
+    imported = study_cli("import-config", str(file), "--name", "rslora")
+    assert imported.out == "study train --config-dir=conf experiment=rslora\n"
+    assert "xbrl_extract_train.jsonl not found: data=xbrl_extract is used instead" in imported.err
+    model = yaml.safe_load(Path("conf/model/rslora.yaml").read_text())
+    assert (model["path"], model["quant_bits"]) == ("meta-llama/Llama-3.1-8B-Instruct", 8)
+    cells = trained(imported.out).cells
+    columns = ["model", "data", "rank", "alpha", "scaling", "status"]
+    expected = ["tiny", "xbrl_extract", 64.0, 16.0, "rslora", "complete"]
+    assert cells[columns].values.tolist() == [expected]
+
+
+def typed(kind: Any) -> dict[str, Any]:
+    return {"datasets": [{"path": "train.jsonl", "type": kind}]}
+
+
+def chat(**keys: Any) -> dict[str, Any]:
+    return {"datasets": [{"path": "org/chats", "type": "chat_template", **keys}]}
+
+
+ALPACA, CHAT, NOTHING = (
+    {"data.format": "alpaca"},
+    {"data.format": "messages"},
+    {"data.format": None},
+)
+FROM_VALUE = {"role": "from", "content": "value"}
+NO_RATIO: dict[str, Any] = {"warmup_ratio": None}
+AXOLOTL_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (typed("alpaca"), ALPACA, ""),
+    (typed("alpaca:chat"), ALPACA, "prompts are those of alpaca"),
+    (typed("completion"), {"data.format": "completion"}, "longer texts are cut"),
+    (typed("sharegpt"), CHAT, ""),
+    (
+        typed({"field_instruction": "instruction", "field_output": "output", "format": "Q: {x}"}),
+        ALPACA,
+        "datasets[0].type.format: Q: {x} (Alpaca's prompt)",
+    ),
+    (typed({"field_instruction": "q", "field_output": "a"}), NOTHING, "convert its rows to one"),
+    (typed("input_output"), NOTHING, "datasets[0]: train.jsonl of type input_output (convert"),
+    (typed(None), NOTHING, "of type null (convert"),
+    (chat() | {"chat_template": "tokenizer_default"}, {"data.chat_template": None}, ""),
+    (chat() | {"chat_template": "chatml"}, {"data.chat_template": "chatml"}, ""),
+    (
+        chat(chat_template="chatml") | {"chat_template": "llama3"},
+        {"data.chat_template": "chatml"},
+        "",
+    ),
+    (chat(type="sharegpt", conversation="chatml"), {"data.chat_template": "chatml"}, ""),
+    (chat() | {"chat_template": "llama3"}, CHAT, "chat_template: llama3, of Axolotl"),
+    (chat() | {"chat_template_jinja": "mine.jinja"}, {"data.chat_template": "mine.jinja"}, ""),
+    (chat() | {"chat_template_jinja": "{{ x }}"}, CHAT, "write the template to a file"),
+    (
+        chat(
+            field_messages="conversations",
+            message_property_mappings=FROM_VALUE,
+            roles={"user": ["human"], "assistant": ["gpt"]},
+            roles_to_train=["assistant"],
+            train_on_eos="turn",
+            field_system="system",
+        ),
+        CHAT,
+        "",
+    ),
+    (chat(message_field_role="from", message_field_content="value"), CHAT, ""),
+    (chat(field_messages="turns"), NOTHING, "datasets[0].field_messages: turns"),
+    (chat(message_property_mappings={"role": "who"}), NOTHING, 'messages with {"role": "who"}'),
+    (chat(roles={"user": ["customer"]}), CHAT, "datasets[0].roles"),
+    (chat(roles_to_train=["user"]), CHAT, "datasets[0].roles_to_train"),
+    (chat(field_system="rules"), CHAT, "datasets[0].field_system"),
+    (
+        chat(split="train[:20%]", name="english"),
+        {"data.path": "org/chats", "data.split": "train[:20%]", "data.subset": "english"},
+        "",
+    ),
+    (chat() | {"val_set_size": 0.1}, CHAT, "val_set_size: 0.1 (a share of rows that are not here"),
+    (NO_RATIO | {"warmup_steps": 5}, {"train.warmup": 5}, ""),
+    (NO_RATIO | {"warmup_steps": 0.1}, {"train.warmup": 0.1}, ""),
+    (NO_RATIO | {"warmup_steps": 1}, {"train.warmup": 2}, ""),  # Axolotl makes two of one
+    ({"warmup_ratio": 0}, {"train.warmup": 0}, ""),
+    ({"lr_scheduler": "constant"}, {"train.warmup": 0}, ""),
+    ({"lr_scheduler": "constant_with_warmup"}, {"train.warmup": 0.1}, ""),
+    ({"lr_scheduler": "polynomial"}, {"train.schedule": "constant"}, "polynomial (constant inst"),
+    ({"batch_size": 12}, {"train.accumulation": 3}, ""),
+    ({"batch_size": 12, "gradient_accumulation_steps": None}, {"train.accumulation": 6}, ""),
+    ({"max_steps": 7}, {"train.steps": 7, "train.epochs": None}, ""),
+    ({"plugins": ["axolotl.x.LigerPlugin", "my.Plugin"]}, {}, "plugins: my.Plugin (it is not run)"),
+    ({"special_tokens": {"bos_token": "<s>"}}, {}, "the base's own tokenizer is used"),
+    ({"peft_init_lora_weights": "gaussian"}, {}, "adapter.init=kaiming, PEFT's default"),
+]
+LLAMA_FACTORY_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"dataset": "rows"}, ALPACA | {"data.path": "rows.json"}, "data.format=alpaca's prompt"),
+    (
+        {"dataset": "texts", "stage": "pt"},
+        {"data.format": "completion", "data.path": "rows.json"},
+        "max_samples: 1000 (all rows of the file are read)",
+    ),
+    ({"dataset": "named"}, ALPACA, "named.columns: no query (a field input is read)"),
+    ({"dataset": "told"}, CHAT, "told.columns.system: rules (a system message is read from"),
+    ({"dataset": "answers"}, NOTHING, "dataset: answers (convert its rows"),
+    ({"dataset": "roles"}, NOTHING, "dataset: roles (convert its rows"),
+    ({"dataset_dir": "REMOTE:org/data"}, NOTHING, "dataset_info.json is not in REMOTE:org/data"),
+    ({"lora_target": None, "lora_rank": None}, {"adapter.targets": "all-linear"}, ""),
+    ({"quantization_bit": None, "bf16": None}, {"precision": "float32"}, ""),
+]
+MIXTURE: dict[str, Any] = {"dataset_mixture": None}
+TRL_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (
+        MIXTURE | {"dataset_name": "org/x", "dataset_config": "sub"},
+        {"data.path": "org/x", "data.split": "train", "data.subset": "sub"},
+        "",
+    ),
+    (
+        MIXTURE | {"dataset_mixer": {"org/y": 1.0}, "dataset_splits": ["s"]},
+        {"data.path": "org/y", "data.split": "s", "data.subset": None},
+        "",
+    ),
+    (
+        MIXTURE | {"datasets": [{"path": "org/z", "name": "default"}]},
+        {"data.path": "org/z", "data.split": "train", "data.subset": None},
+        "",
+    ),
+    ({"bf16": None, "fp16": True}, {"precision": "float32"}, "fp16: true"),
+    ({"lora_target_modules": None}, {"adapter.targets": ["q_proj", "v_proj"]}, ""),
+]
+CASES = [
+    *(("axolotl.yml", *case) for case in AXOLOTL_CASES),
+    *(("factory.yaml", *case) for case in LLAMA_FACTORY_CASES),
+    *(("trl.yaml", *case) for case in TRL_CASES),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "expected", "says"), CASES)
+def test_other_values(
+    edit: Edit, name: str, keys: dict[str, Any], expected: dict[str, Any], says: str
+) -> None:
+    """``says`` is noted; if it is empty, no note on the data is new."""
+    Path("mine.jinja").write_text("{{ messages }}")
+    edit(name, **keys)
+    experiment = read_file(Path(name))
+    values = experiment.values
+    for key in ("data.path", "data.chat_template"):
+        if key in values and Path(values[key]).is_file():
+            values[key] = Path(values[key]).name
+    found = {key: values.get(key) for key in expected}
+    assert list(map(repr, found.values())) == list(map(repr, expected.values()))
+    assert says in "\n".join(experiment.differs)
+    if "datasets" in keys and not says:
+        assert not [note for note in experiment.differs if note.startswith("datasets[0]")]
+
+
+def test_defaults_of_axolotl_are_used_and_listed(edit: Edit) -> None:
+    silent = ("micro_batch_size", "lr_scheduler", "warmup_ratio", "max_grad_norm", "bf16", "seed")
+    edit("axolotl.yml", **dict.fromkeys(silent))
+    experiment = read_file(Path("axolotl.yml"))
+    assert (experiment.values["precision"], experiment.values["train.warmup"]) == ("bf16", 0.03)
+    assert experiment.defaults == [
+        "seed: Axolotl draws adapters without one (seed=0)",
+        "Axolotl's defaults: micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, "
+        "warmup_ratio 0.03 (at most 100 steps), bf16 auto",
+    ]
+
+
+def test_defaults_of_llama_factory(edit: Edit) -> None:
+    given = yaml.safe_load(Path("factory.yaml").read_text())
+    kept = {"model_name_or_path", "stage", "dataset", "dataset_dir"}
+    edit("factory.yaml", **dict.fromkeys(given.keys() - kept))
+    values = read_file(Path("factory.yaml")).values
+    expected = {"adapter.rank": 8, "adapter.alpha": 16.0, "data.sequence_length": 2048}
+    expected |= {"train.batch_size": 8, "train.accumulation": 1, "train.epochs": 3.0}
+    assert expected.items() <= values.items()
+    assert (values["train.schedule"], values["optimizer.lr"]) == ("linear", 5e-5)
+    assert "train.warmup" not in values
