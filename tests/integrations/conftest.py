@@ -114,15 +114,26 @@ def trainer_of(corpus: Corpus) -> Callable[..., Any]:
     return build
 
 
-@pytest.fixture(scope="session")
-def probed() -> Callable[..., StudyTables]:
-    """Train with the callback and read the tables: ``probed(trainer, folder, steps=[0])``."""
+@pytest.fixture
+def measured(trainer_of: Callable[..., Any], tmp_path: Path) -> Callable[..., StudyTables]:
+    """Train with the callback and read the tables: ``measured(model, config, steps=[0])``.
+
+    ``folder``: the study's; ``options``: of the Trainer; ``trainer``: one that is there.
+    """
     from study.integrations.transformers import NormProbeCallback
 
-    def train(trainer: Any, folder: Path, **options: Any) -> StudyTables:
-        trainer.add_callback(NormProbeCallback(trainer, folder / "results" / "run", **options))
+    def train(
+        model: nn.Module | None = None,
+        config: CellConfig | None = None,
+        folder: Path = tmp_path / "results" / "run",
+        options: dict[str, Any] | None = None,
+        trainer: Any = None,
+        **probes: Any,
+    ) -> StudyTables:
+        trainer = trainer or trainer_of(model, config, tmp_path, **(options or {}))
+        trainer.add_callback(NormProbeCallback(trainer, folder, **probes))
         trainer.train()
-        return study.load(folder / "results" / "run")
+        return study.load(folder)
 
     return train
 

@@ -112,39 +112,6 @@ def with_accelerate(
     return losses
 
 
-def with_lightning(
-    model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any
-) -> Losses:
-    lightning = pytest.importorskip("lightning")
-    losses = []
-
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def configure_optimizers(self) -> Any:
-            return optimizer
-
-        def training_step(self, batch: Batch, index: int) -> Tensor:
-            loss: Tensor = self.model(**batch).loss
-            losses.append(float(loss))
-            return loss
-
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        accumulate_grad_batches=config.train.accumulation,
-        gradient_clip_val=config.train.clip,
-        **dict.fromkeys(quiet, False),
-    )
-    loader = torch.utils.data.DataLoader(list(batches), batch_size=None)
-    with watch(model, optimizer):
-        trainer.fit(Module(), loader)
-    return losses
-
-
 CLIPPED = (
     *("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.clip=0.5"),
     "adapter.scaling=rslora",
@@ -159,13 +126,11 @@ def adapted(config: CellConfig, peft_model: Make, **options: Any) -> tuple[nn.Mo
     return model, make(trainable(model), lr=config.optimizer.lr, weight_decay=0.0)
 
 
-@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.parametrize(
     ("loop", "overrides"),
     [
         (with_torch, PLAIN),
         *((loop, CLIPPED) for loop in (with_torch, with_a_closure, with_accelerate)),
-        (with_lightning, CLIPPED),
     ],
 )
 def test_numbers_are_those_of_our_training_and_losses_stay_the_same(

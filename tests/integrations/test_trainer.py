@@ -1,0 +1,305 @@
+"""The callback of the Trainer: its numbers, its refusals, what trackers get, runs as a study."""
+
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainerCallback,
+)
+from transformers.integrations import integration_utils
+
+import study
+from study.cli import cli
+from study.config import CellConfig
+from study.errors import StudyError
+from study.integrations.transformers import NormProbeCallback
+from study.models import FrozenBase
+from study.probes import NormProbe
+
+from .conftest import assert_same_probes
+
+peft = pytest.importorskip("peft")
+Make = Callable[..., Any]
+"""Builds a cell, a PEFT model, a Trainer, or the tables of a measured run."""
+ADAMW = ("optimizer=adamw", "optimizer.lr=1e-3")
+CLIPPED = ("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.clip=0.5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reentrant"), [(ADAMW, None), (CLIPPED, None), (CLIPPED, False), (CLIPPED, True)]
+)
+def test_numbers_are_those_of_our_training(
+    overrides: tuple[str, ...],
+    reentrant: bool | None,
+    cell: Make,
+    ours: Make,
+    assert_same: Make,
+    peft_model: Make,
+    measured: Make,
+) -> None:
+    """Without gradient checkpointing, and with both kinds."""
+    config = cell(*overrides, "adapter.rank=4", "train.eval_every=0", "probes.steps=[0,1,2]")
+    options: dict[str, Any] = {"gradient_checkpointing": reentrant is not None}
+    options["gradient_checkpointing_kwargs"] = {"use_reentrant": bool(reentrant)}
+    tables = measured(peft_model(config), config, options=options, steps=[0, 1, 2])
+    assert_same(tables, config, ours(config))
+
+
+@pytest.mark.parametrize("option", ["bf16", "gradient_checkpointing"])
+def test_the_callback_does_not_change_training(
+    option: str,
+    config: CellConfig,
+    peft_model: Make,
+    trainer_of: Make,
+    measured: Make,
+    tmp_path: Path,
+) -> None:
+    """Bit for bit, with dropout. Afterwards the Trainer is restored."""
+    trainers, losses, hooks = [], [], []
+    for is_watched in (False, True):
+        model = peft_model(config, lora_dropout=0.1)
+        trainers.append(trainer := trainer_of(model, config, tmp_path, **{option: True}))
+        if is_watched:
+            measured(trainer=trainer, steps=[0, 1])
+        else:
+            trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        counts = (len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+        hooks.append(sum(counts))  # checkpointing has one of its own
+    plain, watched = trainers
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
+    assert hooks[0] == hooks[1]
+    for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert "training_step" not in vars(watched)
+
+
+def test_a_resumed_run_keeps_its_earlier_rows(
+    cell: Make, peft_model: Make, trainer_of: Make, measured: Make, tmp_path: Path
+) -> None:
+    config = cell("train.steps=3")
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = measured(peft_model(config), config, options=saving, steps=[0, 2])
+    trainer = trainer_of(peft_model(config), config, tmp_path, **saving)
+    trainer.add_callback(NormProbeCallback(trainer, tmp_path / "results" / "run", steps=[0, 2]))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    resumed = study.load(tmp_path / "results" / "run")
+    assert resumed.metrics["step"].tolist() == [0, 1, 2]
+    # The init of the run, although it starts from the checkpoint's weights.
+    assert resumed.cells["init"].tolist() == ["kaiming"]
+    np.testing.assert_array_equal(resumed.metrics["tokens"], whole.metrics["tokens"])
+    np.testing.assert_allclose(resumed.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
+    assert_same_probes(resumed.probes, whole.probes, rtol=1e-4)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from study.integrations.transformers import NormProbeCallback
+
+class Kill(TrainerCallback):
+    def on_save(self, args, state, control, **_):
+        if sys.argv[1] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.manual_seed(0)
+sizes = dict(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1, num_key_value_heads=1))
+model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 32, (16, 6))]
+args = TrainingArguments(
+    "trainer", max_steps=5, save_steps=3, report_to="none", use_cpu=True, disable_tqdm=True
+)
+trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[Kill()])
+trainer.add_callback(NormProbeCallback(trainer, "results/run", steps=[0, 2, 4]))
+trainer.train(resume_from_checkpoint=get_last_checkpoint("trainer"))
+"""
+"""A user's script. Run as ``kill``, it is killed when the Trainer has saved its checkpoint."""
+
+
+def test_a_run_that_was_killed_in_on_save_keeps_all_rows(tmp_path: Path) -> None:
+    for argument, returned in (("kill", -signal.SIGKILL), ("go on", 0)):
+        (tmp_path / "trainer").mkdir(exist_ok=True)
+        command = [sys.executable, "-c", KILLED, argument]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == returned, done.stderr
+    tables = study.load(tmp_path / "results" / "run")
+    assert tables.cells["status"].tolist() == ["complete"]
+    assert tables.metrics["step"].tolist() == [0, 1, 2, 3, 4]
+    assert sorted(set(tables.probes["step"])) == [0, 2, 4]
+
+
+def test_refusals(
+    config: CellConfig,
+    tiny_base: FrozenBase,
+    peft_model: Make,
+    trainer_of: Make,
+    measured: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(StudyError, match="LlamaForCausalLM has no LoRA layer"):
+        measured(tiny_base.model, config)
+    trainer = trainer_of(peft_model(config), config, tmp_path)
+    with pytest.raises(StudyError, match="unknown sites 'q'"):
+        NormProbeCallback(trainer, tmp_path / "run", sites=["q"])
+    for name, message in (("fp16", "scales the loss"), ("torch_compile", "hooks of layers")):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.args, name, True)
+            with pytest.raises(StudyError, match=message):
+                NormProbeCallback(trainer, tmp_path / "run")
+    model = peft_model(config)
+    model.requires_grad_(False)
+    next(model.get_submodule("base_model.model.lm_head").parameters()).requires_grad_(True)
+    with pytest.raises(StudyError, match="does not train all of adapter 'default'"):
+        measured(model, config)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_kernel_that_bypasses_the_hooks(
+    config: CellConfig, peft_model: Make, measured: Make, tmp_path: Path
+) -> None:
+    """Like Axolotl's lora_mlp_kernel: the block uses the layers' weights and calls no layer."""
+    model = peft_model(config)
+    mlp = model.get_submodule("base_model.model.model.layers.0.mlp")
+    mlp.forward = lambda x: mlp.down_proj.forward(
+        mlp.act_fn(mlp.gate_proj.forward(x)) * mlp.up_proj.forward(x)
+    )
+    with pytest.raises(
+        StudyError, match=r"hooks of 3 trained layers .*layers\.0\.mlp\.down_proj.*lora_mlp_kernel"
+    ):
+        measured(model, config, steps=[0])
+    weights = {"sites": ["A", "adapter_grad"], "stats": ["rms"]}
+    alone = measured(model, config, tmp_path / "weights", steps=[0], **weights)
+    assert alone.probes["layer"].nunique() == 15
+
+
+def test_trackers_get_every_layer_and_the_console_three_numbers(
+    config: CellConfig,
+    peft_model: Make,
+    trainer_of: Make,
+    measured: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[int, set[str]] = {}
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            seen.setdefault(state.global_step, set()).update(logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tracker", Tracker)
+    trainer = trainer_of(peft_model(config), config, tmp_path, report_to=["tracker"])
+    measured(trainer=trainer, steps=[1])
+    layer = "model.layers.1.mlp.up_proj"
+    assert {f"probe/adapter_grad_norm/{layer}", f"probe/adapter_out_rms/{layer}"} <= seen[1]
+    assert not any(key.startswith("probe/") for key in seen[2])
+    ours = {key for entry in trainer.state.log_history for key in entry if key.startswith("probe/")}
+    assert ours == {f"probe/adapter_{of}" for of in ("grad_norm", "update_norm", "update_descent")}
+
+
+def test_runs_of_several_ranks_are_a_study(
+    cell: Make, peft_model: Make, measured: Make, tmp_path: Path
+) -> None:
+    """Analysis and report read them, with the predicted exponents. A repeated run is one cell."""
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1}
+    probes = {"steps": [0, 1], "stats": ["rms", "norm", "descent"], "data": "ours"}
+    for rank in (4, 16, 64, 64):
+        config = cell(f"adapter.rank={rank}", "optimizer.lr=1e-4", "train.steps=2")
+        tables = measured(peft_model(config), config, options=evaluating, **probes)
+    assert tables.cells["rank"].tolist() == [4.0, 16.0, 64.0]
+    assert (tables.cells["status"] == "complete").all()
+    evaluated = tables.metrics.groupby("cell_id", observed=True)["eval_loss"].count()
+    assert evaluated.tolist() == [2, 2, 2]  # at steps 1 and 2
+    folder = tmp_path / "results" / "run"
+    for command in ("status", "report"):  # report also analyzes and draws
+        done = CliRunner().invoke(cli, [command, str(folder)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    report = (folder / "report.md").read_text()
+    base = "model: LlamaForCausalLM (trained by the Trainer of transformers; content not hashed)"
+    assert base in report
+    assert "published" not in report, "the report cannot know which weights the Trainer got"
+    first = study.load(folder).exponents.query("site == 'adapter_grad' and stat == 'norm'")
+    row = first.query("step == 0 and layer == 'model'").iloc[0]
+    assert row["exponent"] == pytest.approx(-0.5, abs=0.05)
+    assert row["predicted"] == pytest.approx(-0.5, abs=0.01)
+
+
+def test_a_run_that_is_stuck_says_so(cell: Make, peft_model: Make, measured: Make) -> None:
+    """As in our own training: finite losses, and no gradient from some step on."""
+    config = cell("optimizer=sgd", "optimizer.lr=1e4", "train.steps=6", "train.clip=1e9")
+    tables = measured(peft_model(config), config, steps=[0])
+    [ended] = tables.cells.to_dict("records")
+    assert ended["status"] == "stuck"
+    rows, step = tables.metrics.set_index("step"), int(ended["stuck_step"])
+    assert rows["loss"].map(math.isfinite).all()
+    assert (rows.loc[step:, "grad_norm"] == 0).all()
+    assert rows.loc[step - 1, "grad_norm"] > 0
+
+
+def test_an_adapter_in_bf16(config: CellConfig, peft_model: Make, measured: Make) -> None:
+    tables = measured(peft_model(config).to(torch.bfloat16), config, steps=[0])
+    assert (tables.probes["nonfinite"] == 0).all()
+    products = {"adapter_out", "adapter_in_grad", "delta_w", "adapter_update"}
+    assert set(tables.probes["site"]) >= products
+
+
+def test_a_cell_for_each_active_adapter(
+    config: CellConfig, peft_model: Make, measured: Make
+) -> None:
+    model = peft_model(config)
+    wide = peft.LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=["q_proj"])
+    model.add_adapter("wide", wide)
+    model.add_adapter("idle", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "wide"])
+    with pytest.raises(StudyError, match=r"2 active LoRA adapters in one layer \(default, wide\)"):
+        NormProbe(model)
+    tables = measured(model, config, steps=[0])
+    gammas = tables.cells.set_index("rank")["gamma"].to_dict()
+    assert gammas == pytest.approx({4.0: 4.0, 8.0: 16 / 8**0.5})
+    layers = tables.probes.groupby("cell_id", observed=True)["layer"].nunique()
+    assert sorted(layers) == [3, 15]
+
+
+def test_dora_layers_are_named_and_have_no_product(
+    config: CellConfig, peft_model: Make, measured: Make
+) -> None:
+    with pytest.warns(UserWarning, match=r"14 layers .*q_proj.* are DoraLinearVariant"):
+        tables = measured(peft_model(config, use_dora=True), config, steps=[0])
+    sites = set(tables.probes["site"])
+    assert not sites & {"adapter_out", "adapter_in_grad", "delta_w"}
+    assert sites >= {"adapter_in", "layer_out", "layer_out_grad", "A_grad", "adapter_update"}
+
+
+def test_a_base_of_four_bits(cell: Make, measured: Make, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    base = LlamaConfig(vocab_size=300, num_hidden_layers=2, **sizes)
+    LlamaForCausalLM(base).save_pretrained(tmp_path / "base")
+    bits = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=bits, device_map="cpu"
+    )
+    lora = peft.LoraConfig(r=4, target_modules="all-linear")
+    model = peft.get_peft_model(peft.prepare_model_for_kbit_training(model), lora)
+    config = cell("adapter.rank=4", "train.steps=1", "train.batch_size=2")
+    probes = measured(model, config, steps=[0]).probes
+    assert (probes["nonfinite"] == 0).all()
+    assert (probes.query("site == 'adapter_grad'")["norm"] > 0).all()
