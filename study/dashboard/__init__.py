@@ -6,7 +6,6 @@ Python writes what the page shows; the files in ``page/`` draw it.
 - :mod:`~study.dashboard.findings`: verdicts, p* and final losses on the page;
 - :mod:`~study.dashboard.values`: the probed values, in two bytes each;
 - :mod:`~study.dashboard.overview`: everything on the page except the probed values;
-- :mod:`~study.dashboard.colours`: the colours and markers of the rules;
 - :mod:`~study.dashboard.document`: the page as data, as HTML and as a file;
 - :mod:`~study.dashboard.server`: the page, served.
 """

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.summary import BATCHES_OF
 from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words
 from study.dashboard import findings
-from study.dashboard.colours import rule_looks
 from study.dashboard.findings import json_value
 from study.dashboard.studies import Study
 from study.dashboard.values import Measured, Values
@@ -20,6 +20,7 @@ from study.figures import style
 from study.figures.selection import Rule
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
+from study.vocabulary.scaling import RULES
 from study.vocabulary.statuses import STATUSES, Status, end_step, note
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, glossary, meaning
@@ -57,6 +58,10 @@ MOST_VALUES = 6
 """Values of a setting that its line lists."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 """The lines of the first study, of the second, and so on."""
+
+
+PLOTLY_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
+"""Plotly's names for matplotlib's markers. Any other becomes a cross."""
 
 
 def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, Any]:
@@ -262,6 +267,49 @@ def _settings(cells: pd.DataFrame) -> list[str]:
         ", ".join(f"{name} {_text(row[name])}" for name in differing)
         for row in labels[differing].to_dict("records")
     ] or [""] * len(cells)
+
+
+def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """One object per rule, with the figures' colours, and a variant for the ``dark`` page.
+
+    ``id``, ``name``, ``marker``; ``lines``: the name for the head of a panel; ``has_own_p``:
+    whether the rule fixes its exponent, as LoRA and rsLoRA do; ``tint``: the colour of the rule;
+    ``shades``: a colour per rank; ``dash`` and ``study``: the line and the number of the study.
+    """
+    ranks = sorted(set(cells["rank"]))
+    keys = [("inf" if math.isinf(rank) else str(int(rank)), rank) for rank in ranks]
+    pairs = zip(cells["scaling"], cells["exponent"], strict=True)
+    rules = sorted({Rule.of(scaling, p) for scaling, p in pairs})
+    return [
+        {
+            "id": style.gid(rule),
+            "name": style.name(rule),
+            "lines": [style.name(rule)],
+            "marker": PLOTLY_MARKERS.get(style.rule_look(rule.scaling).marker, "cross"),
+            "dash": "solid",
+            "study": 0,
+            "has_own_p": RULES[rule.scaling].p is not None,
+            "tint": {
+                "light": to_hex(style.tint(rule, rules)),
+                "dark": to_hex(style.rule_look(rule.scaling).shades(0.15)),
+            },
+            "shades": {
+                "light": {key: to_hex(style.shade(rule, rank, ranks)) for key, rank in keys},
+                "dark": {key: to_hex(_shade_on_dark(rule, rank, ranks)) for key, rank in keys},
+            },
+        }
+        for rule in rules
+    ]
+
+
+def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGBA:
+    """The rule's hue, lightest at the highest rank, so that it stands out on a dark page."""
+    if math.isinf(rank):
+        return (1.0, 1.0, 1.0, 1.0)
+    finite = [math.log(r) for r in ranks if math.isfinite(r)]
+    low, high = min(finite), max(finite)
+    position = 0.6 if low == high else (math.log(rank) - low) / (high - low)
+    return style.rule_look(rule.scaling).shades(0.62 * (1 - position))
 
 
 def configuration(cells: pd.DataFrame) -> dict[str, Any]:

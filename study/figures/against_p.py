@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
-from study.figures.captions import CI, EXPONENT, on_batch, plain, span
+from study.figures.captions import CI, EXPONENT, on_batch, plain
 from study.figures.laws import fits
 from study.figures.selection import Absent, Family, Rule, Tables, holding
 from study.vocabulary.quantities import DESCENT, PRIMARY, Quantity
@@ -21,22 +20,20 @@ from study.vocabulary.scaling import RULES
 
 BEYOND = 0.25
 """How far outside the measured p a crossing is extrapolated."""
-LONGEST_BAR = 0.5
-"""How far bars extend the y axis at either end, as a share of the range of the exponents."""
+BLANK = 0.1
+"""The y axis beyond the exponents at either end, as a share of their range."""
 
 
 @dataclass(frozen=True)
 class Line:
     """The exponents of a quantity at one step: ``rows`` of the table, one for each ``p``.
 
-    ``first``: whether the step is the first of those shown of the quantity. ``last``: whether it
-    is shown as the last step measured.
+    ``first``: whether the step is the first of those shown of the quantity.
     """
 
     quantity: Quantity
     step: int
     first: bool
-    last: bool
     p: np.ndarray
     rows: pd.DataFrame
 
@@ -50,9 +47,9 @@ class Line:
         )
         return star, low, high
 
-    def name(self, last: str) -> str:
-        """The quantity and its step; ``last``: how the last step is called."""
-        return f"{self.quantity.noun}, {last if self.last else f'step {self.step}'}"
+    @property
+    def name(self) -> str:
+        return f"{self.quantity.noun}, step {self.step}"
 
     @property
     def look(self) -> dict[str, Any]:
@@ -81,13 +78,14 @@ def exponent_against_p(tables: Tables) -> Figure:
     absent = "an exponent against p needs two scaling rules of different p in one setting"
     drawn, left_out = holding(tables.cells, lambda family: _lines(family, tables.exponents), absent)
     every = [line for lines in drawn.values() for line in lines]
-    ends = span(line.step for line in every if line.last) if any(one.last for one in every) else ""
-    last = "last step" if "–" in ends else f"step {ends}"
-
     alone = len(drawn) == 1
     above = 0.9 if alone else 0.7
     page, [panels] = style.panels(list(drawn), len(drawn), ratio=0.9, above=above, labels=[""])
-    low, high = _limits(every)
+    # 0 and all exponents; very long bars are cut.
+    rows = pd.concat([line.rows for line in every])
+    low, high = min(0.0, rows["exponent"].min()), max(0.0, rows["exponent"].max())
+    margin = BLANK * (high - low or 1.0)
+    low, high = low - margin, high + margin
     for ax, (family, lines) in zip(panels, drawn.items(), strict=True):
         _draw(ax, lines)
         _p_axis(ax, every)
@@ -95,19 +93,13 @@ def exponent_against_p(tables: Tables) -> Figure:
         title = plain(textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn))))
         ax.set_title(title, loc="left", fontweight="bold")
     style.y_axis(panels, EXPONENT, "slope of log quantity in log $r$")
-    named = {line.name(last): line for line in every}
-    if alone:
-        handles = [Line2D([], [], **line.look) for line in named.values()]
-        stars = [f"{name}:  {_star(line)}" for name, line in named.items()]
-        style.legend_above(panels[0], handles, stars, "")
-    else:
-        looks = {name: line.look for name, line in named.items()}
-        style.legend(page, looks, columns=min(3, len(looks)), loc="outside upper left")
+    stars = {f"{line.name}:  {_star(line)}" if alone else line.name: line.look for line in every}
+    columns = 1 if alone else min(3, len(stars))
+    style.legend(page, stars, columns, "outside upper left")
     told = {line.quantity.noun: line.quantity.symbol for line in every}
     if DESCENT.noun in told:
         told[DESCENT.noun] += r" with the update $\Delta$"
     symbols = "; ".join(f"{noun}: {symbol}" for noun, symbol in told.items())
-    rows = pd.concat([line.rows for line in every])
     return style.finish(
         page,
         f"Bars: {CI} of the exponent. $p^{{\\star}}$ (large open markers): the $p$ at which the "
@@ -117,7 +109,6 @@ def exponent_against_p(tables: Tables) -> Figure:
         if rows["ci_low"].min() < low or rows["ci_high"].max() > high
         else "",
         "Dotted: theory." if rows["predicted"].notna().any() else "",
-        f"Last step: the last one that was probed, {ends}." if "–" in ends else "",
         f"{symbols[0].upper()}{symbols[1:]}.",
         on_batch(),
         left_out,
@@ -138,7 +129,7 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
             rows = rows.sort_values("p")
             if len(rows) > 1:
                 p = rows["p"].to_numpy(float)
-                found.append(Line(quantity, int(at), place == 0, step == "last", p, rows))
+                found.append(Line(quantity, int(at), place == 0, p, rows))
     return found
 
 
@@ -159,17 +150,6 @@ def crossing(p: np.ndarray, slope: np.ndarray) -> float:
         return np.nan
     found = p[at] + slope[at] / gain * (p[at + 1] - p[at])
     return float(found) if p[0] - BEYOND <= found <= p[-1] + BEYOND else np.nan
-
-
-def _limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """The y range: 0, all exponents and, as far as :data:`LONGEST_BAR`, their intervals."""
-    rows = pd.concat([line.rows for line in lines])
-    low, high = min(0.0, rows["exponent"].min()), max(0.0, rows["exponent"].max())
-    reach = LONGEST_BAR * (high - low or 1.0)
-    low = max(min(low, rows["ci_low"].min()), low - reach)  # without an interval: low
-    high = min(max(high, rows["ci_high"].max()), high + reach)
-    margin = 0.06 * (high - low or 1.0)
-    return low - margin, high + margin
 
 
 def _draw(ax: Axes, lines: Sequence[Line]) -> None:
@@ -207,7 +187,7 @@ def _p_axis(ax: Axes, lines: Sequence[Line]) -> None:
     ``lines``: those of all panels, so that the panels have one axis.
     """
     ps = sorted({float(p) for line in lines for p in line.p})
-    stars = [line.stable[0] for line in lines if np.isfinite(line.stable[0])]
+    stars = [star for line in lines for star in line.stable if np.isfinite(star)]
     named = {round(row.p, 9): row.label for row in RULES.values() if row.p is not None}
     low, high = min([ps[0], *named, *stars]), max([ps[-1], *named, *stars])
     if len(ps) < 3:  # only a few ticks would be left

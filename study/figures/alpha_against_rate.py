@@ -49,7 +49,7 @@ def loss_against_alpha(tables: Tables) -> Figure:
             ax.set_xlabel("α × learning rate")
         products = part.cells["alpha"] * part.cells["lr"]
         panels[0].set_xscale("log")
-        style.log_ticks(panels[0].xaxis, within=(products.min(), products.max()))
+        style.log_ticks(panels[0].xaxis, (products.min(), products.max()))
         panels[0].set_ylim(*part.y_range)
         style.y_axis(panels, *LABEL)
     seeds = max(part.cells["seed"].nunique() for part in shown)

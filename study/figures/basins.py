@@ -5,7 +5,6 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
 
 from study.analysis.losses import INSIDE, common_rates
 from study.figures import style
@@ -40,8 +39,8 @@ def learning_rate_basins(tables: Tables) -> Figure:
                 edges = _draw_best(ax, sweep, rule, rank) or edges
             rates = sweep.rates
             ax.set_xscale("log")
-            minor = FixedLocator(rates) if len(rates) <= MOST_TICKS else None
-            style.log_ticks(ax.xaxis, minor, within=(rates[0], rates[-1]))
+            minor = rates if len(rates) <= MOST_TICKS else []
+            style.log_ticks(ax.xaxis, (rates[0], rates[-1]), minor)
             ax.set_xlabel("learning rate")
             style.heading(ax, rule, columns)
             own_rates = own_rates or sweep.has_own_rates(rule)

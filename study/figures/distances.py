@@ -22,7 +22,7 @@ from study.theory import Layer
 from study.theory import distance_to_infinite_rank as first_step_distance
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import LIMIT_P, OPTIMIZERS
-from study.vocabulary.quantities import ALIGNMENTS, FORWARD_OUT, LOSS, MODEL_WIDE, TRAIN
+from study.vocabulary.quantities import ALIGNMENTS, LOSS, MODEL_WIDE, TRAIN
 from study.vocabulary.quantities import DISTANCES as LABELS
 
 MOST_ROWS = 4
@@ -54,7 +54,7 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
             "no distances to infinite rank in the tables: run study distances RESULTS/NAME"
         )
     cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(rows["cell_id"]))]
-    return _figure(tables, cells, rows, explicit=rows.iloc[:0])
+    return _figure(cells, rows, explicit=rows.iloc[:0])
 
 
 @style.paper()
@@ -70,7 +70,7 @@ def rank_free_curves(tables: Tables) -> Figure:
             "no rank-free runs in the tables: study distances RESULTS/NAME "
             "--rank-free 65536,1048576"
         )
-    return _figure(tables, runs(rows), rows, explicit)
+    return _figure(runs(rows), rows, explicit)
 
 
 def _of_cells(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -85,9 +85,7 @@ def _of_cells(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows[is_cell], rows[~is_cell]
 
 
-def _figure(
-    tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame
-) -> Figure:
+def _figure(cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame) -> Figure:
     """A row of panels per setting and step, a column per measure."""
     shown, left_out = laws.measured(cells, rows[SERIES], MOST_ROWS)
     exponents = exponents_of(cells, rows)
@@ -121,7 +119,7 @@ def _figure(
             found = pool(
                 family, points, exponents, step, site=measure, stat="distance", batch=TRAIN
             )
-            more = _draw_theory(ax, tables, family, rows, measure) if step == 1 else {}
+            more = _draw_theory(ax, family, rows, measure) if step == 1 else {}
             theory |= {OPTIMIZERS[family.keys["optimizer"]].family} if more else set()
             more |= _draw_explicit(ax, rings)
             laws.draw(ax, found, family, LABELS[measure], inches, more=more)
@@ -142,9 +140,7 @@ def _figure(
     )
 
 
-def _draw_theory(
-    ax: Axes, tables: Tables, family: Family, rows: pd.DataFrame, measure: str
-) -> dict[str, Line2D]:
+def _draw_theory(ax: Axes, family: Family, rows: pd.DataFrame, measure: str) -> dict[str, Line2D]:
     """The known distance after the first step, as the mean over layers of the log.
 
     Returns its entry in a legend, if it is known. gid: ``known <measure>``.
@@ -156,13 +152,9 @@ def _draw_theory(
     p = LIMIT_P[optimizer.family]
     if not any(math.isclose(rule.p, p) for rule in family.rules) or init is None or init.q != 0:
         return {}
-    probes, cells = tables.probes, set(tables.cells["cell_id"].astype(str))
-    forward = (probes["site"] == FORWARD_OUT.site) & (probes["batch"] == TRAIN)
-    recorded = layers_of(rows, init.kurtosis)
-    known = recorded or layers_of(probes[forward & probes["cell_id"].isin(cells)], init.kurtosis)
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
     how: Any = {"weighting": WEIGHTINGS[measure], "kind": optimizer.family, "init": init.drawn}
-    curves = [first_step_distance(ranks, layer, **how) for layer in known]
+    curves = [first_step_distance(ranks, one, **how) for one in layers_of(rows, init.kurtosis)]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
     if not len(log):
         return {}

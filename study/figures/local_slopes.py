@@ -78,7 +78,6 @@ def _draw(ax: Axes, found: pd.DataFrame, looks: Mapping[float, Mapping[str, Any]
     gids: ``curve``; ``slopes <width>``, ``bars <width>`` and ``theory <width>``.
     """
     ax.set_xscale("log")
-    style.log_ticks(ax.xaxis)
     if found.empty:
         return
     along = np.geomspace(found["position"].min() / 1.5, found["position"].max() * 1.5, 97)
@@ -92,3 +91,4 @@ def _draw(ax: Axes, found: pd.DataFrame, looks: Mapping[float, Mapping[str, Any]
         line: dict[str, Any] = {"color": colour, "linewidth": 0.7, "zorder": 2.5}
         ends = mine["predicted"], at / REACH, at * REACH
         ax.hlines(*ends, gid=f"theory {width:g}", **line)
+    style.log_ticks(ax.xaxis, ax.get_xlim())

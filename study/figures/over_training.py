@@ -138,21 +138,24 @@ def _over_training(
 
     absent = "no run with two steps in the tables"
     shown, left_out = holding(cells, of_family, absent, rules=MOST_RULES)
-    drawn = [row for every in shown.values() for row in every]
-    lines = max(n + 1 for n in range(len(rows)) for every in shown.values() if _any_line(every[n]))
+    of_rows = zip(*shown.values(), strict=True)
+    lines = sum(any(curve.has_line for one in row for curve in one) for row in of_rows)
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
     ratio *= max(columns, 2) / 2  # the height does not depend on the number of columns
     page, grid = style.panels(list(shown), columns, ratio=ratio, lines=lines, sharex=True)
     for part, (family, every) in zip(grid, shown.items(), strict=True):
         rules, ranks = family.rules[:columns], style.ranks_to_draw(family.ranks)
+        ends = ranks[0], ranks[-1]
         part = np.atleast_2d(part)
         for axes, row, curves in zip(part, rows, every, strict=False):
             found = [c for c in curves if c.rule in rules and (c.rank in ranks or c.broken)]
             reach = _limits(found, log=log, margin=0)
             for ax, rule in style.each(axes, rules):
-                own = [curve for curve in found if curve.rule == rule]
-                _draw_others(ax, [c for c in found if c.rule != rule and c.rank in _ends(ranks)])
-                _draw(ax, own, ranks, reach)
+                _draw(ax, [curve for curve in found if curve.rule == rule], ranks, reach)
+                for other in found:
+                    if other.complete and other.rule != rule and other.rank in ends:
+                        look: dict[str, Any] = {"color": style.CONTEXT, "gid": f"other {other.gid}"}
+                        ax.plot(other.step, other.value, linewidth=0.4, zorder=0.5, **look)
             axes[0].set_ylim(*_limits(found, log=log, margin=0.05))
             style.y_axis(axes, *row.label, log=log)
         for ax, rule in zip(part[0], rules, strict=False):
@@ -161,7 +164,7 @@ def _over_training(
         for ax in part[-1]:
             style.step_axis(ax, np.concatenate(steps))
     mean = "geometric mean" if log else "mean"
-    every_curve = [curve for curves in drawn for curve in curves]
+    every_curve = [curve for every in shown.values() for curves in every for curve in curves]
     return style.finish(
         page,
         style.on_ranks(family.ranks for family in shown),
@@ -169,14 +172,6 @@ def _over_training(
         on_batch() if log else "",  # the panels of losses name it
         left_out,
     )
-
-
-def _any_line(curves: Sequence[Curve]) -> bool:
-    return any(curve.has_line for curve in curves)
-
-
-def _ends(ranks: Sequence[float]) -> tuple[float, float]:
-    return ranks[0], ranks[-1]
 
 
 def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
@@ -223,17 +218,6 @@ def _averaged(
     return Curve(rule, rank, wide.index.to_numpy(), mean, low, high, raw, cells, status, window)
 
 
-def _draw_others(ax: Axes, others: Sequence[Curve]) -> None:
-    """The curves of other rules, in grey behind.
-
-    gid: ``other <scaling> p=<p> r=<rank> <status>``.
-    """
-    for curve in others:
-        if curve.complete:
-            look: dict[str, Any] = {"color": style.CONTEXT, "linewidth": 0.4, "zorder": 0.5}
-            ax.plot(curve.step, curve.value, gid=f"other {curve.gid}", **look)
-
-
 def _draw(
     ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[float, float]
 ) -> None:
@@ -266,10 +250,8 @@ def _draw(
             last.setdefault(curve.rank, curve)
     for rank, curve in last.items():
         if rank in ranks:
-            y, colour = (
-                float(np.clip(curve.value[-1], *reach)),
-                style.shade(curve.rule, rank, ranks),
-            )
+            y = float(np.clip(curve.value[-1], *reach))
+            colour = style.shade(curve.rule, rank, ranks)
             style.label_end(ax, float(curve.step[-1]), y, style.rank_name(rank), colour)
 
 

@@ -84,7 +84,7 @@ def _draw(ax: Axes, family: Family, points: pd.DataFrame) -> None:
             _draw_point(ax, row, look, gid, is_last=row["horizon"] == last)
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    style.log_ticks(ax.xaxis, within=(low, high))
+    style.log_ticks(ax.xaxis, (low, high))
     ax.set_xlabel(r"$\rho = |\Delta A\,x| / |A_0\,x|$ at the best learning rate")
     style.y_axis([ax], "exponent of the best", "learning rate with rank")
 

@@ -18,9 +18,8 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib.style
 import numpy as np
@@ -34,8 +33,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import (
+    FixedFormatter,
     FixedLocator,
-    Formatter,
     FuncFormatter,
     Locator,
     LogLocator,
@@ -47,7 +46,7 @@ from scipy.optimize import isotonic_regression
 from tueplots import axes, bundles
 
 from study.figures.captions import plain, settings, wrapped
-from study.figures.selection import Rule
+from study.figures.selection import Family, Rule
 from study.store import write_output
 from study.vocabulary.quantities import PRIMARY, Quantity
 from study.vocabulary.scaling import FRACTIONS, RULES, rule_label
@@ -113,17 +112,8 @@ def figure(
     return Figure(figsize=(WIDTH[column], min(height, HIGHEST)), layout=_layout())
 
 
-class Shown(Protocol):
-    """What a row of panels shows, such as a :class:`~study.figures.selection.Family`."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def cells(self) -> pd.DataFrame: ...
-
-
 def panels(
-    shown: Sequence[Shown],
+    shown: Sequence[Family],
     columns: int,
     *,
     ratio: float,
@@ -287,31 +277,20 @@ HOLLOW: dict[str, Any] = {
 """Points that show what lies behind them."""
 
 
-@dataclass(frozen=True)
-class Look:
-    """``shades``: colours from light to dark; white paper takes those from :data:`ON_WHITE` on.
-    ``marker``: matplotlib's."""
+class Look(NamedTuple):
+    """The look of a rule. ``shades``: colours from light to dark. ``marker``: matplotlib's."""
 
     shades: Colormap
     marker: str
 
 
-LIGHTEST, DARKEST = 80.0, 20.0
-"""CIELAB lightness at the ends of a rule's colour map."""
-ON_WHITE = 1 / 3
-"""The first part of a colour map is for dark pages. From here on, where the lightness is 60, its
-colours have a contrast of at least 3:1 against white (WCAG 2.2, criterion 1.4.11)."""
-MIDDLE = 0.36
-"""The place of a single colour of a rule among those that are legible on white."""
-
-
 def _shades(*colours: Any) -> Colormap:
-    """A colour map through ``colours``, light to dark, whose CIELAB lightness falls linearly."""
+    """A colour map through ``colours`` whose CIELAB lightness falls linearly, from 80 to 20."""
     path = LinearSegmentedColormap.from_list("path", list(colours))(np.linspace(0, 1, 256))
     rgb = path[:, :3]
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ [0.2126729, 0.7151522, 0.0721750]) - 16
-    at = np.interp(np.linspace(LIGHTEST, DARKEST, 33), lightness[::-1], np.arange(256)[::-1])
+    at = np.interp(np.linspace(80, 20, 33), lightness[::-1], np.arange(256)[::-1])
     return LinearSegmentedColormap.from_list("shades", path[np.rint(at).astype(int)])
 
 
@@ -324,6 +303,11 @@ LOOKS = (
 )
 """In the order of :data:`~study.vocabulary.scaling.RULES`, again from the start if there are more
 rules."""
+ON_WHITE = 1 / 3
+"""The first part of a colour map is for dark pages. From here on, where the lightness is 60, its
+colours have a contrast of at least 3:1 against white (WCAG 2.2, criterion 1.4.11)."""
+MIDDLE = 0.36
+"""The place of a single colour of a rule among those that are legible on white."""
 POWER_MARKERS = "^vD<>pPh"
 """For several exponents of one rule in a panel: the hue shows the rule, the marker its p."""
 QUANTITY_LOOKS = (
@@ -484,55 +468,40 @@ def _round_ticks() -> MaxNLocator:
     return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=FEWEST_TICKS)
 
 
-class LogTicks(Locator):
-    """Ticks of a logarithmic axis: powers of ten if three are in view, else more of each decade.
-
-    An axis too short for three of these has the ticks of a linear one.
-    """
-
-    SUBS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
-    """The multiples of a power of ten that are tried, in this order."""
-
-    def __call__(self) -> Sequence[float]:
-        assert self.axis is not None
-        return self.tick_values(*self.axis.get_view_interval())
-
-    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
-        """The ticks between ``vmin`` and ``vmax``."""
-        low, high = sorted((vmin, vmax))
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for subs in self.SUBS:
-            ticks = [sub * 10.0**power for power in powers for sub in subs]
-            ticks = [tick for tick in ticks if low <= tick <= high]
-            if len(ticks) >= FEWEST_TICKS:
-                return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
-        return [tick for tick in _round_ticks().tick_values(low, high) if low <= tick <= high]
-
-
-class Decimals(Formatter):
-    """All labels of an axis as decimals or, if one would be long, all with powers of ten."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return decimal(x)
-
-    def format_ticks(self, values: Iterable[float]) -> list[str]:
-        """The labels of the ticks at ``values``."""
-        values = list(values)
-        return [decimal(value, powers=not all(map(_is_short, values))) for value in values]
-
-
 def log_ticks(
-    axis: Axis, minor: Locator | None = None, within: tuple[float, float] | None = None
+    axis: Axis, ends: tuple[float, float], minor: Sequence[float] | Locator | None = None
 ) -> None:
-    """Label a logarithmic axis at :class:`LogTicks`, with unlabelled ticks at ``minor``.
+    """Label a logarithmic axis between ``ends``, with unlabelled ticks at ``minor``.
 
-    ``within``: the ends of the data, if the axis reaches beyond them.
+    Labels are at powers of ten if there are three, else at more of each decade. An axis too short
+    for three of these has the ticks of a linear one. All are decimals or, if one would be long, all
+    have powers of ten.
     """
-    major = FixedLocator(LogTicks().tick_values(*within)) if within else LogTicks()
-    axis.set_major_locator(major)
-    axis.set_major_formatter(Decimals())
-    axis.set_minor_locator(minor or NullLocator())
+    low, high = ends
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for subs in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7)):
+        ticks = [sub * 10.0**power for power in powers for sub in subs]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= FEWEST_TICKS:
+            break
+    else:
+        ticks = [tick for tick in _round_ticks().tick_values(low, high) if low <= tick <= high]
+    ticks = ticks[:: math.ceil(len(ticks) / MOST_TICKS) or 1]
+    long = not all(map(_is_short, ticks))
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter([decimal(tick, powers=long) for tick in ticks]))
+    axis.set_minor_locator(minor if isinstance(minor, Locator) else FixedLocator(minor or []))
     axis.set_minor_formatter(NullFormatter())
+
+
+def log_axis(panels: Sequence[Axes] | np.ndarray) -> None:
+    """A logarithmic y axis, shared by ``panels``, whose limits stay."""
+    for ax in panels:
+        ax.set_yscale("log")
+    low, high = panels[0].get_ylim()
+    short = math.log10(high / low) < 6
+    minor = LogLocator(base=10, subs=range(2, 10), numticks=20) if short else None
+    log_ticks(panels[0].yaxis, (low, high), minor)
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
@@ -549,16 +518,6 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(-0.1, last * 1.15)
-
-
-def log_axis(panels: Sequence[Axes] | np.ndarray) -> None:
-    """A logarithmic y axis, shared by ``panels``."""
-    for ax in panels:
-        ax.set_yscale("log")
-    low, high = panels[0].get_ylim()
-    short = math.log10(high / low) < 6
-    minor = LogLocator(base=10, subs=range(2, 10), numticks=20) if short else None
-    log_ticks(panels[0].yaxis, minor)
 
 
 def decimal(value: float, *, powers: bool | None = None) -> str:

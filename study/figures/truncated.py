@@ -5,7 +5,6 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
 from study.figures.final_loss import METRIC
@@ -37,11 +36,14 @@ def truncated_losses(tables: Tables) -> Figure:
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
     page, grid = style.panels(list(shown), columns, ratio=0.33 * max(columns, 2), sharex=True)
     for row, (family, cut) in zip(grid, shown.items(), strict=True):
-        panels = style.each(row, family.rules)
-        for ax, rule in panels:
+        kept = sorted({k for k in cut["kept"] if 0 < k < math.inf})
+        for ax, rule in style.each(row, family.rules):
+            style.rank_axis(ax, kept, page.get_figwidth() / columns - 0.6)
+            ax.set_xlabel("rank $k$ of the cut $\\Delta W$")
             _draw(ax, family, rule, cut[cut["rule"] == rule])
             style.heading(ax, rule, columns)
-        _kept_axis([ax for ax, _ in panels], sorted({k for k in cut["kept"] if 0 < k < math.inf}))
+            ax.margins(y=0.15)  # room for labels above the markers, and right of the last one
+        row[0].set_xlim(right=2.5 * max(ax.dataLim.x1 for ax in row))
         style.y_axis(row, METRIC.label, f"({METRIC.unit})")
     seeds = max(family.cells["seed"].nunique() for family in shown)
     base = sorted({f"{loss:.2f}" for loss in rows.loc[rows["kept"] == 0, "loss"]})
@@ -71,20 +73,5 @@ def _draw(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
         ax.plot(kept, loss, color=colour, gid=f"cut {who}", zorder=2, **style.DOTS)
         look = style.LARGE | {"marker": style.rule_look(rule.scaling).marker, "color": colour}
         ax.plot(kept[-1:], loss.iloc[-1:], gid=f"whole {who}", **look)
-        look = {"color": colour, "fontsize": 7, "gid": f"rank {name}"}
-        end = kept[-1], loss.iloc[-1]
-        ax.annotate(name, end, (3, 3), textcoords="offset points", **look)
-
-
-def _kept_axis(panels: list[Axes], kept: list[float]) -> None:
-    """A logarithmic axis with at most about six labels."""
-    # Room for the labels: above the markers, and right of the last one.
-    right = 2 * panels[0].get_xlim()[1]
-    for ax in panels:
-        ax.margins(y=0.15)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(kept[:: 1 + (len(kept) - 1) // 6]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda k, _: style.rank_name(k)))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xlim(right=right)
-        ax.set_xlabel("rank $k$ of the cut $\\Delta W$")
+        place, end = {"textcoords": "offset points", "fontsize": 7}, (kept[-1], loss.iloc[-1])
+        ax.annotate(name, end, (3, 3), color=colour, gid=f"rank {name}", **place)

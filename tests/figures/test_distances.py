@@ -41,19 +41,16 @@ def first_step(G: np.ndarray, x: np.ndarray, rank: int, seed: int) -> dict[str, 
 def study() -> SimpleNamespace:
     fixed = {"optimizer": "sgd", "exponent": np.nan, "lr": 0.1, "alpha": 16.0, "init": "kaiming"}
     fixed |= {"status": "complete"}
-    cells, distances, probes = [], [], []
+    cells, distances = [], []
     for rank, seed in itertools.product((*RANKS, np.inf), SEEDS):
         who = {"cell_id": f"c{rank}-{seed}", "rank": float(rank), "seed": seed, "scaling": "rslora"}
         cells.append(fixed | who | {"data_seed": seed})
         for number, layer in enumerate(LAYERS):
             G, x, known = problem(number)
-            place = {"cell_id": who["cell_id"], "layer": layer, "kind": "q_proj", "block": number}
             facts = {"d_in": D_IN, "d_out": D_OUT, "r_align": known.r_align, "r_diag": known.r_diag}
-            about = {"step": 1, "site": "adapter_out", "batch": "train", "rms": 1.0}
-            probes.append(place | about | facts)
             if np.isfinite(rank):
                 for measure, value in first_step(G, x, rank, seed).items():
-                    row = who | {"layer": layer, "kind": "q_proj", "measure": measure}
+                    row = who | facts | {"layer": layer, "kind": "q_proj", "measure": measure}
                     for step, factor in ((0, 0.0), (1, 1.0), (5, 1.1)):
                         distances.append(row | {"step": step, "distance": factor * value})
         if np.isfinite(rank):
@@ -64,7 +61,7 @@ def study() -> SimpleNamespace:
         cells=pd.DataFrame(cells),
         metrics=none,
         exponents=none,
-        probes=pd.DataFrame(probes),
+        probes=none,
         distances=pd.DataFrame(distances),
     )
 
