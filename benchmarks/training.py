@@ -19,7 +19,6 @@ import contextlib
 import gc
 import io
 import math
-import shutil
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -75,15 +74,6 @@ class TimedRun:
     steps: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     micro_batches: int = 1
-
-
-def cell(*overrides: str) -> CellConfig:
-    """A cell without probes and held-out loss, which PEFT does not have."""
-    plain = ("probes.steps=null", "train.eval_every=0", "optimizer.lr=1e-4")
-    data = ("data=xbrl_extract", "data.heldout=16")
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return parse(compose("config", overrides=[*plain, *data, *overrides]))
 
 
 def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
@@ -212,15 +202,18 @@ def _summed_loss(base: FrozenBase, batch: TokenBatch, precision: str) -> torch.T
 
 
 def packed(config: CellConfig, way: str = "packed") -> TimedRun:
-    """Ours, as one more cell of a pack whose base is loaded."""
-    base_and_corpus(config)
-    return _ours(way, config)
-
-
-def alone(config: CellConfig) -> TimedRun:
-    """Ours, with a base loaded for this cell."""
-    worker().close()
-    return _ours("alone", config)
+    """Ours, as one more cell of a pack whose base is loaded; ``alone`` has to load it."""
+    if way == "alone":
+        worker().close()
+    else:
+        base_and_corpus(config)
+    wall, metrics = whole_pack([config])
+    metrics, count = metrics.sort_values("step"), config.train.steps
+    seconds = metrics["seconds"].to_numpy()
+    steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][:count]
+    gc.collect()
+    losses = metrics["loss"].to_list()[:count]
+    return TimedRun(way, wall - sum(steps), steps, losses, config.train.accumulation)
 
 
 def compiled(config: CellConfig) -> TimedRun:
@@ -231,41 +224,20 @@ def compiled(config: CellConfig) -> TimedRun:
 WAYS: dict[str, Callable[[CellConfig], TimedRun]] = {
     "trainer": trainer,
     "loop": loop,
-    "alone": alone,
+    "alone": partial(packed, way="alone"),
     "packed": packed,
     "compiled": compiled,
 }
 
 
-def whole_pack(cells: Sequence[CellConfig], fold: int | str = 1) -> float:
-    """Seconds that ours takes for a pack of cells whose base is loaded, with ``pack.fold=fold``."""
-    base_and_corpus(cells[0])
-    wall, _ = _trained([replace(each, pack=replace(each.pack, fold=fold)) for each in cells])
-    return wall
-
-
-def _trained(cells: Sequence[CellConfig]) -> tuple[float, pd.DataFrame]:
+def whole_pack(cells: Sequence[CellConfig]) -> tuple[float, pd.DataFrame]:
     """What ``study train`` does with a pack, records on disk included: its seconds, its metrics."""
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
-            pack = plan([replace(each, results_dir=str(folder)) for each in cells])
-            sweep.run(pack, worker())
+            sweep.run(plan([replace(each, results_dir=folder) for each in cells]), worker())
         wall = time.perf_counter() - began
-        return wall, load_measured(folder / cells[0].name).metrics
-    finally:
-        shutil.rmtree(folder)
-
-
-def _ours(way: str, config: CellConfig) -> TimedRun:
-    wall, metrics = _trained([config])
-    metrics = metrics.sort_values("step")
-    seconds, count = metrics["seconds"].to_numpy(), config.train.steps
-    steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][:count]
-    gc.collect()
-    losses = metrics["loss"].to_list()[:count]
-    return TimedRun(way, wall - sum(steps), steps, losses, config.train.accumulation)
+        return wall, load_measured(Path(folder, cells[0].name)).metrics
 
 
 def check_agreement(runs: list[TimedRun], precision: str) -> None:
@@ -323,20 +295,19 @@ class Size:
     precision: str = "float32"
 
     def cell(self, tokens: int, rank: int, *overrides: str) -> CellConfig:
-        """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096."""
+        """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096. It has
+        no probes and no held-out loss, as PEFT.
+        """
         length = min(256, tokens)
         batch = min(tokens, 4096) // length
-        return cell(
-            f"model={self.model}",
-            f"device={self.device}",
-            f"precision={self.precision}",
-            f"adapter.rank={rank}",
-            f"data.sequence_length={length}",
-            f"train.batch_size={batch}",
-            f"train.accumulation={tokens // (batch * length)}",
-            f"train.steps={self.steps}",
-            *overrides,
-        )
+        plain = ["data=xbrl_extract", "data.heldout=16", "probes.steps=null", "train.eval_every=0"]
+        plain += [f"model={self.model}", f"device={self.device}", f"precision={self.precision}"]
+        plain += [f"adapter.rank={rank}", f"data.sequence_length={length}", "optimizer.lr=1e-4"]
+        plain += [f"train.batch_size={batch}", f"train.accumulation={tokens // (batch * length)}"]
+        plain += [f"train.steps={self.steps}"]
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return parse(compose("config", overrides=[*plain, *overrides]))
 
     def grid(self) -> list[CellConfig]:
         """A cell of 1024 tokens for each rank and rule."""
@@ -353,10 +324,8 @@ def whole_sweep(size: Size) -> Iterator[Row]:
 
 
 def large_steps(size: Size) -> Iterator[Row]:
-    """The suite ``large-steps``.
-
-    One rule is enough: it does not change the time. Each run has a process of its own, because at
-    high rank it takes most of a machine with 24 GiB.
+    """The suite ``large-steps``. One rule is enough: it does not change the time. Each run has a
+    process of its own, because at high rank it takes most of a machine with 24 GiB.
     """
     cells = [size.cell(4096, rank) for rank in size.ranks]
     yield from _compare("large-steps", ["loop", "packed"], cells, apart=True)
@@ -412,9 +381,10 @@ def probes(size: Size) -> Iterator[Row]:
 def folds(size: Size) -> Iterator[Row]:
     """The suite ``folds``."""
     grid = size.grid()
+    base_and_corpus(grid[0])  # loaded before the clock starts
     for _ in range(TURNS):
         for way, fold in (("packed", 1), ("folded", "auto")):
-            seconds = whole_pack(grid, fold)
+            seconds, _ = whole_pack([replace(c, pack=replace(c.pack, fold=fold)) for c in grid])
             yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
 
 

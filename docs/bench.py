@@ -9,11 +9,9 @@ from benchmarks.summary import (
     LABELS,
     NOT_MEASURED,
     OURS,
-    PLAIN,
     SECTIONS,
     medians,
     processor,
-    ratios_to,
 )
 from docs.blocks import RESULTS, Block, NoTables
 from docs.blocks import table as read
@@ -72,46 +70,6 @@ def _by_rank(name: str, rows: pd.DataFrame, ranks: Sequence[int] = (64, 1024, 20
     return [f"{name}: rank {' · '.join(map(str, ranks))}", *entries]
 
 
-def goals() -> str:
-    """Every goal and what was measured. A speed-up is PEFT's time over ours."""
-    sweep, large, probes = (read(f"bench/{name}") for name in ("sweep", "large-steps", "probes"))
-    steps = medians(sweep, "rank", "scaling")
-    by_rank = medians(sweep, "rank")
-    high = steps[steps.index.get_level_values("rank") >= 1024].sum()
-    wall = sweep.groupby("way")["seconds"].sum()
-    all_large = _steps(large).groupby("way")["seconds"].sum()
-    rank_2048 = medians(large, "rank").loc[2048]
-    runs = ratios_to("off", probes[probes["way"] == OURS]).median()
-    single = probes[(probes["way"] == "fold") & (probes["rank"] == 1024)]
-    probed = {
-        tokens: ratios_to(PLAIN, single[single["tokens"] == tokens])["all sites"].median()
-        for tokens in (192, 1024)
-    }
-    loop = "the tuned loop"
-    at_least = [
-        (f"speed-up over {loop}: twelve cells, set-up included", wall["loop"] / wall[OURS], 1.5),
-        ("speed-up over the Trainer: the same", wall["trainer"] / wall[OURS], 1.7),
-        (f"speed-up over {loop}: ranks from 1024", high["loop"] / high[OURS], 1.9),
-        (f"speed-up over {loop}: the worst rank", (by_rank["loop"] / by_rank[OURS]).min(), 0.97),
-        (f"speed-up over {loop}: 4096 tokens, all steps", all_large["loop"] / all_large[OURS], 1.9),
-        (f"speed-up over {loop}: 4096 tokens, rank 2048", rank_2048["loop"] / rank_2048[OURS], 3.4),
-    ]
-    name = "with probes / without: "
-    at_most = [
-        (f"{name}activations, every step", runs["activations, every step"], 1.10),
-        (f"{name}all sites, every 10 steps", runs["all sites, every 10 steps"], 1.03),
-        (f"{name}a step of 192 tokens, all sites, rank 1024", probed[192], 1.5),
-        (f"{name}a step of 1024 tokens, all sites, rank 1024", probed[1024], 1.2),
-    ]
-    body = [
-        [what, f"{found:.2f}", f"{sign} {goal:g}", "met" if is_met else "**missed**"]
-        for sign, rows in (("≥", at_least), ("≤", at_most))
-        for what, found, goal in rows
-        for is_met in [found >= goal if sign == "≥" else found <= goal]
-    ]
-    return table(["", "measured", "goal", ""], body)
-
-
 def inference() -> str:
     """The cost of merged and unmerged adapters, by phase."""
     return bullets(inference_verdict(inference_costs(read("infer_cost/infer_cost"))).splitlines())
@@ -136,7 +94,6 @@ BLOCKS: dict[str, Block] = {
     "suite": suite,
     "ran-on": ran_on,
     "speed": speed,
-    "goals": goals,
     "inference": inference,
     "merged": merged,
     "faults": faults,

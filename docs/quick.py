@@ -16,7 +16,6 @@ from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.text import (
     bullets,
-    count_noun,
     interval,
     legend,
     number,
@@ -97,17 +96,6 @@ def largest_layer() -> str:
     return f"{share.min():.0f} to {share.max():.0f} %"
 
 
-def quick_cells() -> str:
-    """``24 adapters on it (ranks 4 to 256, 2 rules, 3 seeds, 10 steps each)``."""
-    cells = study_tables().cells
-    ranks = f"{cells['rank'].min():g} to {cells['rank'].max():g}"
-    seeds, rules = cells["seed"].nunique(), cells["scaling"].nunique()
-    return (
-        f"{len(cells)} adapters on it (ranks {ranks}, {count_noun(rules, 'rule')}, "
-        f"{count_noun(seeds, 'seed')}, {cells['steps'].max():g} steps each)"
-    )
-
-
 def verdict_lines() -> str:
     """The first lines of ``study analyze`` on the quick study."""
     rows = summary(study_tables().exponents)
@@ -175,7 +163,6 @@ BLOCKS: dict[str, Block] = {
     "printed-answer": printed_answer,
     "condition": condition,
     "largest-layer": largest_layer,
-    "quick-cells": quick_cells,
     "size": size,
     "verdict-lines": verdict_lines,
     "verdict-words": verdict_words,

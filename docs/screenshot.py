@@ -14,9 +14,7 @@ from docs.blocks import PLOTS, QUICK, RESULTS
 from study.dashboard.document import export
 from study.errors import StudyError
 
-SIZE = ViewportSize(width=1600, height=1000)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-READY = "body[data-ready]"
 VIEW = "tab=layers&step=0&layer=model"
 """The choices in the address: the gradient norm at step 0, which the verdicts are about."""
 
@@ -30,9 +28,9 @@ def main() -> None:
         page_file = Path(folder) / "dashboard.html"
         export([RESULTS / QUICK], page_file)
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
-        page = chromium.new_page(viewport=SIZE)
+        page = chromium.new_page(viewport=ViewportSize(width=1600, height=1000))
         page.goto(f"{page_file.as_uri()}#{VIEW}")
-        page.wait_for_selector(READY, timeout=60_000)
+        page.wait_for_selector("body[data-ready]", timeout=60_000)
         page.screenshot(path=PLOTS / "dashboard.png")
         chromium.close()
     print(PLOTS / "dashboard.png", file=sys.stderr)

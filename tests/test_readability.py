@@ -33,8 +33,8 @@ PACKAGE_LINES = {
     "study/vocabulary": 1_115,
     "study": 37_900,
     "tests": 32_150,
-    "benchmarks": 1_520,
-    "docs": 1_150,
+    "benchmarks": 1_485,
+    "docs": 1_090,
     "hydra_plugins": 130,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import commands, training
 from benchmarks.commands import BESIDE, SUITES
-from benchmarks.training import RUNS, Size, TimedRun, cell, check_agreement, in_own_process
+from benchmarks.training import RUNS, Size, TimedRun, check_agreement, in_own_process
 from study.config import CellConfig
 
 
@@ -110,7 +110,7 @@ def hungry(config: CellConfig) -> int:
 
 
 def test_a_step_that_does_not_fit_is_split_into_micro_batches() -> None:
-    assert in_own_process(hungry, cell("model=tiny", "train.batch_size=8")) == 4
+    assert in_own_process(hungry, Size("tiny", [4], 2).cell(2048, 4)) == 4
 
 
 def test_every_command_is_timed_on_many_cells(study_cli: Callable[..., Any]) -> None:
