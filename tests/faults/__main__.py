@@ -16,62 +16,56 @@ from tests.forked import ROOT
 from .faults import Found, Sweep, failing_cases, power_cases, run_all
 from .sweeps import SWEEPS
 
-PARTS = {
-    "kills": "runs with a kill planned",
-    "calls": "file calls that fail",
-    "power": "power losses",
-}
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--number", type=int, default=200, help="faults of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="sweeps at the same time")
-    parser.add_argument("--only", choices=list(PARTS), help="one of the parts")
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="study-faults-"))
     print(f"seed {given.seed}, in {place}", flush=True)
-    lines = [f"make faults N={given.number} SEED={given.seed}, commit {_commit()}"]
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
+    lines = [f"make faults N={given.number} SEED={given.seed}, commit {commit or 'unknown'}"]
     wrong: list[str] = []
-    for part in PARTS if given.only is None else [given.only]:
+    for title, act in PARTS.items():
         began = time.monotonic()
-        found = _run(part, place, given)
-        lines += [
-            f"{PARTS[part]:28}{found.counts.total():6} in {time.monotonic() - began:.0f} s",
+        found = act(place, given.number, given.seed)
+        part = [
+            f"{title:28}{found.counts.total():6} in {time.monotonic() - began:.0f} s",
             *(f"  {name:26}{count:6}" for name, count in sorted(found.counts.items())),
-            f"  most steps lost at once   {found.lost:6}",
             f"  wrong in anything         {len(found.wrong):6}",
         ]
-        print("\n".join([*lines[-3 - len(found.counts) :], *found.wrong]), flush=True)
+        print("\n".join([*part, *found.wrong]), flush=True)
+        lines += part
         wrong += found.wrong
     (ROOT / "results").mkdir(exist_ok=True)
     (ROOT / "results" / "faults.txt").write_text("\n".join(lines) + "\n")
     return bool(wrong)
 
 
-def _run(part: str, place: Path, given: argparse.Namespace) -> Found:
-    if part == "kills":
-        sweeps = [Sweep(name, place) for name in SWEEPS]
-        for sweep in sweeps:
-            sweep.points  # noqa: B018  trained once, before threads share it
-        total, seed = Found(), given.seed
-        while total.counts.total() < given.number:
-            cases = [(sweep, seed + turn) for turn, sweep in enumerate(sweeps)]
-            total.add(run_all(Sweep.kill, cases, given.jobs))
-            seed += len(sweeps)
-        return total
-    short = Sweep("short", place / part)
-    if part == "calls":
-        return run_all(short.fail, failing_cases(short, given.number, given.seed), given.jobs)
-    return run_all(short.lose_power, power_cases(short, given.number, given.seed), given.jobs)
+def _kills(place: Path, number: int, seed: int) -> Found:
+    sweeps, total = [Sweep(name, place) for name in SWEEPS], Found()
+    for sweep in sweeps:
+        sweep.calls  # noqa: B018  trained once, before threads share it
+    while total.counts.total() < number:
+        total.add(run_all(Sweep.kill, [(sweep, seed) for sweep in sweeps]))
+        seed += 1
+    return total
 
 
-def _commit() -> str:
-    told = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return told.stdout.strip() or "unknown"
+def _calls(place: Path, number: int, seed: int) -> Found:
+    short = Sweep("short", place / "calls")
+    return run_all(short.fail, failing_cases(short, number, seed))
+
+
+def _power(place: Path, number: int, seed: int) -> Found:
+    short = Sweep("short", place / "power")
+    return run_all(short.lose_power, power_cases(short, number, seed))
+
+
+PARTS = {"runs with a kill planned": _kills, "file calls that fail": _calls, "power losses": _power}
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ class File:
 class Folder:
     """``now``: the names that a process sees. ``synced``: those that are on disk."""
 
-    now: "dict[str, File | Folder]" = field(default_factory=dict)
-    synced: "dict[str, File | Folder]" = field(default_factory=dict)
+    now: dict[str, "Node"] = field(default_factory=dict)
+    synced: dict[str, "Node"] = field(default_factory=dict)
 
 
 Node = File | Folder
@@ -68,9 +68,11 @@ class Disk:
             source = Path(given[0])
             self._observe(source, self._known(source))
 
-    def happened(self, call: str, path: Path) -> None:
-        """A call of ``os`` has succeeded. A rename is told by :meth:`moved`."""
-        if call == "open":
+    def happened(self, call: str, path: Path, given: tuple[Any, ...]) -> None:
+        """A call of ``os`` has succeeded."""
+        if call == "replace":
+            self._move(Path(given[0]), path)
+        elif call == "open":
             self._file(path)
         elif call == "mkdir":
             self._folder(path)
@@ -156,8 +158,7 @@ class Disk:
         folder.now.pop(path.name, None)
         self._changes.append(Change((folder,), lambda: folder.synced.pop(path.name, None)))
 
-    def moved(self, source: Path, target: Path) -> None:
-        """A rename has succeeded."""
+    def _move(self, source: Path, target: Path) -> None:
         old, new = self._folder(source.parent), self._folder(target.parent)
         node = new.now[target.name] = old.now.pop(source.name)
 

@@ -2,17 +2,13 @@
 
 import json
 import os
-import signal
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from tests.forked import ROOT, exit_code, inherited_path, leave, server
+from tests.forked import Forked
 
-from .instrument import Plan, install
+from .instrument import Plan
 
 NAME = "s"
 """The name of every study."""
@@ -40,9 +36,6 @@ SWEEPS = {
     "probes.truncations=[1] data.heldout=2 adapter.dropout=0.1",
 }
 """The overrides of each sweep. The short one makes every kind of file call, and few of them."""
-PATIENCE = 600.0
-"""Seconds after which a run that has not ended counts as hanging."""
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def arguments(sweep: str) -> list[str]:
@@ -75,73 +68,9 @@ def study_of(folder: Path) -> Path:
     return folder / "results" / NAME
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a run ended. ``code``: negative for a signal that nobody handled; None if it hangs."""
-
-    code: int | None
-    err: str
-
-
-class Running:
-    """A run of ``study`` with ``arguments`` in the folder of ``plan``, which happens to it."""
-
-    def __init__(self, arguments: Sequence[str], plan: Plan) -> None:
-        self.plan, self.err = plan, Path(f"{plan.folder}.{plan.run}.err")
-        target: Any = (tuple(arguments), plan.dumps(), str(self.err))
-        self.process = server().Process(target=_become_study, args=target)
-        self.process.start()
-
-    def send(self, signum: int) -> bool:
-        """Send a signal. False if the run has ended."""
-        if self.process.exitcode is not None:
-            return False
-        os.kill(self.process.pid, signum)
-        return True
-
-    def wait(self) -> Ended:
-        """Wait for the end. A run that hangs is killed."""
-        self.process.join(PATIENCE)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-        return Ended(code, self.err.read_text(errors="replace") if self.err.exists() else "")
-
-
-def _become_study(arguments: tuple[str, ...], plan_text: str, err: str) -> None:
-    """The child of the server: becomes a run of ``study``, and ends as the interpreter would."""
-    os.setsid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the faults are in place
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    plan = Plan.loads(plan_text)
-    os.environ["STUDY_CACHE"] = str(Path(plan.folder).parent / "cache")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *inherited_path()])
-    os.chdir(plan.folder)
-    file = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    install(plan)
-    sys.argv = ["study", *arguments]
-    code = _code_of_main()
-    for signum in STOPPING:
-        signal.signal(signum, signal.SIG_IGN)  # nothing of study runs any more
-    leave(code)
-
-
-def _code_of_main() -> int:
-    from study.cli import main
-
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-        main()
-    except SystemExit as leaving:
-        return exit_code(leaving)
-    except KeyboardInterrupt:  # before study listens: the interpreter ends by the signal
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        return 1
-    return 0
+def start(arguments: Sequence[str], plan: Plan) -> Forked:
+    """A run of ``study`` in the folder of ``plan``, which happens to it."""
+    folder = Path(plan.folder)
+    environment = os.environ | {"STUDY_CACHE": str(folder.parent / "cache")}
+    code = f"from tests.faults.instrument import run; run({asdict(plan)})"
+    return Forked(code, arguments, folder, environment)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .faults import Sweep, failing_cases, power_cases, work
+from .faults import Sweep, failing_cases, power_cases
 from .power import LEAST, NAMES_ONLY
 
 
@@ -22,9 +22,8 @@ def short(place: Path) -> Sweep:
 
 def test_every_file_of_a_study_is_written_through_the_store(short: Sweep) -> None:
     """Otherwise no fault could be put there."""
-    study = short.undisturbed
-    written = {point["path"] for point in short.points if point["operation"] in ("open", "replace")}
-    found = {str(path) for path in study.rglob("*") if path.is_file()}
+    written = {call["path"] for call in short.calls if call["operation"] in ("open", "replace")}
+    found = {str(path) for path in short.undisturbed.rglob("*") if path.is_file()}
     inside = {path for path in found if any(path.startswith(f"{w}/") for w in written)}
     assert found - inside - written == set()
 
@@ -48,15 +47,6 @@ def test_power_loss_costs_no_row_of_a_checkpoint_and_no_record(short: Sweep, see
 
 
 def test_the_comparison_finds_other_results(short: Sweep, tmp_path: Path) -> None:
-    """A sweep that is not completed differs, and so does one whose cells are trained twice."""
     found = Sweep("dropout", tmp_path)
     found.undisturbed = short.undisturbed  # type: ignore[misc]
     assert any("cells: " in line for line in found.fail(10**9, errno.EIO, False).wrong)
-    events = [
-        {"pid": 1, "event": "begin", "cell": "c", "step": 0},
-        {"pid": 1, "event": "row", "cell": "c", "step": 0},
-        {"pid": 2, "event": "begin", "cell": "c", "step": 0},
-        {"pid": 1, "event": "row", "cell": "c", "step": 1},
-    ]
-    twice, lost = work(events)
-    assert (len(twice), lost) == (1, [0, 1])
