@@ -60,16 +60,6 @@ def test_exponents_and_figures_are_artifacts(
     ]
 
 
-def test_the_end_of_a_sweep_says_what_comes_next(tracked: Path) -> None:
-    lines = (tracked / "stderr").read_text().strip().splitlines()
-    assert lines[-1] == "next: study report results/default"
-    assert "study default: 4 complete" in lines
-    assert (
-        "W&B is offline. To upload the runs: wandb sync results/default/wandb/offline-run-*"
-        in lines
-    )
-
-
 def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Path) -> None:
     tracker = tracker_of(study_dir)
     assert tracker is not None

@@ -1,8 +1,6 @@
 """W&B has the values of the store, and no error in W&B stops training."""
 
-import json
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,22 +59,6 @@ def test_every_cell_is_a_run_with_the_values_of_the_store(tracked: Path, inspect
     assert compared > 4 * 3 * 3 * 14
 
 
-def test_per_layer_norms_come_at_probed_steps_and_from_the_chosen_sites_alone(
-    tmp_path: Path, study_process: Process, inspect: Inspect
-) -> None:
-    chosen = ["tracker=wandb", "tracker.sites=[A]", "probes.steps=[0,2]", "adapter.rank=2"]
-    done = study_process(tmp_path, "train", *chosen)
-    assert done.returncode == 0, done.stderr
-    [cell_id] = study.load(str(tmp_path / "results/default")).cells["cell_id"]
-    [run] = run_dirs(tmp_path / "results/default")[cell_id]
-    rows = history(inspect(run))
-    layers = {step: {name for name in row if "/" in name} for step, row in rows.items()}
-    assert layers[0] == layers[2]
-    assert len(layers[0]) == 14
-    assert layers[1] == set()
-    assert all(name.startswith("A_norm/block_0") for name in layers[0])
-
-
 def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> None:
     study_dir = tracked / "results/default"
     types = set()
@@ -85,20 +67,14 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
         run = next(r["run"] for r in records if r["type"] == "run")
         assert run["run_id"] == run_id("default", record["cell_id"])
         assert (run["run_group"], run["project"]) == ("default", "study")
-        adapter = record["config"]["adapter"]
-        rule, rank = adapter["scaling"], adapter["rank"]
-        assert run["job_type"] == rule
+        rule, rank = (record["config"]["adapter"][key] for key in ("scaling", "rank"))
         assert run["tags"] == [rule, f"rank {rank}", "adamw", "tiny"]
-        name = f"adamw {rule} rank {rank} seed 0 lr 0.0001 alpha 16.0"
-        assert run["display_name"] == name
+        assert run["display_name"] == f"adamw {rule} rank {rank} seed 0 lr 0.0001 alpha 16.0"
         types.add(run["job_type"])
-        config = run["config"]["update"]
-        assert config["gamma"] == record["gamma"]
-        assert config["adapter"] == record["config"]["adapter"]
-        assert config["optimizer"] == record["config"]["optimizer"]
-        assert config["sources"] == record["sources"]
-        [exit_code] = [r["exit"].get("exit_code", 0) for r in records if r["type"] == "exit"]
-        assert exit_code == 0
+        sent, known = run["config"]["update"], record | record["config"]
+        keys = ("gamma", "adapter", "optimizer", "sources")
+        assert {key: sent[key] for key in keys} == {key: known[key] for key in keys}
+        assert [r["exit"].get("exit_code", 0) for r in records if r["type"] == "exit"] == [0]
     assert types == {"lora", "rslora"}
 
 
@@ -113,23 +89,6 @@ def test_a_key_in_the_configuration_is_refused_and_not_printed(cell: Callable[..
         cell("tracker=wandb", f"+tracker.api_key={SECRET}")
     assert "tracker.api_key" in str(error.value)
     assert SECRET not in str(error.value)
-
-
-def test_a_cell_trained_again_is_the_same_run(
-    tracked: Path, tmp_path: Path, study_process: Process, inspect: Inspect
-) -> None:
-    """An interrupted cell starts again with the same run id, and its second run is complete."""
-    shutil.copytree(tracked / "results", tmp_path / "results", symlinks=True)
-    study_dir = tmp_path / "results/default"
-    cells = study.load(str(study_dir)).cells
-    [cell_id] = cells.loc[(cells["rank"] == 2) & (cells["scaling"] == "lora"), "cell_id"]
-    path = study_dir / "cells" / cell_id / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
-    done = study_process(tmp_path, "train", "tracker=wandb", "adapter.rank=2")
-    assert done.returncode == 0, done.stderr
-    first, second = (history(inspect(run)) for run in run_dirs(study_dir)[cell_id])
-    assert sorted(first) == sorted(second) == [0, 1, 2]
-    assert [first[step]["loss"] for step in first] == [second[step]["loss"] for step in second]
 
 
 class Resumed:
@@ -155,8 +114,7 @@ def test_a_resumed_run_gets_only_new_steps() -> None:
 
 
 BROKEN = {
-    "no folder": ([], {"WANDB_DIR": "taken/here"}),
-    "no key": (["tracker.mode=online"], {"HOME": "/nonexistent", "NETRC": "/nonexistent"}),
+    "no folder": (["tracker.dir=taken/here"], {}),
     "no network": (
         ["tracker.mode=online"],
         {"WANDB_API_KEY": SECRET, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": "/nonexistent"},
@@ -225,9 +183,10 @@ def test_names_of_layers_group_and_never_collide() -> None:
     }
     rows = [
         {"layer": layer, "block": block, "kind": kind, "batch": batch, "norm": float(n)}
-        | {"site": "adapter_grad"}
+        | {"site": site}
         for n, (layer, (block, kind, _)) in enumerate(layers.items())
         for batch in (TRAIN, "heldout")
+        for site in ("adapter_grad", "A")
     ]
     row = history_row({"step": 3, "loss": 2.0}, pd.DataFrame(rows), ["adapter_grad"])
     expected = {f"grad_norm/{name}": float(n) for n, (*_, name) in enumerate(layers.values())}
