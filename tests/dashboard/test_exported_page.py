@@ -212,19 +212,6 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported: Watched, trai
         assert f"{name} {slope:.2f}".replace("-", "−") in page.locator("#fit-title").inner_text()
 
 
-def test_a_curve_is_the_mean_over_seeds_that_the_heat_map_shows(exported: Watched) -> None:
-    page = exported.show("tab=layers&optimizer=sgd")
-    layer = page.evaluate("page.heat.rows[2].name")
-    exported.show(f"tab=layers&optimizer=sgd&layer={layer}&rank=4")
-    found = page.evaluate(
-        """() => page.curves.filter(c => c.rank === 4).map(c => [c.cells.length, c.y,
-            page.heat.panels.find(p => p.of === 'steps' && p.rule === c.rule).values[2]])"""
-    )
-    assert [seeds for seeds, *_ in found] == [2, 2]
-    for _, curve, row in found:
-        assert curve == pytest.approx(row, rel=1e-9)
-
-
 def test_every_control_changes_the_charts_and_the_address_restores_it(
     offline: Watched, file: Path
 ) -> None:
@@ -297,11 +284,6 @@ def test_charts_can_be_downloaded(exported: Watched, tmp_path: Path) -> None:
 
 # ---- how it looks
 
-AXES = """id => {
-    const layout = byId(id)._fullLayout;
-    return Object.keys(layout).filter(name => /^xaxis/.test(name)).map(name => ({
-        range: layout[name].range, title: layout[name].title.text, y: layout.yaxis.title.text }));
-}"""
 TEXTS = """() => [...document.querySelectorAll('.chart')].flatMap(chart => {
     if (!chart.clientHeight) return [];
     const outer = chart.getBoundingClientRect();
@@ -333,19 +315,6 @@ def test_it_fits_the_screen_light_and_dark(
     assert page.evaluate(IN_VIEW, ["loss", "rank-loss", "rate-loss"]) == []
 
 
-def test_rules_share_their_axes_and_every_axis_has_a_title(exported: Watched) -> None:
-    for tab, charts in (
-        ("layers", {"layer-curves": 2, "layer-fit": 1}),
-        ("losses", {"loss": 2, "rank-loss": 1}),
-    ):
-        page = exported.show(f"tab={tab}&optimizer=sgd")
-        for chart, panels in charts.items():
-            axes = page.evaluate(AXES, chart)
-            assert len(axes) == panels, chart
-            assert len({tuple(axis["range"]) for axis in axes}) == 1, chart
-            assert all(axis["title"] and axis["y"] for axis in axes), chart
-
-
 def test_words_are_explained_on_hover_and_on_focus(exported: Watched) -> None:
     words = glossary()
     page = exported.show("tab=layers")
@@ -356,33 +325,6 @@ def test_words_are_explained_on_hover_and_on_focus(exported: Watched) -> None:
     assert page.locator("#tip").inner_text() == words["rule"]
     html = (PARTS / "page.html").read_text()
     assert set(re.findall(r'data-term="([^"]+)"', html)) <= set(words)
-
-
-def test_a_zoom_is_in_the_address_and_a_double_click_ends_it(exported: Watched) -> None:
-    page = exported.show("tab=losses&optimizer=sgd")
-    whole = page.evaluate("byId('loss')._fullLayout.xaxis.range")
-    x, y, width, height = page.evaluate(
-        """() => { const box = byId('loss').getBoundingClientRect();
-            const { xaxis, yaxis } = byId('loss')._fullLayout;
-            return [box.x + xaxis._offset, box.y + yaxis._offset,
-                    xaxis._length, yaxis._length]; }"""
-    )
-    page.mouse.move(x + 0.3 * width, y + 0.3 * height)
-    page.mouse.down()
-    page.mouse.move(x + 0.8 * width, y + 0.8 * height, steps=4)
-    page.mouse.up()
-    exported.until("page.view.zoom !== null")
-    page.evaluate("rendering")
-    address = page.url.partition("#")[2]
-    low, high, *_ = map(float, parse_qs(address)["zoom"][0].split(","))
-    assert whole[0] < low < high < whole[1]
-    exported.show()
-    exported.show(address)
-    ranges = page.evaluate("['xaxis', 'xaxis2'].map(name => byId('loss')._fullLayout[name].range)")
-    assert ranges == [pytest.approx([low, high])] * 2, "the address restores it in every panel"
-    page.mouse.dblclick(x + 0.5 * width, y + 0.5 * height)
-    exported.until("page.view.zoom === null")
-    assert "zoom" not in parse_qs(page.url.partition("#")[2])
 
 
 # ---- unusual studies

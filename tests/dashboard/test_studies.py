@@ -64,7 +64,11 @@ def test_several_studies_stand_side_by_side(offline: Watched, pair: list[Path]) 
 
 
 def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
-    both = Page(read_studies(pair), live=False).overview
+    page = Page(read_studies(pair), live=False)
+    message, both = page.message(NORM), page.overview
+    for key in ("0: 4-1", "1: 4-1", "1: 32-0"):
+        assert f'"cell":"{key}"'.encode() in message
+    assert b"0: 32-0" not in message
     for number, folder in enumerate(pair):
         alone = Page(read_studies([folder]), live=False).overview
         own = [row for row in both["verdicts"] if row["study"] == number]
@@ -74,13 +78,6 @@ def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
             assert {k: one[k] for k in same} == {k: other[k] for k in same}
     assert len({cell["key"] for cell in both["cells"]}) == 18
     assert both["counts"]["complete"] == 18
-
-
-def test_values_of_several_studies_have_their_own_keys(pair: list[Path]) -> None:
-    message = Page(read_studies(pair), live=False).message(NORM)
-    for key in ("0: 4-1", "1: 4-1", "1: 32-0"):
-        assert f'"cell":"{key}"'.encode() in message
-    assert b"0: 32-0" not in message
 
 
 def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(

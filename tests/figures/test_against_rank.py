@@ -74,12 +74,6 @@ def test_activations_are_the_mean_over_layers_of_the_log(small) -> None:
     assert "at step 15" in panels(figure)[0].get_ylabel()
 
 
-def test_heldout_activations_are_named_as_such() -> None:
-    tables = tiny(fitted=False)
-    tables.probes = tables.probes.assign(batch="heldout")
-    assert "held-out batch" in said(activation_moments_vs_rank(tables))
-
-
 @pytest.mark.parametrize("draw", [grad_norm_vs_rank, descent_vs_rank, activation_moments_vs_rank])
 def test_without_data_the_reason_is_given(draw) -> None:
     tables = tiny()

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.lines import Line2D
 
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
@@ -17,7 +16,7 @@ from study.figures import FIGURES, Absent, draw_all
 from study.vocabulary.scaling import RULES, Rule
 from tests.figures import test_local_slopes, test_losses, test_rate_exponents
 from tests.figures.checklist import problems
-from tests.figures.conftest import artists, said, tiny
+from tests.figures.conftest import said, tiny
 from tests.figures.test_against_rank import lazy
 
 PLAIN = (
@@ -141,25 +140,6 @@ def test_every_axis_is_labelled(name: str, small: SimpleNamespace) -> None:
             place = ax.get_subplotspec()
             assert bool(ax.get_xlabel()) == place.is_last_row()
             assert bool(ax.get_ylabel()) == place.is_first_col()
-
-
-def test_tables_as_they_come_back_from_disk_are_drawn_and_left_as_they_were(tmp_path) -> None:
-    tables = tiny()
-    for name, frame in vars(tables).items():
-        frame.astype({"cell_id": "category"} if "cell_id" in frame else {}).to_parquet(
-            tmp_path / name, index=False
-        )
-    back = SimpleNamespace(**{name: pd.read_parquet(tmp_path / name) for name in vars(tables)})
-    back.cells["cell_id"] = back.cells["cell_id"].astype(str)
-    before = {name: frame.copy() for name, frame in vars(tables).items()}
-    drawn = list(draw_all(tables))
-    assert {name for name, _ in drawn} >= set(PLAIN)
-    assert all(frame.equals(getattr(tables, name)) for name, frame in before.items())
-    for (name, figure), (_, again) in zip(drawn, draw_all(back), strict=True):
-        assert said(figure) == said(again), name
-        for one, other in zip(artists(figure, ""), artists(again, ""), strict=True):
-            if isinstance(one, Line2D):
-                np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
 
 
 def test_a_figure_without_data_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,11 +3,10 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from matplotlib.colors import same_color
 from scipy.signal import savgol_filter
 
-from study.figures import Absent, style
+from study.figures import style
 from study.figures.over_training import grad_norm_curves, loss_curves
 from study.figures.selection import Rule
 from tests.figures.checklist import problems
@@ -110,14 +109,3 @@ def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value() -> None:
     losses = rows(tables.metrics, cell_id=alive)["loss"].dropna()
     np.testing.assert_allclose(survivor.get_ydata(), losses)  # the mean of the complete cells
     assert "diverged" in said(figure)
-
-
-@pytest.mark.parametrize("draw", [loss_curves, grad_norm_curves])
-def test_without_data_the_reason_is_given(draw) -> None:
-    tables = tiny()
-    tables.metrics, tables.probes = tables.metrics.iloc[:0], tables.probes.iloc[:0]
-    with pytest.raises(Absent, match="in the tables"):
-        draw(tables)
-    tables.cells = tables.cells.iloc[:0]
-    with pytest.raises(Absent, match="in the tables"):
-        draw(tables)

@@ -1,5 +1,6 @@
 """The exponent of the best learning rate against rho."""
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 from study.analysis.rate_theory import K, rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.figures.rate_exponents import rate_exponent_vs_rho
-from study.figures.selection import Absent
 from tests.analysis.losses import runs
 from tests.figures.conftest import artists, said
 
@@ -26,32 +26,27 @@ def best(gamma: float, rank: float) -> float:
     return 2 * asked / (1 + math.sqrt(1 + 4 * K * asked))
 
 
-def study(alphas=(0.01, 1.0, 1e4), seeds=(0, 1, 2), with_rho=True, optimizer="adamw"):
+def study() -> SimpleNamespace:
     """A study whose best rates follow the crossover, each rank with rates of its own.
 
     At step 10 the best rates are those at step 20 to the power 1.1.
     """
-    parts: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-    for rule in RULES:
-        for alpha in alphas:
-            for rank in RANKS:
-                centre = best(alpha * rank ** -rule[1], rank)
+    parts: list[list[pd.DataFrame]] = []
+    for rule, alpha, rank in itertools.product(RULES, (0.01, 1.0, 1e4), RANKS):
+        centre = best(alpha * rank ** -rule[1], rank)
 
-                def loss(cell: dict[str, Any], centre: float = centre) -> float:
-                    offset = math.log(cell["lr"] / centre) - 0.05 * (cell["seed"] - 1)
-                    return 2.0 + 0.1 * offset**2
+        def loss(cell: dict[str, Any], centre: float = centre) -> float:
+            return 2.0 + 0.1 * (math.log(cell["lr"] / centre) - 0.05 * (cell["seed"] - 1)) ** 2
 
-                rates = tuple(centre * 1.1 * 2.0**k for k in range(-2, 3))
-                fixed = {**BASE, "alpha": alpha, "optimizer": optimizer}
-                one = runs(loss, rates=rates, ranks=(rank,), rules=(rule,), seeds=seeds, **fixed)
-                parts.append(
-                    tuple(t.assign(cell_id=f"{len(parts)}-" + t["cell_id"]) for t in one)  # type: ignore[arg-type]
-                )
+        plan = {"rates": tuple(centre * 1.1 * 2.0**k for k in range(-2, 3)), "seeds": (0, 1, 2)}
+        fixed = {**BASE, "alpha": alpha, "optimizer": "adamw"}
+        one = runs(loss, ranks=(rank,), rules=(rule,), **plan, **fixed)
+        parts.append([t.assign(cell_id=f"{len(parts)}-" + t["cell_id"]) for t in one])
     cells, metrics = (pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True))
     early = metrics[metrics["step"] == 50].assign(step=20)
     place = {"batch": "train", "layer": "a", "d_in": 64.0, "d_out": 64.0}
     probes = [cells[["cell_id"]].assign(**place, step=1, site="adapter_out", r_sign=R_SIGN)]
-    for step in (20, 50) if with_rho else ():
+    for step in (20, 50):
         rho = cells["lr"] * step / 50
         probes.append(cells[["cell_id"]].assign(**place, step=step, site="A", rho=rho))
     return SimpleNamespace(
@@ -84,14 +79,3 @@ def test_points_are_those_of_the_analysis_and_lie_on_the_band() -> None:
     assert y.min() >= -m - 1e-6
     assert y.max() <= -m / 2 + 1e-6
     assert "Open: after 20 steps instead of 50." in said(figure)
-
-
-def test_what_is_missing_is_named() -> None:
-    for changes in ({"with_rho": False}, {"optimizer": "sgd"}):
-        with pytest.raises(Absent, match="needs rho of A"):
-            rate_exponent_vs_rho(study(alphas=(1.0,), seeds=(0,), **changes))
-    tables = study(alphas=(1.0,), seeds=(0,))
-    one = tables.cells["lr"] == tables.cells["lr"].iloc[0]
-    tables.cells = tables.cells[one]
-    with pytest.raises(Absent, match="learning rates swept"):
-        rate_exponent_vs_rho(tables)
