@@ -10,17 +10,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from study.config import DataConfig, ModelConfig
+from study.config import DataConfig
 from study.data import Conversation, Document, Example, build_corpus, fingerprint, load_rows
 from study.errors import StudyError
-from study.models import load_tokenizer
-
-TINY = ModelConfig("tiny")
+from study.models import tiny
 
 
 def rows_of(path: object, **keys: Any) -> Any:
     """The rows of a file and its format."""
-    return load_rows(DataConfig("file", str(path), **keys), lambda: load_tokenizer(TINY))
+    return load_rows(DataConfig("file", str(path), **keys), tiny.tokenizer)
 
 
 def written(path: Path, rows: list[Any]) -> Path:
@@ -36,6 +34,10 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+def say(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
 ALPACA = [
     {"instruction": "Add {x}.", "input": "1 2", "output": "3"},
     {"instruction": "Say hi.", "input": "", "output": "hi"},
@@ -45,11 +47,14 @@ ADD = (
     "context. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\nAdd {x}.\n\n### Input:\n1 2\n\n### Response:\n"
 )
-SAY = (
+HI = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\nSay hi.\n\n### Response:\n"
 )
-TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+READ = [Example(ADD, "3"), Example(HI, "hi")]
+TURNS = say(("user", "q"), ("assistant", "a"))
+SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+PARTS = [{"type": "text", "text": "q"}]
 SAID = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
 CHAT = Conversation(SAID, ((len(SAID) - len("a<|im_end|>\n"), len(SAID)),), "a")
 
@@ -57,29 +62,40 @@ CHAT = Conversation(SAID, ((len(SAID) - len("a<|im_end|>\n"), len(SAID)),), "a")
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
 def test_alpaca(tmp_path: Path, ending: str) -> None:
     found = rows_of(written(tmp_path / f"rows.{ending}", ALPACA))
-    assert found.rows == [Example(ADD, "3"), Example(SAY, "hi")]
-    assert found.format == "alpaca"
+    assert (found.rows, found.format) == (READ, "alpaca")
 
 
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": TURNS},
-        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-        {"conversations": TURNS, "id": 3},
-        {"messages": TURNS, "prompt": "q"},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, TURNS[1]]},
-    ],
-    ids=["openai", "sharegpt", "trl", "with other fields", "parts"],
-)
-def test_messages(tmp_path: Path, ending: str, row: dict[str, Any]) -> None:
-    if ending == "parquet" and isinstance(row.get("messages", [{}])[0].get("content"), list):
-        pytest.skip("Parquet has one type for a field")
-    path = written(tmp_path / f"rows.{ending}", [row, row])
+CHATS: dict[str, dict[str, Any]] = {
+    "openai": {"messages": TURNS},
+    "sharegpt": {"conversations": SHAREGPT},
+    "trl": {"conversations": TURNS, "id": 3},
+    "with other fields": {"messages": TURNS, "prompt": "q"},
+    "parts": {"messages": [{"role": "user", "content": PARTS}, TURNS[1]]},
+    "a prompt and a completion": {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    "an empty system": {"messages": TURNS, "system": ""},
+    "no system": {"messages": TURNS, "system": None},
+}
+
+
+@pytest.mark.parametrize("kind", CHATS)
+def test_messages(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path / "rows.json", [CHATS[kind], CHATS[kind]])
     found = rows_of(path, chat_template="chatml")
     assert found.rows == [CHAT, CHAT]
-    assert found.format == "messages"
+    assert found.format == ("completion" if "completion" in CHATS[kind] else "messages")
+
+
+def test_messages_of_parquet(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", [CHATS["openai"]])
+    assert rows_of(path, chat_template="chatml").rows == [CHAT]
+
+
+def test_a_system_message_beside_the_turns_is_the_first_turn(tmp_path: Path) -> None:
+    """A turn comes before the field."""
+    own = {"system": "s", "messages": [*say(("system", "t")), *TURNS]}
+    path = written(tmp_path / "rows.json", [{"system": "s", "messages": TURNS}, own])
+    texts = [row.text for row in rows_of(path, chat_template="chatml").rows]
+    assert texts == [f"<|im_start|>system\n{system}<|im_end|>\n{SAID}" for system in "st"]
 
 
 @pytest.mark.parametrize(
@@ -97,11 +113,10 @@ def test_completion(tmp_path: Path, row: dict[str, str], expected: Any) -> None:
 
 def test_the_same_texts_are_the_same_data_whatever_the_file(tmp_path: Path) -> None:
     rows = [{"context": "q", "target": "é\n1"}, {"context": "", "target": 'x, "y"'}]
-    prints = {
-        fingerprint(rows_of(written(tmp_path / f"rows.{ending}", rows)).rows)
-        for ending in ("jsonl", "json", "csv", "parquet")
-    }
-    assert prints == {fingerprint([Example("q", "é\n1"), Example("", 'x, "y"')])}
+    endings = ("jsonl", "json", "csv", "parquet")
+    found = [rows_of(written(tmp_path / f"rows.{ending}", rows)).rows for ending in endings]
+    assert len(set(map(fingerprint, found))) == 1
+    assert found[0] == [Example("q", "é\n1"), Example("", 'x, "y"')]
 
 
 @pytest.mark.parametrize(("ending", "compression"), [("gz", "gzip"), ("zst", "zstd")])
@@ -110,57 +125,18 @@ def test_compressed_files(tmp_path: Path, ending: str, compression: str) -> None
     content = written(tmp_path / "rows.csv", ALPACA).read_bytes()
     with pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), compression) as file:
         file.write(content)
-    assert rows_of(path).rows == [Example(ADD, "3"), Example(SAY, "hi")]
+    assert rows_of(path).rows == READ
 
 
 def test_json_files_may_have_a_row_per_line(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("\ufeff" + "".join(json.dumps(r) + "\n" for r in ALPACA))
-    assert len(rows_of(tmp_path / "rows.json").rows) == 2
+    assert rows_of(tmp_path / "rows.json").rows == READ
 
 
 def test_values_of_csv_are_text(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('context,target\nNaN,1\nnull,"NaN"\n\n,NA\n')
-    assert rows_of(tmp_path / "rows.csv").rows == [
-        Example("NaN", "1"),
-        Example("null", "NaN"),
-        Example("", "NA"),
-    ]
-
-
-def test_prompts_and_completions_of_turns(tmp_path: Path) -> None:
-    row = {"prompt": TURNS[:1], "completion": TURNS[1:]}
-    found = rows_of(written(tmp_path / "rows.jsonl", [row]), chat_template="chatml")
-    assert (found.rows, found.format) == ([CHAT], "completion")
-
-
-@pytest.mark.parametrize(
-    ("system", "turns", "says"),
-    [
-        ("s", TURNS, "<|im_start|>system\ns<|im_end|>\n"),
-        ("s", [{"role": "system", "content": "t"}, *TURNS], "<|im_start|>system\nt<|im_end|>\n"),
-        ("", TURNS, ""),
-        (None, TURNS, ""),
-    ],
-    ids=["a field", "a turn and a field", "an empty field", "a field of null"],
-)
-def test_a_system_message_beside_the_turns_is_the_first_turn(
-    tmp_path: Path, system: str | None, turns: list[Any], says: str
-) -> None:
-    path = written(tmp_path / "rows.json", [{"system": system, "messages": turns}])
-    (row,) = rows_of(path, chat_template="chatml").rows
-    assert row.text == says + SAID
-
-
-def test_rows_of_two_kinds_are_refused(tmp_path: Path) -> None:
-    rows = [{"text": "a"}, {"prompt": "b", "completion": "c"}]
-    with pytest.raises(StudyError, match="line 2 has other fields or types than the rows before"):
-        rows_of(written(tmp_path / "rows.jsonl", rows))
-
-
-def test_a_format_that_is_named_is_not_guessed(tmp_path: Path) -> None:
-    path = written(tmp_path / "rows.jsonl", [{"text": "t", "prompt": "p", "completion": "c"}])
-    with pytest.raises(StudyError, match="needs a str as 'instruction'"):
-        rows_of(path, format="alpaca")
+    wanted = [Example("NaN", "1"), Example("null", "NaN"), Example("", "NA")]
+    assert rows_of(tmp_path / "rows.csv").rows == wanted
 
 
 def test_datasets_reads_what_a_name_of_the_hub_stands_for(
@@ -175,8 +151,7 @@ def test_datasets_reads_what_a_name_of_the_hub_stands_for(
         return load(subset, data_files=file, split=split, cache_dir=str(tmp_path))
 
     monkeypatch.setattr(datasets, "load_dataset", local)
-    found = rows_of("org/name", subset="parquet", split="train[:1]")
-    assert found.rows == [Example(ADD, "3")]
+    assert rows_of("org/name", subset="parquet", split="train[:1]").rows == READ[:1]
     with pytest.raises(StudyError, match=r"data\.path='org/name', split test, subset"):
         rows_of("org/name", subset="parquet", split="test")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -184,117 +159,105 @@ def test_datasets_reads_what_a_name_of_the_hub_stands_for(
         rows_of("org/name")
 
 
-def say(*turns: tuple[str, Any]) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+ONE, TWO = {"text": "a"}, {"prompt": "b", "completion": "c"}
+NO_TEXT = [{"type": "image_url"}]
+CASES: list[tuple[str, list[Any], dict[str, str]]] = [
+    ("has the fields 'question', 'answer', which", [{"question": "q", "answer": "a"}], {}),
+    ("needs a str as 'text', but 'text' is of type int", [{"text": 3}], {}),
+    ("needs a str as 'output'", [{"instruction": "a", "output": float("nan")}], {}),
+    ("needs a str as 'instruction'", [ONE], {"format": "alpaca"}),
+    ("no turn in 'completion'", [{"prompt": TURNS, "completion": []}], {}),
+    ("needs a list as 'messages', but 'messages' is of type str", [{"messages": "hello"}], {}),
+    ("line 1, turn 1 is 'hello'", [{"messages": ["hello"]}], {}),
+    ("line 1 has no turn of the assistant", [{"messages": TURNS[:1]}], {}),
+    ("unknown role in .*turn 1: 'bot': ", [{"messages": say(("bot", "a"))}], {}),
+    ("turn 1 needs a str as 'content'", [{"messages": [{"role": "assistant"}]}], {}),
+    ("is not text", [{"messages": say(("assistant", NO_TEXT))}], {}),
+    ("unknown 'from' in", [{"conversations": [{"from": "x", "value": "y"}]}], {}),
+    ("'tools' is no list of JSON schemas", [{"messages": TURNS, "tools": "{"}], {}),
+    ("'tools' is no list of JSON schemas", [{"messages": TURNS, "tools": ["sum"]}], {}),
+    ("'system' is of type int", [{"messages": TURNS, "system": 3}], {}),
+    ("line 2 has other fields or types than the rows before", [ONE, TWO], {}),
+    ("the rows are of data.format=completion: remove it", [ONE], {"chat_template": "chatml"}),
+    ("data.split=test .* is a file: remove data.split", [ONE], {"split": "test"}),
+]
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
-    "no format": ({"question": "q", "answer": "a"}, "has the fields 'question', 'answer', which"),
-    "a number": ({"text": 3}, "needs a str as 'text', but 'text' is of type int"),
-    "an output of NaN": ({"instruction": "a", "output": float("nan")}, "'output' is of type float"),
-    "no completion": ({"prompt": TURNS, "completion": []}, "no turn in 'completion'"),
-    "turns that are text": (
-        {"messages": "hello"},
-        "needs a list as 'messages', but 'messages' is of",
-    ),
-    "a turn that is text": ({"messages": ["hello"]}, "line 1, turn 1 is 'hello'"),
-    "no assistant": (say(("user", "q")), "line 1 has no turn of the assistant"),
-    "an unknown role": (say(("user", "q"), ("bot", "a")), "unknown role in .*turn 2: 'bot': "),
-    "no content": ({"messages": [{"role": "assistant"}]}, "turn 1 needs a str as 'content'"),
-    "an image": (say(("assistant", [{"type": "image_url"}])), "is not text"),
-    "unknown in ShareGPT": ({"conversations": [{"from": "x", "value": "y"}]}, "unknown 'from' in"),
-    "bad tools": (say(("assistant", "a")) | {"tools": "{"}, "'tools' is no list of JSON schemas"),
-    "names of tools": (say(("assistant", "a")) | {"tools": ["sum"]}, "'tools' is no list of JSON"),
-    "a number for system": (say(("assistant", "a")) | {"system": 3}, "'system' is of type int"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_row_that_cannot_be_used_is_one_line(tmp_path: Path, case: str) -> None:
-    row, says = REFUSED[case]
-    path = written(tmp_path / "rows.jsonl", [row])
+@pytest.mark.parametrize(("says", "rows", "keys"), CASES)
+def test_rows_that_can_not_be_used_are_one_line(
+    tmp_path: Path, says: str, rows: list[Any], keys: dict[str, str]
+) -> None:
+    if {"messages", "conversations"} & set(rows[0]):
+        keys = {"chat_template": "chatml"}
     with pytest.raises(StudyError, match=says) as caught:
-        rows_of(path, chat_template="chatml" if {"messages", "conversations"} & set(row) else None)
-    assert "line 1" in str(caught.value)
+        rows_of(written(tmp_path / "rows.jsonl", rows), **keys)
     assert "\n" not in str(caught.value)
 
 
-FILES: dict[str, tuple[str, bytes, str]] = {
-    "a cut gzip": ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-9], "can't be read"),
-    "no Parquet": ("x.parquet", b'{"text": "a"}\n', "can't be read"),
-    "an open list": ("x.json", b'[{"text": "a"},', "is not valid JSON"),
-    "a list of texts": ("x.json", b'["a", "b"]', "row 1 is of type str"),
-    "CSV in latin-1": ("x.csv", "text\né\n".encode("latin-1"), "is not valid CSV in UTF-8"),
-    "a short row": ("x.csv", b"prompt,completion\na\n", "line 2 has 1 fields, and the header"),
-    "an open quote": ("x.csv", b'text\n"a\n', "is not valid CSV"),
-}
+CUT = gzip.compress(b'{"text": "a"}\n' * 999)[:-9]
+FILES: list[tuple[str, bytes, str]] = [
+    ("x.jsonl.gz", CUT, "can't be read"),
+    ("x.parquet", b'{"text": "a"}\n', "can't be read"),
+    ("x.json", b'[{"text": "a"},', "is not valid JSON"),
+    ("x.json", b'["a", "b"]', "row 1 is of type str"),
+    ("x.csv", "text\né\n".encode("latin-1"), "is not valid CSV in UTF-8"),
+    ("x.csv", b"prompt,completion\na\n", "line 2 has 1 fields, and the header"),
+    ("x.csv", b'text\n"a\n', "is not valid CSV"),
+]
 
 
-@pytest.mark.parametrize("case", FILES)
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, case: str) -> None:
-    name, content, says = FILES[case]
+@pytest.mark.parametrize(("name", "content", "says"), FILES)
+def test_a_file_that_can_not_be_read_is_one_line(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StudyError, match=says) as caught:
         rows_of(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_template_for_rows_without_conversations_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path / "rows.jsonl", [{"text": "a"}])
-    with pytest.raises(StudyError, match=r"the rows are of data\.format=completion: remove it"):
-        rows_of(path, chat_template="chatml")
-
-
-def test_a_file_has_no_split(tmp_path: Path) -> None:
-    path = written(tmp_path / "rows.jsonl", [{"text": "a"}])
-    with pytest.raises(StudyError, match=r"data\.split=test .* is a file: remove data\.split"):
-        rows_of(path, split="test")
-
-
 # What is learned, cut and dropped.
+
+MORE = [*TURNS, *say(("user", "more"), ("assistant", "b"))]
 
 
 def corpus_of(path: Path, length: int, **keys: Any) -> Any:
-    tokenizer = load_tokenizer(TINY)
     about = DataConfig("file", str(path), sequence_length=length, heldout=2, seed=0, **keys)
-    return build_corpus(about, tokenizer, tokenizer.eos_token_id)
+    return build_corpus(about, tiny.tokenizer(), 256)
 
 
 def test_every_token_of_a_text_is_learned_as_in_trl(tmp_path: Path) -> None:
     """TRL: the tokens of the text and eos, all of them labels; the first has none before it."""
-    texts = ("abc", "abcdefgh", " ")
-    corpus = corpus_of(written(tmp_path / "rows.jsonl", [{"text": text} for text in texts]), 6)
+    texts = [{"text": text} for text in ("abc", "abcdefgh", " ")]
+    corpus = corpus_of(written(tmp_path / "rows.jsonl", texts), 6)
     rows = [*corpus.train.batches(1), *corpus.heldout.batches(1)]
-    eos = load_tokenizer(TINY).eos_token_id
     for batch in rows:
         ids = batch.input_ids_BT[batch.real_BT]
-        assert ids[:3].tolist() == list(load_tokenizer(TINY)("abc").input_ids)
+        assert ids[:3].tolist() == tiny.tokenizer()("abc").input_ids
         assert batch.targets_BT[batch.real_BT].tolist() == [*ids[1:].tolist(), -100]
     assert sorted(len(batch.real_BT[batch.real_BT]) for batch in rows) == [4, 6]
-    assert sum(int((batch.input_ids_BT == eos).sum()) for batch in rows) == 1
+    assert sum(int((batch.input_ids_BT == 256).sum()) for batch in rows) == 1
     assert corpus.rows == {"train": 1, "heldout": 1, "cut": 1, "dropped": 1, "format": "completion"}
     assert corpus.questions.contexts == []
 
 
 def test_a_conversation_is_cut_on_the_right_and_dropped_without_a_turn_left(tmp_path: Path) -> None:
-    turns = [*TURNS, {"role": "user", "content": "more"}, {"role": "assistant", "content": "b"}]
-    rows = [{"messages": [{"role": "system", "content": f"s{n}"}, *turns]} for n in range(40)]
-    late = {"messages": [{"role": "user", "content": "long " * 99}, TURNS[1]]}
+    rows = [{"messages": [*say(("system", f"s{n}")), *MORE]} for n in range(40)]
+    late = {"messages": [*say(("user", "long " * 99)), TURNS[1]]}
     path = written(tmp_path / "rows.jsonl", [*rows, late, late])
     first = len("<|im_start|>system\ns1<|im_end|>\n" + SAID)
     corpus = corpus_of(path, first + 9, chat_template="chatml")
     assert corpus.rows["cut"] == corpus.rows["train"] + corpus.rows["heldout"]
     assert corpus.rows["dropped"] == 2
-    text = load_tokenizer(TINY).decode(corpus.train.batch(0, 0, 1).input_ids_BT[0])
+    text = tiny.tokenizer().decode(corpus.train.batch(0, 0, 1).input_ids_BT[0])
     assert text.startswith("<|im_start|>system\ns")
     assert len(corpus.questions.contexts) < corpus.rows["heldout"]
 
 
 def test_the_question_of_a_conversation_is_its_last_turn(tmp_path: Path) -> None:
-    turns = [*TURNS, {"role": "user", "content": "more"}, {"role": "assistant", "content": "b"}]
-    rows = [{"messages": [{"role": "system", "content": f"s{n}"}, *turns]} for n in range(4)]
+    rows = [{"messages": [*say(("system", f"s{n}")), *MORE]} for n in range(4)]
     corpus = corpus_of(written(tmp_path / "rows.jsonl", rows), 400, chat_template="chatml")
     (context,) = corpus.questions.contexts
-    text = load_tokenizer(TINY).decode(context)
+    text = tiny.tokenizer().decode(context)
     assert text.endswith("user\nmore<|im_end|>\n<|im_start|>assistant\n")
     assert list(corpus.questions.targets) == ["b"]
