@@ -49,13 +49,8 @@ def test_steps_are_those_of_the_trainer(
     )
     trainer = Trainer(tiny.build(), args, train_dataset=[{"input_ids": [n]} for n in range(rows)])
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    ours = resolved(
-        cell(
-            *(f"train.batch_size={batch}", f"train.accumulation={accumulation}"),
-            *(f"train.epochs={epochs}", f"train.warmup={warmup}"),
-        ),
-        lambda: rows,
-    )
+    size = (f"train.batch_size={batch}", f"train.accumulation={accumulation}")
+    ours = resolved(cell(*size, f"train.epochs={epochs}", f"train.warmup={warmup}"), lambda: rows)
     assert ours.train.steps == steps
     assert ours.train.warmup == args.get_warmup_steps(steps)
     assert isinstance(ours.train.warmup, int)
@@ -63,14 +58,9 @@ def test_steps_are_those_of_the_trainer(
 
 def test_epochs_and_the_same_number_of_steps_are_one_cell(cell: Build) -> None:
     """54 training rows, of 60, in batches of 3: 18 steps."""
-    cells = plan(
-        [
-            cell("train.epochs=2", "train.warmup=0.25", "train.steps=5"),
-            cell("train.steps=36", "train.warmup=9"),
-            cell("train.steps=36", "train.warmup=0.25"),
-            cell("train.steps=35", "train.warmup=9"),
-        ]
-    )
+    by_epochs = cell("train.epochs=2", "train.warmup=0.25", "train.steps=5")
+    shares = [cell(f"train.steps={steps}", "train.warmup=0.25") for steps in (36, 35)]
+    cells = plan([by_epochs, cell("train.steps=36", "train.warmup=9"), *shares])
     assert [c.config.train.steps for c in cells] == [36, 36, 36, 35]
     assert [c.config.train.warmup for c in cells] == [9, 9, 9, 9]
     ids = [c.id for c in cells]
@@ -85,49 +75,38 @@ def test_schedules_follow_the_steps_of_the_epochs(cell: Build) -> None:
         plan([cell("train.epochs=1e6", "probes.steps=null", "probes.every=1")])
 
 
-SMALL = ("model=tiny", "data.sequence_length=128", "train.batch_size=4", "probes.steps=null")
-
-
 def test_conversations_are_trained_for_an_epoch(
     tmp_path: Path, study_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "chats.json"
     turns = [
         [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]
         for n in range(24)
     ]
-    path.write_text(json.dumps([{"conversations": turn} for turn in turns]))
-    words = ["data=file", f"data.path={path}", "data.chat_template=chatml", *SMALL, "name=chat"]
-    words += ["train.epochs=1", "train.warmup=0.5", "train.answer_tokens=3"]
-    planned = study_cli("train", "--plan", *words)
+    Path("chats.json").write_text(json.dumps([{"conversations": turn} for turn in turns]))
+    words = ["model=tiny", "data=file", "data.path=chats.json", "data.chat_template=chatml"]
+    words += ["data.sequence_length=128", "train.batch_size=4", "probes.steps=null", "name=chat"]
+    words += ["train.answer_tokens=3"]
+    epochs = ["train.epochs=1", "train.warmup=0.5"]
+    planned = study_cli("train", "--plan", *words, *epochs)
     assert planned.code == 0, planned.err
     assert "22 rows of data.format=messages to train on and 2 held out; 0 are cut" in planned.out
     assert "train.epochs=1: 6 steps of 4 rows; train.steps is ignored" in planned.out
-    ran = study_cli("train", *words)
+    ran = study_cli("train", *words, *epochs)
     assert ran.code == 0, ran.err
     (row,) = load_cells("results/chat").to_dict("records")
-    assert (row["status"], row["steps"], row["warmup"], row["data"]) == (
-        *("complete", 6, 3),
-        str(path),
-    )
+    assert (row["status"], row["steps"], row["warmup"]) == ("complete", 6, 3)
     assert not {"epochs", "format", "chat_template"} & set(row)
     (record,) = Path("results/chat/cells").glob("*/record.json")
-    assert json.loads(record.read_text())["rows"] == {
-        "train": 22,
-        "heldout": 2,
-        "cut": 0,
-        "dropped": 0,
-        "format": "messages",
-    }
-    again = study_cli("train", *words[:-3], "train.steps=6", "train.warmup=3", words[-1])
+    counts = {"train": 22, "heldout": 2, "cut": 0, "dropped": 0, "format": "messages"}
+    assert json.loads(record.read_text())["rows"] == counts
+    again = study_cli("train", *words, "train.steps=6", "train.warmup=3")
     assert "1 done, nothing to train" in again.err
 
 
 def test_texts_have_no_questions_to_answer(cell: Build, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(20)))
-    planned = plan([cell("data=file", f"data.path={path}", "train.answer_tokens=4")])
     with pytest.raises(StudyError, match="no held-out row is a question"):
-        prepare(planned)
+        prepare(plan([cell("data=file", f"data.path={path}", "train.answer_tokens=4")]))
     prepare(plan([cell("data=file", f"data.path={path}")]))

@@ -30,12 +30,8 @@ def covered(folder: Path | None, targets: str | list[str] = "all-linear") -> Cov
     return coverage(card, resolve_targets(card.targets, targets))
 
 
-def test_a_usual_model_is_covered_and_nothing_is_said() -> None:
+def test_a_usual_model_is_covered_and_a_choice_of_targets_is_no_news() -> None:
     assert covered(None) == Coverage(share=1.0, without=(), out_of_reach=False)
-    assert covered(None).notice is None
-
-
-def test_a_choice_of_targets_is_no_news() -> None:
     found = covered(None, "attention")
     attention, mlp = 64 * (64 + 32 + 32 + 64), 3 * 64 * 128
     assert found.share == pytest.approx(attention / (attention + mlp))
