@@ -19,9 +19,8 @@ from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig, ModelConfig
 from study.data import build_corpus
 from study.errors import StudyError
-from study.models import FrozenBase, load_base, load_tokenizer, smollm2, tiny
+from study.models import FrozenBase, load_tokenizer, tiny
 from study.store import load_records
-from study.store.cache import cache_folder
 from study.sweeps.cells import plan
 from study.sweeps.run import run
 from study.training.peft_format import CONFIG, read_adapter
@@ -253,26 +252,3 @@ def test_an_adapter_of_infinite_rank_cannot_be_saved(cell: Callable[..., CellCon
     limit = ["adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd"]
     with pytest.raises(StudyError, match="no factors to save"):
         cell(*limit, "train.save_adapter=true")
-
-
-@pytest.mark.smollm2
-@pytest.mark.skipif(
-    not smollm2.is_whole(cache_folder() / smollm2._NAME),
-    reason="SmolLM2 is not in the cache",
-)
-def test_smollm2(cell: Callable[..., CellConfig], tmp_path: Path, command: Make) -> None:
-    """One step on the real base. PEFT loads the export by its base's name and has our logits."""
-    overrides = ["model=smollm2", "name=real", f"results_dir={tmp_path}", "probes.steps=null"]
-    overrides += ["train.steps=1", "train.batch_size=1", "train.eval_every=0"]
-    overrides += ["adapter.scaling=power", "adapter.exponent=0.7", "optimizer.lr=1e-3"]
-    overrides += ["adapter.targets=[q_proj,down_proj]", "train.save_adapter=true"]
-    run(plan([cell(*overrides)]))
-    name, adapter = str(study.load(tmp_path / "real").cells["cell_id"].item()), tmp_path / "adapter"
-    command("export", tmp_path / "real", name, adapter)
-    base = load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
-    expected = our_logits(base, tmp_path / "real" / "cells" / name / "adapter")
-    with torch.no_grad():
-        theirs = peft.AutoPeftModelForCausalLM.from_pretrained(adapter).eval()(IDS).logits
-        moved = (base.model(IDS).logits - expected).abs().max()
-    assert moved > 1e-2
-    assert_equal_logits(theirs, expected)

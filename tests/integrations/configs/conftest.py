@@ -22,27 +22,25 @@ quant_bits: 8
 dataset: "xbrl_extract_train.jsonl"
 model_name: "meta-llama/Llama-3.1-8B-Instruct"
 """
-FINLORA_JSON = {
-    "formula_8bits_r8_rslora": {
-        "base_model": "meta-llama/Llama-3.1-8B-Instruct",
-        "dataset_path": "train.jsonl",
-        "lora_r": 8,
-        "quant_bits": 8,
-        "learning_rate": 0.0001,
-        "num_epochs": 4,
-        "batch_size": 8,
-        "gradient_accumulation_steps": 2,
-        "peft_use_rslora": True,
-    },
-    "formula_4bits_r4_dora": {
-        "base_model": "meta-llama/Llama-3.1-8B-Instruct",
-        "dataset_path": "elsewhere/train.jsonl",
-        "lora_r": 4,
-        "quant_bits": 4,
-        "lora_alpha": 32,
-        "peft_use_dora": True,
-    },
-}
+FINLORA_JSON = """\
+formula_8bits_r8_rslora:
+  base_model: meta-llama/Llama-3.1-8B-Instruct
+  dataset_path: train.jsonl
+  lora_r: 8
+  quant_bits: 8
+  learning_rate: 0.0001
+  num_epochs: 4
+  batch_size: 8
+  gradient_accumulation_steps: 2
+  peft_use_rslora: true
+formula_4bits_r4_dora:
+  base_model: meta-llama/Llama-3.1-8B-Instruct
+  dataset_path: elsewhere/train.jsonl
+  lora_r: 4
+  quant_bits: 4
+  lora_alpha: 32
+  peft_use_dora: true
+"""
 AXOLOTL = """\
 base_model: org/model-1b
 load_in_4bit: true
@@ -105,7 +103,6 @@ plot_loss: true
 # The keys of the alignment-handbook's recipe for Zephyr.
 TRL = """\
 model_name_or_path: org/model-7b
-torch_dtype: bfloat16
 load_in_4bit: true
 use_peft: true
 lora_r: 16
@@ -116,8 +113,6 @@ dataset_mixture:
   datasets:
     - {id: org/chats, split: train_sft, columns: [messages]}
     - {id: org/chats, split: test_sft, columns: [messages]}
-  seed: 0
-dataset_num_proc: 12
 bf16: true
 learning_rate: 2.0e-4
 lr_scheduler_type: cosine
@@ -155,16 +150,19 @@ answers: {hf_hub_url: org/qa, columns: {prompt: question, response: answer}}
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jsonl: Path) -> None:
     """The working directory: a configuration in each form, and the data."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.jsonl").write_text(jsonl.read_text())
-    (tmp_path / "rslora.yaml").write_text(FINLORA_YAML)
-    (tmp_path / "finetune_configs.json").write_text(json.dumps(FINLORA_JSON))
-    (tmp_path / "axolotl.yml").write_text(AXOLOTL)
-    (tmp_path / "factory.yaml").write_text(LLAMA_FACTORY)
-    (tmp_path / "trl.yaml").write_text(TRL)
-    (tmp_path / "adapter.yaml").write_text(PEFT)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(yaml.safe_load(DATASET_INFO)))
-    (tmp_path / "data" / "rows.json").write_text("[]")
+    Path("data").mkdir()
+    for name, text in {
+        "train.jsonl": jsonl.read_text(),
+        "rslora.yaml": FINLORA_YAML,
+        "finetune_configs.json": json.dumps(yaml.safe_load(FINLORA_JSON)),
+        "axolotl.yml": AXOLOTL,
+        "factory.yaml": LLAMA_FACTORY,
+        "trl.yaml": TRL,
+        "adapter.yaml": PEFT,
+        "data/dataset_info.json": json.dumps(yaml.safe_load(DATASET_INFO)),
+        "data/rows.json": "[]",
+    }.items():
+        Path(name).write_text(text)
 
 
 @pytest.fixture

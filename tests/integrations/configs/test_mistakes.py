@@ -33,9 +33,7 @@ def refused(study_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 FILES: list[tuple[str, dict[str, Any], str]] = [
     ("rslora.yaml", {"model_name": None, "dataset": None}, "model_name, dataset are missing"),
     ("rslora.yaml", {"lora_rank": "many"}, "lora_rank='many': give a valid integer"),
-    ("rslora.yaml", {"quant_bits": 3}, "quant_bits=3: give 4 or 8"),
     ("rslora.yaml", {"load_in_4bit": True}, "contradict each other: keep one"),
-    ("axolotl.yml", {"load_in_8bit": True}, "contradict each other: keep one"),
     ("axolotl.yml", {"load_in_4bit": False}, "adapter: qlora and no load_in_4bit contradict"),
     ("axolotl.yml", {"adapter": "ia3"}, "adapter='ia3': give 'lora' or 'qlora'"),
     ("axolotl.yml", {"adapter": None}, "adapter is missing, which trains all weights"),
@@ -48,7 +46,6 @@ FILES: list[tuple[str, dict[str, Any], str]] = [
     ("axolotl.yml", {"datasets": "alpaca"}, "datasets='alpaca': give a valid list"),
     ("axolotl.yml", {"micro_batch_size": 0}, "train.batch_size=0 is out of range"),
     ("axolotl.yml", {"num_epochs": 0}, "train.epochs=0.0 is out of range"),
-    ("axolotl.yml", {"lora_dropout": 1.5}, "adapter.dropout=1.5"),
     ("factory.yaml", {"stage": "dpo"}, "stage: dpo trains on no targets: give stage: sft"),
     ("factory.yaml", {"finetuning_type": "full"}, "finetuning_type=full is not LoRA"),
     ("factory.yaml", {"dataset": None}, "dataset is missing, so it trains nothing"),
