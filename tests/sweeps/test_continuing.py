@@ -1,7 +1,6 @@
 """Cells continue from their checkpoints; folds that do not fit into memory are halved."""
 
 import errno
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +55,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
 
 @pytest.fixture
-def break_at(hook: Callable[..., list[int]]) -> Callable[[int, Exception], None]:
+def break_at(hook: Callable[..., list[int]]) -> Callable[..., None]:
     """``break_at(3, error)``: training raises ``error`` after step 3."""
 
     def of(at: int, error: Exception) -> None:
@@ -103,10 +102,7 @@ def test_a_full_disk_gives_one_line_and_the_cells_continue_when_there_is_space(
 
 
 def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
-    cells: Cells,
-    break_at: Callable[[int, Exception], None],
-    hook: Callable[..., list[int]],
-    tmp_path: Path,
+    cells: Cells, break_at: Callable[..., None], hook: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     sweep.run(cells("whole"))
     for index, step in ((0, 2), (1, 4), (2, 4)):
@@ -117,14 +113,13 @@ def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
     sweep.run(cells("results", "pack.fold=3"))
     assert sizes == [1, 2], "those at one step go on together"
     one, two = (load_measured(tmp_path / folder / "default") for folder in ("whole", "results"))
-    assert list(one.metrics["loss"]) == pytest.approx(
-        list(two.metrics["loss"]), nan_ok=True, rel=1e-5
-    )
+    losses = list(one.metrics["loss"])
+    assert losses == pytest.approx(list(two.metrics["loss"]), nan_ok=True, rel=1e-5)
     assert set(two.cells["status"]) == {"complete"}
 
 
 def test_a_cell_that_failed_continues_from_the_checkpoint_before(
-    cells: Cells, break_at: Callable[[int, Exception], None], tmp_path: Path
+    cells: Cells, break_at: Callable[..., None], tmp_path: Path
 ) -> None:
     sweep.run(cells("whole")[:1])
     break_at(5, RuntimeError("the driver was restarted"))
@@ -133,17 +128,17 @@ def test_a_cell_that_failed_continues_from_the_checkpoint_before(
     assert load_cells(one.study_dir)["status"].item() == "failed"
     break_at(-1, RuntimeError())
     sweep.run([one])
-    written = json.loads((one.folder / "record.json").read_text())
+    [written] = load_records(one.study_dir)
     assert [each["step"] for each in written["resumed"]] == [6]
     same_tables(tmp_path / "whole/default", tmp_path / "results/default")
     assert not (one.folder / "checkpoints").exists()
     [aside] = (one.study_dir / "aside").iterdir()
-    assert json.loads((aside / "record.json").read_text())["status"] == "failed"
+    assert '"status": "failed"' in (aside / "record.json").read_text()
 
 
 def test_a_cell_whose_earlier_rows_are_damaged_begins_again(
     cells: Cells,
-    break_at: Callable[[int, Exception], None],
+    break_at: Callable[..., None],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -12,9 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given
 from hypothesis import strategies as st
 
+import study
 from study.config import CellConfig
 from study.config.compose import CONF
-from study.store import load_cells
 from study.sweeps.app import parallel_jobs
 from study.sweeps.cells import Cell, plan
 from study.sweeps.packs import deal, packs
@@ -100,16 +100,20 @@ def test_the_launcher_gpus_has_a_process_per_visible_gpu(monkeypatch: pytest.Mon
     assert parallel_jobs(config.hydra.launcher) == 3
 
 
-def test_a_sweep_with_the_launcher_gpus(
+def test_a_sweep_with_the_launcher_gpus_has_the_same_numbers(
     study_cli: Callable[..., Any], jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = ("model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=2", "train.steps=1")
-    line = ("train", "-m", *small, "adapter.rank=2,3", "launcher=gpus", "device=cpu")
-    ran = study_cli(*line, "pack.devices=2")
+    line = ("train", "-m", *small, "adapter.rank=2,3")
+    assert study_cli(*line, "results_dir=here").code == 0
+    ran = study_cli(*line, "launcher=gpus", "device=cpu", "pack.devices=2")
     assert ran.code == 0, ran.err
     assert "2 cells, 0 done, 2 to train in 2 packs" in ran.err
-    assert set(load_cells(tmp_path / "results/default")["status"]) == {"complete"}
+    one, two = (study.load(f"{folder}/default") for folder in ("here", "results"))
+    assert list(one.cells["cell_id"]) == list(two.cells["cell_id"])
+    losses = list(one.metrics["loss"])
+    assert losses == pytest.approx(list(two.metrics["loss"]), nan_ok=True, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""bf16 rounds every activation and moves no exponent."""
+"""The precision of the base: bf16 moves no exponent, and each number of bits has its curves."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,37 +9,26 @@ import numpy as np
 import pytest
 
 import study
+from study.store import load_records
+from study.sweeps import run
 
+Cli = Callable[..., Any]
 PLACE = ["site", "stat", "step", "kind", "layer"]
 
 
-def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
-    study_cli: Callable[..., Any], jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small(jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    line = [
-        "train",
-        "-m",
-        "model=tiny",
-        "data=file",
-        f"data.path={jsonl}",
-        "data.sequence_length=32",
-    ]
-    line += [
-        "data.heldout=6",
-        "train.batch_size=4",
-        "train.steps=1",
-        "train.eval_every=0",
-        "probes.steps=[0,1]",
-    ]
-    line += [
-        "precision=float32,bf16",
-        "adapter.scaling=rslora",
-        "adapter.rank=4,16,64",
-        "seed=0,1,2,3,4",
-    ]
-    assert study_cli(*line).code == 0
-    assert study_cli("analyze", "results/default").code == 0
+    small = ["train", "-m", "model=tiny", "data=file", f"data.path={jsonl}", "train.steps=1"]
+    return [*small, "data.sequence_length=32", "data.heldout=2", "train.eval_every=0"]
+
+
+def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
+    study_cli: Cli, small: list[str]
+) -> None:
+    swept = ["precision=float32,bf16", "adapter.rank=4,16,64", "seed=0,1,2,3,4"]
+    swept += ["adapter.scaling=rslora", "train.batch_size=4", "probes.steps=[0,1]"]
+    assert study_cli(*small, *swept).code == 0
     exponents = study.load("results/default").exponents.query("layer in ['mean_log', 'model']")
     exponents = exponents[exponents["stat"].isin(["rms", "norm", "descent"])]
     found, wanted = (
@@ -50,3 +40,43 @@ def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
     inside = found["exponent"].between(wanted["ci_low"] - 0.01, wanted["ci_high"] + 0.01)
     assert inside.all(), found[~inside]
     assert not np.array_equal(found["exponent"], wanted["exponent"]), "bf16 rounds"
+
+
+def test_bits_are_swept_recorded_and_kept_apart(
+    study_cli: Cli, small: list[str], tmp_path: Path
+) -> None:
+    line = [*small, "probes.steps=[0]", "probes.stats=[norm,descent]", "adapter.rank=2,4"]
+    ran = study_cli(*line, "model.quant_bits=null,8,4")
+    assert ran.code == 0, ran.err
+    assert "6 cells, 0 done, 6 to train in 3 packs" in ran.err
+    records = load_records(tmp_path / "results/default")
+    four = next(record for record in records if record["config"]["model"]["quant_bits"] == 4)
+    assert four["sources"]["model"].endswith("+nf4")
+    assert four["model_note"] == "random weights, block linears in 4 bits by bitsandbytes"
+    assert four["versions"]["bitsandbytes"]
+
+    rows = study.load("results/default").exponents.query("site == 'adapter_grad'")
+    rows = rows[rows["layer"] == "model"]
+    assert sorted(rows["quant_bits"].fillna(0)) == [0, 4, 8]
+    assert len({round(float(value), 6) for value in rows["exponent"]}) == 3
+    assert np.allclose(rows["exponent"], -0.5, atol=0.3)
+    plain = study_cli(*line)
+    says = "2 cells, 2 done, nothing to train"
+    assert says in plain.err, "no bits and null bits are one identity"
+
+    # A record of before there were bits is of a base that is not quantised.
+    for path in (tmp_path / "results/default/cells").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        del record["config"]["model"]["quant_bits"]
+        path.write_text(json.dumps(record))
+    assert study.load("results/default").cells["quant_bits"].isna().all()
+
+
+def test_bad_bits_get_one_line(
+    study_cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    ran = study_cli(*small, "model.quant_bits=3")
+    [line] = ran.err.strip().splitlines()
+    assert "unknown model.quant_bits 3: choose from null, 8, 4" in line
+    assert not (tmp_path / "results").exists()

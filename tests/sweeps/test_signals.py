@@ -1,6 +1,5 @@
 """Signals: the first one finishes the step and keeps all of it, a second one stops at once."""
 
-import json
 import os
 import re
 import shlex
@@ -14,10 +13,10 @@ import pandas as pd
 import pytest
 
 from study.config import CellConfig
-from study.store import is_claimed, load_cells, load_measured
+from study.store import is_claimed, load_cells, load_measured, load_records
 from study.sweeps import run as sweep
 from study.sweeps import signals
-from study.sweeps.cells import plan
+from study.sweeps.cells import Cell, plan
 from tests.sweeps.conftest import Begin, Process, wait_for
 
 LINE = (
@@ -39,23 +38,19 @@ def rows(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("metrics.arrows")) // 400
 
 
-def stopped_line(process: Process, line: list[str]) -> str:
+def check_stopped(process: Process, line: list[str]) -> None:
     last = process.said.splitlines()[-1]
     assert last == f"study: stopped; continue with: {shlex.join(['study', *line])}"
-    return last
+    assert "Traceback" not in process.said
 
 
 def same_tables(one: Path, two: Path) -> None:
     """All numbers but the times are the same, bit for bit."""
     tables = [load_measured(folder) for folder in (one, two)]
     for name in ("metrics", "probes"):
-        pd.testing.assert_frame_equal(
-            *(
-                getattr(t, name).drop(columns="seconds", errors="ignore").reset_index(drop=True)
-                for t in tables
-            ),
-            check_exact=True,
-        )
+        rows = [getattr(each, name).drop(columns="seconds", errors="ignore") for each in tables]
+        first, second = (each.reset_index(drop=True) for each in rows)
+        pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
 def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
@@ -70,17 +65,14 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
         process.send(signum)
         assert process.wait() == 128 + signum, process.said
         assert STOPPING in process.said
-        assert "Traceback" not in process.said
-        stopped_line(process, line)
-        stopped = load_cells(study_dir)
-        assert "interrupted" in set(stopped["status"])
+        check_stopped(process, line)
+        assert "interrupted" in set(load_cells(study_dir)["status"])
         assert not list(study_dir.glob("sweep-*"))
     last = begin(*line)
     assert last.wait() == 0
     assert whole.wait() == 0
     same_tables(tmp_path / "whole/default", study_dir)
-    records = [json.loads(path.read_text()) for path in study_dir.glob("cells/*/record.json")]
-    resumed = [each for record in records for each in record.get("resumed", [])]
+    resumed = [each for record in load_records(study_dir) for each in record.get("resumed", [])]
     assert len(resumed) == 3
     assert all(each["step"] > 0 for each in resumed)
     said = re.search(r"2 cells, \d done, 1 cell to continue from step (\d+) on", last.said)
@@ -105,8 +97,7 @@ def test_a_signal_before_training_ends_the_process_at_once(
     start = time.monotonic()
     assert process.wait() == 143
     assert time.monotonic() - start < 10
-    stopped_line(process, line)
-    assert "Traceback" not in process.said
+    check_stopped(process, line)
 
 
 def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
@@ -133,7 +124,7 @@ def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
     assert not process.has_ended()
     process.send(signal.SIGINT)
     assert process.wait() == 130
-    stopped_line(process, [*line, "checkpoint.every=2"])
+    check_stopped(process, [*line, "checkpoint.every=2"])
     assert len(list(tmp_path.rglob("checkpoints/*.safetensors"))) == 2
 
 
@@ -149,7 +140,7 @@ def test_stopping_stops_the_processes_of_a_launcher(
     assert not process.has_ended(), process.said
     process.send(signal.SIGTERM)
     assert process.wait() == 143, process.said
-    stopped_line(process, [*line, *joblib])
+    check_stopped(process, [*line, *joblib])
     cells = load_cells(study_dir)
     assert set(cells["status"]) == {"interrupted"}
     assert len(cells) == 2, "the pack that waited did not begin"
@@ -165,34 +156,25 @@ def test_the_handler_of_a_launcher_is_called_after_a_checkpoint(
     cell: Callable[..., CellConfig], tmp_path: Path, ends: bool
 ) -> None:
     [planned] = plan([cell(f"results_dir={tmp_path}", "train.steps=30", "checkpoint.every=null")])
-    read, write = os.pipe()
     pid = os.fork()
     if not pid:
         code = 99
         try:
-            code = _be_a_job(planned, write, ends)
+            code = _be_a_job(planned, tmp_path / "found", ends)
         except SystemExit as leaving:
             code = int(str(leaving.code))
         finally:
             os._exit(code)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        found = json.load(pipe)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (144 if ends else 0)
-    assert found == {"checkpoints": 1, "held": True}
-    assert load_cells(tmp_path / "default")["status"].item() == (
-        "interrupted" if ends else "complete"
-    )
+    assert (tmp_path / "found").read_text() == "1 checkpoint, held: True"
+    status = load_cells(tmp_path / "default")["status"].item()
+    assert status == ("interrupted" if ends else "complete")
 
 
-def _be_a_job(planned: Any, write: int, ends: bool) -> int:
+def _be_a_job(planned: Cell, found: Path, ends: bool) -> int:
     def handler(signum: int, frame: object) -> None:
-        found = {
-            "checkpoints": len(list(planned.folder.glob("checkpoints/*.safetensors"))),
-            "held": is_claimed(planned.folder),
-        }
-        os.write(write, json.dumps(found).encode())
-        os.close(write)
+        number = len(list(planned.folder.glob("checkpoints/*.safetensors")))
+        found.write_text(f"{number} checkpoint, held: {is_claimed(planned.folder)}")
         if ends:
             raise SystemExit(144)
 
