@@ -1,5 +1,6 @@
-"""The fast way to many cells gives what Hydra's own composition of each cell gives."""
+"""Many cells are composed as Hydra composes each; rates around the expected best one of a cell."""
 
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,11 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from study.config import CellConfig
-from study.config.compose import CONF, compose, parse
+from study.config.compose import CONF, compose, expected_best, parse
 from study.config.hints import as_study_errors
 from study.errors import StudyError
 
@@ -107,9 +110,31 @@ def test_a_mistake_of_a_later_cell_gets_one_line(
         compose(loader, "config", ["model=tiny"], [["seed=1"], ["seed=2", mistake]])
 
 
-def test_a_preset_sets_keys_of_the_main_file_and_the_command_line_sets_them_again(
-    loader: ConfigLoader,
-) -> None:
-    assert by_hydra(loader, ["preset=gpu"]).precision == "bf16"
-    assert by_hydra(loader, ["preset=gpu", "precision=float32"]).precision == "float32"
-    assert by_hydra(loader, ["experiment=quick", "preset=gpu"]).precision == "bf16"
+MOVE, R_SIGN, CROSSOVER, STEPS = 85.0, 9.8, 10.0, 128
+
+
+@pytest.mark.parametrize(("gamma", "rank"), [(1e-12, 2), (1.0, 64), (1e12, 9)])
+def test_the_expected_best_rate_moves_the_output_by_move(gamma: float, rank: int) -> None:
+    x = STEPS * expected_best(gamma, rank, STEPS, MOVE, R_SIGN, CROSSOVER)
+    moved = x * gamma * math.sqrt(rank * (rank + R_SIGN - 1)) * (1 + CROSSOVER * x)
+    assert moved == pytest.approx(MOVE, rel=1e-12)
+
+
+def rates(scaling: object, exponent: object, **keys: str) -> DictConfig:
+    adapter = {"rank": 64, "alpha": 4, "scaling": scaling, "exponent": exponent}
+    return OmegaConf.create({"adapter": adapter, "train": {"steps": STEPS}, **keys})
+
+
+@pytest.mark.parametrize(
+    ("scaling", "exponent", "p"), [("lora", None, 1), ("power", 0.5, 0.5), (0, None, 0)]
+)
+def test_a_rate_is_near_that_of_its_own_cell(scaling: object, exponent: object, p: float) -> None:
+    rate = rates(scaling, exponent, lr="${near_best:-2,85,9.8,10}").lr
+    best = expected_best(4 * 64**-p, 64, STEPS, MOVE, R_SIGN, CROSSOVER)
+    assert rate == pytest.approx(best / 4, rel=5e-3)
+    assert rate == float(f"{rate:.2e}")
+
+
+def test_a_move_of_zero_is_refused() -> None:
+    with pytest.raises(OmegaConfBaseException, match="positive, finite move, not 0"):
+        _ = rates("lora", None, lr="${near_best:0,0,9.8,10}").lr

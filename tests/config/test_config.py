@@ -77,11 +77,6 @@ def test_sources_move_the_identity(cell: Build) -> None:
     assert len(found | {identity(cell(), SOURCES)}) == 5
 
 
-def test_data_seed_follows_seed_unless_set(cell: Build) -> None:
-    assert cell("seed=5").data.seed == 5
-    assert cell("seed=5", "data.seed=1").data.seed == 1
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from study.config.compose import CONF
-from study.config.hints import known_keys, unknown_key
+from study.config.hints import known_keys
 
 Cli = Callable[..., Any]
 SLIPS = {
@@ -52,15 +52,6 @@ def test_a_slip_is_found_before_torch_is_imported() -> None:
 def test_options_may_stand_anywhere(study_cli: Cli) -> None:
     ran = study_cli("train", "model=tiny", "--cfg", "job", "adapter.rank=3")
     assert "\n  rank: 3\n" in ran.out
-
-
-def test_every_key_is_found_with_two_letters_swapped() -> None:
-    for key in known_keys():
-        group, _, last = key.rpartition(".")
-        if group and len(last) > 3 and key != "probes.sites":  # sties may be probes.steps as well
-            siblings = [each.rpartition(".")[2] for each in known_keys() if f"{group}." in each]
-            slip = f"{group}.{last[0]}{last[2]}{last[1]}{last[3:]}"
-            assert unknown_key(slip, siblings) == f"unknown key {slip}: did you mean {key}?"
 
 
 def entries(text: str) -> dict[str, str]:

@@ -12,15 +12,12 @@ from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 
 
-@pytest.mark.parametrize("name", ["été ☃", "x" * 200, "a b", "a.b"])
-def test_names_of_folders(name: str) -> None:
-    assert check_folder_name(name) == name
-
-
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", "a\n", " a", "x" * 201, "a\u200e"])
-def test_what_is_no_name_of_a_folder(name: str) -> None:
-    with pytest.raises(StudyError, match=r"^name="):
-        check_folder_name(name, "name")
+def test_names_of_folders() -> None:
+    for name in ("été ☃", "x" * 200, "a b", "a.b"):
+        assert check_folder_name(name) == name
+    for name in ("", "..", "a/b", "a\\b", "a\n", " a", "x" * 201, "a\u200e"):
+        with pytest.raises(StudyError, match=r"^name="):
+            check_folder_name(name, "name")
 
 
 def test_intervals() -> None:

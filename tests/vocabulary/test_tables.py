@@ -1,0 +1,113 @@
+"""The tables of rules, optimizers and fields of PEFT: what others ask of them."""
+
+import ast
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from study.config import optimizer_config
+from study.training.optimizers import CONSTRUCTORS
+from study.vocabulary.optimizers import OPTIMIZERS, decay_of, label, of_family
+from study.vocabulary.peft_fields import INERT, KEEPING_BASE, LAYERS, PLAIN, READ, refusal
+from study.vocabulary.scaling import RULES, exponent, gamma, named_rule
+
+ROOT = Path(__file__).parents[2]
+KNOWN_IN = ("vocabulary/optimizers.py", "training/optimizers.py", "theory/")
+
+
+@pytest.mark.parametrize("rank", [1, 7, 2048])
+def test_rules(rank: int) -> None:
+    assert gamma("lora", 16.0, rank) == pytest.approx(16 / rank)
+    assert gamma("rslora", 16.0, rank) == pytest.approx(16 / math.sqrt(rank))
+    assert gamma("power", 16.0, rank, 0.5) == pytest.approx(gamma("rslora", 16.0, rank))
+    assert gamma("lora", 16.0 * math.sqrt(rank), rank) == pytest.approx(gamma("rslora", 16.0, rank))
+    assert gamma("power", 16.0, rank, 0.0) == 16.0
+
+
+def test_peft_agrees_about_gamma() -> None:
+    import torch
+
+    peft = pytest.importorskip("peft")
+    for use_rslora, rule in ((False, "lora"), (True, "rslora")):
+        config = peft.LoraConfig(r=48, lora_alpha=20, use_rslora=use_rslora, target_modules=["0"])
+        model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), config)
+        layer = model.base_model.model[0]
+        assert layer.scaling["default"] == pytest.approx(gamma(rule, 20.0, 48))
+
+
+def test_a_number_is_the_exponent_of_the_power_rule() -> None:
+    assert named_rule("7.5e-1") == ("power", 0.75)
+    assert named_rule("0.5") == ("power", 0.5), "not rslora: the two stay apart"
+    assert named_rule("rslora") == ("rslora", None)
+    with pytest.raises(ValueError, match=r"adapter\.exponent=0\.5 is another"):
+        named_rule("0.75", 0.5)
+    for scaling in ("power", "lorra"):
+        with pytest.raises(ValueError, match=r"exponent|choose from lora, rslora, power"):
+            exponent(scaling)
+    assert set(RULES) == {"lora", "rslora", "power"}
+
+
+def test_no_other_module_names_an_optimizer() -> None:
+    names = set(OPTIMIZERS) - {key for row in OPTIMIZERS.values() for key in row.options}
+    files = (ROOT / "study").rglob("*.py")
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in files
+        if not str(path.relative_to(ROOT / "study")).startswith(KNOWN_IN)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+    ]
+    assert found == []
+
+
+def test_every_optimizer_has_a_constructor_and_a_configuration_file() -> None:
+    assert set(CONSTRUCTORS) == set(OPTIMIZERS)
+    for name in OPTIMIZERS:
+        file = yaml.safe_load((ROOT / f"conf/optimizer/{name}.yaml").read_text())
+        assert set(file) == set(optimizer_config(name).__dataclass_fields__), name
+
+
+def test_rows_of_optimizers_answer_what_other_modules_ask() -> None:
+    assert of_family("linear") == ("sgd", "momentum", "nesterov")
+    assert [decay_of("adam", decay) for decay in (0.1, 0.0)] == ["coupled", "none"]
+    assert label("adamw") == "AdamW"
+    assert label("paged_adamw_8bit") == "paged_adamw_8bit"
+    assert [name for name, row in OPTIMIZERS.items() if row.has_eps] == ["adamw", "adam", "rmsprop"]
+
+
+def test_the_table_has_every_field_of_peft_once_and_its_defaults_are_plain_lora() -> None:
+    peft = pytest.importorskip("peft")
+    known = [*READ, *INERT, *LAYERS, *PLAIN]
+    assert len(known) == len(set(known))
+    assert {field.name for field in fields(peft.LoraConfig)} <= set(known)
+    assert refusal(peft.LoraConfig().to_dict(), trained=False) is None
+
+
+@pytest.mark.parametrize("key", sorted(PLAIN))
+@pytest.mark.parametrize("value", [True, "false", 1])
+def test_other_values_of_peft_are_refused_by_name(key: str, value: Any) -> None:
+    said = str(refusal({key: value}, trained=True))
+    assert said.startswith(f"{key}={value!r} is not plain LoRA: only null")
+
+
+def test_a_choice_of_layers_matters_only_for_training() -> None:
+    for key in LAYERS:
+        assert refusal({key: [1]}, trained=True) is None
+        assert str(refusal({key: [1]}, trained=False)).startswith(f"{key}=[1] is not plain LoRA")
+
+
+def test_inits_that_change_the_base_are_refused() -> None:
+    for init in (None, *KEEPING_BASE):
+        assert refusal({"init_lora_weights": init}, trained=True) is None
+    for init in ("pissa", "loftq", "true", 1, ["eva"]):
+        said = str(refusal({"init_lora_weights": init}, trained=True))
+        assert said.startswith(f"init_lora_weights={init!r} changes the base's weights")
+
+
+def test_a_field_of_a_later_peft_is_refused_unless_it_is_empty() -> None:
+    assert refusal({"use_new": False, "new_config": None, "new_list": []}, trained=True) is None
+    assert "use_new=True is not plain LoRA" in str(refusal({"use_new": True}, trained=True))
