@@ -18,7 +18,7 @@ from study.data import files
 from study.errors import StudyError, short
 from study.integrations.configs.experiment import Experiment
 from study.reading import read_file, read_object
-from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
 from study.vocabulary.peft_fields import refusal
 from study.vocabulary.sources import FORMATS
 
@@ -201,7 +201,7 @@ class TrainingKeys(AdapterKeys):
         values, key = experiment.values, self.key("optimizer")
         name = self.optimizer.removeprefix("paged_").split("_")[0]  # paged_adamw_8bit is adamw
         if name not in OPTIMIZERS:
-            name = "adamw"
+            name = MOST_USED
             experiment.note(key, self.optimizer, f"{name} instead")
         elif "8bit" in self.optimizer or "4bit" in self.optimizer:
             experiment.note(key, self.optimizer, f"{name}, with states in 32 bits")
