@@ -141,13 +141,3 @@ def test_a_disk_that_fails_leaves_what_was_there(
     with pytest.raises(StorageError, match="No space left on device"):
         save(tmp_path, at(10))
     assert names(tmp_path) == pair(5)
-
-
-def test_no_link_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "step-00000001.json").write_text("mine")
-    (tmp_path / "cell").mkdir()
-    (tmp_path / "cell" / "checkpoints").symlink_to(tmp_path / "mine")
-    save(tmp_path / "cell", at(5))
-    assert (tmp_path / "mine" / "step-00000001.json").read_text() == "mine"
-    assert names(tmp_path / "cell") == pair(5)

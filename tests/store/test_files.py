@@ -106,22 +106,18 @@ def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
 
 def test_of_many_processes_one_gets_the_cell_until_it_ends(folder: Path) -> None:
     text = """
-        import sys
+        import sys, time
         from pathlib import Path
         from study.store import claim
         held = claim(Path(sys.argv[1]))
         print(held is not None, flush=True)
-        sys.stdin.readline() if held is None else __import__("time").sleep(600)
+        time.sleep(600 * (held is not None))
     """
     assert not is_claimed(folder)
     assert not folder.exists(), "asking creates nothing"
     processes = [script(text, folder) for _ in range(3)]
     won = [process.stdout.readline() for process in processes if process.stdout]
     assert sorted(won) == ["False\n"] * 2 + ["True\n"]
-    for process, has_won in zip(processes, won, strict=True):
-        if has_won == "False\n":
-            process.kill()
-            process.wait()
     winner = processes[won.index("True\n")]
     winner.send_signal(signal.SIGSTOP)
     assert is_claimed(folder)
@@ -133,21 +129,6 @@ def test_of_many_processes_one_gets_the_cell_until_it_ends(folder: Path) -> None
     assert held is not None
     held.check()
     held.release()
-
-
-def test_a_lock_changes_no_file_of_somebody_else(folder: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine.txt"
-    mine.write_text("mine")
-    folder.mkdir(parents=True)
-    (folder / "lock").symlink_to(mine)
-    with pytest.raises(StorageError, match="symbolic links"):
-        claim(folder)
-    (folder / "lock").unlink()
-    (folder / "lock").write_text("content")
-    held = claim(folder)
-    assert held is not None
-    assert (folder / "lock").read_text() == "content"
-    assert mine.read_text() == "mine"
 
 
 def test_a_disk_without_locks_keeps_nobody_out(

@@ -20,7 +20,6 @@ from study.store import (
     read_record,
     rows_of,
 )
-from study.store.rows import read_stream
 from tests.store.small_cells import append, metrics
 
 Begin = Callable[..., CellWriter]
@@ -91,26 +90,6 @@ def test_a_run_that_had_ended_is_continued(folder: Path, begin: Begin) -> None:
     assert steps(folder) == [0, 1, 2, 3, 4, 5]
     (aside,) = (folder.parents[1] / "aside").iterdir()
     assert (aside / "metrics.parquet").exists()
-
-
-def test_what_follows_the_rows_that_were_synced_is_not_kept(folder: Path, begin: Begin) -> None:
-    """After a power cut, it may be anything: a batch of zeros reads as a row of step 0."""
-    writer = begin(steps=2)
-    writer.sync()
-    sizes = record(folder)["streams"]
-    append(writer, range(2, 3))
-    writer.claim.release()  # as if the process had been killed
-    for name, size in sizes.items():
-        stream = folder / f"{name}.arrows"
-        whole = stream.read_bytes()
-        for part in range(size, len(whole), 9):
-            stream.write_bytes(whole[:part] + bytes(len(whole) - part))
-            assert read_cell(folder) is not None
-            assert set(read_stream(stream, size)["step"].to_pylist()) == {0, 1}
-        stream.write_bytes(whole[:size] + bytes(len(whole) - size))
-    begin(steps=4, first=2).close("complete")
-    assert steps(folder) == [0, 1, 2, 3]
-    assert rows_of(folder, "probes")["step"].to_list()[::2] == [0, 1, 2, 3]
 
 
 def test_rows_that_are_gone_are_damage(folder: Path, begin: Begin) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import study
 from study.config import TrackerConfig
+from study.store import load_records
 from study.tracking.runs import WandbRuns, history_row, run_id
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
@@ -62,7 +63,7 @@ def test_every_cell_is_a_run_with_the_values_of_the_store(tracked: Path, inspect
 def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> None:
     study_dir = tracked / "results/default"
     types = set()
-    for record in study.store.load_records(study_dir):
+    for record in load_records(study_dir):
         records = inspect(run_dirs(study_dir)[record["cell_id"]][0])
         run = next(r["run"] for r in records if r["type"] == "run")
         assert run["run_id"] == run_id("default", record["cell_id"])
