@@ -87,28 +87,18 @@ def on_disk_in() -> Callable[..., Path]:
 
 
 def config_of(cell: Cell, steps: int, optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    adapter = {name: cell[name] for name in ("rank", "scaling", "exponent")}
+    adapter |= {"alpha": ALPHA, "init": "kaiming", "dropout": 0.0, "targets": "all-linear"}
+    train = {"steps": steps, "batch_size": 2, "accumulation": 1, "clip": None}
     return {
-        "adapter": {
-            "rank": cell["rank"],
-            "scaling": cell["scaling"],
-            "exponent": cell["exponent"],
-            "alpha": ALPHA,
-            "init": "kaiming",
-            "dropout": 0.0,
-            "targets": "all-linear",
-        },
+        "adapter": adapter,
         "optimizer": {"name": "sgd", "lr": cell["lr"], "weight_decay": 0.0, **optimizer},
-        "train": {
-            "steps": steps,
-            "batch_size": 2,
-            "accumulation": 1,
-            "clip": None,
-            "schedule": "constant",
-            "warmup": 0,
-        },
+        "train": {**train, "schedule": "constant", "warmup": 0},
         "data": {"seed": cell["seed"], "sequence_length": 48},
         "seed": cell["seed"],
         "precision": "float32",
+        "results_dir": "results",
+        "plots_dir": "plots",
     }
 
 

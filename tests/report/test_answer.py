@@ -104,17 +104,14 @@ def test_one_rule(on_disk: OnDisk) -> None:
     )
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_few_seeds_give_measurements_and_no_verdict(on_disk: OnDisk, seeds: tuple) -> None:
-    lines = said(on_disk(seeds=seeds, outputs={"train": growing}, final=learns))
+def test_one_seed_gives_measurements_and_no_verdict(on_disk: OnDisk) -> None:
+    lines = said(on_disk(seeds=(0,), outputs={"train": growing}, final=learns))
     assert lines[-1] == (
         "A verdict needs 3 seeds, so these are measurements only: train seeds 0, 1 and 2."
     )
-    if len(seeds) == 1:
-        assert "the gradient norm is at 10 %. Held-out perplexity is 12.2 at rank 4 and" in lines[0]
-    text = " ".join(lines)
+    assert "the gradient norm is at 10 %. Held-out perplexity is 12.2 at rank 4 and" in lines[0]
     for word in ("collapses", "explodes", "is stable", "falls", "keeps"):
-        assert word not in text
+        assert word not in " ".join(lines)
 
 
 def test_several_optimizers_are_named(on_disk: OnDisk) -> None:
@@ -178,9 +175,7 @@ def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk: OnDisk) -
     [why] = [line for line in lines if line.startswith("Why")]
     assert "at learning rate 0.001 the larger steps" in why
     assert "sweep optimizer.lr" not in why
-    assert any(
-        line.startswith("The best learning rate changes with the rank r as") for line in lines
-    )
+    assert any(line.startswith("The best learning rate changes with") for line in lines)
 
 
 def learns_at(cell: Cell) -> float:

@@ -1,6 +1,5 @@
 """What is computed from the cells follows them: nothing that was computed earlier is read back."""
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,12 +37,6 @@ def run(*words: str | Path) -> str:
     return result.output
 
 
-def delete_cells_of_rank(folder: Path, rank: float) -> None:
-    for record in load_records(folder):
-        if record["config"]["adapter"]["rank"] == rank:
-            shutil.rmtree(folder / "cells" / record["cell_id"])
-
-
 def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small: Path) -> None:
     plots = small.parents[1] / "plots/known"
     run("analyze", small)
@@ -51,7 +44,9 @@ def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small: Path) -> N
     assert set(pd.read_parquet(small / "exponents.parquet")["rank_min"]) == {4.0}
     assert set(study.load(str(small)).exponents["rank_min"]) == {4.0}
     assert (plots / "grad_norm_vs_rank.png").exists()
-    delete_cells_of_rank(small, 4)
+    for record in load_records(small):
+        if record["config"]["adapter"]["rank"] == 4:
+            shutil.rmtree(small / "cells" / record["cell_id"])
     run("report", small)
     assert study.load(str(small)).exponents.empty
     text = (small / "report.md").read_text()
@@ -67,31 +62,14 @@ def test_a_table_that_analyze_wrote_is_not_read(small: Path) -> None:
     pd.testing.assert_frame_equal(study.load(str(small)).exponents, before)
 
 
-def test_a_study_without_exponents_can_be_loaded(
-    small: Path, caplog: pytest.LogCaptureFixture
+def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it(
+    small: Path,
 ) -> None:
-    [first, *_] = load_records(small)
-    cell = small / "cells" / first["cell_id"]
-    shutil.copytree(cell, small / "cells/copied")
-    path = small / "cells/copied/record.json"
-    path.write_text(path.read_text().replace(first["cell_id"], "copied"))
-    with caplog.at_level(logging.WARNING):
-        tables = study.load(str(small))
-    assert len(tables.cells) == 5
-    assert tables.exponents.empty
-    assert "no exponents of" in caplog.text
-
-
-def test_distances_of_a_deleted_cell_are_left_out(small: Path) -> None:
     ids = sorted(record["cell_id"] for record in load_records(small))
     table = pd.DataFrame({"cell_id": [*ids, "free x"], "value": 1.0})
     write_table(small / "distances.parquet", table)
-    assert len(study.load(str(small)).distances) == len(ids) + 1
     shutil.rmtree(small / "cells" / ids[0])
     assert study.load(str(small)).distances["cell_id"].to_list() == [*ids[1:], "free x"]
-
-
-def test_a_damaged_table_of_distances_says_how_to_mend_it(small: Path) -> None:
     (small / "distances.parquet").write_bytes(b"PAR1")
     result = CliRunner().invoke(cli, ["analyze", str(small)])
     assert result.exit_code != 0

@@ -1,7 +1,6 @@
 """What ``study report`` and ``study analyze`` print: what was found, and what to open."""
 
 import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def test_a_report_ends_with_what_was_found_and_what_to_open(
     assert caplog.messages == [], "no list of figures that could not be drawn"
     assert not re.search(r"no figure|\brows?\b|\.parquet|\.png|nan", text)
     lines = text.splitlines()
-    assert lines[:2] == ["analyzing the cells ...", "drawing the figures ..."]
+    assert lines[0].startswith("analyzing the cells")
     assert lines[-2:] == [
         f"open {folder / 'report.html'}",
         f"study dashboard {folder}    # every layer, in a browser",
@@ -50,18 +49,17 @@ def test_a_report_ends_with_what_was_found_and_what_to_open(
     unwrapped = re.sub(r"\n  ", " ", text)
     sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]
     assert sentences == answer(load_tables(folder))
-    assert max(map(len, lines[2:-2])) <= 100
+    assert max(map(len, lines[1:-2])) <= 100
 
 
 def test_an_analysis_ends_with_the_same_sentences(folder: Path) -> None:
-    text = told("analyze", folder)
-    for sentence in answer(load_tables(folder)):
-        wrapped = textwrap.fill(f"- {sentence}", 100, subsequent_indent="  ")
-        assert wrapped in text or " ".join(wrapped.split()) in " ".join(text.split())
-    assert text.endswith(
-        f"all exponents: {folder / 'exponents.parquet'}\nnext: study report {folder}\n"
+    text = " ".join(told("analyze", folder).split())
+    assert all(
+        " ".join(f"- {sentence}".split()) in text for sentence in answer(load_tables(folder))
     )
-    assert not re.search(r"\d rows? in", text)
+    assert text.endswith(
+        f"all exponents: {folder / 'exponents.parquet'} next: study report {folder}"
+    )
 
 
 def test_control_characters_in_names_are_not_printed(on_disk: OnDisk) -> None:
