@@ -33,11 +33,6 @@ def momentum(grad, state):
     return -state.first
 
 
-def nesterov(grad, state):
-    state.first = 0.9 * state.first + grad
-    return -(grad + 0.9 * state.first)
-
-
 def signsgd(grad, state):
     return -np.sign(grad)
 
@@ -92,14 +87,6 @@ def muon(grad, state, adjust="none"):
         "match_rms_adamw": 0.2 * max(rows, columns) ** 0.5,
     }[adjust]
     return -factor * polar(0.05 * grad + 0.95 * state.first)
-
-
-def muon_original(grad, state):
-    return muon(grad, state, "original")
-
-
-def muon_match_rms_adamw(grad, state):
-    return muon(grad, state, "match_rms_adamw")
 
 
 @dataclass
@@ -253,12 +240,12 @@ def sweep(
     x, g = setting.batch(0)
     d_in, d_out = x.shape[1], g.shape[1]
     names = (stat,) if isinstance(stat, str) else stat
-    rows: list[dict] = []
+    by_rank = []
     for rank in ranks:
         rng = np.random.default_rng([seed, rank])
         # Few seeds at a time, so that arrays stay in the cache.
         block = max(1, 2**16 // (rank * (d_in + d_out)))
-        blocks: list[dict] = []
+        blocks = []
         for first in range(0, seeds, block):
             count = min(block, seeds - first)
             A, B = np.zeros((count, rank, d_in)), np.zeros((count, d_out, rank))
@@ -266,21 +253,27 @@ def sweep(
                 A = draw(rng, A.shape, d_in) * rank ** (-q / 2)
             else:
                 B = draw(rng, B.shape, d_out) * rank ** (-q / 2)
-            for step, arrays in enumerate(train(rule, setting, A, B, rank**-p, **training)):
-                if len(blocks) == step:
-                    blocks.append({})
-                for site, array in arrays.items():
-                    for name in names:
-                        values = np.broadcast_to(statistic(name, array), count)
-                        blocks[step].setdefault(
-                            site if isinstance(stat, str) else (site, name), []
-                        ).append(values)
-        for step, row in enumerate(blocks):
-            if len(rows) == step:
-                rows.append({})
-            for key, values in row.items():
-                rows[step].setdefault(key, []).append(np.concatenate(values))
-    return [{key: np.array(values) for key, values in row.items()} for row in rows]
+            rows = [
+                {
+                    site if isinstance(stat, str) else (site, name): np.broadcast_to(
+                        statistic(name, array), count
+                    )
+                    for site, array in arrays.items()
+                    for name in names
+                }
+                for arrays in train(rule, setting, A, B, rank**-p, **training)
+            ]
+            blocks.append(rows)
+        by_rank.append(
+            [
+                {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+                for parts in zip(*blocks, strict=True)
+            ]
+        )
+    return [
+        {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        for rows in zip(*by_rank, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
