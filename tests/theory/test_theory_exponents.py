@@ -66,24 +66,19 @@ def test_entrywise_moments_lie_half_below_the_norm_where_entries_grow_with_the_r
 
 def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
     assert predict("adapter_out", "rms", step=4, optimizer="sgd", p=P).exponent is None
+    law = {"optimizer": "sgd", "p": P}
     far = Modifiers(lazy=False)
-    predicted = {
-        (site, step)
-        for site in SITES
-        for step in range(4)
-        if predict(site, "norm", step=step, optimizer="sgd", p=P, modifiers=far).exponent
-        is not None
-    }
-    before_any_step = {
-        (s, 0)
-        for s in SITES
-        if predict(s, "norm", step=0, optimizer="sgd", p=P).exponent is not None
-    }
-    assert predicted == before_any_step | {("A", 1), ("B", 1), ("delta_w", 1)}
-    assert (
-        predict("adapter_update", "descent", step=0, optimizer="sgd", p=P, modifiers=far).exponent
-        is not None
+    places = [(site, step) for site in SITES for step in range(4)]
+    plain, lazy_or_not = (
+        {
+            (site, step)
+            for site, step in places
+            if predict(site, "norm", step=step, **law, **changes).exponent is not None
+        }
+        for changes in ({}, {"modifiers": far})
     )
+    before_any_step = {(site, step) for site, step in plain if step == 0}
+    assert lazy_or_not == before_any_step | {("A", 1), ("B", 1), ("delta_w", 1)}
 
 
 @pytest.mark.parametrize(
@@ -104,12 +99,11 @@ def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
     ],
 )
 def test_stable_exponent(site, stat, step, optimizer, q, expected):
-    measured = stable_exponent(site, stat, step=step, optimizer=optimizer, q=q)
+    law = {"step": step, "optimizer": optimizer, "q": q}
+    measured = stable_exponent(site, stat, **law)
     assert measured is None if expected is None else measured == pytest.approx(expected)
     if expected is not None:
-        assert predict(
-            site, stat, step=step, optimizer=optimizer, p=expected, q=q
-        ).exponent == pytest.approx(0)
+        assert predict(site, stat, p=expected, **law).exponent == pytest.approx(0)
 
 
 def test_theory_covers_the_vocabulary():
@@ -129,12 +123,7 @@ def test_theory_covers_the_vocabulary():
     ],
 )
 def test_a_mistake_names_the_choices(change, message):
-    arguments = {
-        "site": "adapter_out",
-        "stat": "rms",
-        "step": 1,
-        "optimizer": "sgd",
-        "p": P,
-    } | change
+    arguments = {"site": "adapter_out", "stat": "rms", "step": 1, "optimizer": "sgd", "p": P}
+    arguments |= change
     with pytest.raises(StudyError, match=message):
         predict(**arguments)
