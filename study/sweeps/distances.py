@@ -129,7 +129,7 @@ def trajectory(
     with adapted(base.model, layers, [adapter_spec(config)], bank_type) as banks:
         fold = Fold(base, corpus, [unprobed], banks)
         for step in range(max(at) + 1):
-            inputs = InputMoments(banks) if moments and step in at else None
+            inputs: Any = InputMoments(banks) if moments and step in at else None
             [loss] = fold.backward(step, inputs)
             fold.grad_norms()
             if step in at:

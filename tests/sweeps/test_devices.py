@@ -1,7 +1,6 @@
 """Of several GPUs, each process of a machine trains on its own one. The GPUs are made up."""
 
-import os
-import signal
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -58,81 +57,60 @@ def see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> See:
     return show
 
 
-class Worker:
-    """A forked process that claims a GPU, writes its number to ``file``, and stays."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.pid = os.fork()
-        if not self.pid:
-            file.write_text(str(claim("cuda")))
-            time.sleep(60)
-            os._exit(0)
-
-    @property
-    def device(self) -> str:
-        return self.file.read_text() if self.file.exists() else ""
-
-    def kill(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
-
-
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Callable[[], Worker]]:
-    started: list[Worker] = []
+def worker(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """``worker()``: a process that claims a GPU, writes its name to a file, and stays."""
+    started: list[Any] = []
 
-    def start() -> Worker:
-        started.append(Worker(tmp_path / f"{len(started)}.device"))
-        return started[-1]
+    def hold(file: Path) -> None:
+        file.write_text(str(claim("cuda")))
+        time.sleep(60)
+
+    def start() -> Any:
+        file = tmp_path / f"{len(started)}.device"
+        process = multiprocessing.get_context("fork").Process(target=hold, args=[file])
+        process.start()
+        started.append(process)
+        return process, file
 
     yield start
-    for each in started:
-        each.kill()
+    for process in started:
+        process.kill()
+        process.join()
 
 
 def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(
-    see: See, worker: Callable[[], Worker], capfd: pytest.CaptureFixture[str]
+    see: See, worker: Callable[[], Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     see("a", "b")
-    first, second = worker(), worker()
-    wait_for(lambda: bool(first.device and second.device))
-    assert {first.device, second.device} == {"cuda:0", "cuda:1"}
-    third = worker()
+    (_, first), (process, second) = worker(), worker()
+    wait_for(lambda: first.exists() and second.exists())
+    wait_for(lambda: {first.read_text(), second.read_text()} == {"cuda:0", "cuda:1"})
+    _, third = worker()
     time.sleep(0.5)
-    assert not third.device
+    assert not third.exists()
     assert claim_device("cuda", lambda: True, HELD) is None, "the sweep is stopped"
-    second.kill()  # as the system ends a process: nothing of its own runs
-    wait_for(lambda: bool(third.device))
-    assert third.device == second.device
+    process.kill()  # as the system ends a process: nothing of its own runs
+    wait_for(lambda: third.exists() and third.read_text() == second.read_text())
     assert "other processes hold cuda:0, cuda:1" in capfd.readouterr().err
 
 
-def test_the_same_gpu_under_another_number_is_the_same(
-    see: See, worker: Callable[[], Worker]
-) -> None:
+def test_the_same_gpu_under_another_number_is_the_same(see: See, worker: Callable[[], Any]) -> None:
     see("a", "b")
-    first = worker()
-    wait_for(lambda: bool(first.device))
-    assert first.device == "cuda:0"
-    see("c", "a")  # CUDA_VISIBLE_DEVICES=2,0
-    with ExitStack() as held:
-        assert claim("auto", held) == torch.device("cuda", 0)
-    see("a", "c")
-    with ExitStack() as held:
-        assert claim("auto", held) == torch.device("cuda", 1)
-    see("a")
-    assert claim("cuda") == torch.device("cuda", 0), "who sees one GPU shares it"
+    _, first = worker()
+    wait_for(lambda: first.exists() and first.read_text() == "cuda:0")
+    for visible, taken in (("ca", 0), ("ac", 1), ("a", 0)):  # who sees one GPU shares it
+        see(*visible)
+        with ExitStack() as held:
+            assert claim("auto", held) == torch.device("cuda", taken)
 
 
 def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
-    see: See, worker: Callable[[], Worker], monkeypatch: pytest.MonkeyPatch
+    see: See, worker: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see("a", "b")
-    other = worker()
-    wait_for(lambda: bool(other.device))
+    _, other = worker()
+    wait_for(lambda: other.exists() and other.read_text() == "cuda:0")
     for key in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
         monkeypatch.setenv(key, "3")
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -23,13 +23,9 @@ from study.sweeps.progress import (
 )
 from tests.forked import STUDY, Forked
 
-CONFIG = {
-    "adapter": {"rank": 8, "alpha": 16.0, "scaling": "rslora"},
-    "optimizer": {"name": "adamw", "lr": 1e-4},
-    "train": {"steps": 3},
-    "data": {},
-    "seed": 0,
-}
+ADAPTER = {"rank": 8, "alpha": 16.0, "scaling": "rslora"}
+CONFIG = {"adapter": ADAPTER, "optimizer": {"name": "adamw", "lr": 1e-4}, "train": {"steps": 3}}
+CONFIG |= {"data": {}, "seed": 0}
 ABOUT = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 1.0, "config": CONFIG}
 
 
@@ -126,32 +122,18 @@ def test_a_status_imports_no_torch() -> None:
     assert ran.stdout.split() == ["False"]
 
 
-# `study status --watch` beside a sweep that runs in processes of its own.
-
-
-@pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Path, str, str]:
-    """A sweep of three packs that was watched from its start.
-
-    The folder, the output of ``status --watch`` and the stderr of ``train``.
-    """
-    folder = tmp_path_factory.mktemp("watched")
+def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None:
+    """Beside a sweep of three packs in processes of its own."""
     sweep = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
     sweep += ["data.heldout=2", "train.batch_size=2", "train.steps=200", "adapter.rank=2,3,4"]
     train_it = ["train", "-m", *sweep, "pack.max_cells=1"]
-    with Forked(STUDY, train_it, folder, os.environ) as train:
-        while not list((folder / "results/default").glob("sweep-*.json")) and not train.ended:
+    with Forked(STUDY, train_it, tmp_path, os.environ) as train:
+        while not list((tmp_path / "results/default").glob("sweep-*.json")) and not train.ended:
             time.sleep(0.05)
-        watching = Forked(STUDY, ["status", "results/default", "--watch"], folder, os.environ)
+        watching = Forked(STUDY, ["status", "results/default", "--watch"], tmp_path, os.environ)
         looked, trained = watching.wait(), train.wait()
-    assert looked.returncode == 0, looked.stderr
-    assert trained.returncode == 0, trained.stderr
-    return folder, looked.stdout, trained.stderr
-
-
-def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> None:
-    _, out, _ = followed
-    lines = out.strip().splitlines()
+    assert (looked.returncode, trained.returncode) == (0, 0), looked.stderr + trained.stderr
+    lines = looked.stdout.strip().splitlines()
     seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
     assert any("3 waiting" in line or "2 waiting" in line for line in seen), "from the start"
     assert any(re.search(r"1 running.*rank [234] lora at step \d+/200", line) for line in seen)
@@ -160,9 +142,7 @@ def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> 
     assert "default: 3 complete" in lines
     assert sum(line.startswith("complete ") for line in lines) == 3
 
-
-def test_training_counts_cells_and_prints_the_next_command(followed: tuple[Path, str, str]) -> None:
-    *_, said = followed
+    said = trained.stderr
     assert re.search(r"\[default\] 1 of 3 cells done  .*complete in .* left\n", said)
     assert re.search(r"\[default\] 3 of 3 cells done  .*complete in [\d.]+ s\n", said)
     assert said.endswith("study default: 3 complete\nnext: study report results/default\n")

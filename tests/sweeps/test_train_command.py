@@ -13,7 +13,6 @@ import yaml
 import study
 from study.config.compose import CONF, expected_best
 from study.store import load_records
-from study.sweeps import packs as packing
 from study.sweeps import run as sweep
 
 Cli = Callable[..., Any]
@@ -153,26 +152,6 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(
         assert [{key: one[key] for key in about} for one, about in pairs] == stated
     assert study_cli("report", "results/mine").code == 0
     assert "## Expected and measured" in (tmp_path / "results/mine/report.md").read_text()
-
-
-def test_a_thousand_cells_are_composed_once(
-    study_cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Hydra's 50 ms are paid per choice of groups, not per cell."""
-    composed = []
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
-    original = ConfigLoaderImpl.load_configuration
-    monkeypatch.setattr(
-        ConfigLoaderImpl,
-        "load_configuration",
-        lambda *a, **k: composed.append(1) or original(*a, **k),
-    )
-    monkeypatch.setattr(packing, "packs", lambda cells, _: pytest.fail(f"{len(cells)} planned"))
-    swept = ("adapter.rank=range(1,101)", "seed=range(0,5)", "adapter.scaling=lora,rslora")
-    with pytest.raises(pytest.fail.Exception, match="1000 planned"):
-        study_cli("train", "-m", *small, *swept)
-    assert len(composed) < 10
 
 
 def test_help_and_config(study_cli: Cli) -> None:
