@@ -20,34 +20,22 @@ SHARED = Path(__file__).parents[4] / "shared/data/finlora/rslora_config.yaml"
 def read_exactly(name: str, entry: str | None, expected: str) -> Any:
     """The experiment of a file, all of whose settings are those of ``expected``, a YAML."""
     experiment = read_file(Path(name), entry)
-    values = dict(experiment.values)
-    if Path(values["data.path"]).is_file():
-        values["data.path"] = Path(values["data.path"]).name
+    values: dict[str, Any] = {}
+    for key, value in experiment.values.items():
+        group, dot, rest = key.partition(".")
+        (values.setdefault(group, {}) if dot else values)[rest or group] = value
+    if Path(values["data"]["path"]).is_file():
+        values["data"]["path"] = Path(values["data"]["path"]).name
     assert values == yaml.safe_load(expected)
     return experiment
 
 
 AXOLOTL = """
-model.path: org/model-1b
-model.quant_bits: 4
-data.sequence_length: 64
-data.format: context_target
-data.path: train.jsonl
-adapter.rank: 32
-adapter.alpha: 16.0
-adapter.scaling: rslora
-adapter.targets: all-linear
-adapter.dropout: 0.05
-optimizer.lr: 0.0002
-optimizer.weight_decay: 0.01
-optimizer.loraplus_lr_ratio: 16.0
-optimizer.betas: [0.9, 0.95]
-train.batch_size: 2
-train.accumulation: 3
-train.epochs: 2.0
-train.clip: 0.5
-train.schedule: cosine
-train.warmup: 0.1
+model: {path: org/model-1b, quant_bits: 4}
+data: {sequence_length: 64, format: context_target, path: train.jsonl}
+adapter: {rank: 32, alpha: 16.0, scaling: rslora, targets: all-linear, dropout: 0.05}
+optimizer: {lr: 0.0002, weight_decay: 0.01, loraplus_lr_ratio: 16.0, betas: [0.9, 0.95]}
+train: {batch_size: 2, accumulation: 3, epochs: 2.0, clip: 0.5, schedule: cosine, warmup: 0.1}
 precision: bf16
 seed: 7
 """
@@ -63,25 +51,11 @@ def test_axolotl(study_cli: Cli, trained: Trained) -> None:
 
 
 LLAMA_FACTORY = """
-model.path: org/model-4b
-model.quant_bits: 4
-data.sequence_length: 64
-data.format: messages
-data.path: org/chats
-data.split: train[:1000]
-adapter.rank: 8
-adapter.alpha: 16.0
-adapter.scaling: rslora
-adapter.targets: [q_proj, v_proj]
-adapter.dropout: 0.0
-optimizer.lr: 0.0001
-optimizer.weight_decay: 0.0
-train.batch_size: 1
-train.accumulation: 8
-train.clip: 1.0
-train.epochs: 3.0
-train.schedule: cosine
-train.warmup: 0.1
+model: {path: org/model-4b, quant_bits: 4}
+data: {sequence_length: 64, format: messages, path: org/chats, split: "train[:1000]"}
+adapter: {rank: 8, alpha: 16.0, scaling: rslora, targets: [q_proj, v_proj], dropout: 0.0}
+optimizer: {lr: 0.0001, weight_decay: 0.0}
+train: {batch_size: 1, accumulation: 8, clip: 1.0, epochs: 3.0, schedule: cosine, warmup: 0.1}
 precision: bf16
 seed: 42
 """
@@ -101,25 +75,11 @@ def test_llama_factory() -> None:
 
 
 TRL = """
-model.path: org/model-7b
-model.quant_bits: 4
-data.path: org/chats
-data.split: train_sft
-data.format: messages
-data.sequence_length: 2048
-adapter.rank: 16
-adapter.alpha: 8.0
-adapter.scaling: lora
-adapter.targets: [q_proj, o_proj]
-adapter.dropout: 0.05
-optimizer.lr: 0.0002
-optimizer.weight_decay: 0.0
-train.batch_size: 4
-train.accumulation: 2
-train.clip: 1.0
-train.epochs: 1.0
-train.schedule: cosine
-train.warmup: 0.1
+model: {path: org/model-7b, quant_bits: 4}
+data: {path: org/chats, split: train_sft, format: messages, sequence_length: 2048}
+adapter: {rank: 16, alpha: 8.0, scaling: lora, targets: [q_proj, o_proj], dropout: 0.05}
+optimizer: {lr: 0.0002, weight_decay: 0.0}
+train: {batch_size: 4, accumulation: 2, clip: 1.0, epochs: 1.0, schedule: cosine, warmup: 0.1}
 precision: bf16
 seed: 42
 """
@@ -134,25 +94,11 @@ def test_trl() -> None:
 
 
 ENTRY = """
-model.path: meta-llama/Llama-3.1-8B-Instruct
-model.quant_bits: 8
-data.sequence_length: 4096
-data.format: context_target
-data.path: train.jsonl
-data.heldout: 1  # 60 rows, of which 2 % are held out
-adapter.rank: 8
-adapter.alpha: 16.0
-adapter.scaling: rslora
-adapter.targets: [q_proj, v_proj, k_proj]
-adapter.dropout: 0.05
-optimizer.lr: 0.0001
-optimizer.weight_decay: 0.0
-train.batch_size: 8
-train.accumulation: 2
-train.epochs: 4.0
-train.clip: 1.0
-train.schedule: cosine
-train.warmup: 10
+model: {path: meta-llama/Llama-3.1-8B-Instruct, quant_bits: 8}
+data: {sequence_length: 4096, format: context_target, path: train.jsonl, heldout: 1}
+adapter: {rank: 8, alpha: 16.0, scaling: rslora, targets: [q_proj, v_proj, k_proj], dropout: 0.05}
+optimizer: {lr: 0.0001, weight_decay: 0.0}
+train: {batch_size: 8, accumulation: 2, epochs: 4.0, clip: 1.0, schedule: cosine, warmup: 10}
 precision: bf16
 """
 
