@@ -21,7 +21,7 @@ PACKAGE_LINES = {
     "study/dashboard": 1_255,
     "study/data": 1_500,
     "study/figures": 3_350,
-    "study/integrations": 3_110,
+    "study/integrations": 3_090,
     "study/models": 1_600,
     "study/probes": 1_790,
     "study/report": 1_680,

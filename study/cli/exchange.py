@@ -27,7 +27,7 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
     """
     from study.integrations import peft
 
-    click.echo((peft.export_merged if merged else peft.export_adapter)(study_dir, cell, folder))
+    click.echo(peft.export(study_dir, cell, folder, merged))
 
 
 @cli.command("import")

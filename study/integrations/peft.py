@@ -31,56 +31,56 @@ _MACHINE_KEYS = ("plots_dir", "device", "pack.")
 """Keys that depend on the machine and change no number."""
 
 
-def export_adapter(study_dir: Path, cell: str, folder: Path) -> Path:
+def export(study_dir: Path, cell: str, folder: Path, merged: bool = False) -> Path:
     """Copy the trained adapter of a cell to a new ``folder``, in PEFT's format.
 
-    ``cell`` is an id or the start of one. Raises :class:`StudyError` for an unknown cell, if its
-    adapter was not saved, and if the folder is in use.
+    ``cell`` is an id or the start of one. ``merged``: write the base with the adapter merged into
+    it instead, and the tokenizer. Weights are then float32 at any precision of the base: rounding
+    to bf16 loses a sixth of an update that is a hundredth of the weights. It takes the memory of
+    the base in float32.
+
+    Raises :class:`StudyError` for an unknown cell, if its adapter was not saved, if the folder is
+    in use, and for a base to merge into that is quantised or is not that of the cell.
     """
-    adapter, _ = _kept_adapter(study_dir, cell)
-    _check_new(folder)
-    with replacing(folder) as work:
-        shutil.copytree(adapter, work)
+    adapter, record = _kept_adapter(study_dir, cell)
+    base = _merged_base(adapter, record) if merged else None
+    with storing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StudyError(f"{folder} already exists: give a new folder")
+    make_folder(folder.parent)
+    with quiet(), replacing(folder) as work:
+        if base is None:
+            shutil.copytree(adapter, work)
+        else:
+            base.save_pretrained(work)
+            load_tokenizer(ModelConfig(**record["config"]["model"])).save_pretrained(work)
         shutil.copy(adapter.parent / "record.json", work / RECORD)
     return folder
 
 
-def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
-    """Write the base with a cell's adapter merged into it, and the tokenizer, to a new ``folder``.
-
-    Weights are float32 at any precision of the base: rounding to bf16 loses a sixth of an update
-    that is a hundredth of the weights. It takes the memory of the base in float32. Raises
-    :class:`StudyError` as :func:`export_adapter` does, and for a base that is quantised or differs
-    from the one that the cell was trained on.
-    """
-    adapter, record = _kept_adapter(study_dir, cell)
-    of_base = record["config"]["model"]
+def _merged_base(adapter: Path, record: dict[str, Any]) -> Any:
+    """The base of a cell with its adapter merged into it."""
+    of_base, of_cell = record["config"]["model"], record["sources"]["model"]
     if of_base.get("quant_bits"):
         raise StudyError(
             f"model.quant_bits={of_base['quant_bits']}: an adapter cannot be merged into quantised "
             "weights: export it without --merged"
         )
-    if str(record["sources"]["model"]).endswith(WITH_EXPERTS):
+    if str(of_cell).endswith(WITH_EXPERTS):
         raise StudyError(
             f"cell {record['cell_id']} adapts experts, and only linear layers are merged here: "
             "export it without --merged, then merge it with merge_and_unload of PEFT"
         )
-    _check_new(folder)
-    found, config = read_adapter(adapter), ModelConfig(**of_base)
-    base = load_base(config, torch.device("cpu"), "float32")
-    if base.card.fingerprint != record["sources"]["model"]:
+    base = load_base(ModelConfig(**of_base), torch.device("cpu"), "float32")
+    if base.card.fingerprint != of_cell:
         raise StudyError(
             f"{base.card.name} has other weights than cell {record['cell_id']} was trained on: "
             "restore those weights"
         )
-    add_to_weights(base.model, found)
+    add_to_weights(base.model, read_adapter(adapter))
     model: Any = base.model
     model.config.use_cache = True  # it is off for training
-    with quiet(), replacing(folder) as work:
-        model.save_pretrained(work)
-        load_tokenizer(config).save_pretrained(work)
-        shutil.copy(adapter.parent / "record.json", work / RECORD)
-    return folder
+    return model
 
 
 @torch.no_grad()
@@ -159,14 +159,6 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
             f"{line_of(record['config'])} train.save_adapter=true"
         )
     return folder / ADAPTER, record
-
-
-def _check_new(folder: Path) -> None:
-    """Make the folder's parent. Raises :class:`StudyError` if ``folder`` has any content."""
-    with storing(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StudyError(f"{folder} already exists: give a new folder")
-    make_folder(folder.parent)
 
 
 def _composed(overrides: Sequence[str]) -> Any:

@@ -68,7 +68,14 @@ class NormProbeCallback(TrainerCallback):
         data: str | None = None,
         note: str = "",
     ) -> None:
-        _check(trainer)
+        args = trainer.args
+        for is_wrong, why in (
+            (args.fp16, "fp16 scales the loss and every gradient: train in bf16 or float32"),
+            (args.n_gpu > 1, "each GPU gets a part of a step: set CUDA_VISIBLE_DEVICES=0 to probe"),
+            (args.torch_compile, "torch_compile skips the hooks of layers: set it to False"),
+        ):
+            if is_wrong:
+                raise StudyError(why)
         self.trainer, self.results = trainer, Path(results)
         self.data, self.note = data, note
         self.asked = ProbesConfig(
@@ -161,15 +168,12 @@ class NormProbeCallback(TrainerCallback):
         layers: dict[str, float] = {}
         for adapter, table in zip(self.adapters, tables, strict=True):
             prefix = "probe" if len(self.adapters) == 1 else f"probe/{adapter.name}"
-            for shown, numbers in ((SHOWN, whole), (TRACKED, layers)):
-                for site, stat in shown:
-                    rows = table[
-                        (table["site"] == site)
-                        & ((table["layer"] == MODEL_WIDE) == (shown is SHOWN))
-                    ]
-                    for layer, value in zip(rows["layer"], rows.get(stat, ()), strict=False):
-                        of_layer = "" if layer == MODEL_WIDE else f"/{layer}"
-                        numbers[f"{prefix}/{site}_{stat}{of_layer}"] = float(value)
+            for row in table.to_dict("records"):
+                is_whole = row["layer"] == MODEL_WIDE
+                of_layer, numbers = ("", whole) if is_whole else (f"/{row['layer']}", layers)
+                for site, stat in SHOWN if is_whole else TRACKED:
+                    if row["site"] == site and stat in row:
+                        numbers[f"{prefix}/{site}_{stat}{of_layer}"] = float(row[stat])
         if whole:
             # Not self.trainer.log: TRL's method resets its running means at every call.
             Trainer.log(self.trainer, whole)
@@ -178,18 +182,6 @@ class NormProbeCallback(TrainerCallback):
                 callback.on_log(
                     self.trainer.args, state, control, model=self.trainer.model, logs=dict(layers)
                 )
-
-
-def _check(trainer: Trainer) -> None:
-    """Refuse what the Trainer's arguments show before the run begins."""
-    args = trainer.args
-    for is_wrong, why in (
-        (args.fp16, "fp16 scales the loss and every gradient: train in bf16 or float32 to probe"),
-        (args.n_gpu > 1, "each GPU gets a part of every step: set CUDA_VISIBLE_DEVICES=0 to probe"),
-        (args.torch_compile, "torch_compile skips the hooks of layers: set it to False to probe"),
-    ):
-        if is_wrong:
-            raise StudyError(why)
 
 
 def _data_name(dataset: Any) -> str:

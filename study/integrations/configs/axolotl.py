@@ -23,7 +23,6 @@ from study.integrations.configs.keys import (
     MESSAGES,
     TOKENIZERS_OWN,
     AdapterKeys,
-    BitKeys,
     Keys,
     Mapped,
     Names,
@@ -61,7 +60,7 @@ PROPERTIES = ({"role": "from", "content": "value"}, {"role": "role", "content": 
 TEMPLATE_KEYS = ("chat_template", "chat_template_jinja")
 
 
-class Axolotl(TrainingKeys, BitKeys):
+class Axolotl(TrainingKeys):
     """The keys of the YAML."""
 
     base: str = Field(alias="base_model")
@@ -143,7 +142,7 @@ def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
         keys.refuse(f"adapter: qlora and {given} contradict each other: set load_in_4bit: true")
     if keys.peft.get("loftq_config"):
         keys.refuse("peft.loftq_config changes the base's weights: remove it")
-    experiment, defaults = keys.experiment("Axolotl's", folder, bits), keys.defaults()
+    experiment, defaults = keys.experiment("Axolotl's", folder), keys.defaults()
     experiment.values["adapter.targets"] = _targets(experiment, keys)
     _put_datasets(experiment, keys, folder)
     note_init(experiment, keys, "peft_init_lora_weights")
@@ -316,7 +315,7 @@ def _chat_template(
     return None
 
 
-class Finlora(AdapterKeys, BitKeys):
+class Finlora(AdapterKeys):
     """The keys of FinLoRA's YAML."""
 
     base: str = Field(alias="model_name")
@@ -351,13 +350,16 @@ PROMPT = {
 }
 
 
-class FinloraEntry(BitKeys):
+class FinloraEntry(Keys):
     """The keys of an entry. Those from ``base_model`` on have the same meaning in Axolotl."""
 
     dataset_path: str
     batch_size: int = 2
     base_model: Any
     lora_r: Any
+    quant_bits: Any = None
+    load_in_8bit: Any = None
+    load_in_4bit: Any = None
     lora_alpha: Any = None
     learning_rate: Any = None
     num_epochs: Any = None
@@ -369,7 +371,7 @@ class FinloraEntry(BitKeys):
 def read_finlora(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment of FinLoRA's YAML. Raises :class:`StudyError` as :func:`read` does."""
     keys = Finlora.read(values, where)
-    experiment = keys.experiment("FinLoRA's YAML", folder, keys.bits())
+    experiment = keys.experiment("FinLoRA's YAML", folder)
     put_rows(experiment, "dataset", keys.dataset, "context_target", folder)
     experiment.defaults.append(
         "targets, optimizer, learning rate and steps: defaults of study train"
@@ -385,7 +387,8 @@ def read_finlora_entry(values: Mapping[str, Any], where: str, folder: Path) -> E
     if "batch_size" in own:
         own["micro_batch_size"] = own.pop("batch_size")
     own["datasets"] = [{"path": own.pop("dataset_path"), "type": PROMPT}]
-    own["optimizer"] = "paged_adamw_8bit" if entry.bits() == 4 else "adamw_bnb_8bit"
+    is_4bit = entry.quant_bits == 4 or bool(entry.load_in_4bit)
+    own["optimizer"] = "paged_adamw_8bit" if is_4bit else "adamw_bnb_8bit"
     experiment = read({"adapter": "lora"} | FINETUNE | own, where, folder)
     experiment.origin = f"FinLoRA's entry {where}"
     silent = (f"{key} {shown(value)}" for key, value in FINETUNE.items() if key not in own)

@@ -12,7 +12,6 @@ from study.errors import StudyError, short
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.keys import (
     AdapterKeys,
-    BitKeys,
     Keys,
     Mapped,
     Names,
@@ -32,7 +31,7 @@ PREFERENCES = "beta max_prompt_length reward_funcs reward_model_path num_generat
 """Keys of TRL's other trainers."""
 
 
-class Trl(TrainingKeys, BitKeys):
+class Trl(TrainingKeys):
     """The keys of the YAML. TRL has named its data sets in four ways."""
 
     adapter__rank: int = Field(16, alias="lora_r")
@@ -95,7 +94,7 @@ def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     keys = Trl.read(values, where)
     if not keys.use_peft:
         keys.refuse("use_peft is not true, which trains all weights: set use_peft: true")
-    experiment, defaults = keys.experiment("TRL's", folder, keys.bits()), keys.defaults()
+    experiment, defaults = keys.experiment("TRL's", folder), keys.defaults()
     targets = all_targets(keys.lora_target_modules, keys.lora_target_parameters)
     length, bf16 = keys.max_length or keys.max_seq_length, keys.bf16
     if targets is None:

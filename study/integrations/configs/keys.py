@@ -102,21 +102,6 @@ class Keys(BaseModel, extra="allow", allow_inf_nan=False):
         return type(self).model_fields[name].alias or name
 
 
-class BitKeys(Keys):
-    """The bits of the base's weights."""
-
-    quant_bits: Literal[4, 8] | None = None
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
-
-    def bits(self) -> int | None:
-        """4, 8 or None. Raises :class:`StudyError` if the keys contradict each other."""
-        asked = {self.quant_bits or 0, 8 * self.load_in_8bit, 4 * self.load_in_4bit} - {0}
-        if len(asked) > 1:
-            self.refuse("load_in_8bit, load_in_4bit, quant_bits contradict each other: keep one")
-        return max(asked, default=None)
-
-
 def _split(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
@@ -134,17 +119,27 @@ class AdapterKeys(Keys):
     adapter__rank: int
     adapter__alpha: float
     use_rslora: bool = False
+    quant_bits: Literal[4, 8] | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
 
-    def experiment(self, origin: str, folder: Path, bits: int | None = None) -> Experiment:
+    def bits(self) -> int | None:
+        """Of the base's weights: 4, 8 or None. The keys may not contradict each other."""
+        asked = {self.quant_bits or 0, 8 * self.load_in_8bit, 4 * self.load_in_4bit} - {0}
+        if len(asked) > 1:
+            self.refuse("load_in_8bit, load_in_4bit, quant_bits contradict each other: keep one")
+        return max(asked, default=None)
+
+    def experiment(self, origin: str, folder: Path) -> Experiment:
         """An experiment with the settings of all such fields, and the base.
 
-        The base is the folder of its name in ``folder``, if there is one; ``bits``: of its weights.
+        The base is the folder of its name in ``folder``, if there is one.
         """
         check_path(self.base, "the base")
         beside = folder / self.base
         values: dict[str, Any] = {
             "model.path": str(beside.resolve()) if beside.is_dir() else self.base,
-            "model.quant_bits": bits,
+            "model.quant_bits": self.bits(),
             "adapter.scaling": "rslora" if self.use_rslora else "lora",
         }
         fields = (name for name in type(self).model_fields if "__" in name)
@@ -175,9 +170,9 @@ class TrainingKeys(AdapterKeys):
     warmup_ratio: float | None = None
     seed: int | None = 42
 
-    def experiment(self, origin: str, folder: Path, bits: int | None = None) -> Experiment:
+    def experiment(self, origin: str, folder: Path) -> Experiment:
         """The same, with optimizer, length, schedule and seed."""
-        experiment = super().experiment(origin, folder, bits)
+        experiment = super().experiment(origin, folder)
         values = experiment.values
         values["train.clip"] = self.train__clip or None
         self._put_optimizer(experiment)

@@ -51,7 +51,7 @@ class LlamaFactory(TrainingKeys):
     adapter__alpha: float = Field(0.0, alias="lora_alpha")
     optimizer__lr: float = Field(5e-5, alias="learning_rate")
     lora_target: Names
-    quantization_bit: Literal[4, 8] | None = None
+    quant_bits: Literal[4, 8] | None = Field(None, alias="quantization_bit")
     bf16: bool = False
     stage: str = ""
     finetuning_type: str = ""
@@ -98,7 +98,7 @@ def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     if "adapter__alpha" not in keys.model_fields_set:
         keys.adapter__alpha = 2.0 * keys.adapter__rank
         defaults.append(f"lora_alpha {keys.adapter__alpha}")
-    experiment = keys.experiment("LLaMA-Factory's", folder, keys.quantization_bit)
+    experiment = keys.experiment("LLaMA-Factory's", folder)
     targets = keys.lora_target
     experiment.values |= {
         "adapter.targets": "all-linear" if not targets or "all" in targets else targets,
