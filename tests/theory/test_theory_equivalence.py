@@ -1,9 +1,11 @@
 """Equivalent runs: exact ones within rounding, first updates by Monte Carlo."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from study.theory import measure_layer
+from study.theory import measure_layer, predict
 from study.theory.equivalence import (
     ALIGNED,
     QUANTITIES,
@@ -14,26 +16,33 @@ from study.theory.equivalence import (
     rescaling,
     row_of,
 )
+from study.vocabulary import scaling
 
 from .lazy_layer import D_IN, D_OUT, adam, gaussian, kaiming, problem, sgd, signsgd, sweep, train
 
 RULES = {"sgd": sgd, "signsgd": signsgd, "adam": adam}
 
 
-@pytest.mark.parametrize(("a", "b"), [(3.0, 1.0), (1.0, 0.25), (0.2, 7.0)])
+@pytest.mark.parametrize(("a", "b"), [(3.0, 1.0), (0.2, 7.0), (0.5, 0.5)])
 @pytest.mark.parametrize("optimizer", RULES)
 def test_a_rescaled_run_has_the_same_product_at_every_step(optimizer, a, b):
-    """Far from lazy. The factors of the other family must not pass."""
+    """Far from lazy; with eps and decoupled decay if both factors have the same. The factors of the
+    other family must not pass."""
+    decay, eps = (0.1, 0.1) if a == b else (0.0, 0.0)
 
     def run(kind, a, b):
         to = rescaling(kind, a, b)
+        rule = RULES[optimizer]
+        if optimizer == "adam" and eps:
+            rule = partial(adam, eps=eps * to.eps_a)
         A = kaiming(np.random.default_rng(0), (2, 6, D_IN), D_IN)
         B = np.zeros((2, D_OUT, 6))
         lr, gamma = (1.0 if optimizer == "sgd" else 0.02), 0.5
         rows = train(
-            *(RULES[optimizer], problem(0, 4), to.init_a * A, B, to.alpha * gamma),
+            *(rule, problem(0, 4), to.init_a * A, B, to.alpha * gamma),
             lr=to.lr_a * lr,
             lr_ratio=to.lr_b / to.lr_a,
+            decoupled=decay * to.decay_a,
             curvature=1.0,
         )
         return [row["delta_w"] for row in rows]
@@ -42,6 +51,33 @@ def test_a_rescaled_run_has_the_same_product_at_every_step(optimizer, a, b):
     np.testing.assert_allclose(scaled, plain, rtol=1e-9, atol=1e-14)
     other = run("signsgd" if optimizer == "sgd" else "sgd", a, b)
     assert np.abs(other[-1] - plain[-1]).max() > 1e-3 * np.abs(plain[-1]).max()
+
+
+@pytest.mark.parametrize("rank", [1, 4, 64, 2048])
+def test_lora_at_alpha_sqrt_r_is_rslora_at_alpha(rank):
+    lora, rslora = scaling.gamma("lora", 16 * rank**0.5, rank), scaling.gamma("rslora", 16, rank)
+    assert lora == pytest.approx(rslora, rel=1e-15)
+
+
+@pytest.mark.parametrize("init", ["A", "B"])
+def test_the_first_sgd_step_is_the_gradient_through_the_gram_matrix_of_the_init(init):
+    gamma, lr, rng, setting = 0.5, 0.3, np.random.default_rng(0), problem(0, 4)
+    A, B = kaiming(rng, (2, 6, D_IN), D_IN), kaiming(rng, (2, D_OUT, 6), D_OUT)
+    A, B = (A, 0 * B) if init == "A" else (0 * A, B)
+    _, row = train(sgd, setting, A, B, gamma, lr=lr, steps=1, curvature=1.0)
+    G = setting.gradient(0)
+    expected = -lr * gamma**2 * (G @ A.mT @ A if init == "A" else B @ B.mT @ G)
+    np.testing.assert_allclose(row["delta_w"], expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("optimizer", "lr_exponent"), [("sgd", -1.0), ("sign", -1 / 2)])
+def test_predictions_obey_the_scaling_identity(optimizer, lr_exponent):
+    """c = r^-1/2: q + 1, p - 1, and lr times r^-1 (SGD) or r^-1/2 (sign) are the same function."""
+    for place in (("adapter_out", "rms"), ("delta_w", "norm"), ("adapter_update", "descent")):
+        law = {"step": 1, "optimizer": optimizer}
+        plain = predict(*place, p=0.7, q=0.0, **law).exponent
+        scaled = predict(*place, p=-0.3, q=1.0, **law).exponent
+        assert scaled + lr_exponent == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "signsgd"])
@@ -58,19 +94,12 @@ def test_what_undoes_a_growth_keeps_the_measured_quantity(optimizer, name):
 
     def size(rank, gamma, lr):
         # sweep's gamma is rank**-p: this p makes it the wanted one.
-        p = -np.log(gamma) / np.log(rank)
-        rows = sweep(
-            *(RULES[optimizer], setting, (rank,)),
-            p=p,
-            seeds=draws,
-            draw=gaussian,
-            stat=what.stat if what.stat != "descent" else "norm",
-            lr=lr,
-            steps=1,
-        )
-        site = "descent" if what.stat == "descent" else what.site
-        values = rows[what.step][site][0]
-        return values.mean() if site == "descent" else np.sqrt(np.square(values).mean())
+        training = {"p": -np.log(gamma) / np.log(rank), "seeds": draws, "draw": gaussian, "lr": lr}
+        stat = "norm" if what.stat == "descent" else what.stat
+        rows = sweep(RULES[optimizer], setting, (rank,), stat=stat, steps=1, **training)[what.step]
+        if what.stat == "descent":
+            return rows["descent"][0].mean()
+        return np.sqrt(np.square(rows[what.site][0]).mean())
 
     old = size(ranks[0], gammas[0], lr)
     assert size(ranks[1], gammas[1], lr) / old == pytest.approx(grown, rel=0.04)

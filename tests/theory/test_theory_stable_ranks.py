@@ -21,16 +21,6 @@ def gradient():
     return U * np.sqrt([0.4, *[0.6 / 29] * 29]) @ V.T
 
 
-def simulated(update, G):
-    """[ranks, seeds]: of ``update(G A^T) A``."""
-    found = []
-    for rank in RANKS:
-        A = gaussian(np.random.default_rng(rank), (SEEDS, rank, D_IN), D_IN)
-        s = np.linalg.svd(update(G @ A.mT) @ A, compute_uv=False)
-        found.append(np.square(s).sum(1) / np.square(s[:, 0]))
-    return np.array(found)
-
-
 def predicted(ranks, **setting):
     return predicted_exponent("delta_w", "stable_rank", ranks, **{"step": 1, "p": 0.5} | setting)
 
@@ -42,7 +32,11 @@ def test_size_and_slope_after_one_step(optimizer, update):
     G = gradient()
     layer = measure_layer(G, np.ones((1, D_IN)), np.ones((1, D_OUT)), kurtosis=0.0)
     kind = predict("delta_w", "stable_rank", step=1, optimizer=optimizer, p=0.5).family
-    measured = simulated(update, G)
+    measured = np.empty((len(RANKS), SEEDS))
+    for n, rank in enumerate(RANKS):
+        A = gaussian(np.random.default_rng(rank), (SEEDS, rank, D_IN), D_IN)
+        s = np.linalg.svd(update(G @ A.mT) @ A, compute_uv=False)
+        measured[n] = np.square(s).sum(1) / np.square(s[:, 0])
     sizes = stable_rank(np.array(RANKS, float), kind, layer, "A")
     np.testing.assert_allclose(sizes[:3], measured.mean(1)[:3], rtol=0.1)
     slope = predicted(
