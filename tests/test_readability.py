@@ -25,7 +25,7 @@ PACKAGE_LINES = {
     "study/models": 1_600,
     "study/probes": 1_790,
     "study/report": 1_680,
-    "study/store": 1_740,
+    "study/store": 1_690,
     "study/sweeps": 2_680,
     "study/theory": 1_550,
     "study/tracking": 600,

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,6 @@ import platformdirs
 
 from study.errors import StudyError
 from study.store.files import make_folder, write_bytes
-
-_WORTH_A_LINE = 2 << 30
-"""Bytes of a file that take long enough to hash for the user to wonder."""
 
 
 def cache_folder() -> Path:
@@ -51,8 +47,6 @@ def file_sha256(path: Path, again: bool = False) -> str:
         sha256 = str(noted.pop("sha256", ""))
         if noted == seen and not again:
             return sha256
-    if stat.st_size > _WORTH_A_LINE:
-        print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB)", file=sys.stderr)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     _keep(note, json.dumps(seen | {"sha256": sha256}).encode())

@@ -248,8 +248,7 @@ def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[
     folders = cell_folders(study_dir)
     if not folders:
         raise no_study(Path(study_dir))
-    hits = [folder for folder in folders if folder.name.startswith(cell)]
-    hits = [folder for folder in hits if folder.name == cell] or hits
+    hits = [f for f in folders if f.name == cell] or [f for f in folders if f.name.startswith(cell)]
     record = read_record(hits[0]) if len(hits) == 1 else None
     if record is None:
         ids = ", ".join(folder.name for folder in (hits or folders)[:8])

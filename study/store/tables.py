@@ -4,6 +4,7 @@ from records, so that a new configuration key is a column without an edit here.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,8 +36,6 @@ _log = logging.getLogger(__name__)
 
 # The table of cells.
 
-NAN = float("nan")
-
 FIRST = (
     *("cell_id", "study", "model", "quant_bits", "data", "optimizer", "lr", "loraplus_lr_ratio"),
     *("momentum", "eps", "rank", "scaling", "exponent", "alpha", "gamma", "init", "targets"),
@@ -64,7 +63,6 @@ GROUPS = ("", "adapter", "train", "data", "model", "optimizer", "probes")
 A column has the name of the key's last word. If an earlier group has that word, and for every key
 of ``probes``, it is the whole key: ``optimizer_alpha``, ``probes_steps``."""
 
-RENAMED = {"optimizer.name": "optimizer"}
 ABSENT = {"loraplus_lr_ratio": 1.0}
 """Values of keys that early records do not have, if they are not NaN."""
 
@@ -80,11 +78,10 @@ def cells_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as a row of the ``cells`` table.
 
-    - Every configuration key that is part of the cell's identity has a column (:data:`GROUPS`);
-    - ``data_sha256``, ``model_sha256``, ...: the first digits of the hash of each source;
-    - lists are strings; missing is NaN.
+    Every configuration key that is part of the cell's identity has a column (:data:`GROUPS`), and
+    the first digits of the hash of each source, such as ``data_sha256``. Lists are strings.
     """
-    row = dict.fromkeys(FIRST, NAN) | ABSENT
+    row = dict.fromkeys(FIRST, math.nan) | ABSENT
     configured: set[str] = set()
     config = record["config"]
     for group in GROUPS:
@@ -92,7 +89,7 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
             key = f"{group}.{word}" if group else word
             if key in NOT_COLUMNS or isinstance(value, dict):
                 continue
-            name = RENAMED.get(key, word)
+            name = "optimizer" if key == "optimizer.name" else word
             if name in configured or group == "probes":
                 name = key.replace(".", "_")  # its words also name columns of other tables
             configured.add(name)
@@ -107,7 +104,7 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if value is None:
-        return NAN
+        return math.nan
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0
 """Seconds to wait for W&B's server at the start of a run, and for the upload at its end."""
-TAGS = ("rule", "rank", "optimizer", "model")
-"""The names of the tags, for trackers that have named ones."""
-LONGEST_NAME = 200
-"""Characters of a run's name, which may be that of a folder."""
 
 
 # What trackers are told.
@@ -142,7 +138,8 @@ ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
     "mlflow": lambda about: {
         "experiment_name": about.project,
         "run_name": about.name,
-        "tags": {"study": about.study} | dict(zip(TAGS, about.tags, strict=True)),
+        "tags": {"study": about.study}
+        | dict(zip(("rule", "rank", "optimizer", "model"), about.tags, strict=True)),
     },
     "comet_ml": lambda about: {
         "run_name": about.project,
@@ -283,7 +280,7 @@ class Tracker:
                 f"accelerate {accelerate.__version__} has no {self.config.name}: "
                 "pip install -U accelerate"
             )
-        own = re.sub(r"[^\w .=+-]", "_", name)[: LONGEST_NAME - len(record["cell_id"]) - 1]
+        own = re.sub(r"[^\w .=+-]", "_", name)[:180]  # it may be the name of a folder
         about = About(
             project=self.config.project or record["study"],
             study=record["study"],
