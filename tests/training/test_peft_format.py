@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from study.adapters import AdapterSpec, LoraPair, adapted
 from study.errors import StudyError
@@ -22,17 +24,6 @@ from study.vocabulary import scaling
 IDS = torch.arange(24).view(2, 12)
 
 
-@pytest.fixture
-def gpt2() -> nn.Module:
-    """A tiny random GPT-2, whose linears are Conv1D."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2)
-    ).eval()
-
-
 def trained(
     model: nn.Module, layers: list[str], **spec: Any
 ) -> tuple[dict[str, LoraPair], torch.Tensor]:
@@ -41,20 +32,24 @@ def trained(
         for number, bank in enumerate(banks):
             bank.pairs[0].B_OR.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
         logits = model(IDS).logits
-        return {
-            b.layer: LoraPair(*(w.clone() for w in b.pairs[0][:2]), b.pairs[0].gamma) for b in banks
-        }, logits
+        pairs = {bank.layer: bank.pairs[0] for bank in banks}
+    return {n: LoraPair(A.clone(), B.clone(), gamma) for n, (A, B, gamma) in pairs.items()}, logits
 
 
-def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+def written(folder: Path, model: nn.Module, pairs: Any, alpha: float, **about: Any) -> Path:
+    write_adapter(folder, pairs, alpha=alpha, modules=dict(model.named_modules()), **about)
+    return folder
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / CONFIG).read_text()))
+
+
+def assert_logits_in_peft(model: nn.Module, folder: Path, expected: torch.Tensor) -> None:
     """Within 1e-5 of the largest: our banks and PEFT multiply in different orders."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-
-
-def peft_logits(model: nn.Module, folder: Path) -> torch.Tensor:
-    peft = pytest.importorskip("peft")
     with torch.no_grad():
-        return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()(IDS).logits
+        found = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -64,67 +59,53 @@ def peft_logits(model: nn.Module, folder: Path) -> torch.Tensor:
 def test_peft_loads_it_with_equal_logits(
     tiny_base: FrozenBase, tmp_path: Path, rule: str, power: float | None, targets: str
 ) -> None:
-    layers = [
-        n for n in tiny_base.card.linears if targets == "all" or n.endswith("0.self_attn.q_proj")
-    ]
+    one = "model.layers.0.self_attn.q_proj"
+    layers = list(tiny_base.card.linears) if targets == "all" else [one]
     gamma, p = scaling.gamma(rule, 16, 6, power), scaling.exponent(rule, power)
     pairs, expected = trained(tiny_base.model, layers, rank=6, gamma=gamma)
-    modules = dict(tiny_base.model.named_modules())
-    write_adapter(tmp_path / "adapter", pairs, alpha=16, exponent=p, modules=modules)
-    assert_equal_logits(peft_logits(tiny_base.model, tmp_path / "adapter"), expected)
+    folder = written(tmp_path / "adapter", tiny_base.model, pairs, 16, exponent=p)
+    assert_logits_in_peft(tiny_base.model, folder, expected)
     with torch.no_grad():
         assert (tiny_base.model(IDS).logits - expected).abs().max() > 0.1
-    config = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    config = config_of(folder)
     assert (config["r"], config["use_rslora"]) == (6, p == 0.5)
     assert config["lora_alpha"] == (16 if p in (0.5, 1) else pytest.approx(gamma * 6, rel=1e-15))
     kinds = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert config["target_modules"] == (
-        kinds if targets == "all" else ["model.layers.0.self_attn.q_proj"]
-    )
+    assert config["target_modules"] == (kinds if targets == "all" else [one])
 
 
 def test_the_files_that_other_tools_read(tiny_base: FrozenBase, tmp_path: Path) -> None:
     """vLLM and others expect these keys and shapes, and no other tensor in the file."""
-    pairs, _ = trained(tiny_base.model, list(tiny_base.card.linears), rank=3, gamma=2.0)
-    modules = dict(tiny_base.model.named_modules())
-    write_adapter(
-        tmp_path / "adapter", pairs, alpha=6, exponent=1.0, base="some/model", modules=modules
-    )
-    tensors = load_file(tmp_path / "adapter" / WEIGHTS)
-    expected = {
-        f"base_model.model.{n}.lora_{f}.weight" for n in tiny_base.card.linears for f in "AB"
-    }
-    assert tensors.keys() == expected
+    linears = tiny_base.card.linears
+    pairs, _ = trained(tiny_base.model, list(linears), rank=3, gamma=2.0)
+    folder = written(tmp_path / "a", tiny_base.model, pairs, 6, exponent=1.0, base="some/model")
+    tensors = load_file(folder / WEIGHTS)
+    assert set(tensors) == {f"base_model.model.{n}.lora_{f}.weight" for n in linears for f in "AB"}
     assert tensors["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"].shape == (128, 3)
-    config = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    config = config_of(folder)
     assert (config["peft_type"], config["bias"], config["lora_alpha"]) == ("LORA", "none", 6)
     assert config["base_model_name_or_path"] == "some/model"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
 
 
-def test_conv1d(gpt2: nn.Module, tmp_path: Path) -> None:
+def test_conv1d(tmp_path: Path) -> None:
+    shape = {"vocab_size": 64, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**shape)).eval()
     layers = [n for n, m in gpt2.named_modules() if type(m).__name__ == "Conv1D"]
     pairs, expected = trained(gpt2, layers, rank=4, gamma=2.0)
-    write_adapter(
-        tmp_path / "adapter", pairs, alpha=8, exponent=1.0, modules=dict(gpt2.named_modules())
-    )
-    assert json.loads((tmp_path / "adapter" / CONFIG).read_text())["fan_in_fan_out"] is True
-    assert_equal_logits(peft_logits(gpt2, tmp_path / "adapter"), expected)
+    folder = written(tmp_path / "adapter", gpt2, pairs, 8, exponent=1.0)
+    assert config_of(folder)["fan_in_fan_out"] is True
+    assert_logits_in_peft(gpt2, folder, expected)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_patterns_are_read_and_written_as_in_peft(
     tiny_base: FrozenBase, tmp_path: Path, rslora: bool
 ) -> None:
-    peft = pytest.importorskip("peft")
-    options = {
-        "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 7},
-        "alpha_pattern": {"1.self_attn.v_proj": 3},
-    }
-    lora = peft.LoraConfig(
-        r=4, lora_alpha=8, use_rslora=rslora, target_modules="all-linear", **options
-    )
-    model = peft.get_peft_model(copy.deepcopy(tiny_base.model), lora)
+    ranks = {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 7}
+    alphas = {"1.self_attn.v_proj": 3}
+    patterns: Any = {"rank_pattern": ranks, "alpha_pattern": alphas}
+    lora = LoraConfig(r=4, lora_alpha=8, use_rslora=rslora, target_modules="all-linear", **patterns)
+    model = get_peft_model(copy.deepcopy(tiny_base.model), lora)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -132,20 +113,18 @@ def test_patterns_are_read_and_written_as_in_peft(
         expected = model.eval()(IDS).logits
     model.save_pretrained(tmp_path / "theirs")
     found = read_adapter(tmp_path / "theirs")
-    ranks = {layer: pair.A_RD.shape[0] for layer, pair in found.pairs.items()}
-    assert set(ranks.values()) == {2, 4, 7}
-    layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
-    for name, module in layers.items():
-        pair = found.pairs[name.removeprefix("base_model.model.")]
-        assert pair.gamma == pytest.approx(module.scaling["default"], rel=1e-15)
+    assert {pair.A_RD.shape[0] for pair in found.pairs.values()} == {2, 4, 7}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            pair = found.pairs[name.removeprefix("base_model.model.")]
+            assert pair.gamma == pytest.approx(module.scaling["default"], rel=1e-15)
     spec = AdapterSpec(4, 1.0, start=found.pairs)
     with adapted(tiny_base.model, list(found.pairs), [spec]), torch.no_grad():
-        assert_equal_logits(tiny_base.model(IDS).logits, expected)
-    modules = dict(tiny_base.model.named_modules())
-    write_adapter(
-        tmp_path / "ours", found.pairs, alpha=8, exponent=0.5 if rslora else 1.0, modules=modules
-    )
-    assert_equal_logits(peft_logits(tiny_base.model, tmp_path / "ours"), expected)
+        ours = tiny_base.model(IDS).logits
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    exponent = 0.5 if rslora else 1.0
+    folder = written(tmp_path / "ours", tiny_base.model, found.pairs, 8, exponent=exponent)
+    assert_logits_in_peft(tiny_base.model, folder, expected)
 
 
 # Broken adapters.
@@ -154,14 +133,11 @@ def test_patterns_are_read_and_written_as_in_peft(
 @pytest.fixture
 def good(tiny_base: FrozenBase, tmp_path: Path) -> Path:
     pairs, _ = trained(tiny_base.model, list(tiny_base.card.linears), rank=3, gamma=2.0)
-    write_adapter(
-        tmp_path / "good", pairs, alpha=6, exponent=1, modules=dict(tiny_base.model.named_modules())
-    )
-    return tmp_path / "good"
+    return written(tmp_path / "good", tiny_base.model, pairs, 6, exponent=1)
 
 
 def set_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / CONFIG).read_text()) | changes
+    config = config_of(folder) | changes
     (folder / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
 
 
@@ -213,10 +189,8 @@ def test_another_base(good: Path, tiny_base: FrozenBase) -> None:
     }
     found.check_fits(shapes, "tiny")
     first, second = list(shapes)[:2]
-    with pytest.raises(
-        StudyError,
-        match=re.escape(f"another base than tiny: its {first} is (128, 64), not (32, 64)"),
-    ):
+    says = re.escape(f"another base than tiny: its {first} is (128, 64), not (32, 64)")
+    with pytest.raises(StudyError, match=says):
         found.check_fits(shapes | {first: (32, 64)}, "tiny")
     with pytest.raises(StudyError, match=f"another base than tiny, which has no {second}"):
         found.check_fits({n: s for n, s in shapes.items() if n != second}, "tiny")
