@@ -7,6 +7,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -89,16 +90,24 @@ def assert_close(found: Rows, wanted: Rows, rel: float = 1e-4) -> None:
             assert one.metrics == pytest.approx(wanted_row, rel=rel, nan_ok=True), one.step
 
 
+@pytest.fixture
+def both(tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus) -> Callable[..., Any]:
+    """Trains a fold on the pretend device and on the CPU, and compares their rows."""
+
+    def run(cells: Sequence[CellConfig], **more: Any) -> tuple[OnGpu, Rows]:
+        found, wanted = OnGpu(gpu_base, corpus, cells, **more), on_cpu(tiny_base, corpus, cells)
+        assert_close(found.steps, wanted)
+        return found, wanted
+
+    return run
+
+
 FOLDS = (["adamw"], ["adam", "sgd"], ["momentum", "muon", "adafactor", "lion"])
 
 
 @pytest.mark.parametrize("optimizers", FOLDS, ids=len)
 def test_a_plain_step_never_waits(
-    tiny_base: FrozenBase,
-    gpu_base: FrozenBase,
-    corpus: Corpus,
-    cell: Build,
-    optimizers: list[str],
+    both: Callable[..., Any], cell: Build, optimizers: list[str]
 ) -> None:
     """Its numbers are the CPU's, and leave the device in one copy that does not block."""
     ranks = (2, 4, 4, 8)
@@ -107,16 +116,13 @@ def test_a_plain_step_never_waits(
         cell(*PLAIN, targets, f"adapter.rank={rank}", f"optimizer={name}", "train.clip=2")
         for name, rank in zip(optimizers, ranks, strict=False)
     ]
-    found = OnGpu(gpu_base, corpus, cells)
-    assert_close(found.steps, on_cpu(tiny_base, corpus, cells))
+    found, _ = both(cells)
     # In the first step optimizers make their state, and transformers' Adafactor copies it.
     assert found.waits[1:] == [Counter()] * 2
     assert found.sent == [1] * 3
 
 
-def test_a_probed_and_evaluated_step_never_waits(
-    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_a_probed_and_evaluated_step_never_waits(both: Callable[..., Any], cell: Build) -> None:
     """With every statistic but r_nuc, an eigenvalue problem. The numbers of each of the three
     batches leave in one copy, those of the step in another; they can be read without a wait once
     the next step is under way.
@@ -132,11 +138,10 @@ def test_a_probed_and_evaluated_step_never_waits(
         rows.extend(result for result in results[:1] if result)
         arrived.append([row.arrived for row in rows])
 
-    found, wanted = OnGpu(gpu_base, corpus, cells, see=see), on_cpu(tiny_base, corpus, cells)
+    found, wanted = both(cells, see=see)
     assert found.waits[1:] == [Counter()]
     assert found.sent == [4] * 2
     assert arrived == [[False], [True, False]]
-    assert_close(found.steps, wanted)
     for ours, theirs in zip(found.steps, wanted, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert one is not None
@@ -152,12 +157,11 @@ def test_a_resumed_step(
     """A snapshot of the device continues there bit for bit, and on a CPU within rounding."""
     cells = [cell(*PLAIN, f"optimizer={name}", FEW) for name in ("adamw", "momentum")]
     taken: list[list[Snapshot]] = []
-    whole = OnGpu(
-        gpu_base,
-        corpus,
-        cells,
-        see=lambda rows: taken.append([row.snapshot().copied() for row in rows if row]),
-    )
+
+    def see(rows: list[CellStep | None]) -> None:
+        taken.append([row.snapshot().copied() for row in rows if row])
+
+    whole = OnGpu(gpu_base, corpus, cells, see=see)
     if resumed_on == "the CPU":
         assert_close(on_cpu(tiny_base, corpus, cells, taken[0]), whole.steps[1:])
         return
@@ -166,9 +170,7 @@ def test_a_resumed_step(
     assert_close(resumed.steps, whole.steps[1:], rel=0)
 
 
-def test_a_cell_that_diverges_disturbs_no_other(
-    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_a_cell_that_diverges_disturbs_no_other(both: Callable[..., Any], cell: Build) -> None:
     """Its last row is the one where it diverged, as on a CPU, and nobody waits to find out."""
     shared = ("train.steps=4", "probes.steps=[2]", "probes.sites=[B_update]")
     cells = [
@@ -176,8 +178,7 @@ def test_a_cell_that_diverges_disturbs_no_other(
         cell(*PLAIN, *shared, *WILD, "adapter.rank=4", "train.clip=1e30"),
         cell(*PLAIN, *shared, "adapter.rank=8", "optimizer=lion"),
     ]
-    found, wanted = OnGpu(gpu_base, corpus, cells), on_cpu(tiny_base, corpus, cells)
-    assert_close(found.steps, wanted)
+    found, _ = both(cells)
     assert found.waits[1:] == [Counter()] * 4
     ended = [rows[1] is None for rows in found.steps]
     assert any(ended)
