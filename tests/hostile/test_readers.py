@@ -22,7 +22,7 @@ from study.config.hints import as_study_errors
 from study.data import load_rows
 from study.integrations.configs import read_file, write
 from study.integrations.overrides import written
-from study.models import load_base, load_tokenizer, tiny
+from study.models import load_base, tiny
 from study.training.peft_format import read_adapter
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.sources import FORMATS
@@ -65,48 +65,30 @@ def changed(values: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
 # Data.
 
 ENDINGS = ("jsonl", "json", "csv", "parquet", "jsonl.gz", "csv.zst", "txt")
+FIELDS = sorted({key for row in FORMATS.values() for needed in row.needs for key in needed})
+TURN = st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type"]), SCALARS)
+ROWS = st.lists(
+    st.dictionaries(st.sampled_from([*FIELDS, "x"]), SCALARS | st.lists(TURN, max_size=3)),
+    max_size=3,
+)
 CONTENTS = (
     st.binary(max_size=60)
     | st.text(alphabet='{}[]":, contextarg0\\\n', max_size=60).map(str.encode)
-    | st.lists(st.dictionaries(st.sampled_from(["context", "target", "x"]), SCALARS)).map(
-        lambda rows: "\n".join(map(json.dumps, rows)).encode()
-    )
-)
-FIELDS = sorted({key for row in FORMATS.values() for needed in row.needs for key in needed})
-PARTS = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type"]), inner)
-    ),
-    max_leaves=6,
+    | ROWS.map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+    | ROWS.map(lambda rows: json.dumps(rows).encode())
 )
 
 
-def read_rows(path: Path, form: str = "auto") -> None:
+@FEW
+@given(CONTENTS, st.sampled_from(ENDINGS), st.sampled_from(["auto", *FORMATS]))
+def test_a_data_file(here: Path, content: bytes, ending: str, form: str) -> None:
+    path = here / f"rows.{ending}"
+    path.write_bytes(content)
     template = "chatml" if form == "messages" else None
     config = DataConfig("file", str(path), 64, 8, 0, format=form, chat_template=template)
     with one_line():
-        rows = load_rows(config, lambda: load_tokenizer(ModelConfig("tiny"))).rows
+        rows = load_rows(config, tiny.tokenizer).rows
         assert len({type(row) for row in rows}) == 1
-
-
-@FEW
-@given(CONTENTS, st.sampled_from(ENDINGS))
-def test_a_data_file(here: Path, content: bytes, ending: str) -> None:
-    path = here / f"rows.{ending}"
-    path.write_bytes(content)
-    read_rows(path)
-
-
-@FEW
-@given(
-    st.lists(st.dictionaries(st.sampled_from(FIELDS), PARTS, max_size=4), max_size=3),
-    st.sampled_from(["auto", *FORMATS]),
-)
-def test_rows(here: Path, rows: list[Any], form: str) -> None:
-    (here / "rows.json").write_text(json.dumps(rows))
-    read_rows(here / "rows.json", form)
 
 
 # Models and adapters.
