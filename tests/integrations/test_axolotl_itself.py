@@ -24,10 +24,8 @@ import study
 KERNELS_OFF = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False}
 CONFIG = """
 base_model: ./base
-model_type: LlamaForCausalLM
 datasets: [{path: data.jsonl, ds_type: json, type: alpaca}]
 dataset_prepared_path: ./prepared
-val_set_size: 0
 sequence_len: 512
 adapter: lora
 lora_r: 8
@@ -43,7 +41,6 @@ lr_scheduler: constant_with_warmup
 warmup_steps: 2
 bf16: false
 tf32: false
-flash_attention: false
 sdp_attention: true
 output_dir: ./out
 save_strategy: "no"

@@ -218,7 +218,7 @@ def test_trackers_get_every_layer_and_the_console_three_numbers(
 def test_runs_of_several_ranks_are_a_study(
     cell: Make, peft_model: Make, measured: Make, tmp_path: Path
 ) -> None:
-    """Analysis and report read them, with the predicted exponents. A repeated run is one cell."""
+    """Status and report read them. A repeated run is one cell."""
     evaluating = {"eval_strategy": "steps", "eval_steps": 1}
     probes = {"steps": [0, 1], "stats": ["rms", "norm", "descent"], "data": "ours"}
     for rank in (4, 16, 64, 64):
@@ -236,10 +236,6 @@ def test_runs_of_several_ranks_are_a_study(
     base = "model: LlamaForCausalLM (trained by the Trainer of transformers; content not hashed)"
     assert base in report
     assert "published" not in report, "the report cannot know which weights the Trainer got"
-    first = study.load(folder).exponents.query("site == 'adapter_grad' and stat == 'norm'")
-    row = first.query("step == 0 and layer == 'model'").iloc[0]
-    assert row["exponent"] == pytest.approx(-0.5, abs=0.05)
-    assert row["predicted"] == pytest.approx(-0.5, abs=0.01)
 
 
 def test_a_run_that_is_stuck_says_so(cell: Make, peft_model: Make, measured: Make) -> None:
