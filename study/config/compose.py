@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from study.config.checks import validate
 from study.config.types import CellConfig
@@ -41,7 +41,10 @@ def parse(composed: DictConfig) -> CellConfig:
     Raises :class:`StudyError`, one line, for the first value that is missing or wrong.
     """
     try:
-        values: Any = OmegaConf.to_container(without_hydra(composed), resolve=True)
+        own = without_hydra(composed)
+        values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise StudyError(f"{error.full_key} is not set: give {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise StudyError(first_line(error)) from error
     cell = read(CellConfig, values)

@@ -57,7 +57,9 @@ Few = Annotated[Count, Field(le=10**6)]
 class Part:
     """A part of the configuration: a key that it lacks is refused."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    __pydantic_config__ = ConfigDict(
+        extra="forbid", coerce_numbers_to_str=True, validate_default=True
+    )
 
 
 def _check_rule(value: str) -> str:

@@ -1,8 +1,8 @@
 """The kinds of values that a configuration holds, for pydantic, and the line about a wrong one."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -195,42 +195,18 @@ def read(kind: type[T], values: Any, prefix: str = "") -> T:
         found: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise StudyError(_line(error, prefix)) from None
-    for key in _missing(found, prefix):
-        raise StudyError(f"{key} is not set: give {key}=...")
     return found
-
-
-def _missing(config: Any, prefix: str) -> Iterator[str]:
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from _missing(value, f"{prefix}{field.name}.")
-        elif isinstance(value, str) and value == MISSING:
-            yield prefix + field.name
-
-
-LIMITS = {
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "of at least {ge:g}",
-    "less_than": "below {lt:g}",
-    "less_than_equal": "of at most {le:g}",
-    "finite_number": "that is finite",
-}
-"""What a number has to be, by pydantic's type of the error."""
 
 
 def _line(error: ValidationError, prefix: str) -> str:
     first = error.errors(include_url=False)[0]
-    context, value, kind = first.get("ctx", {}), first["input"], first["type"]
+    value, kind, said = first["input"], first["type"], first["msg"]
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     key = prefix + "".join(parts).removeprefix(".")
     if kind == "missing" or (isinstance(value, str) and value == MISSING):
         return f"{key} is not set: give {key}=..."
     if kind == "value_error":
-        return str(context["error"]).replace(KEY, key.removesuffix(".name"))
+        return str(first["ctx"]["error"]).replace(KEY, key.removesuffix(".name"))
     if kind == "unexpected_keyword_argument":
         return f"unknown key {key}"
-    if kind in LIMITS:
-        limit = LIMITS[kind].format(**context)
-        return f"{key}={short(value)} is out of range: give a number {limit}"
-    return f"{key}={short(value)}: {first['msg']}".replace("Input should be", "give")
+    return f"{key}={short(value)}: {said}".replace(": Input should", " should")

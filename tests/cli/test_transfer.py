@@ -215,7 +215,7 @@ def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
         (["--rank", "0"], "0 is not in the range"),
         (["--rule", "lorra"], "choose from lora, rslora, power"),
         (["--rule", "power"], "has no exponent"),
-        (["--lr", "-1"], "lr=-1.0 is out of range"),
+        (["--lr", "-1"], "lr=-1.0 should be greater than 0"),
         (["--optimizer", "adamm"], "'adamm' is not one of 'sgd'"),
         (["--study", "nowhere"], "no study in nowhere"),
         (["--entry", "one"], "has no entry"),

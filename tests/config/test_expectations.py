@@ -44,8 +44,8 @@ def test_an_entry_is_typed_and_survives_a_record(parsed: Parsed) -> None:
 
 MISTAKES: list[tuple[Any, str]] = [
     (SLOPE | {"predcted": 1}, "unknown key expects[0].predcted"),
-    (SLOPE | {"predicted": "low"}, "expects[0].predicted='low': give a valid number"),
-    (SLOPE | {"tolerance": 0}, "expects[0].tolerance=0 is out of range"),
+    (SLOPE | {"predicted": "low"}, "expects[0].predicted='low' should be a valid number"),
+    (SLOPE | {"tolerance": 0}, "expects[0].tolerance=0 should be greater than 0"),
     (SLOPE | {"optimizer": "sgdd"}, "unknown expects[0].optimizer 'sgdd'"),
     (SLOPE | {"rule": "lorra"}, "expects[0].rule: unknown scaling 'lorra'"),
     (SLOPE | {"step": None}, "expects[0].step is not set: slope needs it"),
