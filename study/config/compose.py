@@ -141,17 +141,11 @@ def expected_best(
 def _near_best(
     doublings: float, move: float, r_sign: float, crossover: float, *, _root_: DictConfig
 ) -> float:
-    adapter, steps = _root_.adapter, int(_root_.train.steps)
-    given = {"move": move, "r_sign": r_sign, "crossover": crossover, "rank": adapter.rank}
-    for name, value in given.items():
-        if not 0 < float(value) < math.inf:
-            raise StudyError(
-                f"near_best needs a positive, finite {name}, not {value}: "
-                "write ${near_best:DOUBLINGS,MOVE,R_SIGN,CROSSOVER}"
-            )
+    adapter = _root_.adapter
     rule, power = scaling.named_rule(str(adapter.scaling), adapter.exponent)
-    gamma = scaling.gamma(rule, float(adapter.alpha), float(adapter.rank), power)
-    rate = expected_best(gamma, float(adapter.rank), steps, move, r_sign, crossover)
+    rank = float(adapter.rank)
+    gamma = scaling.gamma(rule, float(adapter.alpha), rank, power)
+    rate = expected_best(gamma, rank, int(_root_.train.steps), move, r_sign, crossover)
     # Machines round powers and roots differently in the last place. With three digits, a rate, and
     # with it the identity of a cell, is the same on all of them.
     return float(f"{rate * 2.0**doublings:.2e}")

@@ -13,7 +13,6 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from study.config import CellConfig
 from study.config.compose import CONF, compose, expected_best, parse
@@ -133,8 +132,3 @@ def test_a_rate_is_near_that_of_its_own_cell(scaling: object, exponent: object, 
     best = expected_best(4 * 64**-p, 64, STEPS, MOVE, R_SIGN, CROSSOVER)
     assert rate == pytest.approx(best / 4, rel=5e-3)
     assert rate == float(f"{rate:.2e}")
-
-
-def test_a_move_of_zero_is_refused() -> None:
-    with pytest.raises(OmegaConfBaseException, match="positive, finite move, not 0"):
-        _ = rates("lora", None, lr="${near_best:0,0,9.8,10}").lr
