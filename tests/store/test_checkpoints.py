@@ -12,6 +12,7 @@ import pytest
 from study.store import files
 from study.store.checkpoints import Checkpoint, load_newest, save
 from study.store.files import StorageError
+from tests.store.small_cells import flip
 
 CELL = "0123456789ab"
 TENSORS = {
@@ -90,13 +91,11 @@ def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) ->
     path = save(tmp_path, at(10)).with_suffix(f".{kind}")
     whole = path.read_bytes()
     draw = np.random.default_rng(0)
-    damaged = [whole[:size] for size in (0, 8, 100, len(whole) - 1)]
-    for bit in [*range(0, 64, 7), *draw.integers(64, 8 * len(whole), 60)]:
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        damaged.append(bytes(flipped))
-    for content in damaged:
-        path.write_bytes(content)
+    for place in draw.random(40):
+        path.write_bytes(whole[: int(place * len(whole))])
+        if place < 0.9:
+            path.write_bytes(whole)
+            flip(path, place)
         said: list[str] = []
         found = load_newest(tmp_path, CELL, said.append)
         assert found is not None

@@ -1,7 +1,5 @@
 """A write is whole or absent and touches no file but its own; a lock ends with its process."""
 
-import errno
-import fcntl
 import os
 import pickle
 import signal
@@ -129,15 +127,3 @@ def test_of_many_processes_one_gets_the_cell_until_it_ends(folder: Path) -> None
     assert held is not None
     held.check()
     held.release()
-
-
-def test_a_disk_without_locks_keeps_nobody_out(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unsupported(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    held = claim(folder)
-    assert held is not None
-    held.check()

@@ -66,11 +66,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "cells/ended: adapter_model.safetensors is damaged",
         "mv",
     ),
-    "a copy": (
-        lambda study: (study / "cells/other").rename(study / "cells/other (1)"),
-        "cells/other (1): record.json is damaged or of a later version",
-        "mv",
-    ),
 }
 
 
