@@ -27,7 +27,7 @@ PACKAGE_LINES = {
     "study/report": 1_680,
     "study/store": 1_690,
     "study/sweeps": 2_680,
-    "study/theory": 1_550,
+    "study/theory": 1_410,
     "study/tracking": 600,
     "study/training": 1_690,
     "study/vocabulary": 1_115,

@@ -54,12 +54,7 @@ variance of A        independent of r (q = 0)      any q; its B.3 (q = 1, p = 1)
 Numbers only: numpy, no torch.
 """
 
-from study.theory.asymptotics import (
-    PLAIN,
-    Modifiers,
-    family,
-    predict,
-)
+from study.theory.asymptotics import PLAIN, Modifiers, Prediction, family, predict
 from study.theory.curves import (
     crossover,
     curve,

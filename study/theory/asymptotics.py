@@ -11,14 +11,13 @@ from study.errors import StudyError, unknown
 from study.theory.rows import (
     DECAYED_A,
     MIRROR,
-    PAPER_CLAIMS,
     RANK_SIZED,
     ROWS,
     PowerLaw,
     adjusted_exponent,
 )
 from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, Family
-from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS
+from study.vocabulary.quantities import SITES, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LINEAR_UP_TO, SIGN_LIKE_FROM
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -29,30 +28,10 @@ ENTRYWISE = ("rms", "mean_abs", "m4")
 OF_ONE_SITE = {"descent": "adapter_update", "stable_rank": "delta_w"}
 """Stats that have a row of their own, with the only site that has a prediction."""
 PREDICTED = ("norm", *ENTRYWISE, *OF_ONE_SITE)
-"""Stats that scale as a power of the rank, or saturate."""
-NOT_PREDICTED = {
-    "max_abs": (
-        "an extreme value: it grows with the logarithm of the number of entries, "
-        "not with a power of the rank"
-    ),
-    "spectral": (
-        "the largest singular value of a random matrix bends where r crosses its dimensions: "
-        "no power law"
-    ),
-    "rho": (
-        "A's motion beside its init is of the next order in the learning rate, "
-        "beyond the lazy regime"
-    ),
-    "nonfinite": "a count of failures has no exponent",
-    "mean_norm": (
-        "at step 0 it goes as gamma sqrt(r), as the norm does; its mean at finite rank has not "
-        "been derived"
-    ),
-    **dict.fromkeys(
-        ALIGNMENTS, "a property of the layer's gradients: curves depend on it, not on the adapter"
-    ),
-}
-NOT_LAZY = "not lazy: the gradients changed with the adapter, by an amount that depends on the rank"
+"""Stats that scale as a power of the rank, or saturate. Of the others, ``max_abs`` grows with the
+logarithm of the number of entries, ``spectral`` bends where r crosses its dimensions, ``rho`` is of
+the next order in the learning rate, ``nonfinite`` is a count, and the mean of ``mean_norm`` at
+finite rank has not been derived. Alignments are properties of the layer's gradients."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +82,13 @@ PLAIN = Modifiers()
 
 @dataclass(frozen=True)
 class Prediction:
-    """The asymptotic exponent of a quantity; or None, with the ``reason`` why there is none.
+    """The asymptotic exponent of a quantity, None without a prediction.
 
-    - ``paper``: the claim of Kalajdzievski 2023 about the same quantity, or None;
-    - ``row``, ``family``: the row of the table and the family it belongs to, from which the
-      finite-rank curve is built. ``row`` is None without an exponent.
+    ``row``, ``family``: the row of the table and the family it belongs to, from which the
+    finite-rank curve is built. ``row`` is None without an exponent.
     """
 
-    exponent: float | None
-    source: str = ""
-    derivation: str = ""
-    reason: str | None = None
-    paper: str | None = None
+    exponent: float | None = None
     row: PowerLaw | None = None
     family: Family = "linear"
 
@@ -159,7 +133,9 @@ def predict(
     >>> predict("adapter_out", "rms", step=1, optimizer="sign", p=1.0).exponent
     0.0
     """
-    check_quantity(site, stat)
+    for what, name, known in (("site", site, SITES), ("stat", stat, STATS)):
+        if name not in known:
+            raise unknown(what, name, known)
     if init not in ("A", "B"):
         raise unknown("init", init, ("A", "B"))
     kind = family(optimizer)
@@ -167,46 +143,23 @@ def predict(
         kind = "linear"
     # The site as Init[A] names it.
     quantity = stat if stat in OF_ONE_SITE else MIRROR.get(site, site) if init == "B" else site
-    paper = PAPER_CLAIMS.get(site)
     row = ROWS[kind].get(quantity)
-    if row is None or stat not in (*PREDICTED, *NOT_PREDICTED):
-        underived = f"no exponent has been derived for {stat} of {site}"
-        return Prediction(None, reason=underived, paper=paper)
-    reason = _why_not(site, stat, quantity, row, step, kind, modifiers)
-    if reason is not None:
-        return Prediction(None, row.source, row.derivation, reason, paper)
+    if row is None or stat not in PREDICTED:
+        return Prediction()
+    if not _holds(site, stat, quantity, row, step, kind, modifiers):
+        return Prediction()
     if quantity == "A_update" and step == 0:
         row = DECAYED_A
     clipped = kind == "linear" and modifiers.clip == "always"
-    entrywise = site in RANK_SIZED and stat in ENTRYWISE
-    exponent = row.exponent(p, q, clipped) - (1 / 2 if entrywise else 0.0)
+    exponent = row.exponent(p, q, clipped)
+    if site in RANK_SIZED and stat in ENTRYWISE:
+        exponent -= 1 / 2
     if kind == "spectral" and row.updates:
         exponent += adjusted_exponent(row, init, modifiers.adjust)
-    derivation = _derivation(row, clipped, entrywise, init)
-    return Prediction(exponent, row.source, derivation, paper=paper, row=row, family=kind)
+    return Prediction(exponent, row, kind)
 
 
-def check_quantity(site: str, stat: str) -> None:
-    """Raises :class:`StudyError` for a site or stat that is not in the vocabulary."""
-    if site not in SITES:
-        raise unknown("site", site, SITES)
-    if stat not in STATS:
-        raise unknown("stat", stat, STATS)
-
-
-def _derivation(row: PowerLaw, clipped: bool, entrywise: bool, init: str) -> str:
-    """The row's derivation, with what modifies it."""
-    text = row.derivation
-    if clipped and row.updates:
-        text += f"; clipping divides it by (gamma sd(A) sqrt(r))^{row.updates}, once per update"
-    if entrywise:
-        text += "; the number of entries grows as r: 1/2 below the norm"
-    if init == "B":
-        text = f"transposed (A <-> B, x <-> g, G <-> G^T, D <-> O): {text}"
-    return text
-
-
-def _why_not(
+def _holds(
     site: str,
     stat: str,
     quantity: str,
@@ -214,48 +167,33 @@ def _why_not(
     step: int,
     kind: Family,
     modifiers: Modifiers,
-) -> str | None:
-    """Why there is no prediction, or None. ``quantity`` is the site as Init[A] names it."""
-    if stat in NOT_PREDICTED:
-        return NOT_PREDICTED[stat]
-    if OF_ONE_SITE.get(stat, site) != site:
-        return f"{stat} is a statistic of the site {OF_ONE_SITE[stat]}"
-    if not 0 <= step <= LAST_PREDICTED_STEP:
-        return (
-            f"predictions are for steps 0 to {LAST_PREDICTED_STEP}: "
-            "later, the factors' own motion is no longer small"
-        )
+) -> bool:
+    """Whether the law of ``row`` holds. ``quantity`` is the site as Init[A] names it."""
+    if OF_ONE_SITE.get(stat, site) != site or not 0 <= step <= LAST_PREDICTED_STEP:
+        return False
     decayed = modifiers.decay != "none"
-    if step < row.first and not (quantity == "A_update" and decayed):
-        return f"it is 0 until step {row.first}: the trained factor starts at 0"
+    if step < row.first and not (quantity == "A_update" and decayed):  # it is 0 until then
+        return False
     if row.updates == 0:
-        return None if modifiers.lazy or step == 0 or (quantity == "A" and step == 1) else NOT_LAZY
+        return modifiers.lazy or step == 0 or (quantity == "A" and step == 1)
+    # Coupled decay under a sign-like rule replaces the random factor's gradient by its own sign.
     if kind == "sign" and modifiers.decay == "coupled":
-        return (
-            "coupled weight decay under a sign-like rule replaces "
-            "the random factor's gradient by its own sign"
-        )
-    if kind == "sign" and modifiers.eps_ratio < SIGN_LIKE_FROM:
-        return (
-            f"gradients are {modifiers.eps_ratio:g} times eps: neither sign-like "
-            f"(from {SIGN_LIKE_FROM:g}) nor linear (up to {LINEAR_UP_TO:g})"
-        )
+        return False
+    if kind == "sign" and modifiers.eps_ratio < SIGN_LIKE_FROM:  # neither sign-like nor linear
+        return False
     mixed = quantity == "adapter_update" or (quantity == "A_update" and step > 0)
-    if kind == "spectral" and stat in ("mean_abs", "m4"):
-        return "the distribution of the entries of an orthogonalised update changes with the rank"
-    if kind == "spectral" and quantity == "adapter_update" and step > 0:
-        return "Muon's factors on the updates of A and B differ, and either may be the larger"
+    # The distribution of the entries of an orthogonalised update changes with the rank. Muon's
+    # factors on the updates of A and B differ, and either may be the larger.
+    unknown_law = stat in ("mean_abs", "m4") or (quantity == "adapter_update" and step > 0)
+    if kind == "spectral" and unknown_law:
+        return False
+    # lr decay A and the gradient's part of the update scale differently; either may be the larger.
     if kind in ("linear", "spectral") and decayed and mixed:
-        return (
-            "lr decay A and the gradient's part of the update scale differently, "
-            "and either may be the larger"
-        )
+        return False
     # A sign-like rule ignores the scale of one gradient, but not the ratio of a clipped gradient
     # to one that was not clipped.
     gradients = step + (site.endswith("_update") and 1)
     if modifiers.clip == "some" and (kind == "linear" or gradients > 1):
-        return "some of the gradients were clipped and others were not: two laws in one fit"
+        return False
     # At step 0 nothing has moved. B and delta_w at step 1 hold one update, made at the init.
-    if not modifiers.lazy and step > 0 and not (step == 1 and quantity in ("B", "delta_w")):
-        return NOT_LAZY
-    return None
+    return modifiers.lazy or step == 0 or (step == 1 and quantity in ("B", "delta_w"))

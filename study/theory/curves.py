@@ -117,7 +117,7 @@ def curve(
     if prediction.exponent is None or prediction.row is None:
         raise StudyError(
             f"no prediction for {stat} of {site} at step {step} under {optimizer}: "
-            f"{prediction.reason}"
+            "see study.theory.asymptotics"
         )
     values: Floats = ranks**prediction.exponent
     if prediction.family == "spectral" and prediction.row.updates:

@@ -211,19 +211,6 @@ ROWS: Mapping[Family, Mapping[str, PowerLaw]] = {
 DECAYED_A = PowerLaw(1 / 2, 0, 1, 0, 0, "only decay moves it at step 0: lr decay A", DERIVED)
 """The update of the random factor at step 0 under weight decay."""
 
-PAPER_CLAIMS = {
-    "adapter_out": (
-        "theorem 3.2, condition 1: Theta(gamma^2 r), exponent 1 - 2p, at every step; proved for SGD"
-    ),
-    "adapter_in_grad": (
-        "theorem 3.2, condition 2: Theta(gamma^2 r), exponent 1 - 2p, as in condition 1; "
-        "proved for SGD"
-    ),
-    "adapter_grad": (
-        "figures 3 and 4: flat at gamma = alpha/sqrt(r), collapses at alpha/r, under AdamW and SGD"
-    ),
-}
-
 RANK_SIZED = (
     *("A", "B", "A_grad", "B_grad", "A_update", "B_update"),
     *("adapter_grad", "adapter_update"),

@@ -5,10 +5,9 @@ import pytest
 from study import theory
 from study.errors import StudyError
 from study.theory import Modifiers, predict, stable_exponent
-from study.theory.asymptotics import NOT_PREDICTED, PREDICTED
 from study.theory.rows import ROWS
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import SITES, STATS
+from study.vocabulary.quantities import SITES
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 P, Q = 0.7, 0.3  # generic: no two rows of the table have the same exponent by accident
@@ -41,14 +40,10 @@ def test_the_table(key, expected, optimizer):
         prediction = predict(site, stat, step=step, optimizer=optimizer, p=P, q=Q)
         if step < first:
             assert prediction.exponent is None
-            assert f"0 until step {first}" in prediction.reason
         else:
             assert prediction.exponent == pytest.approx(
                 expected[FAMILIES.index(theory.family(optimizer))]
             )
-            assert prediction.reason is None
-        assert prediction.source
-        assert prediction.derivation
 
 
 @pytest.mark.parametrize("stat", ["rms", "mean_abs", "m4"])
@@ -109,7 +104,6 @@ def test_stable_exponent(site, stat, step, optimizer, q, expected):
 def test_theory_covers_the_vocabulary():
     for rows in ROWS.values():
         assert set(SITES) <= set(rows)
-    assert set(STATS) == {*PREDICTED, *NOT_PREDICTED}
     assert {theory.family(name) for name in OPTIMIZERS} == set(ROWS)
 
 
