@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
-from study.figures.final_loss import LABEL, Sweep, over_seeds, sweeps
+from study.figures.final_loss import LABEL, Sweep, draw_line, sweeps
 from study.figures.selection import Absent, Tables, most_varied, probed
 from study.vocabulary.optimizers import of_family
 
@@ -74,18 +74,13 @@ def _draw(ax: Axes, part: Sweep, rank: float) -> bool:
     rates = style.ranks_to_draw(sorted(set(cells["lr"])))
     crosses = False
     for lr in rates:
-        drawn, lost = over_seeds(cells[cells["lr"] == lr], "alpha", top)
         colour, who = style.shade(rule, lr, rates), f"lr={lr:g} r={style.rank_name(rank)}"
-        product, mean = drawn.index.to_numpy(float) * lr, drawn["mean"]
-        ax.plot(product, mean, color=colour, gid=f"line {who}", **style.DOTS)
-        style.band(ax, product, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
+        own, name = cells[cells["lr"] == lr], style.decimal(lr, powers=True)
+        mean, crossed = draw_line(ax, own, "alpha", top, name, who, factor=lr, color=colour)
+        crosses = crosses or crossed
         if len(mean):
-            best = int(mean.to_numpy().argmin())
             look: dict[str, Any] = {"marker": "o", "markersize": 5, "zorder": 4, "color": colour}
-            ax.plot(product[best], mean.iloc[best], gid=f"best {who}", **look)
-            y = min(float(mean.iloc[-1]), top)
-            style.label_end(ax, float(product[-1]), y, style.decimal(lr, powers=True), colour)
-        crosses = style.crosses(ax, lost * lr, colour, f"cross {who}") or crosses
+            ax.plot(mean.idxmin(), mean.min(), gid=f"best {who}", **look)
     return crosses
 
 

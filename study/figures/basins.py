@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from study.analysis.losses import INSIDE, common_rates
 from study.figures import style
-from study.figures.final_loss import LABEL, Sweep, over_seeds, sweeps
+from study.figures.final_loss import LABEL, Sweep, draw_line, sweeps
 from study.figures.selection import Absent, Rule, Tables, most_varied
 
 MOST_RULES = 5
@@ -35,8 +35,8 @@ def learning_rate_basins(tables: Tables) -> Figure:
     for panels, sweep in zip(grid, shown, strict=True):
         for ax, rule in style.each(panels, sweep.rules):
             for rank in style.ranks_to_draw(sweep.ranks):
-                crosses = _draw_basin(ax, sweep, rule, rank) or crosses
-                edges = _draw_best(ax, sweep, rule, rank) or edges
+                drawn = _draw(ax, sweep, rule, rank)
+                crosses, edges = crosses or drawn[0], edges or drawn[1]
             rates = sweep.rates
             ax.set_xscale("log")
             minor = rates if len(rates) <= MOST_TICKS else []
@@ -62,38 +62,23 @@ def learning_rate_basins(tables: Tables) -> Figure:
     )
 
 
-def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
-    """The losses of one rank. Return whether any is a cross: diverged, or above the panel.
+def _draw(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, bool]:
+    """The losses of one rank, with a mark at its best learning rate.
 
-    gids: ``basin|band|cross <scaling> p=<p> r=<rank>``; ``label <rank>``.
+    Returns whether there is a cross, for a run that diverged or lies above the panel, and whether
+    the best rate is at an edge of the grid. gids: ``line|band|cross|best|edge <rule> r=<rank>``.
     """
-    cells, (_, top) = sweep.of(rule), sweep.y_range
-    drawn, lost = over_seeds(cells[cells["rank"] == rank], "lr", top)
-    colour = style.shade(rule, rank, sweep.ranks)
-    who = f"{style.gid(rule)} r={style.rank_name(rank)}"
-    rates = drawn.index.to_numpy(float)
+    cells, (_, top), name = sweep.of(rule), sweep.y_range, style.rank_name(rank)
+    colour, who = style.shade(rule, rank, sweep.ranks), f"{style.gid(rule)} r={name}"
     dashes = "dashed" if math.isinf(rank) else "solid"
-    ax.plot(rates, drawn["mean"], color=colour, linestyle=dashes, gid=f"basin {who}", **style.DOTS)
-    if len(rates):
-        y = min(float(drawn["mean"].iloc[-1]), top)
-        style.label_end(ax, float(rates[-1]), y, style.rank_name(rank), colour)
-    if sweep.cells["seed"].nunique() > 1:
-        style.band(ax, rates, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
-    return style.crosses(ax, lost, colour, f"cross {who}")
-
-
-def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
-    """Mark the best learning rate of one rank. Return whether it lies at an edge of the grid.
-
-    gids: ``best|edge <scaling> p=<p> r=<rank>``.
-    """
+    own = cells[cells["rank"] == rank]
+    _, crosses = draw_line(ax, own, "lr", top, name, who, color=colour, linestyle=dashes)
     best, loss, at_edge = sweep.best(rule, rank)
     if not np.isfinite(best):
-        return False
-    edge, colour = at_edge != INSIDE, style.shade(rule, rank, sweep.ranks)
+        return crosses, False
+    edge = at_edge != INSIDE
     look = style.LARGE | {"color": colour, "marker": style.rule_look(rule.scaling).marker}
     if edge:
         look |= {"markerfacecolor": "white", "markeredgecolor": colour}
-    kind = "edge" if edge else "best"
-    ax.plot([best], [loss], gid=f"{kind} {style.gid(rule)} r={style.rank_name(rank)}", **look)
-    return edge
+    ax.plot([best], [loss], gid=f"{'edge' if edge else 'best'} {who}", **look)
+    return crosses, edge

@@ -1,6 +1,6 @@
 """Gradients in units of Adam's eps: with rank they can shrink until eps affects the updates."""
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,11 @@ def eps_over_ranks(tables: Tables) -> Figure:
     both = pd.concat(list(series.values()), ignore_index=True)
     shown, left_out = laws.measured(cells_of(tables.cells, both, "A_grad or B_grad rms"), both)
 
-    columns = len(series)
-    options = {"ratio": 0.58 * columns / 2, "column": style.FULL}
+    exponents, columns = tables.exponents, len(series)
+    if len(exponents):  # the lines in units of eps, with the same slopes
+        in_eps = exponents["log_stat_mean"] - np.log(exponents["eps"].astype(float))
+        exponents = exponents.assign(log_stat_mean=in_eps)
+    options: dict[str, Any] = {"ratio": 0.58 * columns / 2, "column": style.FULL}
     page, grid = laws.panels(list(shown), columns, more=2, **options)
     inches = page.get_figwidth() / columns - 0.6
     drawn: list[laws.Law] = []
@@ -39,8 +42,7 @@ def eps_over_ranks(tables: Tables) -> Figure:
         both_at = [set(rows.loc[rows["cell_id"].isin(own), "step"]) for rows in series.values()]
         step = int(min(set(steps).intersection(*both_at), default=steps[0]))
         for ax, (site, rows) in zip(panels, series.items(), strict=True):
-            found = laws.layer_laws(family, rows, tables.exponents, step, site=site, stat=STAT)
-            found = [_fit_in_eps(law, float(family.keys["eps"])) for law in found]
+            found = laws.layer_laws(family, rows, exponents, step, site=site, stat=STAT)
             heading = f"{SITES[site].label}: {STAT} of {SITES[site].symbol} / eps"
             look = style.THEORY | {"linewidth": 0.8, "zorder": 1.5}
             mark = ax.axhline(SIGN_LIKE_FROM, gid="eps", **look)
@@ -75,12 +77,3 @@ def _in_eps(tables: Tables) -> dict[str, pd.DataFrame]:
     if not found:
         raise Absent("no rms of A_grad or B_grad in the tables")
     return found
-
-
-def _fit_in_eps(law: laws.Law, eps: float) -> laws.Law:
-    """The law with its fitted line in units of ``eps``; the slope stays the same."""
-    if law.fit is None:
-        return law
-    level = law.fit["log_stat_mean"] - np.log(eps)
-    fit = pd.Series({**law.fit.to_dict(), "log_stat_mean": level})
-    return dataclasses.replace(law, fit=fit)

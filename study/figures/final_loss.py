@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from study.analysis.losses import Tried, best_tried, common_rates
+from study.figures import style
 from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
 from study.vocabulary.quantities import METRICS
 from study.vocabulary.statuses import BROKEN, DONE
@@ -65,15 +68,33 @@ class Sweep(Family):
         return len(rates) > 1 and not any(a <= b for a, b in permutations(rates, 2))
 
 
-def over_seeds(cells: pd.DataFrame, by: str, top: float) -> tuple[pd.DataFrame, np.ndarray]:
-    """By a column of ``cells``, the mean, lowest and highest loss over seeds, where none diverged.
+def draw_line(
+    ax: Axes,
+    cells: pd.DataFrame,
+    by: str,
+    top: float,
+    name: str,
+    who: str,
+    factor: float = 1.0,
+    **look: Any,
+) -> tuple["pd.Series[float]", bool]:
+    """The mean loss over seeds against ``factor`` times a column of ``cells``, where none diverged.
 
-    Beside them, the values of the column at which a seed diverged or the mean lies above ``top``.
+    A band shows the range over seeds, and ``name`` stands at the end. Crosses are where a seed
+    diverged, or the mean lies above the panel, whose highest loss is ``top``. Returns the means by
+    x, and whether there is any cross. gids: ``line|band|cross <who>``; ``label <name>``.
     """
-    loss = cells.groupby(by)["loss"]
+    loss = cells.assign(x=factor * cells[by]).groupby("x")["loss"]
     means = loss.agg(["mean", "min", "max"])
     whole = loss.count() == loss.size()
-    return means[whole], means.index[~whole | (means["mean"] > top)].to_numpy(float)
+    drawn, colour = means[whole], look["color"]
+    x, mean = drawn.index.to_numpy(float), drawn["mean"]
+    ax.plot(x, mean, gid=f"line {who}", **look, **style.DOTS)
+    style.band(ax, x, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
+    if len(x):
+        style.label_end(ax, float(x[-1]), min(float(mean.iloc[-1]), top), name, colour)
+    lost = means.index[~whole | (means["mean"] > top)].to_numpy(float)
+    return mean, style.crosses(ax, lost, colour, f"cross {who}")
 
 
 def sweeps(tables: Tables, *free: str) -> list[Sweep]:

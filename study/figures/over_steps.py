@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.analysis.summary import BATCHES_OF
+from study.analysis.summary import rows_of_condition
 from study.figures import style
 from study.figures.captions import on_batch, sentence_on_ci
-from study.figures.laws import fits
+from study.figures.laws import rows_of
 from study.figures.selection import Absent, Family, Rule, Tables, holding
-from study.vocabulary.quantities import HELDOUT, PRIMARY, TRAIN
+from study.vocabulary.quantities import HELDOUT, PRIMARY
 from study.vocabulary.thresholds import STABLE_RATIO
 
 MOST_RULES = 6
@@ -82,17 +82,17 @@ def exponents_over_training(tables: Tables) -> Figure:
 
 
 def _fits(family: Family, exponents: pd.DataFrame) -> Fits:
-    """The fits of every quantity that some rule has at two steps, on the first batch with them."""
+    """The fits of every quantity that some rule has at two steps."""
     found: Fits = {}
     for quantity in PRIMARY:
-        for batch in BATCHES_OF.get(quantity, (TRAIN,)):
-            rows = {
-                rule: fits(exponents, family, rule, quantity, batch)
-                for rule in family.rules[:MOST_RULES]
+        rows = rows_of_condition(quantity, exponents)
+        by_rule = {rule: rows_of(rows, family, rule) for rule in family.rules[:MOST_RULES]}
+        if any(len(one) > 1 for one in by_rule.values()):
+            found |= {
+                (rule, quantity.name): one.sort_values("step")
+                for rule, one in by_rule.items()
+                if len(one)
             }
-            if any(len(one) > 1 for one in rows.values()):
-                found |= {(rule, quantity.name): one for rule, one in rows.items() if len(one)}
-                break
     return found
 
 

@@ -1,8 +1,5 @@
 """The exponent of the best learning rate with rank against rho, beside the predicted crossover."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -64,7 +61,10 @@ def _points(family: Family, tables: Tables) -> pd.DataFrame:
 
 
 def _draw(ax: Axes, family: Family, points: pd.DataFrame) -> None:
-    """One setting. gids: ``curve|band|point|early <scaling> p=<p>``."""
+    """One setting. A shorter run has a smaller open marker, without bars.
+
+    gids: ``curve|band|point|early <scaling> p=<p>``.
+    """
     low, high = points["rho_low"].min() / MARGIN, points["rho_high"].max() * MARGIN
     rho = np.geomspace(low, high, 200)
     last = points["horizon"].max()
@@ -81,23 +81,16 @@ def _draw(ax: Axes, family: Family, points: pd.DataFrame) -> None:
         ax.plot(rho, middle, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
         style.label_end(ax, float(rho[-1]), float(middle[-1]), f"$p={rule.p:g}$", colour)
         for row in own.sort_values("horizon").to_dict("records"):
-            _draw_point(ax, row, look, gid, is_last=row["horizon"] == last)
+            x, y, is_last = row["rho"], row["exponent"], row["horizon"] == last
+            if is_last:
+                ax.hlines(y, row["rho_low"], row["rho_high"], color=colour, linewidth=0.6)
+                if np.isfinite(row["ci_low"]):
+                    ax.vlines(x, row["ci_low"], row["ci_high"], color=colour, linewidth=1.0)
+            size, face = (4, colour) if is_last else (3, "white")
+            marker = {**look, "markersize": size, "markerfacecolor": face, "linestyle": "none"}
+            ax.plot([x], [y], zorder=size, gid=f"{'point' if is_last else 'early'} {gid}", **marker)
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     style.log_ticks(ax.xaxis, (low, high))
     ax.set_xlabel(r"$\rho = |\Delta A\,x| / |A_0\,x|$ at the best learning rate")
     style.y_axis([ax], "exponent of the best", "learning rate with rank")
-
-
-def _draw_point(
-    ax: Axes, row: Mapping[Any, Any], look: Mapping[str, Any], gid: str, *, is_last: bool
-) -> None:
-    """A measured exponent; that of a shorter run is open, smaller, and without bars."""
-    x, y, colour = row["rho"], row["exponent"], look["color"]
-    if is_last:
-        ax.hlines(y, row["rho_low"], row["rho_high"], color=colour, linewidth=0.6)
-        if np.isfinite(row["ci_low"]):
-            ax.vlines(x, row["ci_low"], row["ci_high"], color=colour, linewidth=1.0)
-    size, face = (4, colour) if is_last else (3, "white")
-    marker = {**look, "markersize": size, "markerfacecolor": face, "linestyle": "none"}
-    ax.plot([x], [y], zorder=size, gid=f"{'point' if is_last else 'early'} {gid}", **marker)

@@ -91,7 +91,7 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked() -> None:
     for scaling, rank in itertools.product(P, RANKS):
         means = final(tables, scaling=scaling, rank=rank).groupby("lr")["eval_loss"].mean()
         who = f"{scaling} p={P[scaling]:g} r={rank}"
-        (basin,) = (one for one in artists(figure, "basin") if one.get_gid() == f"basin {who}")
+        (basin,) = (one for one in artists(figure, "line") if one.get_gid() == f"line {who}")
         np.testing.assert_allclose(basin.get_xydata(), list(means.items()))
         edge = means.idxmin() in (RATES[0], RATES[-1])
         gid = f"{'edge' if edge else 'best'} {who}"
@@ -110,7 +110,7 @@ def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid() ->
     figure = learning_rate_basins(tables)
     assert list(only(figure, "cross lora p=1 r=4").get_xdata()) == [1e-2]
     assert list(only(figure, "best lora p=1 r=4").get_xdata()) == [1e-3]
-    assert 1e-2 not in only(figure, "basin lora p=1 r=4").get_xdata()
+    assert 1e-2 not in only(figure, "line lora p=1 r=4").get_xdata()
     assert artists(figure, "edge") == []
     assert "×: diverged" in said(figure)
 
