@@ -20,7 +20,7 @@ PACKAGE_LINES = {
     "study/config": 1_450,
     "study/dashboard": 1_255,
     "study/data": 1_500,
-    "study/figures": 3_350,
+    "study/figures": 3_330,
     "study/integrations": 3_090,
     "study/models": 1_600,
     "study/probes": 1_790,

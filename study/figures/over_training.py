@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,9 +28,8 @@ MARKED_UP_TO = 12
 """Curves with at most this many points have markers."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of panels: a (cell_id, step, value) series, with its label on the y axis.
+class Row(NamedTuple):
+    """A row of panels: its label on the y axis, and a (cell_id, step, value) series.
 
     ``geometric``: whether the mean over seeds is geometric.
     """
@@ -149,14 +148,14 @@ def _over_training(
         part = np.atleast_2d(part)
         for axes, row, curves in zip(part, rows, every, strict=False):
             found = [c for c in curves if c.rule in rules and (c.rank in ranks or c.broken)]
-            reach = _limits(found, log=log, margin=0)
+            reach = _limits(found, log=log)
             for ax, rule in style.each(axes, rules):
                 _draw(ax, [curve for curve in found if curve.rule == rule], ranks, reach)
                 for other in found:
                     if other.complete and other.rule != rule and other.rank in ends:
                         look: dict[str, Any] = {"color": style.CONTEXT, "gid": f"other {other.gid}"}
                         ax.plot(other.step, other.value, linewidth=0.4, zorder=0.5, **look)
-            axes[0].set_ylim(*_limits(found, log=log, margin=0.05))
+            axes[0].set_ylim(*reach)
             style.y_axis(axes, *row.label, log=log)
         for ax, rule in zip(part[0], rules, strict=False):
             style.heading(ax, rule, columns)
@@ -255,48 +254,46 @@ def _draw(
             style.label_end(ax, float(curve.step[-1]), y, style.rank_name(rank), colour)
 
 
-def _limits(found: Sequence[Curve], *, log: bool, margin: float) -> tuple[float, float]:
-    """The y range: that of the complete curves, plus up to half of it for the other curves.
-
-    ``margin``: the share of the range that stays free at either end.
-    """
+def _limits(found: Sequence[Curve], *, log: bool) -> tuple[float, float]:
+    """The y range: that of the complete curves, plus up to half of it for the other curves."""
     found = [curve for curve in found if curve.has_line]
     if not found:
         return (1.0, 10.0) if log else (0.0, 1.0)
     scale = np.log if log else np.asarray
     complete = [curve for curve in found if curve.complete] or found
     values = scale(np.concatenate([v for c in complete for v in (c.low, c.high, c.raw)]))
+    every = scale(np.concatenate([curve.value for curve in found]))
     low, high = float(values.min()), float(values.max())
     span = (high - low) or 0.1 * abs(high) or 1.0
-    every = scale(np.concatenate([curve.value for curve in found]))
-    low = max(min(low, float(every.min())), low - span / 2)
-    high = min(max(high, float(every.max())), high + span / 2)
-    low, high = low - margin * (high - low), high + margin * (high - low)
+    low, high = (
+        max(min(low, float(every.min())), low - span / 2),
+        min(max(high, float(every.max())), high + span / 2),
+    )
+    margin = 0.05 * (high - low)
+    low, high = low - margin, high + margin
     return (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
 
 
 def _fine_print(drawn: Sequence[Curve], mean: str) -> list[str]:
     """What lines, bands and crosses mean. ``drawn``: the curves of all ranks."""
-    seeds = [curve.cells for curve in drawn if curve.complete]
-    windows = {curve.window for curve in drawn} - {1}
-    sentences = []
-    if max(seeds, default=1) > 1:
-        sentences.append(f"Lines: {mean} over {span(seeds)} seeds; bands: their range.")
-    if len({curve.rule for curve in drawn if curve.complete}) > 1:
-        sentences.append("Grey: the other rules, at the lowest and the highest rank.")
-    if windows:
-        sentences.append(
-            f"Smoothed over {max(windows)} steps; shaded: the distance from the values before "
-            "smoothing."
-        )
-    if any(not curve.complete and not curve.broken for curve in drawn):
-        sentences.append("Thin lines: runs that have not finished.")
-    broken = [status for status in BROKEN if any(curve.status == status for curve in drawn)]
-    if broken:
-        sentences.append(
-            f"Thin lines ending in ×: {' and '.join(broken)} runs, at their last finite value or "
-            "the panel's edge."
-        )
-    if "stuck" in broken:
-        sentences.append("A stuck run has no gradient from there on.")
-    return sentences
+    complete = [curve for curve in drawn if curve.complete]
+    seeds = {curve.cells for curve in complete}
+    window = max(curve.window for curve in drawn)
+    broken = " and ".join(s for s in BROKEN if any(curve.status == s for curve in drawn))
+    return [
+        f"Lines: {mean} over {span(seeds)} seeds; bands: their range."
+        if max(seeds, default=1) > 1
+        else "",
+        "Grey: the other rules, at the lowest and the highest rank."
+        if len({curve.rule for curve in complete}) > 1
+        else "",
+        f"Smoothed over {window} steps; shaded: the distance from the values before smoothing."
+        if window > 1
+        else "",
+        "Thin lines: runs that have not finished."
+        if any(not curve.complete and not curve.broken for curve in drawn)
+        else "",
+        f"Thin lines ending in ×: {broken} runs, at their last finite value or the panel's edge."
+        if broken
+        else "",
+    ]
