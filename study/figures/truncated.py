@@ -73,5 +73,6 @@ def _draw(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
         ax.plot(kept, loss, color=colour, gid=f"cut {who}", zorder=2, **style.DOTS)
         look = style.LARGE | {"marker": style.rule_look(rule.scaling).marker, "color": colour}
         ax.plot(kept[-1:], loss.iloc[-1:], gid=f"whole {who}", **look)
-        place, end = {"textcoords": "offset points", "fontsize": 7}, (kept[-1], loss.iloc[-1])
-        ax.annotate(name, end, (3, 3), color=colour, gid=f"rank {name}", **place)
+        look = {"color": colour, "fontsize": 7, "gid": f"rank {name}"}
+        end = kept[-1], loss.iloc[-1]
+        ax.annotate(name, end, (3, 3), textcoords="offset points", **look)
