@@ -98,25 +98,16 @@ class FrozenBase:
         Rows of ``L`` tokens are padded on the left. After its eos, a row has padding. Costs one
         forward pass over the rows and one per token, with cached keys and values.
         """
-        greedy = GenerationConfig(
-            max_new_tokens=tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=eos_token_id,
-            pad_token_id=padding_id,
-        )
         model: Any = self.model
-        whole_BL = model.generate(
-            input_ids=input_ids_BL, attention_mask=real_BL.long(), generation_config=greedy
-        )
+        ends = {"eos_token_id": eos_token_id, "pad_token_id": padding_id}
+        greedy = GenerationConfig(max_new_tokens=tokens, do_sample=False, use_cache=True, **ends)
+        whole_BL = model.generate(input_ids_BL, greedy, attention_mask=real_BL.long())
         return whole_BL[:, input_ids_BL.shape[1] :]
 
 
 def trunk_name(model: Any) -> str:
-    """The name of the child that computes the hidden states.
-
-    It is ``base_model_prefix``, except in a few families (Llama 4): there it is the child that has
-    the embeddings.
+    """The name of the child that computes the hidden states: ``base_model_prefix`` or, in a few
+    families (Llama 4), the child that has the embeddings.
     """
     children = dict(model.named_children())
     if model.base_model_prefix in children:

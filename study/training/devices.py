@@ -92,7 +92,7 @@ def keep_freed_memory() -> None:
     operation then gets them page by page, zeroed by the kernel. That costs a norm or a SwiGLU three
     times its arithmetic, and a step of SmolLM2 about 7 %. Other C libraries stay as they are.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):  # numbers of malloc.h
         library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: glibc takes no larger one
         library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never

@@ -24,16 +24,17 @@ from study.models.compiled import CompiledBlocks
 from study.training.checkpoint import Snapshot, start
 from study.training.fold import Fold
 from study.training.measuring import (
-    evaluations,
+    exact_matches,
+    heldout_losses,
     make_probe,
     probe_other_batches,
-    probe_update,
     truncated_losses,
 )
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
 from study.training.sharding import copy_to_divide, divide
 from study.vocabulary.quantities import TRAIN
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 __all__ = ["CellStep", "Fold", "Snapshot", "train"]
 
@@ -72,7 +73,9 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
         sent = probe_other_batches(fold, step) if step in probed_at else []
         metrics: dict[str, Sequence[float] | Tensor] = {"lr": fold.learning_rates()}
         if step in evaluated_at:
-            metrics |= evaluations(fold)
+            metrics["eval_loss"] = heldout_losses(fold)
+            if shared.train.answer_tokens:
+                metrics["exact_match"] = exact_matches(fold, shared.train.answer_tokens)
         if step < last or probe:
             metrics["loss"] = loss_K = fold.backward(step, probe)
             metrics["grad_norm"] = norm_K = fold.grad_norms()
@@ -82,7 +85,9 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
         if step < last:
             metrics["clip_factor"] = factor_K = fold.update()
             if probe:
-                metrics |= probe_update(fold, probe, factor_K)
+                probe.after_update(factor_K.float())
+                if "adapter_update" in probe.sites and step <= LAST_PREDICTED_STEP:
+                    metrics["loss_after"] = fold.losses_after(step)
         if probe:
             sent.insert(0, probe.send(step))
         truncations = truncated_losses(fold) if step == last else None

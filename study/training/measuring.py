@@ -4,7 +4,6 @@ Held-out examples give a loss, exact matches, and losses at lower ranks.
 """
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -27,15 +26,6 @@ from study.vocabulary.quantities import (
     USUAL,
     WEIGHTS,
 )
-from study.vocabulary.thresholds import LAST_PREDICTED_STEP
-
-
-def evaluations(fold: Fold) -> dict[str, Sequence[float] | Tensor]:
-    """What is measured on held-out examples as training goes on, by metric and cell."""
-    found: dict[str, Sequence[float] | Tensor] = {"eval_loss": heldout_losses(fold)}
-    if tokens := fold.cells[0].train.answer_tokens:
-        found["exact_match"] = exact_matches(fold, tokens)
-    return found
 
 
 @torch.no_grad()
@@ -123,16 +113,6 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
     )
 
 
-def probe_update(fold: Fold, probe: NormProbe, clip_factor_K: Tensor) -> dict[str, Tensor]:
-    """Measure the update of the fold's step. Returns metrics: the loss after it, at steps that have
-    predictions.
-    """
-    probe.after_update(clip_factor_K.float())
-    if "adapter_update" in probe.sites and fold.step <= LAST_PREDICTED_STEP:
-        return {"loss_after": fold.losses_after(fold.step)}
-    return {}
-
-
 def probe_other_batches(fold: Fold, step: int) -> list[Sent]:
     """Measure on the held-out batch and on noise, before the pass on the training batch."""
     sent = []
@@ -181,10 +161,8 @@ def _gradients(fold: Fold, loss: Tensor) -> Gradients:
         return found
     stacks = [list(bank.buckets.parameters()) for bank in fold.banks]
     flat = iter(torch.autograd.grad(loss, [stack for of_bank in stacks for stack in of_bank]))
-    return [_pairs([next(flat) for _ in of_bank]) for of_bank in stacks]
-
-
-def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of a bank's buckets (A, B, A, B, ...) as one pair per cell."""
-    buckets = zip(stacks[::2], stacks[1::2], strict=True)
-    return [pair for A_kRD, B_kOR in buckets for pair in zip(A_kRD, B_kOR, strict=True)]
+    pairs = []
+    for of_bank in stacks:  # A, B, A, B, ...: those of each bucket, which has several cells
+        buckets = [(next(flat), next(flat)) for _ in of_bank[::2]]
+        pairs.append([pair for A, B in buckets for pair in zip(A, B, strict=True)])
+    return pairs

@@ -1,7 +1,6 @@
 """One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer.
 
-The last two are imported where they are used: with what they import in turn (PEFT, bitsandbytes)
-this takes more than a second, and most cells need neither.
+The last two take more than a second to import, so they are imported where they are used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,18 +107,14 @@ def build_optimizer(
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
     """A constant, linear or cosine schedule with linear warm-up from 0 over ``warmup`` steps.
 
-    It is that of ``transformers.get_scheduler``. A constant rate without warm-up does not need it:
-    its module imports PEFT and, where they are installed, bitsandbytes and torch's compiler, which
-    takes a second.
+    It is that of ``transformers.get_scheduler``, whose import takes a second.
     """
     if config.schedule == "constant" and not config.warmup:
         return LambdaLR(optimizer, lambda step: 1.0)
     from transformers.optimization import get_scheduler
 
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    return get_scheduler(
-        name, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
-    )
+    return get_scheduler(name, optimizer, config.warmup, config.steps)
 
 
 class Learner:
@@ -144,11 +139,10 @@ class Learner:
         self._norm = torch.tensor(float("nan"))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the steps so far have changed, beside the weights.
+        """What the steps so far have changed, beside the weights: tensors, and what JSON can hold.
 
-        The first part holds the optimizer's tensors, by the number of the weight and the name. The
-        second part is what JSON can hold. The tensors are those that the optimizer steps or, if
-        they are divided, whole copies on the host.
+        The tensors, by the number of the weight and the name, are those that the optimizer steps
+        or, if they are divided, whole copies on the host.
         """
         packed = self.optimizer.state_dict()
         tensors: dict[str, Tensor] = {}

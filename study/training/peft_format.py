@@ -179,7 +179,9 @@ def read_adapter(folder: Path) -> PeftAdapter:
             raise StudyError(
                 f"{named}: {layer} has non-finite weights: use a run that did not diverge"
             )
-        pairs[layer] = LoraPair(*(unflat(A, B, rank) if is_wrapped(layer, of) else (A, B)), gamma)
+        if is_wrapped(layer, of):
+            A, B = unflat(A, B, rank)
+        pairs[layer] = LoraPair(A, B, gamma)
     return PeftAdapter(pairs, config)
 
 

@@ -20,8 +20,7 @@ class Numbers:
     """The numbers of one step of a fold. They come to the host in one copy, which does not block.
 
     ``columns``: of the ``metrics`` table, by name; each has a number per cell, a ``[K]`` tensor on
-    the device or a list. They have a column ``step``. ``alive_K``: whether a cell's loss and its
-    gradient norm have been finite, up to this step.
+    the device or a list. ``alive_K``: whether a cell's losses and gradient norms have been finite.
     """
 
     def __init__(self, columns: Mapping[str, Sequence[float] | Tensor], alive_K: Tensor) -> None:

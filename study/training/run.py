@@ -60,11 +60,8 @@ def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tu
 
     Both are means over the first batches.
     """
-    train = config.train
-    trimmed = may_trim([config], device)
-    return _typical_step(
-        corpus.train, config.data.seed, train.batch_size, train.accumulation, trimmed
-    )
+    size = config.train.batch_size, config.train.accumulation
+    return _typical_step(corpus.train, config.data.seed, *size, may_trim([config], device))
 
 
 @lru_cache(maxsize=1024)
@@ -75,12 +72,9 @@ def _typical_step(
     batches = [table.batch(seed, position, batch_size) for position in range(SAMPLED_BATCHES)]
     if trimmed:
         batches = [batch.trimmed() for batch in batches]
-    totals = (
-        sum(batch.input_ids_BT.numel() for batch in batches),
-        sum(batch.supervised for batch in batches),
-    )
-    tokens, supervised = (total * accumulation // SAMPLED_BATCHES for total in totals)
-    return tokens, supervised
+    tokens = sum(batch.input_ids_BT.numel() for batch in batches)
+    supervised = sum(batch.supervised for batch in batches)
+    return tokens * accumulation // SAMPLED_BATCHES, supervised * accumulation // SAMPLED_BATCHES
 
 
 def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
