@@ -80,7 +80,8 @@ def _draw(ax: Axes, part: Sweep, rank: float) -> bool:
         crosses = crosses or crossed
         if len(mean):
             look: dict[str, Any] = {"marker": "o", "markersize": 5, "zorder": 4, "color": colour}
-            ax.plot(mean.index[[mean.argmin()]], [mean.min()], gid=f"best {who}", **look)
+            best = mean.nsmallest(1)
+            ax.plot(best.index, best, gid=f"best {who}", **look)
     return crosses
 
 

@@ -96,14 +96,6 @@ def test_verdicts_say_their_batch_and_open_their_layers(exported: Watched) -> No
     assert page.evaluate("document.body.dataset.tab") == "layers"
     assert page.locator("#batch").input_value() == "heldout"
     assert page.locator("#heat-title").inner_text().endswith(", held-out batch")
-    exported.show("tab=findings")
-    page.locator("#verdict-table button.cell").first.click()
-    page.evaluate("rendering")
-    row = page.evaluate("page.overview.verdicts[0]")
-    shown = page.evaluate("[page.view.quantity.site, page.view.step, page.view.layer]")
-    assert shown == [row["site"], row["step"], "model"]
-    drawn = page.evaluate("byId('layer-fit').data.filter(t => t.name === 'theory').length")
-    assert drawn == page.evaluate("page.view.rules.length"), "theory's slope is dotted"
 
 
 def test_p_star_and_final_losses_are_those_of_the_tables(exported: Watched, trained: Path) -> None:
@@ -239,26 +231,6 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(
     assert {name: again.locator(f"#{name}").input_value() for name in fields} == state
     assert page.evaluate(HEAT) == shown
     assert offline.errors == []
-
-
-def test_the_keyboard_controls_the_heat_map_and_the_table(exported: Watched) -> None:
-    page = exported.show("tab=layers&step=1&rank=4")
-    page.focus("#heat")
-    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "PageUp"):
-        page.keyboard.press(key)
-        page.evaluate("rendering")
-    place = "[page.view.layer === page.view.layers[1].name, page.view.step, page.view.rank]"
-    assert page.evaluate(place) == [True, 2, 8]
-    page.focus("#tabs [data-tab=layers]")
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    page.evaluate("rendering")
-    page.locator("#cells thead button", has_text="rank").focus()
-    page.keyboard.press("Enter")
-    page.keyboard.press("Enter")
-    assert page.locator("#cells th[aria-sort='descending']").inner_text() == "rank ↓"
-    ranks = [float(text) for text in page.locator("#cells tbody td:nth-child(3)").all_inner_texts()]
-    assert ranks == sorted(ranks, reverse=True)
 
 
 def test_charts_can_be_downloaded(exported: Watched, tmp_path: Path) -> None:

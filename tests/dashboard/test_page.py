@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.colors import to_hex
 
 from study.analysis import load_tables
 from study.dashboard.document import Page
 from study.dashboard.studies import read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
-from study.figures import style
-from study.figures.selection import Rule
 from study.report.sections import condition_section, exponent_section
 
 from .conftest import LAYER, begin_cell, one_step, written
@@ -65,15 +62,6 @@ def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(
     ]
     assert found["rest"]["sequence_length"] == "24"
     assert not {"model", "lr", "rank"} & set(found["rest"])
-
-
-def test_a_rule_has_the_colours_of_the_figures(trained: Path) -> None:
-    rules = {rule["id"]: rule for rule in shown(trained)["rules"]}
-    ranks = [2.0, 4.0, 8.0]
-    for scaling, p in (("lora", 1.0), ("rslora", 0.5)):
-        rule = Rule.of(scaling, p)
-        drawn = {f"{rank:g}": to_hex(style.shade(rule, rank, ranks)) for rank in ranks}
-        assert rules[style.gid(rule)]["shades"]["light"] == drawn
 
 
 def test_a_running_cell_shows_what_it_has_and_why_there_are_no_verdicts(tmp_path: Path) -> None:

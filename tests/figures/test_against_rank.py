@@ -12,7 +12,7 @@ from study.figures import Absent
 from study.figures.activation_moments import activation_moments_vs_rank
 from study.figures.conditions import conditions
 from study.figures.eps import eps_over_ranks
-from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
+from study.figures.model_laws import grad_norm_vs_rank
 from study.theory import Layer, mean_log_curve, slope
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
@@ -72,15 +72,6 @@ def test_activations_are_the_mean_over_layers_of_the_log(small) -> None:
         fit = row(small.exponents, **where, stat=stat, layer="mean_log", kind="all")
         np.testing.assert_allclose(line.get_ydata(), fitted(fit, line.get_xdata())[0])
     assert "at step 15" in panels(figure)[0].get_ylabel()
-
-
-@pytest.mark.parametrize("draw", [grad_norm_vs_rank, descent_vs_rank, activation_moments_vs_rank])
-def test_without_data_the_reason_is_given(draw) -> None:
-    tables = tiny()
-    place = ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
-    for probes in (tables.probes.iloc[:0], tables.probes[place]):  # no row, and no statistic
-        with pytest.raises(Absent, match="in the tables"):
-            draw(SimpleNamespace(**{**vars(tables), "probes": probes}))
 
 
 @pytest.mark.parametrize("broken", ["diverged", "stuck"])

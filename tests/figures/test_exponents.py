@@ -119,9 +119,3 @@ def test_markers_and_bars_by_bits_show_the_table() -> None:
             (theory,) = only(figure, f"theory {who}", ax).get_segments()
             assert theory[0, 0] == fit["predicted"]
     assert "as loaded" in said(figure)
-
-
-def test_a_study_of_one_base_is_not_enough() -> None:
-    for settings in ([{}], [{"quant_bits": np.nan}]):
-        with pytest.raises(Absent, match=r"need a study over model\.quant_bits"):
-            exponents_by_bits(tiny(settings=settings))
