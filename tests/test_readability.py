@@ -26,7 +26,7 @@ PACKAGE_LINES = {
     "study/probes": 1_790,
     "study/report": 1_680,
     "study/store": 1_690,
-    "study/sweeps": 2_680,
+    "study/sweeps": 2_670,
     "study/theory": 1_410,
     "study/tracking": 600,
     "study/training": 1_640,

@@ -109,6 +109,4 @@ def look_ahead(study_dir: Path) -> "Ahead":
 
     waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
     times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
-    # A cell that failed and waits for its next attempt is counted as failed.
-    waiting -= {folder.name for folder in cell_folders(study_dir)} if waiting else set()
     return Ahead(len(waiting), max((t for t in times if t is not None), default=None))

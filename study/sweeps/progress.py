@@ -89,22 +89,17 @@ class LiveSweep:
             return None
 
     def records(self) -> list[dict[str, Any]]:
-        """The record of every cell as of now; ``waiting`` if this sweep has not begun the cell.
+        """The record of every cell as of now; ``waiting`` if the cell has none.
 
         A cell that is done is read once.
         """
         found = []
         for cell in self.cells:
-            waiting = cell | {"status": WAITING}
             cell_id = cell["cell_id"]
             record = self._done.get(cell_id) or read_cell(self.study_dir / "cells" / cell_id)
-            record = record or waiting
-            began = max([record.get("started", ""), *(r["at"] for r in record.get("resumed", ()))])
-            if record["status"] in DONE:
+            found.append(record or cell | {"status": WAITING})
+            if record and record["status"] in DONE:
                 self._done[cell_id] = record
-            elif record["status"] != "running" and began < self.began:
-                record = waiting
-            found.append(record)
         return found
 
     def progress(self) -> SweepProgress:
@@ -130,8 +125,6 @@ def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path
     folder can't be written.
     """
     now = datetime.now(UTC)
-    # To the second, like the start of a cell: a cell that began earlier is another sweep's.
-    began = now.isoformat(timespec="seconds")
     name = f"sweep-{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
     files = {study_dir: study_dir / name for study_dir in cells}
     with contextlib.ExitStack() as stack:
@@ -142,7 +135,7 @@ def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path
                     remove(left)
             stack.enter_context(Lock(path))
             with storing(path):
-                path.write_text(json.dumps({"began": began, "cells": cells[study_dir]}))
+                path.write_text(json.dumps({"began": now.isoformat(), "cells": cells[study_dir]}))
         try:
             yield files
         finally:
@@ -195,11 +188,7 @@ def load_status(study_dir: Path) -> pd.DataFrame:
         if ahead.empty:
             raise
         return ahead
-    if ahead.empty:
-        return begun
-    # A cell that failed and is to be trained again is only waiting.
-    others = begun[~begun["cell_id"].isin(ahead["cell_id"])]
-    return pd.concat([others, ahead], ignore_index=True)
+    return begun if ahead.empty else pd.concat([begun, ahead], ignore_index=True)
 
 
 def counts(states: Iterable[str]) -> str:
@@ -252,22 +241,25 @@ def _summary(cells: pd.DataFrame) -> str:
 
 
 def watch(study_dir: Path) -> None:
-    """Print a line when the states of the cells change, and now and then, until no cell is running
-    or waiting; then the table and the next command.
+    """Print a line when the states of the cells change, and now and then, until no sweep is live
+    and no cell is running; then the table and the next command.
 
     Raises :class:`StudyError` if the folder holds no study.
     """
     printed, states = -LINE_EVERY, ""
-    while (cells := load_status(study_dir))["status"].isin(["running", WAITING]).any():
+    while True:
+        cells, sweeps = load_status(study_dir), live_sweeps(study_dir)
+        running = cells[cells["status"] == "running"].head(4).fillna({"steps_done": 0})
+        if running.empty and not sweeps:
+            break
         if counts(cells["status"]) != states or time.monotonic() - printed > LINE_EVERY:
             printed, states = time.monotonic(), counts(cells["status"])
-            running = cells[cells["status"] == "running"].head(4).fillna({"steps_done": 0})
             parts = [time.strftime("%H:%M:%S"), _summary(cells)]
             for cell in running.to_dict("records"):
                 step = f"{cell['steps_done']:g}/{cell['steps']}"
                 parts.append(f"rank {cell['rank']:g} {cell['scaling']} at step {step}")
-            if sweeps := [sweep.progress() for sweep in live_sweeps(study_dir)]:
-                last = max(sweeps, key=lambda each: each.seconds_left or 0.0)
+            if found := [sweep.progress() for sweep in sweeps]:
+                last = max(found, key=lambda each: each.seconds_left or 0.0)
                 parts += [f"{last.work:.0%}", last.left]
             print("  ".join(parts).rstrip(), flush=True)
         time.sleep(max(1.0, len(cells) / 500))  # a reading takes 1 ms a cell

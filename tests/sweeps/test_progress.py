@@ -47,20 +47,18 @@ def begin(study_dir: Path, cell_id: str, steps: int, started: float = 0.0) -> Ce
 
 
 def test_a_sweep_is_seen_while_it_lives(tmp_path: Path) -> None:
-    """A cell that failed in an earlier sweep, and one with a damaged record, are waiting."""
-    begin(tmp_path, "c0", 1, started=100).close("failed", steps_done=0, error="x")
-    (tmp_path / "cells/c1").mkdir()
-    (tmp_path / "cells/c1/record.json").write_text('{"status": "runn')
-    cells = planned(3)
-    with posted({tmp_path: cells}):
-        [sweep] = live_sweeps(tmp_path)
-        assert sweep.cells == cells
+    """A cell without a record is waiting, and so is a study without a cell."""
+    with posted({tmp_path: planned(2)}):
+        assert list(load_status(tmp_path)["status"]) == [WAITING] * 2
+        begin(tmp_path, "c0", 1).close("failed", steps_done=0, error="x")
         with posted({tmp_path: planned(1)}):
             assert len(live_sweeps(tmp_path)) == 2, "two sweeps of one study"
-        assert [record["status"] for record in sweep.records()] == [WAITING] * 3
-        assert list(load_status(tmp_path)["status"]) == [WAITING] * 3
+        [sweep] = live_sweeps(tmp_path)
+        assert sweep.cells == planned(2)
+        assert [record["status"] for record in sweep.records()] == ["failed", WAITING]
+        assert list(load_status(tmp_path)["status"]) == ["failed", WAITING]
     assert live_sweeps(tmp_path) == []
-    assert load_status(tmp_path)["status"].iloc[0] == "failed"
+    assert list(load_status(tmp_path)["status"]) == ["failed"]
     assert not list(tmp_path.glob("sweep-*"))
 
 
