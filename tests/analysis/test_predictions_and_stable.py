@@ -110,16 +110,6 @@ def test_p_star_from_one_rule(study: Study, scaling: str) -> None:
     assert stable["site"].iloc[0] == "adapter_update", "descent comes first"
 
 
-def test_a_wrong_rule_is_not_predicted(study: Study) -> None:
-    """SGD's data under the name of a sign-like rule: predictions miss by the difference."""
-    table = analysed(study, scaling="rslora", optimizer="signsgd")
-    row = table[
-        (table["site"] == "adapter_update") & (table["layer"] == "model") & (table["step"] == 0)
-    ].iloc[0]
-    assert row["exponent"] == pytest.approx(0.0, abs=1e-9)
-    assert row["predicted"] == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize(("ratio", "lazy"), [(1.0, 1.0), (0.95, 1.0), (0.8, 0.0), (1.2, 0.0)])
 def test_the_lazy_gate(study: Study, ratio: float, lazy: float) -> None:
     table = analysed(study, scaling="rslora", ratio=ratio)

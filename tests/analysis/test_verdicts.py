@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from study.analysis import VERDICTS, fit_exponents, holm, tost, with_verdicts
+from study.analysis import VERDICTS, holm, tost, with_verdicts
 from study.analysis.verdicts import beyond
 from study.vocabulary.quantities import PRIMARY
 
@@ -104,21 +104,3 @@ def test_every_test_is_corrected_within_its_group(name):
     }[name]
     np.testing.assert_allclose(found[name][:5], min(1.0, 5 * alone))
     np.testing.assert_allclose(found[name][5:], min(1.0, 50 * alone))
-
-
-def test_primary_quantities_are_found_in_a_real_table(study):
-    def law(cell, layer, step):
-        return cell["rank"] ** -0.5
-
-    laws = {(q.site, q.stat): law for q in PRIMARY} | {("layer_out", "rms"): law}
-    cells, probes = study(laws, steps=(0, 1, 2, 7), scaling=("lora", "rslora"))
-    last_update = (probes["site"] == "adapter_update") & (probes["step"] == 7)
-    found = with_verdicts(fit_exponents(cells, probes[~last_update]))
-    chosen = found[found["primary"]]
-    names = ["scaling", "site", "stat", "layer", "step"]
-    rows = set(chosen[names].astype(object).itertuples(index=False, name=None))
-    expected = {("adapter_grad", "norm", "model", 0), ("adapter_update", "descent", "model", 0)}
-    expected |= {("adapter_update", "descent", "model", 1)}
-    expected |= {("adapter_out", "rms", "mean_log", 7), ("adapter_in_grad", "rms", "mean_log", 7)}
-    assert rows == {(rule, *quantity) for rule in ("lora", "rslora") for quantity in expected}
-    assert len(chosen) == 10
