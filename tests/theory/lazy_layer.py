@@ -5,8 +5,9 @@ output is ``g + curvature * adapter_out``: constant, or that of a quadratic loss
 batch per step, or one for all steps.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -93,7 +94,7 @@ def muon(grad, state, adjust="none"):
 class Problem:
     """Batches (x [N, D], g [N, O]), one per step; the last one is repeated."""
 
-    batches: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    batches: list[tuple[np.ndarray, np.ndarray]]
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         return self.batches[min(step, len(self.batches) - 1)]
@@ -108,14 +109,13 @@ def problem(
 ) -> Problem:
     """Tokens that share a direction, as real ones do, so that alignments are neither 1 nor D."""
     rng = np.random.default_rng(seed)
-    shared_x, shared_g = rng.standard_normal(d_in), rng.standard_normal(d_out)
+    shared = rng.standard_normal(d_in), rng.standard_normal(d_out)
 
     def tilted(shared: np.ndarray) -> np.ndarray:
-        return 0.7 * shared * rng.standard_normal((tokens, 1)) + rng.standard_normal(
-            (tokens, len(shared))
-        )
+        along = 0.7 * shared * rng.standard_normal((tokens, 1))
+        return along + rng.standard_normal((tokens, len(shared)))
 
-    return Problem([(tilted(shared_x), tilted(shared_g) / tokens) for _ in range(batches)])
+    return Problem([(tilted(shared[0]), tilted(shared[1]) / tokens) for _ in range(batches)])
 
 
 def kaiming(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> np.ndarray:
@@ -136,13 +136,11 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if m * k * n <= 2**17:
         return a @ b
     if k >= max(m, n):
-        return matmul(a[..., : k // 2], b[..., : k // 2, :]) + matmul(
-            a[..., k // 2 :], b[..., k // 2 :, :]
-        )
+        half = k // 2
+        return matmul(a[..., :half], b[..., :half, :]) + matmul(a[..., half:], b[..., half:, :])
     if m >= n:
-        return np.concatenate(
-            [matmul(a[..., : m // 2, :], b), matmul(a[..., m // 2 :, :], b)], axis=-2
-        )
+        parts = [matmul(a[..., : m // 2, :], b), matmul(a[..., m // 2 :, :], b)]
+        return np.concatenate(parts, axis=-2)
     return np.concatenate([matmul(a, b[..., : n // 2]), matmul(a, b[..., n // 2 :])], axis=-1)
 
 
@@ -176,11 +174,8 @@ def train(
             (A, B), grads, states, (lr, lr * lr_ratio), strict=True
         ):
             state.t += 1
-            update = (
-                rate * rule(scale * grad + coupled * parameter, state)
-                - rate * decoupled * parameter
-            )
-            updates.append(np.broadcast_to(update, parameter.shape))
+            update = rule(scale * grad + coupled * parameter, state) - decoupled * parameter
+            updates.append(np.broadcast_to(rate * update, parameter.shape))
         yield {
             "adapter_in": x[None],
             "adapter_out": adapter_out,
@@ -196,9 +191,7 @@ def train(
             "B_update": updates[1],
             "adapter_grad": _both(*grads),
             "adapter_update": _both(*updates),
-            "descent": -sum(
-                (grad * update).sum((1, 2)) for grad, update in zip(grads, updates, strict=True)
-            ),
+            "descent": -sum((g * u).sum((1, 2)) for g, u in zip(grads, updates, strict=True)),
         }
         A, B = A + updates[0], B + updates[1]
 
@@ -240,12 +233,11 @@ def sweep(
     x, g = setting.batch(0)
     d_in, d_out = x.shape[1], g.shape[1]
     names = (stat,) if isinstance(stat, str) else stat
-    by_rank = []
+    rows: dict[int, dict] = defaultdict(dict)
     for rank in ranks:
         rng = np.random.default_rng([seed, rank])
         # Few seeds at a time, so that arrays stay in the cache.
         block = max(1, 2**16 // (rank * (d_in + d_out)))
-        blocks = []
         for first in range(0, seeds, block):
             count = min(block, seeds - first)
             A, B = np.zeros((count, rank, d_in)), np.zeros((count, d_out, rank))
@@ -253,26 +245,15 @@ def sweep(
                 A = draw(rng, A.shape, d_in) * rank ** (-q / 2)
             else:
                 B = draw(rng, B.shape, d_out) * rank ** (-q / 2)
-            rows = [
-                {
-                    site if isinstance(stat, str) else (site, name): np.broadcast_to(
-                        statistic(name, array), count
-                    )
-                    for site, array in arrays.items()
-                    for name in names
-                }
-                for arrays in train(rule, setting, A, B, rank**-p, **training)
-            ]
-            blocks.append(rows)
-        by_rank.append(
-            [
-                {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-                for parts in zip(*blocks, strict=True)
-            ]
-        )
+            for step, arrays in enumerate(train(rule, setting, A, B, rank**-p, **training)):
+                for site, array in arrays.items():
+                    for name in names:
+                        key = site if isinstance(stat, str) else (site, name)
+                        values = np.broadcast_to(statistic(name, array), count)
+                        rows[step].setdefault(key, {}).setdefault(rank, []).append(values)
     return [
-        {key: np.array([row[key] for row in rows]) for key in rows[0]}
-        for rows in zip(*by_rank, strict=True)
+        {key: np.array([*map(np.concatenate, by_rank.values())]) for key, by_rank in row.items()}
+        for row in rows.values()
     ]
 
 

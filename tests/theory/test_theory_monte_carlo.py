@@ -4,7 +4,6 @@ The tolerance is the t-interval over the slopes of single seeds, at an error of 
 comparisons.
 """
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +14,7 @@ from study.theory import Modifiers, measure_layer, predict, predicted_exponent
 from study.vocabulary.quantities import PRODUCTS
 
 from . import lazy_layer
-from .lazy_layer import Measured, gaussian, interval, kaiming, problem, seed_slopes, sweep
+from .lazy_layer import Measured, interval, kaiming, problem, seed_slopes, sweep
 
 RANKS = (4, 16, 64, 256, 1024, 4096)
 P, Q = 0.7, 0.3  # generic: rows that differ in the table have different exponents
@@ -214,25 +213,3 @@ def test_adam_under_its_eps():
     assert not modified("adam_under_eps", Modifiers(eps_ratio=1e-3), optimizer="adam")
     wrong = modified("adam_under_eps", optimizer="adam")
     assert {"descent", "adapter_out", "B_update"} <= wrong
-
-
-@pytest.mark.parametrize("step", [2, 3])
-def test_gradients_with_a_positive_cosine_lower_the_crossover_of_delta_w(step):
-    """SignSGD on batches with common parts: ``rho = D sum arcsin(c) / sum c``, over the cosines c
-    between the gradients of any two steps, row by row. One gradient has pi D / 2."""
-    first = FRESH.batch(0)
-    similar = lazy_layer.Problem(
-        [tuple(a + 0.5 * b for a, b in zip(first, FRESH.batch(s), strict=True)) for s in range(3)]
-    )
-    rows = np.stack([similar.gradient(s) for s in range(step)])
-    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
-    cosines = np.einsum("sod,tod->sto", rows, rows).clip(-1, 1)
-    D = rows.shape[2]
-    rho = D * np.arcsin(cosines).sum() / cosines.sum()
-    assert rho < 0.95 * math.pi / 2 * D
-    lr, ranks = 1e-9, (4, 32, 256)
-    training = {"p": 0.0, "draw": gaussian, "seeds": 80, "steps": step, "lr": lr}
-    measured = sweep(lazy_layer.signsgd, similar, ranks, **training)[step]["delta_w"]
-    for rank, norms in zip(ranks, measured, strict=True):
-        mean = 2 / math.pi / (3 * D) * cosines.sum() * rank * (rank - 1 + rho)
-        assert interval(np.square(norms / lr) / mean, 10).agrees(1.0), rank

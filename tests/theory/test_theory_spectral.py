@@ -142,22 +142,6 @@ def test_the_nuclear_norm_of_two_levels_of_singular_values(share):
         assert measured.mean() == pytest.approx(size, rel=within), rank
 
 
-def test_the_descent_of_a_layer_with_any_singular_values():
-    """A gradient of 60 tokens whose singular values fall as a power, known by two numbers."""
-    rng = np.random.default_rng(1)
-    falling = np.arange(1, 61.0) ** -0.8
-    U, V = (np.linalg.qr(rng.standard_normal((size, 60)))[0] for size in (96, 80))
-    setting = lazy_layer.Problem([(V.T, falling[:, None] * U.T)])
-    layer = measure_layer(setting.gradient(0), *setting.batch(0), kurtosis=0.0)
-    ranks = (4, 16, 64, 128)
-    training = {"p": 0.0, "draw": gaussian, "steps": 0, "lr": LR, "seeds": 30}
-    measured = sweep(lazy_layer.muon, setting, ranks, **training)[0]["descent"]
-    place, law = law_of("descent", 0, "A", "none", layer)
-    slope = predicted_exponent(*place, ranks, **law | {"p": 0.0, "q": 0.0})
-    assert 0.6 < slope < 0.8
-    assert seed_slopes(measured, ranks).mean() == pytest.approx(slope, abs=0.02)
-
-
 def test_the_fitted_slopes_of_a_table_of_muons_rows():
     """Below the rank of the gradient and O, torch's factor sqrt(O / r) undoes the growth of B."""
     ranks = (4, 8, 16)
