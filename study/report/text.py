@@ -87,7 +87,7 @@ def cell_list(cells: pd.DataFrame) -> str:
         names = map(label, map(str, cells["optimizer"]))
         rules = [f"{name} {rule}" for name, rule in zip(names, rules, strict=True)]
     parts = [
-        f"{rule} r = {', '.join(f'{rank:g}' for rank in sorted(set(ranks)))}"
+        f"{rule} r = {number_list(sorted(set(ranks)))}"
         for rule, ranks in cells["rank"].groupby(pd.Series(rules, cells.index), sort=False)
     ]
     return first_of(parts)
@@ -96,11 +96,6 @@ def cell_list(cells: pd.DataFrame) -> str:
 def number_list(numbers: Iterable[float]) -> str:
     """Numbers separated by commas; infinity is ``∞``."""
     return ", ".join("∞" if np.isinf(number) else f"{number:g}" for number in numbers)
-
-
-def percent(share: float) -> str:
-    """``54 %``."""
-    return f"{round(100 * share):d} %"
 
 
 def interval(value: float, low: float, high: float) -> str:
@@ -127,14 +122,11 @@ def signed_interval(value: float, low: float, high: float) -> str:
 
 
 def rule_of_row(row: Any) -> str:
-    """``LoRA, γ = α/r``: the rule of a row of ``cells`` or of a derived table."""
+    """``LoRA, γ = α/r``: the rule of a row of ``cells`` or of a derived table; only the formula for
+    a rule whose exponent the user gives.
+    """
+    rule = RULES[str(row.scaling)]
     p = row.exponent_p if hasattr(row, "exponent_p") else row.exponent
-    return rule_text(str(row.scaling), p)
-
-
-def rule_text(scaling: str, p: float) -> str:
-    """``LoRA, γ = α/r``; only the formula for a rule whose exponent the user gives."""
-    rule = RULES[scaling]
     return formula(p) if rule.p is None else f"{rule.label}, {formula(rule.p)}"
 
 
