@@ -21,7 +21,7 @@ PACKAGE_LINES = {
     "study/dashboard": 1_255,
     "study/data": 1_490,
     "study/figures": 3_330,
-    "study/integrations": 3_090,
+    "study/integrations": 3_070,
     "study/models": 1_570,
     "study/probes": 1_790,
     "study/report": 1_680,

@@ -49,40 +49,39 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def with_torch(model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any) -> Losses:
-    losses, parts, batches = [], config.train.accumulation, list(batches)
-    with watch(model, optimizer):
-        for first in range(0, len(batches), parts):
-            for batch in batches[first : first + parts]:
-                loss = model(**batch).loss
-                (loss / parts).backward()
-                losses.append(float(loss))
-            if config.train.clip:
-                nn.utils.clip_grad_norm_(trainable(model), config.train.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-    return losses
-
-
-def with_a_closure(
-    model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any
+def with_torch(
+    model: Any,
+    optimizer: Any,
+    batches: Any,
+    config: CellConfig,
+    watch: Any,
+    has_closure: bool = False,
 ) -> Losses:
-    losses, parts, batches = [], config.train.accumulation, iter(batches)
+    losses: Losses = []
+    parts, left = config.train.accumulation, iter(batches)
 
-    def closure() -> Tensor:
+    def accumulate() -> Tensor:
         optimizer.zero_grad()
-        for batch in islice(batches, parts):
+        for batch in islice(left, parts):
             loss = model(**batch).loss
-            losses.append(float(loss))
             (loss / parts).backward()
+            losses.append(float(loss))
         if config.train.clip:
             nn.utils.clip_grad_norm_(trainable(model), config.train.clip)
         return loss
 
     with watch(model, optimizer):
         for _ in range(config.train.steps):
-            optimizer.step(closure)
+            if has_closure:
+                optimizer.step(accumulate)
+            else:
+                accumulate()
+                optimizer.step()
     return losses
+
+
+def with_a_closure(*arguments: Any) -> Losses:
+    return with_torch(*arguments, has_closure=True)
 
 
 def with_accelerate(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from study.errors import StudyError, given, short, unknown
-from study.integrations.configs import axolotl, hugging_face, llama_factory
+from study.integrations.configs import axolotl, trainer_tools
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.keys import load
 
@@ -14,10 +14,10 @@ Reader = Callable[[Mapping[str, Any], str, Path], Experiment]
 LLAMA_FACTORY = "stage finetuning_type cutoff_len lora_target export_dir peft_config"
 TRL = "use_peft dataset_mixer dataset_mixture dataset_name max_seq_length"
 FORMS: tuple[tuple[str, str, Reader], ...] = (
-    ("peft_type", "base_model_name_or_path", hugging_face.read_peft),
-    (LLAMA_FACTORY, "model_name_or_path", llama_factory.read),
-    (TRL, "model_name_or_path", hugging_face.read_trl),
-    ("model_name_or_path", "model_name_or_path", llama_factory.read),
+    ("peft_type", "base_model_name_or_path", trainer_tools.read_peft),
+    (LLAMA_FACTORY, "model_name_or_path", trainer_tools.read_llama_factory),
+    (TRL, "model_name_or_path", trainer_tools.read_trl),
+    ("model_name_or_path", "model_name_or_path", trainer_tools.read_llama_factory),
     ("use_rsLoRA lora_rank model_name", "model_name", axolotl.read_finlora),
     ("dataset_path", "base_model", axolotl.read_finlora_entry),
     ("base_model adapter", "base_model", axolotl.read),

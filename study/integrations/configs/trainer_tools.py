@@ -1,0 +1,334 @@
+"""Tools on transformers' Trainer and PEFT: LLaMA-Factory's YAML, TRL's, and PEFT's own file.
+
+- LLaMA-Factory (hiyouga/LLaMA-Factory, src/llamafactory/hparams). Its ``dataset_info.json``
+  explains the names of data sets (data/parser.py);
+- TRL's YAML for ``trl sft --config``, also that of the alignment-handbook;
+- PEFT's ``adapter_config.json``, which describes an adapter and names its base, nothing else.
+
+A key that is missing has the tool's default, which for many is that of the Trainer.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from study.data.formats import ROLES, SHAREGPT_ROLES
+from study.errors import StudyError, given, short, unknown
+from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.keys import (
+    GIVE_PATH,
+    MESSAGES,
+    TOKENIZERS_OWN,
+    AdapterKeys,
+    Keys,
+    Mapped,
+    Names,
+    Targets,
+    TrainingKeys,
+    all_targets,
+    first_file,
+    format_of,
+    load,
+    note_init,
+    put_heldout,
+    put_rows,
+)
+from study.vocabulary.peft_fields import refusal
+from study.vocabulary.sources import AUTO
+
+INFO = "dataset_info.json"
+OUR_ROLES = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+    "observation_tag": "tool",
+}
+PARTS = {
+    ("from", "value"): SHAREGPT_ROLES,
+    ("role", "content"): dict(zip(ROLES, ROLES, strict=True)),
+}
+"""The parts of a turn that the toolkit reads, and our role for each name of a role."""
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+"""The columns of other rows, and their usual names."""
+
+
+class LlamaFactory(TrainingKeys):
+    """The keys of the YAML."""
+
+    adapter__rank: int = Field(8, alias="lora_rank")
+    adapter__alpha: float = Field(0.0, alias="lora_alpha")
+    optimizer__lr: float = Field(5e-5, alias="learning_rate")
+    lora_target: Names
+    quant_bits: Literal[4, 8] | None = Field(None, alias="quantization_bit")
+    bf16: bool = False
+    stage: str = ""
+    finetuning_type: str = ""
+    dataset: Names
+    dataset_dir: str = "data"
+    template: str = ""
+    data__sequence_length: int = Field(2048, alias="cutoff_len")
+    max_samples: int | None = None
+    val_size: float = 0.0
+
+
+class Entry(Keys):
+    """A data set in ``dataset_info.json``."""
+
+    file_name: str = ""
+    hf_hub_url: str = ""
+    split: str = "train"
+    subset: str = ""
+    formatting: str = "alpaca"
+    columns: Mapped
+    tags: Mapped
+
+
+def read_llama_factory(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment. ``folder`` holds the file ``where``.
+
+    Raises :class:`StudyError` for a missing or wrong value, a file that exports or serves a model,
+    a method other than LoRA, an init that changes the base, and training on preferences.
+    """
+    keys = LlamaFactory.read(values, where)
+    if not keys.dataset:
+        keys.refuse("dataset is missing, so it trains nothing: give the file that trains")
+    stage = keys.stage or "sft"
+    if stage not in ("sft", "pt"):
+        keys.refuse(f"stage: {given(stage)} trains on no targets: give stage: sft")
+    if keys.finetuning_type not in ("", "lora"):
+        keys.refuse(
+            f"finetuning_type={given(keys.finetuning_type)} is not LoRA: give finetuning_type: lora"
+        )
+    rest: dict[str, Any] = keys.model_extra or {}
+    if rest.get("pissa_init"):
+        keys.refuse("pissa_init changes the base's weights: remove it")
+    defaults = keys.defaults()
+    if "adapter__alpha" not in keys.model_fields_set:
+        keys.adapter__alpha = 2.0 * keys.adapter__rank
+        defaults.append(f"lora_alpha {keys.adapter__alpha}")
+    experiment = keys.experiment("LLaMA-Factory's", folder)
+    targets = keys.lora_target
+    experiment.values |= {
+        "adapter.targets": "all-linear" if not targets or "all" in targets else targets,
+        "precision": "bf16" if keys.bf16 or rest.get("pure_bf16") else "float32",
+    }
+    _put_dataset(experiment, keys, folder, stage)
+    if defaults:
+        experiment.defaults.append(f"LLaMA-Factory's defaults: {', '.join(defaults)}")
+    experiment.note_rest(rest)
+    return experiment
+
+
+def _put_dataset(experiment: Experiment, keys: LlamaFactory, folder: Path, stage: str) -> None:
+    """Set the first data set, and the examples to hold out. ``folder`` holds the file.
+
+    Raises :class:`StudyError` for a name that ``dataset_info.json`` lacks.
+    """
+    name, *others = keys.dataset
+    for other in others:
+        experiment.note("dataset", other, f"only {name} is trained on: join them in a file")
+    place = keys.dataset_dir
+    parents = () if place.startswith(("REMOTE:", "ONLINE")) else (folder / place, Path(place))
+    info = first_file(*(parent / INFO for parent in parents))
+    path, entry, format_ = name, Entry.read({}, ""), None
+    if info is None:
+        experiment.note("dataset", name, f"{INFO} is not in {place}: {GIVE_PATH}")
+    else:
+        entries = load(info)
+        if not isinstance(entries.get(name), dict):
+            raise unknown(f"dataset in {INFO}:", name, entries)
+        entry = Entry.read(entries[name], f"{name} in {INFO}")
+        format_ = _format(experiment, entry, name, stage)
+        experiment.note_rest(entry.model_extra, f"{name}.")
+        if format_ is None:
+            why = f"convert its rows to one of data.format, then {GIVE_PATH}"
+            experiment.note("dataset", name, why)
+        path = entry.hf_hub_url or (str(info.parent / entry.file_name) if entry.file_name else name)
+    if format_ == MESSAGES:
+        experiment.note("template", keys.template or None, TOKENIZERS_OWN)
+    elif stage == "sft" and keys.template:
+        instead = f"data.format={format_}'s prompt" if format_ else "see data.chat_template"
+        experiment.note("template", keys.template, instead)
+    elif keys.template:
+        experiment.ignored.append("template")
+    file = put_rows(experiment, "dataset", path, format_, folder, entry.split, entry.subset)
+    if keys.max_samples and "data.split" in experiment.values:
+        experiment.values["data.split"] += f"[:{keys.max_samples}]"
+    elif keys.max_samples:
+        experiment.note("max_samples", keys.max_samples, "all rows of the file are read")
+    put_heldout(experiment, "val_size", keys.val_size, file)
+
+
+def _format(experiment: Experiment, entry: Entry, name: str, stage: str) -> str | None:
+    """Our format of the entry's rows; None if it can't be read."""
+    columns = dict(entry.columns)
+    if entry.formatting in ("sharegpt", "openai"):
+        tags = {"user_tag": "human", "assistant_tag": "gpt", **entry.tags}
+        part = str(tags.pop("role_tag", "from")), str(tags.pop("content_tag", "value"))
+        roles = PARTS.get(part, {})
+        usual = all(roles.get(str(tag)) == OUR_ROLES.get(key, "") for key, tag in tags.items())
+        column = columns.pop("messages", "conversations")
+        format_ = MESSAGES if usual and format_of(column) == MESSAGES else None
+        if columns.get("system") == "system":
+            del columns["system"]  # data.format=messages reads this field
+    else:
+        # If columns are named, LLaMA-Factory reads no others.
+        usual_names = {} if columns else ALPACA
+        prompt, query, answer = (columns.pop(key, usual_names.get(key)) for key in ALPACA)
+        names = [each for each in (prompt, None if stage == "pt" else answer) if each]
+        format_ = format_of(*names) if query in (None, "input") else None
+        if format_ == "alpaca" and query is None:
+            experiment.differs.append(f"{name}.columns: no query (a field input is read)")
+    experiment.note_rest(columns, f"{name}.columns.")
+    return format_
+
+
+USUAL_TARGETS = ["q_proj", "v_proj"]
+"""What PEFT adapts in Llama, Mistral, Qwen and Gemma if nothing is said."""
+PREFERENCES = "beta max_prompt_length reward_funcs reward_model_path num_generations"
+"""Keys of TRL's other trainers."""
+
+
+class Trl(TrainingKeys):
+    """The keys of the YAML. TRL has named its data sets in four ways."""
+
+    adapter__rank: int = Field(16, alias="lora_r")
+    adapter__alpha: float = Field(32.0, alias="lora_alpha")
+    adapter__dropout: float = Field(0.05, alias="lora_dropout")
+    optimizer__lr: float = Field(2e-5, alias="learning_rate")
+    use_rslora: bool = False
+    use_peft: bool = False
+    lora_target_modules: Targets
+    lora_target_parameters: Targets
+    bf16: bool | None = None
+    max_length: int | None = None
+    max_seq_length: int | None = None
+    assistant_only_loss: bool = False
+    dataset_name: str = ""
+    dataset_config: str = ""
+    dataset_train_split: str = ""
+    dataset_text_field: str = ""
+    dataset_splits: Names
+    dataset_mixer: Mapped
+    dataset_mixture: Mapped
+    datasets: Annotated[list[Any], Field(default_factory=list)]
+
+    def data_sets(self) -> list[dict[str, Any]]:
+        """Its data sets in one form."""
+        if self.dataset_name:
+            split = self.dataset_train_split
+            return [{"path": self.dataset_name, "config": self.dataset_config, "split": split}]
+        if self.dataset_mixer:
+            split = (self.dataset_splits or [""])[0]
+            return [{"path": path, "split": split} for path in self.dataset_mixer]
+        found = self.dataset_mixture.get("datasets") or self.datasets
+        if not found or not all(isinstance(entry, dict) for entry in found):
+            self.refuse("dataset_name is missing: add a value to import it")
+        return list(found)
+
+
+class TrlDataset(Keys):
+    """One data set of a mixture."""
+
+    path: str = ""
+    id: str = ""
+    split: str = ""
+    config: str = ""
+    name: str = ""
+    columns: Names
+
+
+def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment. ``folder`` holds the file ``where``.
+
+    Raises :class:`StudyError` for a missing or wrong value, training of all weights, and training
+    on preferences or rewards.
+    """
+    if other := next((key for key in PREFERENCES.split() if values.get(key) is not None), None):
+        raise StudyError(
+            f"{where}: {other} is for training on preferences or rewards, study train trains on "
+            "targets: give a configuration of trl sft"
+        )
+    keys = Trl.read(values, where)
+    if not keys.use_peft:
+        keys.refuse("use_peft is not true, which trains all weights: set use_peft: true")
+    experiment, defaults = keys.experiment("TRL's", folder), keys.defaults()
+    targets = all_targets(keys.lora_target_modules, keys.lora_target_parameters)
+    length, bf16 = keys.max_length or keys.max_seq_length, keys.bf16
+    if targets is None:
+        defaults.append(f"lora_target_modules {', '.join(USUAL_TARGETS)}")
+    if length is None:
+        defaults.append("max_length 1024")
+    if bf16 is None and not values.get("fp16"):
+        bf16 = True
+        defaults.append("bf16 True")
+    experiment.values |= {
+        "adapter.targets": targets or USUAL_TARGETS,
+        "data.sequence_length": length or 1024,
+        "precision": "bf16" if bf16 else "float32",
+    }
+    first, *others = keys.data_sets()
+    rows = TrlDataset.read(first, f"{where}: the first data set")
+    formats = map(format_of, [*rows.columns, keys.dataset_text_field])
+    format_ = next(filter(None, formats), AUTO)
+    subset = (rows.config or rows.name).removeprefix("default")
+    put_rows(
+        experiment, "dataset", rows.path or rows.id, format_, folder, rows.split or "train", subset
+    )
+    experiment.note_rest(rows.model_extra, "dataset.")
+    for other_set in others:
+        experiment.note("dataset", other_set, "only the first is trained on")
+    if not keys.assistant_only_loss:
+        why = "of a chat, the loss is on the assistant's turns only"
+        experiment.note("assistant_only_loss", False, why)
+    if defaults:
+        experiment.defaults.append(f"TRL's defaults: {', '.join(defaults)}")
+    experiment.note_rest(keys.model_extra)
+    return experiment
+
+
+class Peft(AdapterKeys):
+    """The fields that describe an adapter."""
+
+    base: str = Field("", alias="base_model_name_or_path")
+    adapter__rank: int = Field(alias="r")
+    adapter__alpha: float = Field(alias="lora_alpha")
+    adapter__dropout: float = Field(0.0, alias="lora_dropout")
+    peft_type: Any
+    target_modules: Targets
+    target_parameters: Targets
+    rank_pattern: Mapped
+    alpha_pattern: Mapped
+
+
+def read_peft(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment. ``folder`` holds the file ``where``.
+
+    Raises :class:`StudyError` for an adapter other than LoRA, for a setting with which it is not
+    plain LoRA (:mod:`study.vocabulary.peft_fields`), and for a missing or wrong value.
+    """
+    if (kind := values.get("peft_type")) != "LORA":
+        raise StudyError(f"{where}: peft_type={short(kind)} is not LoRA: only LORA can be imported")
+    if why := refusal({**values, "target_parameters": None}, trained=False):
+        raise StudyError(f"{where}: {why}")
+    keys = Peft.read(values, where)
+    if not keys.base:
+        raise StudyError(f"{where} names no base: give one with --base (a folder or a hub name)")
+    experiment = keys.experiment("PEFT's", folder)
+    targets = all_targets(keys.target_modules, keys.target_parameters)
+    experiment.values["adapter.targets"] = targets or USUAL_TARGETS
+    if not targets:
+        why = f"{', '.join(USUAL_TARGETS)}, PEFT's choice in most families"
+        experiment.defaults.append(f"target_modules: null ({why})")
+    if keys.rank_pattern:
+        experiment.note("rank_pattern", keys.rank_pattern, "one rank for all layers")
+    if keys.alpha_pattern:
+        experiment.note("alpha_pattern", keys.alpha_pattern, "one alpha for all layers")
+    note_init(experiment, keys, "init_lora_weights")
+    experiment.defaults.append(
+        "data (give data=file data.path=...), optimizer and steps: defaults of study train"
+    )
+    experiment.note_rest(keys.model_extra)
+    return experiment
