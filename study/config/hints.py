@@ -98,7 +98,8 @@ def unknown_key(key: str, siblings: Iterable[str]) -> str:
     """The line about ``key``, which does not exist. ``siblings``: the keys that do, beside it."""
     beside = list(siblings)
     group, dot, name = key.rpartition(".")
-    dotted = {known.rpartition(".")[2]: known for known in known_keys() if known != key}
+    # Of keys with the same name, the first one is meant: train.steps before probes.steps.
+    dotted = {known.rpartition(".")[2]: known for known in reversed(known_keys()) if known != key}
     dotted |= {each: group + dot + each for each in beside}
     near = get_close_matches(name, beside, 1, 0.7) or get_close_matches(name, dotted, 1, 0.65)
     choices = "" if near else f": choose from {', '.join(beside)}"

@@ -188,7 +188,8 @@ def _option_type(option: Option) -> Any:
     if option.choices:
         return Annotated[option.type, one_of(option.choices)]
     limits = Field(ge=option.least, gt=option.above, lt=option.below, le=option.most)
-    each = Annotated[Whole if option.type is int else Real, limits]
+    kind: Any = Whole if option.type is int else Real
+    each: Any = Annotated[kind, limits]
     if option.length is None:
         return each
     return Annotated[list[each], Field(min_length=option.length, max_length=option.length)]

@@ -15,6 +15,8 @@ from study.config.hints import known_keys
 Cli = Callable[..., Any]
 SLIPS = {
     "rank=4": "unknown key rank: did you mean adapter.rank?",
+    "lora_alpha=32": "unknown key lora_alpha: did you mean adapter.alpha?",
+    "steps=4": "unknown key steps: did you mean train.steps?",
     "adapter.rnak=4": "unknown key adapter.rnak: did you mean adapter.rank?",
     "adapter.lr=1": "unknown key adapter.lr: did you mean optimizer.lr?",
     "optimizer.momentum=0.9": "unknown key optimizer.momentum",
