@@ -70,12 +70,8 @@ def inspect() -> Callable[[Path], list[dict[str, Any]]]:
 
     @cache
     def records(run_dir: Path) -> list[dict[str, Any]]:
-        done = subprocess.run(
-            [WANDB, "leet", "inspect", "--json", run_dir],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        words = [WANDB, "leet", "inspect", "--json", run_dir]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return records
