@@ -63,34 +63,37 @@ def test_exponents_beside_rho_and_the_crossover() -> None:
 # What a sweep lacks.
 
 
-def lacking(loss: Loss, rates: tuple[float, ...], ranks=(4,)) -> list[tuple[float, ...]]:
-    cells, metrics = runs(loss, rates=rates, ranks=ranks, rules=LORA)
-    found = missing_rates(cells, metrics, NO_PROBES)
-    assert all(one.seeds == ((0, 0), (1, 1), (2, 2)) for one in found)
-    return [one.rates for one in found]
-
-
 def at(best: float) -> Loss:
     return basin(lambda p, seed: 0.0, best)
 
 
-def test_a_grid_of_doublings_around_the_best_lacks_nothing() -> None:
-    assert lacking(at(1e-3), (5e-4, 1e-3, 2e-3)) == []
-    assert lacking(at(1e-3), (2.5e-4, 5.01e-4, 1e-3, 2e-3), ranks=(4, 16)) == []
+@pytest.mark.parametrize(
+    ("loss", "rates", "lacking"),
+    [
+        # steps of 2 around the best, also rounded ones
+        (at(1e-3), (5e-4, 1e-3, 2e-3), []),
+        (at(1e-3), (2.5e-4, 5.01e-4, 1e-3, 2e-3), []),
+        # a best rate at an edge
+        (at(1e-3), (2.5e-4, 5e-4), [(1e-3, 2e-3)]),
+        (at(1e-4), (1e-3, 2e-3), [(2.5e-4, 5e-4)]),
+        # a wide step beside the best
+        (at(1e-3), (1e-4, 1e-3, 1e-2), [(5e-4, 2e-3)]),
+        (at(1e-3), (5e-4, 1e-3, 1e-2), [(2e-3,)]),
+        # what one seed needs is for all
+        (lambda c: at(1e-3 if c["seed"] else 4e-3)(c), (5e-4, 1e-3, 2e-3), [(4e-3, 8e-3)]),
+    ],
+)
+def test_what_a_sweep_lacks(
+    loss: Loss, rates: tuple[float, ...], lacking: list[tuple[float, ...]]
+) -> None:
+    cells, metrics = runs(loss, rates=rates, ranks=(4,), rules=LORA)
+    found = missing_rates(cells, metrics, NO_PROBES)
+    assert all(one.seeds == ((0, 0), (1, 1), (2, 2)) for one in found)
+    assert [one.rates for one in found] == lacking
 
 
-def test_a_best_rate_at_an_edge_asks_for_the_next_two_beyond() -> None:
-    assert lacking(at(1e-3), (2.5e-4, 5e-4)) == [(1e-3, 2e-3)]
-    assert lacking(at(1e-4), (1e-3, 2e-3)) == [(2.5e-4, 5e-4)]
-
-
-def test_a_wide_step_beside_the_best_is_filled() -> None:
-    assert lacking(at(1e-3), (1e-4, 1e-3, 1e-2)) == [(5e-4, 2e-3)]
-    assert lacking(at(1e-3), (5e-4, 1e-3, 1e-2)) == [(2e-3,)]
-
-
-def test_each_rank_lacks_its_own_rates_and_one_that_a_seed_needs_is_for_all() -> None:
+def test_each_rank_lacks_its_own_rates() -> None:
     by_rank = basin(lambda p, seed: -0.5, 2e-3)  # 1e-3 at rank 4, 2.5e-4 at 64
-    assert lacking(by_rank, (5e-4, 1e-3, 2e-3), ranks=(4, 64)) == [(1.25e-4, 2.5e-4)]
-    one_seed = lambda c: at(1e-3 if c["seed"] else 4e-3)(c)  # noqa: E731
-    assert lacking(one_seed, (5e-4, 1e-3, 2e-3)) == [(4e-3, 8e-3)]
+    cells, metrics = runs(by_rank, rates=(5e-4, 1e-3, 2e-3), ranks=(4, 64), rules=LORA)
+    [one] = missing_rates(cells, metrics, NO_PROBES)
+    assert one.rates == (1.25e-4, 2.5e-4)

@@ -1,19 +1,13 @@
 """What theory says about the best learning rate, from the alignments that the probes recorded."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from study.analysis.rate_theory import MOVES, log_moves, predicted_interval
-from study.config import CellConfig
-from study.data import Corpus
-from study.models import FrozenBase
 from study.theory import Layer, curve
-from study.training.loop import train
-from study.training.run import Run
 
 RANKS = (4.0, 16.0, 64.0, 256.0)
 NONE = pd.DataFrame({name: [] for name in ("cell_id", "step", "layer", "site", "batch")})
@@ -73,16 +67,3 @@ def test_without_recorded_alignments_it_is_the_interval_over_plausible_ones() ->
     assert (low, high) == pytest.approx((aligned[0], unrelated[1]))
     unknown = interval("adamw", 0.0, NONE)
     assert unknown == pytest.approx((low, -0.25), abs=1e-3), "sqrt(r) without a size of the layers"
-
-
-def test_the_tiny_model(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
-) -> None:
-    """From the alignments that a run records. Measured over a full sweep: -0.67, -0.17, +0.11."""
-    config = cell("optimizer=adamw", "train.steps=1", "probes.steps=[1]", "probes.stats=[r_sign]")
-    steps = [one[0] for one in train(tiny_base, corpus, [Run.of(config, corpus, tiny_base.device)])]
-    probes = steps[-1].probes
-    probes = pd.concat([probes.assign(cell_id=f"c{n}") for n in range(len(RANKS))])
-    assert (probes["r_sign"] > 0).sum() == 14 * len(RANKS)
-    for p, expected in ((0.0, (-0.87, -0.43)), (0.5, (-0.37, -0.18)), (1.0, (0.06, 0.13))):
-        assert interval("adamw", p, probes) == pytest.approx(expected, abs=0.01), p

@@ -100,16 +100,6 @@ def test_each_quantity_is_read_on_one_batch_which_the_table_names(study):
         assert words in text
 
 
-def test_what_tells_curves_apart_is_named(study):
-    cells, probes = study(LAWS, lr=(1e-3, 1e-2), scaling="power", exponent=0.75)
-    found = summary(with_verdicts(fit_exponents(cells, probes).assign(predicted=-0.25)))
-    assert list(dict.fromkeys(found["curve"])) == ["lr=0.001", "lr=0.01"]
-    text = shown(render_table(found))
-    assert "sgd, power p=0.75, lr=0.001" in text
-    assert "theory" in text
-    assert "-0.25" in text
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
