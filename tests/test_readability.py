@@ -16,8 +16,8 @@ FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 800, 60, 100
 PACKAGE_LINES = {
     "study/adapters": 1_725,
     "study/analysis": 3_850,
-    "study/cli": 1_225,
-    "study/config": 1_450,
+    "study/cli": 1_205,
+    "study/config": 1_425,
     "study/dashboard": 1_255,
     "study/data": 1_480,
     "study/figures": 3_330,
