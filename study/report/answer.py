@@ -69,7 +69,7 @@ def curves(tables: StudyTables) -> list[Curve]:
     tuning a small adapter would choose it; without final losses, at the lowest.
     """
     cells = curve_labels(tables.cells)
-    columns = list(cells)
+    columns = [str(name) for name in cells]
     cells["cell_id"] = tables.cells["cell_id"].astype(str)
     exponents, losses, effects = tables.exponents, tables.losses, rank_effects(tables.losses)
     if len(losses):

@@ -14,7 +14,7 @@ D, H, O, N = 7, 5, 4, 40  # noqa: E741
 
 @dataclass
 class Recipe:
-    """Hyper-parameters: of Adam if ``adam_eps`` is set, else of SGD with every linear option."""
+    """Hyper-parameters of SGD with every linear option."""
 
     lr: float = 0.05
     ratio: float = 1.0
@@ -25,7 +25,6 @@ class Recipe:
     clip: float | None = None
     steps: int = 12
     schedule: Callable[[int], float] = field(default=lambda step: 1.0)
-    adam_eps: float | None = None
 
 
 def weights_and_data(seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -61,11 +60,8 @@ def train(
         [p.clone().double().requires_grad_() for p in side] for side in zip(*pairs, strict=True)
     )
     groups = [{"params": A_l, "lr": recipe.lr}, {"params": B_l, "lr": recipe.lr * recipe.ratio}]
-    if recipe.adam_eps is not None:
-        optimizer = torch.optim.Adam(groups, eps=recipe.adam_eps)
-    else:
-        decay = {"weight_decay": recipe.decay, "weight_decouple": recipe.decoupled}
-        optimizer = SGDW(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **decay)
+    decay = {"weight_decay": recipe.decay, "weight_decouple": recipe.decoupled}
+    optimizer = SGDW(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.schedule)
     taken = []
     for _ in range(recipe.steps):

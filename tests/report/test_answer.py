@@ -79,11 +79,6 @@ def test_without_both_there_is_no_reason_to_give(on_disk: OnDisk, study: dict[st
     assert not [line for line in said(on_disk(**study)) if line.startswith("Why")]
 
 
-def test_a_loss_that_rises_is_said_to(on_disk: OnDisk) -> None:
-    worse = said(on_disk(final=lambda cell: 4.9 - learns(cell)))[1]
-    assert "Held-out perplexity rises from 12.2 at rank 4 to 17.0 at rank 400" in worse
-
-
 def test_a_rule_that_holds_is_said_to(on_disk: OnDisk) -> None:
     assert said(on_disk(outputs={"train": flat}, norm=flat))[-1] == (
         "LoRA and rsLoRA keep the adapter output, the gradient into the inputs and the gradient "
@@ -112,16 +107,6 @@ def test_one_seed_gives_measurements_and_no_verdict(on_disk: OnDisk) -> None:
     assert "the gradient norm is at 10 %. Held-out perplexity is 12.2 at rank 4 and" in lines[0]
     for word in ("collapses", "explodes", "is stable", "falls", "keeps"):
         assert word not in " ".join(lines)
-
-
-def test_several_optimizers_are_named(on_disk: OnDisk) -> None:
-    on_disk(rules={"lora": 1.0})
-    lines = said(on_disk(rules={"lora": 1.0}, optimizer={"name": "adamw"}))
-    assert [line.split(", rank")[0] for line in lines[:2]] == [
-        "LoRA (AdamW, γ = α/r)",
-        "LoRA (SGD, γ = α/r)",
-    ]
-    assert lines[2].startswith("Neither LoRA (AdamW) nor LoRA (SGD) keeps the gradient norm")
 
 
 def test_of_many_rules_the_extremes_are_named(on_disk: OnDisk) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from study.analysis import load_tables
 from study.analysis.summary import FAILS, HOLDS, LATE, LOST, OPEN, answer
-from study.analysis.wording import factor_text
 from study.report import report_text
 from study.report.answer import answer as said
 from study.store import load_records
@@ -114,11 +113,6 @@ def test_a_bent_line_has_its_slopes_at_both_ends(on_disk: OnDisk) -> None:
     assert f"bent: {low:.2f} at the lowest ranks, {high:.2f} at the highest" in text
 
 
-def test_factors() -> None:
-    factors = (0.7412, 1.0, 0.0123, 15.96, math.nan)
-    assert [*map(factor_text, factors)] == ["×0.74", "×1.00", "×0.012", "×16", ""]
-
-
 def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
     """The study has gamma sqrt(r) and gamma^2 r exactly, over ranks 4 to 256."""
     text = section(on_disk(), EXPONENTS)
@@ -174,13 +168,6 @@ def test_best_rates_have_an_exponent_and_a_word(
         assert word in text
         assert word in printed.out
     assert "best learning rate with rank" in printed.out
-
-
-def test_three_rates_do_not_place_the_minimum(on_disk: OnDisk) -> None:
-    """Without a fourth rate the skew is unknown: the error of the grid is up to half a step."""
-    lora, *_ = rows_of(section(on_disk(lrs=LRS[1:4]), RATES))
-    # ln(10) / sqrt(12), over ranks 4, 32 and 256: 1.96 * 0.665 * sqrt(2) / ln(64) = 0.44.
-    assert lora[2] == "0.00 [-0.44, 0.44]"
 
 
 def test_at_one_rank_nothing_is_fitted(on_disk: OnDisk) -> None:
