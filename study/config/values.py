@@ -35,17 +35,15 @@ class Checked(AfterValidator):
     words: tuple[str, ...] = ()
 
 
-def one_of(choices: Iterable[Any]) -> Checked:
-    """One of a few values."""
-    values = list(choices)
-    words = tuple(map(_word, values))
+def one_of(choices: Collection[Any]) -> Checked:
+    """One of a few values; of a table's, those that it has when a value is checked."""
 
     def check(value: Any) -> Any:
-        if value not in values:
-            raise unknown(KEY, value, words)
+        if value not in choices:
+            raise unknown(KEY, value, map(_word, choices))
         return value
 
-    return Checked(check, words)
+    return Checked(check, tuple(map(_word, choices)))
 
 
 def _word(value: Any) -> str:
