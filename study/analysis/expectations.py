@@ -108,14 +108,15 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
     agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
     compared = []
     for (one, row), p_agrees, p_differs in zip(rows, agrees, differs, strict=True):
-        shown = [row["value"], row["low"], row["high"]]
+        value, low, high = row["value"], row["low"], row["high"]
         if one.what == FACTOR:
-            shown = [math.exp(slope * row["span"]) for slope in shown]
+            value, low, high = (math.exp(x * row["span"]) for x in (value, low, high))
         word = AGREES if p_agrees <= SIGNIFICANCE else UNCLEAR
         if p_agrees > SIGNIFICANCE and p_differs <= SIGNIFICANCE:
             word = DIFFERS
         word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
-        compared.append(Compared(one, row["curve"], *shown, row["seeds"], row["step"], word))
+        seeds, step = row["seeds"], row["step"]
+        compared.append(Compared(one, row["curve"], value, low, high, seeds, step, word))
     return compared
 
 

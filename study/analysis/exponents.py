@@ -124,7 +124,7 @@ def grids(cells: pd.DataFrame, probes: pd.DataFrame) -> Iterator[Grid]:
     """
     site_N, sites = codes(probes["site"])
     cell_id_N, ids = codes(probes["cell_id"])
-    cell_N = cells.index.get_indexer(ids)[cell_id_N]
+    cell_N = cells.index.get_indexer(pd.Index(ids))[cell_id_N]
     end_N = np.append(cells["end"].to_numpy(), 0.0)[cell_N]  # -1 for others: their end is 0
     usable_N = probes["step"].to_numpy() < end_N
     names = {name: codes(probes[name]) for name in ("batch", "layer", "kind")}
@@ -242,8 +242,8 @@ def _rows(grid: Grid, stat: str, lines: Lines, layers_GC: Ints) -> pd.DataFrame:
     one_seed = np.where(fitted["seeds"] == 1, "ranks", "seeds").astype(object)
     return pd.DataFrame(
         {
-            **{name: grid.groups[name].to_numpy()[group] for name in grid.groups},
-            **{name: grid.columns[name].to_numpy()[column] for name in grid.columns},
+            **{str(name): values.to_numpy()[group] for name, values in grid.groups.items()},
+            **{str(name): values.to_numpy()[column] for name, values in grid.columns.items()},
             "site": grid.site,
             "stat": stat,
             "exponent": slope,

@@ -161,10 +161,10 @@ def design(cells: pd.DataFrame) -> pd.DataFrame:
     finite = pd.Series(rank).where(np.isfinite(rank))
     if finite.nunique() > 1 and finite.groupby(curve).nunique().max() < 2:
         labels = curve_labels(cells).reset_index(drop=True)
-        rule = numbered(labels, [name for name in labels if name != "lr"])
+        rule = numbered(labels, [str(name) for name in labels if name != "lr"])
         rates = labels["lr"].groupby([rule, finite]).nunique()
         if finite.groupby(rule).nunique().max() < 2 or rates.max() < 2:
-            differing = [name for name in labels if labels[name].nunique(dropna=False) > 1]
+            differing = [str(n) for n in labels if labels[n].nunique(dropna=False) > 1]
             raise StudyError(
                 f"no two ranks share a curve; the cells also differ in {', '.join(differing)}: "
                 "sweep the rank with everything else fixed"

@@ -363,7 +363,7 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
     1 if every rank and seed was run at one rate only, its own.
     """
     found = pd.Series(0, runs.index)
-    for rule in groups(runs, [n for n in runs if n not in ("lr", "rank", "seed", "loss")]):
+    for rule in groups(runs, [str(n) for n in runs if n not in ("lr", "rank", "seed", "loss")]):
         if rule.groupby(["rank", "seed"])["lr"].nunique().max() == 1:
             found[rule.index] = 1
             continue

@@ -175,7 +175,7 @@ def with_predictions(
     """
     cells = cells[np.isfinite(cells["rank"])]
     curves = RowCurves.of(exponents, cells)
-    conditions = {
+    conditions: dict[str, Any] = {
         "lazy": laziness(curves, metrics, probes),
         "clipped": pd.Categorical(clipping(curves, metrics), categories=CLIPS),
         "eps_ratio": eps_ratios(curves, exponents, cells, probes),
@@ -411,7 +411,7 @@ def _means(
     words = [rows[name].astype(str).to_numpy(object) for name in ("cell_id", "batch", "layer")]
     by = [of_cell.reindex(words[0]).to_numpy(), rows["step"].to_numpy(int), *words[1:]]
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(rows[list(columns)].astype(float))
+        logs = pd.DataFrame(np.log(rows[list(columns)].astype(float)))
     return logs.groupby(by).mean().transform(np.exp)
 
 

@@ -46,7 +46,7 @@ the curve along the axis of rho, and changes neither end.
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +96,7 @@ def log_moves(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     columns = {name: np.full(len(ranks), math.nan) for name in MOVES}
     # The law holds if A is drawn, with a variance independent of rank.
     if init is not None and init.drawn == "A" and init.q == 0 and optimizer in OPTIMIZERS:
-        law = {"step": 1, "optimizer": optimizer, "p": float(first["exponent_p"])}
+        law: dict[str, Any] = {"step": 1, "optimizer": optimizer, "p": float(first["exponent_p"])}
         for name, layers in zip(MOVES, layer_bounds(runs, probes, optimizer), strict=True):
             logs = [np.log(curve(FORWARD_OUT.site, "rms", ranks, **law, layer=x)) for x in layers]
             columns[name] = np.mean(logs, axis=0)

@@ -34,7 +34,7 @@ loss on the way gives the best rate for training that long.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -104,7 +104,9 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     rho = _rho(probes)
     parts = []
     for rule in groups(ends, OF_A_RULE):
-        of_ranks = {rank: common_rates(runs) for rank, runs in rule.groupby("rank")}
+        of_ranks: dict[Any, list[float]] = {
+            rank: common_rates(runs) for rank, runs in rule.groupby("rank")
+        }
         rows, found = [], []
         for (rank, _), own in rule.groupby(["rank", "seed"]):
             tried = of_ranks[rank]
@@ -284,7 +286,8 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
     of_seeds = float(fit["se_slope"]) ** 2
     half = math.hypot(t_critical(df) * math.sqrt(of_seeds), NORMAL * math.sqrt(of_grid))
     interval = "none" if df == 0 else "ranks" if seeds == 1 else "seeds"
-    found = {"exponent": slope, "ci_low": slope - half, "ci_high": slope + half}
+    found: dict[str, float | str] = {"exponent": slope}
+    found |= {"ci_low": slope - half, "ci_high": slope + half}
     found |= {"interval": interval, "seeds": seeds, "ranks": int(fit["ranks"])}
     found |= {name: float(fit[name]) for name in ("rank_min", "rank_max")}
     return found | {"se_grid": math.sqrt(of_grid)}

@@ -270,8 +270,9 @@ def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.
     pairs = zip(rows["scaling"], rows["exponent_p"], strict=True)
     for place, rule in enumerate(pairs):
         for one in rules:
-            near = {"rtol": 0, "atol": SAME, "equal_nan": True}
-            if group[one] == group[place] and np.allclose(values[one], values[place], **near):
+            a, b = values[one], values[place]
+            same = group[one] == group[place]
+            if same and np.allclose(a, b, rtol=0, atol=SAME, equal_nan=True):
                 rules[one].append(rule)
                 break
         else:

@@ -159,7 +159,7 @@ def row_of(quantity: str, optimizer: str, init: str = "A") -> PowerLaw:
     what = _quantity(quantity)
     found = predict(what.site, what.stat, step=what.step, optimizer=optimizer, p=0.0, init=init)
     if found.row is None:
-        raise StudyError(f"no prediction for {what.label} under {optimizer}: {found.reason}")
+        raise StudyError(f"no prediction for {what.label} under {optimizer}")
     return found.row
 
 
