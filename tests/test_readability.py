@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 800, 60, 100
 PACKAGE_LINES = {
-    "study/adapters": 1_725,
+    "study/adapters": 1_710,
     "study/analysis": 3_850,
     "study/cli": 1_205,
     "study/config": 1_425,
@@ -24,7 +24,7 @@ PACKAGE_LINES = {
     "study/integrations": 3_070,
     "study/models": 1_550,
     "study/probes": 1_790,
-    "study/report": 1_680,
+    "study/report": 1_645,
     "study/store": 1_690,
     "study/sweeps": 2_670,
     "study/theory": 1_410,
@@ -33,8 +33,8 @@ PACKAGE_LINES = {
     "study/vocabulary": 1_115,
     "study": 37_900,
     "tests": 32_150,
-    "benchmarks": 1_485,
-    "docs": 1_090,
+    "benchmarks": 1_480,
+    "docs": 1_085,
     "hydra_plugins": 130,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,
