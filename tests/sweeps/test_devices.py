@@ -1,7 +1,6 @@
 """Of several GPUs, each process of a machine trains on its own one. The GPUs are made up."""
 
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,14 +13,11 @@ import torch
 
 from study.config import CellConfig
 from study.errors import StudyError
-from study.store import is_held
 from study.sweeps import devices, packs
-from study.sweeps import run as sweep
 from study.sweeps.cells import plan
 from study.sweeps.devices import claim_device
 from study.sweeps.estimate import fold_bytes
 from tests.sweeps.conftest import wait_for
-from tests.together import commands_together
 
 See = Callable[..., None]
 Build = Callable[..., CellConfig]
@@ -122,33 +118,6 @@ def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):
         claim("cuda")
-
-
-def test_each_process_of_torchrun_holds_its_own_gpu_while_it_trains(
-    jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, see: See
-) -> None:
-    see("a", "b")
-    monkeypatch.setattr(devices, "visible_gpus", lambda: [(CPU, "a"), (CPU, "b")])
-    monkeypatch.setattr(devices, "choose_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "is_available", never)
-    small = ["train", "model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"]
-    small += ["train.steps=2", "data.heldout=6", "probes.steps=null", "train.shard=true"]
-    monkeypatch.setattr(sys, "argv", ["study", *small, f"results_dir={tmp_path}/results"])
-    folder = tmp_path / "cache/gpus"
-
-    def look(number: int) -> None:
-        real = sweep.train
-
-        def watched(*arguments: Any) -> Any:
-            for results in real(*arguments):
-                held = [name for name in "ab" if is_held(folder / f"{name}.lock")]
-                (tmp_path / "seen").open("a").write(" ".join(held) + "\n")
-                yield results
-
-        sweep.train = watched
-
-    assert commands_together(look, tmp_path) == [0, 0]
-    assert (tmp_path / "seen").read_text().splitlines() == ["a b"] * 3
 
 
 # A pack that is planned for CUDA: its logits, its memory and its folds are those of the GPU.

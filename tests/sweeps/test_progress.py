@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,12 +110,6 @@ def test_the_display_counts_the_cells_of_the_whole_sweep(
     whole, alone = capsys.readouterr().err.splitlines()
     assert whole.startswith(f"[{tmp_path.name}] 2 of 3 cells done  rank 8  complete in ")
     assert alone.startswith(f"[{tmp_path.name}] 1 of 2 cells done  rank 8  diverged in ")
-
-
-def test_a_status_imports_no_torch() -> None:
-    code = "import sys; from study.sweeps import progress; print('torch' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["False"]
 
 
 def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None:

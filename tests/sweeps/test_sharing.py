@@ -16,7 +16,7 @@ from study.errors import StudyError
 from study.store import claim, is_claimed, load_cells, load_records
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
-from study.sweeps.progress import Outcome, stop_file
+from study.sweeps.progress import Outcome
 from tests.sweeps.conftest import Begin, wait_for
 
 SMALL = (
@@ -78,38 +78,6 @@ def test_a_sweep_waits_for_a_cell_that_another_process_trains(
 
 
 # One process, step by step.
-
-
-def test_a_cell_that_was_finished_after_the_pack_was_made_is_not_trained_again(
-    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cells = plan([cell(f"results_dir={tmp_path}", f"adapter.rank={r}") for r in (2, 3)])
-    real = sweep.load_base
-
-    def faster(*arguments: Any) -> Any:
-        """While this process loads the base, another one trains the cells."""
-        monkeypatch.setattr(sweep, "load_base", real)
-        sweep.run(cells)
-        return real(*arguments)
-
-    monkeypatch.setattr(sweep, "load_base", faster)
-    seen = []
-    real_train = sweep.train
-    monkeypatch.setattr(sweep, "train", lambda *a: seen.append(1) or real_train(*a))
-    assert sweep.train_pack(cells, sweep.Worker()) == Outcome()
-    assert len(seen) == 2
-    assert not (tmp_path / "default/aside").exists()
-
-
-def test_a_pack_whose_sweep_stops_trains_nothing(
-    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
-    posted = tmp_path / "sweep-20260101-1.json"
-    stop_file(posted).touch()
-    cells = plan([cell(f"results_dir={tmp_path}")])
-    assert sweep.train_pack(cells, sweep.Worker(), posted) == Outcome()
-    assert not cells[0].folder.exists()
 
 
 def test_what_a_launch_leaves_is_launched_again_but_not_a_cell_that_failed(
