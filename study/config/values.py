@@ -39,7 +39,7 @@ def one_of(choices: Collection[Any]) -> Checked:
     """One of a few values; of a table's, those that it has when a value is checked."""
 
     def check(value: Any) -> Any:
-        if value not in choices:
+        if value not in list(choices):  # a list has no place in a table
             raise unknown(KEY, value, map(_word, choices))
         return value
 
