@@ -3,7 +3,6 @@
 import base64
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -167,36 +166,18 @@ def test_the_answer_comes_first_and_every_table_is_closed(on_disk: OnDisk, tmp_p
     assert html.count("<details>") == html.count("<summary>") == html.count("<table>") + 1
 
 
-class Fetched(HTMLParser):
-    """Collects every tag, and every address that the page would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.fetched += [
-            value or ""
-            for name, value in attrs
-            if name == "src" or (name == "href" and not str(value).startswith("#"))
-        ]
-
-
 def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_path: Path) -> None:
     folder = on_disk(ranks=(4, 32))
     markdown, html = write_report(folder, load_tables(folder), tmp_path / "plots" / "known")
     linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown.read_text())
     assert len(linked) >= 3
     pictures = [(folder / source).read_bytes() for source in linked]
-    parsed = Fetched()
-    parsed.feed(html.read_text())
-    assert [
-        base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in parsed.fetched
-    ] == pictures
-    assert not {"script", "link", "iframe"} & set(parsed.tags)
-    assert parsed.tags.count("table") >= 3
+    page = html.read_text()
+    fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
+    head = "data:image/png;base64,"
+    assert [base64.b64decode(source.removeprefix(head)) for source in fetched] == pictures
+    assert not re.search("<(script|link|iframe)", page)
+    assert page.count("<table>") >= 3
 
 
 def test_names_cannot_become_markup(on_disk: OnDisk, tmp_path: Path) -> None:
