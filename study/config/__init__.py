@@ -9,6 +9,7 @@ from study.config.hashing import UNKNOWN_STEPS, Sources, identity
 from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
 from study.config.types import (
     AUTO_COMPILE,
+    CONTEXT,
     PRECISIONS,
     AdapterConfig,
     CellConfig,

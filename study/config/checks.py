@@ -96,6 +96,11 @@ def _in_training(config: CellConfig) -> Iterator[str]:
             f"train.checkpointing=true and adapter.dropout={dropout:g}: a block that is computed "
             "again would draw another mask, so set one of them to false or 0"
         )
+    if config.data.sample_packing and config.pack.compile is True:
+        yield (
+            "data.sample_packing=true and pack.compile=true: a compiled block has one layout of "
+            "rows, so set one of them to false"
+        )
     if train.checkpointing and config.pack.compile:
         yield (
             "train.checkpointing=true and pack.compile: a compiled block chooses itself what it "
@@ -117,6 +122,7 @@ def _in_sharding(config: CellConfig) -> Iterator[str]:
         ),
         f"adapter.dropout={adapter.dropout:g}: use 0": adapter.dropout > 0,
         f"model.quant_bits={bits}: use null": bits is not None,
+        "data.sample_packing=true: use false": config.data.sample_packing,
         f"pack.fold={fold}: use 1": fold not in ("auto", 1),
         f"pack.compile={compiled}: use false": config.pack.compile,
         f"train.answer_tokens={answers}: use null": answers is not None,

@@ -71,6 +71,10 @@ def identity(config: CellConfig, sources: Sources, *, earlier: bool = False) -> 
         "probes": probes,
     }
     # Keys added later enter only if they are used, so that earlier cells keep their identity.
+    if config.data.excess_length_strategy != "truncate":
+        matters["excess_length_strategy"] = config.data.excess_length_strategy
+    if config.data.sample_packing:
+        matters["sample_packing"] = True
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
     # An earlier version read the first micro-batch of a step only, and no dropout.

@@ -23,6 +23,7 @@ from study.config.values import (
     Share,
     Whole,
     check_folder_name,
+    check_path,
     interval,
     is_whole,
     one_of,
@@ -121,12 +122,31 @@ def _today(name: Any) -> Any:
     return "file" if name == "jsonl" else name
 
 
+CONTEXT = "{context}"
+"""Stands in ``data.prompt`` for the question of a row."""
+
+
+def _check_prompt(prompt: str) -> str:
+    if CONTEXT not in prompt:
+        raise StudyError(f"{KEY}={short(prompt)} has no {CONTEXT}: write where the question stands")
+    return prompt
+
+
+def _check_paths(paths: Any) -> Any:
+    """A path, or a list of them."""
+    for path in paths if isinstance(paths, list) else [paths]:
+        check_path(str(path))
+    if not paths:
+        raise StudyError(f"{KEY} names no file: give at least one")
+    return paths
+
+
 @dataclass
 class DataConfig(Part):
     """What is read, and how a row of it becomes text and tokens."""
 
     name: Annotated[str, BeforeValidator(_today), one_of(DATASETS)] = MISSING
-    path: FilePath | None = None
+    path: Annotated[Any, Checked(_check_paths)] | None = None
     sequence_length: Annotated[Few, Field(ge=2)] = MISSING
     heldout: Count = MISSING
     seed: Whole = MISSING
@@ -134,6 +154,10 @@ class DataConfig(Part):
     chat_template: FilePath | None = None
     split: str = "train"
     subset: str | None = None
+    max_samples: Count | None = None
+    prompt: Annotated[str, Checked(_check_prompt)] | None = None
+    excess_length_strategy: Annotated[str, one_of(("truncate", "drop"))] = "truncate"
+    sample_packing: bool = False
 
 
 @dataclass
@@ -263,6 +287,7 @@ class PackConfig(Part):
     memory_gb: Annotated[Positive, Field(lt=1e9)] | None = None
     fold: Annotated[Any, whole_or(1, "auto")] = "auto"
     compile: Annotated[Any, one_of((True, False, AUTO_COMPILE))] = False
+    padding_free: Annotated[Any, one_of((True, False, "auto"))] = "auto"
 
 
 @dataclass

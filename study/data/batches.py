@@ -7,7 +7,7 @@ vary, a batch can be trimmed to its longest row.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from study.config import DataConfig
 from study.data.examples import Conversation, Example, Row, fingerprint, split_places
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The target that torch's ``cross_entropy`` ignores."""
+WINDOW = 1000
+"""Examples that :meth:`TokenTable.packed` looks at together, as LLaMA-Factory and TRL do."""
 
 
 @dataclass(frozen=True)
@@ -37,52 +40,104 @@ class TokenBatch:
     - ``targets_BT[b, t]``: the token that position ``t`` must predict, ``input_ids_BT[b, t + 1]``,
       if that token is learned; otherwise -100;
     - ``real_BT``: False on padding. Causal attention hides padding on the right from real tokens,
-      so no attention mask is needed.
+      so no attention mask is needed;
+    - ``lengths``: of the examples that stand one after another in each row, before its padding.
     """
 
     input_ids_BT: Tensor
     targets_BT: Tensor
     real_BT: Tensor
+    lengths: Sequence[Sequence[int]]
 
     @property
     def supervised(self) -> int:
         """The number of tokens in the loss. On a GPU this blocks: call it before :meth:`to`."""
         return int((self.targets_BT != IGNORED).sum())
 
+    @classmethod
+    def stacked(cls, batches: Sequence["TokenBatch"]) -> "TokenBatch":
+        """The rows of several batches of one length, in one batch."""
+        return cls(
+            torch.cat([batch.input_ids_BT for batch in batches]),
+            torch.cat([batch.targets_BT for batch in batches]),
+            torch.cat([batch.real_BT for batch in batches]),
+            [row for batch in batches for row in batch.lengths],
+        )
+
+    @classmethod
+    def in_rows(cls, batches: Sequence["TokenBatch"]) -> "TokenBatch":
+        """The real tokens of each batch in one row, ``[len(batches), N]``."""
+
+        def rows(name: str, fill: int) -> Tensor:
+            real = [getattr(batch, name)[batch.real_BT] for batch in batches]
+            return pad_sequence(real, batch_first=True, padding_value=fill)
+
+        return cls(
+            rows("input_ids_BT", 0),
+            rows("targets_BT", IGNORED),
+            rows("real_BT", False),
+            [[length for row in batch.lengths for length in row] for batch in batches],
+        )
+
     def trimmed(self) -> "TokenBatch":
         """The same batch without the columns in which every row is padding."""
-        longest = int(self.real_BT.any(0).sum())
-        return TokenBatch(*(x_BT[:, :longest] for x_BT in vars(self).values()))
-
-    def to(self, device: torch.device | str) -> "TokenBatch":
-        """The same batch on another device."""
-        return TokenBatch(*(x_BT.to(device) for x_BT in vars(self).values()))
+        longest = max(map(sum, self.lengths))
+        return TokenBatch(
+            self.input_ids_BT[:, :longest],
+            self.targets_BT[:, :longest],
+            self.real_BT[:, :longest],
+            self.lengths,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """``N`` of the examples of :func:`~study.data.tokens.tokenised`, padded only in a batch.
+    """``N`` rows of the examples of :func:`~study.data.tokens.tokenised`, padded only in a batch.
 
     - ``tokens``, ``learned``, ``starts``: the arrays of all examples. Example ``i`` is
       ``tokens[starts[i] : starts[i + 1]]``, of at most ``sequence_length`` tokens;
-    - ``examples``: int64 [N], those of this table, in order.
+    - ``examples``: the examples of each row. They are several with ``data.sample_packing``.
     """
 
     tokens: np.ndarray
     learned: np.ndarray
     starts: np.ndarray
-    examples: np.ndarray
+    examples: Sequence[Sequence[int]]
     sequence_length: int
     padding_id: int
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def row(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of a row, and whether each of them is in the loss."""
-        example = self.examples[row]
+    def example(self, example: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of an example, and whether each of them is in the loss."""
         start, end = self.starts[example : example + 2]
         return self.tokens[start:end], self.learned[start:end]
+
+    def packed(self) -> "TokenTable":
+        """The same examples, as many in a row as fit into ``sequence_length`` tokens.
+
+        First fit, decreasing, in each window of :data:`WINDOW` examples: each goes, the longest
+        first, to the first row that has room for it.
+        """
+        examples = [example for row in self.examples for example in row]
+        lengths = np.diff(self.starts)
+        packed: list[list[int]] = []
+        for begin in range(0, len(examples), WINDOW):
+            rows: list[list[int]] = []
+            room: list[int] = []
+            window = sorted(examples[begin : begin + WINDOW], key=lambda example: -lengths[example])
+            for example in window:
+                length = int(lengths[example])
+                fits = (row for row, free in enumerate(room) if free >= length)
+                row = next(fits, len(rows))
+                if row == len(rows):
+                    rows.append([])
+                    room.append(self.sequence_length)
+                rows[row].append(example)
+                room[row] -= length
+            packed += rows
+        return replace(self, examples=packed)
 
     def batch(self, seed: int, step: int, batch_size: int) -> TokenBatch:
         """The batch of a step, counted in batches from 0. It depends on the arguments only.
@@ -106,7 +161,7 @@ class TokenTable:
         """The tokens before the last part of the row that is learned: its target, or the last turn
         of the assistant.
         """
-        ids, learned = self.row(row)
+        ids, learned = self.example(self.examples[row][0])
         last = np.flatnonzero(learned)[-1]
         before = np.flatnonzero(~learned[:last])
         return ids[: before[-1] + 1].tolist() if len(before) else []
@@ -116,14 +171,23 @@ class TokenTable:
         input_ids_BT = np.full(shape, self.padding_id, dtype=np.int64)
         targets_BT = np.full(shape, IGNORED, dtype=np.int64)
         real_BT = np.zeros(shape, dtype=bool)
+        lengths: list[list[int]] = []
         for b, row in enumerate(rows):
-            ids, learned = self.row(row)
-            input_ids_BT[b, : len(ids)] = ids
-            # Token 0 has no token before it.
-            targets_BT[b, : len(ids) - 1] = np.where(learned[1:], ids[1:], IGNORED)
-            real_BT[b, : len(ids)] = True
+            lengths.append([])
+            for example in self.examples[row]:
+                ids, learned = self.example(example)
+                start = sum(lengths[b])
+                end = start + len(ids)
+                input_ids_BT[b, start:end] = ids
+                # The first token of an example has none before it to be predicted from.
+                targets_BT[b, start : end - 1] = np.where(learned[1:], ids[1:], IGNORED)
+                real_BT[b, start:end] = True
+                lengths[b].append(len(ids))
         return TokenBatch(
-            torch.from_numpy(input_ids_BT), torch.from_numpy(targets_BT), torch.from_numpy(real_BT)
+            torch.from_numpy(input_ids_BT),
+            torch.from_numpy(targets_BT),
+            torch.from_numpy(real_BT),
+            lengths,
         )
 
 
@@ -233,23 +297,31 @@ def build_corpus(
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
     encoder = Encoder(tokenizer, eos_token_id, length)
     arrays = kept_arrays(f"tokens-{key}", lambda: tokenised(loaded.rows, encoder))
-    kept = [loaded.rows[n] for n in arrays["index"]]
+    places = np.arange(len(arrays["index"]))
+    if config.excess_length_strategy == "drop":
+        places = places[~arrays["cut"]]
+    kept = [loaded.rows[n] for n in arrays["index"][places]]
     if len(kept) < len(loaded.rows) and len(set(kept)) < 2:
         raise StudyError(
-            f"{len(loaded.rows) - len(kept)} of {len(loaded.rows)} rows are blank, or have nothing "
-            f"to learn in their first data.sequence_length={length} tokens, so too few are left: "
-            "raise it, or give other data"
+            f"{len(loaded.rows) - len(kept)} of {len(loaded.rows)} rows are blank, are dropped "
+            f"as too long, or have nothing to learn in their first data.sequence_length={length} "
+            "tokens, so too few are left: raise it, or give other data"
         )
-    sides = [np.array(places) for places in split_places(kept, config.heldout)]
+    sides = [places[side] for side in split_places(kept, config.heldout)]
     padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)
     of_all = arrays["tokens"], arrays["learned"], arrays["starts"]
-    train, heldout = (TokenTable(*of_all, places, length, padding_id) for places in sides)
+    train, heldout = (
+        TokenTable(*of_all, [[place] for place in places], length, padding_id) for places in sides
+    )
     answers = {
         row: answer
-        for row, place in enumerate(heldout.examples)
-        if (answer := _answer(kept[place], arrays["cut"][place])) is not None
+        for row, (place,) in enumerate(heldout.examples)
+        if (answer := _answer(loaded.rows[arrays["index"][place]], arrays["cut"][place]))
+        is not None
     }
-    contexts = [heldout.question(row) for row in answers]
+    # By length, so that a batch of questions has little padding.
+    asked = sorted((len(heldout.question(row)), row) for row in answers)
+    contexts = [heldout.question(row) for _, row in asked]
     rows = {
         "train": len(train),
         "heldout": len(heldout),
@@ -257,7 +329,12 @@ def build_corpus(
         "dropped": len(loaded.rows) - len(kept),
         "format": loaded.format,
     }
-    questions = Questions(contexts, list(answers.values()), tokenizer, padding_id, eos_token_id)
+    questions = Questions(
+        contexts, [answers[row] for _, row in asked], tokenizer, padding_id, eos_token_id
+    )
+    if config.sample_packing:
+        train = train.packed()
+        rows["packed"] = len(train)
     return Corpus(train, heldout, questions, content, rows)
 
 

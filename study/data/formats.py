@@ -67,6 +67,18 @@ def _alpaca(fields: Fields, where: str, _: Chat) -> Row:
     return Example(prompt, output)
 
 
+def _alpaca_chat(fields: Fields, where: str, chat: Chat) -> Row:
+    instruction, output = _text(fields, "instruction", where), _text(fields, "output", where)
+    more = "" if fields.get("input") is None else _text(fields, "input", where)
+    messages = [
+        {"role": "user", "content": f"{instruction}\n{more}" if more else instruction},
+        {"role": "assistant", "content": output},
+    ]
+    if fields.get("system"):
+        messages.insert(0, {"role": "system", "content": _text(fields, "system", where)})
+    return chat(messages, None, 0, where)
+
+
 def _completion(fields: Fields, where: str, chat: Chat) -> Row:
     if "text" in fields and "prompt" not in fields:
         return Document(_text(fields, "text", where))
@@ -157,6 +169,7 @@ READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {
     "context_target": _context_target,
     "messages": _messages,
     "alpaca": _alpaca,
+    "alpaca_chat": _alpaca_chat,
     "completion": _completion,
 }
 """The function of every format, by name. It gets the fields of a row, its place and the template,

@@ -3,13 +3,14 @@ made here. The other rows read what ``data.path`` names.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from study.config import DataConfig
+from study.config import CONTEXT, DataConfig
 from study.data import files, pydoc, xbrl
 from study.data.chat import ChatTemplate
 from study.data.examples import Conversation, Example, Row
@@ -68,7 +69,7 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
     """
     if config.name not in DATASETS:
         raise unknown("data", config.name, DATASETS)
-    path = "" if config.path in (None, MISSING) else str(config.path)
+    path = "" if config.path in (None, MISSING) else given(config.path)
     if DATASETS[config.name].reads_path and not path:
         raise StudyError(f"data={config.name} reads a file: add data.path=<file>")
     if path and not DATASETS[config.name].reads_path:
@@ -90,11 +91,16 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
 
 
 def _found(config: DataConfig) -> Iterator[Found]:
+    """The first ``max_samples`` rows of each file or data set of the hub."""
+    for path in [config.path] if isinstance(config.path, str) else config.path or []:
+        yield from islice(_rows_of(path, config), config.max_samples)
+
+
+def _rows_of(path: str, config: DataConfig) -> Iterator[Found]:
     """The rows of a file, or of the hub for a name ``org/name`` if there is no ``org`` here."""
-    path = str(config.path)
     is_local = files.is_file_name(path) or files.exists(path.partition("/")[0])
     if files.is_hub_name(path) and not is_local:
-        return files.read_hub(config)
+        return files.read_hub(replace(config, path=path))
     if config.split != DataConfig.split or config.subset is not None:
         key = "split" if config.subset is None else "subset"
         raise StudyError(
@@ -119,6 +125,13 @@ def _of_format(
         if name is None:
             name = recognised(config.format, fields, where)
         row = READERS[name](fields, where, lambda *asked: template().conversation(*asked))
+        if config.prompt is not None:
+            if not isinstance(row, Example):
+                raise StudyError(
+                    f"data.prompt={config.prompt} is the prompt of a question, and the rows are of "
+                    f"data.format={name}: remove it"
+                )
+            row = Example(config.prompt.replace(CONTEXT, row.context), row.target)
         if config.chat_template is not None and not isinstance(row, Conversation):
             raise StudyError(
                 f"data.chat_template={config.chat_template} writes conversations, and the rows are "

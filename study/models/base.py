@@ -8,7 +8,7 @@ The blocks below can be computed again in the backward pass (:func:`recomputing`
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from transformers import GenerationConfig, masking_utils
 from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
 from study.models import quantised
+from study.models.attention import WITHIN_SEQUENCES
 from study.models.card import ModelCard, describe, first_block
 from study.models.messages import failing, replaced
 from study.models.sources import find_model
@@ -47,6 +48,8 @@ class FrozenBase:
 
     model: nn.Module
     card: ModelCard
+    separates_sequences: bool = False
+    """Whether a row may hold several sequences (:mod:`study.models.attention`)."""
 
     @property
     def device(self) -> torch.device:
@@ -64,15 +67,26 @@ class FrozenBase:
         """The part of the model below its head."""
         return self.model.get_submodule(trunk_name(self.model))
 
-    def hidden_states(self, input_ids_BT: Tensor) -> Tensor:
+    def hidden_states(
+        self, input_ids_BT: Tensor, lengths: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
         """The input of the head, ``[B, T, d]``, with causal attention and positions from 0.
 
         There is no attention mask: every token counts as real. The tokens may be on the CPU. Does
-        not wait for the device.
+        not wait for the device. ``lengths``: of the sequences in each row, before its padding, if
+        a row has several. It needs :attr:`separates_sequences`.
         """
+        options: dict[str, Any] = {}
+        if lengths is not None and any(len(row) > 1 for row in lengths):
+            T = input_ids_BT.shape[1]
+            # The padding of a row is a sequence of its own.
+            sequences = [[*row, T - sum(row)] if sum(row) < T else [*row] for row in lengths]
+            positions = [torch.cat([torch.arange(n) for n in row]) for row in sequences]
+            positions_BT = torch.stack(positions).to(self.device, non_blocking=True)
+            options = {"position_ids": positions_BT, "sequences": sequences}
         with replaced(_FIND_PACKED, {masking_utils: lambda *_, **__: None}):
             ids = input_ids_BT.to(self.device, non_blocking=True)
-            return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
+            return self.trunk(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The logits of hidden states, ``[N, V]``, with everything that follows the head.
@@ -176,7 +190,9 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
         quantised.use_one_dtype(model, dtype)
     base = FrozenBase(model, card)
     # On CUDA, 8-bit products are in fp16, so the logits agree within a bf16 tolerance only.
-    _check(base, device, _TOLERANCE[dtype if config.quant_bits is None else torch.bfloat16])
+    tolerance = _TOLERANCE[dtype if config.quant_bits is None else torch.bfloat16]
+    _check(base, device, tolerance)
+    base.separates_sequences = _separates_sequences(base, tolerance)
     return base
 
 
@@ -212,6 +228,34 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
             f"{family} attends to later tokens: choose a causal LM "
             "(BERT needs is_decoder=true in its config.json)"
         )
+
+
+@torch.no_grad()
+def _separates_sequences(base: FrozenBase, relative: float) -> bool:
+    """Whether two sequences in one row have the hidden states that each has alone.
+
+    If so, the model keeps the attention function that separates them; otherwise its own. Not so
+    for models without positions (state-space layers), with ALiBi, or with attention of their own.
+    """
+    model: Any = base.model
+    own = model.config._attn_implementation
+    if own != "sdpa" or base.card.max_length < 4:
+        return False
+    length = min(12, base.card.max_length // 2)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    generator = torch.Generator().manual_seed(1)
+    ids_1T = torch.randint(vocabulary, (1, 2 * length), generator=generator)
+    alone_BTd = torch.cat([base.hidden_states(ids) for ids in ids_1T.split(length, 1)], 1)
+    try:
+        model.set_attn_implementation(WITHIN_SEQUENCES)
+        row_BTd = base.hidden_states(ids_1T, [[length, length]])
+        atol = relative * float(alone_BTd.abs().max())
+        if torch.allclose(row_BTd, alone_BTd, rtol=0.0, atol=atol):
+            return True
+    except Exception:  # a family without this argument, or with attention of its own
+        pass
+    model.set_attn_implementation(own)
+    return False
 
 
 def block_path(card: ModelCard) -> str:

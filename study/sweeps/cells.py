@@ -196,4 +196,5 @@ def data_name(config: DataConfig) -> str:
         return config.name
     parts = [config.subset, config.split if config.split != DataConfig.split else None]
     asked = ", ".join(part for part in parts if part)
-    return f"{config.path} ({asked})" if asked else config.path
+    path = config.path if isinstance(config.path, str) else ", ".join(config.path)
+    return f"{path} ({asked})" if asked else path

@@ -135,7 +135,11 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     if compiles == AUTO_COMPILE:
         needs = (full_estimate(cell.config, cell.card, device.type) for cell in cells)
         seconds = sum(need.seconds(matmul_rate(device)) for need in needs)
-        compiles = seconds > WORTH_COMPILING and bool(which("g++") or which("clang++"))
+        compiles = (
+            seconds > WORTH_COMPILING
+            and not config.data.sample_packing
+            and bool(which("g++") or which("clang++"))
+        )
     prepared = []
     for cell in cells:
         # Before the data are batched: with one token a sequence.

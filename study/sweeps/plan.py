@@ -144,10 +144,11 @@ def _data_lines(pack: Pack) -> Iterator[str]:
     """What a pack reads: its rows, those that don't fit, and the steps of its epochs."""
     rows, data, train = pack.corpus.rows, pack.config.data, pack.config.train
     form = f" of data.format={rows['format']}" if rows["format"] else ""
+    packed = f", packed into {rows['packed']} rows," if "packed" in rows else ""
     yield (
-        f"data {data_name(data)}: {rows['train']} rows{form} to train on and {rows['heldout']} "
-        f"held out; {rows['cut']} are cut to {data.sequence_length} tokens, {rows['dropped']} "
-        "others are dropped, because they have nothing to learn"
+        f"data {data_name(data)}: {rows['train']} rows{form}{packed} to train on and "
+        f"{rows['heldout']} held out; {rows['cut']} are cut to {data.sequence_length} tokens, "
+        f"{rows['dropped']} others are dropped, because they have nothing to learn"
     )
     if train.epochs is not None:
         yield (

@@ -19,13 +19,18 @@ from study.adapters import LoraBank, merged_once
 from study.adapters.processes import ALONE, Processes
 from study.config import CellConfig, chosen, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
+from study.errors import StudyError
 from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
 from study.probes import Alignment, NormProbe
 from study.training.optimizers import Learner
-from study.training.run import may_trim
+from study.training.run import may_leave_out_padding, may_trim
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+
+PAYS = 0.9
+"""The share of a batch's places that must be real tokens, at most, for ``pack.padding_free=auto``
+to leave the padding out."""
 
 
 class Fold:
@@ -47,6 +52,12 @@ class Fold:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
         self.compiled: CompiledBlocks | None = None
         self.world = world
+        if cells[0].data.sample_packing and not base.separates_sequences:
+            raise StudyError(
+                f"data.sample_packing=true: {base.card.name} can't attend to each of several "
+                "examples in a row alone: use false"
+            )
+        self.padding_free = may_leave_out_padding(cells, base, world)
         self.learners = [Learner(config, cell, banks, world) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.tokens_K = [0] * len(cells)
@@ -161,20 +172,28 @@ class Fold:
         rows_N = supervised_BT.flatten().nonzero().flatten()
         bf16 = self.cells[0].precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            hidden_Nd = self.base.hidden_states(input_ids_BT).flatten(0, 1)[
-                rows_N.to(device, non_blocking=True)
-            ]
+            hidden_BTd = self.base.hidden_states(input_ids_BT, batch.lengths)
+            hidden_Nd = hidden_BTd.flatten(0, 1)[rows_N.to(device, non_blocking=True)]
             targets_N = targets_BT.flatten()[rows_N].to(device, non_blocking=True)
             nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
         sizes_K = self._per_cell(supervised_BT).tolist()
         return torch.stack([nll.sum() for nll in nll_N.split(sizes_K)])
 
     def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
-        """One batch per cell stacked along the batch, ``[K * B, T]``; padding columns are cut off
-        where :func:`~study.training.run.may_trim` allows it."""
-        columns = zip(*(vars(batch).values() for batch in batches), strict=True)
-        stacked = TokenBatch(*map(torch.cat, columns))
-        return stacked.trimmed() if may_trim(self.cells, self.base.device) else stacked
+        """One batch per cell in one: ``[K * B, T]``, or a row of real tokens per cell, ``[K, N]``.
+
+        Padding columns are cut off where :func:`~study.training.run.may_trim` allows it. A row per
+        cell is chosen as ``pack.padding_free`` says.
+        """
+        stacked = TokenBatch.stacked(batches)
+        if may_trim(self.cells, self.base.device):
+            stacked = stacked.trimmed()
+        if self.padding_free:
+            rows = TokenBatch.in_rows(batches)
+            always = self.cells[0].pack.padding_free is True
+            if always or rows.real_BT.numel() <= PAYS * stacked.real_BT.numel():
+                return rows
+        return stacked
 
     def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
         """A step's micro-batches, and each cell's supervised tokens in all of them, ``[K]``.

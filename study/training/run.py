@@ -10,8 +10,10 @@ from typing import Self
 import torch
 
 from study.adapters import AdapterSpec, Contraction
+from study.adapters.processes import ALONE, Processes
 from study.config import CellConfig
 from study.data import Corpus, TokenTable
+from study.models import FrozenBase
 from study.training.peft_format import read_adapter
 
 SAMPLED_BATCHES = 8
@@ -85,3 +87,16 @@ def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
     """
     fixed_shape = any(cell.adapter.dropout or cell.pack.compile is True for cell in cells)
     return device.type == "cpu" and not fixed_shape
+
+
+def may_leave_out_padding(
+    cells: Sequence[CellConfig], base: FrozenBase, world: Processes = ALONE
+) -> bool:
+    """Whether the real tokens of a batch may stand in one row.
+
+    Not if blocks are compiled, for one shape; not under dropout (:func:`may_trim`); not if several
+    processes share a batch, by its rows; not if the base attends to more than one sequence.
+    """
+    fixed_shape = any(cell.adapter.dropout or cell.pack.compile is True for cell in cells)
+    allowed = not fixed_shape and world.size == 1 and cells[0].pack.padding_free is not False
+    return allowed and base.separates_sequences

@@ -56,10 +56,12 @@ FORMATS: dict[str, Format] = {
     "context_target": Format((("context", "target"),)),
     "messages": Format((("messages",), ("conversations",)), ("system", "tools")),
     "alpaca": Format((("instruction", "output"),), ("input",)),
+    "alpaca_chat": Format((("instruction", "output"),), ("input", "system")),
     "completion": Format((("text",), ("prompt", "completion"))),
 }
 """In the order in which ``data.format=auto`` tries them: some sets of chats have a field ``prompt``
-beside ``messages``, and Alpaca's rows have a ``text`` that repeats them."""
+beside ``messages``, and Alpaca's rows have a ``text`` that repeats them. ``alpaca_chat`` reads the
+rows of ``alpaca`` as conversations, as LLaMA-Factory does."""
 
 AUTO = "auto"
 """The ``data.format`` that recognises the format by the fields of the first row."""

@@ -144,7 +144,7 @@ def test_more_examples_than_a_chunk_keep_their_order(tmp_path: Path) -> None:
     corpus = build(tmp_path, examples)
     train = sides(examples)[0]
     for index, example in enumerate(train):
-        ids, _ = corpus.train.row(index)
+        ids, _ = corpus.train.example(corpus.train.examples[index][0])
         assert PLAIN.decode(ids[:-1]) == example.context + example.target
 
 
@@ -165,7 +165,8 @@ def numbered(size: int) -> TokenTable:
     """A table whose row ``i`` is the two tokens ``0, i``."""
     tokens = np.stack([np.zeros(size, np.int32), np.arange(size, dtype=np.int32)], axis=1)
     learned = np.tile([False, True], size)
-    return TokenTable(tokens.flatten(), learned, 2 * np.arange(size + 1), np.arange(size), 4, 0)
+    rows = [[row] for row in range(size)]
+    return TokenTable(tokens.flatten(), learned, 2 * np.arange(size + 1), rows, 4, 0)
 
 
 def drawn(table: TokenTable, seed: int, step: int, batch_size: int) -> list[int]:

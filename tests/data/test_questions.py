@@ -32,23 +32,21 @@ def test_the_share_of_right_answers() -> None:
 
 
 def test_questions_are_the_contexts_that_the_loss_sees(corpus: Corpus) -> None:
-    questions, size = corpus.questions, 4
-    seen = 0
-    for (ids_BL, real_BL), trained in zip(
-        questions.batches(size), corpus.heldout.batches(size), strict=True
-    ):
-        for ids, real, row, targets in zip(
-            ids_BL, real_BL, trained.input_ids_BT, trained.targets_BT, strict=True
-        ):
-            context = ids[real].tolist()
-            assert real.tolist() == sorted(real.tolist()), "padding is on the left"
+    questions = corpus.questions
+    trained = []
+    for batch in corpus.heldout.batches(4):
+        for row, targets in zip(batch.input_ids_BT, batch.targets_BT, strict=True):
             # The position that predicts the first token of the target.
-            first = int((targets != -100).nonzero()[0])
-            assert context == row[: first + 1].tolist()
-            assert questions.tokenizer.decode(context).startswith("Say ")
-            assert questions.targets[seen].strip().split()[0] in questions.tokenizer.decode(context)
-            seen += 1
-    assert seen == len(questions.targets) == len(corpus.heldout)
+            trained.append(row[: int((targets != -100).nonzero()[0]) + 1].tolist())
+    asked = []
+    for ids_BL, real_BL in questions.batches(4):
+        for ids, real in zip(ids_BL, real_BL, strict=True):
+            assert real.tolist() == sorted(real.tolist()), "padding is on the left"
+            asked.append(ids[real].tolist())
+    assert asked == sorted(trained, key=len), "by length"
+    assert len(asked) == len(questions.targets) == len(corpus.heldout)
+    for context, target in zip(asked, questions.targets, strict=True):
+        assert target.strip().split()[0] in questions.tokenizer.decode(context)
 
 
 def test_an_answer_ends_at_its_eos(corpus: Corpus) -> None:

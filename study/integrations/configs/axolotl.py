@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from study.config import CONTEXT
 from study.data.formats import SHAREGPT_ROLES
 from study.integrations.configs.experiment import Experiment, shown
 from study.integrations.configs.keys import (
@@ -26,6 +27,7 @@ from study.integrations.configs.keys import (
     Keys,
     Mapped,
     Names,
+    Rows,
     Targets,
     TrainingKeys,
     all_targets,
@@ -84,6 +86,8 @@ class Axolotl(TrainingKeys):
     special_tokens: Mapped
     datasets: list[dict[str, Any]] = Field(min_length=1)
     val_set_size: float = 0.0
+    data__sample_packing: bool | None = Field(None, alias="sample_packing")
+    data__excess_length_strategy: str = Field("drop", alias="excess_length_strategy")
     chat_template: str = ""
     chat_template_jinja: str = ""
 
@@ -170,9 +174,8 @@ def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
             experiment.note("plugins", plugin, "it is not run")
     tokens = {key: token for key, token in keys.special_tokens.items() if key != "pad_token"}
     if any(tokens.values()):  # padding is masked, so its token changes nothing
-        experiment.note("special_tokens", tokens, "the base's own tokenizer is used")
-    if "excess_length_strategy" not in rest:
-        experiment.note("excess_length_strategy", "drop, Axolotl's default", "longer rows are cut")
+        why = "the base's own tokenizer is used"
+        experiment.note("special_tokens", tokens, why, detail=True)
     if keys.seed is None:
         experiment.defaults.append("seed: Axolotl draws adapters without one (seed=0)")
     if defaults:
@@ -197,77 +200,96 @@ def _targets(experiment: Experiment, keys: Axolotl) -> Any:
 
 
 def _put_datasets(experiment: Experiment, keys: Axolotl, folder: Path) -> None:
-    """Set the first of ``datasets``, and the examples to hold out. ``folder`` holds the file."""
-    entry = Dataset.read(keys.datasets[0], f"{keys._where}: datasets[0]")
+    """Set the data, and the examples to hold out. ``folder`` holds the file."""
+    found = [_data_set(experiment, keys, n, folder) for n in range(len(keys.datasets))]
+    others = found[0][1]
+    for rows, of_rows in found[1:]:
+        if of_rows != others:
+            why = "the prompt or the template of the first data set is used"
+            experiment.note(rows.key, rows.path, why)
+    file = put_rows(experiment, [rows for rows, _ in found], folder, **others)
+    put_heldout(experiment, "val_set_size", keys.val_set_size, file)
+
+
+def _data_set(
+    experiment: Experiment, keys: Axolotl, n: int, folder: Path
+) -> tuple[Rows, dict[str, Any]]:
+    """An entry of ``datasets``, and its prompt or its chat template."""
+    where = f"datasets[{n}]"
+    entry = Dataset.read(keys.datasets[n], f"{keys._where}: {where}")
     path = entry.path
     if entry.data_files:
         names = [entry.data_files] if isinstance(entry.data_files, str) else entry.data_files
         if len(names) > 1 or not (path in BUILDERS or first_file(folder / names[0])):
-            experiment.note("datasets[0].data_files", names, f"one file is read: {GIVE_PATH}")
+            experiment.note(f"{where}.data_files", names, f"one file is read: {GIVE_PATH}")
         path = names[0]
     if entry.ds_type not in ("", *BUILDERS):
         why = "the ending of the file's name decides"
-        experiment.note("datasets[0].ds_type", entry.ds_type, why)
-    format_, rest = _format(experiment, entry)
+        experiment.note(f"{where}.ds_type", entry.ds_type, why)
+    format_, prompt, rest = _format(experiment, entry, where)
     template = _chat_template(experiment, entry, keys, format_, folder)
     if format_ is None:
         part = " ".join(each for each in (path, entry.name, entry.split) if each)
         why = f"convert its rows to one of data.format, then {GIVE_PATH}"
-        experiment.note("datasets[0]", f"{part} of type {shown(entry.type)}", why)
-    key = "datasets[0].path"
-    file = put_rows(experiment, key, path, format_, folder, entry.split, entry.name, template)
-    experiment.note_rest(rest, "datasets[0].")
-    for n, other in enumerate(keys.datasets[1:], start=1):
-        why = "only the first is trained on: join them in a file"
-        experiment.note(f"datasets[{n}]", other, why)
-    put_heldout(experiment, "val_set_size", keys.val_set_size, file)
+        experiment.note(where, f"{part} of type {shown(entry.type)}", why)
+    experiment.note_rest(rest, f"{where}.")
+    rows = Rows(f"{where}.path", path, format_, entry.split, entry.name)
+    return rows, {"chat_template": template, "prompt": prompt}
 
 
-def _format(experiment: Experiment, entry: Dataset) -> tuple[str | None, dict[str, Any]]:
-    """Our format of a dataset's type, or None; and the keys that are left.
+def _format(
+    experiment: Experiment, entry: Dataset, where: str
+) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Our format of a dataset's type, or None; ``data.prompt``; and the keys that are left.
 
     Notes what of the type is not kept.
     """
     rest: dict[str, Any] = entry.model_extra or {}
     if isinstance(entry.type, dict):
-        return _prompted(experiment, Prompted.read(entry.type, f"{entry._where}.type")), rest
+        kind = Prompted.read(entry.type, f"{entry._where}.type")
+        return *_prompted(experiment, kind, f"{where}.type"), rest
     base, _, variant = str(entry.type).replace(":", ".").partition(".")
     format_, usual = FORMATS.get(base, (None, ()))
     if format_ == "completion":
         if (column := rest.pop("field", "text")) != "text":
-            experiment.note("datasets[0].field", column, RENAME)
-            return None, rest
+            experiment.note(f"{where}.field", column, RENAME)
+            return None, None, rest
         why = "longer texts are cut, not split into rows"
-        experiment.note("datasets[0].type", base, why)
+        experiment.note(f"{where}.type", base, why)
     if format_ == MESSAGES:
         turns = Turns.read(rest, entry._where)
         rest = turns.model_extra or {}
         if turns.conversation == "chatml":  # of sharegpt, in Axolotl before 0.6
             entry.chat_template = entry.chat_template or "chatml"
-        if not _is_usual(experiment, turns):
-            return None, rest
+        if not _is_usual(experiment, turns, where):
+            return None, None, rest
     if format_ and variant not in usual:
-        experiment.note("datasets[0].type", entry.type, f"rows and prompts are those of {base}")
-    return format_, rest
+        experiment.note(f"{where}.type", entry.type, f"rows and prompts are those of {base}")
+    return format_, None, rest
 
 
-def _prompted(experiment: Experiment, kind: Prompted) -> str | None:
+def _prompted(experiment: Experiment, kind: Prompted, where: str) -> tuple[str | None, str | None]:
+    """Our format of rows whose prompt is given, and ``data.prompt``."""
     format_ = format_of(kind.field_instruction, kind.field_output)
     if format_ and kind.field_input != "input":
-        experiment.note("datasets[0].type.field_input", kind.field_input, RENAME)
-        return None
+        experiment.note(f"{where}.field_input", kind.field_input, RENAME)
+        return None, None
     if format_ is None:
-        return None
+        return None, None
+    prompt = kind.no_input_format or kind.format
+    if format_ != "alpaca" and "{input}" not in prompt and not kind.system_prompt:
+        experiment.note_rest(kind.model_extra, f"{where}.")
+        return format_, prompt.replace("{instruction}", CONTEXT)  # rows without a field input
     instead = "Alpaca's prompt" if format_ == "alpaca" else "the text is the prompt and the answer"
     for key in ("format", "no_input_format", "system_prompt"):
         prompt = getattr(kind, key) or Prompted.model_fields[key].default
         if prompt not in ("", "{instruction}") and (key == "format" or prompt != kind.format):
-            experiment.note(f"datasets[0].type.{key}", prompt, instead)
-    experiment.note_rest(kind.model_extra, "datasets[0].type.")
-    return format_
+            experiment.note(f"{where}.{key}", prompt, instead)
+    experiment.note_rest(kind.model_extra, f"{where}.")
+    return format_, None
 
 
-def _is_usual(experiment: Experiment, turns: Turns) -> bool:
+def _is_usual(experiment: Experiment, turns: Turns, where: str) -> bool:
     """Whether the toolkit reads the names of a conversation's fields."""
     parts = turns.message_property_mappings or {
         "role": turns.message_field_role,
@@ -276,12 +298,12 @@ def _is_usual(experiment: Experiment, turns: Turns) -> bool:
     for role, given in turns.roles.items():
         names = given if isinstance(given, list) else [given]
         if any(SHAREGPT_ROLES.get(str(name)) != role for name in names):
-            experiment.note("datasets[0].roles", turns.roles, "roles have their usual names")
+            experiment.note(f"{where}.roles", turns.roles, "roles have their usual names")
             break
     if parts in PROPERTIES and format_of(turns.field_messages) == MESSAGES:
         return True
     experiment.note(
-        "datasets[0].field_messages",
+        f"{where}.field_messages",
         f"{turns.field_messages} with {shown(parts)}",
         "messages or conversations with role and content, or from and value, are read",
     )
@@ -311,8 +333,14 @@ def _chat_template(
     elif name == "chatml":
         return name
     elif name and not name.startswith("tokenizer_default"):
-        experiment.note("chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN)
+        # Axolotl's templates are copies of those that the models of this name have.
+        own = _letters(name) in _letters(keys.base)
+        experiment.note("chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN, detail=own)
     return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 class Finlora(AdapterKeys):
@@ -372,7 +400,7 @@ def read_finlora(values: Mapping[str, Any], where: str, folder: Path) -> Experim
     """The experiment of FinLoRA's YAML. Raises :class:`StudyError` as :func:`read` does."""
     keys = Finlora.read(values, where)
     experiment = keys.experiment("FinLoRA's YAML", folder)
-    put_rows(experiment, "dataset", keys.dataset, "context_target", folder)
+    put_rows(experiment, [Rows("dataset", keys.dataset, "context_target")], folder)
     experiment.defaults.append(
         "targets, optimizer, learning rate and steps: defaults of study train"
     )

@@ -17,7 +17,6 @@ _CHANGES = {
     "one alpha for all layers": "lora_alpha_pattern",
     "all layers": "peft_layers_to_transform peft_layers_pattern",
     "the base keeps its layers": "peft_layer_replication",
-    "one example per row, so steps hold fewer tokens": "sample_packing packing neat_packing",
     "the loss is on targets only": "train_on_inputs train_on_prompt",
     "the loss is on the completion": "completion_only_loss",
     "the loss is on all turns of the assistant": "mask_history roles_to_train",
@@ -27,16 +26,15 @@ _CHANGES = {
     "no noise is added": "neftune_noise_alpha noisy_embedding_alpha",
     "rows are shuffled": "group_by_length curriculum_sampling disable_shuffling "
     "shuffle_merged_datasets",
-    "only the first data set is trained on": "pretraining_dataset mix_strategy",
+    "the data sets are joined": "pretraining_dataset mix_strategy",
     "all rows are read": "num_samples shards skip streaming",
-    "longer rows are cut": "excess_length_strategy",
     "the last batch is completed with rows of the next epoch": "dataloader_drop_last",
     "the batch is not adapted to the memory": "auto_find_batch_size",
     "the newest revision is read": "revision revision_of_model model_revision",
     "a system message is read from the field system": "field_system system",
     "the template has its own system message": "default_system default_system_message",
     "the tokenizer's own chat template is used": "chat_template chat_template_path",
-    "the base's own tokenizer is used": "tokenizer_config tokens add_tokens eos_token pad_token",
+    "the base's own tokenizer is used": "tokenizer_config tokens add_tokens eos_token",
     "the base is loaded as transformers loads it": "rope_scaling overrides_of_model_config "
     "quantize_moe_experts",
     "model.quant_bits quantises the base's block linears with bitsandbytes": "gptq "
@@ -50,9 +48,11 @@ _CHANGES = {
     "optim_target_modules use_galore use_apollo use_badam use_muon",
     "training goes on to the last step": "early_stopping_patience early_stopping_steps",
     "the weights of the last step are kept": "load_best_model_at_end",
-    "one device: with n GPUs, a step has n times as many rows there": "deepspeed fsdp fsdp_config",
 }
 CHANGES = {key: instead for instead, keys in _CHANGES.items() for key in keys.split()}
+ONE_DEVICE = "one device: with n GPUs, a step has n times as many rows there"
+DETAILS = dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), ONE_DEVICE)
+"""Keys that change what a run means in some cases only."""
 """Keys of any tool that change what a run means and have no counterpart: what is trained instead.
 
 Every other key that no reader takes is ignored, and named in one line.
@@ -78,6 +78,8 @@ class Experiment:
     - ``groups``: the option of each group; ``values``: settings by dotted key;
     - ``sweep``: lists of values by dotted key or group. All combinations are trained;
     - ``differs``: a note for each setting of the file that is trained differently here;
+    - ``details``: a note for each that changes little, or in some cases only;
+    - ``missing``: what the file names and this machine lacks;
     - ``defaults``: a note for each value that the file does not set;
     - ``ignored``: the keys that nothing reads.
     """
@@ -87,6 +89,8 @@ class Experiment:
     values: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, list[Any]] = field(default_factory=dict)
     differs: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     defaults: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
@@ -94,15 +98,18 @@ class Experiment:
         """Groups and values in one mapping."""
         return {**self.groups, **self.values}
 
-    def note(self, key: str, value: Any, instead: str) -> None:
+    def note(self, key: str, value: Any, instead: str, *, detail: bool = False) -> None:
         """Note that a setting of the file is not trained as it stands, and what is."""
-        self.differs.append(f"{key}: {shown(value)} ({instead})")
+        notes = self.details if detail else self.differs
+        notes.append(f"{key}: {shown(value)} ({instead})")
 
     def lines(self) -> Iterator[str]:
         """The notes, each list under its heading. Ignored keys share lines."""
         ignored = textwrap.wrap(", ".join(map(printable, self.ignored)), 98, break_on_hyphens=False)
         for heading, notes in (
             ("Trained differently from the file:", self.differs),
+            ("Different in detail:", self.details),
+            ("Not on this machine:", self.missing),
             ("Not in the file, set by default:", self.defaults),
             ("Ignored:", ignored),
         ):
@@ -113,10 +120,11 @@ class Experiment:
     def note_rest(self, keys: Mapping[str, Any] | None, prefix: str = "") -> None:
         """Note every key that no reader took."""
         for key, value in (keys or {}).items():
-            if key not in CHANGES or not value or value == UNCHANGED.get(key):
+            instead = DETAILS.get(key) or CHANGES.get(key)
+            if instead is None or not value or value == UNCHANGED.get(key):
                 self.ignored.append(f"{prefix}{shown(key)}")
             else:
-                self.note(f"{prefix}{shown(key)}", value, CHANGES[key])
+                self.note(f"{prefix}{shown(key)}", value, instead, detail=key in DETAILS)
 
 
 def shown(value: Any) -> str:

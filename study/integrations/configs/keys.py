@@ -6,7 +6,8 @@ pass their own keys.
 
 import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
 
@@ -199,7 +200,7 @@ class TrainingKeys(AdapterKeys):
             name = MOST_USED
             experiment.note(key, self.optimizer, f"{name} instead")
         elif "8bit" in self.optimizer or "4bit" in self.optimizer:
-            experiment.note(key, self.optimizer, f"{name}, with states in 32 bits")
+            experiment.note(key, self.optimizer, f"{name}, with states in 32 bits", detail=True)
         experiment.groups["optimizer"] = name
         betas = [self.adam_beta1, self.adam_beta2]
         if any(beta is not None for beta in betas):
@@ -247,52 +248,71 @@ def note_init(experiment: Experiment, keys: Keys, key: str) -> None:
         experiment.note(key, init, "adapter.init=kaiming, PEFT's default")
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one data set.
+
+    - ``key``: what names them in notes;
+    - ``path``: a file, or ``org/name`` on the hub, of which ``split`` and ``subset`` are read;
+    - ``format``: one of :data:`study.vocabulary.sources.FORMATS`; None: one that can't be read.
+    """
+
+    key: str
+    path: str
+    format: str | None
+    split: str | None = None
+    subset: str | None = None
+
+    def part(self) -> tuple[str | None, str | None, str | None]:
+        """What all rows of a run have in common."""
+        return self.format, self.split, self.subset
+
+
 def put_rows(
-    experiment: Experiment,
-    key: str,
-    path: str,
-    format_: str | None,
-    folder: Path,
-    split: str | None = None,
-    subset: str | None = None,
-    chat_template: str | None = None,
+    experiment: Experiment, data_sets: Sequence[Rows], folder: Path, **others: Any
 ) -> Path | None:
-    """Set the data. Returns the file, or None if there is none on this machine.
+    """Set the data: those of ``data_sets`` that are like the first. Returns the file of the first.
 
     A file is looked for beside the configuration, then in the working directory. If FinLoRA's XBRL
     extraction is missing, the toolkit's generated one replaces it. The user has to name any other
-    missing file, and one whose format can't be read.
-
-    - ``key``: what names the rows in notes;
-    - ``path``: a file, or ``org/name`` on the hub, of which ``split`` and ``subset`` are read;
-    - ``format_``: one of :data:`study.vocabulary.sources.FORMATS`; None: one that can't be read;
-    - ``chat_template``: as ``data.chat_template``.
+    missing file, and one whose format can't be read. ``others``: more keys of ``data``.
     """
-    check_path(path, key)
     experiment.groups["data"] = "file"
-    if format_ is None:
-        return None
-    given = {"format": format_, "chat_template": chat_template}
-    found = first_file(folder / path, Path(path))
-    if found is not None:
-        given["path"] = str(found.resolve())
-        part = " ".join(each for each in (subset, split) if each)
-        if part not in ("", "train"):
-            experiment.note(key, f"{part} of {path}", "the whole file is read")
-    elif stand_in := STAND_INS.get(Path(path).name):
-        experiment.groups["data"] = stand_in
-        del given["format"]
-        experiment.differs.append(
-            f"{key}: {path} not found: data={stand_in} is used instead, generated "
-            f"questions of the same form; if you have the file: data=file "
-            f"data.path={Path(path).name}"
-        )
-    elif files.is_hub_name(path) and not files.is_file_name(path) and not (folder / path).is_dir():
-        given |= {"path": path, "split": split, "subset": subset}
-    else:
-        experiment.differs.append(f"{key}: {path} is no file here: {GIVE_PATH}")
+    first = data_sets[0]
+    given: dict[str, Any] = {"format": first.format, **others}
+    paths, file = [], None
+    for rows in data_sets:
+        check_path(rows.path, rows.key)
+        found = first_file(folder / rows.path, Path(rows.path))
+        is_hub = files.is_hub_name(rows.path) and not files.is_file_name(rows.path)
+        if rows.part() != first.part():
+            why = "it has not the format, split and subset of the first, which is trained on"
+            experiment.note(rows.key, rows.path, why)
+        elif rows.format is None:
+            pass
+        elif found is not None:
+            file = file or found
+            paths.append(str(found.resolve()))
+            part = " ".join(each for each in (rows.subset, rows.split) if each)
+            if part not in ("", "train"):
+                experiment.note(rows.key, f"{part} of {rows.path}", "the whole file is read")
+        elif stand_in := STAND_INS.get(Path(rows.path).name):
+            experiment.groups["data"] = stand_in
+            given = {}
+            experiment.differs.append(
+                f"{rows.key}: {rows.path} not found: data={stand_in} is used instead, generated "
+                f"questions of the same form; if you have the file: data=file "
+                f"data.path={Path(rows.path).name}"
+            )
+        elif is_hub and not (folder / rows.path).is_dir():
+            paths.append(rows.path)
+            given |= {"split": rows.split, "subset": rows.subset}
+        else:
+            experiment.missing.append(f"{rows.key}: {rows.path} is no file here: {GIVE_PATH}")
+    if first.format is not None:
+        given["path"] = paths[0] if len(paths) == 1 else paths
     experiment.values |= {f"data.{name}": value for name, value in given.items() if value}
-    return found
+    return file
 
 
 def put_heldout(experiment: Experiment, key: str, asked: float, file: Path | None) -> None:
@@ -303,12 +323,11 @@ def put_heldout(experiment: Experiment, key: str, asked: float, file: Path | Non
         rows = sum(1 for _ in files.read(str(file)))
         experiment.values["data.heldout"] = max(1, round(asked * rows))
     elif asked > 0:
-        experiment.note(
-            key, asked, "a share of rows that are not here: data.heldout keeps its default"
-        )
+        why = "a share of rows that are not here: data.heldout keeps its default"
+        experiment.note(key, asked, why, detail=True)
     else:
         why = "data.heldout: a few rows are held out, at most a tenth, to measure the loss on them"
-        experiment.note(key, 0, why)
+        experiment.note(key, 0, why, detail=True)
 
 
 def first_file(*paths: Path) -> Path | None:

@@ -25,6 +25,7 @@ from study.integrations.configs.keys import (
     Keys,
     Mapped,
     Names,
+    Rows,
     Targets,
     TrainingKeys,
     all_targets,
@@ -69,6 +70,8 @@ class LlamaFactory(TrainingKeys):
     dataset_dir: str = "data"
     template: str = ""
     data__sequence_length: int = Field(2048, alias="cutoff_len")
+    packing: bool | None = None
+    neat_packing: bool = False
     max_samples: int | None = None
     val_size: float = 0.0
 
@@ -114,51 +117,62 @@ def read_llama_factory(values: Mapping[str, Any], where: str, folder: Path) -> E
         "adapter.targets": "all-linear" if not targets or "all" in targets else targets,
         "precision": "bf16" if keys.bf16 or rest.get("pure_bf16") else "float32",
     }
-    _put_dataset(experiment, keys, folder, stage)
+    if keys.packing or keys.neat_packing:
+        experiment.values["data.sample_packing"] = True
+        if not keys.neat_packing:
+            why = "each example is attended to alone, as with neat_packing"
+            experiment.note("packing", True, why)
+    _put_datasets(experiment, keys, folder, stage)
     if defaults:
         experiment.defaults.append(f"LLaMA-Factory's defaults: {', '.join(defaults)}")
     experiment.note_rest(rest)
     return experiment
 
 
-def _put_dataset(experiment: Experiment, keys: LlamaFactory, folder: Path, stage: str) -> None:
-    """Set the first data set, and the examples to hold out. ``folder`` holds the file.
+def _put_datasets(experiment: Experiment, keys: LlamaFactory, folder: Path, stage: str) -> None:
+    """Set the data, and the examples to hold out. ``folder`` holds the file.
 
     Raises :class:`StudyError` for a name that ``dataset_info.json`` lacks.
     """
-    name, *others = keys.dataset
-    for other in others:
-        experiment.note("dataset", other, f"only {name} is trained on: join them in a file")
     place = keys.dataset_dir
     parents = () if place.startswith(("REMOTE:", "ONLINE")) else (folder / place, Path(place))
     info = first_file(*(parent / INFO for parent in parents))
-    path, entry, format_ = name, Entry.read({}, ""), None
     if info is None:
-        experiment.note("dataset", name, f"{INFO} is not in {place}: {GIVE_PATH}")
+        names = ", ".join(keys.dataset)
+        experiment.missing.append(f"dataset: {names} ({INFO} is not in {place}: {GIVE_PATH})")
+        data_sets = [Rows("dataset", keys.dataset[0], None)]
     else:
-        entries = load(info)
-        if not isinstance(entries.get(name), dict):
-            raise unknown(f"dataset in {INFO}:", name, entries)
-        entry = Entry.read(entries[name], f"{name} in {INFO}")
-        format_ = _format(experiment, entry, name, stage)
-        experiment.note_rest(entry.model_extra, f"{name}.")
-        if format_ is None:
-            why = f"convert its rows to one of data.format, then {GIVE_PATH}"
-            experiment.note("dataset", name, why)
-        path = entry.hf_hub_url or (str(info.parent / entry.file_name) if entry.file_name else name)
-    if format_ == MESSAGES:
-        experiment.note("template", keys.template or None, TOKENIZERS_OWN)
-    elif stage == "sft" and keys.template:
-        instead = f"data.format={format_}'s prompt" if format_ else "see data.chat_template"
-        experiment.note("template", keys.template, instead)
-    elif keys.template:
+        chats = stage == "sft" and keys.template != "alpaca"
+        data_sets = [_data_set(experiment, info, name, stage, chats) for name in keys.dataset]
+    others: dict[str, Any] = {"max_samples": keys.max_samples}
+    is_chat = data_sets[0].format in (None, "alpaca_chat", MESSAGES)
+    if stage == "sft" and is_chat and keys.template == "chatml":
+        others["chat_template"] = "chatml"
+    elif stage == "sft" and is_chat and keys.template:
+        # Its templates are copies of those that the models of this name have.
+        experiment.note("template", keys.template, TOKENIZERS_OWN, detail=True)
+    elif keys.template not in ("", "alpaca"):
         experiment.ignored.append("template")
-    file = put_rows(experiment, "dataset", path, format_, folder, entry.split, entry.subset)
-    if keys.max_samples and "data.split" in experiment.values:
-        experiment.values["data.split"] += f"[:{keys.max_samples}]"
-    elif keys.max_samples:
-        experiment.note("max_samples", keys.max_samples, "all rows of the file are read")
+    file = put_rows(experiment, data_sets, folder, **others)
     put_heldout(experiment, "val_size", keys.val_size, file)
+
+
+def _data_set(experiment: Experiment, info: Path, name: str, stage: str, chats: bool) -> Rows:
+    """The data set ``name`` of the file ``info``. ``chats``: all rows go through a template."""
+    entries = load(info)
+    if not isinstance(entries.get(name), dict):
+        raise unknown(f"dataset in {INFO}:", name, entries)
+    entry = Entry.read(entries[name], f"{name} in {INFO}")
+    format_ = _format(experiment, entry, name, stage)
+    experiment.note_rest(entry.model_extra, f"{name}.")
+    if format_ is None:
+        experiment.note(
+            "dataset", name, f"convert its rows to one of data.format, then {GIVE_PATH}"
+        )
+    elif format_ == "alpaca" and chats:
+        format_ = "alpaca_chat"
+    path = entry.hf_hub_url or (str(info.parent / entry.file_name) if entry.file_name else name)
+    return Rows("dataset", path, format_, entry.split, entry.subset)
 
 
 def _format(experiment: Experiment, entry: Entry, name: str, stage: str) -> str | None:
@@ -203,6 +217,7 @@ class Trl(TrainingKeys):
     lora_target_modules: Targets
     lora_target_parameters: Targets
     bf16: bool | None = None
+    data__sample_packing: bool = Field(False, alias="packing")
     max_length: int | None = None
     max_seq_length: int | None = None
     assistant_only_loss: bool = False
@@ -269,17 +284,16 @@ def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
         "data.sequence_length": length or 1024,
         "precision": "bf16" if bf16 else "float32",
     }
-    first, *others = keys.data_sets()
-    rows = TrlDataset.read(first, f"{where}: the first data set")
-    formats = map(format_of, [*rows.columns, keys.dataset_text_field])
-    format_ = next(filter(None, formats), AUTO)
-    subset = (rows.config or rows.name).removeprefix("default")
-    put_rows(
-        experiment, "dataset", rows.path or rows.id, format_, folder, rows.split or "train", subset
-    )
-    experiment.note_rest(rows.model_extra, "dataset.")
-    for other_set in others:
-        experiment.note("dataset", other_set, "only the first is trained on")
+    data_sets = []
+    for number, entry in enumerate(keys.data_sets(), start=1):
+        rows = TrlDataset.read(entry, f"{where}: data set {number}")
+        formats = map(format_of, [*rows.columns, keys.dataset_text_field])
+        format_ = next(filter(None, formats), AUTO)
+        subset = (rows.config or rows.name).removeprefix("default")
+        name = rows.path or rows.id
+        data_sets.append(Rows("dataset", name, format_, rows.split or "train", subset))
+        experiment.note_rest(rows.model_extra, "dataset.")
+    put_rows(experiment, data_sets, folder)
     if not keys.assistant_only_loss:
         why = "of a chat, the loss is on the assistant's turns only"
         experiment.note("assistant_only_loss", False, why)

@@ -42,7 +42,9 @@ def _samples(_here: None) -> None:
 def test_a_sample_trains(study_cli: Cli, trained: Trained, name: str) -> None:
     imported = study_cli("import-config", name)
     assert imported.code == 0, imported.err
-    cells = trained(imported.out, "data.heldout=2", "probes.steps=[0]").cells
+    # A letter is a token here, so all rows are long. FinLoRA's sample trains on generated rows.
+    cut = [] if name == "finlora.yaml" else ["data.excess_length_strategy=truncate"]
+    cells = trained(imported.out, "data.heldout=2", "probes.steps=[0]", *cut).cells
     (row,) = cells[["rank", "scaling", "data", "precision", "status"]].values.tolist()
     row[2] = Path(row[2]).name
     assert row == [*SAMPLES[name], "complete"]

@@ -32,7 +32,13 @@ def read_exactly(name: str, entry: str | None, expected: str) -> Any:
 
 AXOLOTL = """
 model: {path: org/model-1b, quant_bits: 4}
-data: {sequence_length: 64, format: context_target, path: train.jsonl}
+data:
+  sequence_length: 64
+  sample_packing: true
+  excess_length_strategy: drop
+  format: context_target
+  prompt: "{context} "
+  path: train.jsonl
 adapter: {rank: 32, alpha: 16.0, scaling: rslora, targets: all-linear, dropout: 0.05}
 optimizer: {lr: 0.0002, weight_decay: 0.01, loraplus_lr_ratio: 16.0, betas: [0.9, 0.95]}
 train: {batch_size: 2, accumulation: 3, epochs: 2.0, clip: 0.5, schedule: cosine, warmup: 0.1}
@@ -52,7 +58,7 @@ def test_axolotl(study_cli: Cli, trained: Trained) -> None:
 
 LLAMA_FACTORY = """
 model: {path: org/model-4b, quant_bits: 4}
-data: {sequence_length: 64, format: messages, path: org/chats, split: "train[:1000]"}
+data: {sequence_length: 64, format: messages, path: org/chats, split: train, max_samples: 1000}
 adapter: {rank: 8, alpha: 16.0, scaling: rslora, targets: [q_proj, v_proj], dropout: 0.0}
 optimizer: {lr: 0.0001, weight_decay: 0.0}
 train: {batch_size: 1, accumulation: 8, clip: 1.0, epochs: 3.0, schedule: cosine, warmup: 0.1}
@@ -63,10 +69,13 @@ seed: 42
 
 def test_llama_factory() -> None:
     experiment = read_exactly("factory.yaml", None, LLAMA_FACTORY)
-    assert experiment.differs[:2] == [
-        "dataset: more (only chats is trained on: join them in a file)",
-        "template: qwen3_nothink (the tokenizer's own chat template is used)",
+    assert experiment.differs == [
+        "dataset: org/more (it has not the format, split and subset of the first, which is trained "
+        "on)"
     ]
+    assert (
+        "template: qwen3_nothink (the tokenizer's own chat template is used)" in experiment.details
+    )
     assert experiment.defaults == [
         "LLaMA-Factory's defaults: max_grad_norm 1.0, optim adamw_torch_fused, seed 42, "
         "lora_alpha 16.0"
@@ -76,7 +85,12 @@ def test_llama_factory() -> None:
 
 TRL = """
 model: {path: org/model-7b, quant_bits: 4}
-data: {path: org/chats, split: train_sft, format: messages, sequence_length: 2048}
+data:
+  path: org/chats
+  split: train_sft
+  format: messages
+  sequence_length: 2048
+  sample_packing: true
 adapter: {rank: 16, alpha: 8.0, scaling: lora, targets: [q_proj, o_proj], dropout: 0.05}
 optimizer: {lr: 0.0002, weight_decay: 0.0}
 train: {batch_size: 4, accumulation: 2, clip: 1.0, epochs: 1.0, schedule: cosine, warmup: 0.1}
@@ -88,14 +102,20 @@ seed: 42
 def test_trl() -> None:
     experiment = read_exactly("trl.yaml", None, TRL)
     said = "\n".join(experiment.differs)
-    for note in ("only the first is trained on", "chat_template", "packing", "assistant_only_loss"):
+    for note in ("the first, which is trained on", "chat_template", "assistant_only_loss"):
         assert note in said
     assert experiment.defaults[0].startswith("TRL's defaults: lora_dropout 0.05, max_grad_norm 1.0")
 
 
 ENTRY = """
 model: {path: meta-llama/Llama-3.1-8B-Instruct, quant_bits: 8}
-data: {sequence_length: 4096, format: context_target, path: train.jsonl, heldout: 1}
+data:
+  sequence_length: 4096
+  excess_length_strategy: drop
+  format: context_target
+  prompt: "[INST] {context} [/INST]"
+  path: train.jsonl
+  heldout: 1
 adapter: {rank: 8, alpha: 16.0, scaling: rslora, targets: [q_proj, v_proj, k_proj], dropout: 0.05}
 optimizer: {lr: 0.0001, weight_decay: 0.0}
 train: {batch_size: 8, accumulation: 2, epochs: 4.0, clip: 1.0, schedule: cosine, warmup: 10}
@@ -115,7 +135,6 @@ def test_an_entry_of_finloras_configurations(study_cli: Cli) -> None:
     for note in (
         "peft_use_dora: true (plain LoRA is trained)",
         "datasets[0].path: elsewhere/train.jsonl is no file here: give data.path=... when ",
-        "datasets[0].type.format: [INST] {instruction} [/INST] (the text is the prompt and the ",
         "val_set_size: 0.02 (a share of rows that are not here",
         "deepspeed: deepspeed_configs/zero1.json (one device: with n GPUs, a step ",
         "optimizer: paged_adamw_8bit (adamw, with states in 32 bits)",
@@ -148,8 +167,9 @@ def chat(**keys: Any) -> dict[str, Any]:
     return {"datasets": [{"path": "org/chats", "type": "chat_template", **keys}]}
 
 
-ALPACA, CHAT, NOTHING = (
+ALPACA, ALPACA_CHAT, CHAT, NOTHING = (
     {"data.format": "alpaca"},
+    {"data.format": "alpaca_chat"},
     {"data.format": "messages"},
     {"data.format": None},
 )
@@ -177,6 +197,11 @@ AXOLOTL_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ),
     (chat(type="sharegpt", conversation="chatml"), {"data.chat_template": "chatml"}, ""),
     (chat() | {"chat_template": "llama3"}, CHAT, "chat_template: llama3, of Axolotl"),
+    (
+        {"datasets": [{"path": name, "type": "alpaca"} for name in ("train.jsonl", "org/b")]},
+        {"data.path": ["train.jsonl", "org/b"], "data.format": "alpaca"},
+        "",
+    ),
     (chat() | {"chat_template_jinja": "mine.jinja"}, {"data.chat_template": "mine.jinja"}, ""),
     (chat() | {"chat_template_jinja": "{{ x }}"}, CHAT, "write the template to a file"),
     (
@@ -218,13 +243,16 @@ AXOLOTL_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"peft_init_lora_weights": "gaussian"}, {}, "adapter.init=kaiming, PEFT's default"),
 ]
 LLAMA_FACTORY_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"dataset": "rows"}, ALPACA | {"data.path": "rows.json"}, "data.format=alpaca's prompt"),
+    ({"dataset": "rows"}, ALPACA_CHAT | {"data.path": "rows.json"}, "template: qwen3_nothink"),
     (
         {"dataset": "texts", "stage": "pt"},
-        {"data.format": "completion", "data.path": "rows.json"},
-        "max_samples: 1000 (all rows of the file are read)",
+        {"data.format": "completion", "data.path": "rows.json", "data.max_samples": 1000},
+        "",
     ),
-    ({"dataset": "named"}, ALPACA, "named.columns: no query (a field input is read)"),
+    ({"dataset": "rows", "template": "alpaca"}, ALPACA, ""),
+    ({"dataset": "rows", "template": "chatml"}, {"data.chat_template": "chatml"}, ""),
+    ({"packing": True}, {"data.sample_packing": True}, "each example is attended to alone"),
+    ({"dataset": "named"}, ALPACA_CHAT, "named.columns: no query (a field input is read)"),
     ({"dataset": "told"}, CHAT, "told.columns.system: rules (a system message is read from"),
     ({"dataset": "answers"}, NOTHING, "dataset: answers (convert its rows"),
     ({"dataset": "roles"}, NOTHING, "dataset: roles (convert its rows"),
@@ -268,12 +296,17 @@ def test_other_values(
     edit(name, **keys)
     experiment = read_file(Path(name))
     values = experiment.values
-    for key in ("data.path", "data.chat_template"):
-        if key in values and Path(values[key]).is_file():
-            values[key] = Path(values[key]).name
+
+    def name_of(path: Any) -> Any:
+        if isinstance(path, list):
+            return [name_of(each) for each in path]
+        return Path(path).name if Path(path).is_file() else path
+
+    for key in {"data.path", "data.chat_template"} & values.keys():
+        values[key] = name_of(values[key])
     found = {key: values.get(key) for key in expected}
     assert list(map(repr, found.values())) == list(map(repr, expected.values()))
-    assert says in "\n".join(experiment.differs)
+    assert says in "\n".join(experiment.lines())
     if "datasets" in keys and not says:
         assert not [note for note in experiment.differs if note.startswith("datasets[0]")]
 
@@ -286,7 +319,7 @@ def test_defaults_of_axolotl_are_used_and_listed(edit: Edit) -> None:
     assert experiment.defaults == [
         "seed: Axolotl draws adapters without one (seed=0)",
         "Axolotl's defaults: micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, "
-        "warmup_ratio 0.03 (at most 100 steps), bf16 auto",
+        "excess_length_strategy drop, warmup_ratio 0.03 (at most 100 steps), bf16 auto",
     ]
 
 

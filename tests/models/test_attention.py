@@ -1,0 +1,88 @@
+"""A row of several sequences gives the hidden states that each sequence has alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+)
+
+from study.config import ModelConfig
+from study.models import load_base, tiny
+from study.models.base import FrozenBase
+
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+VOCABULARY = 258
+"""Tokens of the tokenizer that is saved beside the models."""
+SMALL = ENDS | {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+SEPARATES = {
+    "llama": LlamaConfig(**SMALL),
+    "gemma3, sliding window": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=6),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
+    "gpt2, learned positions": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ENDS
+    ),
+    "opt": OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+        **ENDS,
+    ),
+}
+MIXES = {
+    "bloom, alibi": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **ENDS),
+    "mamba, no attention": MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, **ENDS
+    ),
+}
+
+
+def base(config: PreTrainedConfig, folder: str) -> FrozenBase:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return load_base(ModelConfig("hf", folder), torch.device("cpu"), "float32")
+
+
+@pytest.mark.parametrize("family", SEPARATES)
+def test_each_sequence_of_a_row_is_as_alone(family: str, tmp_path: Path) -> None:
+    model = base(SEPARATES[family], str(tmp_path))
+    assert model.separates_sequences
+    lengths = [[9, 14, 7], [20, 6]]  # the second row ends with padding
+    ids_BT = torch.randint(3, VOCABULARY, (2, 30))
+    row_BTd = model.hidden_states(ids_BT, lengths)
+    for row, of_row in enumerate(lengths):
+        start = 0
+        for length in of_row:
+            alone_Td = model.hidden_states(ids_BT[row : row + 1, start : start + length])[0]
+            torch.testing.assert_close(row_BTd[row, start : start + length], alone_Td)
+            start += length
+
+
+@pytest.mark.parametrize("family", MIXES)
+def test_other_models_are_recognised_and_stay_as_they_are(family: str, tmp_path: Path) -> None:
+    model = base(MIXES[family], str(tmp_path))
+    assert not model.separates_sequences
+    assert model.hidden_states(torch.arange(6).view(2, 3)).shape == (2, 3, 32)

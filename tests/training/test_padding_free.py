@@ -1,0 +1,73 @@
+"""The real tokens of a batch in one row: the tables are those of padded batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from torch.nn.functional import cross_entropy
+
+from study.config import CellConfig
+from study.data import IGNORED, build_corpus
+from study.models import FrozenBase, tiny
+from tests.conftest import Ran
+
+SWEEP = (
+    *("train", "-m", "model=tiny", "data=file", "data.sequence_length=48", "data.heldout=6"),
+    *("adapter.rank=4,32", "adapter.scaling=rslora", "seed=0,1", "optimizer.lr=1e-4", "device=cpu"),
+    *("train.steps=4", "train.batch_size=4", "train.accumulation=2", "train.eval_every=2"),
+    *("probes.steps=[0,1,4]", "probes.batch=[train,heldout,noise]"),
+    "probes.stats=[all,r_align,r_sign,r_back,r_eff,rho,mean_norm]",
+)
+
+
+def tables(results: Path, study: str) -> dict[tuple[str, str], pd.DataFrame]:
+    return {
+        (file.parent.name, file.stem): pd.read_parquet(file)
+        for file in sorted((results / study / "cells").glob("*/*.parquet"))
+    }
+
+
+@pytest.mark.parametrize("fold", [1, 4])
+def test_tables_are_those_of_padded_batches(
+    fold: int, jsonl: Path, tmp_path: Path, study_cli: Callable[..., Ran]
+) -> None:
+    """With one cell in a pass, and with cells of different batches in one pass."""
+    for padding_free in ("true", "false"):
+        ran = study_cli(
+            *(*SWEEP, f"data.path={jsonl}", f"results_dir={tmp_path}", f"pack.fold={fold}"),
+            *(f"name=free_{padding_free}", f"pack.padding_free={padding_free}"),
+        )
+        assert ran.code == 0, ran.err
+    padded, free = tables(tmp_path, "free_false"), tables(tmp_path, "free_true")
+    assert padded.keys() == free.keys()
+    assert len(padded) == 8  # metrics and probes of four cells, under the same identities
+    differ = False
+    for key, table in padded.items():
+        for column in table.select_dtypes("number").columns.difference(["seconds"]):
+            expected, found = (t[column].to_numpy(float) for t in (table, free[key]))
+            np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{key} {column}")
+            differ |= not np.array_equal(expected, found, equal_nan=True)
+    assert differ, "the padding was computed all the same"
+
+
+def test_packed_examples_have_the_loss_that_each_has_alone(
+    cell: Callable[..., CellConfig], tiny_base: FrozenBase
+) -> None:
+    tokenizer = tiny.tokenizer()
+
+    def losses(packing: str) -> list[float]:
+        config = cell("data.sequence_length=192", f"data.sample_packing={packing}")
+        rows = build_corpus(config.data, tokenizer, tokenizer.eos_token_id).train
+        found: list[float] = []
+        for batch in rows.batches(4):
+            hidden_BTd = tiny_base.hidden_states(batch.input_ids_BT, batch.lengths)
+            learned_BT = batch.targets_BT != IGNORED
+            logits_NV = tiny_base.logits(hidden_BTd[learned_BT])
+            found += cross_entropy(
+                logits_NV, batch.targets_BT[learned_BT], reduction="none"
+            ).tolist()
+        return sorted(found)
+
+    assert losses("true") == pytest.approx(losses("false"), rel=1e-5)
