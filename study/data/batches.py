@@ -313,15 +313,11 @@ def build_corpus(
     train, heldout = (
         TokenTable(*of_all, [[place] for place in places], length, padding_id) for places in sides
     )
-    answers = {
-        row: answer
-        for row, (place,) in enumerate(heldout.examples)
-        if (answer := _answer(loaded.rows[arrays["index"][place]], arrays["cut"][place]))
-        is not None
-    }
-    # By length, so that a batch of questions has little padding.
-    asked = sorted((len(heldout.question(row)), row) for row in answers)
-    contexts = [heldout.question(row) for _, row in asked]
+    answers = [_answer(loaded.rows[arrays["index"][n]], arrays["cut"][n]) for n in sides[1]]
+    asked = [(heldout.question(n), said) for n, said in enumerate(answers) if said is not None]
+    asked.sort(key=lambda question: len(question[0]))  # a batch of questions has little padding
+    contexts, targets = [context for context, _ in asked], [said for _, said in asked]
+    questions = Questions(contexts, targets, tokenizer, padding_id, eos_token_id)
     rows = {
         "train": len(train),
         "heldout": len(heldout),
@@ -329,9 +325,6 @@ def build_corpus(
         "dropped": len(loaded.rows) - len(kept),
         "format": loaded.format,
     }
-    questions = Questions(
-        contexts, [answers[row] for _, row in asked], tokenizer, padding_id, eos_token_id
-    )
     if config.sample_packing:
         train = train.packed()
         rows["packed"] = len(train)
