@@ -334,8 +334,8 @@ def _chat_template(
         return name
     elif name and not name.startswith("tokenizer_default"):
         # Axolotl's templates are copies of those that the models of this name have.
-        own = _letters(name) in _letters(keys.base)
-        experiment.note("chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN, detail=own)
+        is_bases = _letters(name) in _letters(keys.base)
+        experiment.note("chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN, detail=is_bases)
     return None
 
 
