@@ -24,13 +24,9 @@ from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
 from study.probes import Alignment, NormProbe
 from study.training.optimizers import Learner
-from study.training.run import may_leave_out_padding, may_trim
+from study.training.run import may_leave_out_padding, may_trim, pays
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
-
-PAYS = 0.9
-"""The share of a batch's places that must be real tokens, at most, for ``pack.padding_free=auto``
-to leave the padding out."""
 
 
 class Fold:
@@ -57,7 +53,7 @@ class Fold:
                 f"data.sample_packing=true: {base.card.name} can't attend to each of several "
                 "examples in a row alone: use false"
             )
-        self.padding_free = may_leave_out_padding(cells, base, world)
+        self.padding_free = base.separates_sequences and may_leave_out_padding(cells)
         self.learners = [Learner(config, cell, banks, world) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.tokens_K = [0] * len(cells)
@@ -190,8 +186,8 @@ class Fold:
             stacked = stacked.trimmed()
         if self.padding_free:
             rows = TokenBatch.in_rows(batches)
-            always = self.cells[0].pack.padding_free is True
-            if always or rows.real_BT.numel() <= PAYS * stacked.real_BT.numel():
+            sizes = rows.real_BT.numel(), stacked.real_BT.numel()
+            if pays(self.cells[0].pack.padding_free, *sizes):
                 return rows
         return stacked
 

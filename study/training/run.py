@@ -10,12 +10,12 @@ from typing import Self
 import torch
 
 from study.adapters import AdapterSpec, Contraction
-from study.adapters.processes import ALONE, Processes
 from study.config import CellConfig
 from study.data import Corpus, TokenTable
-from study.models import FrozenBase
 from study.training.peft_format import read_adapter
 
+PAYS = 0.9
+"""``pack.padding_free=auto`` leaves the padding out if at most this share of a batch is real."""
 SAMPLED_BATCHES = 8
 """Batches that :func:`typical_step` averages over."""
 
@@ -60,43 +60,56 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
 def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tuple[int, int]:
     """Tokens that a cell sends through the model in one optimizer step, and those with a loss.
 
-    Both are means over the first batches.
+    Both are means over the first batches. Of a base that needs the padding, it is not counted.
     """
     size = config.train.batch_size, config.train.accumulation
-    return _typical_step(corpus.train, config.data.seed, *size, may_trim([config], device))
+    free = config.pack.padding_free if may_leave_out_padding([config]) else False
+    return _typical_step(corpus.train, config.data.seed, *size, may_trim([config], device), free)
 
 
 @lru_cache(maxsize=1024)
 def _typical_step(
-    table: TokenTable, seed: int, batch_size: int, accumulation: int, trimmed: bool
+    table: TokenTable,
+    seed: int,
+    batch_size: int,
+    accumulation: int,
+    trimmed: bool,
+    padding_free: bool | str,
 ) -> tuple[int, int]:
     """:func:`typical_step`; a thousand cells of a sweep have a few orders of their batches."""
-    batches = [table.batch(seed, position, batch_size) for position in range(SAMPLED_BATCHES)]
-    if trimmed:
-        batches = [batch.trimmed() for batch in batches]
-    tokens = sum(batch.input_ids_BT.numel() for batch in batches)
-    supervised = sum(batch.supervised for batch in batches)
+    tokens = supervised = 0
+    for position in range(SAMPLED_BATCHES):
+        batch = table.batch(seed, position, batch_size)
+        supervised += batch.supervised
+        if trimmed:
+            batch = batch.trimmed()
+        real, places = int(batch.real_BT.sum()), batch.real_BT.numel()
+        tokens += real if padding_free and pays(padding_free, real, places) else places
     return tokens * accumulation // SAMPLED_BATCHES, supervised * accumulation // SAMPLED_BATCHES
 
 
 def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
-    """Whether columns of padding may be cut off a batch.
+    """Whether columns of padding may be cut off a batch: not on CUDA, for one shape."""
+    return device.type == "cpu" and not _has_fixed_shape(cells)
 
-    Not if blocks are to be compiled, for one shape. Not under dropout: the shape of a cell's mask
-    would depend on the other cells of its fold.
+
+def may_leave_out_padding(cells: Sequence[CellConfig]) -> bool:
+    """Whether the real tokens of a batch may stand in one row, if the base separates sequences.
+
+    Not if several processes share a batch, by its rows.
     """
-    fixed_shape = any(cell.adapter.dropout or cell.pack.compile is True for cell in cells)
-    return device.type == "cpu" and not fixed_shape
+    shared = cells[0]
+    allowed = shared.pack.padding_free is not False and not shared.train.shard
+    return allowed and not _has_fixed_shape(cells)
 
 
-def may_leave_out_padding(
-    cells: Sequence[CellConfig], base: FrozenBase, world: Processes = ALONE
-) -> bool:
-    """Whether the real tokens of a batch may stand in one row.
+def pays(padding_free: bool | str, real: int, places: int) -> bool:
+    """Whether ``real`` tokens in one row are computed instead of ``places`` with padding."""
+    return padding_free is True or real <= PAYS * places
 
-    Not if blocks are compiled, for one shape; not under dropout (:func:`may_trim`); not if several
-    processes share a batch, by its rows; not if the base attends to more than one sequence.
+
+def _has_fixed_shape(cells: Sequence[CellConfig]) -> bool:
+    """If blocks are compiled; and under dropout: the shape of a cell's mask must not depend on the
+    other cells of its fold.
     """
-    fixed_shape = any(cell.adapter.dropout or cell.pack.compile is True for cell in cells)
-    allowed = not fixed_shape and world.size == 1 and cells[0].pack.padding_free is not False
-    return allowed and base.separates_sequences
+    return any(cell.adapter.dropout or cell.pack.compile is True for cell in cells)

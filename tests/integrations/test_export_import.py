@@ -77,7 +77,7 @@ def cell_id(study_dir: Path, scaling: str, rank: int = 6) -> str:
 
 def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Within 2e-5 of the largest, because our banks and PEFT multiply in different orders."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-5 * float(expected.abs().max()))
 
 
 def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
