@@ -109,10 +109,12 @@ def hungry(config: CellConfig) -> int:
     return config.train.accumulation
 
 
+@pytest.mark.long
 def test_a_step_that_does_not_fit_is_split_into_micro_batches() -> None:
     assert in_own_process(hungry, Size("tiny", [4], 2).cell(2048, 4)) == 4
 
 
+@pytest.mark.long
 def test_every_command_is_timed_on_many_cells(study_cli: Callable[..., Any]) -> None:
     ran = study_cli("bench", "scale", "--cells=1")
     assert ran.code == 0, ran.err
