@@ -366,7 +366,7 @@ def probes(size: Size) -> Iterator[Row]:
     """
     for _ in range(TURNS):
         for variant, overrides in PROBES.items():
-            config = size.cell(1024, size.ranks[1], "train.steps=20", *overrides)
+            config = size.cell(1024, 16, "train.steps=20", *overrides)
             yield _row("probes", "packed", config, sum(packed(config).steps), variant=variant)
     stats = f"probes.stats=[{','.join(stat for stat in USUAL if stat not in SPECTRA)}]"
     for rank, tokens, _ in product((16, 1024), (192, 1024), range(TURNS)):
