@@ -147,7 +147,12 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
         if pack.config.pack.compile == AUTO_COMPILE:
             display.say(f"pack.compile=auto: {'compiled' if compiles else 'not compiled'}")
         if dropped := pack.corpus.rows["dropped"]:
-            display.say(f"{dropped} rows of the data have nothing to learn and are left out")
+            display.say(f"skipped {dropped} rows without target tokens")
+        if pack.config.pack.padding_free is not False and not base.separates_sequences:
+            display.say(
+                f"{base.card.name}: padding is computed, because its attention can't separate "
+                "the sequences of one row"
+            )
         tracked = tracker(pack.config.tracker, display.say)
         failures = _Pass(pack, base, world, display, tracked, stop).train_folds()
     world.agreed(None)
