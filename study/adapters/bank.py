@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters.contraction import (
+    TILE,
     Contraction,
     Listeners,
+    concatenated,
     factored,
     factored_linear,
     merged,
@@ -58,8 +60,8 @@ def dense_weight(linear: nn.Module) -> Tensor | None:
 
 
 class Forms(NamedTuple):
-    """How the products of a pass are computed: names of
-    :data:`study.adapters.contraction.FORMS`.
+    """How the products of a pass are computed: names of forms
+    (:mod:`study.adapters.contraction`).
 
     ``plain``: in a pass that only trains or evaluates. ``probed``: in one whose probe needs the
     product ``B A`` itself, so that a form that computes it costs less.
@@ -87,6 +89,7 @@ class Bucket(nn.Module):
     """
 
     gamma_k11: Tensor
+    V_kOC: Tensor
 
     def __init__(
         self, drawn: Sequence[tuple[Tensor, Tensor, float]], forms: Forms = FACTORED_FORMS
@@ -125,6 +128,27 @@ class Bucket(nn.Module):
         """``y + gamma B A x``."""
         return factored(y_kNO, x_kND, self.A_kRD, self.B_kOR, self.gamma_k11)
 
+    def concatenate(self, W_OD: Tensor) -> Tensor:
+        """Make the weights ``[W, gamma B]`` of the concatenated form. Returns W in them, [k, O, D].
+
+        They take ``O (D + R)`` numbers for each cell.
+        """
+        k, o, rank = self.B_kOR.shape
+        d = W_OD.shape[1]
+        V_kOC = W_OD.new_zeros(k, o, d + -(-rank // TILE) * TILE)
+        V_kOC[..., :d] = W_OD.detach()
+        self.register_buffer("V_kOC", V_kOC, persistent=False)
+        return V_kOC[..., :d]
+
+    def multiply_concatenated(
+        self, x_kND: Tensor, kept_kND: Tensor | None, b_O: Tensor | None
+    ) -> Tensor:
+        """``x W^T + b + gamma B A x``, ``[k, N, O]``. Writes ``gamma B``, as it is now, into V."""
+        d, rank = x_kND.shape[-1], self.B_kOR.shape[-1]
+        self.V_kOC.data[..., d : d + rank] = self.B_kOR.data * self.gamma_k11
+        adapters = self.A_kRD, self.B_kOR, self.gamma_k11
+        return concatenated(x_kND, kept_kND, self.V_kOC, b_O, *adapters, self.listeners)
+
     def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
         """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
         V_kOD = self._added_to(W_OD)
@@ -155,7 +179,7 @@ class Bucket(nn.Module):
         """
         self._keeps = True
         try:
-            if W_OD is not None and self.form != "factored":
+            if W_OD is not None and self.form in ("mixed", "merged"):
                 self._added_to(W_OD)
             yield
             if self._kept is not None and self._kept[1].grad is not None:
@@ -263,17 +287,20 @@ class LoraBank(nn.Module):
     def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
         d, o = self.features
         drawn = [self.drawn(spec, d, o) for spec in specs]
-        # Dropout acts on the input of the adapter only, and a merged product has a single input.
         W_OD = dense_weight(self.base)
-        can_merge = (
-            W_OD is not None
-            and W_OD.dtype == torch.float32
-            and not any(spec.dropout for spec in specs)
-        )
-        if not can_merge:
-            return Bucket(drawn)
-        # The rank of the factors, which in some subclasses is not the rank of the spec.
-        return Bucket(drawn, Forms.cheapest(self.contraction, d, o, len(drawn[0].A_RD)))
+        dtype = None if W_OD is None else W_OD.dtype
+        # Dropout acts on the input of the adapter only, and a merged product has a single input.
+        if dtype == torch.float32 and not any(spec.dropout for spec in specs):
+            # The rank of the factors, which in some subclasses is not the rank of the spec.
+            return Bucket(drawn, Forms.cheapest(self.contraction, d, o, len(drawn[0].A_RD)))
+        if W_OD is not None and dtype == torch.bfloat16 and self.contraction.form != "factored":
+            bucket = Bucket(drawn, Forms("concatenated", "concatenated"))
+            base: Any = self.base
+            W_kOD = bucket.concatenate(W_OD)
+            if len(self.specs) == 1:  # one cell needs no second W
+                base.weight.data = W_kOD[0].mT if type(base) is Conv1D else W_kOD[0]
+            return bucket
+        return Bucket(drawn)
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         """The factors and the gamma that a cell starts with. Subclasses hold other factors."""
@@ -289,6 +316,12 @@ class LoraBank(nn.Module):
             LoraPair(nn.Parameter(A_RD), nn.Parameter(B_OR), gamma)
             for A_RD, B_OR, gamma in self._each_cell(own)
         ]
+
+    def release(self) -> None:
+        """Give the frozen linear a weight of its own again."""
+        base: Any = self.base
+        if dense_weight(base) is not None:
+            base.weight.data = base.weight.data.contiguous()
 
     def whole_pairs(self) -> list[LoraPair]:
         """Each cell's whole factors and gamma, without a gradient.
@@ -400,7 +433,12 @@ class LoraBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
-        product = {"factored": self._factored, "mixed": self._dense, "merged": self._dense}
+        product = {
+            "factored": self._factored,
+            "concatenated": self._concatenated,
+            "mixed": self._dense,
+            "merged": self._dense,
+        }
         out, first = [], 0
         for form, neighbours in groupby(self._buckets(), key=lambda bucket: bucket.form):
             buckets = list(neighbours)
@@ -422,17 +460,23 @@ class LoraBank(nn.Module):
             return [factored_linear(x_kND, W_OD, bias, parts, listeners, adapters)]
         y_kNO = self.base(x_kND)
         if self._drops:
-            kept_kND = self._dropout(x_kND, cells)
-            for bucket, kept in zip(buckets, kept_kND.split(sizes), strict=True):
-                if bucket.listeners is not None:
-                    bucket.listeners.dropped(kept)
-            x_kND = x_kND * kept_kND
+            x_kND = x_kND * self._kept(buckets, x_kND, cells)
         # Under autocast the base's product is bf16, and so are the adapters' products.
         x_kND = x_kND.to(y_kNO.dtype)
         return [
             b.add_to(y, x)
             for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)
         ]
+
+    def _concatenated(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
+        """One product per bucket, of the frozen weight and the adapters together."""
+        bias: Any = self.base.bias
+        sizes = [bucket.cells for bucket in buckets]
+        kept: Sequence[Tensor | None] = [None] * len(buckets)
+        if self._drops:
+            kept = self._kept(buckets, x_kND, cells).split(sizes)
+        parts = zip(buckets, x_kND.split(sizes), kept, strict=True)
+        return [bucket.multiply_concatenated(x, of_x, bias) for bucket, x, of_x in parts]
 
     def _dense(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One product per bucket, through each cell's own merged weight."""
@@ -453,6 +497,15 @@ class LoraBank(nn.Module):
 
     def _buckets(self) -> list[Bucket]:
         return list(self.buckets)  # type: ignore[arg-type]
+
+    def _kept(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> Tensor:
+        """The factors of dropout, ``[k, N, D]``, which listeners get."""
+        kept_kND = self._dropout(x_kND, cells)
+        sizes = [bucket.cells for bucket in buckets]
+        for bucket, kept in zip(buckets, kept_kND.split(sizes), strict=True):
+            if bucket.listeners is not None:
+                bucket.listeners.dropped(kept)
+        return kept_kND
 
     def _dropout(self, x_kND: Tensor, cells: slice) -> Tensor:
         """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``.

@@ -67,6 +67,12 @@ def _in_adapter(config: CellConfig) -> Iterator[str]:
             )
         if config.train.save_adapter:
             yield "train.save_adapter=true at adapter.rank=inf: there are no factors to save"
+    if adapter.contraction == "concatenated" and config.bf16_form != "concatenated":
+        yield (
+            f"adapter.contraction=concatenated, precision={config.precision} and "
+            f"model.quant_bits={config.model.quant_bits}: it is for bf16 weights, so use "
+            "adapter.contraction=auto, or precision=bf16 and model.quant_bits=null"
+        )
     is_plain = adapter.dropout == 0 and config.precision == "float32"
     if adapter.contraction in ("mixed", "merged") and not is_plain:
         yield (

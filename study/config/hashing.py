@@ -14,6 +14,9 @@ from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 
 IDENTITY_VERSION = 2
+LATEST = 2
+"""The version of the numbers. From 1 on, the tokens of every micro-batch are sampled. From 2 on, a
+bf16 cell rounds no gamma and, unless it is factored, rounds the sum of base and adapter once."""
 UNKNOWN_STEPS = 1_000_000
 """Stands for the length of a loop in its identity, if it is not known before the end."""
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
@@ -32,14 +35,16 @@ class Sources:
     adapter: str | None = None
 
 
-def identity(config: CellConfig, sources: Sources, *, earlier: bool = False) -> str:
+def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> str:
     """The cell's id: 12 hex digits over everything that changes its trajectory or its tables.
 
-    Device, contraction, packing, checkpoints, launcher, tracker and paths are left out, and so is
-    the choice to save the adapter. Cells of one identity have the same result within rounding.
+    Device, packing, checkpoints, launcher, tracker and paths are left out, and so is the choice to
+    save the adapter. Cells of one identity have the same result within rounding. So the contraction
+    is left out in float32, where all forms are the same function, but not in bf16
+    (:attr:`study.config.types.CellConfig.bf16_form`).
 
-    ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`). ``earlier``:
-    the id that it had before the tokens of every micro-batch were sampled.
+    ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`). ``version``:
+    of the numbers (:data:`LATEST`).
     """
     adapter = asdict(config.adapter)
     del adapter["contraction"], adapter["path"]
@@ -77,11 +82,13 @@ def identity(config: CellConfig, sources: Sources, *, earlier: bool = False) -> 
         matters["sample_packing"] = True
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
-    # An earlier version read the first micro-batch of a step only, and no dropout.
+    # Version 0 read the first micro-batch of a step only, and no dropout.
     is_sampled = steps and TRAIN in batches and {*SAMPLED} & {*sites}
     is_new = config.train.accumulation > 1 or config.adapter.dropout > 0
-    if is_sampled and is_new and not earlier:
+    if is_sampled and is_new and version >= 1:
         matters["sampled_tokens"] = "of each micro-batch, with dropout"
+    if config.bf16_form and version >= 2:
+        matters["contraction"] = config.bf16_form
     if cut := truncation_ranks(config):
         matters["truncations"] = ["inf" if rank == math.inf else rank for rank in cut]
     canonical = json.dumps(matters, sort_keys=True, separators=(",", ":"))
@@ -91,7 +98,7 @@ def identity(config: CellConfig, sources: Sources, *, earlier: bool = False) -> 
 def recorded_identities(
     config: Mapping[str, Any], sources: Mapping[str, Any], of_loop: bool = False
 ) -> list[str]:
-    """The :func:`identity` of a recorded configuration, and its earlier one.
+    """The :func:`identity` of a recorded configuration, and those of earlier versions.
 
     ``config``: groups of plain values. Keys that the record lacks have their defaults, and others
     are ignored. ``of_loop``: the cell is of somebody else's loop; also the ids that it has with
@@ -111,7 +118,7 @@ def recorded_identities(
     if of_loop:
         cells.append(replace(cell, train=replace(cell.train, steps=UNKNOWN_STEPS)))
     return [
-        identity(cell, made(Sources, sources), earlier=earlier)
+        identity(cell, made(Sources, sources), version=version)
         for cell in cells
-        for earlier in (False, True)
+        for version in range(LATEST, -1, -1)
     ]

@@ -43,7 +43,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 QUANT_BITS = (8, 4)
 SCHEDULES = ("constant", "linear", "cosine")
-CONTRACTIONS = ("auto", "factored", "mixed", "merged")
+CONTRACTIONS = ("auto", "factored", "concatenated", "mixed", "merged")
 AUTO_COMPILE = "auto"
 TRACKER_MODES = ("offline", "online", "disabled")
 
@@ -335,3 +335,16 @@ class CellConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     expects: list[Expectation] = field(default_factory=list)
+
+    @property
+    def bf16_form(self) -> str | None:
+        """How a bf16 cell's products are computed, ``factored`` or ``concatenated``; in float32
+        None. The two differ by more than rounding noise (:mod:`study.adapters.contraction`).
+
+        Only a dense weight that is whole in one process can be concatenated.
+        """
+        if self.precision != "bf16":
+            return None
+        is_dense = self.model.quant_bits is None and not self.train.shard
+        is_asked = self.adapter.contraction != "factored"
+        return "concatenated" if is_dense and is_asked else "factored"

@@ -207,6 +207,7 @@ def _adapter_config(adapter: Adapter) -> AdapterConfig:
         targets=targets if isinstance(targets, str) else sorted(targets or ()),
         init=adapter.init,
         dropout=peft.lora_dropout,
+        contraction="factored",  # PEFT adds two rounded products in bf16
     )
 
 

@@ -119,6 +119,8 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         if counted is not config:
             validate(counted)
             config = counted
+        if form := config.bf16_form:  # as its record says
+            config = replace(config, adapter=replace(config.adapter, contraction=form))
         model = card.fingerprint + (WITH_EXPERTS if covered.experts else "")
         sources = Sources(model, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources, covered))

@@ -4,8 +4,9 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 
 - the base: its weights, once for all cells of a process;
 - a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state; the
-  weights before the step, if a probe measures updates; in bf16 the adapters' casts; ``D O`` floats
-  for each merged layer and expert, as many for the weight gradients that alignments need, and for
+  weights before the step, if a probe measures updates; in bf16 the adapters' casts and, in a fold
+  of several cells, a copy of W for each concatenated layer; ``D O`` floats for each merged layer
+  and expert, as many for the weight gradients that alignments need, and for
   the product ``B A`` that a probe multiplies tokens by;
 - a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
   block up. For Llama, GPT-2, Phi and Qwen this is within a fifth of what transformers keeps. With
@@ -52,6 +53,7 @@ class Estimate:
     ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
     (:mod:`study.training.fold`), so it never holds more than ``chunk_bytes`` of them.
     ``activation_bytes``: the part of ``own_bytes`` that its activations take.
+    ``copy_bytes``: of W in concatenated layers, which it copies if it is not alone in its fold.
 
     For :meth:`divided`: ``sequences`` of one pass; the bytes of ``base_bytes`` and of ``own_bytes``
     that every device holds, the head and the casts; those of one block, which it puts together.
@@ -64,6 +66,7 @@ class Estimate:
     chunk_bytes: int = 0
     weights: int = 0
     activation_bytes: int = 0
+    copy_bytes: int = 0
     sequences: int = 1
     head_bytes: int = 0
     cast_bytes: int = 0
@@ -99,16 +102,22 @@ class Estimate:
 def fold_bytes(needs: Sequence[Estimate]) -> int:
     """The bytes of a fold: the base once, every cell's own, and one chunk of logits at most."""
     logits = min(sum(need.logits_bytes for need in needs), needs[0].chunk_bytes)
-    return needs[0].base_bytes + sum(need.own_bytes for need in needs) + logits
+    copies = sum(need.copy_bytes for need in needs) if len(needs) > 1 else 0
+    return needs[0].base_bytes + sum(need.own_bytes for need in needs) + copies + logits
 
 
 class _Adapters(NamedTuple):
-    """Sums over the adapted layers: weights, FLOPs of a step, floats kept, and numbers a token."""
+    """Sums over the adapted layers: weights, FLOPs of a step, floats kept, and numbers a token.
+
+    In concatenated layers: weights of W, and those of B, whose casts are kept.
+    """
 
     weights: int
     flops: float
     kept: int
     hidden: int
+    copied: int
+    beside: int
 
 
 def estimate(
@@ -134,9 +143,10 @@ def estimate(
     if train.checkpointing:
         a_token = a_token // blocks + blocks * above[0][0]  # a block reads the hidden states
     activations = math.ceil(tokens / train.accumulation) * a_token * bits // 8
-    casts = adapters.weights * bits // 8 if config.precision == "bf16" else 0
+    casts = adapters.weights if config.precision == "bf16" else 0
     if train.checkpointing:
-        casts //= blocks
+        casts = (casts - adapters.beside) // blocks + adapters.beside
+    casts = casts * bits // 8
     updates = bool({*UPDATES, "adapter_update"} & _probed(config)[1])
     copies = 2 + OPTIMIZERS[config.optimizer.name].states + updates
     states = FLOAT * (copies * adapters.weights + adapters.kept)
@@ -153,6 +163,7 @@ def estimate(
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
         activation_bytes=activations,
+        copy_bytes=adapters.copied * bits // 8,
         sequences=train.batch_size,
         head_bytes=card.head * bits // 8,
         cast_bytes=casts,
@@ -189,7 +200,7 @@ def _adapters(
     experts = dict(zip(card.experts, card.expert_shapes, strict=True))
     dense = config.precision == "float32" and config.model.quant_bits is None
     stats, sites = _probed(config)
-    weights = kept = hidden = 0
+    weights = kept = hidden = copied = beside = 0
     flops = 0.0
     shapes = Counter(linears[layer] for layer in layers if layer in linears)  # a model has few
     for (d, o), number in shapes.items():
@@ -198,6 +209,8 @@ def _adapters(
         weights += number * rank * (d + o)
         flops += number * adapter_flops(form, tokens, d, o, rank)
         hidden += number * rank if form == "factored" else 0
+        if config.bf16_form == "concatenated":
+            copied, beside = copied + number * d * o, beside + number * rank * o
         forms = {form, contraction.choose(d, o, rank, "delta_w" in sites) if dense else form}
         is_lent = {"delta_w", "adapter_in_grad"} <= sites and d * o < rank * (d + o)
         matrices = (forms != {"factored"}) + bool(stats & {*ALIGNMENTS}) + is_lent
@@ -208,7 +221,7 @@ def _adapters(
         weights += e * rank * (d + o)
         flops += 6.0 * config.train.accumulation * rank * e * d * o
         kept += e * d * o
-    return _Adapters(weights, flops, kept, hidden)
+    return _Adapters(weights, flops, kept, hidden, copied, beside)
 
 
 def _bits(config: CellConfig) -> int:

@@ -83,7 +83,7 @@ def _shared(cell: Cell) -> str:
         (
             (config.name, config.results_dir, config.device, config.precision, config.model),
             replace(data, seed=0),
-            config.adapter.targets,
+            (config.adapter.targets, config.adapter.contraction),
             (train.steps, train.batch_size, train.accumulation),
             (train.eval_every, train.answer_tokens, train.shard, train.checkpointing),
             (config.probes, config.pack, config.checkpoint, config.tracker),

@@ -1,5 +1,8 @@
 """Contractions: gradients against numerical ones, values against float64, choice of a form."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -146,14 +149,76 @@ def test_a_linear_that_cannot_be_merged_is_factored() -> None:
 
     merged_by_name = Contraction("merged")
     dropped = [AdapterSpec(2, 1.0, dropout=0.1)]
-    for base, specs in (
-        (nn.Linear(*DIMS), dropped),
-        (Odd(*DIMS), SPECS),
-        (nn.Linear(*DIMS, dtype=torch.bfloat16), SPECS),
-    ):
+    for base, specs in ((nn.Linear(*DIMS), dropped), (Odd(*DIMS), SPECS)):
         assert {b.form for b in LoraBank(base, "layer", specs, merged_by_name).buckets} == {
             "factored"
         }
+
+
+# bf16.
+
+WIDE = (512, 384)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("rank", [4, 64])
+@pytest.mark.parametrize("base", BASES)
+def test_one_product_keeps_a_small_adapter_that_two_lose(base: str, rank: int) -> None:
+    """The loss is ``1 - <d, D> / <d, d>``: d is the adapter's output, D what the layer's output
+    changed by. Both forms are as close to float64, and so are their gradients.
+    """
+    torch.manual_seed(0)
+    linear = BASES[base](*WIDE).bfloat16().requires_grad_(False)
+    x, dy = torch.randn(4, 256, WIDE[0]).bfloat16(), torch.randn(4, 256, WIDE[1]).bfloat16()
+    exact = copy.deepcopy(linear).double()
+    for size, two_lose in ((1e-4, 0.9), (1e-3, 0.4), (1e-2, -0.01)):
+        for form in ("factored", "concatenated"):
+            spec = AdapterSpec(rank, 0.3)
+            bank = LoraBank(copy.deepcopy(linear), "layer", [spec], Contraction(form))
+            assert bank.buckets[0].form == form
+            bank.make_pairs()
+            without = passes(bank, x, dy)[0]  # B = 0
+            A, B, gamma = bank.pairs[0]
+            nn.init.normal_(B)
+            d = gamma * (x.float() @ A.mT @ B.mT).detach()
+            B.data *= size * float(without.norm() / d.norm())
+            factors = [t.detach().double().requires_grad_() for t in (x, A, B)]
+            d = gamma * factors[0] @ factors[1].mT @ factors[2].mT
+            y = exact(factors[0]) + d
+            y.backward(dy.double())
+            found, *gradients = passes(bank, x, dy)
+            changed = found.double() - without.double()
+            lost = float(1 - (d * changed).sum() / d.square().sum())
+            assert lost > two_lose if form == "factored" else abs(lost) < 0.03
+            assert relative(found, y.detach()) < 2.5e-3
+            for gradient, factor in zip(gradients, factors, strict=True):
+                assert relative(gradient, factor.grad) < 4e-3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_cell_of_a_fold_is_concatenated_as_alone(dropout: float) -> None:
+    """Bit for bit. A weight that is lent to a bank comes back unchanged."""
+    torch.manual_seed(0)
+    linear = nn.Linear(*WIDE).bfloat16().requires_grad_(False)
+    weight, layout = linear.weight.clone(), linear.weight.stride()
+    x, dy = torch.randn(9, 7, WIDE[0]).bfloat16(), torch.randn(9, 7, WIDE[1]).bfloat16()
+    specs = [replace(spec, dropout=dropout, init="init_b") for spec in SPECS]
+    whole = LoraBank(linear, "layer", specs, Contraction("concatenated"))
+    whole.make_pairs()
+    y, dx, *gradients = passes(whole, x, dy)
+    for cell, spec in enumerate(specs):
+        alone = LoraBank(linear, "layer", [spec], Contraction("auto"))
+        alone.make_pairs()
+        of_cell = slice(3 * cell, 3 * cell + 3)
+        expected = [y[of_cell], dx[of_cell], *gradients[2 * cell : 2 * cell + 2]]
+        for found, of_fold in zip(passes(alone, x[of_cell], dy[of_cell]), expected, strict=True):
+            assert torch.equal(found, of_fold)
+        alone.release()
+        assert torch.equal(linear.weight, weight)
+        assert linear.weight.stride() == layout
 
 
 @pytest.mark.parametrize(("d", "o"), [(576, 1536), (576, 576), (576, 192), (4096, 4096)])

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from study.config import CellConfig, Sources, eval_steps, identity, probe_steps
 from study.config.compose import parse
+from study.config.hashing import recorded_identities
 from study.errors import StudyError
 from study.store import load_records
 
@@ -51,6 +52,24 @@ def test_what_moves_the_numbers_moves_the_identity(cell: Build) -> None:
     found = {identity(cell(override), SOURCES) for override in MATTERS.split()}
     assert len(found - {usual}) == len(MATTERS.split())
     assert {identity(cell(override), SOURCES) for override in DOES_NOT.split()} == {usual}
+
+
+def test_the_form_of_a_bf16_cell_is_part_of_its_identity(cell: Build) -> None:
+    """In bf16 forms differ by more than rounding noise. Earlier cells had the id without it."""
+    known = {
+        form: identity(cell("precision=bf16", "train.clip=1.0", *overrides), SOURCES)
+        for form, overrides in {
+            "auto": [],
+            "concatenated": ["adapter.contraction=concatenated"],
+            "factored": ["adapter.contraction=factored"],
+            "sharded": ["train.shard=true"],
+        }.items()
+    }
+    assert known["auto"] == known["concatenated"] != known["factored"] == known["sharded"]
+    before = identity(cell("precision=bf16", "train.clip=1.0"), SOURCES, version=1)
+    assert before == "795e44d40c12"
+    ids = recorded_identities(asdict(cell("precision=bf16", "train.clip=1.0")), asdict(SOURCES))
+    assert {*ids} == {known["auto"], before}
 
 
 def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell: Build) -> None:
@@ -111,6 +130,7 @@ MISTAKES = {
     "adapter.dropout=1": "adapter.dropout=1",
     "adapter.targets=[]": "give all-linear, attention, mlp",
     "adapter.init=zeros": "unknown adapter.init 'zeros': choose from kaiming, gaussian",
+    "adapter.contraction=concatenated": "it is for bf16 weights, so use adapter.contraction=auto",
     "adapter.contraction=merged precision=bf16": "use adapter.contraction=auto or factored",
     "optimizer.name=adamx": "unknown optimizer 'adamx': choose from sgd, momentum",
     "optimizer.betas=[0.9,x]": "optimizer.betas[1]",
