@@ -3,9 +3,11 @@
 ``studies.yaml`` lists the studies, ``claims.yaml`` the claims and the expectations that test each.
 """
 
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,15 @@ import yaml
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, minus, study_tables
 from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
+from study.analysis.primary import Answer
 from study.analysis.wording import interval_text
-from study.config.expectations import LOSS_GAP, NOT_MEASURED, Expectation
+from study.config.expectations import (
+    LOSS_GAP,
+    NOT_MEASURED,
+    Entry,
+    Expectation,
+    read_entries,
+)
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import (
@@ -26,10 +35,21 @@ from study.report.expected import (
     expected_text,
     held_expectations,
     measured_text,
+    primary_answers,
+    primary_text,
     verdict_counts,
 )
 from study.report.provenance import records_of, total_seconds
-from study.report.text import anchor, bullets, count_noun, distinct, joined, row_list, table
+from study.report.text import (
+    anchor,
+    bullets,
+    count_noun,
+    distinct,
+    joined,
+    number_list,
+    row_list,
+    table,
+)
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import (
     ALL_KINDS,
@@ -47,6 +67,7 @@ HERE = Path(__file__).parent
 STUDIES: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "studies.yaml").read_text())
 CLAIMS: list[dict[str, Any]] = yaml.safe_load((HERE / "claims.yaml").read_text())
 READS = {
+    "open": {AGREES: "open", DIFFERS: "open"},
     "holds": {AGREES: "holds", DIFFERS: "**fails**"},
     "fails": {AGREES: "**fails**", DIFFERS: "open"},
     "below": {AGREES: "**fails**", DIFFERS: "holds"},
@@ -69,6 +90,19 @@ def compared(study: str) -> list[Compared]:
     """Every expectation that the cells of a study hold, beside what was measured."""
     held = [one for one, _ in held_expectations(records(study))]
     return list(compare(held, study_tables(study)))
+
+
+def entries(study: str) -> list[Entry]:
+    """The entries of an experiment's file as it is now. Its primary test is late if no cell of the
+    committed study holds one."""
+    file = ROOT / f"conf/experiment/{study}.yaml"
+    return read_entries(yaml.safe_load(file.read_text())["expects"])
+
+
+@cache
+def primaries(study: str) -> list[tuple[Answer, bool]]:
+    """The result of the primary test of a study, and whether it was stated after its cells ran."""
+    return primary_answers(study_tables(study), records(study), entries(study))
 
 
 def matching(study: str, where: Mapping[str, Any]) -> list[Compared]:
@@ -171,9 +205,10 @@ def study_block(name: str) -> str:
     text = f"{study['asks']} {ran[:1].upper()}{ran[1:]}. {', '.join(size)}."
     if rows := compared(name):
         number = count_noun(len(rows), "comparison")
-        text += f" Of {number} with what was expected: {verdict_counts(rows)}."
+        text += f" Of {number} with what was expected, one by one: {verdict_counts(rows)}."
     picture = (PLOTS / name / f"{study['figures'][0]}.png").relative_to(ROOT)
-    parts = [text, f"![{study['title']}]({picture})"]
+    answers = [primary_text(*found) for found in primaries(name)]
+    parts = [*answers, text, f"![{study['title']}]({picture})"]
     if study.get("sentences"):
         parts.append(bullets(what_was_found(tables)[:MOST_SENTENCES]))
     if len(tables.distances):
@@ -220,15 +255,16 @@ def failed() -> str:
 
 
 def still_open() -> str:
-    """The expectations that were not decided, by study."""
-    lines = []
+    """How many primary tests were decided, and the expectations that were not, by study."""
+    words = Counter(found.verdict for name in STUDIES for found, _ in primaries(name))
+    lines = [f"Primary tests: {joined([f'{n} {word}' for word, n in words.items()])}"]
     for name in STUDIES:
         words = Counter(row.verdict for row in compared(name))
         undecided = [f"{n} {word}" for word, n in words.items() if word not in (AGREES, DIFFERS)]
         if undecided:
             of = f"{sum(words.values())} expectations"
             lines.append(f"{_link(name)}: {joined(undecided)} of {of}")
-    return bullets(lines) if lines else "None."
+    return bullets(lines)
 
 
 def cost() -> str:
@@ -251,29 +287,71 @@ def commits(study: str) -> list[str]:
     return list(dict.fromkeys(record["git"]["commit"] for record in records(study)))
 
 
+@cache
+def history(study: str) -> list[tuple[datetime, list[Entry]]]:
+    """The entries of an experiment at each commit of its file, with the date, oldest first. Raises
+    :class:`NoTables` without history."""
+    file = f"conf/experiment/{study}.yaml"
+    found = _git("log", "--reverse", "--format=%H %aI", "--no-renames", "--", file)
+    if not found or _git("rev-parse", "--is-shallow-repository") == "true":
+        raise NoTables(f"no git history of {file}")
+    dated = [line.split() for line in found.splitlines()]
+    texts = [yaml.safe_load(_git("show", f"{commit}:{file}")) for commit, _ in dated]
+    return [
+        (datetime.fromisoformat(date), read_entries(text.get("expects") or []))
+        for (_, date), text in zip(dated, texts, strict=True)
+    ]
+
+
+def stated(study: str, entry: Entry) -> datetime | None:
+    """When an entry was first committed as it is; None if its file never had it."""
+    return next((date for date, entries in history(study) if entry in entries), None)
+
+
+def started(study: str) -> list[datetime]:
+    """When each cell began."""
+    return [datetime.fromisoformat(record["started"]) for record in records(study)]
+
+
 def order() -> str:
-    """For each study: when its expectations were committed, and whether its cells ran later."""
-    heads = ["study", "expectations committed", "cells ran at", "expectations first"]
+    """For each study, expectation by expectation, whether it was committed before its cells began;
+    the same of the primary test; and the looks: seeds that came after committed results."""
+    counts = ["expectations", "before every cell", "before some", "after"]
+    heads = ["study", *counts, "primary test", "looks"]
     body = []
     for name in STUDIES:
-        added, ran = first_commit(f"conf/experiment/{name}.yaml"), commits(name)
-        first = "yes" if all(is_ancestor(added, commit) for commit in ran) else "**no**"
-        places = ", ".join(f"`{commit[:7]}`" for commit in ran)
-        body.append([_link(name), f"`{added[:7]}`", places, first])
+        began = started(name)
+        dates = [stated(name, one) for one, _ in held_expectations(records(name))]
+        words = Counter(
+            "no" if date is None or date > max(began) else "yes" if date < min(began) else "some"
+            for date in dates
+        )
+        row = [_link(name), *map(str, (len(dates), words["yes"], words["some"], words["no"]))]
+        primary = [stated(name, found.primary) for found, _ in primaries(name)]
+        said = {"before" if date and date < min(began) else "after" for date in primary}
+        body.append([*row, joined(sorted(said)), looks(name)])
     return table(heads, body)
 
 
-def first_commit(file: str) -> str:
-    """The commit that wrote ``expects:`` into a file. Raises :class:`NoTables` without history."""
-    found = _git("log", "--reverse", "--format=%H", "--no-renames", "-Sexpects:", "--", file)
-    if not found or _git("rev-parse", "--is-shallow-repository") == "true":
-        raise NoTables(f"no git history of {file}")
-    return found.splitlines()[0]
-
-
-def is_ancestor(first: str, then: str) -> bool:
-    """Whether one commit is the other, or came before it."""
-    return _git("merge-base", first, then) == first
+def looks(study: str) -> str:
+    """Seeds whose cells began after tables of the study had been committed, beside earlier ones,
+    and seeds that no version of its file names; empty if there are none."""
+    dates = _git("log", "--reverse", "--format=%aI", "--", f"results/reference/{study}")
+    first = datetime.fromisoformat(dates.splitlines()[0]) if dates else datetime.max
+    last: dict[int, datetime] = {}
+    for record, began in zip(records(study), started(study), strict=True):
+        seed = record["config"]["seed"]
+        last[seed] = max(began, last.get(seed, began))
+    later = sorted(seed for seed, began in last.items() if began > first)
+    said = []
+    if later and len(later) < len(last):
+        said.append(f"results were committed before the last cells of seeds {number_list(later)}")
+    named = _git("log", "-p", "--format=", "--", f"conf/experiment/{study}.yaml")
+    lists = re.findall(r"^[ +]+seed: ([\d,]+)$", named, re.MULTILINE)
+    known = {int(seed) for seeds in lists for seed in seeds.split(",")}
+    if lists and (others := sorted(set(last) - known)):
+        said.append(f"its file names no seed {number_list(others)}")
+    return "; ".join(said)
 
 
 def _git(*words: str) -> str:

@@ -70,7 +70,7 @@ def draw_study(name: str) -> list[str]:
     for path in folder.glob("*.png"):
         if path.stem not in drawn:
             remove(path)
-    text = report_of(RESULTS / name, tables, drawn, folder, folder)
+    text = report_of(RESULTS / name, tables, drawn, folder, folder, findings.entries(name))
     write_output(folder / "report.md", text)
     return said
 

@@ -46,12 +46,22 @@ def test_a_committed_study_is_in_findings_and_names_its_own_folders(study: str) 
 
 @pytest.mark.parametrize("study", COMMITTED)
 def test_expectations_were_committed_before_the_cells_ran(study: str) -> None:
+    """Each as it is, and before every cell."""
     assert compared(study)
     try:
-        first = findings.first_commit(f"conf/experiment/{study}.yaml")
+        dates = [findings.stated(study, row.expectation) for row in compared(study)]
     except NoTables:
         pytest.skip("no git history")
-    assert all(findings.is_ancestor(first, ran) for ran in findings.commits(study))
+    assert all(date and date < min(findings.started(study)) for date in dates)
+
+
+def test_seeds_that_came_after_a_look_are_named() -> None:
+    try:
+        findings.history("optimizer_history")
+    except NoTables:
+        pytest.skip("no git history")
+    assert "seeds 3, 4" in findings.looks("optimizer_history")
+    assert findings.looks("stable_exponent") == ""
 
 
 def test_rows_name_studies_and_figures_that_exist() -> None:

@@ -2,9 +2,13 @@
 
 An expectation (:mod:`study.config.expectations`) is about every curve that it matches, and each
 has a row of its own. It ``agrees`` if the 95 % interval lies within the tolerance of the expected
-value (two one-sided tests, Schuirmann 1987), and ``differs`` if it lies outside. Holm's method
-corrects both for the number of rows: among all rows of a study, the probability of any false
-``agrees`` is at most 2.5 %, and so is that of any false ``differs``.
+value (two one-sided tests, Schuirmann 1987), and ``differs`` if it lies outside. Variances over
+seeds are pooled over the rows of a kind (:func:`~study.analysis.verdicts.moderated`), so that a row
+of three seeds does not rest on its own variance alone; the interval shown is that of its own seeds.
+Holm's method corrects for the number of rows: among all rows of a study, the probability of any
+false ``agrees`` is at most 5 %, and so is that of any false ``differs`` (2.5 % if nothing is
+pooled; simulated in the tests). These rows are secondary; :mod:`study.analysis.primary` tests all
+together.
 
 A factor is compared as its logarithm. The interval of a p* from several rules need not be
 symmetric; its longer half counts.
@@ -19,16 +23,16 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.distances import of_cells
-from study.analysis.fits import t_critical
+from study.analysis.fits import Floats, t_critical
 from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.losses import loss_gaps
-from study.analysis.rates import alpha_gaps, alpha_transfer, best_alphas, rate_transfer
+from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
 from study.analysis.stable import (
     one_per_measurement,
     one_per_optimizer,
     side_by_side,
 )
-from study.analysis.verdicts import beyond, holm, tost
+from study.analysis.verdicts import beyond, holm, moderated, tost
 from study.analysis.wording import settings_text
 from study.config.expectations import (
     ALPHA_GAP,
@@ -67,7 +71,8 @@ class Compared:
     - ``curve``: the rule, if the expectation names none, and the settings that separate the curve
       from others of the study, as text;
     - ``measured``, ``low``, ``high``: the value and its 95 % interval, NaN without one;
-    - ``seeds``; ``step``: at which it was measured, None for a best rate;
+    - ``seeds``; ``step``: at which it was measured, None for a best rate; ``se_grid``: the part of
+      the standard error that all seeds share, 0 but for best rates and alphas;
     - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`.
     """
 
@@ -79,6 +84,7 @@ class Compared:
     seeds: int
     step: int | None
     verdict: str
+    se_grid: float = 0.0
 
 
 def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
@@ -86,26 +92,10 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
 
     An expectation without a curve has one row, which is ``not measured``.
     """
-    found = {what: _table(what, tables) for what in {one.what for one in expectations}}
-    rows = [
-        (one, row)
-        for one in expectations
-        for row in _measured(one, found[one.what], tables.exponents) or [_NOTHING]
-    ]
-    tests = []  # distance from the expected value, half the interval, df, tolerance
-    for one, row in rows:
-        half = max(row["high"] - row["value"], row["value"] - row["low"])
-        tested = row["seeds"] >= SEEDS_FOR_VERDICT and math.isfinite(half)
-        df = row["seeds"] - 1 if tested else 0
-        if one.what == FACTOR:
-            off = row["value"] * row["span"] - math.log(one.predicted)
-            tests.append((off, half * row["span"], df, math.log(one.tolerance)))
-        else:
-            tests.append((row["value"] - one.predicted, half, df, one.tolerance))
-    off, half, df, margin = np.array(tests, float).reshape(-1, 4).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        se = half / t_critical(df)
-    agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
+    rows = values(expectations, tables)
+    tests = tests_of(rows)
+    asked = tests.off, tests.se, tests.df, tests.margin
+    agrees, differs = holm(tost(*asked)), holm(beyond(*asked))
     compared = []
     for (one, row), p_agrees, p_differs in zip(rows, agrees, differs, strict=True):
         value, low, high = row["value"], row["low"], row["high"]
@@ -116,8 +106,55 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
             word = DIFFERS
         word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
         seeds, step = row["seeds"], row["step"]
-        compared.append(Compared(one, row["curve"], value, low, high, seeds, step, word))
+        shown = (value, low, high, seeds, step, word, row["se_grid"])
+        compared.append(Compared(one, row["curve"], *shown))
     return compared
+
+
+@dataclass(frozen=True)
+class Tests:
+    """What the verdicts of ``N`` rows rest on; the logarithms of factors.
+
+    - ``off``: measured minus expected. ``margin``: the tolerance;
+    - ``sd``: the standard deviation over seeds, pooled over rows (``df``: of this pooled one,
+      ``own_df``: of the row's own seeds; 0 without a verdict);
+    - ``grid``: the error that all seeds share. ``se``: the standard error with both.
+    """
+
+    off: Floats
+    margin: Floats
+    sd: Floats
+    grid: Floats
+    se: Floats
+    df: Floats
+    own_df: Floats
+
+
+def tests_of(rows: "Sequence[tuple[Expectation, Value]]") -> Tests:
+    """The tests of these rows, which are of :func:`values`."""
+    is_factor = np.array([one.what == FACTOR for one, _ in rows], bool)
+    value, low, high, span, grid, seeds = (
+        np.array([row[name] for _, row in rows], float)
+        for name in ("value", "low", "high", "span", "se_grid", "seeds")
+    )
+    expected, margin = (
+        np.array([getattr(one, name) for one, _ in rows], float)
+        for name in ("predicted", "tolerance")
+    )
+    expected[is_factor], margin[is_factor] = np.log([expected[is_factor], margin[is_factor]])
+    span = np.where(is_factor, span, 1.0)
+    half = np.maximum(high - value, value - low)
+    own_df = np.where((seeds >= SEEDS_FOR_VERDICT) & np.isfinite(half), seeds - 1, 0)
+    kinds = np.array([SLOPE if one.what == FACTOR else one.what for one, _ in rows])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_seeds = np.sqrt(np.maximum(half**2 - (NORMAL * grid) ** 2, 0)) / t_critical(own_df)
+        variance, df = seeds * of_seeds**2, own_df.astype(float)  # of one seed
+        for kind in np.unique(kinds):
+            mine = kinds == kind
+            variance[mine], df[mine] = moderated(variance[mine], df[mine])
+        se = np.hypot(np.sqrt(variance / seeds), NORMAL * grid / t_critical(df))
+    of_row = value * span - expected, margin, np.sqrt(variance) * span, grid * span, se * span
+    return Tests(*of_row, df=df, own_df=own_df)
 
 
 Value = dict[str, Any]
@@ -125,7 +162,21 @@ _NOTHING: Value = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
     "curve": "",
     "seeds": 0,
     "step": None,
+    "se_grid": 0.0,
 }
+
+
+def values(
+    expectations: Sequence[Expectation], tables: StudyTables
+) -> list[tuple[Expectation, Value]]:
+    """A value and its interval for each curve that an expectation matches; without numbers, and
+    with 0 seeds, for one that matches none."""
+    found = {what: _table(what, tables) for what in {one.what for one in expectations}}
+    return [
+        (one, row)
+        for one in expectations
+        for row in _measured(one, found[one.what], tables.exponents) or [_NOTHING]
+    ]
 
 
 def _table(what: str, tables: StudyTables) -> pd.DataFrame:
@@ -174,6 +225,7 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
             "high": float(row[high]),
             "span": math.log(float(row["rank_max"]) / float(row["rank_min"])),
             "seeds": int(row["seeds"]),
+            "se_grid": float(row.get("se_grid", 0.0)),
             "step": int(row["step"]) if "step" in NEEDS[one.what] else None,
         }
         rows.append(measured)

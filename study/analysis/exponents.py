@@ -13,9 +13,9 @@ Columns beside those of the curve, and of :class:`~study.analysis.fits.Lines`:
 - ``interval``: ``seeds`` if ``ci_low`` and ``ci_high`` are the 95 % interval over seeds (pairs of
   seed and data seed). ``ranks`` if there is one seed: they then show how straight its line is, and
   are not an interval for other seeds. ``none`` for one seed at two ranks;
-- ``points``: the cells in the fit, which are the same ranks of every seed
-  (:mod:`~study.analysis.fits`). ``dropped``: the cells of the curve that are
-  not in it, for any reason;
+- ``points``: the cells in the fit; ``seeds * ranks - points`` are missing, and fitted
+  (:mod:`~study.analysis.fits`). ``dropped``: the cells of the curve that are not in it, for any
+  reason;
 - ``layers``: the number of layers pooled; 1 for a single layer;
 - ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the exponents of single layers,
   in the ``mean_log`` row over all kinds.
@@ -182,7 +182,7 @@ FIT_COLUMNS = (
     *("exponent", "ci_low", "ci_high", "interval", "seeds", "ranks", "rank_min", "rank_max"),
     *("points", "dropped", "layers"),
     *("log_rank_mean", "log_stat_mean", "se_slope", "se_mean", "cov", "df", "t_crit"),
-    *("curvature", "se_curvature", "slope_low", "slope_high"),
+    *("curvature", "se_curvature", "slope_low", "slope_high", "p_skew"),
     *("layer_p05", "layer_median", "layer_p95", "predicted"),
 )
 """The columns of the table beside the curve's; :mod:`study.analysis.predictions` fills the last."""

@@ -9,17 +9,13 @@ ranks, and the interval is Student's t over these lines. Points within a seed sh
 initialisation, so they are not an independent sample. With one seed the errors are those of the
 regression over ranks. They say how straight the line is, and do not cover other seeds.
 
-**Seeds with unequal ranks.** Along a bent curve a slope depends on the ranks that it is over. A
-seed that lacks the high ranks, because it runs or diverged, has another slope than the rest. So all
-seeds of a fit have the same ranks: it uses a **block**, some of the ranks and every seed that has
-all of these. Of all blocks it uses the one with the largest
-
-    (number of seeds) * (sum of squares of log rank about its mean),
-
-the block whose slope has the smallest standard error if the points have independent errors. A
-block of one seed is used only if there is no other: one seed has no interval over seeds. The choice
-does not depend on the values, so it does not bias the slope. Of 5 seeds at 5 ranks, one that lacks
-the highest rank is left out. If only one of 5 seeds has the highest rank, that rank is left out.
+**Missing cells.** Along a bent curve a slope depends on the ranks that it is over, so a seed that
+lacks a rank can't be averaged with the others as it is. All cells of a curve are fitted by one
+model, ``y = m(rank) + a(seed) + d(seed) log rank``: a mean curve of any shape, and a line of each
+seed about it. A missing cell takes its fitted value, which leaves the slope of a seed at what its
+own cells say. With all cells there the model changes nothing. A seed counts if it has at least two
+ranks and half of all, a rank if half of these seeds have it. Cells are taken to be missing for
+reasons that have nothing to do with their values.
 """
 
 from collections.abc import Mapping
@@ -32,53 +28,59 @@ from scipy import special, stats
 
 from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL
 
+SEEDS_FOR_SKEW = 8
+"""Fewer seeds can't show that their slopes are skewed."""
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
-def common_points(there_GSRC: Mask, x_R: Floats) -> Mask:
-    """The points that lines are fitted to: ``there_GSRC`` less those outside the block.
+def complete(y_GSRC: Floats, x_R: Floats) -> tuple[Floats, Mask]:
+    """``y`` with its missing cells fitted (see the module), NaN where they don't count.
 
-    ``x_R`` is log rank. A seed with fewer than three ranks is left out if another has three, also
-    where no seed lacks a rank.
+    Also returns which cells are measured and count. ``x_R`` is log rank.
     """
-    points_GSC = there_GSRC.sum(axis=2)
-    most_GC = points_GSC.max(axis=1)
-    # All seeds have the same number of ranks, and as many as there are ranks in the group.
-    uneven_GC = points_GSC.sum(axis=1) != (points_GSC > 0).sum(axis=1) * most_GC
-    uneven_GC |= most_GC < there_GSRC.any(axis=1).sum(axis=1)
+    there_GSRC = np.isfinite(y_GSRC)
+    ranks_GSC = there_GSRC.sum(axis=2)
+    # All seeds have all ranks, or none.
+    uneven_GC = ((ranks_GSC > 0) & (ranks_GSC < there_GSRC.any(axis=1).sum(axis=1)[:, None])).any(1)
     if not uneven_GC.any():
-        return there_GSRC
-    kept_GSRC = there_GSRC.copy()
-    found: dict[bytes, Mask] = {}  # many columns lack the same points
+        return y_GSRC, there_GSRC
+    y_GSRC, there_GSRC = y_GSRC.copy(), there_GSRC.copy()
+    found: dict[bytes, tuple[Mask, Mask, Floats]] = {}  # many columns lack the same cells
     for group, column in np.argwhere(uneven_GC):
-        there_SR = there_GSRC[group, :, :, column]
+        y_SR, there_SR = y_GSRC[group, :, :, column], there_GSRC[group, :, :, column]
         pattern = there_SR.tobytes()
         if pattern not in found:
-            found[pattern] = _block(there_SR, x_R)
-        kept_GSRC[group, :, :, column] = found[pattern]
-    return kept_GSRC
+            found[pattern] = _model(there_SR, x_R)
+        used_SR, block_SR, fit = found[pattern]
+        fitted_SR = np.where(block_SR, (fit @ y_SR[used_SR]).reshape(y_SR.shape), np.nan)
+        y_GSRC[group, :, :, column] = np.where(used_SR, y_SR, fitted_SR)
+        there_GSRC[group, :, :, column] = used_SR
+    return y_GSRC, there_GSRC
 
 
-def _block(there_SR: Mask, x_R: Floats) -> Mask:
-    """The points of the best block: its ranks are an intersection of those of seeds."""
-    own_S = [frozenset(np.flatnonzero(row).tolist()) for row in there_SR]
-    shared: set[frozenset[int]] = set()
-    for own in own_S:
-        shared |= {own & ranks for ranks in shared} | {own}
-    fewest = max(1, min(RANKS_FOR_INTERVAL, max(map(len, own_S))))
-
-    def value(ranks: frozenset[int]) -> tuple[int, float, int]:
-        seeds = sum(ranks <= own for own in own_S)
-        x = x_R[sorted(ranks)]
-        return min(seeds, 2), round(seeds * float(((x - x.mean()) ** 2).sum()), 9), seeds
-
-    enough = [ranks for ranks in shared if len(ranks) >= fewest]
-    in_order = sorted(enough, key=lambda ranks: sorted(ranks, reverse=True))
-    best = max(in_order, key=value, default=frozenset[int]())
-    has_S = np.array([best <= own for own in own_S])
-    return has_S[:, None] & np.isin(np.arange(len(x_R)), list(best))
+def _model(there_SR: Mask, x_R: Floats) -> tuple[Mask, Mask, Floats]:
+    """The cells that count, those of their seeds and ranks, and the matrix from the values of the
+    first to the fitted values of all cells."""
+    seed_S, rank_R = there_SR.any(axis=1), there_SR.any(axis=0)
+    while True:
+        has_S = (there_SR & rank_R).sum(axis=1)
+        enough_S = seed_S & (has_S >= np.maximum(2, rank_R.sum() / 2))
+        if not enough_S.any():  # no two ranks: the cells as they are
+            enough_S = seed_S
+        half_R = rank_R & (2 * (there_SR & enough_S[:, None]).sum(axis=0) >= enough_S.sum())
+        if (enough_S == seed_S).all() and (half_R == rank_R).all():
+            break
+        seed_S, rank_R = enough_S, half_R
+    block_SR = seed_S[:, None] & rank_R
+    used_SR = there_SR & block_SR
+    seed, rank = (index.ravel() for index in np.indices(there_SR.shape))
+    x = (x_R - x_R.mean())[rank]
+    by_seed = np.eye(len(there_SR))[seed]
+    terms = np.hstack([np.eye(len(x_R))[rank], by_seed, by_seed * x[:, None]])
+    return used_SR, block_SR, terms @ np.linalg.pinv(terms[used_SR.ravel()])
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ class Lines:
       a ``df`` of 0, without an interval;
     - ``points``: the number of cells used;
     - ``curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit, with its standard error
-      over seeds (NaN with one seed); NaN for fewer than three ranks;
-    - ``slope_low``, ``slope_high``: between the two lowest and between the two highest ranks.
+      over seeds (NaN with one seed or too many missing cells); NaN for fewer than three ranks;
+    - ``slope_low``, ``slope_high``: between the two lowest and between the two highest ranks;
+    - ``p_skew``: of the test that the slopes of seeds are not skewed (D'Agostino 1970); NaN for
+      fewer than :data:`SEEDS_FOR_SKEW` seeds.
     """
 
     slope: Floats
@@ -111,6 +115,7 @@ class Lines:
     se_curvature: Floats
     slope_low: Floats
     slope_high: Floats
+    p_skew: Floats
 
 
 def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
@@ -119,14 +124,23 @@ def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
     ``rank_R`` ascends. The line of a seed is least squares over its ranks. That of a group is the
     mean of the lines of its seeds, with the errors of this mean, on ``seeds - 1`` degrees of
     freedom. With one seed they are the textbook regression errors, on ``ranks - 2``; one seed with
-    two ranks has a slope without errors. All seeds of a group are fitted over the same ranks
-    (:func:`common_points`).
+    two ranks has a slope without errors. Missing cells are fitted (:func:`complete`).
     """
     rank = np.asarray(rank_R, float)
-    there_GSRC = common_points(np.isfinite(y_GSRC), np.log(rank))
+    y_GSRC, measured_GSRC = complete(y_GSRC, np.log(rank))
+    there_GSRC = np.isfinite(y_GSRC)
     with np.errstate(invalid="ignore", divide="ignore"):
         own = _seed_lines(np.log(rank), y_GSRC, there_GSRC)
         found = _mean_lines(own) | _ends(rank, y_GSRC, there_GSRC)
+        found["p_skew"] = np.full(found["slope"].shape, np.nan)
+        if y_GSRC.shape[1] >= SEEDS_FOR_SKEW:
+            found["p_skew"] = stats.skewtest(own["slope"], axis=1).pvalue
+        # A fitted cell has no residual, so bends of seeds scatter less than with all cells.
+        all_GC = (found["seeds"] - 1) * (found["ranks"] - 2.0)
+        left_GC = all_GC - (there_GSRC & ~measured_GSRC).sum(axis=(1, 2))
+        left_GC = np.where(left_GC < found["seeds"] - 1, np.nan, left_GC)
+        found["se_curvature"] = found["se_curvature"] * np.sqrt(all_GC / left_GC)
+    found["points"] = measured_GSRC.sum(axis=(1, 2))
     shaped = np.broadcast_arrays(*found.values())
     found = dict(zip(found, shaped, strict=True))
     seeds, points, ranks = found["seeds"], found["points"], found["ranks"]

@@ -40,7 +40,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import special
+from scipy import optimize, special
 
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import curve_columns, numbered
@@ -63,6 +63,8 @@ from study.vocabulary.verdicts import (
 from study.vocabulary.verdicts import VERDICTS as WORDS
 
 VERDICTS = tuple(WORDS)
+FEWEST_VARIANCES = 4
+"""Rows whose variances are pooled. Fewer do not show how much variances differ."""
 
 
 def rows_of(
@@ -184,6 +186,37 @@ def holm(p_values: npt.ArrayLike, group: npt.ArrayLike | None = None) -> Floats:
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = pd.Series(np.minimum(left * p_sorted, 1.0)).groupby(label).cummax()
     return adjusted
+
+
+def moderated(variance: npt.ArrayLike, df: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Variances over seeds, each pooled with those of the other rows, and degrees of freedom.
+
+    Empirical Bayes (Smyth 2004, section 6.2; limma): the true variances are drawn from a scaled
+    inverse chi-squared distribution, whose parameters are estimated from the moments of the log
+    variances. Rows with one variance are one measurement and count once. Fewer than
+    :data:`FEWEST_VARIANCES`, and those that are 0 or NaN, stay as they are.
+    """
+    variance, df = np.asarray(variance, float), np.asarray(df, float)
+    usable = np.isfinite(variance) & (variance > 0) & (df > 0)
+    log_v, d = np.log(variance[usable]), df[usable]
+    once = np.unique(np.round(log_v, 6), return_index=True)[1]
+    if len(once) < FEWEST_VARIANCES:
+        return variance, df
+    half = d[once] / 2
+    e = log_v[once] - special.psi(half) + np.log(half)
+    # Few rows place the spread of the variances badly. At its estimate, false words would be twice
+    # as frequent as allowed, so it is taken one standard error higher.
+    spread = e.var(ddof=1) * (1 + math.sqrt(2 / (len(e) - 1)))
+    excess = spread - special.polygamma(1, half).mean()
+    prior_df, log_prior = math.inf, float(e.mean())
+    if excess > 0:  # the true variances differ: trigamma(prior_df / 2) = excess
+        prior = optimize.brentq(lambda h: special.polygamma(1, h) - excess, 1e-6, 1e9)
+        prior_df, log_prior = 2 * prior, float(e.mean() + special.psi(prior) - math.log(prior))
+    weight = np.ones(len(d)) if math.isinf(prior_df) else prior_df / (prior_df + d)
+    variance, df = variance.copy(), df.copy()
+    variance[usable] = weight * math.exp(log_prior) + (1 - weight) * variance[usable]
+    df[usable] = np.minimum(d + prior_df, d[once].sum())  # never more than all rows together have
+    return variance, df
 
 
 def _groups(exponents: pd.DataFrame, curve: Ints, primary: Mask) -> Ints:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("tables", "Write one page, and print what the study found."),
     "dashboard": ("dashboard", "Show every layer in a browser, also during training."),
     "rates": ("rates", "Print how the best learning rate changes with rank."),
+    "power": ("power", "Print how many seeds each expectation needs, from a pilot."),
     "distances": ("tables", "Measure the distance of SGD runs from infinite rank."),
     "transfer": (
         "transfer",

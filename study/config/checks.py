@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from study.config.expectations import check_entries
 from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import MOST_EXPONENT, CellConfig
 from study.config.values import LARGEST_FLOAT
@@ -18,8 +19,7 @@ from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, of_family
 
 def validate(config: CellConfig) -> None:
     """Raises :class:`StudyError` for the first values that do not go together."""
-    for number, expectation in enumerate(config.expects):
-        expectation.check(f"expects[{number}].")
+    check_entries(config.expects)
     for conflicts in (_in_packages, _in_adapter, _in_training, _in_sharding):
         if line := next(conflicts(config), None):
             raise StudyError(line)

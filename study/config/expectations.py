@@ -2,11 +2,12 @@
 
 An expectation is written down before the tables of its study exist. A cell's ``config.yaml`` and
 record keep those that stood in the experiment when the cell began. They are no part of the cell's
-identity.
+identity. One entry may be the primary test, which is about all the others of some kinds together.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -31,6 +32,7 @@ from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 SLOPE, FACTOR, P_STAR, P_STAR_LIMIT = "slope", "factor", "p_star", "p_star_limit"
 BEST_RATE, BEST_ALPHA, DISTANCE = "best_rate", "best_alpha", "distance"
 LOSS_GAP, ALPHA_GAP = "loss_gap", "alpha_gap"
+PRIMARY = "primary"
 NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((SLOPE, FACTOR, P_STAR, P_STAR_LIMIT), ("site", "stat", "step")),
     LOSS_GAP: ("step",),
@@ -38,6 +40,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     DISTANCE: ("measure", "step"),
 }
 """Which of ``site``, ``stat``, ``measure`` and ``step`` each needs. It may not have the others."""
+EXPONENTS = (SLOPE, P_STAR, P_STAR_LIMIT, BEST_RATE, BEST_ALPHA, DISTANCE)
+"""The kinds that a primary test may be about: their numbers have one unit."""
 WHAT_LABELS: dict[str, str] = {
     SLOPE: "slope with rank",
     FACTOR: "factor from the lowest to the highest rank",
@@ -146,11 +150,70 @@ class Expectation:
         }
 
 
-def read_expectation(entry: object) -> Expectation | None:
-    """The expectation in a record; None if it is not one."""
-    try:
-        found = read(Expectation, entry)
-        found.check("")
-    except StudyError:
-        return None
+@dataclass(kw_only=True)
+class Primary:
+    """The primary test of an experiment: its exponents, measured against predicted.
+
+    - ``rows``: kinds of :data:`EXPONENTS`. Its rows are the experiment's expectations of these;
+    - ``rival``: the theory that is right if this one is not. ``rival_predicts``: its exponent, for
+      all rows or as a list in their order, in which null leaves a row out of the test;
+    - ``tolerance``: the line of measured on predicted exponents has a slope of 1 and an intercept
+      of 0, each within this;
+    - ``source``, ``refuted_by``: as of an :class:`Expectation`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    what: Annotated[str, one_of((PRIMARY,))]
+    rows: Annotated[list[Annotated[str, one_of(EXPONENTS)]], Field(min_length=1)]
+    rival: Sentence
+    rival_predicts: Real | list[Real | None]
+    tolerance: Annotated[Positive, Field(strict=True)]
+    source: Sentence
+    refuted_by: Sentence
+
+    def of(self, entries: "Sequence[Entry]") -> list[tuple[Expectation, float]]:
+        """The rows of the test among ``entries``, each with the number of the rival theory."""
+        rows = [e for e in entries if isinstance(e, Expectation) and e.what in self.rows]
+        of_rival = self.rival_predicts
+        numbers = of_rival if isinstance(of_rival, list) else [of_rival] * len(rows)
+        if len(numbers) != len(rows) or not rows:
+            raise StudyError(
+                f"rival_predicts has {len(numbers)} numbers, but {len(rows)} expectations are "
+                f"{' or '.join(self.rows)}: give one for each, or one for all"
+            )
+        return [(row, n) for row, n in zip(rows, numbers, strict=True) if n is not None]
+
+
+Entry: TypeAlias = Expectation | Primary
+
+
+def read_entry(entry: Any, prefix: str = "") -> Entry:
+    """An entry of ``expects:``. Raises :class:`StudyError`, which names the key of a mistake."""
+    is_primary = isinstance(entry, Mapping) and entry.get("what") == PRIMARY
+    return read(Primary if is_primary else Expectation, entry, prefix)
+
+
+def check_entries(entries: Sequence[Entry]) -> None:
+    """Check what concerns several fields. Raises :class:`StudyError`, which names the key."""
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Expectation):
+            entry.check(f"expects[{number}].")
+        else:
+            try:
+                entry.of(entries)
+            except StudyError as error:
+                raise StudyError(f"expects[{number}].{error}") from None
+
+
+def read_entries(entries: Sequence[object]) -> list[Entry]:
+    """The entries of a record's ``expects``, without any that is none."""
+    found: list[Entry] = []
+    for entry in entries:
+        try:
+            one = read_entry(entry)
+            check_entries([one] if isinstance(one, Expectation) else [])
+        except StudyError:
+            continue
+        found.append(one)
     return found

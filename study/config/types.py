@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from study.config.expectations import Expectation
+from study.config.expectations import read_entry
 from study.config.values import (
     KEY,
     MISSING,
@@ -247,6 +247,12 @@ def _read_optimizer(options: Any) -> OptimizerConfig:
     return read(optimizer_config(name), options, "optimizer.")
 
 
+def _read_expects(entries: Any) -> Any:
+    if not isinstance(entries, list):
+        return entries
+    return [read_entry(entry, f"expects[{number}].") for number, entry in enumerate(entries)]
+
+
 @dataclass
 class TrainConfig(Part):
     """How long, on how many sequences, and at which rates is trained."""
@@ -334,7 +340,7 @@ class CellConfig:
     pack: PackConfig = field(default_factory=PackConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    expects: list[Expectation] = field(default_factory=list)
+    expects: Annotated[list[Any], BeforeValidator(_read_expects)] = field(default_factory=list)
 
     @property
     def bf16_form(self) -> str | None:

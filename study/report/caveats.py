@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from study.analysis import lazy_ratios
+from study.analysis import holm, lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
 from study.report.provenance import HASH_DIGITS, UNREADABLE, Record
@@ -29,6 +29,7 @@ from study.vocabulary.thresholds import (
     LAZY_WITHIN,
     SEEDS_FOR_VERDICT,
     SIGN_LIKE_FROM,
+    SIGNIFICANCE,
 )
 
 REGIMES_DIFFER = 0.05
@@ -45,6 +46,7 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
     return [
         *_lost_cells(tables.cells, records),
         *_few_seeds(tables.cells),
+        *_coverage(tables.exponents),
         *_noted(records),
         *_large_steps(tables),
         *_clipped(tables),
@@ -97,6 +99,30 @@ def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:
         yield (
             f"**{seeds} seeds**: intervals over fewer than {FEW_SEEDS} seeds are too wide to rely "
             "on."
+        )
+
+
+def _coverage(exponents: pd.DataFrame) -> Iterator[str]:
+    """Where intervals over seeds may cover less than they say; simulated in the tests."""
+    if exponents.empty:
+        return
+    rows = exponents[exponents["primary"] & (exponents["seeds"] >= SEEDS_FOR_VERDICT)]
+    skewed = rows[holm(rows["p_skew"]) <= SIGNIFICANCE]
+    if len(skewed):
+        pairs = dict.fromkeys(zip(skewed["site"], skewed["stat"], strict=True))
+        names = joined([quantity_text(str(site), str(stat)) for site, stat in pairs])
+        yield (
+            f"**Skewed seeds**: the slopes of seeds are skewed in {len(skewed)} of {len(rows)} "
+            f"rows ({names}). If they are as skewed as exponential ones, a 95 % interval covers "
+            "88 %, and 11 % of the words *stable* are false."
+        )
+    missing = rows[rows["points"] < rows["seeds"] * rows["ranks"]]
+    if len(missing):
+        most = (1 - missing["points"] / (missing["seeds"] * missing["ranks"])).max()
+        yield (
+            f"**Missing cells**: {len(missing)} of {len(rows)} rows lack up to {100 * most:.0f} % "
+            "of their cells, whose values are fitted. They count as missing for no reason of "
+            "their own: a cell that diverged may be the one that would have changed the slope."
         )
 
 

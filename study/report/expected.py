@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from study.analysis.expectations import Compared, compare
+from study.analysis.primary import Answer, answer
 from study.analysis.wording import factor_text, interval_text
 from study.config.expectations import (
     FACTOR,
     MEANINGS,
     WHAT_LABELS,
+    Entry,
     Expectation,
-    read_expectation,
+    Primary,
+    read_entries,
 )
 from study.report.provenance import UNREADABLE, Record
-from study.report.text import joined, quantity_text
+from study.report.text import count_noun, joined, quantity_text
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DISTANCES, TRAIN
@@ -23,14 +26,24 @@ from study.vocabulary.scaling import named_rule, rule_label
 from study.vocabulary.verdicts import AGREEMENTS, DIFFERS
 
 
-def expected_section(tables: StudyTables, records: Sequence[Record]) -> dict[str, Any]:
-    """Expected and measured values with their verdicts; empty if no cell holds an expectation."""
+def expected_section(
+    tables: StudyTables, records: Sequence[Record], late: Sequence[Entry] = ()
+) -> dict[str, Any]:
+    """The primary test, and every expectation beside what was measured, with verdicts.
+
+    ``late``: entries whose primary test was stated after the cells had run. It counts if no cell
+    holds one. Empty if nothing was expected.
+    """
     held = held_expectations(records)
     found = compare([one for one, _ in held], tables)
     words = {row.verdict for row in found}
     cells = sum(record.get("status") != UNREADABLE for record in records)
     return (
         {
+            "primary": [
+                primary_text(found, is_late)
+                for found, is_late in primary_answers(tables, records, late)
+            ],
             "rows": [compared_row(row) for row in found],
             "counts": verdict_counts(found),
             "some": sum(count < cells for _, count in held),
@@ -49,13 +62,49 @@ def held_expectations(records: Sequence[Record]) -> list[tuple[Expectation, int]
     """
     held: list[tuple[Expectation, int]] = []
     for record in sorted(records, key=lambda record: str(record.get("started", ""))):
-        for one in filter(None, map(read_expectation, record.get("expects", []))):
+        for one in read_entries(record.get("expects", [])):
             place = next((n for n, (other, _) in enumerate(held) if other == one), None)
-            if place is None:
+            if isinstance(one, Expectation) and place is None:
                 held.append((one, 1))
-            else:
-                held[place] = one, held[place][1] + 1
+            elif place is not None:
+                held[place] = held[place][0], held[place][1] + 1
     return held
+
+
+def primary_answers(
+    tables: StudyTables, records: Sequence[Record], late: Sequence[Entry] = ()
+) -> list[tuple[Answer, bool]]:
+    """The result of every primary test, and whether it was stated ``late``."""
+    stated: list[list[Entry]] = []
+    for record in records:
+        entries = read_entries(record.get("expects", []))
+        if entries not in stated and any(isinstance(one, Primary) for one in entries):
+            stated.append(entries)
+    tests = [(entries, False) for entries in stated] or [(list(late), True)]
+    return [
+        (found, is_late)
+        for entries, is_late in tests
+        for one in entries
+        if isinstance(one, Primary) and (found := answer(one, entries, tables))
+    ]
+
+
+def primary_text(found: Answer, is_late: bool) -> str:
+    """A few sentences: the verdict, the line, and the deviations from theory and rival."""
+    intercept, slope = (interval_text(*found.interval(which), places=3) for which in (0, 1))
+    of_line = (
+        f"an intercept of {intercept} and a slope of {slope}"
+        if math.isfinite(found.interval(1)[0])
+        else f"a mean deviation of {intercept}, all with one predicted value"
+    )
+    near, far = (found.deviation(theory) for theory in (found.predicted, found.rival))
+    late = " The test was stated after the cells had run." if is_late else ""
+    return (
+        f"**Theory and measurement together: {found.verdict}.** Measured on predicted exponents, "
+        f"over {len(found.predicted)} exponents and {count_noun(found.seeds, 'seed')}: {of_line} "
+        f"(tolerance {found.primary.tolerance:g}). Root mean square deviation {near:.3f}; of the "
+        f"rival, {found.primary.rival}, {far:.3f}.{late}"
+    )
 
 
 def verdict_counts(rows: Sequence[Compared]) -> str:
@@ -78,16 +127,9 @@ def _bold(word: str, text: str) -> str:
 def compared_row(row: Compared) -> dict[str, str]:
     """A row of the section's table."""
     one = row.expectation
-    rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
-    quantity = (
-        quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
-    )
-    batch = BATCH_NAMES[one.batch] if one.site and one.batch != TRAIN else ""
-    place = ", ".join(filter(None, (one.layer or one.kind, batch)))
     step = one.step if row.step is None else row.step
     return {
-        "optimizer, rule": ", ".join(filter(None, (label(one.optimizer), rule, row.curve))),
-        "quantity": f"{quantity} ({place})" if place else quantity,
+        **place_of(one, row.curve),
         "what": WHAT_LABELS[one.what],
         "step": "" if step is None else str(step),
         "expected": expected_text(one),
@@ -95,6 +137,20 @@ def compared_row(row: Compared) -> dict[str, str]:
         "verdict": _bold(row.verdict, row.verdict),
         "source": one.source,
         "refuted by": one.refuted_by,
+    }
+
+
+def place_of(one: Expectation, curve: str) -> dict[str, str]:
+    """The curve of an expectation and its quantity, as entries by head."""
+    rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
+    quantity = (
+        quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
+    )
+    batch = BATCH_NAMES[one.batch] if one.site and one.batch != TRAIN else ""
+    place = ", ".join(filter(None, (one.layer or one.kind, batch)))
+    return {
+        "optimizer, rule": ", ".join(filter(None, (label(one.optimizer), rule, curve))),
+        "quantity": f"{quantity} ({place})" if place else quantity,
     }
 
 

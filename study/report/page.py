@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from study.analysis.wording import TESTED
+from study.config.expectations import Entry
 from study.errors import printable
 from study.figures import FIGURES, draw_all, save
 from study.figures.style import DPI
@@ -53,11 +54,15 @@ PART = re.compile(
 
 
 def report_text(
-    name: str, tables: StudyTables, records: Sequence[Record], pictures: Sequence[str] = ()
+    name: str,
+    tables: StudyTables,
+    records: Sequence[Record],
+    pictures: Sequence[str] = (),
+    late: Sequence[Entry] = (),
 ) -> str:
     """The whole report on the study ``name`` as Markdown, from analyzed tables.
 
-    ``pictures``: of :func:`picture`.
+    ``pictures``: of :func:`picture`. ``late``: of :func:`~study.report.expected.expected_section`.
     """
     page = Environment(
         loader=PackageLoader("study.report"),
@@ -78,7 +83,7 @@ def report_text(
         overview=_overview(tables),
         answer=answer(tables),
         caveats=caveats(tables, records),
-        expected=expected_section(tables, records),
+        expected=expected_section(tables, records, late),
         condition=sections.condition_section(tables),
         p_star=sections.p_star_section(tables),
         exponents=sections.exponent_section(tables),
@@ -146,15 +151,22 @@ def write_report(
 
 
 def report_of(
-    study_dir: Path, tables: StudyTables, figures: Iterable[str], plots: Path, folder: Path
+    study_dir: Path,
+    tables: StudyTables,
+    figures: Iterable[str],
+    plots: Path,
+    folder: Path,
+    late: Sequence[Entry] = (),
 ) -> str:
-    """The report that will lie in ``folder``, with the ``figures`` in ``plots``."""
+    """The report that will lie in ``folder``, with the ``figures`` in ``plots``. ``late``: of
+    :func:`~study.report.expected.expected_section`."""
     pictures = []
     for name in figures:
         docstring = (FIGURES[name].__doc__ or name).strip().split("\n\n")[0]
         caption = " ".join(docstring.split()).replace("``", "`")
         pictures.append(picture(caption, plots / f"{name}.png", folder))
-    return report_text(study_dir.resolve().name, tables, records_of(study_dir, tables), pictures)
+    records = records_of(study_dir, tables)
+    return report_text(study_dir.resolve().name, tables, records, pictures, late)
 
 
 def picture(caption: str, path: Path, folder: Path) -> str:

@@ -1,16 +1,15 @@
 """The fits against closed form, against scipy and numpy line by line, and against simulation.
 
-Seeds with unequal ranks are fitted over the same ranks.
+Cells that are missing are fitted.
 """
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from study.analysis.fits import common_points, fit_lines, fitted, t_critical
+from study.analysis.fits import fit_lines, fitted, t_critical
 
 RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 X = np.log(RANKS)
@@ -98,36 +97,46 @@ def test_curvature_and_the_slopes_at_the_ends():
     np.testing.assert_allclose(fit.slope_high[0], (mean[4] - mean[3]) / np.log(4))
 
 
-def points(there_SR: np.ndarray) -> np.ndarray:
-    """The points used of one group with one column, ``[S, R]``."""
-    return common_points(there_SR[None, :, :, None], X)[0, :, :, 0]
-
-
-def spread(ranks: list[int]) -> float:
-    return float(((X[ranks] - X[ranks].mean()) ** 2).sum())
-
-
-def test_the_block_is_the_best_of_all_blocks() -> None:
-    """Against a search over every set of ranks, on random patterns of missing points."""
+def test_missing_cells_do_not_change_the_lines_of_an_additive_curve() -> None:
+    """A bent curve and a line for each seed about it: the model is exact, whatever is missing."""
     rng = np.random.default_rng(0)
-    for _ in range(300):
-        there = rng.random((rng.integers(2, 7), 5)) < rng.choice([0.4, 0.7, 0.9])
-        most = there.sum(axis=1).max()
-        values = []
-        for count in range(max(1, min(3, most)), 6):
-            for chosen in itertools.combinations(range(5), count):
-                seeds = there[:, chosen].all(axis=1).sum()
-                if seeds:
-                    # One seed only if there is no other.
-                    values.append((min(seeds, 2), seeds * spread(list(chosen))))
-        kept = points(there)
-        assert not (kept & ~there).any()
-        if values:
-            used = kept.any(axis=1)
-            ranks = np.flatnonzero(kept.any(axis=0))
-            assert (kept[used][:, ranks]).all(), "all seeds have the same ranks"
-            value = used.sum() * spread(list(ranks))
-            assert (min(used.sum(), 2), value) == pytest.approx(max(values))
+    for _ in range(100):
+        seeds = rng.integers(4, 7)
+        tilts = rng.standard_normal((seeds, 1))
+        y = rng.standard_normal(5) + rng.standard_normal((seeds, 1)) + tilts * X
+        lacking = y.copy()
+        lacking[0, rng.integers(5)] = lacking[1, rng.integers(5)] = np.nan
+        whole, found = (
+            fit_lines(RANKS, y[None, :, :, None]),
+            fit_lines(RANKS, lacking[None, :, :, None]),
+        )
+        for name in ("slope", "se_slope", "log_stat_mean", "se_mean", "slope_low", "slope_high"):
+            np.testing.assert_allclose(getattr(found, name), getattr(whole, name), atol=1e-9)
+        assert (found.points, found.seeds, found.ranks) == (5 * seeds - 2, seeds, 5)
+
+
+@pytest.mark.parametrize(
+    ("there", "seeds", "ranks"),
+    [
+        ([31, 31, 31, 31, 1], 4, 5),  # a seed with one rank is left out
+        ([31, 31, 31, 31, 3], 4, 5),  # and one with fewer than half of the ranks
+        ([31, 31, 31, 31, 7], 5, 5),
+        ([31, 15, 15, 15, 15], 5, 4),  # a rank that one of five seeds has is left out
+        ([31, 31, 31, 15, 15], 5, 5),
+        ([31, 0, 0], 1, 5),
+        ([1, 1, 1], 0, 0),  # no line
+    ],
+    ids=str,
+)
+def test_which_seeds_and_ranks_count(there: list[int], seeds: int, ranks: int) -> None:
+    """``there``: by seed, the sum of 2^n over the ranks n that it has."""
+    y = np.random.default_rng(1).standard_normal((len(there), 5))
+    y[[[not has >> n & 1 for n in range(5)] for has in there]] = np.nan
+    fit = fit_lines(RANKS, y[None, :, :, None])
+    if seeds:
+        assert (fit.seeds, fit.ranks) == (seeds, ranks)
+    else:
+        assert np.isnan(fit.slope).all()
 
 
 def bent(rank: np.ndarray) -> np.ndarray:
@@ -151,8 +160,8 @@ def test_a_study_under_way_has_the_slope_of_the_complete_one(missing: int) -> No
     ]
     biased = np.mean(per_seed, axis=0).mean() - truth
     error = (running.slope[0] - complete.slope[0]).mean()
-    print(f"bias of equal weights {biased:.4f}, of the block {error:.5f}")
+    print(f"bias of equal weights {biased:.4f}, of the model {error:.5f}")
     assert abs(biased) > 0.005
     assert abs(error) < 4 * running.slope[0].std() / math.sqrt(studies)
     assert (running.rank_max == 1024).all()
-    assert (running.seeds == 4).all()
+    assert (running.seeds == 5).all()

@@ -10,8 +10,13 @@ from omegaconf import OmegaConf
 
 from study.config import CellConfig
 from study.config.compose import CONF, parse
-from study.config.expectations import Expectation, read_expectation
-from study.config.values import read
+from study.config.expectations import (
+    Expectation,
+    Primary,
+    check_entries,
+    read_entries,
+    read_entry,
+)
 from study.errors import StudyError
 
 Parsed = Callable[[Any], list[Expectation]]
@@ -39,7 +44,28 @@ def parsed(cell: Callable[..., CellConfig]) -> Parsed:
 def test_an_entry_is_typed_and_survives_a_record(parsed: Parsed) -> None:
     [found] = parsed([SLOPE])
     assert (found.p, found.batch, found.place["layer"]) == (0.75, "train", "model")
-    assert read_expectation(asdict(found)) == found
+    assert read_entries([asdict(found), {"what": "nonsense"}]) == [found]
+
+
+PRIMARY = {
+    "what": "primary",
+    "rows": ["slope"],
+    "rival": "none",
+    "rival_predicts": [0],
+    "tolerance": 0.1,
+    "source": "theory",
+    "refuted_by": "a line",
+}
+
+
+def test_the_rows_of_a_primary_test_are_of_its_kinds(parsed: Parsed) -> None:
+    """In their order, with the numbers of the rival; null leaves a row out."""
+    second, alpha = SLOPE | {"step": 1}, SLOPE | {"what": "p_star"}
+    found = parsed([PRIMARY | {"rival_predicts": [None, 0.5]}, SLOPE, alpha, second])
+    assert found[0].of(found) == [(found[3], 0.5)]
+    assert read_entries([asdict(one) for one in found]) == found
+    whole = parsed([SLOPE, second, PRIMARY | {"rival_predicts": 0}])
+    assert [number for _, number in whole[2].of(whole)] == [0, 0]
 
 
 MISTAKES: list[tuple[Any, str]] = [
@@ -55,6 +81,8 @@ MISTAKES: list[tuple[Any, str]] = [
     (SLOPE | {"what": "factor"}, "expects[0].tolerance=0.05 of a factor of -0.25: give"),
     (SLOPE | {"what": "p_star", "step": "last"}, "expects[0].step=last: p_star needs a number"),
     (3, "expects[0]"),
+    (PRIMARY | {"rows": ["loss_gap"]}, "unknown expects[0].rows[0] 'loss_gap'"),
+    (PRIMARY, "expects[0].rival_predicts has 1 numbers, but 0 expectations are slope"),
 ]
 
 
@@ -64,16 +92,17 @@ def test_a_mistake_gets_one_line(parsed: Parsed, entry: Any, message: str) -> No
         parsed([entry])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
-    assert read_expectation(entry) is None
+    assert read_entries([entry]) == [] or entry is PRIMARY
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_says_what_it_expects(experiment: str) -> None:
     text = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
-    found = [read(Expectation, entry) for entry in text["expects"]]
-    for one in found:
-        one.check("")
-    assert found
+    entries = [read_entry(entry) for entry in text["expects"]]
+    check_entries(entries)
+    [primary] = [one for one in entries if isinstance(one, Primary)]
+    assert primary.of(entries)
+    found = [one for one in entries if isinstance(one, Expectation)]
     swept = text["hydra"]["sweeper"]["params"].get("optimizer", "").split(",")
     named = [line for line in text["defaults"] if isinstance(line, dict)]
     known = {*swept, *(line.get("override /optimizer", "") for line in named)} - {""}

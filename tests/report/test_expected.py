@@ -11,7 +11,7 @@ import pytest
 
 from study.analysis import load_tables
 from study.analysis.expectations import Compared, compare
-from study.config.expectations import Expectation
+from study.config.expectations import Expectation, Primary
 from study.report import report_text
 from study.report.expected import verdict_counts
 
@@ -139,6 +139,34 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     assert "| gradient norm over all adapters (held-out) | slope with rank |" in heldout
     assert "only some" in text(whole, {"expects": []})
     assert "Expected and measured" not in text({"expects": []})
+
+
+def test_the_primary_test_leads(five_seeds: Path) -> None:
+    """Seeds differ by 0.002 in both slopes, so in the intercept and not in the slope."""
+    tables = load_tables(five_seeds)
+    lora = replace(NORM, rule="lora", predicted=-0.5)
+    primary = Primary(
+        what="primary",
+        rows=["slope"],
+        rival="no change with the rank",
+        rival_predicts=0,
+        tolerance=0.1,
+        source="Theorem 3.2",
+        refuted_by="a line",
+    )
+    rows = [vars(NORM), vars(lora)]
+
+    def text(late: Sequence[Any] = (), **record: Any) -> str:
+        return report_text("known", tables, [{"status": "complete", **record}], late=late)
+
+    stated = text(expects=[vars(primary), *rows])
+    assert stated.index("together: agrees") < stated.index("Of 2 comparisons")
+    assert "an intercept of 0.000 [-0.004, 0.004] and a slope of 1.000 [1.000, 1.000]" in stated
+    assert "deviation 0.000; of the rival, no change with the rank, 0.354" in stated
+    assert "after the cells" not in stated
+    assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
+    wrong = replace(primary, rival_predicts=[0, -0.5])
+    assert "together: differs" in text([wrong, replace(NORM, predicted=-0.2), lora], expects=rows)
 
 
 def test_the_slope_of_a_distance_to_infinite_rank(five_seeds: Path) -> None:

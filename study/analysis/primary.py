@@ -1,0 +1,197 @@
+"""The primary test of a study: do all its exponents together follow theory?
+
+An experiment states it beforehand (:class:`study.config.expectations.Primary`). In each seed, the
+measured exponents of all rows are regressed on the predicted ones. The seed is the sample unit, and
+so the intervals are Student's t over the lines of the seeds. Four things are tested:
+
+- the slope is 1 and the intercept is 0, each within the tolerance (two one-sided tests, Schuirmann
+  1987). If all rows have one predicted value, the slope is taken to be 1;
+- the root mean square deviation of rows from theory is within the tolerance: a line may fit where
+  rows are off on both sides. Products of the deviations of two seeds estimate its square without
+  the scatter of seeds, and the jackknife gives the interval;
+- theory is nearer to the measured exponents than the rival theory: the difference of their mean
+  square deviations, in each seed.
+
+``agrees``: all are shown. ``differs``: one of them is shown to be false. Each word is false with a
+probability of at most 2.5 %: ``agrees`` needs all of its tests, and ``differs``, which needs one,
+has Bonferroni's factor.
+
+A seed is analysed by itself, from all of its cells. Best rates have an error of their grid that all
+seeds share (:mod:`study.analysis.rates`): it widens the intervals.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.expectations import compare
+from study.analysis.exponents import fit_exponents
+from study.analysis.fits import Floats, mean_interval, t_critical
+from study.analysis.grouping import seed_numbers
+from study.analysis.predictions import with_predictions
+from study.analysis.rates import NORMAL, best_rates
+from study.analysis.stable import stable_exponents
+from study.analysis.verdicts import beyond, tost
+from study.config.expectations import BEST_RATE, Entry, Expectation, Primary
+from study.store import StudyTables
+from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
+from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A primary test and its result.
+
+    - ``predicted``, ``rival``: of each row, ``[N]``; ``measured_SN``: of each seed and row, NaN if
+      a seed lacks it;
+    - ``lines_S2``: intercept and slope of each seed; the slopes are NaN if all rows have one
+      predicted value. ``se_grid_2``: the part of their errors that seeds share;
+    - ``squares_S``: the square of the deviation from theory, a pseudo-value for each seed;
+    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`.
+    """
+
+    primary: Primary
+    predicted: Floats
+    rival: Floats
+    measured_SN: Floats
+    lines_S2: Floats
+    se_grid_2: Floats
+    squares_S: Floats
+    verdict: str
+
+    @property
+    def seeds(self) -> int:
+        return len(self.lines_S2)
+
+    def interval(self, which: int) -> tuple[float, float, float]:
+        """The intercept (0) or the slope (1) with its 95 % interval."""
+        value, _, high = mean_interval(self.lines_S2[:, which])
+        half = math.hypot(high - value, NORMAL * self.se_grid_2[which])
+        return value, value - half, value + half
+
+    def deviation(self, theory: Floats) -> float:
+        """The root mean square of measured minus predicted, over rows, of the means over seeds."""
+        return float(np.sqrt(np.mean((np.nanmean(self.measured_SN, axis=0) - theory) ** 2)))
+
+
+def answer(primary: Primary, entries: Sequence[Entry], tables: StudyTables) -> Answer | None:
+    """The result of a primary test; None if fewer than two of its exponents were measured.
+
+    ``entries``: those of the experiment. ``tables``: of :func:`study.analysis.load_tables`.
+    """
+    asked = primary.of(entries)
+    rows = [row for row, _ in asked]
+    whole = [row for row in compare(rows, tables) if not math.isnan(row.measured)]
+    places = {(rows.index(row.expectation), row.curve): n for n, row in enumerate(whole)}
+    if len(places) < 2:
+        return None
+    measured = [np.full(len(places), math.nan) for _ in range(seed_numbers(tables.cells).max() + 1)]
+    for values, own in zip(measured, _by_seed(tables, rows), strict=True):
+        for row in compare(rows, own):
+            place = places.get((rows.index(row.expectation), row.curve))
+            if place is not None:
+                values[place] = row.measured
+    predicted = np.array([row.expectation.predicted for row in whole])
+    rival = np.array([asked[rows.index(row.expectation)][1] for row in whole])
+    grid = np.array([row.se_grid for row in whole])
+    return judged(primary, predicted, rival, np.array(measured), grid)
+
+
+def judged(
+    primary: Primary, predicted: Floats, rival: Floats, measured_SN: Floats, grid: Floats
+) -> Answer:
+    """The result for these exponents. ``grid``: standard errors that all seeds share, ``[N]``."""
+    measured_SN = measured_SN[np.isfinite(measured_SN).sum(axis=1) > 1]
+    lines = np.array([line(predicted, own, grid) for own in measured_SN]).reshape(-1, 2, 2)
+    nearer = np.nanmean((measured_SN - rival) ** 2 - (measured_SN - predicted) ** 2, axis=1)
+    found = Answer(
+        primary=primary,
+        predicted=predicted,
+        rival=rival,
+        measured_SN=measured_SN,
+        lines_S2=lines[:, 0],
+        se_grid_2=lines[:, 1].mean(axis=0) if len(lines) else np.zeros(2),
+        squares_S=squared_deviation(measured_SN - predicted),
+        verdict=UNCLEAR,
+    )
+    if found.seeds < SEEDS_FOR_VERDICT:
+        return replace(found, verdict=ONE_SEED if found.seeds == 1 else UNCLEAR)
+    df = found.seeds - 1
+    p_agrees, p_differs = [], []
+    for which, expected in ((0, 0.0), (1, 1.0)):
+        value, low, _ = found.interval(which)
+        if math.isfinite(value):
+            test = (value - expected, (value - low) / t_critical(df), df, primary.tolerance)
+            p_agrees.append(float(tost(*test)))
+            p_differs.append(float(beyond(*test)))
+    square, low, _ = mean_interval(found.squares_S)
+    test = (square, (square - low) / t_critical(df), df, primary.tolerance**2)
+    p_agrees.append(float(tost(*test)))
+    p_differs.append(float(beyond(*test)) if square > 0 else 1.0)
+    gain, low, _ = mean_interval(nearer)
+    p = float(beyond(gain, (gain - low) / t_critical(df), df, 0.0))
+    p_agrees.append(p if gain > 0 else 1.0)
+    p_differs.append(p if gain < 0 else 1.0)
+    if max(p_agrees) <= SIGNIFICANCE:
+        return replace(found, verdict=AGREES)
+    if min(p_differs) * len(p_differs) <= SIGNIFICANCE:
+        return replace(found, verdict=DIFFERS)
+    return found
+
+
+def squared_deviation(off_SN: Floats) -> Floats:
+    """The jackknife's pseudo-values of the mean square deviation of rows, ``[S]``.
+
+    ``off_SN``: measured minus predicted; one that is missing takes the mean of the other seeds.
+    """
+    off_SN = np.where(np.isfinite(off_SN), off_SN, np.nanmean(off_SN, axis=0))
+    products = off_SN @ off_SN.T / off_SN.shape[1]
+    np.fill_diagonal(products, 0.0)
+    seeds = len(products)
+    if seeds < SEEDS_FOR_VERDICT:
+        return np.full(seeds, math.nan)
+    whole = products.sum() / (seeds * (seeds - 1))
+    without = (products.sum() - 2 * products.sum(axis=1)) / ((seeds - 1) * (seeds - 2))
+    return np.asarray(seeds * whole - (seeds - 1) * without)
+
+
+def line(predicted: Floats, measured: Floats, grid: Floats) -> tuple[Floats, Floats]:
+    """Intercept and slope of measured on predicted exponents, and their errors that ``grid`` makes.
+
+    The slope is NaN, and taken to be 1, if all rows have one predicted value.
+    """
+    has = np.isfinite(measured)
+    x, y, grid = predicted[has], measured[has], grid[has]
+    off = x - x.mean()
+    if np.ptp(x) < 1e-9:
+        of_mean = np.sqrt(np.sum(grid**2)) / len(x)
+        return np.array([(y - x).mean(), math.nan]), np.array([of_mean, 0.0])
+    of_slope = off / np.sum(off**2)
+    of_intercept = 1 / len(x) - x.mean() * of_slope
+    weights = np.array([of_intercept, of_slope])
+    return weights @ y, np.sqrt(weights**2 @ grid**2)
+
+
+def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[StudyTables]:
+    """The tables of each seed, with what ``rows`` need of its cells alone."""
+    number, ids = seed_numbers(tables.cells), tables.cells["cell_id"].astype(str)
+    sites = {row.site for row in rows if row.site}
+    stats = sorted({row.stat for row in rows if row.stat})
+    kinds = {row.what for row in rows}
+    for one in range(number.max() + 1):
+        mine = set(ids[number == one])
+        cells, metrics, probes, distances = (
+            table[table["cell_id"].astype(str).isin(mine)] if len(table) else table
+            for table in (tables.cells, tables.metrics, tables.probes, tables.distances)
+        )
+        exponents = stable = pd.DataFrame()
+        if sites:
+            fits = fit_exponents(cells, probes[probes["site"].isin(sites)], stats=stats)
+            exponents = with_predictions(fits, cells, metrics, probes)
+            stable = stable_exponents(exponents)
+        rates = best_rates(cells, metrics, probes) if BEST_RATE in kinds else pd.DataFrame()
+        own = {"exponents": exponents, "stable": stable, "rates": rates, "distances": distances}
+        yield replace(tables, cells=cells, metrics=metrics, probes=probes, **own)
