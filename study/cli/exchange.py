@@ -25,9 +25,9 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
 
     CELL is an id or the start of one. The cell must have been trained with train.save_adapter=true.
     """
-    from study.integrations import peft
+    from study.integrations import exporting
 
-    click.echo(peft.export(study_dir, cell, folder, merged))
+    click.echo(exporting.export(study_dir, cell, folder, merged))
 
 
 @cli.command("import")
@@ -39,9 +39,9 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
     The commands train the adapter in DIR further, or only measure it. Its base is the one that it
     names, or model=... model.path=...
     """
-    from study.integrations import peft
+    from study.integrations import exporting
 
-    for line in peft.inspect_adapter(folder, overrides):
+    for line in exporting.inspect_adapter(folder, overrides):
         click.echo(line)
 
 

@@ -10,7 +10,7 @@ seed: 0
 Neither Hydra nor OmegaConf is imported: Axolotl pins a version of antlr that they cannot use.
 """
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, model_validator
@@ -29,31 +29,17 @@ else:
     except ImportError:  # so that the module can be tested without Axolotl, which pins torch
         BasePlugin = object
 
+Option = Literal["results", "steps", "every", "sites", "stats", "tokens", "data"]
 UNSEEDED = (
     "seed is not set in Axolotl's YAML: the draw of the init is unknown, and the run can't be "
     "repeated."
 )
 
 
-class NormProbeOptions(BaseModel, extra="forbid"):
-    """The arguments of :class:`study.integrations.transformers.NormProbeCallback`.
-
-    None is the callback's default.
-    """
-
-    results: str | None = None
-    steps: str | list[int] | None = None
-    every: int | None = None
-    sites: str | list[str] | None = None
-    stats: str | list[str] | None = None
-    tokens: int | None = None
-    data: str | None = None
-
-
 class NormProbeArgs(BaseModel):
-    """The key that the plugin adds to Axolotl's own."""
+    """The key that the plugin adds to Axolotl's own: arguments of the callback."""
 
-    norm_probe: NormProbeOptions | None = None
+    norm_probe: dict[Option, Any] | None = None
 
     @model_validator(mode="after")
     def check_kernels(self) -> Self:
@@ -62,7 +48,7 @@ class NormProbeArgs(BaseModel):
         Axolotl joins this class with its own. Its validators have run: a kernel that the YAML does
         not set is on by now, except where Axolotl does not use it.
         """
-        sites = (self.norm_probe and self.norm_probe.sites) or "all"
+        sites = (self.norm_probe or {}).get("sites") or "all"
         on = [kernel for kernel in KERNELS if getattr(self, kernel, None)]
         if on and set(chosen("norm_probe.sites", sites, SITES)) & {*FORWARD, *BACKWARD}:
             raise ValueError(

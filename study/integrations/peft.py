@@ -1,183 +1,99 @@
-"""``study export`` and ``study import``: adapters in PEFT's format."""
+"""``round_once``: base and adapter of PEFT's LoRA layers in one product. Needs torch and PEFT only.
 
-import math
-import shlex
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+In bf16, PEFT rounds ``W0 x`` and then adds ``d = gamma B A x``. The sum rounds back to ``W0 x``
+wherever d is below half a unit in the last place, which is 1/512 to 1/256 of ``W0 x``: there the
+adapter's output is lost. One product can begin with d. It accumulates in float32 and rounds the sum
+once, so that d survives on average. It needs no copy of the weights::
+
+    model = round_once(get_peft_model(base, config))
+"""
+
+import warnings
+from collections import Counter
+from typing import Any, TypeVar
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from peft.tuners.lora import Linear, LoraLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from study.config import ModelConfig
-from study.config.compose import CONF, parse
-from study.config.hints import as_study_errors
-from study.errors import StudyError
-from study.integrations.overrides import written
-from study.models import WITH_EXPERTS, load_base, load_tokenizer
-from study.models.messages import quiet
-from study.store import ADAPTER, damage, find_cell, is_archived, replacing
-from study.store.files import make_folder, storing
-from study.sweeps.cells import plan
-from study.training.peft_format import PeftAdapter, read_adapter
-
-RECORD = "study_record.json"
-"""The cell's record in an exported folder: how the adapter was drawn and trained."""
-
-_GROUPS = ("model", "data", "optimizer")
-_MACHINE_KEYS = ("plots_dir", "device", "pack.")
-"""Keys that depend on the machine and change no number."""
+M = TypeVar("M", bound=nn.Module)
 
 
-def export(study_dir: Path, cell: str, folder: Path, merged: bool = False) -> Path:
-    """Copy the trained adapter of a cell to a new ``folder``, in PEFT's format.
+def round_once(model: M) -> M:
+    """Replace the forward pass of PEFT's linear LoRA layers in place, and return ``model``.
 
-    ``cell`` is an id or the start of one. ``merged``: write the base with the adapter merged into
-    it instead, and the tokenizer. Weights are then float32 at any precision of the base: rounding
-    to bf16 loses a sixth of an update that is a hundredth of the weights. It takes the memory of
-    the base in float32.
+    It computes what PEFT computes, with dropout, rsLoRA, ``lora_bias`` and several active adapters.
+    It is used in bf16 and fp16, by the base's type or by autocast. In float32, with disabled or
+    merged adapters and with ``adapter_names``, PEFT's own forward pass is used. Call it before
+    ``torch.compile``, and again after ``add_adapter``. A base with a bias costs a copy of its
+    weights in each pass, because the bias becomes a column of them.
 
-    Raises :class:`StudyError` for an unknown cell, if its adapter was not saved, if the folder is
-    in use, and for a base to merge into that is quantised or is not that of the cell.
+    Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, whose
+    kernels round by themselves; DoRA and other variants; layers that are not linear; biases in
+    training; layers with hooks of another library. Raises ``ValueError`` if no layer is left.
     """
-    adapter, record = _kept_adapter(study_dir, cell)
-    base = _merged_base(adapter, record) if merged else None
-    with storing(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StudyError(f"{folder} already exists: give a new folder")
-    make_folder(folder.parent)
-    with quiet(), replacing(folder) as work:
-        if base is None:
-            shutil.copytree(adapter, work)
-        else:
-            base.save_pretrained(work)
-            load_tokenizer(ModelConfig(**record["config"]["model"])).save_pretrained(work)
-        shutil.copy(adapter.parent / "record.json", work / RECORD)
-    return folder
-
-
-def _merged_base(adapter: Path, record: dict[str, Any]) -> Any:
-    """The base of a cell with its adapter merged into it."""
-    of_base, of_cell = record["config"]["model"], record["sources"]["model"]
-    if of_base.get("quant_bits"):
-        raise StudyError(
-            f"model.quant_bits={of_base['quant_bits']}: an adapter cannot be merged into quantised "
-            "weights: export it without --merged"
-        )
-    if str(of_cell).endswith(WITH_EXPERTS):
-        raise StudyError(
-            f"cell {record['cell_id']} adapts experts, and only linear layers are merged here: "
-            "export it without --merged, then merge it with merge_and_unload of PEFT"
-        )
-    base = load_base(ModelConfig(**of_base), torch.device("cpu"), "float32")
-    if base.card.fingerprint != of_cell:
-        raise StudyError(
-            f"{base.card.name} has other weights than cell {record['cell_id']} was trained on: "
-            "restore those weights"
-        )
-    add_to_weights(base.model, read_adapter(adapter))
-    model: Any = base.model
-    model.config.use_cache = True  # it is off for training
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    kept = Counter(why for layer in layers if (why := _kept(layer)))
+    reasons = ", ".join(f"{count} {why}" for why, count in kept.items()) or "no LoRA layer"
+    if kept.total() == len(layers):
+        raise ValueError(f"round_once can replace no layer: {reasons}")
+    if kept:
+        all_kept = f"{kept.total()} of {len(layers)} LoRA layers keep PEFT's forward pass"
+        warnings.warn(f"round_once: {all_kept} ({reasons})", stacklevel=2)
+    for layer in layers:
+        if not _kept(layer):
+            layer.__class__ = LinearRoundedOnce
     return model
 
 
-@torch.no_grad()
-def add_to_weights(model: torch.nn.Module, adapter: PeftAdapter) -> None:
-    """``W0 += gamma B A`` in every layer that ``adapter`` has."""
-    for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():
-        linear: Any = model.get_submodule(layer)
-        delta_OD = gamma * (B_OR @ A_RD)
-        transposed = not hasattr(linear, "in_features")  # Conv1D stores [D, O]
-        linear.weight += delta_OD.T if transposed else delta_OD
+class LinearRoundedOnce(Linear):  # type: ignore[misc]  # PEFT has no types
+    """PEFT's linear LoRA layer, rounded once."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``W0 x + b + gamma B A x``, shape ``[..., O]``, of x of shape ``[..., D]``."""
+        W_DO, bias_O, dtype = self.base_layer.weight, self.base_layer.bias, x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        is_off = self.disable_adapters or self.merged or not names
+        if is_off or args or kwargs or dtype == torch.float32 or _variant(self):
+            return super().forward(x, *args, **kwargs)
+
+        outputs = []
+        for name in names:
+            A, B, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+            h = A(dropout(self._cast_input_dtype(x, A.weight.dtype)))
+            outputs.append(B(h) * self.scaling[name])
+        d = outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+
+        x_ND = x.reshape(-1, x.shape[-1])
+        if not isinstance(self.base_layer, Conv1D):
+            W_DO = W_DO.T
+        if bias_O is not None:
+            x_ND = nn.functional.pad(x_ND, (0, 1), value=1.0)
+            W_DO = torch.cat([W_DO, bias_O[None]])
+        y_NO: Tensor = torch.addmm(d.to(dtype).reshape(-1, d.shape[-1]), x_ND, W_DO)
+        return y_NO.view(d.shape)
 
 
-def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """A description of a PEFT adapter, and the commands that train it further and measure it.
-
-    The base is the one in ``overrides`` (``model=...``), or the one that the adapter names. Raises
-    :class:`StudyError` for an adapter that cannot be read, names no base, or does not fit the base.
-    """
-    found = read_adapter(folder)
-    chosen = list(overrides)
-    if not any(override.startswith("model=") for override in chosen):
-        named = found.config.get("base_model_name_or_path")
-        if not named:
-            raise StudyError(
-                f"{folder} names no base: choose one, study import {folder} model=hf model.path=..."
-            )
-        chosen += ["model=hf", f"model.path={written(named)}"]
-    if dropout := found.config.get("lora_dropout"):
-        chosen.append(f"adapter.dropout={dropout}")
-    chosen.append(f"adapter.path={written(str(folder.resolve()))}")
-    (cell,) = plan([parse(_composed(chosen))])
-    ranks = {pair.A_RD.shape[0] for pair in found.pairs.values()}
-    gammas = {float(pair.gamma) for pair in found.pairs.values()}
-    line = shlex.join(["study", "train", *chosen])
-    return [
-        f"{len(found.pairs)} layers, rank {_span(ranks)}, gamma {_span(gammas)} "
-        f"({found.scaling}), on {cell.card.name}",
-        f"to train it further:  {line} name=continued",
-        f"to measure it:        {line} name=measured train.steps=1 probes.steps=[0]",
-    ]
+def _kept(layer: Any) -> str:
+    """Why a layer keeps PEFT's forward pass; empty if it can be replaced."""
+    base = layer.base_layer
+    if type(layer) not in (Linear, LinearRoundedOnce):
+        return f"of type {type(layer).__name__}"
+    if type(base) not in (nn.Linear, Conv1D) or type(base.weight) is not nn.Parameter:
+        return f"on a {type(base).__name__}"
+    if base.bias is not None and base.bias.requires_grad:
+        return "with a bias in training"
+    if "forward" in {*vars(layer), *vars(base)} or base._forward_hooks or base._forward_pre_hooks:
+        return "with hooks of another library"
+    return _variant(layer)
 
 
-def line_of(config: dict[str, Any]) -> str:
-    """The ``study train`` command of a configuration: settings that differ from the defaults."""
-    groups = [f"{group}={config[group]['name']}" for group in _GROUPS]
-    if config["data"]["path"]:  # data=file has no default for it
-        groups.append(f"data.path={written(config['data']['path'])}")
-    defaults = _flat(OmegaConf.to_container(_composed(groups), resolve=True))
-    settings = [
-        f"{key}={written(value)}"
-        for key, value in _flat(config).items()
-        if not key.startswith(_MACHINE_KEYS) and key in defaults and value != defaults[key]
-    ]
-    if config["adapter"].get("path"):  # the adapter there has its own settings
-        kept = ("adapter.path", "adapter.dropout")
-        settings = [s for s in settings if not s.startswith("adapter.") or s.startswith(kept)]
-    if "data.seed=" not in " ".join(settings) and config["data"]["seed"] != config["seed"]:
-        settings.append(f"data.seed={config['data']['seed']}")
-    return shlex.join(["study", "train", *groups, *settings])
-
-
-def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a cell's trained adapter, and the cell's record."""
-    folder, record = find_cell(study_dir, cell)
-    if (folder / ADAPTER).is_dir():
-        wrong = damage(folder, record, of_adapter=True)
-    elif record["status"] == "diverged":
-        raise StudyError(
-            f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
-        )
-    else:
-        wrong = "it is archived without its adapter" if is_archived(folder) else "it has no adapter"
-    if wrong:
-        raise StudyError(
-            f"cell {folder.name}: {wrong}: train it again with "
-            f"{line_of(record['config'])} train.save_adapter=true"
-        )
-    return folder / ADAPTER, record
-
-
-def _composed(overrides: Sequence[str]) -> Any:
-    with as_study_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested configuration by dotted key. Lists are values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
-    return flat
-
-
-def _span(numbers: set[Any]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:g}" if math.isclose(low, high) else f"{low:g} to {high:g}"
+def _variant(layer: Any) -> str:
+    """The variant, such as DoRA, of an active adapter of the layer; empty if there is none."""
+    active, variants = layer.active_adapters, getattr(layer, "lora_variant", {})
+    named = (f"with {type(variants[name]).__name__}" for name in active if name in variants)
+    is_dora = any(layer.use_dora.get(name) for name in active)
+    return next(named, "with DoRA" if is_dora else "")

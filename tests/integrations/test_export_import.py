@@ -126,7 +126,7 @@ def test_a_missing_adapter_names_the_command_that_trains_it(
     line = refused("export", trained, name, tmp_path / "adapter")
     words = shlex.split(line.partition("train it again with ")[2])
     assert words[:2] == ["study", "train"]
-    assert {"adapter.rank=2", "data.seed=5", "train.save_adapter=true"} <= set(words)
+    assert words[-1] == "train.save_adapter=true"
     loss = study.load(trained).metrics.query("cell_id == @name")["loss"].tolist()
     command(*words[1:])
     again = study.load(trained)

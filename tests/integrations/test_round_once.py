@@ -1,0 +1,256 @@
+"""``round_once`` against float32 and against PEFT's own forward pass."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
+
+peft = pytest.importorskip("peft")
+
+from study.integrations.peft import round_once  # noqa: E402
+
+D_IN, D_OUT, N = 256, 192, 64
+SMALL = 0.0005
+"""The size of the adapter's output beside the base's, below half a unit in the last place."""
+
+
+class OneLayer(nn.Module):
+    """A model of one linear layer, of the class that a test asks for."""
+
+    def __init__(self, kind: str, bias: bool) -> None:
+        super().__init__()
+        self.proj = Conv1D(D_OUT, D_IN) if kind == "conv1d" else nn.Linear(D_IN, D_OUT, bias=bias)
+        self.config: dict[str, Any] = {}
+        with torch.no_grad():
+            self.proj.weight.normal_(std=D_IN**-0.5)
+            if self.proj.bias is not None:
+                self.proj.bias.normal_()
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.proj(x, **options)
+
+
+def build(
+    kind: str = "linear",
+    bias: bool = False,
+    adapters: int = 1,
+    base: torch.dtype = torch.bfloat16,
+    adapter: torch.dtype = torch.float32,
+    **options: Any,
+) -> Any:
+    """A PEFT model whose adapters' outputs are ``SMALL`` beside that of the base."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=8, target_modules=["proj"], fan_in_fan_out=kind == "conv1d", **options
+    )
+    model = peft.get_peft_model(OneLayer(kind, bias).to(base), config)
+    for number in range(1, adapters):
+        model.add_adapter(f"other{number}", config)
+    if adapters > 1:
+        model.base_model.set_adapter(["default", *(f"other{n}" for n in range(1, adapters))])
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=SMALL / layer(model).scaling["default"])
+        if "lora_" in name:
+            weight.data = weight.data.to(adapter)
+    return model
+
+
+def layer(model: Any) -> Any:
+    return model.base_model.model.proj
+
+
+def swallowed(model: Any, exact: Any, x: Tensor, context: AbstractContextManager[Any]) -> float:
+    """``1 - <d, D> / <d, d>``: d is the adapter's output in float32, D the change that is left."""
+    with torch.no_grad(), model.disable_adapter(), context:
+        base = model(x).float()
+    with torch.no_grad(), context:
+        change = model(x).float() - base
+    with torch.no_grad():
+        d = exact(x.float())
+        with exact.disable_adapter():
+            d -= exact(x.float())
+    return float(1 - (d * change).sum() / (d * d).sum())
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "float32 adapter": {},
+    "bf16 adapter": {"adapter": torch.bfloat16},
+    "autocast": {"base": torch.float32},
+    "bias": {"bias": True},
+    "Conv1D": {"kind": "conv1d"},
+    "lora_bias": {"bias": True, "lora_bias": True},
+    "two adapters": {"adapters": 2},
+    "rsLoRA": {"use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_adapter_survives_that_peft_loses(case: str) -> None:
+    options = CASES[case]
+    theirs, exact = build(**options), build(**options).float()
+    ours = round_once(copy.deepcopy(theirs))
+    is_autocast = options.get("base") == torch.float32
+    context = torch.autocast("cpu", torch.bfloat16) if is_autocast else nullcontext()
+    x = torch.randn(4, N, D_IN).to(options.get("base", torch.bfloat16))
+    assert swallowed(theirs, exact, x, context) > 0.3
+    assert abs(swallowed(ours, exact, x, context)) < 0.06
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_gradients_are_those_of_peft(case: str) -> None:
+    options = CASES[case]
+    theirs = build(**options)
+    ours = round_once(copy.deepcopy(theirs))
+    is_autocast = options.get("base") == torch.float32
+    x = torch.randn(4, N, D_IN).to(options.get("base", torch.bfloat16))
+    found = []
+    for model in (theirs, ours):
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            y = model(inputs)
+        (y.float() * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        trained = {n: w.grad for n, w in model.named_parameters() if w.requires_grad}
+        found.append({"y": y, "x": inputs.grad, **trained})
+        assert all(w.grad is None for w in model.parameters() if not w.requires_grad)
+    for name, theirs_ in found[0].items():
+        assert theirs_.dtype == found[1][name].dtype
+        torch.testing.assert_close(found[1][name], theirs_, rtol=0.02, atol=0.02, msg=name)
+        if "lora_" in name:
+            assert torch.equal(found[1][name], theirs_), name
+
+
+def test_a_step_has_the_products_of_peft_and_none_for_the_frozen_weights() -> None:
+    counts = []
+    for model in (build(), round_once(build())):
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(N, D_IN, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+
+
+def test_dropout_draws_the_same_numbers() -> None:
+    theirs = build(lora_dropout=0.5).train()
+    ours = round_once(copy.deepcopy(theirs))
+    x = torch.randn(N, D_IN, dtype=torch.bfloat16)
+    outputs = []
+    for model in (theirs, ours):
+        layer(model).scaling["default"] = 100.0  # nothing is lost
+        torch.manual_seed(1)
+        outputs.append(model(x))
+    torch.testing.assert_close(*outputs, rtol=0.01, atol=0.05)
+    assert not torch.allclose(outputs[1], ours.eval()(x), atol=0.1)
+
+
+def test_peft_computes_float32_and_adapters_that_are_off_or_merged_or_mixed() -> None:
+    theirs = build(adapters=2)
+    ours = round_once(copy.deepcopy(theirs))
+    x = torch.randn(4, D_IN, dtype=torch.bfloat16)
+    names = ["default", "other1", "__base__", "default"]
+    mixed = [model.eval()(x, adapter_names=names) for model in (ours, theirs)]
+    assert torch.equal(*mixed)
+    with theirs.disable_adapter(), ours.disable_adapter():
+        assert torch.equal(ours(x), theirs(x))
+    theirs.merge_adapter()
+    ours.merge_adapter()
+    assert torch.equal(ours(x), theirs(x))
+    exact = build(base=torch.float32)
+    assert torch.equal(round_once(copy.deepcopy(exact))(x.float()), exact(x.float()))
+
+
+def test_a_copy_and_a_saved_model_are_the_same(tmp_path: Any) -> None:
+    model = round_once(build())
+    x = torch.randn(N, D_IN, dtype=torch.bfloat16)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False), round_once(model)):
+        assert torch.equal(other(x), model(x))
+        assert other.state_dict().keys() == build().state_dict().keys()
+
+
+def test_gradient_checkpointing_changes_nothing(peft_model: Any, cell: Any) -> None:
+    ids = torch.arange(5, 45).view(2, 20)
+    grads = []
+    for is_on in (False, True):
+        model = round_once(peft_model(cell("adapter.rank=4")).bfloat16())
+        if is_on:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(input_ids=ids, labels=ids).loss.backward()
+        grads.append([w.grad for w in model.parameters() if w.requires_grad])
+    assert all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True}, {"base": torch.float32}])
+def test_a_compiled_layer_has_one_graph(options: dict[str, Any]) -> None:
+    model = round_once(build(**options))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(N, D_IN).to(options.get("base", torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(options.get("base"))):
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
+
+
+def dora(model: Any) -> None:
+    model.add_adapter("dora", peft.LoraConfig(r=4, target_modules=["proj"], use_dora=True))
+    model.set_adapter("dora")
+
+
+def wrapped(model: Any) -> None:
+    layer(model).base_layer.register_forward_pre_hook(lambda *_: None)
+
+
+def trained_bias(model: Any) -> None:
+    layer(model).base_layer.bias.requires_grad_()
+
+
+def quantised(model: Any) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    layer(model).base_layer = bnb.nn.Linear4bit(D_IN, D_OUT)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dora, "1 with "),
+        (wrapped, "1 with hooks of another library"),
+        (trained_bias, "1 with a bias in training"),
+        (quantised, "1 on a Linear4bit"),
+    ],
+)
+def test_other_layers_keep_their_forward_pass(change: Callable[[Any], None], words: str) -> None:
+    model = build(bias=True)
+    change(model)
+    before = type(layer(model)).forward
+    with pytest.raises(ValueError, match=words):
+        round_once(model)
+    assert type(layer(model)).forward is before
+
+
+@pytest.fixture
+def two_kinds(tiny_base: Any) -> Any:
+    """A model with adapters on linear layers and on its embedding."""
+    targets = ["q_proj", "embed_tokens"]
+    model = copy.deepcopy(tiny_base.model).bfloat16()
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=targets))
+
+
+def test_one_warning_counts_the_layers_that_are_left(two_kinds: Any) -> None:
+    with pytest.warns(UserWarning, match=r"round_once: 1 of \d+ LoRA .*1 of type Embedding"):
+        round_once(two_kinds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        round_once(build())
+
+
+def test_a_model_without_lora_gets_one_line() -> None:
+    with pytest.raises(ValueError, match="no LoRA layer"):
+        round_once(nn.Linear(2, 2))
