@@ -19,7 +19,7 @@ PACKAGE_LINES = {
     "study/cli": 1_285,
     "study/config": 1_555,
     "study/dashboard": 1_255,
-    "study/data": 1_570,
+    "study/data": 1_575,
     "study/figures": 3_330,
     "study/integrations": 3_190,
     "study/models": 1_660,

@@ -149,10 +149,7 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
         if dropped := pack.corpus.rows["dropped"]:
             display.say(f"skipped {dropped} rows without target tokens")
         if pack.config.pack.padding_free is not False and not base.separates_sequences:
-            display.say(
-                f"{base.card.name}: padding is computed, because its attention can't separate "
-                "the sequences of one row"
-            )
+            display.say(f"{base.card.name} mixes the sequences of a row, so padding is computed")
         tracked = tracker(pack.config.tracker, display.say)
         failures = _Pass(pack, base, world, display, tracked, stop).train_folds()
     world.agreed(None)
