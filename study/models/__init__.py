@@ -1,4 +1,4 @@
-"""The frozen base: SmolLM2, a causal LM from a folder or the Hugging Face hub, or a tiny Llama.
+"""The frozen base: SmolLM2, Gemma 3, a causal LM from a folder or the hub, or a tiny Llama.
 
 - :func:`describe`: a model's identity, limits and layers, without its weights;
 - :func:`load_base`: the model;
@@ -16,4 +16,3 @@ from study.models.card import (
     describe,
     load_tokenizer,
 )
-from study.models.smollm2 import fetch_smollm2

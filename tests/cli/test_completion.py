@@ -48,7 +48,7 @@ def in_bash(path: str, *words: str) -> list[str]:
 def test_verbs(path: str) -> None:
     assert {"train", "analyze", "figures", "report"} <= set(in_bash(path, "study", ""))
     assert in_bash(path, "study", "trai") == ["train"]
-    assert in_bash(path, "study", "fetch", "s") == ["smollm2"]
+    assert in_bash(path, "study", "fetch", "") == ["smollm2", "gemma3"]
 
 
 @pytest.mark.parametrize(

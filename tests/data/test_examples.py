@@ -84,7 +84,7 @@ def test_a_bad_path_is_named(
 
 
 def test_a_data_set_without_examples_names_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SOURCES, "pydoc", lambda _: [])
+    monkeypatch.setitem(SOURCES, "pydoc", list)
     with pytest.raises(StudyError, match=r"data=pydoc has no examples: .* xbrl_extract, file$"):
         load(name="pydoc")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from study.data import Corpus
-from study.data.batches import exact_match, first_label
+from study.data.batches import exact_match
 
-MOODS = {"positive", "negative", "neutral"}
+MOODS = ["positive", "negative", "neutral"]
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,12 @@ MOODS = {"positive", "negative", "neutral"}
     ],
 )
 def test_the_first_label_in_an_answer(answer: str, label: str | None) -> None:
-    assert first_label(answer, MOODS) == label
-    assert first_label("0.125", {"0.1", "0.12", "5"}) == "0.12", "the longer of the same start"
-    assert first_label("0.1 or 0.12", {"0.1", "0.12"}) == "0.1"
+    right = [mood for mood in MOODS if exact_match([answer, *MOODS], [mood, *MOODS]) == 1]
+    assert right == ([label] if label else [])
+
+
+def test_of_labels_with_the_same_start_the_longer_counts() -> None:
+    assert exact_match(["0.125", "0.1 or 0.12", "5"], ["0.12", "0.1", "5"]) == 1
 
 
 def test_the_share_of_right_answers() -> None:

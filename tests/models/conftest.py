@@ -1,4 +1,4 @@
-"""A new cache folder for each test, except those of the real SmolLM2, which read the user's."""
+"""A new cache folder for each test, except those of real models, which read the user's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,28 +8,28 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from study.config import ModelConfig
-from study.models import FrozenBase, load_base, smollm2, tiny
-from study.store.cache import cache_folder
+from study.models import FrozenBase, load_base, packaged, tiny
 
 
 @pytest.fixture(autouse=True)
 def _cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if request.node.get_closest_marker("smollm2"):
-        _skip_without_smollm2()
-    else:
+    real = [name for name in packaged.PACKAGES if request.node.get_closest_marker(name)]
+    for name in real:
+        _skip_without(name)
+    if not real:
         monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
 def smollm2_base() -> FrozenBase:
     """The real SmolLM2 in float32, loaded once per file: about 1 s and 0.6 GB."""
-    _skip_without_smollm2()  # module fixtures run before _cache, and must not start a download
+    _skip_without("smollm2")  # module fixtures run before _cache, and must not start a download
     return load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
 
 
-def _skip_without_smollm2() -> None:
-    if not smollm2.is_whole(cache_folder() / smollm2._NAME):
-        pytest.skip("SmolLM2 is not in the user cache: run `study fetch smollm2`")
+def _skip_without(name: str) -> None:
+    if not packaged.is_whole(packaged.PACKAGES[name].folder):
+        pytest.skip(f"{name} is not in the user cache: run `study fetch {name}`")
 
 
 @pytest.fixture

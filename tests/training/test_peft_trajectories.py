@@ -11,8 +11,7 @@ from study.adapters import adapted
 from study.adapters.bank import AdapterSpec
 from study.config import CellConfig, ModelConfig
 from study.data import Corpus, TokenBatch, build_corpus
-from study.models import FrozenBase, load_base, load_tokenizer, smollm2
-from study.store.cache import cache_folder
+from study.models import FrozenBase, load_base, load_tokenizer, packaged
 from study.training.loop import Fold
 
 STEPS = 5
@@ -109,7 +108,7 @@ def test_tiny(
 
 @pytest.mark.smollm2
 @pytest.mark.skipif(
-    not smollm2.is_whole(cache_folder() / smollm2._NAME), reason="run `study fetch smollm2`"
+    not packaged.is_whole(packaged.PACKAGES["smollm2"].folder), reason="run `study fetch smollm2`"
 )
 def test_smollm2(cell: Callable[..., CellConfig]) -> None:
     """Each rule and each optimizer once; tiny has all pairs."""
