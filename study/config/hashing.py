@@ -16,7 +16,8 @@ from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 IDENTITY_VERSION = 2
 LATEST = 2
 """The version of the numbers. From 1 on, the tokens of every micro-batch are sampled. From 2 on, a
-bf16 cell rounds no gamma and, unless it is factored, rounds the sum of base and adapter once."""
+bf16 cell rounds no gamma, measures ``swallowed`` and, unless it is factored, rounds the sum of base
+and adapter once."""
 UNKNOWN_STEPS = 1_000_000
 """Stands for the length of a loop in its identity, if it is not known before the end."""
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
@@ -54,10 +55,13 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
         adapter["targets"] = sorted(config.adapter.targets)
     steps, batches = probe_steps(config), chosen("probes.batch", config.probes.batch, BATCHES)
     sites = chosen("probes.sites", config.probes.sites, SITES)
+    stats = chosen("probes.stats", config.probes.stats, STATS, USUAL)
+    if config.precision == "float32" or version < 2:  # it is not measured in float32
+        stats = tuple(stat for stat in stats if stat != "swallowed")
     probes = {
         "steps": steps,
         "sites": sites,
-        "stats": chosen("probes.stats", config.probes.stats, STATS, USUAL),
+        "stats": stats,
         "batch": batches,
         "tokens": config.probes.tokens,
     }

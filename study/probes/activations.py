@@ -25,6 +25,7 @@ from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import TENSORS, Product, SiteSource
+from study.probes.statistics import LOST
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
 
@@ -95,6 +96,7 @@ class Activations:
     ) -> None:
         self.found, self.delta_w, self.tokens, self.alignment = found, delta_w, tokens, alignment
         self.rho = "rho" in found.stats and "A" in found.wanted
+        self.loses = "swallowed" in found.stats and "adapter_out" in found.wanted
         self.passes = 0
         self._last_input: tuple[Tensor, list[dict[str, tuple[Tensor, int]]]] | None = None
 
@@ -261,9 +263,13 @@ class LayerPass:
             self._enter(cell, input_sums_K[cell])
             self._enter(cell, self.activations.sums("outputs", y_KNO[cell], self.real_K[cell]))
             if self.activations.rho or self.found.wanted_of("sampled_inputs"):
-                self._measure_inputs(cell, self._sample(cell, x_KND[cell]), pair)
+                x_nD = self._sample(cell, x_KND[cell])
+                product = self._measure_inputs(cell, x_nD, pair)
+                if self.activations.loses and y.dtype.itemsize < torch.float32.itemsize:
+                    y_nO = self._sample(cell, y_KNO[cell])
+                    self._measure_lost(cell, x_nD.to(args[0].dtype), y_nO, product)
 
-    def _measure_inputs(self, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
+    def _measure_inputs(self, cell: int, x_nD: Tensor, pair: LoraPair) -> Product:
         product = self.delta_w.product(self.index, cell, pair)
         product = replace(product, z_nR=self._z.get(cell), kept_nD=self._kept.get(cell))
         self.found.add("sampled_inputs", self.index, cell, x_nD, product)
@@ -271,6 +277,18 @@ class LayerPass:
             self.activations.align_inputs(self.index, cell, x_nD, pair)
         if not self.found.wanted_of("sampled_output_gradients"):
             self.delta_w.release(self.index, cell)
+        return product
+
+    @torch.no_grad()
+    def _measure_lost(self, cell: int, x_nD: Tensor, y_nO: Tensor, product: Product) -> None:
+        """Measure the part of the adapter's output that rounding takes, for ``swallowed``.
+
+        ``x_nD``: as the layer got them. ``y_nO``: its outputs, float32. Those of the base alone are
+        computed again, in the precision of the pass: ``2 n D O`` FLOPs.
+        """
+        if (base := self.layer.base()) is not None and not self.layer.variant:
+            added_nO = y_nO - base(x_nD).float()
+            self.found.write("adapter_out", self.index, cell, _lost, x_nD, added_nO, product)
 
     def _on_backward(self, kept: Mapping[int, Tensor], dy: Tensor) -> None:
         dy_KNO = self.activations.by_cell(dy)
@@ -319,6 +337,11 @@ class LayerPass:
 def _spaced(count: int, most: int, device: torch.device | None = None) -> Tensor:
     """At most ``most`` places among ``count``, evenly spaced from the first to the last."""
     return torch.linspace(0, count - 1, min(most, count), device=device).round().long()
+
+
+def _lost(x_nD: Tensor, added_nO: Tensor, product: Product) -> dict[str, Tensor]:
+    d_nO = product.of_inputs(x_nD.float())
+    return {LOST: torch.sum(d_nO * (d_nO - added_nO))}
 
 
 def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:

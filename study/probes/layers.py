@@ -26,6 +26,7 @@ class AdaptedLayer:
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
     - ``is_on``: whether the adapters are in use now;
+    - ``base``: returns the frozen linear; None if the layer adds more to it than this adapter;
     - ``dropout``: PEFT's module that drops inputs of the adapter; None if there is none. Our banks
       show what they drop (:class:`study.adapters.contraction.Listeners`).
     """
@@ -35,6 +36,7 @@ class AdaptedLayer:
     features: tuple[int, int]
     pairs: Callable[[], list[LoraPair]]
     whole_pairs: Callable[[], list[LoraPair]]
+    base: Callable[[], nn.Module | None]
     specs: tuple[AdapterSpec, ...] | None = None
     variant: str = ""
     is_on: Callable[[], bool] = lambda: True
@@ -93,8 +95,9 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
             pairs, whole = partial(getattr, module, "pairs"), module.whole_pairs
+            base, specs = partial(getattr, module, "base"), module.specs
             layers.append(
-                AdaptedLayer(module.layer, module, module.features, pairs, whole, module.specs)
+                AdaptedLayer(module.layer, module, module.features, pairs, whole, base, specs)
             )
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
             name = path.removeprefix("base_model.model.")
@@ -159,9 +162,12 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     def pairs() -> list[LoraPair]:
         return [LoraPair(down.weight, up.weight, float(module.scaling[adapter]))]
 
+    def base() -> nn.Module | None:
+        return module.get_base_layer() if len(_active_in(module)) == 1 else None
+
     dropout = dict(getattr(module, "lora_dropout", {})).get(adapter)
     return AdaptedLayer(
-        *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, pairs),
+        *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, pairs, base),
         variant=variant,
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
         dropout=dropout if isinstance(dropout, nn.Dropout) else None,

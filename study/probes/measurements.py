@@ -203,7 +203,9 @@ class Measurements:
                     np.add.at(sums[..., column], index, of_chunks)
                 np.maximum.at(sums[..., MAX], index, moments[:, -1])
         if self._written:
-            sums[tuple(np.array([entry[0] for entry in self._written]).T)] = written.sum(0)
+            index = tuple(np.array([entry[0] for entry in self._written]).T)
+            sums[index] = 0.0
+            np.add.at(sums, index, written.sum(0))
         return sums, counts
 
 

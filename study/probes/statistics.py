@@ -89,11 +89,20 @@ def _stable_rank(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2
 
 
+@statistic("swallowed", SQUARE)
+def _swallowed(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return sums[..., WRITTEN[LOST]] / sums[..., SQUARE]
+
+
+LOST = "lost"
+"""The sum of ``d (d - D)``: d is what a layer should add to its output, D what it adds."""
+
 WRITTEN = {
-    stat: TENSORS + 1 + index
-    for index, stat in enumerate(stat for stat in STATS if stat not in STATISTICS)
+    name: TENSORS + 1 + index
+    for index, name in enumerate((*(stat for stat in STATS if stat not in STATISTICS), LOST))
 }
-"""Columns that hold a statistic itself, by name."""
+"""Columns that hold a statistic itself or, for ``swallowed``, a sum that hooks compute; by name.
+Those of several micro-batches add."""
 
 OF_A_PART = ("descent",)
 """The written statistics that each process computes of its part. They add. Of the others every

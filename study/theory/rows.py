@@ -66,9 +66,12 @@ ARCSINE = (
 )
 
 
-def _product(term: Term, gammas: int, derivation: str, source: str) -> PowerLaw:
-    """A product of A with its own image in B: r components add up in one direction. 0 at step 0."""
-    return PowerLaw(1, gammas, gammas, 1, 1, derivation, source, term)
+def _product(term: Term, gammas: int, derivation: str, source: str, rank: float = 1) -> PowerLaw:
+    """A product of A with its own image in B: r components add up in one direction. 0 at step 0.
+
+    ``derivation``: the product, and its mean square E|.|^2, up to a factor if it is after a colon.
+    """
+    return PowerLaw(rank, gammas, gammas, 1, 1, derivation, source, term)
 
 
 _BASE = PowerLaw(
@@ -88,14 +91,7 @@ _ANY: dict[str, PowerLaw] = {
         1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER, passes=1
     ),
     "adapter_grad": PowerLaw(
-        1 / 2,
-        1,
-        1,
-        0,
-        0,
-        "B_grad: A_grad is 0 at step 0, then smaller by a factor lr",
-        PAPER,
-        passes=1,
+        1 / 2, 1, 1, 0, 0, "B_grad: A_grad is 0, then smaller by a factor lr", PAPER, passes=1
     ),
 }
 LINEAR: dict[str, PowerLaw] = {
@@ -113,19 +109,13 @@ LINEAR: dict[str, PowerLaw] = {
         1, 2, 2, 1, 0, "lr |B_grad|^2, mean lr gamma^2 v r |G|^2: no crossover", DERIVED, passes=1
     ),
     "adapter_out": _product(
-        "aligned",
-        2,
-        "-lr gamma^2 G A^T A x, E|.|^2 = (lr gamma^2 v |G x|)^2 r (r + 1 + r_align)",
-        ISSERLIS,
+        "aligned", 2, "-lr gamma^2 G A^T A x: (lr gamma^2 v |G x|)^2 r (r + 1 + r_align)", ISSERLIS
     ),
     "delta_w": _product(
-        "weight", 2, "-lr gamma^2 G A^T A, E|.|^2 = (lr gamma^2 v |G|)^2 r (r + 1 + D)", ISSERLIS
+        "weight", 2, "-lr gamma^2 G A^T A: (lr gamma^2 v |G|)^2 r (r + 1 + D)", ISSERLIS
     ),
     "adapter_in_grad": _product(
-        "crossed",
-        2,
-        "-lr gamma^2 A^T A G^T g, E|.|^2 = (lr gamma^2 v |G^T g|)^2 r (r + 1 + D)",
-        ISSERLIS,
+        "crossed", 2, "-lr gamma^2 A^T A G^T g: (lr gamma^2 v |G^T g|)^2 r (r + 1 + D)", ISSERLIS
     ),
 }
 """Updates proportional to the gradients: SGD, with or without momentum."""
@@ -144,26 +134,12 @@ SIGN: dict[str, PowerLaw] = {
         1 / 2, 0, 0, 2, 1, "about lr per entry once A_grad is not 0: lr sqrt(r D)", DERIVED
     ),
     "descent": PowerLaw(
-        1,
-        1,
-        1,
-        1,
-        0,
-        "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1, iid terms: no crossover",
-        DERIVED,
-        passes=1,
+        1, 1, 1, 1, 0, "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1: no crossover", DERIVED, passes=1
     ),
-    "adapter_out": _product(
-        "aligned", 1, "-lr gamma sign(G A^T) A x, E|.|^2 of r (r - 1 + r_sign)", ARCSINE
-    ),
-    "delta_w": _product(
-        "weight", 1, "-lr gamma sign(G A^T) A, E|.|^2 of r (r - 1 + pi D/2)", ARCSINE
-    ),
+    "adapter_out": _product("aligned", 1, "-lr gamma sign(G A^T) A x: r (r - 1 + r_sign)", ARCSINE),
+    "delta_w": _product("weight", 1, "-lr gamma sign(G A^T) A: r (r - 1 + pi D/2)", ARCSINE),
     "adapter_in_grad": _product(
-        "crossed",
-        1,
-        "-lr gamma A^T sign(A G^T) g, E|.|^2 of r (r - 1 + r_back D), r_back mostly 1 to pi/2",
-        ARCSINE,
+        "crossed", 1, "-lr gamma A^T sign(A G^T) g: r (r - 1 + r_back D)", ARCSINE
     ),
 }
 """Updates of fixed size: Adam as eps goes to 0, and the other sign-like rules."""
@@ -183,20 +159,14 @@ SPECTRAL: dict[str, PowerLaw] = {
     "descent": PowerLaw(
         1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, the nuclear norm", POLAR, "nuclear"
     ),
-    "adapter_out": PowerLaw(
-        *(1 / 2, 1, 1, 1, 1),
-        "-lr c gamma polar(G A^T) A x, E|.|^2 of (1 - s) r + s min(r, m)",
-        *(POLAR, "aligned"),
+    "adapter_out": _product(
+        "aligned", 1, "lr c gamma polar(G A^T) A x: (1 - s) r + s min(r, m)", POLAR, 1 / 2
     ),
-    "delta_w": PowerLaw(
-        *(1 / 2, 1, 1, 1, 1),
-        "-lr c gamma polar(G A^T) A, E|.|^2 of min(r, m) (D - m + max(r, m))",
-        *(POLAR, "weight"),
+    "delta_w": _product(
+        "weight", 1, "lr c gamma polar(G A^T) A: min(r, m) (D - m + max(r, m))", POLAR, 1 / 2
     ),
-    "adapter_in_grad": PowerLaw(
-        *(1 / 2, 1, 1, 1, 1),
-        "-lr c gamma A^T polar(G A^T)^T g, E|.|^2 near r + D - m far above m",
-        *(POLAR, "crossed"),
+    "adapter_in_grad": _product(
+        "crossed", 1, "lr c gamma A^T polar(G A^T)^T g: r + D - m far above m", POLAR, 1 / 2
     ),
 }
 """Updates with equal singular values: Muon. m is the rank of G, and c the factor for the shape of

@@ -117,6 +117,7 @@ STATS: dict[str, Stat] = {
     "norm": Stat("Frobenius norm", "sqrt(sum x^2)"),
     "descent": Stat("descent", "-<gradient, update>"),
     "nonfinite": Stat("not finite", "1 if any element is not finite, else 0", fitted=False),
+    "swallowed": Stat("share lost in rounding", "1 - <d, D> / <d, d>", fitted=False),
     "spectral": Stat("largest singular value", "sigma_1", "spectrum"),
     "stable_rank": Stat("stable rank", "(norm / spectral)^2", "spectrum"),
     **{name: Stat(*row, "alignment", False, False) for name, row in _ALIGNMENTS.items()},

@@ -450,9 +450,11 @@ def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
 
 def test_bf16_autocast(script: Script) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        tables = script.run(script.record(steps=[0]), steps=1)
+        tables = script.run(script.record(steps=[0, 1]), steps=2)
     assert tables.cells["precision"].tolist() == ["bf16"]
     assert (tables.probes["nonfinite"] == 0).all()
+    lost = tables.probes.query("site == 'adapter_out'").groupby("step")["swallowed"]
+    assert lost.count().tolist() == [0, lost.size()[1]]  # missing while B = 0
 
 
 def test_a_loop_that_diverges(script: Script) -> None:

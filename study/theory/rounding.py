@@ -1,0 +1,56 @@
+"""The share of an adapter's output that rounding takes, if it is added to a rounded output.
+
+A layer in bf16 rounds ``y = W0 x``, adds ``d = gamma B A x`` and rounds the sum. ``y`` lies on the
+grid of bf16, whose spacing near it is ``u = 2^(e - 7)`` for ``2^e <= |y| < 2^(e+1)``. So the layer
+adds not d but the nearest multiple of u: nothing if ``|d| < u / 2``, which is 1/512 to 1/256 of
+``|y|``. Let D be what it adds. The statistic ``swallowed`` is ``1 - E d D / E d^2``.
+
+For a Gaussian d of rms s, independent of y, integration by parts gives for one y
+
+    E d D / s^2 = t sum_k phi((k + 1/2) t) = 1 + 2 sum_m (-1)^m exp(-2 pi^2 m^2 / t^2),  t = u / s
+
+with the density phi of a standard normal, k over all integers, and m from 1 (Poisson's summation).
+It is 1 for ``s`` above u and falls as ``2 t phi(t / 2)`` below. The mean over a Gaussian y is a sum
+over its exponents e.
+
+If base and adapter are added before the sum is rounded, ``W0 x`` is not on the grid, and its place
+between two points is independent of d. Then D is one of the two multiples of u around d, each with
+the probability that gives ``E D = d``: nothing is lost on average, however small d is. This is what
+stochastic rounding does.
+
+Derived here; ``tests/theory/test_theory_rounding.py`` compares it with simulation.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+MANTISSA = 7
+"""The bits after the leading one of a number in bf16."""
+EXPONENTS = np.arange(-40, 4)
+"""Of y beside its rms: 4e-13 of the probability lies below, and less above."""
+
+
+def kept(spacing: ArrayLike) -> Floats:
+    """``E d D / E d^2`` for a Gaussian d of rms 1 that is rounded to multiples of ``spacing``."""
+    t = np.asarray(spacing, float)[..., None]
+    halves = np.arange(10) + 0.5
+    both_sides = 2 / math.sqrt(2 * math.pi) * t * np.exp(-((halves * t) ** 2) / 2)
+    return np.where(t[..., 0] < 1, 1.0, both_sides.sum(-1))  # 1 - 5e-9 at t = 1
+
+
+def swallowed(out_rms: ArrayLike, adapter_rms: ArrayLike) -> Floats:
+    """The expected share of an adapter's output that is lost in bf16: 0 nothing, 1 all.
+
+    ``out_rms``: of the layer's output, a Gaussian. ``adapter_rms``: of the adapter's own, a
+    Gaussian independent of it. NaN where it is 0.
+    """
+    out, s = np.broadcast_arrays(np.asarray(out_rms, float), np.asarray(adapter_rms, float))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lowest = 2.0 ** (np.floor(np.log2(out))[..., None] + EXPONENTS)
+        inside = np.vectorize(math.erf)(np.stack([lowest, 2 * lowest]) / out[..., None] / 2**0.5)
+        share = inside[1] - inside[0]
+        lost = 1 - np.sum(share * kept(lowest * 2.0**-MANTISSA / s[..., None]), axis=-1)
+    return np.where(s > 0, lost, math.nan)
