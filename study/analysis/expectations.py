@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.distances import of_cells
-from study.analysis.fits import Floats, t_critical
+from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.losses import loss_gaps
 from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
@@ -71,9 +71,11 @@ class Compared:
     - ``curve``: the rule, if the expectation names none, and the settings that separate the curve
       from others of the study, as text;
     - ``measured``, ``low``, ``high``: the value and its 95 % interval, NaN without one;
-    - ``seeds``; ``step``: at which it was measured, None for a best rate; ``se_grid``: the part of
-      the standard error that all seeds share, 0 but for best rates and alphas;
-    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`.
+    - ``seeds``; ``step``: at which it was measured, None for a best rate;
+    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`;
+    - ``off``, ``margin``: measured minus expected, and the tolerance; logarithms of a factor;
+    - ``sd``, ``df``: the standard deviation over seeds, pooled over rows. ``own_df``: that of the
+      row alone, 0 without a verdict. ``grid``: the standard error that all seeds share.
     """
 
     expectation: Expectation
@@ -84,77 +86,12 @@ class Compared:
     seeds: int
     step: int | None
     verdict: str
-    se_grid: float = 0.0
-
-
-def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
-    """A row for each curve that an expectation matches, in the order of ``expectations``.
-
-    An expectation without a curve has one row, which is ``not measured``.
-    """
-    rows = values(expectations, tables)
-    tests = tests_of(rows)
-    asked = tests.off, tests.se, tests.df, tests.margin
-    agrees, differs = holm(tost(*asked)), holm(beyond(*asked))
-    compared = []
-    for (one, row), p_agrees, p_differs in zip(rows, agrees, differs, strict=True):
-        value, low, high = row["value"], row["low"], row["high"]
-        if one.what == FACTOR:
-            value, low, high = (math.exp(x * row["span"]) for x in (value, low, high))
-        word = AGREES if p_agrees <= SIGNIFICANCE else UNCLEAR
-        if p_agrees > SIGNIFICANCE and p_differs <= SIGNIFICANCE:
-            word = DIFFERS
-        word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
-        seeds, step = row["seeds"], row["step"]
-        shown = (value, low, high, seeds, step, word, row["se_grid"])
-        compared.append(Compared(one, row["curve"], *shown))
-    return compared
-
-
-@dataclass(frozen=True)
-class Tests:
-    """What the verdicts of ``N`` rows rest on; the logarithms of factors.
-
-    - ``off``: measured minus expected. ``margin``: the tolerance;
-    - ``sd``: the standard deviation over seeds, pooled over rows (``df``: of this pooled one,
-      ``own_df``: of the row's own seeds; 0 without a verdict);
-    - ``grid``: the error that all seeds share. ``se``: the standard error with both.
-    """
-
-    off: Floats
-    margin: Floats
-    sd: Floats
-    grid: Floats
-    se: Floats
-    df: Floats
-    own_df: Floats
-
-
-def tests_of(rows: "Sequence[tuple[Expectation, Value]]") -> Tests:
-    """The tests of these rows, which are of :func:`values`."""
-    is_factor = np.array([one.what == FACTOR for one, _ in rows], bool)
-    value, low, high, span, grid, seeds = (
-        np.array([row[name] for _, row in rows], float)
-        for name in ("value", "low", "high", "span", "se_grid", "seeds")
-    )
-    expected, margin = (
-        np.array([getattr(one, name) for one, _ in rows], float)
-        for name in ("predicted", "tolerance")
-    )
-    expected[is_factor], margin[is_factor] = np.log([expected[is_factor], margin[is_factor]])
-    span = np.where(is_factor, span, 1.0)
-    half = np.maximum(high - value, value - low)
-    own_df = np.where((seeds >= SEEDS_FOR_VERDICT) & np.isfinite(half), seeds - 1, 0)
-    kinds = np.array([SLOPE if one.what == FACTOR else one.what for one, _ in rows])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        of_seeds = np.sqrt(np.maximum(half**2 - (NORMAL * grid) ** 2, 0)) / t_critical(own_df)
-        variance, df = seeds * of_seeds**2, own_df.astype(float)  # of one seed
-        for kind in np.unique(kinds):
-            mine = kinds == kind
-            variance[mine], df[mine] = moderated(variance[mine], df[mine])
-        se = np.hypot(np.sqrt(variance / seeds), NORMAL * grid / t_critical(df))
-    of_row = value * span - expected, margin, np.sqrt(variance) * span, grid * span, se * span
-    return Tests(*of_row, df=df, own_df=own_df)
+    off: float = math.nan
+    margin: float = math.nan
+    sd: float = math.nan
+    df: float = 0.0
+    own_df: float = 0.0
+    grid: float = 0.0
 
 
 Value = dict[str, Any]
@@ -166,17 +103,49 @@ _NOTHING: Value = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
 }
 
 
-def values(
-    expectations: Sequence[Expectation], tables: StudyTables
-) -> list[tuple[Expectation, Value]]:
-    """A value and its interval for each curve that an expectation matches; without numbers, and
-    with 0 seeds, for one that matches none."""
+def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
+    """A row for each curve that an expectation matches, in the order of ``expectations``.
+
+    An expectation without a curve has one row, which is ``not measured``.
+    """
     found = {what: _table(what, tables) for what in {one.what for one in expectations}}
-    return [
+    rows = [
         (one, row)
         for one in expectations
         for row in _measured(one, found[one.what], tables.exponents) or [_NOTHING]
     ]
+    is_factor = np.array([one.what == FACTOR for one, _ in rows], bool)
+    value, low, high, span, grid, seeds = (
+        np.array([row[name] for _, row in rows], float)
+        for name in ("value", "low", "high", "span", "se_grid", "seeds")
+    )
+    expected = np.array([(one.predicted, one.tolerance) for one, _ in rows], float).reshape(-1, 2)
+    expected[is_factor] = np.log(expected[is_factor])
+    span = np.where(is_factor, span, 1.0)
+    value, half, grid = value * span, np.maximum(high - value, value - low) * span, grid * span
+    own_df = np.where((seeds >= SEEDS_FOR_VERDICT) & np.isfinite(half), seeds - 1, 0.0)
+    kinds = np.array([one.what for one, _ in rows])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_seeds = np.maximum(half**2 - (NORMAL * grid) ** 2, 0) / t_critical(own_df) ** 2
+        variance, df = seeds * of_seeds, own_df.copy()  # of one seed
+        for kind in np.unique(kinds):
+            mine = kinds == kind
+            variance[mine], df[mine] = moderated(variance[mine], df[mine])
+        se = np.hypot(np.sqrt(variance / seeds), NORMAL * grid / t_critical(df))
+    off, margin = value - expected[:, 0], expected[:, 1]
+    agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
+    numbers = np.array([off, margin, np.sqrt(variance), df, own_df, grid]).T
+    compared = []
+    for n, (one, row) in enumerate(rows):
+        shown = [row["value"], row["low"], row["high"]]
+        if one.what == FACTOR:
+            shown = [math.exp(x * row["span"]) for x in shown]
+        differ = DIFFERS if differs[n] <= SIGNIFICANCE else UNCLEAR
+        word = AGREES if agrees[n] <= SIGNIFICANCE else differ
+        word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
+        place = row["seeds"], row["step"], word
+        compared.append(Compared(one, row["curve"], *shown, *place, *map(float, numbers[n])))
+    return compared
 
 
 def _table(what: str, tables: StudyTables) -> pd.DataFrame:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL
+from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL, ROUNDING
 
 SEEDS_FOR_SKEW = 8
 """Fewer seeds can't show that their slopes are skewed."""
@@ -67,7 +67,7 @@ def _model(there_SR: Mask, x_R: Floats) -> tuple[Mask, Mask, Floats]:
     seed_S, rank_R = there_SR.any(axis=1), there_SR.any(axis=0)
     while True:
         has_S = (there_SR & rank_R).sum(axis=1)
-        enough_S = seed_S & (has_S >= np.maximum(2, rank_R.sum() / 2))
+        enough_S: Mask = seed_S & np.asarray(has_S >= max(2, rank_R.sum() / 2))
         if not enough_S.any():  # no two ranks: the cells as they are
             enough_S = seed_S
         half_R = rank_R & (2 * (there_SR & enough_S[:, None]).sum(axis=0) >= enough_S.sum())
@@ -134,7 +134,9 @@ def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
         found = _mean_lines(own) | _ends(rank, y_GSRC, there_GSRC)
         found["p_skew"] = np.full(found["slope"].shape, np.nan)
         if y_GSRC.shape[1] >= SEEDS_FOR_SKEW:
-            found["p_skew"] = stats.skewtest(own["slope"], axis=1).pvalue
+            differ = own["slope"].std(axis=1, keepdims=True) > ROUNDING
+            slopes = np.where(differ, own["slope"], np.nan)
+            found["p_skew"] = stats.skewtest(slopes, axis=1).pvalue
         # A fitted cell has no residual, so bends of seeds scatter less than with all cells.
         all_GC = (found["seeds"] - 1) * (found["ranks"] - 2.0)
         left_GC = all_GC - (there_GSRC & ~measured_GSRC).sum(axis=(1, 2))

@@ -12,13 +12,12 @@ A tolerance is *hopeless* if even a perfect theory is not shown to agree with :d
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
-from study.analysis.expectations import tests_of, values
-from study.analysis.fits import Floats
+from study.analysis.expectations import Compared, compare
 from study.analysis.primary import answer
 from study.analysis.rates import NORMAL
 from study.config.expectations import Entry, Expectation, Primary
@@ -64,58 +63,61 @@ def seeds_for(power: Callable[[int], float]) -> float:
     return next(enough, math.nan)
 
 
-def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> pd.DataFrame:
-    """What each expectation, and the primary test, needs. ``tables``: of a pilot.
+@dataclass(frozen=True)
+class Need:
+    """What an expectation needs, or the primary test (``row`` is None).
 
-    Columns: ``expectation`` (None: the primary test), ``curve``; ``measured`` minus expected in
-    ``off``, ``sd``, ``tolerance``; ``if_exact``: the seeds that show that it agrees if theory is
-    exact; ``as_pilot``: the seeds that decide, if the truth is as in the pilot. NaN: more than
-    :data:`MOST_SEEDS`. Rows that the pilot lacks, or has at fewer than three seeds, are left out.
+    - ``off``: measured minus expected. ``sd``: of a seed. Of the primary test, those of its
+      intercept or slope, whichever scatters more;
+    - ``if_exact``: the seeds that show that it agrees if theory is exact. ``as_pilot``: those that
+      decide, if the truth is as in the pilot. NaN: more than :data:`MOST_SEEDS`.
     """
-    rows = values([one for one in entries if isinstance(one, Expectation)], tables)
-    tests = tests_of(rows)
-    has = np.flatnonzero(tests.own_df > 0)
 
-    def needs(n: int, level: float, exact: bool) -> float:
-        def power(seeds: int) -> float:
-            off = 0.0 if exact else float(tests.off[n])
-            more = float(tests.df[n] - tests.own_df[n])
-            own = {"grid": float(tests.grid[n]), "more_df": more, "level": level}
-            found = decided(seeds, off, float(tests.sd[n]), float(tests.margin[n]), **own)
-            return found[0] if exact else max(found)
+    row: Compared | None
+    off: float
+    sd: float
+    tolerance: float
+    if_exact: float
+    as_pilot: float
 
-        return seeds_for(power)
 
-    columns: dict[str, dict[int, float]] = {}
-    for name, exact in (("if_exact", True), ("as_pilot", False)):
-        first = {n: needs(n, SIGNIFICANCE / len(has), exact) for n in has}
-        in_order = sorted(has, key=lambda n: first[n] if first[n] == first[n] else math.inf)
-        columns[name] = {
-            n: needs(n, SIGNIFICANCE / (len(has) - k), exact) for k, n in enumerate(in_order)
-        }
-    table = [
-        {
-            "expectation": rows[n][0],
-            "curve": rows[n][1]["curve"],
-            "off": float(tests.off[n]),
-            "sd": float(tests.sd[n]),
-            "tolerance": float(tests.margin[n]),
-            **{name: column[n] for name, column in columns.items()},
-        }
-        for n in has
-    ]
+def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
+    """The needs of the primary test and of each expectation. ``tables``: of a pilot.
+
+    Rows that the pilot lacks, or has at fewer than three seeds, are left out.
+    """
+    rows = compare([one for one in entries if isinstance(one, Expectation)], tables)
+    rows = [row for row in rows if row.own_df > 0]
+
+    def by_row(exact: bool) -> list[float]:
+        def needs(row: Compared, level: float) -> float:
+            off = 0.0 if exact else row.off
+            more = {"grid": row.grid, "more_df": row.df - row.own_df, "level": level}
+
+            def power(n: int) -> float:
+                found = decided(n, off, row.sd, row.margin, **more)
+                return found[0] if exact else max(found)
+
+            return seeds_for(power)
+
+        first = np.array([needs(row, SIGNIFICANCE / len(rows)) for row in rows])
+        place = first.argsort().argsort()  # NaNs last
+        return [
+            needs(row, SIGNIFICANCE / (len(rows) - k)) for row, k in zip(rows, place, strict=True)
+        ]
+
     joint = [_of_primary(one, entries, tables) for one in entries if isinstance(one, Primary)]
-    return pd.DataFrame([*filter(None, joint), *table])
+    both = zip(rows, by_row(True), by_row(False), strict=True)
+    single = [Need(row, row.off, row.sd, row.margin, *seeds) for row, *seeds in both]
+    return [*filter(None, joint), *single]
 
 
-def _of_primary(
-    one: Primary, entries: Sequence[Entry], tables: StudyTables
-) -> dict[str, object] | None:
-    """The row of the primary test, whose line must lie within the tolerance in both numbers."""
+def _of_primary(one: Primary, entries: Sequence[Entry], tables: StudyTables) -> Need | None:
+    """The need of the primary test, whose line must lie within the tolerance in both numbers."""
     found = answer(one, entries, tables)
     if found is None or found.seeds < SEEDS_FOR_VERDICT:
         return None
-    sd: Floats = found.lines_S2.std(axis=0, ddof=1)
+    sd = found.lines_S2.std(axis=0, ddof=1)
     off = found.lines_S2.mean(axis=0) - [0.0, 1.0]
     parts = [k for k in (0, 1) if math.isfinite(off[k])]
 
@@ -126,17 +128,11 @@ def _of_primary(
         ]
         if not exact:
             square, scatter = found.squares_S.mean(), found.squares_S.std(ddof=1)
-            of.append(decided(n, square, scatter, one.tolerance**2))
+            of.append(decided(n, square, scatter, one.tolerance**2, grid=found.se_grid_square))
         agrees = 1 - sum(1 - agreed for agreed, _ in of)  # of all, at least
-        return agrees if exact else max(agrees, max(differed for _, differed in of))
+        return agrees if exact else max(agrees, *(differed for _, differed in of))
 
     worst = max(parts, key=lambda k: sd[k])
-    return {
-        "expectation": None,
-        "curve": "",
-        "off": float(off[worst]),
-        "sd": float(sd[worst]),
-        "tolerance": one.tolerance,
-        "if_exact": seeds_for(lambda n: power(n, True)),
-        "as_pilot": seeds_for(lambda n: power(n, False)),
-    }
+    numbers = float(off[worst]), float(sd[worst]), one.tolerance
+    seeds = seeds_for(lambda n: power(n, True)), seeds_for(lambda n: power(n, False))
+    return Need(None, *numbers, *seeds)

@@ -49,7 +49,8 @@ class Answer:
       a seed lacks it;
     - ``lines_S2``: intercept and slope of each seed; the slopes are NaN if all rows have one
       predicted value. ``se_grid_2``: the part of their errors that seeds share;
-    - ``squares_S``: the square of the deviation from theory, a pseudo-value for each seed;
+    - ``squares_S``: the square of the deviation from theory, a pseudo-value for each seed.
+      ``se_grid_square``: the part of its error that seeds share;
     - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`.
     """
 
@@ -60,6 +61,7 @@ class Answer:
     lines_S2: Floats
     se_grid_2: Floats
     squares_S: Floats
+    se_grid_square: float
     verdict: str
 
     @property
@@ -94,10 +96,14 @@ def answer(primary: Primary, entries: Sequence[Entry], tables: StudyTables) -> A
             place = places.get((rows.index(row.expectation), row.curve))
             if place is not None:
                 values[place] = row.measured
-    predicted = np.array([row.expectation.predicted for row in whole])
-    rival = np.array([asked[rows.index(row.expectation)][1] for row in whole])
-    grid = np.array([row.se_grid for row in whole])
-    return judged(primary, predicted, rival, np.array(measured), grid)
+    measured_SN = np.array(measured)
+    of_row = [
+        (row.expectation.predicted, asked[rows.index(row.expectation)][1], row.grid)
+        for row in whole
+    ]
+    has = np.isfinite(measured_SN).any(axis=0)  # a row may need several seeds
+    predicted, rival, grid = np.array(of_row)[has].T
+    return judged(primary, predicted, rival, measured_SN[:, has], grid)
 
 
 def judged(
@@ -106,7 +112,7 @@ def judged(
     """The result for these exponents. ``grid``: standard errors that all seeds share, ``[N]``."""
     measured_SN = measured_SN[np.isfinite(measured_SN).sum(axis=1) > 1]
     lines = np.array([line(predicted, own, grid) for own in measured_SN]).reshape(-1, 2, 2)
-    nearer = np.nanmean((measured_SN - rival) ** 2 - (measured_SN - predicted) ** 2, axis=1)
+    mean = np.nanmean(measured_SN - predicted, axis=0)
     found = Answer(
         primary=primary,
         predicted=predicted,
@@ -114,25 +120,29 @@ def judged(
         measured_SN=measured_SN,
         lines_S2=lines[:, 0],
         se_grid_2=lines[:, 1].mean(axis=0) if len(lines) else np.zeros(2),
-        squares_S=squared_deviation(measured_SN - predicted),
+        # Errors of the grid add their variances to squares.
+        squares_S=squared_deviation(measured_SN - predicted) - np.mean(grid**2),
+        se_grid_square=math.sqrt(np.sum(4 * mean**2 * grid**2 + 2 * grid**4)) / len(grid),
         verdict=UNCLEAR,
     )
     if found.seeds < SEEDS_FOR_VERDICT:
         return replace(found, verdict=ONE_SEED if found.seeds == 1 else UNCLEAR)
     df = found.seeds - 1
     p_agrees, p_differs = [], []
+    square, low, _ = mean_interval(found.squares_S)
+    half = math.hypot(square - low, NORMAL * found.se_grid_square)
+    tests = [(square, half, primary.tolerance**2)]
     for which, expected in ((0, 0.0), (1, 1.0)):
         value, low, _ = found.interval(which)
-        if math.isfinite(value):
-            test = (value - expected, (value - low) / t_critical(df), df, primary.tolerance)
-            p_agrees.append(float(tost(*test)))
-            p_differs.append(float(beyond(*test)))
-    square, low, _ = mean_interval(found.squares_S)
-    test = (square, (square - low) / t_critical(df), df, primary.tolerance**2)
-    p_agrees.append(float(tost(*test)))
-    p_differs.append(float(beyond(*test)) if square > 0 else 1.0)
+        tests += [(value - expected, value - low, primary.tolerance)] if value == value else []
+    for off, half, tolerance in tests:
+        p_agrees.append(float(tost(off, half / t_critical(df), df, tolerance)))
+        p_differs.append(float(beyond(off, half / t_critical(df), df, tolerance)))
+    nearer = np.nanmean((measured_SN - rival) ** 2 - (measured_SN - predicted) ** 2, axis=1)
     gain, low, _ = mean_interval(nearer)
-    p = float(beyond(gain, (gain - low) / t_critical(df), df, 0.0))
+    of_grid = 2 * math.sqrt(np.sum((predicted - rival) ** 2 * grid**2)) / len(grid)
+    half = math.hypot(gain - low, NORMAL * of_grid)
+    p = float(beyond(gain, half / t_critical(df), df, 0.0))
     p_agrees.append(p if gain > 0 else 1.0)
     p_differs.append(p if gain < 0 else 1.0)
     if max(p_agrees) <= SIGNIFICANCE:

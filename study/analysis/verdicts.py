@@ -199,7 +199,7 @@ def moderated(variance: npt.ArrayLike, df: npt.ArrayLike) -> tuple[Floats, Float
     variance, df = np.asarray(variance, float), np.asarray(df, float)
     usable = np.isfinite(variance) & (variance > 0) & (df > 0)
     log_v, d = np.log(variance[usable]), df[usable]
-    once = np.unique(np.round(log_v, 6), return_index=True)[1]
+    once = np.unique(np.round(log_v, 3), return_index=True)[1]
     if len(once) < FEWEST_VARIANCES:
         return variance, df
     half = d[once] / 2

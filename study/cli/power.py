@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +17,7 @@ from study.cli.group import STUDY_DIR, cli
 from study.config.compose import CONF
 from study.config.expectations import Entry, check_entries, read_entries, read_entry
 from study.errors import StudyError, printable
-from study.report.expected import place_of
+from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
 
 
@@ -38,21 +39,25 @@ def power(study_dir: Path, experiment: str | None) -> None:
     held = (read_entries(record.get("expects", [])) for record in records)
     entries = stated(experiment) if experiment else max(held, key=len, default=[])
     found = seeds_needed(entries, tables) if entries else []
-    if not len(found):
+    if not found:
         raise StudyError(
             f"{study_dir} has no expectation with three seeds: name an experiment with --for, or "
             "train more seeds"
         )
     seeds = int(seed_numbers(tables.cells).max()) + 1
     hours = total_seconds(tables.cells, records) / 3600 / seeds
-    table = Table("expectation", "off", "sd", "tolerance", "if exact", "as here", "hours")
-    for row in found.itertuples():
-        one = row.expectation
-        words = [*place_of(one, row.curve).values(), one.what] if one else ["primary test"]
-        words += [f"step {one.step}"] if one and one.step is not None else []
-        numbers = (f"{value:.3g}" for value in (row.off, row.sd, row.tolerance))
-        name = printable(", ".join(filter(None, words)))
-        table.add_row(name, *numbers, *_needs(row.if_exact, row.as_pilot, hours))
+    table = Table("expectation", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for head in ("off", "sd", "tolerance", "if exact", "as here", "hours"):
+        table.add_column(f" {head}", justify="right", no_wrap=True)
+    for need in found:
+        name = "primary test"
+        if need.row:
+            row = compared_row(need.row)
+            step = f"step {row['step']}" if row["step"] else ""
+            words = row["optimizer, rule"], row["quantity"], need.row.expectation.what, step
+            name = printable(", ".join(filter(None, words)))
+        numbers = (f"{value:.3g}" for value in (need.off, need.sd, need.tolerance))
+        table.add_row(name, *numbers, *_needs(need.if_exact, need.as_pilot, hours))
     Console().print(table)
     click.echo(
         f"{seeds} seeds here, {hours:.2g} hours a seed. if exact: the seeds that show agreement if "

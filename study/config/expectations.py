@@ -191,7 +191,7 @@ Entry: TypeAlias = Expectation | Primary
 def read_entry(entry: Any, prefix: str = "") -> Entry:
     """An entry of ``expects:``. Raises :class:`StudyError`, which names the key of a mistake."""
     is_primary = isinstance(entry, Mapping) and entry.get("what") == PRIMARY
-    return read(Primary if is_primary else Expectation, entry, prefix)
+    return read(Primary, entry, prefix) if is_primary else read(Expectation, entry, prefix)
 
 
 def check_entries(entries: Sequence[Entry]) -> None:

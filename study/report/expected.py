@@ -75,35 +75,36 @@ def primary_answers(
     tables: StudyTables, records: Sequence[Record], late: Sequence[Entry] = ()
 ) -> list[tuple[Answer, bool]]:
     """The result of every primary test, and whether it was stated ``late``."""
-    stated: list[list[Entry]] = []
-    for record in records:
-        entries = read_entries(record.get("expects", []))
-        if entries not in stated and any(isinstance(one, Primary) for one in entries):
-            stated.append(entries)
+    held = {repr(record.get("expects", [])): record.get("expects", []) for record in records}
+    stated = [entries for entries in map(read_entries, held.values()) if _primary(entries)]
     tests = [(entries, False) for entries in stated] or [(list(late), True)]
     return [
         (found, is_late)
         for entries, is_late in tests
-        for one in entries
-        if isinstance(one, Primary) and (found := answer(one, entries, tables))
+        for one in _primary(entries)
+        if (found := answer(one, entries, tables))
     ]
+
+
+def _primary(entries: Sequence[Entry]) -> list[Primary]:
+    return [one for one in entries if isinstance(one, Primary)]
 
 
 def primary_text(found: Answer, is_late: bool) -> str:
     """A few sentences: the verdict, the line, and the deviations from theory and rival."""
     intercept, slope = (interval_text(*found.interval(which), places=3) for which in (0, 1))
     of_line = (
-        f"an intercept of {intercept} and a slope of {slope}"
+        f"intercept {intercept}, slope {slope}"
         if math.isfinite(found.interval(1)[0])
-        else f"a mean deviation of {intercept}, all with one predicted value"
+        else f"mean deviation {intercept}, all with one predicted value"
     )
     near, far = (found.deviation(theory) for theory in (found.predicted, found.rival))
     late = " The test was stated after the cells had run." if is_late else ""
     return (
-        f"**Theory and measurement together: {found.verdict}.** Measured on predicted exponents, "
-        f"over {len(found.predicted)} exponents and {count_noun(found.seeds, 'seed')}: {of_line} "
-        f"(tolerance {found.primary.tolerance:g}). Root mean square deviation {near:.3f}; of the "
-        f"rival, {found.primary.rival}, {far:.3f}.{late}"
+        f"**Primary test: {found.verdict}.** Regression of measured on predicted exponents "
+        f"({len(found.predicted)} exponents, {count_noun(found.seeds, 'seed')}): {of_line} "
+        f"(tolerance {found.primary.tolerance:g}). Root mean square deviation from theory "
+        f"{near:.3f}, from the rival ({found.primary.rival}) {far:.3f}.{late}"
     )
 
 
@@ -127,9 +128,16 @@ def _bold(word: str, text: str) -> str:
 def compared_row(row: Compared) -> dict[str, str]:
     """A row of the section's table."""
     one = row.expectation
+    rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
+    quantity = (
+        quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
+    )
+    batch = BATCH_NAMES[one.batch] if one.site and one.batch != TRAIN else ""
+    place = ", ".join(filter(None, (one.layer or one.kind, batch)))
     step = one.step if row.step is None else row.step
     return {
-        **place_of(one, row.curve),
+        "optimizer, rule": ", ".join(filter(None, (label(one.optimizer), rule, row.curve))),
+        "quantity": f"{quantity} ({place})" if place else quantity,
         "what": WHAT_LABELS[one.what],
         "step": "" if step is None else str(step),
         "expected": expected_text(one),
@@ -137,20 +145,6 @@ def compared_row(row: Compared) -> dict[str, str]:
         "verdict": _bold(row.verdict, row.verdict),
         "source": one.source,
         "refuted by": one.refuted_by,
-    }
-
-
-def place_of(one: Expectation, curve: str) -> dict[str, str]:
-    """The curve of an expectation and its quantity, as entries by head."""
-    rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
-    quantity = (
-        quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
-    )
-    batch = BATCH_NAMES[one.batch] if one.site and one.batch != TRAIN else ""
-    place = ", ".join(filter(None, (one.layer or one.kind, batch)))
-    return {
-        "optimizer, rule": ", ".join(filter(None, (label(one.optimizer), rule, curve))),
-        "quantity": f"{quantity} ({place})" if place else quantity,
     }
 
 

@@ -78,12 +78,13 @@ def report_text(
         "table": table_of,
         "tested": TESTED,
     }
+    expected = expected_section(tables, records, late)
     text = page.get_template("report.jinja").render(
         name=printable(name),
         overview=_overview(tables),
-        answer=answer(tables),
+        answer=[*expected.get("primary", []), *answer(tables)],
         caveats=caveats(tables, records),
-        expected=expected_section(tables, records, late),
+        expected=expected,
         condition=sections.condition_section(tables),
         p_star=sections.p_star_section(tables),
         exponents=sections.exponent_section(tables),

@@ -3,8 +3,6 @@
 Cells that are missing are fitted.
 """
 
-import math
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -137,31 +135,3 @@ def test_which_seeds_and_ranks_count(there: list[int], seeds: int, ranks: int) -
         assert (fit.seeds, fit.ranks) == (seeds, ranks)
     else:
         assert np.isnan(fit.slope).all()
-
-
-def bent(rank: np.ndarray) -> np.ndarray:
-    """SGD's adapter output under rsLoRA: r^-1 sqrt(r (r + 6))."""
-    return np.asarray(0.5 * np.log(1 + 6 / rank))
-
-
-@pytest.mark.parametrize("missing", [1, 2])
-def test_a_study_under_way_has_the_slope_of_the_complete_one(missing: int) -> None:
-    """A bent curve; the fifth seed lacks its high ranks. 4000 studies at once."""
-    rng = np.random.default_rng(1)
-    studies = 4000
-    y = bent(RANKS)[:, None] + 0.02 * rng.standard_normal((5, 5, studies))
-    under_way = y.copy()
-    under_way[4, -missing:] = np.nan
-    complete, running = fit_lines(RANKS, y[None]), fit_lines(RANKS, under_way[None])
-    truth = np.polyfit(X, bent(RANKS), 1)[0]
-    per_seed = [
-        np.polyfit(X[: 5 - missing] if s == 4 else X, y[s][: 5 - missing * (s == 4)], 1)[0]
-        for s in range(5)
-    ]
-    biased = np.mean(per_seed, axis=0).mean() - truth
-    error = (running.slope[0] - complete.slope[0]).mean()
-    print(f"bias of equal weights {biased:.4f}, of the model {error:.5f}")
-    assert abs(biased) > 0.005
-    assert abs(error) < 4 * running.slope[0].std() / math.sqrt(studies)
-    assert (running.rank_max == 1024).all()
-    assert (running.seeds == 5).all()

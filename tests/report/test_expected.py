@@ -8,7 +8,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from study import cli
 from study.analysis import load_tables
 from study.analysis.expectations import Compared, compare
 from study.config.expectations import Expectation, Primary
@@ -160,13 +163,29 @@ def test_the_primary_test_leads(five_seeds: Path) -> None:
         return report_text("known", tables, [{"status": "complete", **record}], late=late)
 
     stated = text(expects=[vars(primary), *rows])
-    assert stated.index("together: agrees") < stated.index("Of 2 comparisons")
-    assert "an intercept of 0.000 [-0.004, 0.004] and a slope of 1.000 [1.000, 1.000]" in stated
-    assert "deviation 0.000; of the rival, no change with the rank, 0.354" in stated
+    assert stated.index("Primary test: agrees") < stated.index("Of 2 comparisons")
+    assert "intercept 0.000 [-0.004, 0.004], slope 1.000 [1.000, 1.000]" in stated
+    assert "from theory 0.000, from the rival (no change with the rank) 0.354" in stated
     assert "after the cells" not in stated
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
     wrong = replace(primary, rival_predicts=[0, -0.5])
-    assert "together: differs" in text([wrong, replace(NORM, predicted=-0.2), lora], expects=rows)
+    assert "Primary test: differs" in text(
+        [wrong, replace(NORM, predicted=-0.2), lora], expects=rows
+    )
+
+
+def test_how_many_seeds_are_needed(five_seeds: Path, tmp_path: Path) -> None:
+    """The standard deviation of a slope is 0.002 sqrt(2.5) = 0.0032."""
+    rows = [vars(NORM), vars(replace(NORM, tolerance=0.0001)), vars(replace(NORM, predicted=1.0))]
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"expects": rows}))
+    ran = CliRunner().invoke(cli.cli, ["power", str(five_seeds), "--for", str(file)])
+    assert ran.exit_code == 0, ran.output
+    right, narrow, wrong = [line for line in ran.output.splitlines() if "0.00316" in line]
+    assert right.split()[-3:-1] == wrong.split()[-3:-1] == ["3", "3"]
+    assert narrow.split()[-3:] == ["hopeless", ">", "50"]
+    assert "5 seeds here" in ran.output
+    assert CliRunner().invoke(cli.cli, ["power", str(five_seeds)]).exit_code == 1
 
 
 def test_the_slope_of_a_distance_to_infinite_rank(five_seeds: Path) -> None:
