@@ -54,8 +54,7 @@ from study.theory import family
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import BROKEN, STATUSES
-from study.vocabulary.thresholds import CONFIDENCE, RATE_RATIO, SEEDS_FOR_VERDICT
-from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
+from study.vocabulary.thresholds import CONFIDENCE
 
 SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
@@ -208,8 +207,7 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``exponent`` (NaN for fewer than two ranks), ``ci_low``, ``ci_high``, ``interval``,
     ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``se_grid`` (the grid's part of the standard
-    error), ``edges`` (best rates at an edge), ``predicted_low``, ``predicted_high``, ``agreement``
-    (a word of :mod:`study.vocabulary.verdicts`, empty without an exponent or a prediction),
+    error), ``edges`` (best rates at an edge), ``predicted_low``, ``predicted_high`` (theory),
     ``rho_min``, ``rho_max`` over ranks.
     """
     rows = []
@@ -228,7 +226,6 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
                 "edges": int((rule["edge"] != INSIDE).sum()),
                 "predicted_low": low,
                 "predicted_high": high,
-                "agreement": agreement(fit, low, high),
                 "rho_min": rho.min(),
                 "rho_max": rho.max(),
             }
@@ -239,29 +236,6 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
 def _inside(rule: pd.DataFrame) -> pd.DataFrame:
     """The best rates of the ranks at which no seed has its own at an edge."""
     return rule[~rule["rank"].isin(rule.loc[rule["edge"] != INSIDE, "rank"])]
-
-
-def agreement(fit: dict[str, float | str], low: float, high: float) -> str:
-    """The word for a fitted exponent beside the predicted interval from ``low`` to ``high``.
-
-    The predicted interval is widened by a tolerance, the slope that a factor of ``RATE_RATIO``
-    makes over the ranks. ``agrees``: the measured interval lies inside the widened one.
-    ``differs``: it lies outside. So either word is wrong in at most 2.5 % of cases at the margin.
-    """
-    measured = np.array([fit["exponent"], low, high], float)
-    if not np.isfinite(measured).all():
-        return ""
-    if fit["seeds"] == 1:
-        return ONE_SEED
-    ci_low, ci_high = float(fit["ci_low"]), float(fit["ci_high"])
-    if int(fit["seeds"]) < SEEDS_FOR_VERDICT or math.isnan(ci_low):
-        return UNCLEAR
-    tolerance = math.log(RATE_RATIO) / math.log(float(fit["rank_max"]) / float(fit["rank_min"]))
-    if low - tolerance <= ci_low and ci_high <= high + tolerance:
-        return AGREES
-    if ci_high < low - tolerance or ci_low > high + tolerance:
-        return DIFFERS
-    return UNCLEAR
 
 
 def _line(inside: pd.DataFrame) -> dict[str, float | str]:
@@ -311,8 +285,8 @@ def alpha_transfer(alphas: pd.DataFrame) -> pd.DataFrame:
     without its prediction.
     """
     found = rate_transfer(alphas.rename(columns={"lr": "alpha", "best_alpha": "best_lr"}))
-    of_the_rate = ["predicted_low", "predicted_high", "agreement"]
-    return found.drop(columns=of_the_rate, errors="ignore").rename(columns={"alpha": "lr"})
+    found = found.drop(columns=["predicted_low", "predicted_high"], errors="ignore")
+    return found.rename(columns={"alpha": "lr"})
 
 
 def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:

@@ -34,8 +34,8 @@ from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
 from study.vocabulary.scaling import rule_label
-from study.vocabulary.thresholds import FEW_SEEDS, RATE_RATIO, SEEDS_FOR_VERDICT, STABLE_RATIO
-from study.vocabulary.verdicts import AGREEMENTS, VERDICTS, Colour, meaning
+from study.vocabulary.thresholds import FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
+from study.vocabulary.verdicts import VERDICTS, Colour, meaning
 
 STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
 """The style of the terminal for each colour of the vocabulary."""
@@ -177,24 +177,22 @@ def render_stable(stable: pd.DataFrame) -> Table:
 
 def render_rates(transfer: pd.DataFrame) -> Table:
     """The table of :func:`~study.analysis.rates.rate_transfer` as a rich table of 80 columns."""
-    notes = [*legend(transfer), *bracket_notes(transfer[transfer["exponent"].notna()])]
+    notes = bracket_notes(transfer[transfer["exponent"].notna()])
     if (transfer["edges"] > 0).any():
         notes.append("Ranks with a best rate at an edge of the grid are left out.")
     table = _table(
         "Scaling exponents of the best learning rate with rank",
         "\n".join(notes),
-        ["optimizer, rule", "exponent", "theory", "agreement", "ranks", "seeds"],
-        left=["optimizer, rule", "agreement"],
+        ["optimizer, rule", "exponent", "theory", "ranks", "seeds"],
+        left=["optimizer, rule"],
     )
     settings = transfer.columns[: list(transfer.columns).index("exponent")]  # those before the fit
     named = distinguishing(transfer, [str(name) for name in settings if name != "setting"])
     for row in transfer.to_dict("records"):
-        word = str(row["agreement"])
         table.add_row(
             Text(_rule_name(row, named)),
             exponent_text(row["exponent"], row["ci_low"], row["ci_high"]),
             interval_span(row["predicted_low"], row["predicted_high"]),
-            Text(word, style=STYLES[AGREEMENTS[word].colour] if word else ""),
             f"{row['rank_min']:g}-{row['rank_max']:g}" if row["ranks"] else "none",
             str(row["seeds"]),
         )
@@ -298,9 +296,3 @@ def interval_span(low: float, high: float) -> str:
         return "none"
     ends = dict.fromkeys((rounded(low), rounded(high)))
     return " to ".join(ends)
-
-
-def legend(transfer: pd.DataFrame) -> list[str]:
-    """What the words of ``transfer`` mean, in sentences."""
-    words = [word for word in AGREEMENTS if (transfer["agreement"] == word).any()]
-    return [f"{word}: {meaning(word, RATE_RATIO)}." for word in words]

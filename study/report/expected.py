@@ -23,7 +23,7 @@ from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DISTANCES, TRAIN
 from study.vocabulary.scaling import named_rule, rule_label
-from study.vocabulary.verdicts import AGREEMENTS, DIFFERS
+from study.vocabulary.verdicts import AGREES, DIFFERS
 
 
 def expected_section(
@@ -114,7 +114,7 @@ def verdict_counts(rows: Sequence[Compared]) -> str:
     parts = []
     for word in MEANINGS:
         number = counts[word]
-        form = word.removesuffix("s") if number > 1 and word in AGREEMENTS else word
+        form = word.removesuffix("s") if number > 1 and word in (AGREES, DIFFERS) else word
         if number:
             parts.append(f"{number} {_bold(word, form)}")
     return joined(parts)

@@ -28,7 +28,6 @@ from study.analysis.stable import (
 )
 from study.analysis.summary import ANSWERS, FAILS, LOST, answer, condition_rows
 from study.analysis.terminal import exponent_text, interval_span
-from study.analysis.terminal import legend as rate_legend
 from study.analysis.wording import batch_words, bend_text, bracket_head, bracket_notes, factor_text
 from study.report.text import (
     interval,
@@ -237,7 +236,6 @@ def rate_section(tables: StudyTables) -> Section:
             "rule": rule_of_row(row),
             "exponent of the best rate": exponent_text(row.exponent, row.ci_low, row.ci_high),
             "theory": interval_span(row.predicted_low, row.predicted_high),
-            "agreement": row.agreement,
             "ranks": str(row.ranks),
             "at the edge": str(row.edges),
             "ρ": span(row.rho_min, row.rho_max) or "not recorded",
@@ -256,7 +254,7 @@ def rate_section(tables: StudyTables) -> Section:
         }
         for row in row_list(medians)
     ]
-    notes = [*rate_legend(transfer), *bracket_notes(transfer[transfer["exponent"].notna()])]
+    notes = bracket_notes(transfer[transfer["exponent"].notna()])
     return {"exponents": exponents, "best": best, "legend": "".join(f"{note} " for note in notes)}
 
 

@@ -16,11 +16,6 @@ SEEDS_FOR_VERDICT = 3
 FEW_SEEDS = 5
 """With fewer seeds than this, an interval over seeds is too wide to rely on."""
 
-RATE_RATIO = 1.5
-"""The exponent of the best learning rate agrees with theory within the slope that this factor makes
-over the ranks. A rate carried from the lowest rank to the highest is then off by less than half a
-step of a grid that has two rates a decade, which is all that such a grid resolves."""
-
 RANKS_FOR_INTERVAL = 3
 """Two ranks determine the line of a seed exactly. One seed needs three ranks to show how straight
 its line is, and a bend needs three ranks."""

@@ -49,26 +49,13 @@ VERDICTS: dict[str, Verdict] = {
 STABLE, COLLAPSES, EXPLODES, FALLS, RISES, UNCLEAR, ONE_SEED = VERDICTS
 
 
-AGREEMENTS: dict[str, Verdict] = {
-    "agrees": Verdict(
-        "agrees",
-        "shown to be within theory, up to a factor of {factor:g} over the ranks",
-        "=",
-        "green",
-    ),
-    "differs": Verdict(
-        "differs", "shown to be further from theory than that", "≠", "red", beyond=True
-    ),
-    UNCLEAR: VERDICTS[UNCLEAR],
-    ONE_SEED: VERDICTS[ONE_SEED],
-}
-"""The words for a measured exponent beside a predicted interval."""
-AGREES, DIFFERS = list(AGREEMENTS)[:2]
+AGREES, DIFFERS = "agrees", "differs"
+"""The words for a measured value beside an expected one; also UNCLEAR and ONE_SEED."""
 
 
 def meaning(word: str, factor: float) -> str:
     """The sentence of a legend, for a margin that stands for the ratio ``factor``."""
-    return (VERDICTS | AGREEMENTS)[word].meaning.format(factor=factor)
+    return VERDICTS[word].meaning.format(factor=factor)
 
 
 TERMS: dict[str, str] = {

@@ -10,7 +10,7 @@ import pytest
 from study.analysis import rate_transfer
 from study.analysis.fits import Floats
 from study.analysis.rate_theory import MOVES
-from study.analysis.rates import agreement, bottom, grid_errors
+from study.analysis.rates import bottom, grid_errors
 
 RANKS, H = np.array([4.0, 16.0, 64.0, 256.0]), math.log(10) / 2
 STUDIES = 400
@@ -93,26 +93,3 @@ def test_the_skew_of_a_basin() -> None:
         error = np.log([best.lr for best in found]) - offsets
         assert np.all(grid_errors(found) / np.std(error) > 0.8), steeper
         assert np.all(grid_errors(found) / np.std(error) < 1.6), steeper
-
-
-def fit(exponent: float, half: float, seeds: int = 3) -> dict[str, float | str]:
-    """A fit over ranks 4 to 256, where the tolerance is 0.097."""
-    bounds = {"ci_low": exponent - half, "ci_high": exponent + half}
-    return {"exponent": exponent, **bounds, "seeds": seeds, "rank_min": 4.0, "rank_max": 256.0}
-
-
-@pytest.mark.parametrize(
-    ("measured", "word"),
-    [
-        (fit(-0.05, 6.95), "unclear"),
-        (fit(-0.2, 0.05), "agrees"),  # beyond the end of theory, within the tolerance
-        (fit(-0.05, 0.08), "unclear"),  # shown to be outside of theory, not of the tolerance
-        (fit(0.1, 0.05), "differs"),
-        (fit(-0.8, 0.1), "differs"),
-        (fit(-0.3, 0.05, seeds=2), "unclear"),
-        (fit(-0.3, 0.05, seeds=1), "one seed"),
-        (fit(math.nan, math.nan), ""),
-    ],
-)
-def test_the_words(measured: dict[str, float | str], word: str) -> None:
-    assert agreement(measured, -0.37, -0.18) == word
