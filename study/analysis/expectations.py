@@ -27,11 +27,7 @@ from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.losses import loss_gaps
 from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
-from study.analysis.stable import (
-    one_per_measurement,
-    one_per_optimizer,
-    side_by_side,
-)
+from study.analysis.stable import one_per_measurement, one_per_optimizer, side_by_side
 from study.analysis.verdicts import beyond, holm, moderated, tost
 from study.analysis.wording import settings_text
 from study.config.expectations import (

@@ -45,21 +45,8 @@ from scipy import optimize, special
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import curve_columns, numbered
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, PRIMARY, TRAIN, Quantity
-from study.vocabulary.thresholds import (
-    ROUNDING,
-    SEEDS_FOR_VERDICT,
-    SIGNIFICANCE,
-    STABLE_RATIO,
-)
-from study.vocabulary.verdicts import (
-    COLLAPSES,
-    EXPLODES,
-    FALLS,
-    ONE_SEED,
-    RISES,
-    STABLE,
-    UNCLEAR,
-)
+from study.vocabulary.thresholds import ROUNDING, SEEDS_FOR_VERDICT, SIGNIFICANCE, STABLE_RATIO
+from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISES, STABLE, UNCLEAR
 from study.vocabulary.verdicts import VERDICTS as WORDS
 
 VERDICTS = tuple(WORDS)
