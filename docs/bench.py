@@ -5,14 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from benchmarks.inference_costs import inference_costs, inference_verdict
-from benchmarks.summary import (
-    LABELS,
-    NOT_MEASURED,
-    OURS,
-    SECTIONS,
-    medians,
-    processor,
-)
+from benchmarks.summary import LABELS, NOT_MEASURED, OURS, SECTIONS, medians, processor
 from docs.blocks import RESULTS, Block, NoTables
 from docs.blocks import table as read
 from study.report.text import bullets, table

@@ -21,13 +21,7 @@ from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
 from study.analysis.primary import Answer
 from study.analysis.wording import interval_text
-from study.config.expectations import (
-    LOSS_GAP,
-    NOT_MEASURED,
-    Entry,
-    Expectation,
-    read_entries,
-)
+from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import (

@@ -8,11 +8,4 @@ Weights come from safetensors files only: nothing is unpickled, and code in a ch
 """
 
 from study.models.base import FrozenBase, load_base
-from study.models.card import (
-    WITH_EXPERTS,
-    Coverage,
-    ModelCard,
-    coverage,
-    describe,
-    load_tokenizer,
-)
+from study.models.card import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer

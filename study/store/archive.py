@@ -20,22 +20,9 @@ import pyarrow as pa
 from study.errors import StudyError
 from study.store import checkpoints, files
 from study.store.files import Damaged
-from study.store.records import (
-    ARCHIVE,
-    cell_folders,
-    damage,
-    is_archived,
-    no_study,
-    read_cell,
-)
+from study.store.records import ARCHIVE, cell_folders, damage, is_archived, no_study, read_cell
 from study.store.rows import SCHEMAS, write_parquet
-from study.store.tables import (
-    DISTANCES,
-    cells_table,
-    distances_of,
-    load_cell_table,
-    with_id,
-)
+from study.store.tables import DISTANCES, cells_table, distances_of, load_cell_table, with_id
 from study.store.writer import ASIDE
 from study.vocabulary.statuses import ENDED
 

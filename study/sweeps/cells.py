@@ -11,15 +11,7 @@ import pandas as pd
 from study.adapters import resolve_targets
 from study.adapters.experts import check_possible
 from study.adapters.peft_experts import shortest_names
-from study.config import (
-    CellConfig,
-    DataConfig,
-    ModelConfig,
-    Sources,
-    identity,
-    resolved,
-    validate,
-)
+from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity, resolved, validate
 from study.data import build_corpus, fingerprint, load_rows
 from study.errors import StudyError
 from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer

@@ -19,14 +19,7 @@ from study.config.values import literal
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.models.compiled import programs
-from study.store import (
-    CHECKPOINTS,
-    CellWriter,
-    Damaged,
-    StorageError,
-    claim,
-    is_claimed,
-)
+from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
 from study.store.checkpoints import load_newest
 from study.store.files import remove
 from study.sweeps import processes, signals

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from study.errors import StudyError, unknown
-from study.theory.rows import (
-    DECAYED_A,
-    MIRROR,
-    RANK_SIZED,
-    ROWS,
-    PowerLaw,
-    adjusted_exponent,
-)
+from study.theory.rows import DECAYED_A, MIRROR, RANK_SIZED, ROWS, PowerLaw, adjusted_exponent
 from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, Family
 from study.vocabulary.quantities import SITES, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LINEAR_UP_TO, SIGN_LIKE_FROM

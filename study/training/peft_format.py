@@ -25,14 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from study.adapters.bank import LoraPair
 from study.adapters.inject import path_pattern
-from study.adapters.peft_experts import (
-    flat,
-    is_wrapped,
-    places,
-    target_names,
-    unflat,
-    with_experts,
-)
+from study.adapters.peft_experts import flat, is_wrapped, places, target_names, unflat, with_experts
 from study.errors import StudyError, one_line, short
 from study.reading import open_file, read_object
 from study.vocabulary.peft_fields import refusal

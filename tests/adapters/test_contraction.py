@@ -10,14 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
-from study.adapters.contraction import (
-    FLOAT,
-    FORMS,
-    Factored,
-    Merged,
-    Mixed,
-    adapter_flops,
-)
+from study.adapters.contraction import FLOAT, FORMS, Factored, Merged, Mixed, adapter_flops
 
 NO_CUDA, WHY = not torch.cuda.is_available(), "no CUDA device"
 K, N, D, O, R = 2, 5, 4, 6, 3  # noqa: E741

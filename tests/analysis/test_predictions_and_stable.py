@@ -9,13 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import (
-    analyze,
-    fit_exponents,
-    side_by_side,
-    stable_exponents,
-    with_predictions,
-)
+from study.analysis import analyze, fit_exponents, side_by_side, stable_exponents, with_predictions
 from study.theory import Layer, mean_log_curve, predicted_exponent, stable_exponent
 
 Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]

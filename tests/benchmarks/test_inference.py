@@ -13,15 +13,7 @@ import transformers
 from torch import nn
 
 from benchmarks import inference
-from benchmarks.inference import (
-    BASES,
-    COLUMNS,
-    Factors,
-    LiveBytes,
-    measure,
-    next_token,
-    replaced,
-)
+from benchmarks.inference import BASES, COLUMNS, Factors, LiveBytes, measure, next_token, replaced
 from benchmarks.inference_costs import infer_cost, inference_costs, inference_verdict
 from study.config import ModelConfig
 from study.errors import StudyError

@@ -14,13 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.cli.transfer import (
-    bounds,
-    first_update_lines,
-    growths,
-    read_source,
-    read_target,
-)
+from study.cli.transfer import bounds, first_update_lines, growths, read_source, read_target
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase

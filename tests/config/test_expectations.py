@@ -10,13 +10,7 @@ from omegaconf import OmegaConf
 
 from study.config import CellConfig
 from study.config.compose import CONF, parse
-from study.config.expectations import (
-    Expectation,
-    Primary,
-    check_entries,
-    read_entries,
-    read_entry,
-)
+from study.config.expectations import Expectation, Primary, check_entries, read_entries, read_entry
 from study.errors import StudyError
 
 Parsed = Callable[[Any], list[Expectation]]

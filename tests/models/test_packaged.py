@@ -12,14 +12,7 @@ import torch
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import (
-    FrozenBase,
-    describe,
-    load_base,
-    load_tokenizer,
-    packaged,
-    tiny,
-)
+from study.models import FrozenBase, describe, load_base, load_tokenizer, packaged, tiny
 
 SMOLLM2 = ModelConfig("smollm2")
 PAYLOAD = b"not really a GGUF"

@@ -13,13 +13,7 @@ import study
 from study.analysis import load_tables
 from study.cli import cli
 from study.errors import StudyError
-from study.store import (
-    cell_folders,
-    is_done,
-    load_measured,
-    load_records,
-    rows_of,
-)
+from study.store import cell_folders, is_done, load_measured, load_records, rows_of
 from study.store.archive import FILES, check_study, write_archive
 from tests.store.small_cells import flip
 

@@ -11,16 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.store import (
-    CellWriter,
-    Damaged,
-    StorageError,
-    claim,
-    files,
-    is_done,
-    read_cell,
-    rows_of,
-)
+from study.store import CellWriter, Damaged, StorageError, claim, files, is_done, read_cell, rows_of
 from study.store.archive import check_study
 from study.store.checkpoints import Checkpoint, load_newest, save
 from study.store.rows import SCHEMAS

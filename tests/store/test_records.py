@@ -16,14 +16,7 @@ from hypothesis import strategies as st
 
 from study.cli import cli
 from study.errors import StudyError
-from study.store import (
-    cell_folders,
-    cell_row,
-    find_cell,
-    is_done,
-    load_records,
-    read_cell,
-)
+from study.store import cell_folders, cell_row, find_cell, is_done, load_records, read_cell
 from study.store.records import FORMAT
 from study.vocabulary.statuses import STATUSES
 from tests.store.small_cells import CONFIG, RECORD, complete, flip

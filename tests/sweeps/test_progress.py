@@ -11,14 +11,7 @@ import pandas as pd
 import pytest
 
 from study.store import CellWriter
-from study.sweeps.progress import (
-    WAITING,
-    Display,
-    LiveSweep,
-    live_sweeps,
-    load_status,
-    posted,
-)
+from study.sweeps.progress import WAITING, Display, LiveSweep, live_sweeps, load_status, posted
 from tests.forked import STUDY, Forked
 
 ADAPTER = {"rank": 8, "alpha": 16.0, "scaling": "rslora"}

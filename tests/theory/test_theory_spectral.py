@@ -8,14 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from study.theory import (
-    Layer,
-    Modifiers,
-    curve,
-    measure_layer,
-    predict,
-    predicted_exponent,
-)
+from study.theory import Layer, Modifiers, curve, measure_layer, predict, predicted_exponent
 from study.theory.spectral import nuclear_norm
 from study.vocabulary.optimizers import ADJUSTMENTS
 
