@@ -12,8 +12,6 @@ tensor on it is a :class:`PretendTensor`, which holds its numbers in a CPU tenso
   the device has not reached. :attr:`PretendGpu.waits` counts them, by operation and caller.
 
 Call :func:`register` and :func:`move`, and then run anything inside ``with PretendGpu() as gpu``.
-
-It has one stream. It computes with the kernels of the CPU, so its numbers are those of a CPU.
 """
 
 import collections

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from study.config import CellConfig
 from study.data import Corpus
@@ -15,9 +16,15 @@ def trained(
     base: FrozenBase, corpus: Corpus, *cells: CellConfig, resume: Sequence[Snapshot] = ()
 ) -> list[list[CellStep]]:
     """Each cell's steps, up to the one where it diverged."""
-    runs = [Run.of(config, corpus, base.device) for config in cells]
+    runs = [Run.of(config, corpus) for config in cells]
     by_step = list(train(base, corpus, runs, resume))
     return [[row for row in of_cell if row] for of_cell in zip(*by_step, strict=True)]
+
+
+def copied(snapshot: Snapshot) -> Snapshot:
+    """The same state in memory of its own on the host: training on does not change it."""
+    own = {name: x.to("cpu", copy=True) for name, x in snapshot.tensors.items()}
+    return replace(snapshot, tensors=own)
 
 
 def series(steps: Sequence[CellStep], name: str) -> list[float]:

@@ -52,7 +52,7 @@ class Processes:
         return x[None]
 
     def whole(self, part: Tensor, dim: int) -> Tensor:
-        """The parts of a tensor that is divided in ``dim``, put together in the host's memory."""
+        """A tensor divided in ``dim``, whole on the host of process 0; elsewhere ``part``."""
         return part
 
     def part(self, whole: Tensor, dim: int) -> Tensor:
@@ -81,10 +81,9 @@ ALONE = Processes()
 
 
 class SeveralProcesses(Processes):
-    """This process and its peers. ``torch.distributed`` must be initialised.
+    """This process, on its ``device``, and its peers. ``torch.distributed`` must be initialised.
 
-    ``device``: this process's. Orders go through a group of the CPU, so that they wait for no
-    device.
+    Orders go through a group of the CPU, so that they wait for no device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -107,7 +106,8 @@ class SeveralProcesses(Processes):
         return parts
 
     def whole(self, part: Tensor, dim: int) -> Tensor:
-        return torch.cat(self.gathered(part).unbind(), dim).cpu()
+        parts = self.gathered(part).unbind()
+        return torch.cat(parts, dim).cpu() if self.number == 0 else part
 
     def part(self, whole: Tensor, dim: int) -> Tensor:
         return whole.tensor_split(self.size, dim)[self.number]

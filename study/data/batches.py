@@ -80,9 +80,9 @@ class TokenBatch:
             [[length for row in batch.lengths for length in row] for batch in batches],
         )
 
-    def trimmed(self) -> "TokenBatch":
-        """The same batch without the columns in which every row is padding."""
-        longest = max(map(sum, self.lengths))
+    def trimmed(self, multiple: int = 1) -> "TokenBatch":
+        """The same batch with the fewest columns that hold its tokens, and are a ``multiple``."""
+        longest = -(-max(map(sum, self.lengths)) // multiple) * multiple
         return TokenBatch(
             self.input_ids_BT[:, :longest],
             self.targets_BT[:, :longest],

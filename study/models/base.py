@@ -56,6 +56,11 @@ class FrozenBase:
         """The device of the weights."""
         return next(self.model.parameters()).device
 
+    def sent(self, x: Tensor) -> Tensor:
+        """``x`` on the device. From pinned memory, so that the host does not wait for CUDA."""
+        on_host = x.pin_memory() if self.device.type == "cuda" else x
+        return on_host.to(self.device, non_blocking=True)
+
     @property
     def vocabulary(self) -> int:
         """The number of logits per token."""
@@ -82,10 +87,10 @@ class FrozenBase:
             # The padding of a row is a sequence of its own.
             sequences = [[*row, T - sum(row)] if sum(row) < T else [*row] for row in lengths]
             positions = [torch.cat([torch.arange(n) for n in row]) for row in sequences]
-            positions_BT = torch.stack(positions).to(self.device, non_blocking=True)
+            positions_BT = self.sent(torch.stack(positions))
             options = {"position_ids": positions_BT, "sequences": sequences}
         with replaced(_FIND_PACKED, {masking_utils: lambda *_, **__: None}):
-            ids = input_ids_BT.to(self.device, non_blocking=True)
+            ids = self.sent(input_ids_BT)
             return self.trunk(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def logits(self, hidden_ND: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from study.adapters.contraction import outer
 from study.adapters.processes import ALONE, Processes
 from study.probes.layers import adapted_layers
 from study.vocabulary.quantities import ALIGNMENTS
@@ -132,7 +133,9 @@ class Alignment:
 
 def weight_gradient(x_KND: Tensor, dy_KNO: Tensor) -> Tensor:
     """``dL/dW`` of each cell from a layer's inputs and output gradients: ``[K, O, D]`` float32."""
-    return torch.bmm(dy_KNO.float().mT, x_KND.float())
+    # A CPU would round the sums to bf16.
+    dtype = torch.float32 if dy_KNO.device.type == "cpu" else dy_KNO.dtype
+    return outer(dy_KNO.to(dtype), x_KND.to(dtype))
 
 
 def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str] = ALIGNED) -> dict[str, Tensor]:

@@ -60,13 +60,14 @@ def core(*factors: Tensor) -> Core:
     # One block more than needed to span the rows, because the first is random.
     count = min(BLOCKS, -(-d // BLOCK), 1 + -(-rank // BLOCK))
     start = torch.randn(d, min(BLOCK, d), generator=torch.Generator().manual_seed(0))
-    blocks = [torch.linalg.qr(start.to(factors[0].device, non_blocking=True))[0]]
+    blocks = [start.to(factors[0].device, non_blocking=True)]
     while len(blocks) < count:
         image = _product(blocks[-1], factors)
         image = image / _largest(image)
         for factor in factors:
             image = factor.mT @ image
-        blocks.append(torch.linalg.qr(image)[0])
+        blocks.append(image / image.norm(dim=0).clamp_min(torch.finfo(image.dtype).tiny))
+    # Only here: decompositions are slow on a GPU, and the largest value needs no others.
     basis = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
     image = _product(basis, factors)
     largest = _largest(image)

@@ -9,10 +9,11 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
   and expert, as many for the weight gradients that alignments need, and for
   the product ``B A`` that a probe multiplies tokens by;
 - a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
-  block up. For Llama, GPT-2, Phi and Qwen this is within a fifth of what transformers keeps. With
-  ``train.checkpointing``: the inputs of all blocks, and the activations of one.
+  block up, and in bf16 the float32 inputs of two norms a block. For Llama, GPT-2, Phi and Qwen this
+  is within a fifth of what transformers keeps. With ``train.checkpointing``: the inputs of all
+  blocks, and the activations of one.
 
-FLOPs are those of training steps and evaluations; probes are not counted.
+FLOPs are those of training steps and evaluations, operations those of steps, without probes.
 """
 
 import math
@@ -40,15 +41,16 @@ LOGITS_KEPT = 3
 MEMORY_SHARE = {"cpu": 0.8, "cuda": 0.9}
 """The share of the free memory that a process may plan with."""
 ACHIEVED_SHARE = 0.5
-"""The share of the matmul rate that a training step achieves.
-
-The rest of the time goes to elementwise work, the optimizer and probes."""
+"""The share of the matmul rate that a step achieves. The rest is elementwise work and probes."""
+OPERATIONS, LAUNCH = 29, 8e-6
+"""Operations of a pass, without views, for each adapted layer of Llama, and the seconds in which a
+host begins one. A GPU computes meanwhile. The cells of a fold share operations."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell: bytes of the shared base, bytes of its own, FLOPs of its whole training, and the
-    number of its adapters' weights.
+    """One cell: bytes of the shared base, bytes of its own, FLOPs and operations of its whole
+    training, and the number of its adapters' weights.
 
     ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
     (:mod:`study.training.fold`), so it never holds more than ``chunk_bytes`` of them.
@@ -62,6 +64,7 @@ class Estimate:
     base_bytes: int
     own_bytes: int
     flops: float
+    operations: int = 0
     logits_bytes: int = 0
     chunk_bytes: int = 0
     weights: int = 0
@@ -96,7 +99,7 @@ class Estimate:
 
     def seconds(self, rate: float) -> float:
         """The time it should take at a matmul rate in FLOP/s."""
-        return self.flops / (ACHIEVED_SHARE * rate)
+        return max(self.flops / (ACHIEVED_SHARE * rate), LAUNCH * self.operations)
 
 
 def fold_bytes(needs: Sequence[Estimate]) -> int:
@@ -132,17 +135,20 @@ def estimate(
 
     ``device``: the type of the device, which decides the size of a chunk of logits.
     """
-    train, bits = config.train, _bits(config)
+    train, bits = config.train, 16 if config.precision == "bf16" else 32
     layers = resolve_targets(card.targets, config.adapter.targets)
     first = card.linears.index(layers[0]) if layers[0] in card.linears else 0
     above = card.shapes[first:]
     blocks = max(1, len({place for place in map(block_of, card.linears) if place}))
     adapters = _adapters(config, card, layers, tokens, contraction)
 
-    a_token = sum(d + o for d, o in above) + adapters.hidden
+    a_token = (sum(d + o for d, o in above) + adapters.hidden) * bits // 8
+    hidden = above[0][0]  # the first linear layer of a block reads the hidden states
+    if bits < 8 * FLOAT:
+        a_token += 2 * FLOAT * hidden * math.ceil(blocks * len(above) / len(card.shapes))
     if train.checkpointing:
-        a_token = a_token // blocks + blocks * above[0][0]  # a block reads the hidden states
-    activations = math.ceil(tokens / train.accumulation) * a_token * bits // 8
+        a_token = a_token // blocks + blocks * hidden * bits // 8
+    activations = math.ceil(tokens / train.accumulation) * a_token
     casts = adapters.weights if config.precision == "bf16" else 0
     if train.checkpointing:
         casts = (casts - adapters.beside) // blocks + adapters.beside
@@ -153,12 +159,13 @@ def estimate(
 
     of_blocks = sum(d * o for d, o in card.shapes)
     base_bits = config.model.quant_bits or bits
-    vocabulary = card.head // card.shapes[0][0]  # the first linear layer reads the hidden states
+    vocabulary = card.head // hidden
     logits = math.ceil(supervised / train.accumulation) * vocabulary
     return Estimate(
         base_bytes=card.parameters * base_bits // 8,
         own_bytes=states + casts + activations,
         flops=_flops(config, card, adapters, above, tokens, supervised),
+        operations=OPERATIONS * len(layers) * train.steps * train.accumulation,
         logits_bytes=LOGITS_KEPT * FLOAT * logits,
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
@@ -222,10 +229,6 @@ def _adapters(
         flops += 6.0 * config.train.accumulation * rank * e * d * o
         kept += e * d * o
     return _Adapters(weights, flops, kept, hidden, copied, beside)
-
-
-def _bits(config: CellConfig) -> int:
-    return {"float32": 32, "bf16": 16}[config.precision]
 
 
 def _probed(config: CellConfig) -> tuple[set[str], set[str]]:

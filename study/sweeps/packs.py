@@ -134,7 +134,7 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     compiles = config.pack.compile
     if compiles == AUTO_COMPILE:
         needs = (full_estimate(cell.config, cell.card, device.type) for cell in cells)
-        seconds = sum(need.seconds(matmul_rate(device)) for need in needs)
+        seconds = sum(need.seconds(matmul_rate(device, config.precision)) for need in needs)
         compiles = (
             seconds > WORTH_COMPILING
             and not config.data.sample_packing
@@ -147,7 +147,7 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
         least = estimate(cell.config, cell.card, sequences, sequences, Contraction(), device.type)
         check_fits(cell.config, least.divided(devices).own_bytes, device)
         of_pack = replace(cell.config.pack, compile=compiles)
-        run = Run.of(replace(cell.config, pack=of_pack), corpus, device)
+        run = Run.of(replace(cell.config, pack=of_pack), corpus)
         step = run.tokens, run.supervised
         need = estimate(cell.config, cell.card, *step, run.contraction, device.type)
         need = need.divided(devices)

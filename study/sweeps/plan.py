@@ -1,9 +1,8 @@
 """``study train --plan``: what a sweep would take. Trains nothing.
 
 ``--plan`` alone plans for this machine: it reads the data and measures the speed of products.
-``--plan=8xh100`` prices the sweep for devices that need not be here. Then nothing is read and
-nothing is measured: every sequence counts as full and every token as a target, so FLOPs and bytes
-are upper bounds for shorter rows.
+``--plan=8xh100`` prices the sweep for devices that need not be here. Then every sequence counts as
+full and every token as a target: an upper bound for shorter rows.
 """
 
 import heapq
@@ -22,6 +21,7 @@ from study.sweeps.cells import Cell, data_name
 from study.sweeps.estimate import (
     ACHIEVED_SHARE,
     FLOAT,
+    LAUNCH,
     MEMORY_SHARE,
     Estimate,
     fold_bytes,
@@ -60,24 +60,24 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: s
     if name:
         row = DEVICES[name]
         memory = MEMORY_SHARE["cuda"] * row.gib * GB
-        peaks = {"bf16": row.bf16, "float32": row.float32}
-        rates = {key: MATMUL_SHARE * peak * 1e12 for key, peak in peaks.items()}
+        rates = {p: MATMUL_SHARE * 1e12 * getattr(row, p) for p in ("bf16", "float32")}
         needs = [(cell, full_estimate(cell.config, cell.card)) for cell in todo]
         notes = [
             f"assumed: {row.label} with {row.gib:g} GiB; {MATMUL_SHARE:.0%} of the data sheet's "
             f"peak ({row.bf16:g} TFLOP/s in bf16, {row.float32:g} in float32) in large products, "
-            f"and {ACHIEVED_SHARE:.0%} of that in a step; every sequence is full; loading is not "
-            "counted"
+            f"and {ACHIEVED_SHARE:.0%} of that in a step, or {LAUNCH * 1e6:.0f} us an operation; "
+            "every sequence is full; loading is not counted"
         ]
     else:
         prepared = [prepare(pack) for pack in packs]
         device, name = prepared[0].device, prepared[0].device.type
-        memory, rate = memory_budget(todo[0].config, device), matmul_rate(device)
-        rates = dict.fromkeys(("bf16", "float32"), rate)
+        memory = memory_budget(todo[0].config, device)
+        rates = {p: matmul_rate(device, p) for p in sorted({c.config.precision for c in todo})}
+        speeds = (f"{rate / 1e9:.0f} GFLOP/s in large {p} products" for p, rate in rates.items())
         needs = [(each.cell, each.estimate) for pack in prepared for each in pack.cells]
         notes = [
-            f"a process may use {memory / GB:.3g} GB; measured: {rate / 1e9:.0f} GFLOP/s in large "
-            f"products, and {ACHIEVED_SHARE:.0%} of that is taken for a step",
+            f"a process may use {memory / GB:.3g} GB; measured: {', '.join(speeds)}; "
+            f"{ACHIEVED_SHARE:.0%} of that is taken for a step",
             *dict.fromkeys(line for pack in prepared for line in _data_lines(pack)),
         ]
     tables, adapters, checkpoints = map(decimal, disk_bytes(todo))

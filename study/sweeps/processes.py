@@ -15,7 +15,6 @@ from functools import cache
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 from study.adapters import resolve_targets
 from study.adapters.processes import ALONE, Order, Processes, SeveralProcesses
@@ -32,7 +31,7 @@ from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What gloo says of a process that has ended."""
+"""What gloo says of a process that has ended. NCCL and the store have exceptions of their own."""
 
 
 def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
@@ -55,11 +54,6 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
             f"torchrun has started {processes} processes, but train.shard=false: use "
             "train.shard=true, or start study without torchrun"
         )
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise StudyError(
-            f"train.shard=true needs a newer torch than {torch.__version__}: "
-            "pip install --upgrade torch"
-        )
     if not launched_here:
         raise StudyError("torchrun trains with the launcher of its own: leave launcher=... out")
     for cell in cells:
@@ -80,7 +74,8 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
 
 def is_lost(error: Exception) -> bool:
     """Whether ``error`` says that another process has ended."""
-    return count() > 1 and any(text in str(error) for text in _LOST)
+    is_named = isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST)
+    return count() > 1 and is_named
 
 
 def world(device: torch.device) -> Processes:
@@ -113,6 +108,8 @@ def together(train_first: Callable[[], None]) -> None:
         everyone = world(torch.device("cpu"))
         train_first()
         everyone.agreed(None)
+        if dist.is_initialized():
+            dist.destroy_process_group()
         return
     for signum in signals.STOPPING:  # process 0 decides when all stop
         signal.signal(signum, signal.SIG_IGN)
@@ -120,6 +117,7 @@ def together(train_first: Callable[[], None]) -> None:
         orders = world(torch.device("cpu"))
         while (cells := orders.agreed()) is not None:
             _follow_pack(cells)
+        dist.destroy_process_group()
     except BaseException as error:
         if not (isinstance(error, Exception) and is_lost(error)):
             signals.say(f"study: process {os.environ['RANK']} failed: {one_line(error)}")

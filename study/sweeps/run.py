@@ -61,6 +61,7 @@ class Worker(contextlib.ExitStack):
         wanted = repr((planned, config.model, device, config.precision))
         if self._base is None or self._base[0] != wanted:
             self._base = None  # before the next one is loaded: there may be no room for two
+            release_memory(device)
             base = load_base(config.model, device, config.precision)
             if base.card.fingerprint != planned:
                 raise StudyError(

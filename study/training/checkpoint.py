@@ -12,7 +12,7 @@ A step's batch and measurements depend on its number only, so the state is what 
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,11 +42,6 @@ class Snapshot:
         tensors = {name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()}
         return cls(checkpoint.step, tensors, checkpoint.state)
 
-    def copied(self) -> "Snapshot":
-        """The same state in memory of its own on the host: training on does not change it."""
-        own = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
-        return replace(self, tensors=own)
-
     def checkpoint(self, cell_id: str) -> Checkpoint:
         """The state as a checkpoint. On a CPU its arrays share the memory of the tensors."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
@@ -56,8 +51,8 @@ class Snapshot:
 def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
     """The state of one cell after ``step``. Its tensors are those that training changes.
 
-    Process 0 tells the others to take part, if there are others. All get the whole state. Raises
-    ``RuntimeError`` when the fold has left the step.
+    Process 0 tells the others to take part, if there are others, and alone gets the whole state.
+    Raises ``RuntimeError`` when the fold has left the step.
     """
     fold = of_fold()
     if fold is None or fold.step != step:

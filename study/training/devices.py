@@ -4,12 +4,12 @@ import ctypes
 import platform
 import resource
 import sys
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 from study.errors import StudyError
 
@@ -56,33 +56,21 @@ def release_memory(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed.
-
-    CUDA has its own exception. The CPU allocator raises RuntimeError, and Python MemoryError.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error)
+    """Whether an allocation failed, of torch, Python, CUDA, cuBLAS or the allocator of CPUs."""
+    texts = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_named or any(text in str(error) for text in texts)
 
 
 @cache
-def matmul_rate(device: torch.device) -> float:
-    """FLOP/s of a square float32 product on ``device``: the best of five, once in a process.
-
-    On a CPU a small product has the rate of a large one, and takes 0.02 s.
-    """
-    side = 1024 if device.type == "cpu" else 2048
-    a, b = (torch.randn(side, side, device=device) for _ in range(2))
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        torch.mm(a, b)
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize(device)
-        return time.perf_counter() - began
-
-    seconds()
-    return 2 * side**3 / min(seconds() for _ in range(5))
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a square product in ``precision``, once in a process. A CPU needs no large one."""
+    side = 1024 if device.type == "cpu" else 8192
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    known = {"mm": torch.mm, "a": a, "b": b}
+    timer = Timer("mm(a, b)", globals=known, num_threads=torch.get_num_threads())
+    return 2 * side**3 / timer.timeit(5).mean
 
 
 def keep_freed_memory() -> None:

@@ -24,7 +24,7 @@ from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
 from study.probes import Alignment, NormProbe
 from study.training.optimizers import Learner
-from study.training.run import may_leave_out_padding, may_trim, pays
+from study.training.run import columns, may_leave_out_padding, pays
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
@@ -169,8 +169,8 @@ class Fold:
         bf16 = self.cells[0].precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             hidden_BTd = self.base.hidden_states(input_ids_BT, batch.lengths)
-            hidden_Nd = hidden_BTd.flatten(0, 1)[rows_N.to(device, non_blocking=True)]
-            targets_N = targets_BT.flatten()[rows_N].to(device, non_blocking=True)
+            hidden_Nd = hidden_BTd.flatten(0, 1)[self.base.sent(rows_N)]
+            targets_N = self.base.sent(targets_BT.flatten()[rows_N])
             nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
         sizes_K = self._per_cell(supervised_BT).tolist()
         return torch.stack([nll.sum() for nll in nll_N.split(sizes_K)])
@@ -178,12 +178,10 @@ class Fold:
     def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
         """One batch per cell in one: ``[K * B, T]``, or a row of real tokens per cell, ``[K, N]``.
 
-        Padding columns are cut off where :func:`~study.training.run.may_trim` allows it. A row per
+        Columns of padding are cut off as :func:`~study.training.run.columns` says, and a row per
         cell is chosen as ``pack.padding_free`` says.
         """
-        stacked = TokenBatch.stacked(batches)
-        if may_trim(self.cells, self.base.device):
-            stacked = stacked.trimmed()
+        stacked = TokenBatch.stacked(batches).trimmed(columns(self.cells))
         if self.padding_free:
             rows = TokenBatch.in_rows(batches)
             sizes = rows.real_BT.numel(), stacked.real_BT.numel()
@@ -205,7 +203,7 @@ class Fold:
         ]
         counts_K = [self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]
         supervised_K = torch.stack(counts_K).sum(0)
-        return micro_batches, supervised_K.to(self.base.device, non_blocking=True)
+        return micro_batches, self.base.sent(supervised_K)
 
     def _per_cell(self, mask_BT: Tensor) -> Tensor:
         """The number of true entries in each cell's share of a stacked batch, ``[K]``."""

@@ -7,13 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-import torch
-
 from study.adapters import AdapterSpec, Contraction
 from study.config import CellConfig
 from study.data import Corpus, TokenTable
 from study.training.peft_format import read_adapter
 
+COMPILED_COLUMNS = 64
+"""Compiled blocks get batches whose columns are a multiple of this: each shape is a program."""
 PAYS = 0.9
 """``pack.padding_free=auto`` leaves the padding out if at most this share of a batch is real."""
 SAMPLED_BATCHES = 8
@@ -37,9 +37,9 @@ class Run:
     contraction: Contraction
 
     @classmethod
-    def of(cls, config: CellConfig, corpus: Corpus, device: torch.device) -> Self:
+    def of(cls, config: CellConfig, corpus: Corpus) -> Self:
         """The run of ``config`` on ``corpus``. Builds eight batches to count their tokens."""
-        tokens, supervised = typical_step(config, corpus, device)
+        tokens, supervised = typical_step(config, corpus)
         form = config.adapter.contraction
         if config.train.shard:  # only factored products leave the factors divided between passes
             form = "factored"
@@ -57,14 +57,14 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
     return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init, start)
 
 
-def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tuple[int, int]:
+def typical_step(config: CellConfig, corpus: Corpus) -> tuple[int, int]:
     """Tokens that a cell sends through the model in one optimizer step, and those with a loss.
 
     Both are means over the first batches. Of a base that needs the padding, it is not counted.
     """
     size = config.train.batch_size, config.train.accumulation
     free = config.pack.padding_free if may_leave_out_padding([config]) else False
-    return _typical_step(corpus.train, config.data.seed, *size, may_trim([config], device), free)
+    return _typical_step(corpus.train, config.data.seed, *size, columns([config]), free)
 
 
 @lru_cache(maxsize=1024)
@@ -73,7 +73,7 @@ def _typical_step(
     seed: int,
     batch_size: int,
     accumulation: int,
-    trimmed: bool,
+    multiple: int,
     padding_free: bool | str,
 ) -> tuple[int, int]:
     """:func:`typical_step`; a thousand cells of a sweep have a few orders of their batches."""
@@ -81,16 +81,21 @@ def _typical_step(
     for position in range(SAMPLED_BATCHES):
         batch = table.batch(seed, position, batch_size)
         supervised += batch.supervised
-        if trimmed:
-            batch = batch.trimmed()
+        batch = batch.trimmed(multiple)
         real, places = int(batch.real_BT.sum()), batch.real_BT.numel()
         tokens += real if padding_free and pays(padding_free, real, places) else places
     return tokens * accumulation // SAMPLED_BATCHES, supervised * accumulation // SAMPLED_BATCHES
 
 
-def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
-    """Whether columns of padding may be cut off a batch: not on CUDA, for one shape."""
-    return device.type == "cpu" and not _has_fixed_shape(cells)
+def columns(cells: Sequence[CellConfig]) -> int:
+    """Columns of padding are cut off a batch down to a multiple of this number.
+
+    Under dropout that is all of them: the shape of a cell's mask must not depend on the other cells
+    of its fold.
+    """
+    if any(cell.adapter.dropout for cell in cells):
+        return cells[0].data.sequence_length
+    return COMPILED_COLUMNS if cells[0].pack.compile is True else 1
 
 
 def may_leave_out_padding(cells: Sequence[CellConfig]) -> bool:
@@ -100,16 +105,9 @@ def may_leave_out_padding(cells: Sequence[CellConfig]) -> bool:
     """
     shared = cells[0]
     allowed = shared.pack.padding_free is not False and not shared.train.shard
-    return allowed and not _has_fixed_shape(cells)
+    return allowed and columns(cells) == 1
 
 
 def pays(padding_free: bool | str, real: int, places: int) -> bool:
     """Whether ``real`` tokens in one row are computed instead of ``places`` with padding."""
     return padding_free is True or real <= PAYS * places
-
-
-def _has_fixed_shape(cells: Sequence[CellConfig]) -> bool:
-    """If blocks are compiled; and under dropout: the shape of a cell's mask must not depend on the
-    other cells of its fold.
-    """
-    return any(cell.adapter.dropout or cell.pack.compile is True for cell in cells)

@@ -98,7 +98,7 @@ def test_what_keeps_adapter_out_without_a_study_is_near_what_was_measured(study_
 
 
 def trained(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
-    return [cells[0] for cells in train(base, corpus, [Run.of(config, corpus, base.device)])]
+    return [cells[0] for cells in train(base, corpus, [Run.of(config, corpus)])]
 
 
 def losses(steps: list[CellStep]) -> list[float]:

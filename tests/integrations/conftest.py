@@ -143,7 +143,7 @@ def ours(tiny_base: FrozenBase, corpus: Corpus) -> Callable[..., tuple[pd.DataFr
     """The tables ``metrics`` and ``probes`` of our own training, without its last step."""
 
     def train_ours(config: CellConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-        run = Run.of(config, corpus, tiny_base.device)
+        run = Run.of(config, corpus)
         steps = [results[0] for results in train(tiny_base, corpus, [run])]
         probes = pd.concat([step.probes for step in steps if step.probes is not None])
         metrics = pd.DataFrame([step.metrics for step in steps])

@@ -28,7 +28,7 @@ def _no_programs() -> Iterator[None]:
 
 
 def run(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
-    steps = train(base, corpus, [Run.of(config, corpus, base.device)])
+    steps = train(base, corpus, [Run.of(config, corpus)])
     return [result for (result,) in steps if result is not None]
 
 

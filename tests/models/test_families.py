@@ -64,7 +64,7 @@ def run(
     base: FrozenBase, corpus: Corpus, cells: list[CellConfig]
 ) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     """Each cell's metrics and probes."""
-    steps: Any = train(base, corpus, [Run.of(config, corpus, base.device) for config in cells])
+    steps: Any = train(base, corpus, [Run.of(config, corpus) for config in cells])
     return [
         (pd.DataFrame([row.metrics for row in rows]), pd.concat([row.probes for row in rows]))
         for rows in zip(*steps, strict=True)

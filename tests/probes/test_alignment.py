@@ -91,9 +91,7 @@ def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cel
 
 def probes(base: FrozenBase, corpus: Corpus, config: CellConfig) -> dict[int, pd.DataFrame]:
     steps = [
-        result
-        for [result] in train(base, corpus, [Run.of(config, corpus, base.device)])
-        if result is not None
+        result for [result] in train(base, corpus, [Run.of(config, corpus)]) if result is not None
     ]
     return {int(step.metrics["step"]): step.probes for step in steps if step.probes is not None}
 

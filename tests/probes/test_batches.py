@@ -24,7 +24,7 @@ MOVES = {*UPDATES, "adapter_update"}
 
 
 def run(base: FrozenBase, corpus: Corpus, *cells: CellConfig) -> list[list[CellStep]]:
-    by_step = list(train(base, corpus, [Run.of(config, corpus, base.device) for config in cells]))
+    by_step = list(train(base, corpus, [Run.of(config, corpus) for config in cells]))
     return [
         [results[k] for results in by_step if results[k] is not None] for k in range(len(cells))
     ]

@@ -22,18 +22,12 @@ from tests.sweeps.conftest import wait_for
 See = Callable[..., None]
 Build = Callable[..., CellConfig]
 GIB = 2**30
-CPU = torch.device("cpu")
-
 
 HELD = ExitStack()
 
 
-def never() -> bool:
-    return False
-
-
-def claim(name: str, held: ExitStack | None = None) -> torch.device | None:
-    return claim_device(name, never, HELD if held is None else held)
+def claim(name: str, held: ExitStack = HELD) -> torch.device | None:
+    return claim_device(name, lambda: False, held)
 
 
 @pytest.fixture

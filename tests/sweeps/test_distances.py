@@ -34,7 +34,7 @@ def test_a_trajectory_is_the_cell_and_its_reduction(
 ) -> None:
     """Losses are those of the training loop; delta_w is the same through both banks."""
     config = cell("adapter.rank=256", *LAZY, "optimizer.momentum=0.9", "train.clip=0.1")
-    run = Run.of(config, corpus, tiny_base.device)
+    run = Run.of(config, corpus)
     losses = [results[0].metrics["loss"] for results in train(tiny_base, corpus, [run])]
     explicit, free = (
         list(trajectory(tiny_base, corpus, config, bank)) for bank in (LoraBank, RankFreeBank)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from study.adapters import AdapterSpec, Contraction, adapted
@@ -12,7 +14,7 @@ from study.adapters.contraction import FORMS
 from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
-from study.models import FrozenBase, describe
+from study.models import FrozenBase, describe, load_base
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
 from study.sweeps.packs import prepare
@@ -29,8 +31,18 @@ CPU, GB = torch.device("cpu"), 2**30
 IN_PLACE = {torch.ops.aten.baddbmm_: lambda y, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2]}
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations, without views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **kwargs or {})
+
+
 def of(config: CellConfig, corpus: Corpus, form: str = "factored", device: str = "cpu") -> Estimate:
-    tokens, supervised = typical_step(config, corpus, CPU)
+    tokens, supervised = typical_step(config, corpus)
     contraction = Contraction(form, tokens)
     return estimate(config, describe(config.model), tokens, supervised, contraction, device)
 
@@ -58,17 +70,23 @@ def test_flops_are_what_torch_counts(
         *(f"adapter.contraction={form}", f"adapter.targets={targets}", "adapter.rank=16"),
         *("train.steps=8", "train.eval_every=0", "probes.steps=null"),
     )
-    run = Run.of(config, corpus, CPU)
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+    run = Run.of(config, corpus)
+    counter = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
+    with Operations() as operations, counter:
         list(train(tiny_base, corpus, [run]))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     products = sum(n for op, n in counted.items() if "attention" not in op)
-    assert of(config, corpus, form).flops == pytest.approx(products, rel=0.12)
+    need = of(config, corpus, form)
+    assert need.flops == pytest.approx(products, rel=0.12)
+    if form == "factored" and targets == "all-linear":
+        assert need.operations == pytest.approx(operations.count, rel=0.25)
+    assert replace(need, flops=0.0).seconds(1.0) == pytest.approx(8e-6 * need.operations)
 
 
-def test_activations_are_what_autograd_keeps(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_activations_are_what_autograd_keeps(corpus: Corpus, cell: Build, precision: str) -> None:
+    config = cell("adapter.rank=2", "train.batch_size=16", "probes.steps=null")
+    base = load_base(config.model, CPU, precision)
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,20 +94,20 @@ def test_activations_are_what_autograd_keeps(
         return tensor
 
     batch = corpus.train.batch(0, 0, 16).trimmed()
-    frozen = {p.untyped_storage().data_ptr() for p in tiny_base.model.parameters()}
-    with adapted(tiny_base.model, tiny_base.card.linears, [AdapterSpec(2, 1.0)]) as banks:
+    frozen = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
+    with adapted(base.model, base.card.linears, [AdapterSpec(2, 1.0)]) as banks:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            tiny_base.hidden_states(batch.input_ids_BT).sum()
+            base.hidden_states(batch.input_ids_BT).sum()
         frozen |= {p.untyped_storage().data_ptr() for bank in banks for p in bank.parameters()}
     measured = sum(size for place, size in kept.items() if place not in frozen)
-    need = of(cell("adapter.rank=2", "train.batch_size=16", "probes.steps=null"), corpus)
+    need = of(replace(config, precision=precision), corpus)
     assert need.activation_bytes == pytest.approx(measured, rel=0.25)
 
 
 def test_a_fold_holds_one_chunk_of_logits_on_its_device(cell: Build, corpus: Corpus) -> None:
     """Three copies of a chunk: 3.2 GB on CUDA, where a chunk is 16 times that of a CPU."""
     config = cell("train.batch_size=3")
-    _, supervised = typical_step(config, corpus, CPU)
+    _, supervised = typical_step(config, corpus)
     small, many = (of(config, corpus, device=device) for device in ("cpu", "cuda"))
     assert small.own_bytes == many.own_bytes
     assert small.logits_bytes == 3 * 4 * 258 * supervised, "of tiny's 258 tokens"

@@ -34,7 +34,7 @@ def test_a_sweep_is_planned_for_this_machine(study_cli: Cli, jsonl: Path, tmp_pa
     rows = [line.split() for line in lines[1:3]]
     assert [[row[0], row[1], row[6]] for row in rows] == [["4", "1", "1"], ["8", "1", "1"]]
     assert lines[3].startswith("2 of 2 cells fit: ")
-    assert re.match(r"a process may use 2 GB; measured: \d+ GFLOP/s in large products", lines[4])
+    assert re.match(r"a process may use 2 GB; measured: \d+ GFLOP/s in large float32 ", lines[4])
     assert "54 rows of data.format=" in lines[5]
     assert lines[6] == "train.epochs=0.5: 4 steps of 8 rows; train.steps is ignored"
     assert lines[7].startswith("on disk: about ")
@@ -51,7 +51,7 @@ def test_a_sweep_is_priced_for_devices_that_are_not_here(study_cli: Cli, tmp_pat
     assert all(10 < float(row[7]) < 79 for row in rows), "GB a device"
     for row in rows:  # seconds of a cell: its FLOPs over the assumed speed, on its devices
         hours, minutes, seconds = map(int, row[8].split(":"))
-        alone = float(row[2]) * 1e15 / (0.5 * 0.7 * 989e12)
+        alone = float(row[2]) * 1e15 / (0.5 * 0.8 * 989e12)
         assert 3600 * hours + 60 * minutes + seconds == pytest.approx(alone / int(row[6]), rel=0.01)
     assert "4 of 4 cells fit: " in ran.out
     assert "2 cells too large for one h100: train.shard=true" in ran.out

@@ -21,6 +21,7 @@ from study.training.loop import CellStep, train
 from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
+from tests.trained import copied
 
 Build = Callable[..., CellConfig]
 Rows = list[CellStep | None]
@@ -29,7 +30,7 @@ Rows = list[CellStep | None]
 def trained(
     base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Any = ()
 ) -> Iterator[Rows]:
-    return train(base, corpus, [Run.of(c, corpus, base.device) for c in cells], resume)
+    return train(base, corpus, [Run.of(c, corpus) for c in cells], resume)
 
 
 def with_snapshots(
@@ -40,7 +41,7 @@ def with_snapshots(
     for rows in trained(base, corpus, cells):
         steps.append(rows)
         if len(steps) <= cells[0].train.steps:
-            snapshots.append([row.snapshot().copied() for row in rows if row])
+            snapshots.append([copied(row.snapshot()) for row in rows if row])
     return steps, snapshots
 
 
@@ -180,12 +181,7 @@ def assert_close(ours: CellStep | None, theirs: CellStep | None) -> None:
 def test_a_snapshot_is_of_its_step_only(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
     steps = trained(tiny_base, corpus, [cell("probes.steps=null")])
     [first] = next(steps)
-    live = first.snapshot()
-    copy = live.copied()
-    name = next(name for name in live.tensors if name.endswith("/B"))
-    assert torch.equal(live.tensors[name], copy.tensors[name])
     next(steps)
-    assert not torch.equal(live.tensors[name], copy.tensors[name]), "a view of what trains"
     with pytest.raises(RuntimeError, match="the state after step 0 is gone"):
         first.snapshot()
     [later] = next(steps)

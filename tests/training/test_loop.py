@@ -132,19 +132,6 @@ def test_bf16_trains_close_to_float32(tiny_base: FrozenBase, corpus: Corpus, cel
     assert series(half[:3], "loss") == pytest.approx(series(full[:3], "loss"), rel=0.03)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_follows_the_cpu(
-    tiny_base: FrozenBase, corpus: Corpus, mixed: list[CellConfig]
-) -> None:
-    """Without dropout, which draws from the device's own stream."""
-    cells = [config for config in mixed if config.adapter.dropout == 0]
-    gpu = load_base(cells[0].model, torch.device("cuda"), "float32")
-    for ours, theirs in zip(*(trained(b, corpus, *cells) for b in (gpu, tiny_base)), strict=True):
-        wanted = pytest.approx(series(theirs, "loss"), rel=1e-3, nan_ok=True)
-        assert series(ours, "loss") == wanted
-
-
 def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build
 ) -> None:

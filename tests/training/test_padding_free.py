@@ -12,6 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from study.config import CellConfig
 from study.data import IGNORED, build_corpus
 from study.models import FrozenBase, tiny
+from study.training.run import typical_step
 from tests.conftest import Ran
 
 SWEEP = (
@@ -51,6 +52,19 @@ def test_tables_are_those_of_padded_batches(
             np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{key} {column}")
             differ |= not np.array_equal(expected, found, equal_nan=True)
     assert differ, "the padding was computed all the same"
+
+
+def test_padding_is_cut_off_as_passes_allow(cell: Callable[..., CellConfig]) -> None:
+    """Rows are shorter than 64 of 130 tokens: compiled blocks get 64, and dropout gets all."""
+    tokenizer = tiny.tokenizer()
+
+    def tokens(*overrides: str) -> int:
+        config = cell("data.sequence_length=130", *overrides)
+        return typical_step(config, build_corpus(config.data, tokenizer, tokenizer.eos_token_id))[0]
+
+    longest = tokens("pack.padding_free=false")
+    assert tokens("pack.padding_free=true") < longest < tokens("pack.compile=true") == 3 * 64
+    assert tokens("adapter.dropout=0.1") == 3 * 130
 
 
 def test_packed_examples_have_the_loss_that_each_has_alone(

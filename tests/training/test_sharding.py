@@ -19,6 +19,7 @@ from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.together import together
+from tests.trained import copied
 
 Build = Callable[..., CellConfig]
 CPU = torch.device("cpu")
@@ -49,19 +50,20 @@ def trained(
 ) -> list[dict[str, Any]]:
     """What each step leaves, with the state after step :data:`STOP`."""
     steps = []
-    run = Run.of(config, corpus, CPU)
+    run = Run.of(config, corpus)
     for [result] in train(base, corpus, [run], resume, world=world):
         assert result is not None
         is_stop = result.step == STOP < config.train.steps
-        snapshot = result.snapshot().copied() if is_stop and world.number == 0 else None
+        snapshot = copied(result.snapshot()) if is_stop and world.number == 0 else None
+        held = 0
         if world.number and world.agreed() is Order.CAPTURE:
-            result.snapshot()
+            held = sum(x.numel() for x in result.snapshot().tensors.values())
             world.agreed()
         elif world.number == 0:
             world.agreed(Order.GO_ON)
         adapter = result.adapter and {n: (p.A_RD, p.B_OR) for n, p in result.adapter.items()}
         step = {"metrics": result.metrics, "probes": result.probes, "step": result.step}
-        steps.append({**step, "snapshot": snapshot, "adapter": adapter})
+        steps.append({**step, "snapshot": snapshot, "adapter": adapter, "held": held})
     return steps
 
 
@@ -104,11 +106,11 @@ def divided(bases: Any, corpus: Corpus, configs: Any, alone: Any, tmp_path_facto
         }
         state = alone["clipped"][STOP]["snapshot"]
         found["resumed"] = trained(bases["float32"], corpus, configs["clipped"], world, [state])
-        return found if number == 0 else {}
+        return found if number == 0 else {"held": found["clipped"][STOP]["held"]}
 
     found = together(task, tmp_path_factory.mktemp("together"))
     assert not isinstance(found[0], Exception), found[0]
-    return found[0]
+    return found[0] | found[1]
 
 
 def assert_close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], loss: float) -> None:
@@ -133,6 +135,8 @@ def test_a_run_goes_on_with_another_number_of_processes(
     state = divided["clipped"][STOP]["snapshot"]
     assert isinstance(state, Snapshot)
     assert state.tensors.keys() == alone["clipped"][STOP]["snapshot"].tensors.keys()
+    whole = sum(x.numel() for x in state.tensors.values())
+    assert divided["held"] == pytest.approx(whole / 2, rel=0.01), "the other process: its part"
     by_one = trained(bases["float32"], corpus, configs["clipped"], ALONE, [state])
     for resumed in (by_one, divided["resumed"]):
         assert_close(resumed, alone["clipped"][STOP + 1 :], 1e-6)
