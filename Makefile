@@ -7,7 +7,7 @@ INSTALL := --quiet --no-compile
 # Then it must be kept: the tests start many processes, and each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test floors pytest smollm2 lint style types imports faults gpu figures dashboard-picture clean
+.PHONY: study test floors pytest smollm2 lint style types imports faults gpu gpu-rehearsal figures dashboard-picture clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -50,11 +50,19 @@ SEED ?= 0
 faults: .venv/.installed-dev
 	$(BIN)/python -m tests.faults --number $(N) --seed $(SEED)
 
-# On a machine with a GPU: the tests marked gpu, the benchmarks and the reference studies on it, in
-# bf16. Run it again to go on where it stopped, after MINUTES or at a failure (benchmarks/gpu.py).
+# On a machine with a GPU: checks, a model of 8 billion parameters, SmolLM2, studies. Run it again to
+# go on where it stopped, after MINUTES or at a failure (benchmarks/gpu.py).
 MINUTES ?= 30
 gpu: smollm2
 	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES)
+
+# All of its steps, with the tiny base on a CPU, and nothing but the files that would travel.
+gpu-rehearsal: .venv/.installed-dev
+	benchmarks/pack.sh --tree
+	rm -rf build/gpu && mkdir -p build/gpu
+	tar -xzf .gpu/tree.tar.gz -C build/gpu
+	cd build/gpu && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/python -m benchmarks.gpu --rehearse \
+		|| { tail -n 30 results/gpu/*/*.txt; exit 1; }
 
 # Draw every committed picture and write every number in the documents again, from the committed
 # tables (results/reference). Afterwards git reports only what changed.

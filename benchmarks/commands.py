@@ -62,14 +62,13 @@ def main(arguments: Sequence[str]) -> None:
 @click.option("--steps", **shown(3, "Optimizer steps of a run."))
 @click.option("--device", **shown("auto", type=click.Choice(["auto", "cpu", "cuda"])))
 @click.option("--precision", **shown("float32", type=click.Choice(["float32", "bf16"])))
-@click.option("--add", is_flag=True, help="Keep a table's rows of other ranks, of this machine.")
+@click.option("--tokens", **shown(1024, "Tokens of a step in sweep and folds."))
 @click.option("--measured/--read", **shown(True, "Measure, or only summarise earlier tables."))
 def suites(
     names: tuple[str, ...],
     to: Path,
     plots: Path,
     ranks: str,
-    add: bool,
     measured: bool,
     **options: Any,
 ) -> None:
@@ -96,10 +95,8 @@ def suites(
     for name in (names or tuple(SUITES)) if measured else ():
         path = to / f"{name}.parquet"
         # In a process of its own: memory that its allocator keeps is free again for the next suite.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
             rows = pool.submit(measure, name, size).result()
-        if add and path.exists():
-            rows = pd.concat([earlier_rows(path, rows), rows])
         rows.sort_values("rank", kind="stable").to_parquet(path, index=False)
     files = {name: to / f"{name}.parquet" for name in SUITES}
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
@@ -107,24 +104,6 @@ def suites(
     if "sweep" in tables:
         for path in save(speed(tables["sweep"], tables.get("large-steps")), plots, "speed"):
             click.echo(path)
-
-
-def earlier_rows(path: Path, rows: Any) -> Any:
-    """The rows of a table at the ranks that ``rows`` lacks.
-
-    Raises :class:`StudyError` if they were measured on another machine or model.
-    """
-    import pandas as pd
-
-    found = pd.read_parquet(path)
-    for column in ("device", "model"):
-        was, now = found[column].iloc[0], rows[column].iloc[0]
-        if was != now:
-            raise StudyError(
-                f"{path} has {column} {was!r}, and this run has {now!r}, so --add can't join them: "
-                "choose another folder with --to"
-            )
-    return found[~found["rank"].isin(rows["rank"])]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

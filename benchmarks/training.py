@@ -293,6 +293,7 @@ class Size:
     steps: int
     device: str = "auto"
     precision: str = "float32"
+    tokens: int = 1024
 
     def cell(self, tokens: int, rank: int, *overrides: str) -> CellConfig:
         """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096. It has
@@ -310,10 +311,10 @@ class Size:
             return parse(compose("config", overrides=[*plain, *overrides]))
 
     def grid(self) -> list[CellConfig]:
-        """A cell of 1024 tokens for each rank and rule."""
+        """A cell of ``tokens`` for each rank and rule."""
         rules = ("lora", "rslora")
         return [
-            self.cell(1024, rank, f"adapter.scaling={rule}")
+            self.cell(self.tokens, rank, f"adapter.scaling={rule}")
             for rank, rule in product(self.ranks, rules)
         ]
 

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from torch import nn
 
 from benchmarks import inference
-from benchmarks.inference import BASES, COLUMNS, Factors, LiveBytes, measure, next_token, replaced
+from benchmarks.inference import BASES, COLUMNS, Factors, measure, next_token, replaced
 from benchmarks.inference_costs import infer_cost, inference_costs, inference_verdict
 from study.config import ModelConfig
 from study.errors import StudyError
@@ -82,19 +81,6 @@ def test_memory_is_the_size_of_the_tensors(timings: pd.DataFrame, tiny_base: Fro
     assert peak["base", 0, "prefill"] > peak["base", 0, "decode"]
 
 
-@torch.no_grad()
-def test_live_bytes_counts_tensors_that_are_alive_together() -> None:
-    layers = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 10))
-    x = torch.ones(8, 10)
-    with LiveBytes([*layers.parameters(), x]) as live:
-        layers(x)
-    # The ReLU's input and output. The input is freed before the last layer's output is made.
-    assert live.peak == 2 * 8 * 20 * 4
-    with LiveBytes([x]) as live:
-        kept = [x + 1, x + 2, (x + 3).view(10, 8)]
-    assert live.peak == len(kept) * x.numel() * 4
-
-
 def made_up(
     factor: Callable[[str, int], float], noise: float = 0.0, rounds: int = 8
 ) -> pd.DataFrame:
@@ -141,18 +127,6 @@ def test_a_merged_adapter_that_costs_more_is_not_called_the_same() -> None:
     assert "2 of 4 shown" in inference_verdict(costs)
     every = inference_costs(made_up(lambda form, _: 1.05 if form == "merged" else 1.0, noise=0.002))
     assert "not shown to be the same within 3%" in inference_verdict(every)
-
-
-def test_noise_widens_the_interval_and_pooling_narrows_it() -> None:
-    calm, loud = (inference_costs(made_up(lambda *_: 1.0, noise=noise)) for noise in (0.002, 0.1))
-    width = lambda costs: (costs["ratio_high"] - costs["ratio_low"]).mean()  # noqa: E731
-    assert width(loud) > 10 * width(calm)
-    assert width(loud[loud["form"] == "all merged"]) < width(loud[loud["form"] == "merged"])
-    assert calm["same"].all()
-    assert not loud["same"].all()
-    two = inference_costs(made_up(lambda *_: 1.0, rounds=2))
-    assert two["ratio_low"].isna().all()
-    assert not two["same"].any()
 
 
 def test_the_command_prints_writes_and_draws(
