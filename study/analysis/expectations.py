@@ -25,7 +25,7 @@ import pandas as pd
 from study.analysis.distances import of_cells
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_columns, distinguishing
-from study.analysis.losses import loss_gaps
+from study.analysis.losses import loss_differences, loss_gaps
 from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
 from study.analysis.stable import one_per_measurement, one_per_optimizer, side_by_side
 from study.analysis.verdicts import beyond, holm, moderated, tost
@@ -34,6 +34,7 @@ from study.config.expectations import (
     ALPHA_GAP,
     BEST_ALPHA,
     BEST_RATE,
+    DIFFERENCE,
     DISTANCE,
     FACTOR,
     LAST,
@@ -52,7 +53,7 @@ from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 COLUMNS_OF = {
     P_STAR: ("p_star", "ci_low", "ci_high"),
     P_STAR_LIMIT: ("p_star_limit", "limit_low", "limit_high"),
-    **dict.fromkeys((LOSS_GAP, ALPHA_GAP), ("gap", "ci_low", "ci_high")),
+    **dict.fromkeys((LOSS_GAP, ALPHA_GAP, DIFFERENCE), ("gap", "ci_low", "ci_high")),
     **dict.fromkeys(
         (SLOPE, FACTOR, BEST_RATE, BEST_ALPHA, DISTANCE), ("exponent", "ci_low", "ci_high")
     ),
@@ -105,11 +106,12 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
     An expectation without a curve has one row, which is ``not measured``.
     """
     found = {what: _table(what, tables) for what in {one.what for one in expectations}}
-    rows = [
-        (one, row)
-        for one in expectations
-        for row in _measured(one, found[one.what], tables.exponents) or [_NOTHING]
-    ]
+    rows: list[tuple[Expectation, Value]] = []
+    for one in expectations:
+        table = found[one.what]
+        if one.what == DIFFERENCE:
+            table = loss_differences(tables.cells, tables.metrics, one)
+        rows += [(one, row) for row in _measured(one, table, tables.exponents) or [_NOTHING]]
     is_factor = np.array([one.what == FACTOR for one, _ in rows], bool)
     value, low, high, span, grid, seeds = (
         np.array([row[name] for _, row in rows], float)
@@ -167,7 +169,7 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     if found.empty or value not in found:
         return []
     stable = one.what in (P_STAR, P_STAR_LIMIT)
-    if one.what in (BEST_RATE, BEST_ALPHA, ALPHA_GAP):
+    if one.what in (BEST_RATE, BEST_ALPHA, ALPHA_GAP, DIFFERENCE):
         known = [name for name in ("rank", "alpha", "lr", "setting") if name in found]
     else:
         if one.lr is None:  # those at the lowest learning rate

@@ -32,12 +32,16 @@ import pandas as pd
 
 from study.analysis.fits import interval_columns, mean_interval
 from study.analysis.grouping import curve_labels, curve_numbers, groups, numbered, seed_numbers
+from study.config.expectations import Expectation
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
-from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.quantities import HELDOUT, MODEL_WIDE, TRAIN
 from study.vocabulary.statuses import BROKEN, DONE
 
 NOT_A_SETTING = ("scaling", "exponent_p", "lr", "alpha")
 """Columns compared within a setting: the rule, and what determines the size of a step."""
+
+COMPARED = ("optimizer", "exponent_p", "alpha", "lr", "rank")
+"""Columns that are equal in two cells whose losses are subtracted."""
 
 OF_A_RULE = ("setting", "scaling", "exponent_p", "alpha")
 """The columns that identify a rule within its setting."""
@@ -175,25 +179,52 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     ``rank_min``, ``rank_max``. Only finished cells count, and only seeds that were evaluated at
     both ranks. A run that diverged before the step has no loss there.
     """
-    cells = _finished(cells)
-    if cells.empty or "eval_loss" not in metrics:
+    losses = _losses(cells, metrics, "eval_loss")
+    if losses.empty:
+        return losses
+    ranks = _facts(_finished(cells)).groupby("curve")["rank"]
+    at = [losses["rank"] == losses["curve"].map(rank) for rank in (ranks.max(), ranks.min())]
+    return _subtracted(losses[at[0] & ~at[1]], losses[at[1]], ["curve"])
+
+
+def loss_differences(
+    cells: pd.DataFrame, metrics: pd.DataFrame, asked: Expectation
+) -> pd.DataFrame:
+    """The loss of the settings ``asked.of`` minus that of ``asked.against``, as :func:`loss_gaps`.
+
+    A row per curve, rank and step. ``asked.batch``: on held-out rows, or on the batch of the step,
+    which has the same tokens in every cell of a seed.
+    """
+    losses = _losses(cells, metrics, {TRAIN: "loss", HELDOUT: "eval_loss"}[asked.batch])
+    of, against = asked.of or {}, asked.against or {}
+    if not {*of, *against} <= {*losses}:
         return pd.DataFrame()
-    ends = _facts(cells)
-    losses = metrics[["cell_id", "step", "eval_loss"]]
-    losses = losses.assign(cell_id=losses["cell_id"].astype(str))
-    losses = losses[np.isfinite(losses["eval_loss"])].merge(ends, on="cell_id")
-    ranks = ends.groupby("curve")["rank"].agg(["min", "max"])
-    rows = []
-    for (curve, step), here in losses.groupby(["curve", "step"]):
-        low, high = ranks.loc[curve, "min"], ranks.loc[curve, "max"]
-        by = here.pivot(index="seed", columns="rank", values="eval_loss")
-        by = by.reindex(columns=[low, high]).dropna()
-        if low < high and len(by):
-            rows.append(
-                here.iloc[0][list(curve_labels(cells).columns)].to_dict()
-                | {"step": int(step), **interval_columns("gap", by[high] - by[low])}
-                | {"seeds": len(by), "rank_min": low, "rank_max": high}
-            )
+    sides = (
+        losses[np.logical_and.reduce([losses[n].astype(object) == v for n, v in where.items()])]
+        for where in (of, against)
+    )
+    return _subtracted(*sides, [name for name in COMPARED if name not in of])
+
+
+def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The columns of :func:`_facts`, with a row per step at which the metric ``name`` is finite."""
+    cells = _finished(cells)
+    if cells.empty or name not in metrics:
+        return pd.DataFrame()
+    losses = metrics[["cell_id", "step", name]].rename(columns={name: "value"})
+    losses = losses[np.isfinite(losses["value"])].astype({"cell_id": str})
+    return losses.merge(_facts(cells), on="cell_id")
+
+
+def _subtracted(left: pd.DataFrame, right: pd.DataFrame, pair: list[str]) -> pd.DataFrame:
+    """``left`` minus ``right``, paired by seed, step and the columns of ``pair``."""
+    right = right[[*pair, "step", "seed", "value"]].assign(rank_min=right["rank"])
+    both = left.merge(right, on=[*pair, "step", "seed"], suffixes=("", "_of_right"))
+    both["gap"], both["rank_max"] = both["value"] - both["value_of_right"], both["rank"]
+    rows = [
+        here.iloc[0].to_dict() | {**interval_columns("gap", here["gap"]), "seeds": len(here)}
+        for _, here in both.groupby(["curve", "rank", "step"])
+    ]
     return pd.DataFrame(rows)
 
 

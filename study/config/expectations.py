@@ -31,11 +31,12 @@ from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
 SLOPE, FACTOR, P_STAR, P_STAR_LIMIT = "slope", "factor", "p_star", "p_star_limit"
 BEST_RATE, BEST_ALPHA, DISTANCE = "best_rate", "best_alpha", "distance"
-LOSS_GAP, ALPHA_GAP = "loss_gap", "alpha_gap"
+LOSS_GAP, ALPHA_GAP, DIFFERENCE = "loss_gap", "alpha_gap", "loss_difference"
 PRIMARY = "primary"
 NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((SLOPE, FACTOR, P_STAR, P_STAR_LIMIT), ("site", "stat", "step")),
     LOSS_GAP: ("step",),
+    DIFFERENCE: ("step", "of", "against"),
     **dict.fromkeys((BEST_RATE, BEST_ALPHA, ALPHA_GAP), ()),
     DISTANCE: ("measure", "step"),
 }
@@ -49,6 +50,7 @@ WHAT_LABELS: dict[str, str] = {
     P_STAR_LIMIT: "p\\* corrected for finite rank",
     BEST_RATE: "exponent of the best learning rate",
     LOSS_GAP: "held-out loss at the highest rank minus that at the lowest",
+    DIFFERENCE: "difference of losses",
     BEST_ALPHA: "exponent of the best α at a fixed learning rate",
     ALPHA_GAP: "held-out loss at the lowest learning rate minus that at the highest, each at its "
     "best α",
@@ -81,6 +83,8 @@ class Expectation:
       :data:`study.vocabulary.scaling.RULES` or a p; null: every rule;
     - ``site``, ``stat``, ``batch``: of the quantity. ``layer``, ``kind``: null for the whole model,
       or for the mean over all layers;
+    - ``of``, ``against``: the settings, by column of ``cells``, whose losses are compared at equal
+      others: ``of`` minus ``against``, on the rows of ``batch``;
     - ``measure``: of a distance, a name of :data:`study.vocabulary.quantities.DISTANCES`;
     - ``step``: a number, or ``last``. :data:`NEEDS` says what has no quantity or no step;
     - ``alpha``, ``eps``, ``lr``: null for every alpha and eps, and for the lowest learning rate (of
@@ -110,6 +114,8 @@ class Expectation:
     lr: Positive | None = None
     eps: Annotated[Real, Field(ge=0)] | None = None
     measure: Annotated[str, one_of(DISTANCES)] | None = None
+    of: dict[str, Any] | None = None
+    against: dict[str, Any] | None = None
 
     def check(self, prefix: str) -> None:
         """Check what concerns several fields. Raises :class:`StudyError`, which names the key."""
@@ -117,7 +123,7 @@ class Expectation:
             _ = self.p
         except ValueError as error:
             raise StudyError(f"{prefix}rule: {error}") from None
-        for name in ("site", "stat", "measure", "step"):
+        for name in ("site", "stat", "measure", "step", "of", "against"):
             is_given, is_needed = getattr(self, name) is not None, name in NEEDS[self.what]
             if is_given and not is_needed:
                 raise StudyError(f"{prefix}{name}: {self.what} has no {name}, so leave it out")

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.analysis.expectations import Compared, compare
@@ -125,6 +125,11 @@ def _bold(word: str, text: str) -> str:
     return f"**{text}**" if word == DIFFERS else text
 
 
+def settings(of: Mapping[str, Any]) -> str:
+    """``contraction=factored, rank=256``."""
+    return ", ".join(f"{name}={value}" for name, value in of.items())
+
+
 def compared_row(row: Compared) -> dict[str, str]:
     """A row of the section's table."""
     one = row.expectation
@@ -132,7 +137,9 @@ def compared_row(row: Compared) -> dict[str, str]:
     quantity = (
         quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
     )
-    batch = BATCH_NAMES[one.batch] if one.site and one.batch != TRAIN else ""
+    if one.of and one.against:
+        quantity = f"loss, {settings(one.of)} minus {settings(one.against)}"
+    batch = BATCH_NAMES[one.batch] if (one.site or one.of) and one.batch != TRAIN else ""
     place = ", ".join(filter(None, (one.layer or one.kind, batch)))
     step = one.step if row.step is None else row.step
     return {
