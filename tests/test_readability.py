@@ -34,7 +34,7 @@ PACKAGE_LINES = {
     "study": 32_855,
     "tests": 24_725,
     "benchmarks": 1_553,
-    "docs": 1_310,
+    "docs": 1_385,
     "hydra_plugins": 125,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,
