@@ -85,3 +85,19 @@ def test_the_gap_between_ranks_is_seed_by_seed() -> None:
     )
     assert (last.verdict, last.step) == ("agrees", 64)
     assert (first.verdict, named.verdict) == ("differs", "not measured")
+
+
+def test_losses_of_two_settings_are_subtracted_seed_by_seed() -> None:
+    def loss(cell: dict[str, Any]) -> float:
+        return float(3 + cell["seed"] + 0.1 * (cell["lr"] > 1e-3) * (cell["rank"] == 8))
+
+    tables = study(loss, alphas=(16.0,), rates=(1e-3, 2e-3), ranks=(8, 256))
+    rates: dict[str, Any] = {"of": {"lr": 2e-3}, "against": {"lr": 1e-3}}
+    one = replace(GAP, what="loss_difference", batch="heldout", predicted=0.1, **rates)
+    ranks: dict[str, Any] = {"of": {"rank": 8, "lr": 2e-3}, "against": {"rank": 256, "lr": 2e-3}}
+    found = compare([replace(one, tolerance=0.05), replace(one, **ranks)], tables)
+    assert {row.curve: (round(row.measured, 6), row.verdict) for row in found} == {
+        "rank=8": (0.1, "agrees"),
+        "rank=256": (0.0, "differs"),
+        "": (0.1, "agrees"),
+    }
