@@ -9,10 +9,10 @@ init a step of size ``lr`` moves it by ``lr M(r)``, and ``M`` is the finite-rank
 
 So the best rate falls as ``1/M``. Under a sign-like rule the motion of A may dominate instead (rho
 = |dA x| / |A0 x| >> 1, at the end of a run at the best rate). The output then moves by about
-``lr^2 M(r)``, and the best rate falls as ``M^-1/2`` (muA, arXiv 2602.06204). The prediction is the
-interval between the two; rho says where in it. Below the crossover it is far from the asymptotes,
--(1 - p) and -(1 - p)/2: at p = 1/2, ranks 4 to 256 and r_sign = 9 it is -0.37 to -0.19, not -0.5 to
--0.25.
+``lr^2 M(r)``, and the best rate falls as ``M^-1/2`` (muA, arXiv 2602.06204, Corollary 4.4). The
+prediction is the interval between the two; rho says where in it. Below the crossover it is far from
+the asymptotes, -(1 - p) and -(1 - p)/2: at p = 1/2, ranks 4 to 256 and r_sign = 9 it is -0.37 to
+-0.19, not -0.5 to -0.25.
 
 **One layer, one input x.** B starts at 0, and the gradient dL/dy keeps its signs u. Every entry
 moves by ``lr`` per step. After T steps, with ``L = lr T``,

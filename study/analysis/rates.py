@@ -23,7 +23,7 @@ their standard deviation. The half widths of the two intervals, Student's t over
 standard deviations of the grid, are added in quadrature.
 
 **The best alpha** at a fixed learning rate is found in the same way, with the roles of alpha and
-the learning rate exchanged. LoRA-alpha (arXiv 2606.12883, second hand) finds the best alpha of LoRA
+the learning rate exchanged. LoRA-alpha (arXiv 2606.12883, abstract) finds the best alpha of LoRA
 to grow as sqrt(r), which makes gamma that of rsLoRA. Under a sign-like rule a step of size lr moves
 the adapter output by ``lr M(r)``, and ``M`` is proportional to alpha. The motion of A changes the
 power of lr in this, but not that of alpha. So the best alpha falls as ``1/M`` in either case.

@@ -21,7 +21,7 @@ def loss_against_alpha(tables: Tables) -> Figure:
     matters; elsewhere the motion of A beside its init, rho, makes the difference.
 
     Lines are means over seeds. A large marker is the lowest mean of its learning rate. LoRA-alpha
-    (arXiv 2606.12883, second hand) says that the larger alpha is better.
+    (arXiv 2606.12883, abstract) says that the larger alpha is better.
     """
     parts = []
     for sweep in sweeps(tables, "lr", "alpha"):
