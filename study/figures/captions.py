@@ -15,10 +15,7 @@ from study.vocabulary.thresholds import CONFIDENCE
 
 CI = f"{CONFIDENCE:.0%} CI"
 EXPONENT = "scaling exponent with rank"
-INTERVALS = {
-    "seeds": f"{CI} over seeds",
-    "ranks": "the straightness of the line (one seed)",
-}
+INTERVALS = {"seeds": f"{CI} over seeds", "ranks": "the straightness of the line (one seed)"}
 """What an interval shows, by the values of the column ``interval`` of ``exponents``. With one seed
 it says nothing about other seeds, so it has no confidence."""
 

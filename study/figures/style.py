@@ -269,11 +269,7 @@ LARGE: dict[str, Any] = {
     "zorder": 4,
 }
 """The marker of the best or of the whole run, on a line."""
-HOLLOW: dict[str, Any] = {
-    "markerfacecolor": "white",
-    "markeredgewidth": 0.8,
-    "linestyle": "none",
-}
+HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none"}
 """Points that show what lies behind them."""
 
 

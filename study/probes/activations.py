@@ -283,8 +283,7 @@ class LayerPass:
     def _measure_lost(self, cell: int, x_nD: Tensor, y_nO: Tensor, product: Product) -> None:
         """Measure the part of the adapter's output that rounding takes, for ``swallowed``.
 
-        ``x_nD``: as the layer got them. ``y_nO``: its outputs, float32. Those of the base alone are
-        computed again, in the precision of the pass: ``2 n D O`` FLOPs.
+        ``x_nD``, ``y_nO``: of the layer. The base's own outputs are computed again: ``2 n D O``.
         """
         if (base := self.layer.base()) is not None and not self.layer.variant:
             added_nO = y_nO - base(x_nD).float()

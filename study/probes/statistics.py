@@ -49,50 +49,17 @@ def added_up(stats: Sequence[str]) -> tuple[int, ...]:
     return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
 
 
-@statistic("mean_abs", ABS)
-def _mean_abs(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return sums[..., ABS] / count
-
-
-@statistic("rms", SQUARE)
-def _rms(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return np.sqrt(sums[..., SQUARE] / count)
-
-
-@statistic("m4", FOURTH)
-def _m4(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return (sums[..., FOURTH] / count) ** 0.25
-
-
-@statistic("max_abs", MAX)
-def _max_abs(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return sums[..., MAX]
-
-
-@statistic("norm", SQUARE)
-def _norm(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return np.sqrt(sums[..., SQUARE])
-
-
-@statistic("mean_norm", SQUARE)
-def _mean_norm(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return sums[..., NORM] / sums[..., TENSORS]
-
-
-@statistic("nonfinite", MAX)
-def _nonfinite(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(sums[..., MAX]), 0.0, 1.0)
-
-
-@statistic("stable_rank", SQUARE)
-def _stable_rank(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2
-
-
-@statistic("swallowed", SQUARE)
-def _swallowed(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return sums[..., WRITTEN[LOST]] / sums[..., SQUARE]
-
+statistic("mean_abs", ABS)(lambda sums, count: sums[..., ABS] / count)
+statistic("rms", SQUARE)(lambda sums, count: np.sqrt(sums[..., SQUARE] / count))
+statistic("m4", FOURTH)(lambda sums, count: (sums[..., FOURTH] / count) ** 0.25)
+statistic("max_abs", MAX)(lambda sums, _: sums[..., MAX])
+statistic("norm", SQUARE)(lambda sums, _: np.sqrt(sums[..., SQUARE]))
+statistic("mean_norm", SQUARE)(lambda sums, _: sums[..., NORM] / sums[..., TENSORS])
+statistic("nonfinite", MAX)(lambda sums, _: np.where(np.isfinite(sums[..., MAX]), 0.0, 1.0))
+statistic("stable_rank", SQUARE)(
+    lambda sums, _: sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2
+)
+statistic("swallowed", SQUARE)(lambda sums, _: sums[..., WRITTEN[LOST]] / sums[..., SQUARE])
 
 LOST = "lost"
 """The sum of ``d (d - D)``: d is what a layer should add to its output, D what it adds."""

@@ -34,6 +34,7 @@ from study.vocabulary.thresholds import (
 
 REGIMES_DIFFER = 0.05
 """The ranks span two regimes if p* over them differs from its limit by more than this."""
+MOST_LOST = 0.5  # of an adapter's output, by rounding
 SHORT = 100
 """Runs with fewer steps than this end early in training."""
 
@@ -48,6 +49,7 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
         *_few_seeds(tables.cells),
         *_coverage(tables.exponents),
         *_noted(records),
+        *_rounded(tables),
         *_large_steps(tables),
         *_clipped(tables),
         *_losses(tables),
@@ -144,6 +146,26 @@ def _noted(records: Sequence[Record]) -> Iterator[str]:
         yield f"**The base is not the published weights** ({note})."
     for note in dict.fromkeys(r["training_note"] for r in records if r.get("training_note")):
         yield f"**Noted in training**: {note}"
+
+
+def _rounded(tables: StudyTables) -> Iterator[str]:
+    rows = tables.probes[tables.probes["swallowed"].notna()]
+    lost = rows[rows["batch"] == TRAIN].astype({"cell_id": str})
+    medians = lost.groupby(["cell_id", "step"])["swallowed"].median()
+    most = medians[medians > MOST_LOST]
+    if most.empty:
+        return
+    cells = _of_ids(tables, most.index.get_level_values("cell_id"))
+    worst, step = most.idxmax()
+    layers = lost.loc[(lost["cell_id"] == worst) & (lost["step"] == step), "swallowed"]
+    yield (
+        f"**bf16 loses most of the adapters' output**: in {count_noun(len(cells), 'cell')} "
+        f"({cell_list(cells)}) rounding took more than half of it in the median layer, as late as "
+        f"step {most.index.get_level_values('step').max()}, and at worst {100 * most.max():.0f} %, "
+        f"with more than half in {(layers > MOST_LOST).sum()} of {len(layers)} layers "
+        f"({cell_list(_of_ids(tables, [worst]))}, step {step}), so these cells learn less than in "
+        "float32 or than cells that round once (docs/bf16.md)."
+    )
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:

@@ -114,12 +114,7 @@ def condition_section(tables: StudyTables) -> Section:
                 }
             )
     notes = f"{legend(rows)} {' '.join(bracket_notes(rows))}{note}"
-    return {
-        "overall": " ".join(overall),
-        "rows": body,
-        "curves": len(curves),
-        "legend": notes,
-    }
+    return {"overall": " ".join(overall), "rows": body, "curves": len(curves), "legend": notes}
 
 
 def _condition_entry(row: Any) -> str:

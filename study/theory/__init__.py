@@ -17,16 +17,6 @@ is 0 (gradients, updates), and quadratic far above the crossover ``rho`` if it i
 contains ``gamma * sd(A)``, and a sign-like update contains neither. Muon's (*spectral*) contains
 neither, and is no sum of independent components: its singular values are equal.
 
-- :mod:`~study.theory.rows`: the table of exponents, with derivations and sources;
-- :mod:`~study.theory.asymptotics`: the prediction for one quantity, its modifiers, and when there
-  is none;
-- :mod:`~study.theory.curves`: curves at finite ranks, slopes, p*;
-- :mod:`~study.theory.spectral`: the curves under Muon, and the quantities that have none;
-- :mod:`~study.theory.stable_ranks`: the stable rank of delta_w;
-- :mod:`~study.theory.log_gaps`: how far the mean of a log lies below the log of its curve;
-- :mod:`~study.theory.layers`: the properties of a layer on which curves depend;
-- :mod:`~study.theory.equivalence`: runs at another rank or rule that are the same, or start alike.
-
 **The paper and this table.** Kalajdzievski 2023 (arXiv 2312.03732), definition 3.1 and theorem 3.2:
 an adapter is rank-stabilized (the moments of its outputs, and of the gradients into its inputs,
 stay Theta_r(1)) if and only if ``gamma`` is in Theta_r(1/sqrt(r)), "at any point in the learning

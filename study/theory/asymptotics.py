@@ -7,14 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from study.errors import StudyError, unknown
+from study.errors import unknown
 from study.theory.rows import DECAYED_A, MIRROR, RANK_SIZED, ROWS, PowerLaw, adjusted_exponent
 from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, Family
 from study.vocabulary.quantities import SITES, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LINEAR_UP_TO, SIGN_LIKE_FROM
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
-DECAYS = ("none", "decoupled", "coupled")
 CLIPS = ("never", "always", "some")
 
 ENTRYWISE = ("rms", "mean_abs", "m4")
@@ -33,10 +32,11 @@ class Modifiers:
 
     LoRA+ needs no entry: its ratio of learning rates is a constant factor, independent of rank.
 
-    - ``decay``: weight decay. Its effect on the trained factor is of order lr**2, which changes
-      nothing here. The exception is the update of the random factor, which becomes mostly
-      ``-lr decay A``. Under a sign-like rule, ``coupled`` decay (added to the gradient) turns A's
-      update into ``lr sign(A)``, which no longer depends on the loss: nothing is predicted;
+    - ``decay``: weight decay: ``none``, ``decoupled`` or ``coupled``. Its effect on the trained
+      factor is of order lr**2, which changes nothing here. The exception is the update of the
+      random factor, which becomes mostly ``-lr decay A``. Under a sign-like rule, coupled decay
+      (added to the gradient) turns A's update into ``lr sign(A)``, which no longer depends on the
+      loss: nothing is predicted;
     - ``clip``: clipping by global norm at every step and rank (``always``), at some of them
       (``some``), or ``never``. Under a linear rule each clipped update is divided by the gradient
       norm. A sign-like rule is not affected;
@@ -46,8 +46,6 @@ class Modifiers:
     - ``adjust``: the factor of a spectral rule on the update of a matrix, by its shape
       (:data:`study.vocabulary.optimizers.ADJUSTMENTS`), or ``none``;
     - ``lazy``: whether the actual and the linearised loss change agree within a tenth.
-
-    Raises :class:`StudyError` for a value outside the choices.
     """
 
     decay: str = "none"
@@ -55,19 +53,6 @@ class Modifiers:
     eps_ratio: float = math.inf
     adjust: str = ADJUSTMENTS[0]
     lazy: bool = True
-
-    def __post_init__(self) -> None:
-        if self.decay not in DECAYS:
-            raise unknown("decay", self.decay, DECAYS)
-        if self.clip not in CLIPS:
-            raise unknown("clip", self.clip, CLIPS)
-        if self.adjust not in ("none", *ADJUSTMENTS):
-            raise unknown("adjust", self.adjust, ("none", *ADJUSTMENTS))
-        if not self.eps_ratio >= 0:
-            raise StudyError(
-                f"eps_ratio={self.eps_ratio} must be rms(gradient) / eps: "
-                "give a number from 0 to inf"
-            )
 
 
 PLAIN = Modifiers()

@@ -43,13 +43,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from study.errors import StudyError, unknown
+from study.errors import StudyError
 from study.theory.asymptotics import PLAIN, Modifiers, predict
 from study.theory.layers import UNKNOWN, Layer
 from study.theory.log_gaps import product_gap, sum_gap
 from study.theory.rows import Term
 from study.theory.spectral import bend, gap
-from study.theory.stable_ranks import stable_rank
 from study.vocabulary.optimizers import Family
 
 MOMENTS = {"norm": 2, "rms": 2, "mean_abs": 1, "m4": 4, "descent": 1}
@@ -82,6 +81,37 @@ def _diagonal(layer: Layer, init: str) -> float:
     return layer.r_align / fan if layer.r_diag is None else layer.r_diag
 
 
+TRACY_WIDOM_MEAN = -1.2065  # of the law for real matrices
+
+
+def stable_rank(ranks: Floats, kind: Family, layer: Layer, init: str) -> Floats:
+    """The stable rank of delta_w after lazy steps, ``(|delta_w| / sigma_1)^2``, [ranks].
+
+    It depends neither on gamma nor on the learning rate, and it saturates. NaN without a closed
+    form, or if it depends on an unknown property of the layer. For Init[A] (Init[B]: D <-> O):
+
+    - linear rules: for r far below D the singular values of ``G A^T A`` are those of ``G A^T``, a
+      sample covariance of r samples. A direction with the share a of |G|^2 gives ``a r + 1 - a``
+      (the spiked covariance of Baik and Silverstein 2006, to first order in 1/r), so the stable
+      rank is ``r / (1 + a (r - 1))``. On gradients of SmolLM2 the slope over ranks 4 to 512 is
+      0.035, as simulated;
+    - spectral rules: ``polar(G A^T) A`` has, up to r = m, the singular values of a random [r, D]
+      matrix: ``r D / sigma_1^2`` with the mean of the Tracy-Widom law (Johnstone 2001, theorem
+      1.1). torch's five Newton-Schulz steps lower it by a fifth to a third, and the slope by 0.04;
+    - sign-like rules: it depends on the largest singular value of the rows of G at norm 1, which no
+      statistic records: no closed form.
+    """
+    if kind == "linear":
+        return np.asarray(ranks / (1 + layer.share * (ranks - 1)))
+    if kind == "sign":
+        return np.full(ranks.shape, math.nan)
+    fan = layer.d_in if init == "A" else layer.d_out
+    r = np.where(ranks <= layer.g_rank, ranks, math.nan)
+    centre = math.sqrt(fan - 1) + np.sqrt(r)
+    scale = centre * (1 / math.sqrt(fan - 1) + 1 / np.sqrt(r)) ** (1 / 3)
+    return np.asarray(r * fan / (centre**2 + TRACY_WIDOM_MEAN * scale))
+
+
 def curve(
     site: str,
     stat: str,
@@ -105,12 +135,9 @@ def curve(
     are as Gaussian at rank 4 as at rank 4096. Sums of few products have heavier tails: this tilts
     the slope by about 0.01 at ranks from 4.
 
-    Raises :class:`StudyError` without a prediction, with the reason, and for ranks that are not
-    positive.
+    Raises :class:`StudyError` without a prediction, with the reason.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
-    if ranks.size == 0 or not (ranks > 0).all():
-        raise StudyError(f"ranks={ranks.tolist()} are not all positive: give the ranks of the fit")
     prediction = predict(
         site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
     )
@@ -143,8 +170,7 @@ def log_bias(
     """How far the mean of the log over draws lies below the log of the curve, [ranks].
 
     The arguments are those of :func:`curve`. See :mod:`study.theory.log_gaps`. It is 0 if the
-    layer's share is not known, and NaN where the
-    curve is NaN.
+    layer's share is not known, and NaN where the curve is NaN.
 
     Raises :class:`StudyError` for a site, stat, optimizer or init that is not in the vocabulary.
     """
@@ -198,16 +224,11 @@ def _rho(term: Term, kind: Family, optimizer: str, layer: Layer, init: str) -> f
 def slope(values: ArrayLike, ranks: ArrayLike) -> float:
     """The least-squares slope of ``log(values)`` against log ``ranks``.
 
-    It is exactly linear in the p of the values. Raises :class:`StudyError` for fewer than two
-    distinct ranks.
+    It is exactly linear in the p of the values.
     """
     x = np.log(np.asarray(ranks, dtype=np.float64))
     y = np.log(np.asarray(values, dtype=np.float64))
     x = x - np.average(x)
-    if not (x != 0).any():
-        raise StudyError(
-            f"a slope needs at least two distinct ranks, not {np.asarray(ranks).tolist()}"
-        )
     return float(np.sum(x * y) / np.sum(x * x))
 
 
@@ -268,12 +289,8 @@ def distance_to_infinite_rank(
       sqrt((r_align + 1 + kappa r_diag) / r) or sqrt((r_sign - 1) / r), far smaller on real text.
       Under Init[B] the alignment is on the output side, and O replaces D: under SGD the weighting
       makes no difference.
-
-    Raises :class:`StudyError` for an unknown weighting.
     """
     terms = {"frobenius": "weight", "inputs": "aligned" if init == "A" else "crossed"}
-    if weighting not in terms:
-        raise unknown("weighting", weighting, terms)
     return np.sqrt(
         (crossover(terms[weighting], kind, layer, init) - 1) / np.asarray(ranks, dtype=np.float64)
     )

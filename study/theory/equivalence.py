@@ -95,10 +95,8 @@ def rescaling(optimizer: str, a: float, b: float) -> Rescaling:
     Exact for one eps of both factors only if it is 0. Clipping by the global norm keeps its effect
     only if ``a == b`` and its limit is divided by ``a``. Derived here.
 
-    Raises :class:`StudyError` for an unknown optimizer and for factors that are not positive.
+    Raises :class:`StudyError` for an unknown optimizer.
     """
-    if not (a > 0 and b > 0):
-        raise StudyError(f"factors a={a:g} and b={b:g} are not both positive: give such numbers")
     power = 2 if family(optimizer) == "linear" else 1
     return Rescaling(
         alpha=1 / (a * b),

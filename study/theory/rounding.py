@@ -13,10 +13,9 @@ with the density phi of a standard normal, k over all integers, and m from 1 (Po
 It is 1 for ``s`` above u and falls as ``2 t phi(t / 2)`` below. The mean over a Gaussian y is a sum
 over its exponents e.
 
-If base and adapter are added before the sum is rounded, ``W0 x`` is not on the grid, and its place
-between two points is independent of d. Then D is one of the two multiples of u around d, each with
-the probability that gives ``E D = d``: nothing is lost on average, however small d is. This is what
-stochastic rounding does.
+If base and adapter are added before the sum is rounded, the place of ``W0 x`` between two points of
+the grid is independent of d. Then D is one of the two multiples of u around d, each with the
+probability that gives ``E D = d`` (stochastic rounding): nothing is lost on average.
 
 Derived here; ``tests/theory/test_theory_rounding.py`` compares it with simulation.
 """
@@ -27,10 +26,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-MANTISSA = 7
-"""The bits after the leading one of a number in bf16."""
-EXPONENTS = np.arange(-40, 4)
-"""Of y beside its rms: 4e-13 of the probability lies below, and less above."""
+GAUSSIAN = math.sqrt(math.pi / 2)  # its rms over its mean absolute value
+MANTISSA = 7  # bits of bf16 after the leading one
+_erf = np.vectorize(math.erf, otypes=[float])
+EDGES = np.arange(-27.0, 5.0)
+"""Powers of two, beside the rms of y. Outside of them lies 1e-8 of the probability."""
 
 
 def kept(spacing: ArrayLike) -> Floats:
@@ -49,8 +49,8 @@ def swallowed(out_rms: ArrayLike, adapter_rms: ArrayLike) -> Floats:
     """
     out, s = np.broadcast_arrays(np.asarray(out_rms, float), np.asarray(adapter_rms, float))
     with np.errstate(divide="ignore", invalid="ignore"):
-        lowest = 2.0 ** (np.floor(np.log2(out))[..., None] + EXPONENTS)
-        inside = np.vectorize(math.erf)(np.stack([lowest, 2 * lowest]) / out[..., None] / 2**0.5)
-        share = inside[1] - inside[0]
-        lost = 1 - np.sum(share * kept(lowest * 2.0**-MANTISSA / s[..., None]), axis=-1)
+        edges = 2.0 ** (np.floor(np.log2(out))[..., None] + EDGES)
+        share = np.diff(_erf(edges / out[..., None] / math.sqrt(2)))
+        spacing = 2.0**-MANTISSA * edges[..., :-1]
+        lost = 1 - np.sum(share * kept(spacing / s[..., None]), axis=-1)
     return np.where(s > 0, lost, math.nan)

@@ -17,7 +17,7 @@ Term = Literal[
 ]
 """Which crossover a finite-rank curve has, if any; :func:`study.theory.curves.crossover` gives its
 value. Under a spectral rule, :mod:`study.theory.spectral` has the curve of each term, and the last
-four occur nowhere else. ``stable`` is a stable rank (:mod:`study.theory.stable_ranks`)."""
+four occur nowhere else. ``stable`` is a stable rank (:func:`study.theory.curves.stable_rank`)."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,7 @@ _ANY: dict[str, PowerLaw] = {
     "adapter_in": _BASE,
     "layer_out": _BASE,
     "layer_out_grad": _BASE,
-    "stable_rank": PowerLaw(
-        0, 0, 0, 0, 1, "saturates: study.theory.stable_ranks", DERIVED, term="stable"
-    ),
+    "stable_rank": PowerLaw(0, 0, 0, 0, 1, "saturates: curves.stable_rank", DERIVED, term="stable"),
     "A": PowerLaw(
         1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr", DERIVED
     ),

@@ -9,10 +9,12 @@ import pytest
 
 from study.analysis import fit_exponents, fitted, with_predictions
 from study.figures import Absent
-from study.figures.activation_moments import activation_moments_vs_rank
-from study.figures.conditions import conditions
-from study.figures.eps import eps_over_ranks
-from study.figures.model_laws import grad_norm_vs_rank
+from study.figures.against_rank import (
+    activation_moments_vs_rank,
+    conditions,
+    eps_over_ranks,
+    grad_norm_vs_rank,
+)
 from study.theory import Layer, mean_log_curve, slope
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 

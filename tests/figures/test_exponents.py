@@ -9,9 +9,8 @@ from matplotlib.collections import QuadMesh
 
 from study.figures import Absent, against_p
 from study.figures.against_p import crossing, exponent_against_p
-from study.figures.bits import exponents_by_bits
+from study.figures.exponents import exponents_by_bits, exponents_over_training
 from study.figures.over_layers import exponent_heatmap
-from study.figures.over_steps import exponents_over_training
 from study.vocabulary.quantities import GRADIENT_NORM
 from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny

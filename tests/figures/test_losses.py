@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from study.figures import Absent
-from study.figures.alpha_against_rate import loss_against_alpha
-from study.figures.basins import learning_rate_basins
+from study.figures.against_rate import learning_rate_basins, loss_against_alpha
 from study.figures.loss_by_rank import loss_against_rank
 from study.figures.truncated import truncated_losses
 from tests.figures.checklist import problems

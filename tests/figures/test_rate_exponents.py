@@ -11,7 +11,7 @@ import pytest
 
 from study.analysis.rate_theory import K, rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
-from study.figures.rate_exponents import rate_exponent_vs_rho
+from study.figures.against_rate import rate_exponent_vs_rho
 from tests.analysis.losses import runs
 from tests.figures.conftest import artists, said
 

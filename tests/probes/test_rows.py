@@ -2,7 +2,7 @@
 
 from study.adapters.inits import DRAWS
 from study.probes.sites import TENSORS
-from study.probes.statistics import STATISTICS, WRITTEN
+from study.probes.statistics import LOST, STATISTICS, WRITTEN
 from study.vocabulary.inits import INITS
 from study.vocabulary.quantities import ALIGNMENTS, MEASURED, STATS
 
@@ -13,7 +13,7 @@ def test_every_site_is_computed_from_one_source() -> None:
 
 def test_every_stat_is_computed_from_sums_or_written() -> None:
     """A new row without a function would otherwise be NaN, with no error."""
-    assert set(WRITTEN) == {"descent", "spectral", *ALIGNMENTS, "rho"}
+    assert set(WRITTEN) == {"descent", "spectral", *ALIGNMENTS, "rho", LOST}
     assert set(STATISTICS) == set(STATS) - set(WRITTEN)
 
 

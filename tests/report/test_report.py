@@ -103,6 +103,20 @@ def test_each_caveat(on_disk: OnDisk, study: dict, expected: list[str]) -> None:
     assert len(re.findall(r"\w\.(?= [A-Z])", line)) == 0, "one sentence"
 
 
+def test_what_rounding_takes(on_disk: OnDisk) -> None:
+    folder = on_disk(outputs={"train": lambda cell, step: 1.0}, probed=(0, 1, 10))
+    tables = load_tables(folder)
+    ids = tables.cells.query("scaling == 'lora' and rank == 256")["cell_id"]
+    rows = tables.probes
+    out = (rows["site"] == "adapter_out") & rows["cell_id"].isin(set(ids))
+    rows["swallowed"] = (0.9 - 0.04 * rows["step"]).where(out)
+    [line] = [line for line in caveats(tables, []) if "bf16" in line]
+    for words in ("in 5 cells (LoRA r = 256)", "as late as step 1,", "86 %", "2 of 2 layers"):
+        assert words in line
+    rows["swallowed"] = 0.1
+    assert not [line for line in caveats(tables, []) if "bf16" in line]
+
+
 def test_the_page_shows_eight_caveats_and_closes_the_others(on_disk: OnDisk) -> None:
     record = {"model_note": "rounded", "adapted_share": 0.5, "git": {"commit": "a", "dirty": True}}
     folder = on_disk(

@@ -64,20 +64,6 @@ def test_second_moments_at_every_rank(rule, kind, draw, kurtosis, slack, init, t
             assert off <= ratio.half + slack, f"{site} at rank {rank}: {ratio} of the expected"
 
 
-def test_the_backward_crossover_of_a_sign_rule_is_not_pi_d_over_2_for_many_tokens():
-    """r_back falls from pi/2 towards 1 as the rows of G point in different directions."""
-    setting = problem(3, tokens=12)
-    training = {"p": 0, "seeds": 3000, "seed": 4, "draw": gaussian, "lr": LR, "steps": 1}
-    measured = sweep(signsgd, setting, (8,), **training)[1]
-    (x, g), G = setting.batch(0), setting.gradient(0)
-    layer = measure_layer(G, x, g)
-    mean = np.sqrt(2 / (3 * D * np.pi)) * G / np.linalg.norm(G, axis=1, keepdims=True)
-    ratio = interval(measured["adapter_in_grad"][0] ** 2 / (LR**2 * 8 * np.square(g @ mean).sum()))
-    assert 1 < layer.r_back < 1.4
-    assert ratio.agrees(7 + layer.r_back * D)
-    assert not ratio.agrees(7 + math.pi / 2 * D)
-
-
 LAYER = Layer(d_in=576, d_out=1536, r_align=5.0, r_sign=6.0)
 WIDE = 2.0 ** np.arange(2, 40)
 
@@ -168,13 +154,3 @@ def test_distance_to_infinite_rank(init, weighting, kind):
     squares = np.square(error @ weigh).sum((1, 2)) / np.square(limit @ weigh).sum()
     told = distance_to_infinite_rank(rank, layer, weighting=weighting, kind=kind, init=init)
     assert interval(squares / told**2, comparisons=8).agrees(1.0)
-
-
-def test_theory_loads_neither_torch_nor_pandas():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, study.theory; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -91,10 +91,7 @@ def test_every_row_on_one_batch(rule, init, step):
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum"])
 def test_linear_rules_on_fresh_batches_hold_a_weighted_gradient(rule):
-    weights = {
-        "sgd": [(1,), (1, 1), (1, 1, 1)],
-        "momentum": [(1,), (1.9, 1), (2.71, 1.9, 1)],
-    }[rule]
+    weights = {"sgd": [(1,), (1, 1), (1, 1, 1)], "momentum": [(1,), (1.9, 1), (2.71, 1.9, 1)]}[rule]
     for step in (1, 2, 3):
         layer = layer_at(FRESH, step, "A", weights[step - 1])
         row = runs(rule, fresh=True)[step]

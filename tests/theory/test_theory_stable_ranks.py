@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from study.theory import Layer, measure_layer, predict, predicted_exponent
-from study.theory.stable_ranks import stable_rank
+from study.theory.curves import stable_rank
 
 from .lazy_layer import gaussian, polar, seed_slopes
 

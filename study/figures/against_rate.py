@@ -1,0 +1,261 @@
+"""The best learning rate: the loss against the rate at each rank, against its product with alpha,
+and the exponent of the best rate with rank against rho, beside the predicted crossover.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from study.analysis.losses import INSIDE, common_rates
+from study.analysis.rate_theory import rate_exponent
+from study.analysis.rates import exponents_against_rho, rates_by_horizon
+from study.figures import style
+from study.figures.final_loss import LABEL, Sweep, draw_line, sweeps
+from study.figures.selection import Absent, Family, Rule, Tables, holding, most_varied, probed
+from study.vocabulary.optimizers import of_family
+
+MOST_RULES = 5
+MOST_TICKS = 12
+"""Of more rates than these, not every one has a tick."""
+MOST_RANKS = 4
+MARGIN = 2.0
+"""The factor by which the axis of rho extends beyond the data on either side."""
+
+
+@style.paper()
+def learning_rate_basins(tables: Tables) -> Figure:
+    """Final held-out loss against the learning rate, one panel per rule and one line per rank.
+    Large markers show the best learning rate of each rank, among those that all ranks and seeds of
+    the rule were run at, or among the rank's own if every rank has its own.
+
+    An open marker is at an edge of the grid: the best rate may lie outside. Lines are means over
+    seeds.
+    """
+    tried = [sweep for sweep in sweeps(tables, "lr") if len(sweep.rates) > 1]
+    if not tried:
+        raise Absent("a loss against the learning rate needs runs at two learning rates")
+    shown, left_out = most_varied(tried, rules=MOST_RULES)
+    columns = min(max(len(sweep.rules) for sweep in shown), MOST_RULES)
+    page, grid = style.panels(shown, columns, ratio=0.33 * max(columns, 2), sharex=True)
+    crosses = edges = uneven = own_rates = False
+    for panels, sweep in zip(grid, shown, strict=True):
+        for ax, rule in style.each(panels, sweep.rules):
+            for rank in style.ranks_to_draw(sweep.ranks):
+                drawn = _draw_basin(ax, sweep, rule, rank)
+                crosses, edges = crosses or drawn[0], edges or drawn[1]
+            rates = sweep.rates
+            ax.set_xscale("log")
+            minor = rates if len(rates) <= MOST_TICKS else []
+            style.log_ticks(ax.xaxis, (rates[0], rates[-1]), minor)
+            ax.set_xlabel("learning rate")
+            style.heading(ax, rule, columns)
+            own_rates = own_rates or sweep.has_own_rates(rule)
+            runs = sweep.of(rule)
+            uneven = uneven or len(common_rates(runs)) < runs["lr"].nunique()
+        panels[0].set_ylim(*sweep.y_range)
+        style.y_axis(panels, *LABEL)
+    seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
+    of_all = "The best is among the rates that all ranks were run at." if uneven else ""
+    return style.finish(
+        page,
+        style.on_ranks(sweep.ranks for sweep in shown),
+        f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
+        "Large: the best learning rate of each rank"
+        + ("; open: at an edge of the grid." if edges else "."),
+        "×: diverged, or loss above the panel." if crosses else "",
+        "Each rank has rates of its own." if own_rates else of_all,
+        left_out,
+    )
+
+
+def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, bool]:
+    """The losses of one rank, with a mark at its best learning rate.
+
+    Returns whether there is a cross, for a run that diverged or lies above the panel, and whether
+    the best rate is at an edge of the grid. gids: ``line|band|cross|best|edge <rule> r=<rank>``.
+    """
+    cells, (_, top), name = sweep.of(rule), sweep.y_range, style.rank_name(rank)
+    colour, who = style.shade(rule, rank, sweep.ranks), f"{style.gid(rule)} r={name}"
+    dashes = "dashed" if math.isinf(rank) else "solid"
+    own = cells[cells["rank"] == rank]
+    _, crosses = draw_line(ax, own, "lr", top, name, who, color=colour, linestyle=dashes)
+    best, loss, at_edge = sweep.best(rule, rank)
+    if not np.isfinite(best):
+        return crosses, False
+    edge = at_edge != INSIDE
+    look = style.LARGE | {"color": colour, "marker": style.rule_look(rule.scaling).marker}
+    if edge:
+        look |= {"markerfacecolor": "white", "markeredgecolor": colour}
+    ax.plot([best], [loss], gid=f"{'edge' if edge else 'best'} {who}", **look)
+    return crosses, edge
+
+
+@style.paper()
+def loss_against_alpha(tables: Tables) -> Figure:
+    """Final held-out loss against the product of alpha and the learning rate under a sign-like
+    optimizer, a line per learning rate and a panel per rank. Where lines coincide, only the product
+    matters; elsewhere the motion of A beside its init, rho, makes the difference.
+
+    Lines are means over seeds. A large marker is the lowest mean of its learning rate. LoRA-alpha
+    (arXiv 2606.12883, abstract) says that the larger alpha is better.
+    """
+    parts = []
+    for sweep in sweeps(tables, "lr", "alpha"):
+        is_sign = str(sweep.keys.get("optimizer")) in of_family("sign")
+        for rule in sweep.rules:
+            cells = sweep.of(rule)
+            label = ", ".join(filter(None, (sweep.label, style.name(rule))))
+            # Two learning rates at two alphas each.
+            if is_sign and (cells.groupby("lr")["alpha"].nunique() > 1).sum() > 1:
+                parts.append(replace(sweep, label=label, cells=cells))
+    if not parts:
+        raise Absent("a loss against alpha x lr needs runs at two alphas of two learning rates")
+    shown, left_out = most_varied(parts)
+    ranks = [style.ranks_to_draw(part.finite_ranks, MOST_RANKS) for part in shown]
+    columns = max(map(len, ranks))
+    above, ratio = 0.3 + 0.35 * len(shown), 1.9 / max(columns, 2)
+    page, grid = style.panels(
+        shown, columns, ratio=ratio, above=above, column=style.FULL, sharex=True
+    )
+    crosses = False
+    for panels, part, its_ranks in zip(grid, shown, ranks, strict=True):
+        for ax, rank in style.each(panels, its_ranks):
+            crosses = _draw_products(ax, part, rank) or crosses
+            ax.set_title(f"rank {style.rank_name(rank)}")
+            ax.set_xlabel("α × learning rate")
+        products = part.cells["alpha"] * part.cells["lr"]
+        panels[0].set_xscale("log")
+        style.log_ticks(panels[0].xaxis, (products.min(), products.max()))
+        panels[0].set_ylim(*part.y_range)
+        style.y_axis(panels, *LABEL)
+    seeds = max(part.cells["seed"].nunique() for part in shown)
+    return style.finish(
+        page,
+        "Numbers at the lines: learning rates.",
+        f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
+        "Large: the best α of each learning rate.",
+        _on_rho(tables, shown[0]),
+        "×: diverged, or loss above the panel." if crosses else "",
+        left_out,
+    )
+
+
+def _draw_products(ax: Axes, part: Sweep, rank: float) -> bool:
+    """The lines of one rank. Return whether any is a cross: diverged, or above the panel.
+
+    gids: ``line|band|best|cross lr=<lr> r=<rank>``.
+    """
+    (rule,), (_, top) = part.rules, part.y_range
+    cells = part.cells[part.cells["rank"] == rank]
+    rates = style.ranks_to_draw(sorted(set(cells["lr"])))
+    crosses = False
+    for lr in rates:
+        colour, who = style.shade(rule, lr, rates), f"lr={lr:g} r={style.rank_name(rank)}"
+        own, name = cells[cells["lr"] == lr], style.decimal(lr, powers=True)
+        mean, crossed = draw_line(ax, own, "alpha", top, name, who, factor=lr, color=colour)
+        crosses = crosses or crossed
+        if len(mean):
+            look: dict[str, Any] = {"marker": "o", "markersize": 5, "zorder": 4, "color": colour}
+            best = mean.nsmallest(1)
+            ax.plot(best.index, best, gid=f"best {who}", **look)
+    return crosses
+
+
+def _on_rho(tables: Tables, part: Sweep) -> str:
+    """A sentence on rho at each learning rate; empty if it was not measured."""
+    rho = probed(tables, "A", "rho")
+    of_cell = rho[rho["step"] == rho["step"].max()].groupby("cell_id")["value"].median()
+    cells = part.cells.assign(rho=part.cells["cell_id"].map(of_cell)).dropna(subset=["rho"])
+    if cells.empty:
+        return ""
+    middle = cells.groupby("lr")["rho"].median()
+    rates = style.ranks_to_draw(sorted(middle.index))
+    each = ", ".join(f"{middle[lr]:.2g} at {style.decimal(lr, powers=True)}" for lr in rates)
+    return f"Median ρ after the last step, on the training batch: {each}."
+
+
+@style.paper()
+def rate_exponent_vs_rho(tables: Tables) -> Figure:
+    """The exponent of the best learning rate with rank, against rho, the motion of A beside its
+    init at the best rate. Curves are the predicted crossover, from -(1 - p) to half of it.
+
+    At low rho a curve has the bend of the ranks measured. At high rho its band reaches from half of
+    that to half of none. Bars are the 95 % interval over seeds, and the range of rho over ranks and
+    seeds. Open markers are shorter runs: the same cells, read at an earlier step.
+    """
+    absent = (
+        "an exponent of the best learning rate against rho needs rho of A, and learning rates "
+        "swept at two ranks under a sign-like optimizer"
+    )
+    cells = tables.cells
+    if cells.empty or cells["lr"].nunique() < 2 or "rho" not in tables.probes:
+        raise Absent(absent)
+    cells = cells.drop(columns=["lr", "alpha"], errors="ignore")
+    shown, left_out = holding(cells, lambda family: _points(family, tables), absent)
+    page, grid = style.panels(list(shown), 1, ratio=0.8, above=0.25 * len(shown))
+    for [ax], (family, points) in zip(grid, shown.items(), strict=True):
+        _draw_exponents(ax, family, points)
+    every = pd.concat(shown.values())
+    seeds, last = every["seeds"].max(), every["horizon"].max()
+    *most, longest = [f"{step:.0f}" for step in sorted(set(every["horizon"]) - {last})] or [""]
+    early = f"{', '.join(most)} or {longest}" if most else longest
+    return style.finish(
+        page,
+        f"Vertical bars: 95 % intervals over {seeds:.0f} seeds." if seeds > 1 else "",
+        "Horizontal bars: the range of ρ, on the training batch, over ranks and seeds.",
+        "Bands: predicted, from the bend of the ranks measured to no bend in the motion of A.",
+        f"Open: after {early} steps instead of {last:.0f}." if early else "",
+        left_out,
+    )
+
+
+def _points(family: Family, tables: Tables) -> pd.DataFrame:
+    """The exponents of a setting with their rho and prediction, and the ``rule`` of each."""
+    cells = tables.cells[tables.cells["cell_id"].isin(set(family.cells["cell_id"]))]
+    points = exponents_against_rho(rates_by_horizon(cells, tables.metrics, tables.probes))
+    if points.empty:
+        return points
+    points = points.dropna(subset=["exponent", "rho", "move_slope"])
+    rules = [Rule.of(*rule) for rule in points[["scaling", "exponent_p"]].to_numpy()]
+    return points.assign(rule=pd.Series(rules, points.index, dtype=object))
+
+
+def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
+    """One setting. A shorter run has a smaller open marker, without bars.
+
+    gids: ``curve|band|point|early <scaling> p=<p>``.
+    """
+    low, high = points["rho_low"].min() / MARGIN, points["rho_high"].max() * MARGIN
+    rho = np.geomspace(low, high, 200)
+    last = points["horizon"].max()
+    ax.plot(rho, 0 * rho, color=style.CONTEXT, linewidth=0.5, gid="zero")
+    for rule in family.rules:
+        own = points[points["rule"] == rule]
+        if own.empty:
+            continue
+        look, gid = style.look(rule, family.rules), style.gid(rule)
+        colour, m = look["color"], float(own["move_slope"].mean())
+        bent, straight = (rate_exponent(m, of_A, rho) for of_A in (m, 1 - rule.p))
+        style.band(ax, rho, bent, straight, colour, f"band {gid}", alpha=0.15)
+        middle = (bent + straight) / 2
+        ax.plot(rho, middle, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
+        style.label_end(ax, float(rho[-1]), float(middle[-1]), f"$p={rule.p:g}$", colour)
+        for row in own.sort_values("horizon").to_dict("records"):
+            x, y, is_last = row["rho"], row["exponent"], row["horizon"] == last
+            if is_last:
+                ax.hlines(y, row["rho_low"], row["rho_high"], color=colour, linewidth=0.6)
+                if np.isfinite(row["ci_low"]):
+                    ax.vlines(x, row["ci_low"], row["ci_high"], color=colour, linewidth=1.0)
+            size, face = (4, colour) if is_last else (3, "white")
+            marker = {**look, "markersize": size, "markerfacecolor": face, "linestyle": "none"}
+            ax.plot([x], [y], zorder=size, gid=f"{'point' if is_last else 'early'} {gid}", **marker)
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    style.log_ticks(ax.xaxis, (low, high))
+    ax.set_xlabel(r"$\rho = |\Delta A\,x| / |A_0\,x|$ at the best learning rate")
+    style.y_axis([ax], "exponent of the best", "learning rate with rank")

@@ -1,0 +1,73 @@
+"""What bf16 takes: shares lost by layer, and losses by the way a layer adds base and adapter."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.figures import FIGURES, Absent
+from study.theory.rounding import swallowed
+from tests.figures.checklist import problems
+from tests.figures.conftest import artists, panels, said, tiny
+
+WAYS = [("float32", np.nan), ("bf16", "factored"), ("bf16", "concatenated")]
+
+
+def in_bf16(rates: tuple[float, ...] = (1e-4, 1e-3), models: tuple[str, ...] = ("smollm2",)):
+    """A study in which factored layers lose what theory expects, and concatenated ones nothing."""
+    settings = [
+        {"precision": precision, "contraction": form, "lr": lr, "model": model}
+        for precision, form in WAYS
+        for lr in rates
+        for model in models
+    ]
+    tables = tiny(settings=settings)
+    out = tables.probes[tables.probes["site"] == "adapter_out"]
+    form = out["cell_id"].astype(str).map(tables.cells.set_index("cell_id")["contraction"])
+    lost = form.map({"factored": 1.0, "concatenated": 0.0}) * swallowed(1.0, out["rms"])
+    y = out.assign(site="layer_out", mean_abs=np.sqrt(2 / np.pi))
+    tables.probes = pd.concat([out.assign(swallowed=lost.where(out["step"] > 0)), y])
+    return tables
+
+
+@pytest.fixture(scope="module")
+def study() -> SimpleNamespace:
+    return in_bf16()
+
+
+@pytest.mark.parametrize("name", ["lost_in_bf16", "loss_in_bf16"])
+def test_nothing_collides(name: str, study: SimpleNamespace) -> None:
+    for tables in (study, in_bf16((1e-5, 1e-4, 1e-3), ("smollm2", "gemma3"))):
+        assert problems(FIGURES[name](tables)) == []
+    with pytest.raises(Absent, match="in the tables"):
+        FIGURES[name](tiny())
+
+
+def test_lost_shares_lie_where_theory_expects_them(study: SimpleNamespace) -> None:
+    figure = FIGURES["lost_in_bf16"](study)
+    usual, once = panels(figure)
+    assert [ax.get_title(loc="left") for ax in (usual, once)] == [
+        "bf16, as usual",
+        "bf16, rounded once",
+    ]
+    for points in artists(figure, "points", usual):
+        x, y = points.get_data()
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    assert all((points.get_ydata() == 0).all() for points in artists(figure, "points", once))
+    assert "24 layers at step 1" in said(figure)
+
+
+def test_losses_are_means_over_the_seeds_of_the_highest_rank(study: SimpleNamespace) -> None:
+    figure = FIGURES["loss_in_bf16"](study)
+    axes = panels(figure)
+    assert len(axes) == 4
+    cells = study.cells[(study.cells["rank"] == 256) & (study.cells["lr"] == 1e-3)]
+    cells = cells[(cells["scaling"] == "rslora") & (cells["contraction"] == "factored")]
+    rows = study.metrics[study.metrics["cell_id"].isin(cells["cell_id"])].dropna(subset=["loss"])
+    expected = rows.groupby("step")["loss"].mean()
+    usual, *others = artists(figure, "curve", axes[3])
+    assert usual.get_gid() == "curve bf16, as usual"
+    assert len(others) == 2
+    np.testing.assert_array_equal(usual.get_xdata(), expected.index)
+    np.testing.assert_allclose(usual.get_ydata(), expected)
