@@ -199,11 +199,11 @@ def loss_differences(
     of, against = asked.of or {}, asked.against or {}
     if not {*of, *against} <= {*losses}:
         return pd.DataFrame()
-    sides = (
+    left, right = (
         losses[np.logical_and.reduce([losses[n].astype(object) == v for n, v in where.items()])]
         for where in (of, against)
     )
-    return _subtracted(*sides, [name for name in COMPARED if name not in of])
+    return _subtracted(left, right, [name for name in COMPARED if name not in of])
 
 
 def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFrame:
