@@ -83,6 +83,14 @@ def faults() -> str:
     return f"```\n{path.read_text().strip()}\n```"
 
 
+def printed(name: str) -> str:
+    """What a script printed when its committed output was made: ``results/reference/name.md``."""
+    path = RESULTS / f"{name}.md"
+    if not path.exists():
+        raise NoTables(f"no {path.name}")
+    return path.read_text().strip()
+
+
 BLOCKS: dict[str, Block] = {
     "suite": suite,
     "ran-on": ran_on,
@@ -90,5 +98,6 @@ BLOCKS: dict[str, Block] = {
     "inference": inference,
     "merged": merged,
     "faults": faults,
+    "printed": printed,
 }
 """By the name in the documents."""

@@ -79,7 +79,7 @@ def reads_config(command: Callable[..., None]) -> Callable[..., None]:
 @cli.command("import-config")
 @reads_config
 def import_config(**options: Any) -> None:
-    """Import a configuration of Axolotl, LLaMA-Factory, TRL, FinLoRA or PEFT.
+    """Import a configuration of Axolotl, LLaMA-Factory, TRL, Unsloth, FinLoRA or PEFT.
 
     Writes it as an experiment and prints the command that trains it.
     """

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 M = TypeVar("M", bound=nn.Module)
+BESIDE = 32
+"""Columns beside W0 for a bias, most of them 0: products of an odd depth are slow in bf16."""
 
 
 def round_once(model: M) -> M:
@@ -52,7 +54,7 @@ class LinearRoundedOnce(Linear):  # type: ignore[misc]  # PEFT has no types
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``W0 x + b + gamma B A x``, shape ``[..., O]``, of x of shape ``[..., D]``."""
-        W_DO, bias_O, dtype = self.base_layer.weight, self.base_layer.bias, x.dtype
+        bias_O, dtype = self.base_layer.bias, x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         names = [name for name in self.active_adapters if name in self.lora_A]
@@ -67,13 +69,15 @@ class LinearRoundedOnce(Linear):  # type: ignore[misc]  # PEFT has no types
             outputs.append(B(h) * self.scaling[name])
         d = outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
-        x_ND = x.reshape(-1, x.shape[-1])
-        if not isinstance(self.base_layer, Conv1D):
-            W_DO = W_DO.T
+        x_ND, d_NO = x.reshape(-1, x.shape[-1]), d.to(dtype).reshape(-1, d.shape[-1])
+        W_OD = self.base_layer.weight
+        if isinstance(self.base_layer, Conv1D):
+            W_OD = W_OD.T
         if bias_O is not None:
-            x_ND = nn.functional.pad(x_ND, (0, 1), value=1.0)
-            W_DO = torch.cat([W_DO, bias_O[None]])
-        y_NO: Tensor = torch.addmm(d.to(dtype).reshape(-1, d.shape[-1]), x_ND, W_DO)
+            x_ND = nn.functional.pad(x_ND, (0, BESIDE), value=1.0)
+            zeros = bias_O.new_zeros(len(bias_O), BESIDE - 1)
+            W_OD = torch.cat([W_OD, bias_O[:, None], zeros], 1)
+        y_NO: Tensor = torch.addmm(d_NO, x_ND, W_OD.T)
         return y_NO.view(d.shape)
 
 

@@ -200,6 +200,7 @@ def _adapter_config(adapter: Adapter) -> AdapterConfig:
             stacklevel=2,
         )
     targets = peft.target_modules
+    is_once = type(adapter.probe.layers[0].module).__name__ == "LinearRoundedOnce"
     return AdapterConfig(
         rank=peft.r,
         alpha=float(peft.lora_alpha),
@@ -207,7 +208,7 @@ def _adapter_config(adapter: Adapter) -> AdapterConfig:
         targets=targets if isinstance(targets, str) else sorted(targets or ()),
         init=adapter.init,
         dropout=peft.lora_dropout,
-        contraction="factored",  # PEFT adds two rounded products in bf16
+        contraction="concatenated" if is_once else "factored",  # two products, rounded in bf16
     )
 
 

@@ -48,6 +48,15 @@ class Cell:
         return Path(self.config.results_dir) / self.config.name
 
     @property
+    def bf16_note(self) -> str:
+        """Why bf16 takes a part of the adapters' output; empty if it does not."""
+        if self.config.bf16_form == "factored":
+            form, bits = self.config.adapter.contraction, self.config.model.quant_bits
+            is_chosen = f"adapter.contraction={form}" if form == "factored" else "train.shard"
+            return f"the base has {bits} bits" if bits else is_chosen
+        return "experts" if self.config.bf16_form and self.coverage.experts else ""
+
+    @property
     def done(self) -> bool:
         """Whether it has results already."""
         return is_done(self.folder, with_adapter=self.config.train.save_adapter)

@@ -144,6 +144,8 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
             display.say(f"skipped {dropped} rows without target tokens")
         if pack.config.pack.padding_free is not False and not base.separates_sequences:
             display.say(f"{base.card.name} mixes the sequences of a row, so padding is computed")
+        for why in sorted({cell.bf16_note for cell in todo} - {""}):
+            display.say(f"bf16 ({why}): small outputs of adapters are lost, see docs/bf16.md")
         tracked = tracker(pack.config.tracker, display.say)
         failures = _Pass(pack, base, world, display, tracked, stop).train_folds()
     world.agreed(None)

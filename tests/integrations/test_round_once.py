@@ -2,9 +2,13 @@
 
 import copy
 import io
+import re
+import runpy
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +19,11 @@ from transformers.pytorch_utils import Conv1D
 
 peft = pytest.importorskip("peft")
 
+from study.config import ModelConfig  # noqa: E402
 from study.integrations.peft import round_once  # noqa: E402
+from study.models import load_tokenizer  # noqa: E402
 
+DOCS = Path(__file__).parents[2] / "docs"
 D_IN, D_OUT, N = 256, 192, 64
 SMALL = 0.0005
 """The size of the adapter's output beside the base's, below half a unit in the last place."""
@@ -254,3 +261,36 @@ def test_one_warning_counts_the_layers_that_are_left(two_kinds: Any) -> None:
 def test_a_model_without_lora_gets_one_line() -> None:
     with pytest.raises(ValueError, match="no LoRA layer"):
         round_once(nn.Linear(2, 2))
+
+
+def test_the_code_of_the_page(tiny_base: Any) -> None:
+    """The blocks of docs/bf16.md that need no study, as they stand."""
+    page = (DOCS / "bf16.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    config = peft.LoraConfig(target_modules="all-linear")
+    base = copy.deepcopy(tiny_base.model).bfloat16()
+    W0, x, A, B = (torch.randn(*shape).bfloat16() for shape in ((9, 5), (2, 3, 5), (4, 5), (9, 4)))
+    names = {"torch": torch, "F": nn.functional, "W0": W0, "x": x, "A": A, "B": B, "gamma": 0.001}
+    names |= {"base": base, "config": config, "get_peft_model": peft.get_peft_model}
+    for block in blocks:
+        if "study.record" not in block:
+            exec(compile(block, "docs/bf16.md", "exec"), names)
+    assert isinstance(names["model"].base_model, peft.LoraModel)
+    expected = x.double() @ (W0.double() + 0.001 * B.double() @ A.double()).T
+    torch.testing.assert_close(names["y"].double(), expected, rtol=1 / 256, atol=1e-4)
+
+
+def test_the_example_script(tiny_base: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """On the tiny base, with two updates."""
+    pytest.importorskip("trl")
+    tiny_base.model.save_pretrained(tmp_path)
+    load_tokenizer(ModelConfig("tiny")).save_pretrained(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bf16.py", str(tmp_path)])
+    script = runpy.run_path(str(DOCS / "examples/bf16.py"))
+    script["SHOWN"][:] = [1, 2]
+    script["main"](4, 1e-4)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "| 4 |" in line]
+    assert [row[0] for row in rows] == ["| PEFT", "| TRL", "| torch"]
+    for row in rows:
+        bf16, once = (abs(float(numbers.split(",")[0])) for numbers in row[4:])
+        assert once < bf16

@@ -80,3 +80,11 @@ def test_bad_bits_get_one_line(
     [line] = ran.err.strip().splitlines()
     assert "unknown model.quant_bits 3: choose from null, 8, 4" in line
     assert not (tmp_path / "results").exists()
+
+
+def test_a_line_says_where_bf16_loses_small_outputs(study_cli: Cli, small: list[str]) -> None:
+    line = [*small, "precision=bf16", "adapter.rank=2", "probes.steps=[0]"]
+    assert "outputs of adapters are lost" not in study_cli(*line).err
+    factored = "adapter.contraction=factored"
+    for more, why in ((factored, factored), ("model.quant_bits=4", "the base has 4 bits")):
+        assert f"bf16 ({why}): small outputs of adapters are lost" in study_cli(*line, more).err

@@ -21,6 +21,7 @@ FORMS: tuple[tuple[str, str, Reader], ...] = (
     ("use_rsLoRA lora_rank model_name", "model_name", axolotl.read_finlora),
     ("dataset_path", "base_model", axolotl.read_finlora_entry),
     ("base_model adapter", "base_model", axolotl.read),
+    ("training lora", "model", trainer_tools.read_unsloth),
 )
 """Keys that tell a form, its key of the base, and its reader. The first row with a key decides."""
 
@@ -45,9 +46,9 @@ def read_file(
             return reader({**values, **replaced}, where, path.parent)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
-        "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), FinLoRA's (lora_rank, "
-        "model_name), an entry of its finetune_configs.json (base_model, dataset_path), PEFT's "
-        "adapter_config.json (peft_type)"
+        "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), Unsloth's (training, "
+        "lora), FinLoRA's (lora_rank, model_name), an entry of its finetune_configs.json "
+        "(base_model, dataset_path), PEFT's adapter_config.json (peft_type)"
     )
 
 

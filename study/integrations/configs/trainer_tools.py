@@ -1,8 +1,10 @@
-"""Tools on transformers' Trainer and PEFT: LLaMA-Factory's YAML, TRL's, and PEFT's own file.
+"""Tools on transformers' Trainer and PEFT: LLaMA-Factory's YAML, TRL's, Unsloth's, PEFT's file.
 
 - LLaMA-Factory (hiyouga/LLaMA-Factory, src/llamafactory/hparams). Its ``dataset_info.json``
   explains the names of data sets (data/parser.py);
 - TRL's YAML for ``trl sft --config``, also that of the alignment-handbook;
+- Unsloth Studio's YAML for ``unsloth train --config`` (unslothai/unsloth, unsloth_cli/config.py;
+  optimizer, schedule and clipping: studio/backend/core/training/trainer.py);
 - PEFT's ``adapter_config.json``, which describes an adapter and names its base, nothing else.
 
 A key that is missing has the tool's default, which for many is that of the Trainer.
@@ -201,6 +203,13 @@ def _format(experiment: Experiment, entry: Entry, name: str, stage: str) -> str 
 
 USUAL_TARGETS = ["q_proj", "v_proj"]
 """What PEFT adapts in Llama, Mistral, Qwen and Gemma if nothing is said."""
+UNSLOTH_TARGETS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
+UNSLOTH_FORMATS = {
+    "auto": AUTO,
+    "alpaca": "alpaca",
+    **dict.fromkeys(("chatml", "sharegpt", "conversational"), MESSAGES),
+    "raw": "completion",
+}
 PREFERENCES = "beta max_prompt_length reward_funcs reward_model_path num_generations"
 """Keys of TRL's other trainers."""
 
@@ -300,6 +309,75 @@ def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     if defaults:
         experiment.defaults.append(f"TRL's defaults: {', '.join(defaults)}")
     experiment.note_rest(keys.model_extra)
+    return experiment
+
+
+class Sections(Keys):
+    """The sections of Unsloth's YAML."""
+
+    data: Mapped
+    training: Mapped
+    lora: Mapped
+    logging: Mapped
+
+
+class Unsloth(TrainingKeys):
+    """The keys of all sections, with the defaults of its command line and of its trainer."""
+
+    base: str = Field(alias="model")
+    adapter__rank: int = Field(64, alias="lora_r")
+    adapter__alpha: float = Field(16.0, alias="lora_alpha")
+    load_in_4bit: bool = True
+    target_modules: Names
+    use_loftq: bool = False
+    train__batch_size: int = Field(2, alias="batch_size")
+    train__accumulation: int = Field(4, alias="gradient_accumulation_steps")
+    train__epochs: float = Field(3.0, alias="num_epochs")
+    optimizer: str = "adamw_8bit"
+    optimizer__lr: float = Field(2e-4, alias="learning_rate")
+    optimizer__weight_decay: float = Field(0.01, alias="weight_decay")
+    warmup_steps: float | None = 5
+    seed: int | None = Field(3407, alias="random_seed")
+    data__sequence_length: int = Field(2048, alias="max_seq_length")
+    data__sample_packing: bool = Field(False, alias="packing")
+    training_type: str = "lora"
+    dataset: str = ""
+    local_dataset: Names
+    format_type: Literal[tuple(UNSLOTH_FORMATS)] = "auto"  # type: ignore[valid-type]
+    train_on_completions: bool = False
+
+
+def read_unsloth(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment. ``folder`` holds the file ``where``.
+
+    Raises :class:`StudyError` for a missing or wrong value, training of all weights, and an init
+    that changes the base.
+    """
+    parts = Sections.read(values, where)
+    flat = {**parts.data, **parts.training, **parts.lora, **(parts.model_extra or {})}
+    keys = Unsloth.read(flat, where)
+    rest: dict[str, Any] = keys.model_extra or {}
+    if keys.training_type.lower() != "lora":
+        keys.refuse(f"training_type={given(keys.training_type)} is not LoRA: give lora")
+    if keys.use_loftq:
+        keys.refuse("use_loftq changes the base's weights: remove it")
+    names = [keys.dataset] if keys.dataset else keys.local_dataset
+    if not names:
+        keys.refuse("dataset is missing: add a value to import it")
+    experiment = keys.experiment("Unsloth's", folder)
+    experiment.values |= {
+        "adapter.targets": keys.target_modules or UNSLOTH_TARGETS.split(),
+        "precision": "bf16",
+    }
+    format_ = UNSLOTH_FORMATS[str(keys.format_type)]
+    put_rows(experiment, [Rows("dataset", name, format_, "train") for name in names], folder)
+    if not keys.train_on_completions:
+        why = "the loss is on targets only"
+        experiment.note("train_on_completions", False, why)
+    for key in ("finetune_language_layers", "finetune_attention_modules", "finetune_mlp_modules"):
+        if rest.pop(key, True) is False:
+            experiment.note(key, False, "adapters are on all of target_modules")
+    experiment.note_rest(rest | parts.logging)
     return experiment
 
 

@@ -20,6 +20,7 @@ GUIDE = (DOCS / "axolotl-finlora.md").read_text()
 SAMPLES = {
     "axolotl.yml": [16.0, "rslora", "opposites.json", "bf16"],
     "llama_factory.yaml": [8.0, "lora", "opposites.json", "bf16"],
+    "unsloth.yaml": [64.0, "rslora", "opposites.json", "bf16"],
     "trl.yaml": [8.0, "rslora", "opposites.json", "bf16"],
     "finlora.yaml": [64.0, "rslora", "xbrl_extract", "float32"],
 }
