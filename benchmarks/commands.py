@@ -21,6 +21,7 @@ SUITES = {
     "compiled": "All ranks, five steps of 1024 tokens, also with pack.compile.",
     "probes": "Runs and single steps with and without probes.",
     "folds": "All ranks and rules in one pack: one cell a pass, and pack.fold=auto.",
+    "bf16": "All ranks in bf16, 1024 tokens a step: two products, and one that rounds once.",
 }
 """What is timed against PEFT, by name, in the order in which it runs."""
 BESIDE = {

@@ -97,6 +97,12 @@ def _compiled(table: pd.DataFrame) -> str:
     return f"Seconds of a step, medians:\n\n{markdown(shown, 'rank')}"
 
 
+def _bf16(table: pd.DataFrame) -> str:
+    steps = medians(table, "rank")
+    steps["concatenated / factored"] = steps["concatenated"] / steps["factored"]
+    return f"Seconds of a step, medians:\n\n{markdown(steps, 'rank')}"
+
+
 def processor(table: pd.DataFrame) -> str:
     """The processor that a table was measured on, or several, as people call it."""
     names = [str(device).partition(",")[0] for device in table["device"].unique()]
@@ -143,6 +149,7 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "compiled": _compiled,
     "probes": _probes,
     "folds": _folds,
+    "bf16": _bf16,
 }
 """The section of each suite."""
 

@@ -23,7 +23,6 @@ from study.adapters.contraction import (
     Listeners,
     concatenated,
     factored,
-    factored_linear,
     merged,
     mixed,
 )
@@ -123,10 +122,6 @@ class Bucket(nn.Module):
             yield
         finally:
             self.listeners, self._needs_product = None, False
-
-    def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
-        """``y + gamma B A x``."""
-        return factored(y_kNO, x_kND, self.A_kRD, self.B_kOR, self.gamma_k11)
 
     def concatenate(self, W_OD: Tensor) -> Tensor:
         """Make the weights ``[W, gamma B]`` of the concatenated form. Returns W in them, [k, O, D].
@@ -396,17 +391,18 @@ class LoraBank(nn.Module):
     def weight(self) -> Tensor:
         """``W + gamma B A``, ``[O, D]``, for a model that reads a layer's weight itself.
 
-        Mamba multiplies by the weight of ``dt_proj``; others ask for a weight's dtype. Raises
-        :class:`StudyError` for several cells, a quantised weight, and dropout.
+        Mamba multiplies by the weight of ``dt_proj``. Raises :class:`StudyError` for several cells,
+        dropout, and a weight that is not float32: rounded to bf16, the sum would lose the adapter.
         """
         W_OD, bucket = dense_weight(self.base), self._buckets()[0]
-        if W_OD is None or len(self.specs) > 1 or self.specs[0].dropout:
+        is_exact = W_OD is not None and W_OD.dtype == torch.float32
+        if W_OD is None or not is_exact or len(self.specs) > 1 or self.specs[0].dropout:
             raise StudyError(
                 f"the model reads the weight of {self.layer} itself: leave it out of "
-                "adapter.targets, or use pack.fold=1, adapter.dropout=0 and model.quant_bits=null"
+                "adapter.targets, or use precision=float32, pack.fold=1, adapter.dropout=0 and "
+                "model.quant_bits=null"
             )
-        V_1OD = merged(W_OD.float(), bucket.A_kRD, bucket.B_kOR, bucket.gamma_k11)
-        return V_1OD[0].to(W_OD.dtype)
+        return merged(W_OD, bucket.A_kRD, bucket.B_kOR, bucket.gamma_k11)[0]
 
     @property
     def bias(self) -> Tensor | None:
@@ -449,40 +445,33 @@ class LoraBank(nn.Module):
 
     def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One frozen product for all of ``buckets``; each adds its adapters' products."""
-        sizes = [bucket.cells for bucket in buckets]
-        W_OD = dense_weight(self.base)
-        if W_OD is not None and not self._drops:
-            ends = list(accumulate(sizes, initial=0))
-            adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
-            parts = [slice(*ends) for ends in pairwise(ends)]
-            listeners = [b.listeners for b in buckets]
-            bias: Any = self.base.bias
-            return [factored_linear(x_kND, W_OD, bias, parts, listeners, adapters)]
-        y_kNO = self.base(x_kND)
-        if self._drops:
-            x_kND = x_kND * self._kept(buckets, x_kND, cells)
+        W_OD, y_kNO = dense_weight(self.base), None
+        listeners = [bucket.listeners for bucket in buckets]
+        if W_OD is None or self._drops:
+            W_OD, y_kNO, listeners = None, self.base(x_kND), [None] * len(buckets)
+            if self._drops:
+                x_kND = x_kND * self._kept(buckets, x_kND, cells)
+        ends = list(accumulate((bucket.cells for bucket in buckets), initial=0))
+        parts = [slice(*ends) for ends in pairwise(ends)]
+        adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
         # Under autocast the base's product is bf16, and so are the adapters' products.
-        x_kND = x_kND.to(y_kNO.dtype)
-        return [
-            b.add_to(y, x)
-            for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)
-        ]
+        x_kND = x_kND.to(W_OD.dtype if y_kNO is None else y_kNO.dtype)
+        bias = None if W_OD is None else self.bias
+        return [factored(x_kND, y_kNO, W_OD, bias, parts, listeners, adapters)]
 
     def _concatenated(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One product per bucket, of the frozen weight and the adapters together."""
-        bias: Any = self.base.bias
         sizes = [bucket.cells for bucket in buckets]
         kept: Sequence[Tensor | None] = [None] * len(buckets)
         if self._drops:
             kept = self._kept(buckets, x_kND, cells).split(sizes)
         parts = zip(buckets, x_kND.split(sizes), kept, strict=True)
-        return [bucket.multiply_concatenated(x, of_x, bias) for bucket, x, of_x in parts]
+        return [bucket.multiply_concatenated(x, of_x, self.bias) for bucket, x, of_x in parts]
 
     def _dense(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One product per bucket, through each cell's own merged weight."""
-        W_OD = dense_weight(self.base)
+        W_OD, bias = dense_weight(self.base), self.bias
         assert W_OD is not None
-        bias: Any = self.base.bias
         sizes = [bucket.cells for bucket in buckets]
         products = [b.multiply(x, W_OD) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
         return products if bias is None else [y + bias for y in products]

@@ -6,6 +6,10 @@ has an adapter of its own of rank R, ``W_e + gamma B_e A_e``, and the module run
 its weight. Inputs are never seen apart from it, so there is no dropout, and hooks read no
 activations.
 
+The sum is float32, and so are the products with it. Rounded to bf16, the sum loses 94, 43 and 0.3 %
+of the adapter's output at ``|delta_w| / |W|`` of 1e-4, 1e-3 and 1e-2, by the measure of
+:mod:`study.adapters.contraction`; this way 2, 0.1 and 0 %.
+
 Letters: ``E`` experts, ``O`` / ``D`` out / in features, ``R`` rank, ``K`` cells.
 """
 
@@ -72,16 +76,15 @@ class ExpertBank(LoraBank):
         return LoraPair(*initial_pair(spec, self.layer, d, o, experts), gamma)
 
     def adapted_weight(self, cell: int) -> Tensor:
-        """``W_e + gamma B_e A_e`` of every expert for one cell, in the form and dtype of W."""
-        W = self.base.get_parameter(self.name)
+        """``W_e + gamma B_e A_e`` of every expert for one cell, float32 and in the form of W."""
+        W = self.base.get_parameter(self.name).float()
         for bucket in self._buckets():
             if cell < len(bucket.gammas):
                 break
             cell -= len(bucket.gammas)
-        A_ERD, B_EOR = bucket.A_kRD[cell].to(W.dtype), bucket.B_kOR[cell].to(W.dtype)
+        A_ERD, B_EOR = bucket.A_kRD[cell], bucket.B_kOR[cell]
         factors = (A_ERD.mT, B_EOR.mT) if _is_transposed(self.base) else (B_EOR, A_ERD)
-        with torch.autocast(W.device.type, enabled=False):
-            return torch.baddbmm(W, *factors, alpha=bucket.gammas[cell])
+        return torch.baddbmm(W, *factors, alpha=bucket.gammas[cell])
 
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("a bank of experts is run by AdaptedExperts")
@@ -90,7 +93,8 @@ class ExpertBank(LoraBank):
 class AdaptedExperts(nn.Module):
     """A module of experts that runs with the adapted weights of each cell.
 
-    Its inputs, a row per token and cell, are split among the cells.
+    Its inputs, a row per token and cell, are split among the cells. It computes in float32; its
+    output has the dtype of the frozen weights.
     """
 
     def __init__(self, base: nn.Module, banks: Iterable[ExpertBank]) -> None:
@@ -99,13 +103,20 @@ class AdaptedExperts(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         banks: list[ExpertBank] = list(self.banks)  # type: ignore[arg-type]
-        cells = len(banks[0].specs)
+        cells, first = len(banks[0].specs), self.base.get_parameter(banks[0].name)
+        others = {
+            name: weight.float()
+            for name, weight in self.base.named_parameters()
+            if name not in {bank.name for bank in banks}
+        }
         out = []
         for cell in range(cells):
-            weights = {bank.name: bank.adapted_weight(cell) for bank in banks}
             own = [_of_cell(value, cell, cells) for value in args]
             named = {key: _of_cell(value, cell, cells) for key, value in kwargs.items()}
-            out.append(functional_call(self.base, weights, tuple(own), named))
+            with torch.autocast(first.device.type, enabled=False):
+                weights = others | {bank.name: bank.adapted_weight(cell) for bank in banks}
+                y = functional_call(self.base, weights, tuple(own), named)
+            out.append(y.to(first.dtype))
         return out[0] if cells == 1 else torch.cat(out)
 
     def __getattr__(self, name: str) -> Any:
@@ -117,7 +128,10 @@ class AdaptedExperts(nn.Module):
 
 
 def _of_cell(value: Any, cell: int, cells: int) -> Any:
-    return value.chunk(cells)[cell] if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    part = value.chunk(cells)[cell]
+    return part.float() if part.is_floating_point() else part
 
 
 def _is_transposed(module: nn.Module) -> bool:

@@ -146,7 +146,7 @@ def _training_rows(model: ModelConfig, data: DataConfig) -> int:
 
 _NOT_NAMED = (
     *("cell_id", "study", "gamma", "adapted_share", "optimizer", "scaling", "exponent", "rank"),
-    *("seed", "lr", "alpha"),
+    *("seed", "lr", "alpha", "contraction"),
 )
 """Columns of ``cells`` that every label has, or that none has."""
 
@@ -160,7 +160,7 @@ def _labels(cells: Sequence[Cell]) -> Iterator[str]:
     for cell, row in zip(cells, rows.to_dict("records"), strict=True):
         config, adapter = cell.config, cell.config.adapter
         rule = rule_words(adapter.scaling, adapter.exponent)
-        values = {name: row[name] for name in ("lr", "alpha", *varied)}
+        values = {name: row.get(name) for name in ("lr", "alpha", "contraction", *varied)}
         words = [f"{name} {value}" for name, value in values.items() if pd.notna(value)]
         cell_name = f"{config.optimizer.name} {rule} rank {adapter.rank} seed {config.seed}"
         yield " ".join([cell_name, *words])

@@ -110,17 +110,15 @@ def fold_bytes(needs: Sequence[Estimate]) -> int:
 
 
 class _Adapters(NamedTuple):
-    """Sums over the adapted layers: weights, FLOPs of a step, floats kept, and numbers a token.
-
-    In concatenated layers: weights of W, and those of B, whose casts are kept.
+    """Sums over the adapted layers: weights, FLOPs of a step, floats kept, numbers a token, and
+    frozen weights of concatenated layers.
     """
 
     weights: int
     flops: float
     kept: int
     hidden: int
-    copied: int
-    beside: int
+    concatenated: int
 
 
 def estimate(
@@ -149,10 +147,9 @@ def estimate(
     if train.checkpointing:
         a_token = a_token // blocks + blocks * hidden * bits // 8
     activations = math.ceil(tokens / train.accumulation) * a_token
-    casts = adapters.weights if config.precision == "bf16" else 0
+    casts = adapters.weights * bits // 8 if config.precision == "bf16" else 0
     if train.checkpointing:
-        casts = (casts - adapters.beside) // blocks + adapters.beside
-    casts = casts * bits // 8
+        casts //= blocks
     updates = bool({*UPDATES, "adapter_update"} & _probed(config)[1])
     copies = 2 + OPTIMIZERS[config.optimizer.name].states + updates
     states = FLOAT * (copies * adapters.weights + adapters.kept)
@@ -170,7 +167,7 @@ def estimate(
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
         activation_bytes=activations,
-        copy_bytes=adapters.copied * bits // 8,
+        copy_bytes=adapters.concatenated * bits // 8,
         sequences=train.batch_size,
         head_bytes=card.head * bits // 8,
         cast_bytes=casts,
@@ -207,7 +204,7 @@ def _adapters(
     experts = dict(zip(card.experts, card.expert_shapes, strict=True))
     dense = config.precision == "float32" and config.model.quant_bits is None
     stats, sites = _probed(config)
-    weights = kept = hidden = copied = beside = 0
+    weights = kept = hidden = concatenated = 0
     flops = 0.0
     shapes = Counter(linears[layer] for layer in layers if layer in linears)  # a model has few
     for (d, o), number in shapes.items():
@@ -216,8 +213,7 @@ def _adapters(
         weights += number * rank * (d + o)
         flops += number * adapter_flops(form, tokens, d, o, rank)
         hidden += number * rank if form == "factored" else 0
-        if config.bf16_form == "concatenated":
-            copied, beside = copied + number * d * o, beside + number * rank * o
+        concatenated += number * d * o if config.bf16_form == "concatenated" else 0
         forms = {form, contraction.choose(d, o, rank, "delta_w" in sites) if dense else form}
         is_lent = {"delta_w", "adapter_in_grad"} <= sites and d * o < rank * (d + o)
         matrices = (forms != {"factored"}) + bool(stats & {*ALIGNMENTS}) + is_lent
@@ -228,7 +224,7 @@ def _adapters(
         weights += e * rank * (d + o)
         flops += 6.0 * config.train.accumulation * rank * e * d * o
         kept += e * d * o
-    return _Adapters(weights, flops, kept, hidden, copied, beside)
+    return _Adapters(weights, flops, kept, hidden, concatenated)
 
 
 def _probed(config: CellConfig) -> tuple[set[str], set[str]]:

@@ -214,6 +214,7 @@ def render(cells: pd.DataFrame) -> str:
         **{name: words(name, "{}") for name in ("status", "cell_id", "model", "optimizer")},
         "lr": words("lr", "{:g}"),
         "scaling": words("scaling", "{}") + words("exponent", " p={:g}"),
+        **({"contraction": words("contraction", "{}")} if "contraction" in cells else {}),
         "rank": words("rank", "{:g}"),
         "seed": words("seed", "{:.0f}"),
         "steps": done + words("steps", "{:.0f}"),

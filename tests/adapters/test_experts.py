@@ -60,18 +60,18 @@ IDS_BT = torch.arange(40).view(4, 10)
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> Any:
-    return built(str(request.param))
+    return built(FAMILIES[request.param])
 
 
 @pytest.fixture
 def mixtral() -> Any:
-    return built("mixtral")
+    return built(FAMILIES["mixtral"])
 
 
-def built(family: str) -> Any:
+def built(config: PretrainedConfig) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(FAMILIES[family]).eval().requires_grad_(False)
+        return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
 def layers_of(model: nn.Module) -> list[str]:
@@ -121,6 +121,32 @@ def test_each_cell_of_a_fold_runs_with_its_own_experts(model: Any) -> None:
         assert (expected - plain).abs().max() > 0.01
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(model(IDS_BT).logits, plain), "the plain model is restored"
+
+
+def test_a_small_adapter_on_bf16_experts_is_not_lost() -> None:
+    """``1 - <d, D> / <d, d>``: d is what the adapter adds to the output in float32, D in bf16."""
+    wide = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = built(transformers.MixtralConfig(**SMALL | wide)).bfloat16()
+    layers = experts_of(model)
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(2048, 128, generator=stream).bfloat16()
+    index, weights = torch.randint(4, (2048, 2), generator=stream), torch.full((2048, 2), 0.5)
+    weights = weights.bfloat16()
+    with adapted(model, layers, [AdapterSpec(2, 1.5)]) as banks, torch.no_grad():
+        experts = model.model.layers[0].mlp.experts
+        plain, exact = experts(x, index, weights), copy.deepcopy(experts.base).float()
+        y_0 = exact(x.float(), index, weights.float())
+        for size in (1e-4, 1e-3, 1e-2):
+            move([bank.pairs[0] for bank in banks])
+            for bank in banks:
+                A, B, gamma = bank.pairs[0]
+                W = experts.base.get_parameter(bank.name)
+                B *= size * W.float().norm() / (gamma * B @ A).norm()
+                exact.get_parameter(bank.name).data = W.float() + gamma * (B @ A).float()
+            d = exact(x.float(), index, weights.float()) - y_0
+            with torch.autocast("cpu", torch.bfloat16):
+                changed = (experts(x, index, weights) - plain).float()
+            assert float(1 - (d * changed).sum() / d.square().sum()) == pytest.approx(0, abs=0.06)
 
 
 def test_gradients_are_those_of_the_weights(mixtral: Any) -> None:
