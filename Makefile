@@ -11,7 +11,6 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
-	$(BIN)/study fetch smollm2
 	$(BIN)/study train experiment=quick
 	$(BIN)/study report results/quick
 

@@ -42,10 +42,9 @@ def within_sequences(
     else:
         rows = 1
     attended = []
-    for row, lengths in enumerate(sequences):
-        parts = zip(
-            *(x[row : row + rows].split(lengths, 2) for x in (query, key, value)), strict=True
-        )
+    each = zip(*(x.split(rows) if rows < len(x) else [x] for x in (query, key, value)), strict=True)
+    for lengths, row in zip(sequences, each, strict=True):
+        parts = zip(*(x.split(lengths, 2) for x in row), strict=True)
         windows = (_window(length, sliding_window, query.device) for length in lengths)
         outputs = [
             sdpa_attention_forward(module, q, k, v, window, **options)[0]

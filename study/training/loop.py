@@ -70,10 +70,10 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
     for step in range(begun, last + 1):
         fold.step = step
         probe = make_probe(fold, TRAIN) if step in probed_at else None
-        sent = probe_other_batches(fold, step) if step in probed_at else []
+        sent, first_K = probe_other_batches(fold, step) if step in probed_at else ([], None)
         metrics: dict[str, Sequence[float] | Tensor] = {"lr": fold.learning_rates()}
         if step in evaluated_at:
-            metrics["eval_loss"] = heldout_losses(fold)
+            metrics["eval_loss"] = heldout_losses(fold, first_K)
             if shared.train.answer_tokens:
                 metrics["exact_match"] = exact_matches(fold, shared.train.answer_tokens)
         if step < last or probe:

@@ -29,15 +29,17 @@ from study.vocabulary.quantities import (
 
 
 @torch.no_grad()
-def heldout_losses(fold: Fold) -> Tensor:
+def heldout_losses(fold: Fold, first_K: Tensor | None = None) -> Tensor:
     """Each cell's mean loss over the supervised tokens of the held-out examples, in nats, ``[K]``.
 
+    ``first_K``: the sums of the first batch, if a probe has computed them with the same weights.
     Does not wait for the device.
     """
     sums_K, count = torch.zeros(len(fold.cells), device=fold.base.device), 0
+    known = [] if first_K is None else [first_K]
     with fold.evaluating(), merged_once(fold.banks):
         for batch in fold.corpus.heldout.batches(fold.cells[0].train.batch_size):
-            sums_K += fold.nll_sums(fold.stacked([batch] * len(fold.cells)))
+            sums_K += known.pop() if known else fold.nll_sums(fold.stacked([batch] * len(sums_K)))
             count += batch.supervised
     return fold.world.sum(sums_K) / count
 
@@ -113,20 +115,23 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
     )
 
 
-def probe_other_batches(fold: Fold, step: int) -> list[Sent]:
-    """Measure on the held-out batch and on noise, before the pass on the training batch."""
-    sent = []
+def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | None]:
+    """Measure on the held-out batch and on noise, before the pass on the training batch.
+
+    Also returns the sums of losses on the held-out batch, ``[K]``; None if it is not probed.
+    """
+    sent, sums_K = [], None
     if probe := make_probe(fold, HELDOUT):
-        _probe_heldout(fold, probe)
+        sums_K = _probe_heldout(fold, probe)
         sent.append(probe.send(step, HELDOUT))
     if probe := make_probe(fold, NOISE):
         probe.feed_noise()
         sent.append(probe.send(step, NOISE))
-    return sent
+    return sent, sums_K
 
 
-def _probe_heldout(fold: Fold, probe: NormProbe) -> None:
-    """A pass on the first ``batch_size`` held-out examples, without dropout.
+def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
+    """A pass on the first ``batch_size`` held-out examples, without dropout: the sums of losses.
 
     Gradients never reach ``.grad`` and no random stream advances, so training is the same with this
     pass and without.
@@ -138,10 +143,11 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> None:
         probe.watch(batch_K.real_BT),
         torch.set_grad_enabled(probe.needs_backward),
     ):
-        loss_K = fold.nll_sums(batch_K) / batch.supervised
+        sums_K = fold.nll_sums(batch_K)
         if probe.needs_backward:
-            gradients = _gradients(fold, loss_K.sum())
+            gradients = _gradients(fold, (sums_K / batch.supervised).sum())
     probe.before_update(gradients)
+    return sums_K.detach()
 
 
 def _gradients(fold: Fold, loss: Tensor) -> Gradients:

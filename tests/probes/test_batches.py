@@ -14,7 +14,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.training.loop import CellStep, Fold, train
-from study.training.measuring import make_probe, probe_other_batches
+from study.training.measuring import heldout_losses, make_probe, probe_other_batches
 from study.training.run import Run
 from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UPDATES, WEIGHTS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -83,7 +83,8 @@ def test_heldout_rows_are_of_the_heldout_batch(
         fold = Fold(tiny_base, corpus, [config, cell("adapter.rank=6")], banks)
         fold.backward(0, None)
         fold.update()
-        [sent] = probe_other_batches(fold, 1)
+        [sent], first_K = probe_other_batches(fold, 1)
+        torch.testing.assert_close(heldout_losses(fold, first_K), heldout_losses(fold))
         tables = [sent.frame(k) for k in range(2)]
         batch = next(corpus.heldout.batches(3))
         both = fold.stacked([batch, batch])
@@ -108,7 +109,7 @@ def test_noise_is_gaussian_and_the_same_for_every_rank(
         )
         fold.backward(0, None)
         fold.update()
-        [sent] = probe_other_batches(fold, 1)
+        [sent], _ = probe_other_batches(fold, 1)
         tables = [sent.frame(k) for k in range(2)]
         for k, table in enumerate(tables):
             for bank in banks:
