@@ -17,19 +17,6 @@ Draw = Callable[[int, int, torch.Generator], Tensor]
 ``fan`` is D if A is drawn, O if B is drawn. B is the transpose of the draw, ``[O, R]``.
 """
 
-DRAWS: dict[str, Draw] = {}
-"""The function of every init, by name."""
-
-
-def draws(*names: str) -> Callable[[Draw], Draw]:
-    """Register a function as the draw of inits."""
-
-    def register(draw: Draw) -> Draw:
-        DRAWS.update(dict.fromkeys(names, draw))
-        return draw
-
-    return register
-
 
 def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator keyed by a seed and a name, so no draw depends on the other cells of a pack."""
@@ -37,7 +24,6 @@ def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> t
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
-@draws("kaiming", "init_b")
 def _kaiming(rank: int, fan: int, stream: torch.Generator) -> Tensor:
     """PEFT's ``reset_lora_parameters``: Kaiming uniform with a = sqrt(5), U(-1/sqrt(fan),
     1/sqrt(fan)) (He et al. 2015, eq. 14)."""
@@ -45,16 +31,14 @@ def _kaiming(rank: int, fan: int, stream: torch.Generator) -> Tensor:
     return torch.empty(rank, fan).uniform_(-bound, bound, generator=stream)
 
 
-@draws("scaled")
-def _scaled(rank: int, fan: int, stream: torch.Generator) -> Tensor:
-    return _kaiming(rank, fan, stream).div_(math.sqrt(rank))
-
-
-@draws("gaussian")
-def _gaussian(rank: int, fan: int, stream: torch.Generator) -> Tensor:
-    return torch.empty(rank, fan).normal_(std=1 / math.sqrt(fan), generator=stream)
-
-
-@draws("orthogonal")
-def _orthogonal(rank: int, fan: int, stream: torch.Generator) -> Tensor:
-    return nn.init.orthogonal_(torch.empty(rank, fan), generator=stream)
+DRAWS: dict[str, Draw] = {
+    **dict.fromkeys(("kaiming", "init_b"), _kaiming),
+    "scaled": lambda rank, fan, stream: _kaiming(rank, fan, stream).div_(math.sqrt(rank)),
+    "gaussian": lambda rank, fan, stream: torch.empty(rank, fan).normal_(
+        std=1 / math.sqrt(fan), generator=stream
+    ),
+    "orthogonal": lambda rank, fan, stream: nn.init.orthogonal_(
+        torch.empty(rank, fan), generator=stream
+    ),
+}
+"""The function of every init, by name."""

@@ -22,16 +22,10 @@ from study.reading import read_object
 from study.vocabulary.sources import MODELS
 
 
-def _llama_shape(hidden: int, inner: int, layers: int, heads: int, **others: int) -> dict[str, Any]:
-    return {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "tie_word_embeddings": False,
-        **others,
-    }
+def _llama_shape(*sizes: int, **others: int) -> dict[str, Any]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    named = dict(zip(names, sizes, strict=True))
+    return {"model_type": "llama", **named, "tie_word_embeddings": False, **others}
 
 
 _LLAMA_3 = {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072}

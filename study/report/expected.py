@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from study.analysis.expectations import Compared, compare
@@ -125,11 +125,6 @@ def _bold(word: str, text: str) -> str:
     return f"**{text}**" if word == DIFFERS else text
 
 
-def settings(of: Mapping[str, Any]) -> str:
-    """``contraction=factored, rank=256``."""
-    return ", ".join(f"{name}={value}" for name, value in of.items())
-
-
 def compared_row(row: Compared) -> dict[str, str]:
     """A row of the section's table."""
     one = row.expectation
@@ -138,7 +133,8 @@ def compared_row(row: Compared) -> dict[str, str]:
         quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
     )
     if one.of and one.against:
-        quantity = f"loss, {settings(one.of)} minus {settings(one.against)}"
+        sides = (", ".join(f"{k}={v}" for k, v in of.items()) for of in (one.of, one.against))
+        quantity = f"loss, {' minus '.join(sides)}"
     batch = BATCH_NAMES[one.batch] if (one.site or one.of) and one.batch != TRAIN else ""
     place = ", ".join(filter(None, (one.layer or one.kind, batch)))
     step = one.step if row.step is None else row.step

@@ -23,40 +23,7 @@ Groups = list[dict[str, Any]]
 Constructor = Callable[..., Optimizer]
 """Builds an optimizer from parameter groups and the options of its configuration."""
 
-# Adam's fused step is one pass over memory, also on a CPU. At rank 1024 the unfused steps take as
-# long as the model.
-CONSTRUCTORS: dict[str, Constructor] = {
-    "sgd": torch.optim.SGD,
-    "momentum": torch.optim.SGD,
-    "nesterov": partial(torch.optim.SGD, nesterov=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "adam": partial(torch.optim.Adam, fused=True),
-    "rmsprop": torch.optim.RMSprop,
-}
-"""The constructor of every optimizer of :data:`study.vocabulary.optimizers.OPTIMIZERS`, by name."""
 
-
-def constructs(*names: str) -> Callable[[Constructor], Constructor]:
-    """Register a function as the constructor of optimizers."""
-
-    def register(constructor: Constructor) -> Constructor:
-        CONSTRUCTORS.update(dict.fromkeys(names, constructor))
-        return constructor
-
-    return register
-
-
-@constructs("signsgd")
-def _signsgd(groups: Groups, **options: Any) -> Optimizer:
-    return import_module("pytorch_optimizer").SignSGD(groups, **options)
-
-
-@constructs("lion")
-def _lion(groups: Groups, **options: Any) -> Optimizer:
-    return import_module("pytorch_optimizer").Lion(groups, **options)
-
-
-@constructs("adafactor")
 def _adafactor(groups: Groups, **options: Any) -> Optimizer:
     """transformers' Adafactor without relative steps and parameter scaling.
 
@@ -68,7 +35,6 @@ def _adafactor(groups: Groups, **options: Any) -> Optimizer:
     return Adafactor(groups, **fixed, **options)
 
 
-@constructs("muon")
 def _muon(groups: Groups, **options: Any) -> Optimizer:
     """torch's Muon, on each A and each B alone.
 
@@ -85,6 +51,30 @@ def _muon(groups: Groups, **options: Any) -> Optimizer:
             "another optimizer, or leave the experts out of adapter.targets"
         )
     return torch.optim.Muon(groups, **options)
+
+
+def _outside(name: str) -> Constructor:
+    """A constructor of pytorch_optimizer."""
+    return lambda *given, **options: getattr(import_module("pytorch_optimizer"), name)(
+        *given, **options
+    )
+
+
+# Adam's fused step is one pass over memory, also on a CPU. At rank 1024 the unfused steps take as
+# long as the model.
+CONSTRUCTORS: dict[str, Constructor] = {
+    "sgd": torch.optim.SGD,
+    "momentum": torch.optim.SGD,
+    "nesterov": partial(torch.optim.SGD, nesterov=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
+    "rmsprop": torch.optim.RMSprop,
+    "signsgd": _outside("SignSGD"),
+    "lion": _outside("Lion"),
+    "adafactor": _adafactor,
+    "muon": _muon,
+}
+"""The constructor of every optimizer of :data:`study.vocabulary.optimizers.OPTIMIZERS`, by name."""
 
 
 def build_optimizer(

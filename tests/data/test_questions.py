@@ -1,37 +1,21 @@
 """FinLoRA's rule for a correct answer, and questions as batches."""
 
-import pytest
-
 from study.data import Corpus
 from study.data.batches import exact_match
 
-MOODS = ["positive", "negative", "neutral"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "label"),
-    [
-        (" Positive.\nThe text is negative", "positive"),
-        ("not negative but positive", "negative"),
-        ("The answer is NEUTRAL", "neutral"),
-        ("no idea", None),
-    ],
-)
-def test_the_first_label_in_an_answer(answer: str, label: str | None) -> None:
-    right = [mood for mood in MOODS if exact_match([answer, *MOODS], [mood, *MOODS]) == 1]
-    assert right == ([label] if label else [])
-
-
-def test_of_labels_with_the_same_start_the_longer_counts() -> None:
-    assert exact_match(["0.125", "0.1 or 0.12", "5"], ["0.12", "0.1", "5"]) == 1
-
 
 def test_the_share_of_right_answers() -> None:
+    """The first label in an answer counts; of labels with the same start, the longer."""
     targets = ["positive", "Negative", " neutral", "positive"]
-    answers = ["positive", "it is negative, not positive", "positive", "unclear"]
-    assert exact_match(answers, targets) == 0.5
-    # Another label comes first. FinLoRA's older rule (target in answer) gave 1.
+    answers = [
+        " Positive.\nThe text is negative",
+        "not negative but positive",
+        "NEUTRAL?",
+        "unclear",
+    ]
+    assert exact_match(answers, targets) == 0.75
     assert exact_match(["negative or positive", "negative"], ["positive", "negative"]) == 0.5
+    assert exact_match(["0.125", "0.1 or 0.12", "5"], ["0.12", "0.1", "5"]) == 1
 
 
 def test_questions_are_the_contexts_that_the_loss_sees(corpus: Corpus) -> None:
