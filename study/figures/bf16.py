@@ -43,8 +43,9 @@ def lost_in_bf16(tables: Tables) -> Figure:
     beside = sorted({rule for family in shown for rule in family.rules})
     for panels, family in zip(grid, shown, strict=True):
         for ax, form in zip(panels, forms, strict=True):
-            _draw_points(ax, family.cells[family.cells["form"] == form].merge(lost), beside)
-            ax.set_title(form, loc="left")
+            own = family.cells[family.cells["form"] == form].merge(lost)
+            _draw_points(ax, own, beside)
+            ax.set_title(f"{form}: median {style.number(own['swallowed'].median())}", loc="left")
             ax.set_xlabel("expected, if the base is rounded first")
         style.y_axis(panels, "share lost", "of the adapter's output")
     dots = {"linestyle": "none", "markersize": 3}
