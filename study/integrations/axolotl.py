@@ -1,13 +1,7 @@
-"""Norm probes in Axolotl: one line in its YAML, and one more to change defaults::
+"""Norm probes in Axolotl: ``plugins: [study.integrations.axolotl.NormProbePlugin]`` in its YAML.
 
-plugins: [study.integrations.axolotl.NormProbePlugin]
-norm_probe: {results: results/mine, steps: [0, 1, 10]}
-lora_mlp_kernel: false      # fused kernels bypass the layers' hooks
-lora_qkv_kernel: false
-lora_o_kernel: false
-seed: 0
-
-Neither Hydra nor OmegaConf is imported: Axolotl pins a version of antlr that they cannot use.
+``norm_probe: {results: results/mine, steps: [0, 1, 10]}`` changes defaults. Neither Hydra nor
+OmegaConf is imported: Axolotl pins a version of antlr that they cannot use.
 """
 
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -67,11 +61,7 @@ class NormProbePlugin(BasePlugin):
     """
 
     def get_input_args(self) -> str:
-        """The key that the plugin adds to Axolotl's YAML, and the check of its LoRA kernels.
-
-        Axolotl patches a model's code for its fused kernels before any other hook of a plugin
-        runs, so its validation of the YAML is the first place to refuse them.
-        """
+        """The key and the check, before Axolotl patches a model's code for its fused kernels."""
         return "study.integrations.axolotl.NormProbeArgs"
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:

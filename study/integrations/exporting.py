@@ -128,10 +128,8 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
             f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
         )
     elif is_archived(folder):
-        raise StudyError(
-            f"cell {folder.name}: it is archived without its adapter: train its configuration "
-            "again with train.save_adapter=true"
-        )
+        again = "train its configuration again with train.save_adapter=true"
+        raise StudyError(f"cell {folder.name}: it is archived without its adapter: {again}")
     else:
         wrong = "it has no adapter"
     if wrong:

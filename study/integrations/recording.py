@@ -1,19 +1,7 @@
-"""A training loop over PEFT as cells of a study: two lines around it.
+"""``study.record``: a training loop over PEFT as cells of a study.
 
-::
-
-    import study
-
-    with study.record("results/mine", peft_model, optimizer, steps=[0, 1, 10]):
-        for batch in loader:
-            peft_model(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-Hooks on the model and on the optimizer find the passes and the updates, so the loop stays as it is:
-with gradient accumulation, clipping, schedulers, autocast, accelerate or Lightning. Nothing in the
-loop changes: no tensor, no random number, no loss. The transformers Trainer has a callback that
-does the same (:mod:`study.integrations.transformers`).
+Hooks on the model and on the optimizer find the passes and the updates. Nothing in the loop
+changes: no tensor, no random number, no loss.
 """
 
 import inspect
@@ -61,8 +49,6 @@ from study.vocabulary.quantities import BACKWARD
 
 LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
 """The statistics that a factor of a tensor multiplies."""
-LOOKED_AT = 3
-"""The updates after which clip factors are looked at, for a loss that the loop scales."""
 LARGEST_SEED = 2**32 - 1
 """The largest that transformers and Lightning accept. torch draws a larger one if none is set."""
 UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
@@ -106,7 +92,8 @@ class Recording:
         train = TrainConfig(steps=UNKNOWN_STEPS if total is None else total)
         self._probed_at = frozenset(probe_steps(CellConfig(train=train, probes=probes)))
         self.step, self._total = start, total
-        self.precision = "bf16" if self._pair.A_RD.dtype == torch.bfloat16 else "float32"
+        types = {weight.dtype for weight in self.model.parameters()}
+        self.precision = "bf16" if torch.bfloat16 in types else "float32"
         self.tables: list[pd.DataFrame] = []
         """What was measured at the newest update, a frame for each adapter; empty if nothing."""
         weights = [w for group in self.optimizer.param_groups for w in group["params"]]
@@ -117,7 +104,6 @@ class Recording:
         self._pending: dict[str, Tensor | float] = {}
         self._next: dict[str, float] = {}
         self._stuck, self._tokens = StuckCheck(), 0
-        self._clip_factors: list[float] = []
         self._diverged_step: int | None = None
 
     def _warn_of_others(self, weights: Sequence[Tensor]) -> None:
@@ -155,10 +141,8 @@ class Recording:
     def gradients(self) -> None:
         """Take the gradients as they are now for those before clipping.
 
-        It is needed only if the loop changes them after the last backward pass and not by clipping,
-        such as by dividing ``.grad`` by a loss scale or by the number of micro-batches. Call it
-        before clipping. A factor of all gradients also scales the loss that was named or found, and
-        the gradients at the layers' outputs.
+        For a loop that divides ``.grad`` after the last backward pass: call it before clipping. A
+        factor of all gradients also scales the loss and the gradients at the layers' outputs.
         """
         self.passes.take_gradients()
 
@@ -406,18 +390,6 @@ class Recording:
             self._diverged_step = None  # a loop may know what to do with NaN
         elif self._diverged_step is None:
             self._diverged_step = int(plain["step"])
-        factors = self._clip_factors
-        factors.append(plain["clip_factor"])
-        if len(factors) == LOOKED_AT and (
-            max(factors) <= 1e-3  # a loss scale and clipping together
-            or (max(factors) - min(factors) <= 1e-3 * max(factors) and abs(factors[0] - 1) > 0.05)
-        ):
-            self._say(
-                f"clip_factor is {factors[0]:.3g} at each of the first {LOOKED_AT} "
-                "steps: the loop seems to divide .grad by a constant, as after a scaled loss. "
-                "For the loss call recording.loss(loss) before loss.backward(), for the norms "
-                "recording.gradients() after the division and before clipping"
-            )
         self._write_row(plain)
 
     def _write_row(self, row: Mapping[str, float]) -> None:

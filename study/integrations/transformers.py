@@ -1,13 +1,10 @@
 """Per-layer norms of a PEFT run under the transformers Trainer or TRL's trainers::
 
-    trainer = SFTTrainer(model=peft_model, args=..., train_dataset=...)
     trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
-    trainer.train()                        # then: study analyze results/mine
 
-Each active adapter of the run becomes a cell of the study. Runs of several ranks into one folder
-are thus a rank sweep. A :class:`~study.integrations.recording.Recording` measures; the callback
-begins and ends it, gives it the Trainer's losses and sends numbers to the trackers. The recording
-puts its rows on disk when the Trainer saves the optimizer's state.
+Each active adapter of the run becomes a cell of the study. A
+:class:`~study.integrations.recording.Recording` measures; the callback begins and ends it, gives it
+the Trainer's losses and sends numbers to the trackers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,19 +37,14 @@ TRACKED = (
 class NormProbeCallback(TrainerCallback):
     """Measures the layers of every adapter that ``trainer`` trains.
 
-    - ``results``: the study's folder, ``RESULTS/NAME``;
-    - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: as under ``probes`` of
-      ``study train``. Steps are optimizer steps, with any number of micro-batches;
-    - ``data``: the name of the data in the tables; default: a fingerprint;
-    - ``note``: sentences for the record and the report, on what to know of the run's numbers.
+    The arguments are those of :func:`study.record`, and ``note``: sentences for the record and the
+    report, on what to know of the run's numbers.
 
     At a probed step, the trackers of ``report_to`` get a number per layer and site, and the console
     gets three numbers of the whole model.
 
-    Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong: fp16,
-    because the loss scale is in every gradient; several processes or GPUs, because each sees a part
-    of the step; compiled models, because their layers run no hooks. ``train()`` raises it if a
-    fused kernel bypasses the hooks of a layer that is trained.
+    Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong.
+    ``train()`` raises it if a fused kernel bypasses the hooks of a layer that is trained.
     """
 
     def __init__(

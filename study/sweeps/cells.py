@@ -50,11 +50,11 @@ class Cell:
     @property
     def bf16_note(self) -> str:
         """Why bf16 takes a part of the adapters' output; empty if it does not."""
-        if self.config.bf16_form == "factored":
-            form, bits = self.config.adapter.contraction, self.config.model.quant_bits
-            is_chosen = f"adapter.contraction={form}" if form == "factored" else "train.shard"
-            return f"the base has {bits} bits" if bits else is_chosen
-        return "experts" if self.config.bf16_form and self.coverage.experts else ""
+        if self.config.bf16_form != "factored":
+            return ""
+        form, bits = self.config.adapter.contraction, self.config.model.quant_bits
+        is_chosen = f"adapter.contraction={form}" if form == "factored" else "train.shard"
+        return f"the base has {bits} bits" if bits else is_chosen
 
     @property
     def done(self) -> bool:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 peft = pytest.importorskip("peft")
 
+import study  # noqa: E402
 from study.config import ModelConfig  # noqa: E402
 from study.integrations.peft import round_once  # noqa: E402
 from study.models import load_tokenizer  # noqa: E402
@@ -263,19 +264,28 @@ def test_a_model_without_lora_gets_one_line() -> None:
         round_once(nn.Linear(2, 2))
 
 
-def test_the_code_of_the_page(tiny_base: Any) -> None:
-    """The blocks of docs/bf16.md that need no study, as they stand."""
+def test_the_code_of_the_page(tiny_base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """The blocks of docs/bf16.md as they stand."""
+    monkeypatch.chdir(tmp_path)
     page = (DOCS / "bf16.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     config = peft.LoraConfig(target_modules="all-linear")
-    base = copy.deepcopy(tiny_base.model).bfloat16()
-    W0, x, A, B = (torch.randn(*shape).bfloat16() for shape in ((9, 5), (2, 3, 5), (4, 5), (9, 4)))
-    names = {"torch": torch, "F": nn.functional, "W0": W0, "x": x, "A": A, "B": B, "gamma": 0.001}
-    names |= {"base": base, "config": config, "get_peft_model": peft.get_peft_model}
-    for block in blocks:
-        if "study.record" not in block:
-            exec(compile(block, "docs/bf16.md", "exec"), names)
-    assert isinstance(names["model"].base_model, peft.LoraModel)
+    base, again = (copy.deepcopy(tiny_base.model).bfloat16() for _ in range(2))
+    ids = torch.arange(5, 45).view(2, 20)
+    W0, x, A, B = (torch.randn(*n).bfloat16() for n in ((9, 5), (2, 3, 5), (4, 5), (9, 4)))
+    names: dict[str, Any] = {"torch": torch, "F": nn.functional, "study": study}
+    names |= {"W0": W0, "x": x, "A": A, "B": B, "gamma": 0.001, "base": base, "config": config}
+    names |= {"get_peft_model": peft.get_peft_model}
+    names |= {"model": peft.get_peft_model(again, config)}
+    names |= {"loader": [{"input_ids": ids, "labels": ids}] * 2}
+    for block in (*blocks, *(block for block in blocks if "study.record" in block)):
+        trained = [weight for weight in names["model"].parameters() if weight.requires_grad]
+        names["optimizer"] = torch.optim.AdamW(trained, lr=1e-5)
+        exec(compile(block, "docs/bf16.md", "exec"), names)
+    tables = study.load("results/mine")
+    lost = tables.probes.merge(tables.cells[["cell_id", "contraction"]]).groupby("contraction")
+    lost = lost["swallowed"].mean()
+    assert lost["factored"] > 0.5 > 0.1 > abs(lost["concatenated"])
     expected = x.double() @ (W0.double() + 0.001 * B.double() @ A.double()).T
     torch.testing.assert_close(names["y"].double(), expected, rtol=1 / 256, atol=1e-4)
 

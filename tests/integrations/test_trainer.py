@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -22,7 +21,6 @@ from transformers import (
 from transformers.integrations import integration_utils
 
 import study
-from study.cli import cli
 from study.config import CellConfig
 from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
@@ -213,29 +211,6 @@ def test_trackers_get_every_layer_and_the_console_three_numbers(
     assert not any(key.startswith("probe/") for key in seen[2])
     ours = {key for entry in trainer.state.log_history for key in entry if key.startswith("probe/")}
     assert ours == {f"probe/adapter_{of}" for of in ("grad_norm", "update_norm", "update_descent")}
-
-
-def test_runs_of_several_ranks_are_a_study(
-    cell: Make, peft_model: Make, measured: Make, tmp_path: Path
-) -> None:
-    """Status and report read them. A repeated run is one cell."""
-    evaluating = {"eval_strategy": "steps", "eval_steps": 1}
-    probes = {"steps": [0, 1], "stats": ["rms", "norm", "descent"], "data": "ours"}
-    for rank in (4, 16, 64, 64):
-        config = cell(f"adapter.rank={rank}", "optimizer.lr=1e-4", "train.steps=2")
-        tables = measured(peft_model(config), config, options=evaluating, **probes)
-    assert tables.cells["rank"].tolist() == [4.0, 16.0, 64.0]
-    assert (tables.cells["status"] == "complete").all()
-    evaluated = tables.metrics.groupby("cell_id", observed=True)["eval_loss"].count()
-    assert evaluated.tolist() == [2, 2, 2]  # at steps 1 and 2
-    folder = tmp_path / "results" / "run"
-    for command in ("status", "report"):  # report also analyzes and draws
-        done = CliRunner().invoke(cli, [command, str(folder)], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-    report = (folder / "report.md").read_text()
-    base = "model: LlamaForCausalLM (trained by the Trainer of transformers; content not hashed)"
-    assert base in report
-    assert "published" not in report, "the report cannot know which weights the Trainer got"
 
 
 def test_a_run_that_is_stuck_says_so(cell: Make, peft_model: Make, measured: Make) -> None:

@@ -265,11 +265,7 @@ class TrlDataset(Keys):
 
 
 def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
-    """The experiment. ``folder`` holds the file ``where``.
-
-    Raises :class:`StudyError` for a missing or wrong value, training of all weights, and training
-    on preferences or rewards.
-    """
+    """The experiment. Raises :class:`StudyError` as :func:`read_llama_factory` does."""
     if other := next((key for key in PREFERENCES.split() if values.get(key) is not None), None):
         raise StudyError(
             f"{where}: {other} is for training on preferences or rewards, study train trains on "
@@ -348,11 +344,7 @@ class Unsloth(TrainingKeys):
 
 
 def read_unsloth(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
-    """The experiment. ``folder`` holds the file ``where``.
-
-    Raises :class:`StudyError` for a missing or wrong value, training of all weights, and an init
-    that changes the base.
-    """
+    """The experiment. Raises :class:`StudyError` as :func:`read_llama_factory` does."""
     parts = Sections.read(values, where)
     flat = {**parts.data, **parts.training, **parts.lora, **(parts.model_extra or {})}
     keys = Unsloth.read(flat, where)
@@ -372,8 +364,7 @@ def read_unsloth(values: Mapping[str, Any], where: str, folder: Path) -> Experim
     format_ = UNSLOTH_FORMATS[str(keys.format_type)]
     put_rows(experiment, [Rows("dataset", name, format_, "train") for name in names], folder)
     if not keys.train_on_completions:
-        why = "the loss is on targets only"
-        experiment.note("train_on_completions", False, why)
+        experiment.note("train_on_completions", False, "the loss is on targets only")
     for key in ("finetune_language_layers", "finetune_attention_modules", "finetune_mlp_modules"):
         if rest.pop(key, True) is False:
             experiment.note(key, False, "adapters are on all of target_modules")
@@ -396,11 +387,8 @@ class Peft(AdapterKeys):
 
 
 def read_peft(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
-    """The experiment. ``folder`` holds the file ``where``.
-
-    Raises :class:`StudyError` for an adapter other than LoRA, for a setting with which it is not
-    plain LoRA (:mod:`study.vocabulary.peft_fields`), and for a missing or wrong value.
-    """
+    """The experiment. Raises :class:`StudyError` also for settings with which it is not plain LoRA
+    (:mod:`study.vocabulary.peft_fields`)."""
     if (kind := values.get("peft_type")) != "LORA":
         raise StudyError(f"{where}: peft_type={short(kind)} is not LoRA: only LORA can be imported")
     if why := refusal({**values, "target_parameters": None}, trained=False):

@@ -1,7 +1,5 @@
 """The files that ``study train`` reads an imported experiment from.
 
-    conf/experiment/NAME.yaml   conf/model/NAME.yaml   conf/data/NAME.yaml
-
 Base and data have files of their own, so that ``model=tiny`` or ``data=pydoc`` on the command line
 replaces all of their settings.
 """
