@@ -19,12 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from study.adapters.contraction import (
     TILE,
+    Concatenated,
     Contraction,
+    Factored,
     Listeners,
-    concatenated,
-    factored,
-    merged,
-    mixed,
+    Merged,
+    Mixed,
 )
 from study.adapters.inits import DRAWS, generator_for
 from study.adapters.processes import own, undivided
@@ -58,41 +58,19 @@ def dense_weight(linear: nn.Module) -> Tensor | None:
     return None
 
 
-class Forms(NamedTuple):
-    """How the products of a pass are computed: names of forms
-    (:mod:`study.adapters.contraction`).
-
-    ``plain``: in a pass that only trains or evaluates. ``probed``: in one whose probe needs the
-    product ``B A`` itself, so that a form that computes it costs less.
-    """
-
-    plain: str = "factored"
-    probed: str = "factored"
-
-    @classmethod
-    def cheapest(cls, contraction: Contraction, d: int, o: int, rank: int) -> "Forms":
-        """Those that ``contraction`` chooses for ``A: [R, D]`` and ``B: [O, R]``."""
-        return cls(
-            contraction.choose(d, o, rank), contraction.choose(d, o, rank, needs_product=True)
-        )
-
-
-FACTORED_FORMS = Forms()
-
-
 class Bucket(nn.Module):
     """Neighbouring cells of one rank, which share their products.
 
     ``drawn``: A, B and gamma of each cell. ``A_kRD`` and ``B_kOR`` are the registered parameters,
-    and ``cells`` is their number of cells.
+    and ``cells`` is their number of cells. ``forms``: how products are computed
+    (:mod:`study.adapters.contraction`) in a pass that only trains or evaluates, and in one whose
+    probe needs ``B A`` itself, so that a form that computes it costs less.
     """
 
     gamma_k11: Tensor
     V_kOC: Tensor
 
-    def __init__(
-        self, drawn: Sequence[tuple[Tensor, Tensor, float]], forms: Forms = FACTORED_FORMS
-    ) -> None:
+    def __init__(self, drawn: Sequence[tuple[Tensor, Tensor, float]], *forms: str) -> None:
         super().__init__()
         A_k, B_k, self.gammas = zip(*drawn, strict=True)
         self.cells = len(drawn)
@@ -100,7 +78,7 @@ class Bucket(nn.Module):
         self.register_buffer(
             "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
         )
-        self.forms = forms
+        self.forms = forms or ("factored", "factored")
         self.listeners: Listeners | None = None
         self._needs_product = False
         self._keeps = False
@@ -109,13 +87,13 @@ class Bucket(nn.Module):
     @property
     def form(self) -> str:
         """The form of the pass that is running."""
-        return self.forms.probed if self._needs_product else self.forms.plain
+        return self.forms[self._needs_product]
 
     @contextmanager
     def listening(self, listeners: Listeners, needs_product: bool) -> Iterator[None]:
         """Inside, the functions in ``listeners`` get the tensors that passes compute on their way.
 
-        ``needs_product``: it is formed anyway, so passes use :attr:`Forms.probed`.
+        ``needs_product``: it is formed anyway, so passes use the second form.
         """
         self.listeners, self._needs_product = listeners, needs_product
         try:
@@ -124,10 +102,7 @@ class Bucket(nn.Module):
             self.listeners, self._needs_product = None, False
 
     def concatenate(self, W_OD: Tensor) -> Tensor:
-        """Make the weights ``[W, gamma B]`` of the concatenated form. Returns W in them, [k, O, D].
-
-        They take ``O (D + R)`` numbers for each cell.
-        """
+        """Make the weights ``[W, gamma B]`` of the concatenated form. Returns W in them."""
         k, o, rank = self.B_kOR.shape
         d = W_OD.shape[1]
         V_kOC = W_OD.new_zeros(k, o, d + -(-rank // TILE) * TILE)
@@ -142,13 +117,15 @@ class Bucket(nn.Module):
         d, rank = x_kND.shape[-1], self.B_kOR.shape[-1]
         self.V_kOC.data[..., d : d + rank] = self.B_kOR.data * self.gamma_k11
         adapters = self.A_kRD, self.B_kOR, self.gamma_k11
-        return concatenated(x_kND, kept_kND, self.V_kOC, b_O, *adapters, self.listeners)
+        with torch.autocast(x_kND.device.type, enabled=False):
+            x_kND = x_kND.to(self.V_kOC.dtype)
+            return Concatenated.apply(x_kND, kept_kND, self.V_kOC, b_O, *adapters, self.listeners)
 
     def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
         """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
         V_kOD = self._added_to(W_OD)
         if self.form == "mixed":
-            return mixed(x_kND, V_kOD, self.A_kRD, self.B_kOR, self.gamma_k11)
+            return Mixed.apply(x_kND, V_kOD, self.A_kRD, self.B_kOR, self.gamma_k11)
         return torch.bmm(x_kND, V_kOD.mT)
 
     def _added_to(self, W_OD: Tensor) -> Tensor:
@@ -156,7 +133,7 @@ class Bucket(nn.Module):
         if self._kept is not None:
             return self._kept[1]
         with torch.set_grad_enabled(self.form == "merged" and torch.is_grad_enabled()):
-            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self.listeners)
+            made = Merged.apply(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self.listeners)
         if not self._keeps:
             return made
         self._kept = made, made.detach().requires_grad_(made.requires_grad)
@@ -287,9 +264,11 @@ class LoraBank(nn.Module):
         # Dropout acts on the input of the adapter only, and a merged product has a single input.
         if dtype == torch.float32 and not any(spec.dropout for spec in specs):
             # The rank of the factors, which in some subclasses is not the rank of the spec.
-            return Bucket(drawn, Forms.cheapest(self.contraction, d, o, len(drawn[0].A_RD)))
+            shape = d, o, len(drawn[0].A_RD)
+            choose = self.contraction.choose
+            return Bucket(drawn, choose(*shape), choose(*shape, needs_product=True))
         if W_OD is not None and dtype == torch.bfloat16 and self.contraction.form != "factored":
-            bucket = Bucket(drawn, Forms("concatenated", "concatenated"))
+            bucket = Bucket(drawn, "concatenated", "concatenated")
             base: Any = self.base
             W_kOD = bucket.concatenate(W_OD)
             if len(self.specs) == 1:  # one cell needs no second W
@@ -366,20 +345,17 @@ class LoraBank(nn.Module):
             else [stream.get_state() for stream in self._dropout_streams]
         )
 
-    def set_dropout(self, state: Sequence[Tensor | None]) -> None:
-        """Start each cell's stream in ``state``. A cell without one has no dropout."""
-        self._dropout_streams = self._new_dropout_streams(self.pairs[0].A_RD.device)
-        for stream, was in zip(self._dropout_streams, state, strict=True):
-            if was is not None:
-                stream.set_state(was.clone())  # torch crashes on a view into larger memory
+    def set_dropout(self, state: Sequence[Tensor | None] | None) -> None:
+        """Set each cell's stream to its ``state``, so that a repeated pass draws the same masks.
 
-    def rewind_dropout(self, state: list[Tensor] | None) -> None:
-        """Set the streams back to ``state``, so that a repeated pass draws the same masks."""
-        if state is None or self._dropout_streams is None:
-            self._dropout_streams = None
-        else:
+        A cell without one has no dropout. None: before the first draw.
+        """
+        self._dropout_streams = None
+        if state is not None:
+            self._dropout_streams = self._new_dropout_streams(self.pairs[0].A_RD.device)
             for stream, was in zip(self._dropout_streams, state, strict=True):
-                stream.set_state(was)
+                if was is not None:
+                    stream.set_state(was.clone())  # torch crashes on a view into larger memory
 
     def train(self, mode: bool = True) -> Self:
         """Dropout on or off. The frozen linear keeps its mode: some quantised linears compute
@@ -402,7 +378,7 @@ class LoraBank(nn.Module):
                 "adapter.targets, or use precision=float32, pack.fold=1, adapter.dropout=0 and "
                 "model.quant_bits=null"
             )
-        return merged(W_OD, bucket.A_kRD, bucket.B_kOR, bucket.gamma_k11)[0]
+        return Merged.apply(W_OD, bucket.A_kRD, bucket.B_kOR, bucket.gamma_k11, None)[0]
 
     @property
     def bias(self) -> Tensor | None:
@@ -418,7 +394,7 @@ class LoraBank(nn.Module):
         ``listeners_of(first)``: the functions for the k neighbouring cells of one rank that begin
         with cell ``first``.
         ``needs_products``: the caller would form ``B A`` itself, so passes merge where that is
-        cheaper in all (:class:`study.adapters.bank.Forms`).
+        cheaper in all (:class:`Bucket`).
         """
         first = 0
         with ExitStack() as stack:
@@ -457,7 +433,8 @@ class LoraBank(nn.Module):
         # Under autocast the base's product is bf16, and so are the adapters' products.
         x_kND = x_kND.to(W_OD.dtype if y_kNO is None else y_kNO.dtype)
         bias = None if W_OD is None else self.bias
-        return [factored(x_kND, y_kNO, W_OD, bias, parts, listeners, adapters)]
+        with torch.autocast(x_kND.device.type, enabled=False):
+            return [Factored.apply(x_kND, y_kNO, W_OD, bias, parts, listeners, *adapters)]
 
     def _concatenated(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One product per bucket, of the frozen weight and the adapters together."""

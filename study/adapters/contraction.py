@@ -37,7 +37,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import linear, pad
 
 FORMS = ("factored", "mixed", "merged")
@@ -222,16 +221,14 @@ class Mixed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, V: Tensor, A: Tensor, B: Tensor, gamma: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, V: Tensor, A: Tensor, B: Tensor, gamma: Tensor) -> Tensor:
         ctx.save_for_backward(x, V, A, B, gamma)
         return torch.bmm(x, V.mT)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, V, A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
-        dx = torch.bmm(dy, V) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, V, A, B, gamma = ctx.saved_tensors
+        dx = torch.bmm(dy, V) if ctx.needs_input_grad[0] else None
         z_KNR, dz_KNR = torch.bmm(x, A.mT).mul_(gamma), torch.bmm(dy, B).mul_(gamma)
         return dx, None, outer(dz_KNR, x), outer(dy, z_KNR), None
 
@@ -244,7 +241,7 @@ class Merged(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         W_OD: Tensor,
         A: Tensor,
         B: Tensor,
@@ -258,56 +255,10 @@ class Merged(torch.autograd.Function):
         return torch.addcmul(W_OD, product_KOD, gamma)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dW: Tensor) -> tuple[Tensor | None, ...]:
-        A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, dW: Tensor) -> tuple[Tensor | None, ...]:
+        A, B, gamma = ctx.saved_tensors
         dW = dW * gamma  # once, rather than on both products below
         return None, torch.bmm(B.mT, dW), torch.bmm(dW, A.mT), None, None
-
-
-def factored(
-    x_KND: Tensor,
-    y_KNO: Tensor | None,
-    W_OD: Tensor | None,
-    b_O: Tensor | None,
-    cells: Sequence[slice],
-    listeners: Sequence[Listeners | None],
-    adapters: Sequence[Tensor],
-) -> Tensor:
-    """``x W^T + b + gamma B A x``, ``[K, N, O]``, or ``y + gamma B A x``; see :class:`Factored`."""
-    with torch.autocast(x_KND.device.type, enabled=False):
-        return Factored.apply(x_KND, y_KNO, W_OD, b_O, cells, listeners, *adapters)
-
-
-def concatenated(
-    x_kND: Tensor,
-    kept_kND: Tensor | None,
-    V_kOC: Tensor,
-    b_O: Tensor | None,
-    A_kRD: Tensor,
-    B_kOR: Tensor,
-    gamma_k11: Tensor,
-    listeners: Listeners | None,
-) -> Tensor:
-    """``x W^T + b + gamma B A x``, ``[k, N, O]``, rounded once; see :class:`Concatenated`."""
-    with torch.autocast(x_kND.device.type, enabled=False):
-        x_kND = x_kND.to(V_kOC.dtype)
-        return Concatenated.apply(x_kND, kept_kND, V_kOC, b_O, A_kRD, B_kOR, gamma_k11, listeners)
-
-
-def mixed(x_KND: Tensor, V_KOD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
-    """``x V^T``, ``[K, N, O]`` float32; see :class:`Mixed`."""
-    return Mixed.apply(x_KND, V_KOD, A_KRD, B_KOR, gamma_K11)
-
-
-def merged(
-    W_OD: Tensor,
-    A_KRD: Tensor,
-    B_KOR: Tensor,
-    gamma_K11: Tensor,
-    listeners: Listeners | None = None,
-) -> Tensor:
-    """``W + gamma B A``, ``[K, O, D]`` float32; see :class:`Merged`."""
-    return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11, listeners)
 
 
 @dataclass(frozen=True)
@@ -322,11 +273,6 @@ class Contraction:
 
     form: str = "factored"
     tokens: int = 0
-
-    @property
-    def in_bf16(self) -> str:
-        """The form on a dense bf16 weight."""
-        return "factored" if self.form == "factored" else "concatenated"
 
     def choose(self, d: int, o: int, rank: int, needs_product: bool = False) -> str:
         """One of ``FORMS`` for ``A: [R, D]`` and ``B: [O, R]`` on a dense float32 weight.

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from study.adapters.bank import FACTORED, AdapterSpec, Bucket, LoraBank, LoraPair, initial_pair
-from study.adapters.contraction import Contraction
+from study.adapters.bank import AdapterSpec, Bucket, LoraBank, LoraPair, initial_pair
 from study.errors import StudyError
 
 
@@ -52,15 +51,10 @@ class ExpertBank(LoraBank):
     ``layer`` is the weight's name. Raises ``ValueError`` if the cells are not ordered by rank.
     """
 
-    def __init__(
-        self,
-        base: nn.Module,
-        layer: str,
-        specs: Sequence[AdapterSpec],
-        contraction: Contraction = FACTORED,
-    ) -> None:
-        self.name = layer.rpartition(".")[2]
-        super().__init__(base, layer, specs, contraction)
+    @property
+    def name(self) -> str:
+        """The name of the weight in its module."""
+        return self.layer.rpartition(".")[2]
 
     @property
     def features(self) -> tuple[int, int]:

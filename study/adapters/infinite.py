@@ -53,13 +53,11 @@ the rank.
 """
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
-from study.adapters.bank import FACTORED, AdapterSpec, LoraBank, LoraPair
-from study.adapters.contraction import Contraction
+from study.adapters.bank import AdapterSpec, LoraBank, LoraPair
 from study.vocabulary.inits import INITS
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
@@ -82,18 +80,12 @@ class InfiniteRankBank(LoraBank):
     limit.
     """
 
-    def __init__(
-        self,
-        base: nn.Module,
-        layer: str,
-        specs: Sequence[AdapterSpec],
-        contraction: Contraction = FACTORED,
-    ) -> None:
-        super().__init__(base, layer, specs, contraction)
-        if len(specs) != 1 or not math.isinf(specs[0].rank):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if len(self.specs) != 1 or not math.isinf(self.specs[0].rank):
             raise ValueError("a cell of infinite rank needs a fold of its own")
         A_kRD, B_kOR = self.buckets.parameters()
-        fixed = A_kRD if INITS[specs[0].init].drawn == "A" else B_kOR
+        fixed = A_kRD if INITS[self.specs[0].init].drawn == "A" else B_kOR
         # With a gradient of 0, rather than none, the optimizer still decays it.
         fixed.register_hook(torch.zeros_like)
 

@@ -137,7 +137,7 @@ class Fold:
         have predictions. The dropout streams end where :meth:`backward` left them.
         """
         for bank, state in zip(self.banks, self.dropout_before, strict=True):
-            bank.rewind_dropout(state)
+            bank.set_dropout(state)
         micro_batches, supervised_K = self._micro_batches(step)
         with merged_once(self.banks):
             losses_K = [self.nll_sums(batch) / supervised_K for batch in micro_batches]
