@@ -250,8 +250,12 @@ def failed() -> str:
 
 def still_open() -> str:
     """How many primary tests were decided, and the expectations that were not, by study."""
-    words = Counter(found.verdict for name in STUDIES for found, _ in primaries(name))
-    lines = [f"Primary tests: {joined([f'{n} {word}' for word, n in words.items()])}"]
+    answers = [found for name in STUDIES for found, _ in primaries(name)]
+    singles = [row for name in STUDIES for row in compared(name)]
+    lines = [
+        f"Primary tests, one a study: {verdict_counts(answers)}",
+        f"Single expectations: {verdict_counts(singles)}",
+    ]
     for name in STUDIES:
         words = Counter(row.verdict for row in compared(name))
         undecided = [f"{n} {word}" for word, n in words.items() if word not in (AGREES, DIFFERS)]

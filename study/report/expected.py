@@ -108,7 +108,7 @@ def primary_text(found: Answer, is_late: bool) -> str:
     )
 
 
-def verdict_counts(rows: Sequence[Compared]) -> str:
+def verdict_counts(rows: Sequence[Compared] | Sequence[Answer]) -> str:
     """``2 agree, 1 **differs** and 3 unclear``."""
     counts = Counter(row.verdict for row in rows)
     parts = []
