@@ -132,17 +132,19 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
         se = np.hypot(np.sqrt(variance / seeds), NORMAL * grid / t_critical(df))
     off, margin = value - expected[:, 0], expected[:, 1]
     agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
-    numbers = np.array([off, margin, np.sqrt(variance), df, own_df, grid]).T
+    tests = {"off": off, "margin": margin, "sd": np.sqrt(variance)}
+    tests |= {"df": df, "own_df": own_df, "grid": grid}
     compared = []
     for n, (one, row) in enumerate(rows):
-        shown = [row["value"], row["low"], row["high"]]
+        shown: list[Any] = [row["value"], row["low"], row["high"]]
         if one.what == FACTOR:
             shown = [math.exp(x * row["span"]) for x in shown]
         differ = DIFFERS if differs[n] <= SIGNIFICANCE else UNCLEAR
         word = AGREES if agrees[n] <= SIGNIFICANCE else differ
         word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
-        place = row["seeds"], row["step"], word
-        compared.append(Compared(one, row["curve"], *shown, *place, *map(float, numbers[n])))
+        shown += [row["seeds"], row["step"], word]
+        of_row = {name: float(values[n]) for name, values in tests.items()}
+        compared.append(Compared(one, row["curve"], *shown, **of_row))
     return compared
 
 

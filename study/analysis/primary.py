@@ -134,7 +134,9 @@ def judged(
     tests = [(square, half, primary.tolerance**2)]
     for which, expected in ((0, 0.0), (1, 1.0)):
         value, low, _ = found.interval(which)
-        tests += [(value - expected, value - low, primary.tolerance)] if value == value else []
+        tests += (
+            [(value - expected, value - low, primary.tolerance)] if math.isfinite(value) else []
+        )
     for off, half, tolerance in tests:
         p_agrees.append(float(tost(off, half / t_critical(df), df, tolerance)))
         p_differs.append(float(beyond(off, half / t_critical(df), df, tolerance)))
