@@ -143,7 +143,7 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
         word = AGREES if agrees[n] <= SIGNIFICANCE else differ
         word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
         shown += [row["seeds"], row["step"], word]
-        of_row = {name: float(values[n]) for name, values in tests.items()}
+        of_row: dict[str, Any] = {name: float(values[n]) for name, values in tests.items()}
         compared.append(Compared(one, row["curve"], *shown, **of_row))
     return compared
 

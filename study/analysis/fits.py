@@ -67,7 +67,7 @@ def _model(there_SR: Mask, x_R: Floats) -> tuple[Mask, Mask, Floats]:
     seed_S, rank_R = there_SR.any(axis=1), there_SR.any(axis=0)
     while True:
         has_S = (there_SR & rank_R).sum(axis=1)
-        enough_S: Mask = seed_S & np.asarray(has_S >= max(2, rank_R.sum() / 2))
+        enough_S = np.asarray(seed_S & (has_S >= max(2, rank_R.sum() / 2)), bool)
         if not enough_S.any():  # no two ranks: the cells as they are
             enough_S = seed_S
         half_R = rank_R & (2 * (there_SR & enough_S[:, None]).sum(axis=0) >= enough_S.sum())
