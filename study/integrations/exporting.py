@@ -31,8 +31,7 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool = False) -> Pa
 
     ``cell`` is an id or the start of one. ``merged``: write the base with the adapter merged into
     it instead, and the tokenizer. Weights are then float32 at any precision of the base: rounding
-    to bf16 loses a sixth of an update that is a hundredth of the weights. It takes the memory of
-    the base in float32.
+    to bf16 loses a sixth of an update that is a hundredth of the weights.
 
     Raises :class:`StudyError` for an unknown cell, if its adapter was not saved, if the folder is
     in use, and for a base to merge into that is quantised or is not that of the cell.
@@ -134,9 +133,10 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
         wrong = "it has no adapter"
     if wrong:
         place = shlex.quote(f"--config-path={folder.resolve()}")
+        init = "adapter.init=kaiming " if record["config"]["adapter"].get("path") else ""
         raise StudyError(
             f"cell {folder.name}: {wrong}: train it again with "
-            f"study train {place} --config-name=config train.save_adapter=true"
+            f"study train {place} --config-name=config {init}train.save_adapter=true"
         )
     return folder / ADAPTER, record
 
