@@ -156,10 +156,7 @@ def _become(command: list[str], log: Path) -> None:
 @click.option("--to", type=click.Path(path_type=Path), default="results/gpu", help="The results.")
 @click.option("--rehearse", is_flag=True, help="With the tiny base, on a CPU.")
 def main(minutes: float, to: Path, rehearse: bool) -> None:
-    """Run the first day on a GPU. The same command goes on where it stopped.
-
-    Exits with 0 once every step is done, and with 1 otherwise.
-    """
+    """Run the first day on a GPU, or go on with it. Exits with 0 once every step is done."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # CUDA can't be used in a fork after its own
     import_module("study.sweeps.app")  # and torch: what the steps import, before they fork
     if not (rehearse or import_module("torch").cuda.is_available()):

@@ -164,7 +164,8 @@ def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
 
 def test_devices_divide_all_but_the_ends_and_the_casts(cell: Build) -> None:
     shape = ("model=shape", "model.path=llama-3.1-70b", "precision=bf16", "adapter.rank=2048")
-    config = cell(*shape, "data.sequence_length=512", "train.batch_size=8", "optimizer=adamw")
+    steps = ("data.sequence_length=512", "train.batch_size=8", "optimizer=adamw")
+    config = cell(*shape, *steps, "train.shard=true")
     need = full_estimate(config, describe(config.model))
     assert need.head_bytes == 2 * 8192 * 128_256
     assert need.cast_bytes == 2 * need.weights
