@@ -127,8 +127,8 @@ def _draw_points(ax: Axes, rows: pd.DataFrame, beside: list[Rule]) -> None:
     ranks = sorted(set(rows["rank"]))
     groups: Any = rows.groupby(["rule", "rank"])
     for (rule, rank), own in groups:
-        look = {"linestyle": "none", "markersize": 1.6, "markeredgewidth": 0, "alpha": 0.5}
-        look |= {"marker": style.look(rule, beside)["marker"], "rasterized": True}
+        look: dict[str, Any] = {"linestyle": "none", "markersize": 1.6, "markeredgewidth": 0}
+        look |= {"marker": style.look(rule, beside)["marker"], "rasterized": True, "alpha": 0.5}
         who = f"points {style.gid(rule)} r={style.rank_name(rank)}"
         colour = style.shade(rule, rank, ranks)
         ax.plot(own["expected"], own["swallowed"], color=colour, gid=who, **look)

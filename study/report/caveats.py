@@ -156,7 +156,7 @@ def _rounded(tables: StudyTables) -> Iterator[str]:
     if most.empty:
         return
     cells = _of_ids(tables, most.index.get_level_values("cell_id"))
-    worst, step = most.idxmax()
+    worst, step = most.index[int(most.argmax())]
     layers = lost.loc[(lost["cell_id"] == worst) & (lost["step"] == step), "swallowed"]
     yield (
         f"**bf16 loses most of the adapters' output**: in {count_noun(len(cells), 'cell')} "
