@@ -64,7 +64,7 @@ statistic("swallowed", SQUARE)(lambda sums, _: sums[..., WRITTEN[LOST]] / sums[.
 LOST = "lost"
 """The sum of ``d (d - D)``: d is what a layer should add to its output, D what it adds."""
 
-WRITTEN = {
+WRITTEN: dict[str, int] = {
     name: TENSORS + 1 + index
     for index, name in enumerate((*(stat for stat in STATS if stat not in STATISTICS), LOST))
 }
