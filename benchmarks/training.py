@@ -45,15 +45,13 @@ from study.adapters.bank import AdapterSpec, initial_pair
 from study.config import CellConfig
 from study.config.compose import CONF, parse
 from study.data import IGNORED, Corpus, TokenBatch
-from study.models import FrozenBase, load_base
+from study.models import FrozenBase
 from study.models.sources import find_model
 from study.store import load_measured
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
 from study.sweeps.packs import build_pack_corpus
 from study.training.devices import choose_device, describe_device
-from study.training.loop import train
-from study.training.run import Run
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 
 from .commands import SUITES
@@ -392,22 +390,11 @@ def folds(size: Size) -> Iterator[Row]:
 
 
 def forms(size: Size) -> Iterator[Row]:
-    """The suite ``bf16``. The way is the form of the adapters; the two take turns step by step."""
-    bases: dict[str, FrozenBase] = {}
-    for rank in size.ranks:
-        steps = {}
-        for way in ("factored", "concatenated"):
-            config = size.cell(1024, rank, "precision=bf16", f"adapter.contraction={way}")
-            device, corpus = choose_device(size.device), build_pack_corpus(config)
-            bases[way] = bases.get(way) or load_base(config.model, device, "bf16")
-            steps[way] = config, train(bases[way], corpus, [Run.of(config, corpus, device)])
-        for step, (way, (config, cell)) in product(range(size.steps), steps.items()):
-            began = time.perf_counter()
-            next(cell)
-            seconds = time.perf_counter() - began
-            yield _row("bf16", way, config, seconds, variant="step" if step else "first step")
-        for _, cell in steps.values():
-            cell.close()
+    """The suite ``bf16``. The way is the form of the adapters; runs of the two take turns."""
+    for rank, _, way in product(size.ranks, range(TURNS), ("factored", "concatenated")):
+        config = size.cell(1024, rank, "precision=bf16", f"adapter.contraction={way}")
+        for seconds in packed(config).steps[1:]:
+            yield _row("bf16", way, config, seconds, variant="step")
 
 
 RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
