@@ -18,7 +18,7 @@ from study.store import cell_folders
 from study.store.archive import FILES, Thin, check_study, write_archive
 from study.vocabulary.quantities import FIRST_READ, MOMENTS, QUANTITIES
 
-MOST_MEGABYTES = 18
+MOST_MEGABYTES = 40
 """Of all archives together."""
 
 

@@ -24,7 +24,7 @@ PACKAGE_LINES = {
     "study/integrations": 3_200,
     "study/models": 1_681,
     "study/probes": 1_788,
-    "study/report": 1_746,
+    "study/report": 1_747,
     "study/store": 1_690,
     "study/sweeps": 2_685,
     "study/theory": 1_357,

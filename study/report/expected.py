@@ -129,6 +129,7 @@ def compared_row(row: Compared) -> dict[str, str]:
     """A row of the section's table."""
     one = row.expectation
     rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
+    rate = one.lr and f"lr={one.lr:g}"
     quantity = (
         quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
     )
@@ -139,7 +140,7 @@ def compared_row(row: Compared) -> dict[str, str]:
     place = ", ".join(filter(None, (one.layer or one.kind, batch)))
     step = one.step if row.step is None else row.step
     return {
-        "optimizer, rule": ", ".join(filter(None, (label(one.optimizer), rule, row.curve))),
+        "optimizer, rule": ", ".join(filter(None, (label(one.optimizer), rule, rate, row.curve))),
         "quantity": f"{quantity} ({place})" if place else quantity,
         "what": WHAT_LABELS[one.what],
         "step": "" if step is None else str(step),
