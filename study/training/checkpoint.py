@@ -1,9 +1,8 @@
 """The state of one cell between two steps: captured from a fold, and restored into another.
 
 A cell that goes on from a snapshot, in a fold of the same cells, follows the same path bit for bit
-on a CPU. In another fold it follows it within rounding, as the cell alone does.
-
-A step's batch and measurements depend on its number only, so the state is what the steps change:
+on a CPU, and in another fold within rounding. A step's batch and measurements depend on its number
+only, so the state is what the steps change:
 
 - the factors of every layer, the optimizer's state and the schedule;
 - the dropout streams, and the weight gradients that alignments need at the first few steps;

@@ -38,10 +38,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory held so far, in GiB.
-
-    On CUDA: by tensors since the last reset. On a CPU: by the whole process.
-    """
+    """The most GiB held so far: on CUDA by tensors since the last reset, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
@@ -78,7 +75,7 @@ def keep_freed_memory() -> None:
 
     Activations are a few MiB each, and glibc returns such blocks to the system at once. The next
     operation then gets them page by page, zeroed by the kernel. That costs a norm or a SwiGLU three
-    times its arithmetic, and a step of SmolLM2 about 7 %. Other C libraries stay as they are.
+    times its arithmetic, and a step of SmolLM2 about 7 %. Only glibc is told.
     """
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):  # numbers of malloc.h

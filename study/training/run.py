@@ -88,10 +88,8 @@ def _typical_step(
 
 
 def columns(cells: Sequence[CellConfig]) -> int:
-    """Columns of padding are cut off a batch down to a multiple of this number.
-
-    Under dropout that is all of them: the shape of a cell's mask must not depend on the other cells
-    of its fold.
+    """Padding is cut off a batch down to a multiple of so many columns; under dropout it stays,
+    because the shape of a cell's mask must not depend on the other cells of its fold.
     """
     if any(cell.adapter.dropout for cell in cells):
         return cells[0].data.sequence_length
