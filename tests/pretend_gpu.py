@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
@@ -69,24 +70,25 @@ class PretendGpu(TorchDispatchMode):
     """The device while it is switched on. Factories such as ``torch.zeros`` reach it only then.
 
     - ``waits``: how often the host had to wait, by operation and the caller in this repository;
-    - ``sent``: how many copies to the host were begun without a wait.
+    - ``sent``: how many copies to the host were begun without a wait;
+    - ``operations``: how many operations but views it was told to do.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: collections.Counter[str] = collections.Counter()
-        self.sent = 0
+        self.sent = self.operations = 0
 
     def __enter__(self) -> Self:
         _Device.counting = self
-        self._of_data = _TensorOfData()
-        self._of_data.__enter__()
+        self._functions = _Functions()
+        self._functions.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         _Device.counting = None
         super().__exit__(*exception)
-        self._of_data.__exit__(*exception)
+        self._functions.__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -95,14 +97,20 @@ class PretendGpu(TorchDispatchMode):
         return func(*args, **kwargs) if elsewhere else _run(func, args, kwargs)
 
 
-class _TensorOfData(TorchFunctionMode):
-    """``torch.tensor(data, device=...)``, which does not pass through dispatch modes."""
+class _Functions(TorchFunctionMode):
+    """``torch.tensor(data, device=...)``, which does not pass through dispatch modes; and causal
+    attention, which is one operation on CUDA.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {**(kwargs or {})}
         if func is torch.tensor and _is_on_device(kwargs.get("device")):
             device = kwargs.pop("device")
             return torch.tensor(*args, **kwargs).to(device)
+        is_attention = func is scaled_dot_product_attention and kwargs.get("is_causal")
+        if is_attention and isinstance(args[0], PretendTensor):
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return fused(*args[:3], 0.0, True, scale=kwargs.get("scale"))[0]
         return func(*args, **kwargs)
 
 
@@ -260,6 +268,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             return _Device.send(target, source)
     if waits:
         _Device.wait(name)
+    if _Device.counting is not None and not func.is_view and name != "aten::_unsafe_view":
+        _Device.counting.operations += stays
 
     if device is not None:
         raw_kwargs["device"] = torch.device("cpu")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters.contraction import (
@@ -59,12 +60,16 @@ def dense_weight(linear: nn.Module) -> Tensor | None:
 
 
 class Bucket(nn.Module):
-    """Neighbouring cells of one rank, which share their products.
+    """Neighbouring cells, which share their products.
 
     ``drawn``: A, B and gamma of each cell. ``A_kRD`` and ``B_kOR`` are the registered parameters,
-    and ``cells`` is their number of cells. ``forms``: how products are computed
-    (:mod:`study.adapters.contraction`) in a pass that only trains or evaluates, and in one whose
-    probe needs ``B A`` itself, so that a form that computes it costs less.
+    ``cells`` is their number of cells, and ``ranks`` are their ranks. Lower ranks than R are padded
+    with zeros, whose gradients are zeros too. B is then stored as ``[k, R, O]``, so that the part
+    of a cell is dense: fused optimizers of a GPU ask for that.
+
+    ``forms``: how products are computed (:mod:`study.adapters.contraction`) in a pass that only
+    trains or evaluates, and in one whose probe needs ``B A`` itself, so that a form that computes
+    it costs less.
     """
 
     gamma_k11: Tensor
@@ -73,8 +78,12 @@ class Bucket(nn.Module):
     def __init__(self, drawn: Sequence[tuple[Tensor, Tensor, float]], *forms: str) -> None:
         super().__init__()
         A_k, B_k, self.gammas = zip(*drawn, strict=True)
-        self.cells = len(drawn)
-        self.A_kRD, self.B_kOR = nn.Parameter(torch.stack(A_k)), nn.Parameter(torch.stack(B_k))
+        self.cells, self.ranks = len(drawn), [A.shape[-2] for A in A_k]
+        if len(set(self.ranks)) == 1:
+            A_kRD, B_kOR = torch.stack(A_k), torch.stack(B_k)
+        else:
+            A_kRD, B_kOR = _padded(A_k), _padded([B_OR.mT for B_OR in B_k]).mT
+        self.A_kRD, self.B_kOR = nn.Parameter(A_kRD), nn.Parameter(B_kOR)
         self.register_buffer(
             "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
         )
@@ -119,7 +128,7 @@ class Bucket(nn.Module):
         adapters = self.A_kRD, self.B_kOR, self.gamma_k11
         with torch.autocast(x_kND.device.type, enabled=False):
             x_kND = x_kND.to(self.V_kOC.dtype)
-            return Concatenated.apply(x_kND, kept_kND, self.V_kOC, b_O, *adapters, self.listeners)
+            return Concatenated.apply(x_kND, kept_kND, self.V_kOC, b_O, *adapters)
 
     def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
         """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
@@ -160,7 +169,16 @@ class Bucket(nn.Module):
             self._keeps, self._kept = False, None
 
 
+def _padded(factors: Sequence[Tensor]) -> Tensor:
+    """``[..., r, F]`` of several r in one tensor."""
+    most = max(factor.shape[-2] for factor in factors)
+    return torch.stack([pad(each, (0, 0, 0, most - each.shape[-2])) for each in factors])
+
+
 FACTORED = Contraction()
+PADDED = 64
+"""Ranks up to this share products on a GPU. The host takes 0.1 ms to launch the products of a layer
+for one more rank, and the GPU takes less to compute with 64 more."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +263,10 @@ class LoraBank(nn.Module):
         self.layer = layer
         self.specs = tuple(specs)
         self.contraction = contraction
+        padded = 0 if next(base.parameters()).device.type == "cpu" else PADDED
         self.buckets = nn.ModuleList(
-            self._bucket(list(group)) for _, group in groupby(specs, key=lambda s: s.rank)
+            self._bucket(list(group))
+            for _, group in groupby(specs, key=lambda s: max(s.rank, padded))
         )
         self.pairs: list[LoraPair] = []
         self._dropout_streams: list[torch.Generator] | None = None
@@ -264,7 +284,7 @@ class LoraBank(nn.Module):
         # Dropout acts on the input of the adapter only, and a merged product has a single input.
         if dtype == torch.float32 and not any(spec.dropout for spec in specs):
             # The rank of the factors, which in some subclasses is not the rank of the spec.
-            shape = d, o, len(drawn[0].A_RD)
+            shape = d, o, len(drawn[-1].A_RD)
             choose = self.contraction.choose
             return Bucket(drawn, choose(*shape), choose(*shape, needs_product=True))
         if W_OD is not None and dtype == torch.bfloat16 and self.contraction.form != "factored":
@@ -307,10 +327,11 @@ class LoraBank(nn.Module):
 
     def _each_cell(self, read: Callable[[Tensor], Tensor]) -> list[LoraPair]:
         return [
-            LoraPair(A_RD, B_OR, gamma)
+            LoraPair(A_RD[..., :rank, :], B_OR[..., :rank], gamma)
             for bucket in self._buckets()
-            for A_RD, B_OR, gamma in zip(
-                read(bucket.A_kRD.data), read(bucket.B_kOR.data), bucket.gammas, strict=True
+            for A_RD, B_OR, rank, gamma in zip(
+                *(read(bucket.A_kRD.data), read(bucket.B_kOR.data), bucket.ranks, bucket.gammas),
+                strict=True,
             )
         ]
 
@@ -327,9 +348,9 @@ class LoraBank(nn.Module):
         pairs = iter(self.pairs)
         for bucket in self._buckets():
             dA_kRD, dB_kOR = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
-            for i, pair in zip(range(bucket.cells), pairs, strict=False):
-                pair.A_RD.grad = None if dA_kRD is None else dA_kRD[i]
-                pair.B_OR.grad = None if dB_kOR is None else dB_kOR[i]
+            for i, (rank, pair) in enumerate(zip(bucket.ranks, pairs, strict=False)):
+                pair.A_RD.grad = None if dA_kRD is None else dA_kRD[i][..., :rank, :]
+                pair.B_OR.grad = None if dB_kOR is None else dB_kOR[i][..., :rank]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and the slices of the pairs, which would keep their memory alive."""
@@ -422,9 +443,8 @@ class LoraBank(nn.Module):
     def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One frozen product for all of ``buckets``; each adds its adapters' products."""
         W_OD, y_kNO = dense_weight(self.base), None
-        listeners = [bucket.listeners for bucket in buckets]
         if W_OD is None or self._drops:
-            W_OD, y_kNO, listeners = None, self.base(x_kND), [None] * len(buckets)
+            W_OD, y_kNO = None, self.base(x_kND)
             if self._drops:
                 x_kND = x_kND * self._kept(buckets, x_kND, cells)
         ends = list(accumulate((bucket.cells for bucket in buckets), initial=0))
@@ -434,7 +454,7 @@ class LoraBank(nn.Module):
         x_kND = x_kND.to(W_OD.dtype if y_kNO is None else y_kNO.dtype)
         bias = None if W_OD is None else self.bias
         with torch.autocast(x_kND.device.type, enabled=False):
-            return [Factored.apply(x_kND, y_kNO, W_OD, bias, parts, listeners, *adapters)]
+            return [Factored.apply(x_kND, y_kNO, W_OD, bias, parts, *adapters)]
 
     def _concatenated(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One product per bucket, of the frozen weight and the adapters together."""

@@ -57,14 +57,10 @@ class Listeners(NamedTuple):
     """The functions that get tensors of a pass for K cells of one rank, as soon as it has them.
 
     - ``product``: ``B A``, ``[K, O, D]``, which merging forms;
-    - ``hidden``: ``gamma A x``, ``[K, N, R]``, in the forward pass of :class:`Factored`;
-    - ``hidden_gradient``: ``gamma B^T dy``, ``[K, N, R]``, in its backward pass;
     - ``dropped``: the factors that dropout multiplies the adapters' inputs by, ``[K, N, D]``.
     """
 
     product: Callable[[Tensor], None]
-    hidden: Callable[[Tensor], None]
-    hidden_gradient: Callable[[Tensor], None]
     dropped: Callable[[Tensor], None]
 
 
@@ -76,10 +72,10 @@ class Factored(torch.autograd.Function):
     ``bmm(x, A^T)`` is transposed: copying it costs a tenth of a step at rank 1024.
 
     ``y_KNO`` is the frozen linear's output, and None if it is to be computed, from ``W_OD`` and
-    ``b_O``, which may be None. ``cells`` are the cells of each rank, ``listeners`` the functions
-    that get its tensors, and ``adapters`` its A, B and gamma. A and B are cast to the dtype of x
-    once for both directions. gamma stays float32, because rounded to bf16 it would be wrong by up
-    to 0.39 %, and multiplies the ``[N, R]`` factor, the smallest of the three.
+    ``b_O``, which may be None. ``cells`` are the cells of each rank, and ``adapters`` its A, B and
+    gamma. A and B are cast to the dtype of x once for both directions. gamma stays float32, because
+    rounded to bf16 it would be wrong by up to 0.39 %, and multiplies the ``[N, R]`` factor, the
+    smallest of the three.
     """
 
     @staticmethod
@@ -90,17 +86,14 @@ class Factored(torch.autograd.Function):
         W_OD: Tensor | None,
         b_O: Tensor | None,
         cells: Sequence[slice],
-        listeners: Sequence[Listeners | None],
         *adapters: Tensor,
     ) -> Tensor:
         adapters = tuple(t.to(x_KND.dtype) if n % 3 < 2 else t for n, t in enumerate(adapters))
         y_KNO, z = linear(x_KND, W_OD, b_O) if y_KNO is None else y_KNO.clone(), []
-        for (part, A, B, gamma), heard in zip(_each(cells, adapters), listeners, strict=True):
+        for part, A, B, gamma in _each(cells, adapters):
             z.append(torch.bmm(x_KND[part], A.mT).mul_(gamma))
-            if heard is not None:
-                heard.hidden(z[-1])
             y_KNO[part].baddbmm_(z[-1], B.mT)
-        ctx.cells, ctx.listeners = cells, listeners
+        ctx.cells = cells
         ctx.save_for_backward(x_KND, W_OD, *z, *adapters)
         return y_KNO
 
@@ -112,17 +105,14 @@ class Factored(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx_KND = torch.zeros_like(x_KND) if W_OD is None else torch.matmul(dy_KNO, W_OD)
         gradients: list[Tensor | None] = []
-        ranks = zip(_each(ctx.cells, adapters), z, ctx.listeners, strict=True)
-        for (part, A, B, gamma), z_kNR, heard in ranks:
+        for (part, A, B, gamma), z_kNR in zip(_each(ctx.cells, adapters), z, strict=True):
             dy, x = dy_KNO[part], x_KND[part]
             dz_kNR = torch.bmm(dy, B).mul_(gamma)
-            if heard is not None:
-                heard.hidden_gradient(dz_kNR)
             if dx_KND is not None:
                 dx_KND[part].baddbmm_(dz_kNR, A)
             gradients += [outer(dz_kNR, x), outer(dy, z_kNR), None]
         of_y = dy_KNO if ctx.needs_input_grad[1] else None
-        return dx_KND, of_y, None, None, None, None, *gradients
+        return dx_KND, of_y, None, None, None, *gradients
 
 
 class Concatenated(torch.autograd.Function):
@@ -148,15 +138,12 @@ class Concatenated(torch.autograd.Function):
         A_kRD: Tensor,
         B_kOR: Tensor,
         gamma_k11: Tensor,
-        heard: Listeners | None,
     ) -> Tensor:
         padding = V_kOC.shape[-1] - x_kND.shape[-1] - A_kRD.shape[1]
         A = pad(A_kRD.to(x_kND.dtype), (0, 0, 0, padding))
         h_kND = x_kND if kept_kND is None else x_kND * kept_kND
         z = torch.bmm(h_kND, A.mT)
-        if heard is not None:
-            heard.hidden(z[..., : A_kRD.shape[1]] * gamma_k11)
-        ctx.rank, ctx.heard = A_kRD.shape[1], heard
+        ctx.rank = A_kRD.shape[1]
         ctx.save_for_backward(h_kND, kept_kND, z, V_kOC, A, gamma_k11)
         xz_kNC = torch.cat([x_kND, z], -1)
         if b_O is None:
@@ -169,8 +156,6 @@ class Concatenated(torch.autograd.Function):
         d = h_kND.shape[-1]
         dz = torch.bmm(dy_kNO, V_kOC[..., d:])
         dz_kNR, z_kNR = dz[..., : ctx.rank], z[..., : ctx.rank]
-        if ctx.heard is not None:
-            ctx.heard.hidden_gradient(dz_kNR)
         dx_kND = None
         if ctx.needs_input_grad[0]:
             dx_kND = torch.bmm(dy_kNO, V_kOC[..., :d])
@@ -179,7 +164,7 @@ class Concatenated(torch.autograd.Function):
             else:
                 dx_kND.addcmul_(torch.bmm(dz, A), kept_kND)
         dA, dB = outer(dz_kNR, h_kND), outer(dy_kNO, z_kNR).mul_(gamma_k11)
-        return dx_kND, None, None, None, dA, dB, None, None
+        return dx_kND, None, None, None, dA, dB, None
 
 
 def _each(

@@ -215,10 +215,6 @@ class LayerPass:
         self.found, self.delta_w = activations.found, activations.delta_w
         self.layer = self.found.layers[index]
         self.number, self.is_first = activations.passes, activations.passes == 1
-        self._z: dict[int, Tensor] = {}
-        """By cell: ``gamma A x`` of the sampled tokens, if the pass computes it."""
-        self._waiting: dict[int, tuple[Tensor, Product]] = {}
-        """By cell: sampled output gradients until the pass computes ``gamma B^T dy``."""
         self._kept: dict[int, Tensor] = {}
         """By cell: what dropout multiplies the sampled inputs by."""
 
@@ -239,8 +235,6 @@ class LayerPass:
         """The functions that take the tensors of the cells from ``first`` on."""
         return Listeners(
             partial(self.delta_w.take, self.index, first),
-            partial(self._on_hidden, first),
-            partial(self._on_hidden_gradient, first),
             partial(self._on_dropped, first),
         )
 
@@ -271,7 +265,7 @@ class LayerPass:
 
     def _measure_inputs(self, cell: int, x_nD: Tensor, pair: LoraPair) -> Product:
         product = self.delta_w.product(self.index, cell, pair)
-        product = replace(product, z_nR=self._z.get(cell), kept_nD=self._kept.get(cell))
+        product = replace(product, kept_nD=self._kept.get(cell))
         self.found.add("sampled_inputs", self.index, cell, x_nD, product)
         if self.is_first:
             self.activations.align_inputs(self.index, cell, x_nD, pair)
@@ -301,22 +295,6 @@ class LayerPass:
                 product = self.delta_w.product(self.index, cell, pair)
                 self.delta_w.release(self.index, cell)
                 product = replace(product, kept_nD=kept.get(cell))
-                if cell in self._z:  # gamma B^T dy comes next
-                    self._waiting[cell] = dy_nO, product
-                else:
-                    self.found.add("sampled_output_gradients", self.index, cell, dy_nO, product)
-
-    def _on_hidden(self, first: int, z_kNR: Tensor) -> None:
-        is_repeated = in_backward()  # the second run of a checkpointed layer
-        if not is_repeated and z_kNR.dtype == torch.float32:
-            for cell, z_NR in enumerate(z_kNR.detach(), start=first):
-                self._z[cell] = self._sample(cell, z_NR)
-
-    def _on_hidden_gradient(self, first: int, dz_kNR: Tensor) -> None:
-        for cell, dz_NR in enumerate(dz_kNR, start=first):
-            if cell in self._waiting:
-                dy_nO, product = self._waiting.pop(cell)
-                product = replace(product, dz_nR=self._sample(cell, dz_NR))
                 self.found.add("sampled_output_gradients", self.index, cell, dy_nO, product)
 
     def _on_dropped(self, first: int, kept_kND: Tensor) -> None:

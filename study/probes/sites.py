@@ -33,16 +33,12 @@ class Product:
 
     - ``BA_OD``: the product without gamma, float32; None if it is not held. Its elements are then
       computed a few rows at a time, and tokens are multiplied by both factors;
-    - ``z_nR``, ``dz_nR``: ``gamma A x`` and ``gamma B^T dy`` of the sampled tokens, float32, if the
-      pass has computed them. They save one of two products;
     - ``kept_nD``: what dropout multiplies the adapter's inputs by, 0 or ``1 / (1 - p)``; None
       without dropout.
     """
 
     pair: LoraPair
     BA_OD: Tensor | None = None
-    z_nR: Tensor | None = None
-    dz_nR: Tensor | None = None
     kept_nD: Tensor | None = None
 
     @property
@@ -86,8 +82,7 @@ class Product:
             x_nD = x_nD * self.kept_nD
         if self.BA_OD is not None:
             return (x_nD * gamma) @ self.BA_OD.mT
-        z_nR = x_nD @ A_RD.float().mT * gamma if self.z_nR is None else self.z_nR
-        return z_nR @ B_OR.float().mT
+        return (x_nD @ A_RD.float().mT * gamma) @ B_OR.float().mT
 
     def of_output_gradients(self, dy_nO: Tensor) -> Tensor:
         """``gamma A^T B^T dy``, ``[n, D]``, and back through dropout."""
@@ -95,8 +90,7 @@ class Product:
         if self.BA_OD is not None:
             dx_nD = (dy_nO * gamma) @ self.BA_OD
         else:
-            dz_nR = dy_nO @ B_OR.float() * gamma if self.dz_nR is None else self.dz_nR
-            dx_nD = dz_nR @ A_RD.float()
+            dx_nD = (dy_nO @ B_OR.float() * gamma) @ A_RD.float()
         return dx_nD if self.kept_nD is None else dx_nD * self.kept_nD
 
 

@@ -4,6 +4,7 @@ Held-out examples give a loss, exact matches, and losses at lower ranks.
 """
 
 import math
+from typing import Any
 
 import pandas as pd
 import torch
@@ -167,8 +168,9 @@ def _gradients(fold: Fold, loss: Tensor) -> Gradients:
         return found
     stacks = [list(bank.buckets.parameters()) for bank in fold.banks]
     flat = iter(torch.autograd.grad(loss, [stack for of_bank in stacks for stack in of_bank]))
-    pairs = []
-    for of_bank in stacks:  # A, B, A, B, ...: those of each bucket, which has several cells
-        buckets = [(next(flat), next(flat)) for _ in of_bank[::2]]
-        pairs.append([pair for A, B in buckets for pair in zip(A, B, strict=True)])
+    pairs: list[list[tuple[Tensor, Tensor]]] = []
+    for bank in fold.banks:
+        buckets: Any = bank.buckets
+        each = (zip(next(flat), next(flat), bucket.ranks, strict=True) for bucket in buckets)
+        pairs.append([(A[..., :r, :], B[..., :r]) for cells in each for A, B, r in cells])
     return pairs

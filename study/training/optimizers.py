@@ -160,12 +160,16 @@ class Learner:
         if state["optimizer"] != type(self.optimizer).__name__:
             raise ValueError(f"{type(self.optimizer).__name__} is not {state['optimizer']}")
         restored: dict[int, dict[str, Any]] = {}
+        stepped = [w for group in self.optimizer.param_groups for w in group["params"]]
         for key, value in {**state["of_weights"], **tensors}.items():
             number, _, name = key.partition("/")
             if isinstance(value, Tensor):
                 is_divided = value.dim() > 1
                 part = self.world.part(value, self.dims[int(number)]) if is_divided else value
-                value = part.clone()
+                weight = stepped[int(number)]
+                # A fused step asks for the strides of the weight.
+                like = weight if part.shape == weight.shape else part
+                value = torch.empty_like(like, dtype=part.dtype, device=part.device).copy_(part)
             restored.setdefault(int(number), {})[name] = value
         now = self.optimizer.state_dict()["param_groups"]
         groups = [

@@ -29,11 +29,11 @@ MERGED_SHAPES = ((K, R, D), (K, O, R))
 def test_gradients_agree_with_numerical_ones() -> None:
     W, cells = torch.randn(O, D, dtype=torch.float64), (slice(0, K),)
     assert torch.autograd.gradcheck(
-        lambda y, x, A, B: Factored.apply(x, y, None, None, cells, [None], A, B, GAMMA_K11),
+        lambda y, x, A, B: Factored.apply(x, y, None, None, cells, A, B, GAMMA_K11),
         operands(torch.float64, *FACTORED_SHAPES),
     )
     assert torch.autograd.gradcheck(
-        lambda x, A, B: Factored.apply(x, None, W, None, cells, [None], A, B, GAMMA_K11),
+        lambda x, A, B: Factored.apply(x, None, W, None, cells, A, B, GAMMA_K11),
         operands(torch.float64, *FACTORED_SHAPES[1:]),
     )
 
