@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
@@ -81,14 +80,14 @@ class PretendGpu(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         _Device.counting = self
-        self._functions = _Functions()
-        self._functions.__enter__()
+        self._of_data = _TensorOfData()
+        self._of_data.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         _Device.counting = None
         super().__exit__(*exception)
-        self._functions.__exit__(*exception)
+        self._of_data.__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -97,20 +96,14 @@ class PretendGpu(TorchDispatchMode):
         return func(*args, **kwargs) if elsewhere else _run(func, args, kwargs)
 
 
-class _Functions(TorchFunctionMode):
-    """``torch.tensor(data, device=...)``, which does not pass through dispatch modes; and causal
-    attention, which is one operation on CUDA.
-    """
+class _TensorOfData(TorchFunctionMode):
+    """``torch.tensor(data, device=...)``, which does not pass through dispatch modes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {**(kwargs or {})}
         if func is torch.tensor and _is_on_device(kwargs.get("device")):
             device = kwargs.pop("device")
             return torch.tensor(*args, **kwargs).to(device)
-        is_attention = func is scaled_dot_product_attention and kwargs.get("is_causal")
-        if is_attention and isinstance(args[0], PretendTensor):
-            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            return fused(*args[:3], 0.0, True, scale=kwargs.get("scale"))[0]
         return func(*args, **kwargs)
 
 

@@ -181,9 +181,7 @@ def test_a_probed_and_evaluated_step_never_waits(both: Callable[..., Any], cell:
 def test_the_operations_of_a_plain_step_of_30_layers(
     corpus: Corpus, cell: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They bound its time on the host. Counted with two layers and with three, for eight cells of
-    eight ranks.
-    """
+    """Of eight cells of eight ranks. Counted with two layers and with three."""
     monkeypatch.setattr(_foreach_utils, "_foreach_supported_types", [torch.Tensor, PretendTensor])
     shared = (*PLAIN, "adapter.contraction=factored", "pack.padding_free=false")
     cells = [cell(*shared, f"adapter.rank={rank}") for rank in (2, 4, 6, 8, 16, 24, 32, 64)]
