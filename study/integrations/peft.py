@@ -49,7 +49,7 @@ def round_once(model: M) -> M:
     return model
 
 
-class LinearRoundedOnce(Linear):  # type: ignore[misc]  # PEFT has no types
+class LinearRoundedOnce(Linear):
     """PEFT's linear LoRA layer, rounded once."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
