@@ -14,7 +14,7 @@ from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
 from study.vocabulary.scaling import RULES, Rule
-from tests.figures import test_local_slopes, test_losses, test_rate_exponents
+from tests.figures import test_bf16, test_local_slopes, test_losses, test_rate_exponents
 from tests.figures.checklist import problems
 from tests.figures.conftest import said, tiny
 from tests.figures.test_against_rank import lazy
@@ -102,6 +102,7 @@ OF_ONE_FIGURE = {
     "loss_against_alpha": test_losses.products,
     "local_slopes_by_width": lambda: test_local_slopes.study_of((64, 256)),
     "rate_exponent_vs_rho": test_rate_exponents.study,
+    **dict.fromkeys(("loss_in_bf16", "lost_in_bf16"), test_bf16.in_bf16),
 }
 """Studies that together have data for every figure, and those that have data for one."""
 
