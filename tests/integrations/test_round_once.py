@@ -243,23 +243,15 @@ def test_other_layers_keep_their_forward_pass(change: Callable[[Any], None], wor
     assert type(layer(model)).forward is before
 
 
-@pytest.fixture
-def two_kinds(tiny_base: Any) -> Any:
-    """A model with adapters on linear layers and on its embedding."""
-    targets = ["q_proj", "embed_tokens"]
-    model = copy.deepcopy(tiny_base.model).bfloat16()
-    return peft.get_peft_model(model, peft.LoraConfig(target_modules=targets))
-
-
-def test_one_warning_counts_the_layers_that_are_left(two_kinds: Any) -> None:
+def test_one_warning_counts_the_layers_that_are_left(tiny_base: Any) -> None:
+    """An adapter on the embedding is left. A model without LoRA is refused."""
+    config = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"])
+    model = peft.get_peft_model(copy.deepcopy(tiny_base.model).bfloat16(), config)
     with pytest.warns(UserWarning, match=r"round_once: 1 of \d+ LoRA .*1 of type Embedding"):
-        round_once(two_kinds)
+        round_once(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         round_once(build())
-
-
-def test_a_model_without_lora_gets_one_line() -> None:
     with pytest.raises(ValueError, match="no LoRA layer"):
         round_once(nn.Linear(2, 2))
 

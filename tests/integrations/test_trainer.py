@@ -225,13 +225,6 @@ def test_a_run_that_is_stuck_says_so(cell: Make, peft_model: Make, measured: Mak
     assert rows.loc[step - 1, "grad_norm"] > 0
 
 
-def test_an_adapter_in_bf16(config: CellConfig, peft_model: Make, measured: Make) -> None:
-    tables = measured(peft_model(config).to(torch.bfloat16), config, steps=[0])
-    assert (tables.probes["nonfinite"] == 0).all()
-    products = {"adapter_out", "adapter_in_grad", "delta_w", "adapter_update"}
-    assert set(tables.probes["site"]) >= products
-
-
 def test_a_cell_for_each_active_adapter(
     config: CellConfig, peft_model: Make, measured: Make
 ) -> None:
