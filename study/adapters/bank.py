@@ -442,7 +442,8 @@ class LoraBank(nn.Module):
 
     def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One frozen product for all of ``buckets``; each adds its adapters' products."""
-        W_OD, y_kNO = dense_weight(self.base), None
+        W_OD: Any = dense_weight(self.base)
+        y_kNO: Any = None
         if W_OD is None or self._drops:
             W_OD, y_kNO = None, self.base(x_kND)
             if self._drops:

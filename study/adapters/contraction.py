@@ -83,7 +83,7 @@ class Factored(torch.autograd.Function):
         ctx: Any,
         x_KND: Tensor,
         y_KNO: Tensor | None,
-        W_OD: Tensor | None,
+        W_OD: Any,
         b_O: Tensor | None,
         cells: Sequence[slice],
         *adapters: Tensor,
