@@ -70,16 +70,20 @@ def trained_bank(base: nn.Module, contraction: Contraction, b_scale: float = 1.0
     return bank
 
 
+def gradients(bank: LoraBank) -> list[torch.Tensor]:
+    bank.bind_grads()
+    found = [weight.grad for pair in bank.pairs for weight in pair[:2]]
+    return [grad.clone() for grad in found if grad is not None]
+
+
 def passes(bank: LoraBank, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
     """Output, gradient of the input, and those of every cell's A and B."""
     bank.zero_grad()
     x = x.detach().requires_grad_()
     y = bank(x)
     y.backward(dy)
-    bank.bind_grads()
     assert x.grad is not None
-    grads = [weight.grad for pair in bank.pairs for weight in pair[:2]]
-    return [y.detach(), x.grad, *(g.clone() for g in grads if g is not None)]
+    return [y.detach(), x.grad, *gradients(bank)]
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -113,19 +117,7 @@ def test_every_form_is_the_exact_product_within_rounding(base: str, b_scale: flo
 def test_merging_once_a_step_equals_merging_in_each_micro_batch(form: str) -> None:
     d, o = DIMS
     linear = nn.Linear(d, o)
-    batches = [
-        (torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)) for _ in range(3)
-    ]
-
-    def gradients(bank: LoraBank) -> list[torch.Tensor]:
-        bank.bind_grads()
-        return [
-            weight.grad.clone()
-            for pair in bank.pairs
-            for weight in pair[:2]
-            if weight.grad is not None
-        ]
-
+    batches = [(torch.randn(9, 7, d), torch.randn(9, 7, o)) for _ in range(3)]
     each, once = (trained_bank(linear, Contraction(form)) for _ in range(2))
     for x, dy in batches:
         each(x).backward(dy)
@@ -187,13 +179,13 @@ def test_one_product_keeps_a_small_adapter_that_two_lose(base: str, rank: int) -
             d = gamma * factors[0] @ factors[1].mT @ factors[2].mT
             y = exact(factors[0]) + d
             y.backward(dy.double())
-            found, *gradients = passes(bank, x, dy)
+            found, *grads = passes(bank, x, dy)
             changed = found.double() - without.double()
             lost = float(1 - (d * changed).sum().detach() / d.square().sum().detach())
             assert lost > two_lose if form == "factored" else abs(lost) < 0.03
             assert relative(found, y.detach()) < 2.5e-3
-            for gradient, factor in zip(gradients, factors, strict=True):
-                assert relative(gradient, factor.grad) < 4e-3
+            for grad, factor in zip(grads, factors, strict=True):
+                assert relative(grad, factor.grad) < 4e-3
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -208,13 +200,13 @@ def test_a_cell_of_a_fold_is_concatenated_as_alone(dropout: float) -> None:
     whole.make_pairs()
     for pair in whole.pairs:
         nn.init.normal_(pair.B_OR)
-    y, dx, *gradients = passes(whole, x, dy)
+    y, dx, *grads = passes(whole, x, dy)
     for cell, spec in enumerate(specs):
         alone = LoraBank(linear, "layer", [spec], Contraction("auto"))
         alone.make_pairs()
         alone.pairs[0].B_OR.data.copy_(whole.pairs[cell].B_OR)
         of_cell = slice(3 * cell, 3 * cell + 3)
-        expected = [y[of_cell], dx[of_cell], *gradients[2 * cell : 2 * cell + 2]]
+        expected = [y[of_cell], dx[of_cell], *grads[2 * cell : 2 * cell + 2]]
         for found, of_fold in zip(passes(alone, x[of_cell], dy[of_cell]), expected, strict=True):
             assert torch.equal(found, of_fold)
         alone.release()
