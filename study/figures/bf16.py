@@ -95,8 +95,8 @@ def _lost(probes: pd.DataFrame) -> pd.DataFrame:
     A layer's size is taken from its mean absolute value: a few large outputs dominate an rms.
     """
     keys = ["cell_id", "step", "layer"]
-    rows = probes[probes["batch"] == TRAIN].astype({"cell_id": str, "layer": str})
-    rows = rows.reindex(columns=[*keys, "site", "mean_abs", "rms", "swallowed"])
+    rows = probes.reindex(columns=[*keys, "site", "batch", "mean_abs", "rms", "swallowed"])
+    rows = rows[rows["batch"] == TRAIN].astype({"cell_id": str, "layer": str})
     lost = rows[(rows["site"] == FORWARD_OUT.site) & rows["swallowed"].notna()]
     lost = lost[lost["step"] == lost["step"].min()].drop(columns="mean_abs")
     found = lost.merge(rows.loc[rows["site"] == "layer_out", [*keys, "mean_abs"]], on=keys)
