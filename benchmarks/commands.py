@@ -24,6 +24,8 @@ SUITES = {
     "bf16": "All ranks in bf16, 1024 tokens a step: two products, and one that rounds once.",
 }
 """What is timed against PEFT, by name, in the order in which it runs."""
+FULL = "xbrl_extract"
+"""The data of every table that names no other: full sequences, so that nothing is padding."""
 BESIDE = {
     "inference": "What merged and unmerged adapters cost at inference.",
     "scale": "What the commands take on a study of many tiny cells.",
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
 @click.option("--device", **shown("auto", type=click.Choice(["auto", "cpu", "cuda"])))
 @click.option("--precision", **shown("float32", type=click.Choice(["float32", "bf16"])))
 @click.option("--tokens", **shown(1024, "Tokens of a step in sweep and folds."))
+@click.option("--data", **shown(FULL, "Of a sweep: a name of conf/data, or a file of rows."))
 @click.option("--measured/--read", **shown(True, "Measure, or only summarise earlier tables."))
 def suites(
     names: tuple[str, ...],
@@ -93,13 +96,14 @@ def suites(
 
     size = Size(ranks=[int(rank) for rank in ranks.split(",")], **options)
     to.mkdir(parents=True, exist_ok=True)
+    file = "{}.parquet" if size.data == FULL else f"{{}}-{Path(size.data).stem}.parquet"
     for name in (names or tuple(SUITES)) if measured else ():
-        path = to / f"{name}.parquet"
+        path = to / file.format(name)
         # In a process of its own: memory that its allocator keeps is free again for the next suite.
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
             rows = pool.submit(measure, name, size).result()
         rows.sort_values("rank", kind="stable").to_parquet(path, index=False)
-    files = {name: to / f"{name}.parquet" for name in SUITES}
+    files = {name: to / file.format(name) for name in SUITES}
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     click.echo(summarise(tables))
     if "sweep" in tables:

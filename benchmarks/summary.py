@@ -14,6 +14,7 @@ from study.vocabulary.sources import model_label
 
 LABELS = {
     "trainer": "PEFT + Trainer",
+    "flattened": "PEFT + Trainer, flattened",
     "loop": "PEFT, tuned loop",
     "alone": "ours, one cell at a time",
     "packed": "ours, packed",

@@ -1,7 +1,8 @@
 """How training is timed: the suites, and the ways to train one cell.
 
 - ``trainer``: PEFT with transformers' Trainer, the model loaded for every cell. Most people run a
-  sweep like this;
+  sweep like this. ``flattened``: the same without padding (``DataCollatorWithFlattening``: a batch
+  is one row, in which attention is masked by position);
 - ``loop``: PEFT in a tuned bare loop: fused AdamW, logits on targets only, one loaded model;
 - ``alone``: this project, the base loaded for every cell;
 - ``packed``: this project as a sweep runs it; ``compiled``: the same with ``pack.compile``.
@@ -39,7 +40,12 @@ from hydra.core.global_hydra import GlobalHydra
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from study.adapters.bank import AdapterSpec, initial_pair
 from study.config import CellConfig
@@ -54,7 +60,7 @@ from study.sweeps.packs import build_pack_corpus
 from study.training.devices import choose_device, describe_device
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 
-from .commands import SUITES
+from .commands import FULL, SUITES
 from .summary import PLAIN
 
 TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
@@ -88,11 +94,15 @@ def worker() -> sweep.Worker:
     return sweep.Worker()
 
 
-def trainer(config: CellConfig) -> TimedRun:
+def trainer(config: CellConfig, way: str = "trainer") -> TimedRun:
     """PEFT with transformers' Trainer: its defaults, without clipping, as the other ways."""
     train = config.train
-    run = TimedRun("trainer", micro_batches=train.accumulation)
-    rows = labelled_rows(config)
+    run = TimedRun(way, micro_batches=train.accumulation)
+    rows, collator = labelled_rows(config), None
+    if way == "flattened":
+        real = [(row, row.pop("attention_mask").bool()) for row in rows]
+        rows = [{name: x_T[real_T] for name, x_T in row.items()} for row, real_T in real]
+        collator = DataCollatorWithFlattening()
     device, is_bf16 = choose_device(config.device), config.precision == "bf16"
     began = time.perf_counter()
     dtype = torch.bfloat16 if is_bf16 else torch.float32
@@ -115,7 +125,8 @@ def trainer(config: CellConfig) -> TimedRun:
             save_strategy="no",
         )
         with contextlib.redirect_stdout(io.StringIO()):
-            InOrder(model=peft_model, args=arguments, train_dataset=rows, callbacks=[clock]).train()
+            given = {"train_dataset": rows, "data_collator": collator, "callbacks": [clock]}
+            InOrder(model=peft_model, args=arguments, **given).train()
     run.steps, run.losses = clock.seconds, clock.losses
     run.setup += time.perf_counter() - began - sum(run.steps)
     return run
@@ -223,6 +234,7 @@ def compiled(config: CellConfig) -> TimedRun:
 
 WAYS: dict[str, Callable[[CellConfig], TimedRun]] = {
     "trainer": trainer,
+    "flattened": partial(trainer, way="flattened"),
     "loop": loop,
     "alone": partial(packed, way="alone"),
     "packed": packed,
@@ -286,7 +298,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Size:
-    """What all suites have in common: ``ranks`` of a sweep, optimizer ``steps`` of a run."""
+    """What all suites have in common: ``ranks`` of a sweep, optimizer ``steps`` of a run.
+
+    ``data``: a name of ``conf/data``, or a file.
+    """
 
     model: str
     ranks: Sequence[int]
@@ -294,14 +309,24 @@ class Size:
     device: str = "auto"
     precision: str = "float32"
     tokens: int = 1024
+    data: str = FULL
 
     def cell(self, tokens: int, rank: int, *overrides: str) -> CellConfig:
         """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096. It has
         no probes and no held-out loss, as PEFT.
+
+        Of other data than :data:`~benchmarks.commands.FULL`: ``tokens / 128`` rows of their own
+        lengths, up to 512 tokens.
         """
         length = min(256, tokens)
         batch = min(tokens, 4096) // length
-        plain = ["data=xbrl_extract", "data.heldout=16", "probes.steps=null", "train.eval_every=0"]
+        if self.data != FULL:
+            length, batch = 512, tokens // 128
+            tokens = length * batch
+        file = Path(self.data)
+        plain = ["data=file", f"data.path={file.resolve()}"] if file.suffix else []
+        plain = plain or [f"data={self.data}"]
+        plain += ["data.heldout=16", "probes.steps=null", "train.eval_every=0"]
         plain += [f"model={self.model}", f"device={self.device}", f"precision={self.precision}"]
         plain += [f"adapter.rank={rank}", f"data.sequence_length={length}", "optimizer.lr=1e-4"]
         plain += [f"train.batch_size={batch}", f"train.accumulation={tokens // (batch * length)}"]
@@ -321,7 +346,8 @@ class Size:
 
 def whole_sweep(size: Size) -> Iterator[Row]:
     """The suite ``sweep``."""
-    yield from _compare("sweep", ["trainer", "loop", "alone", "packed"], size.grid())
+    way = "alone" if size.data == FULL else "flattened"
+    yield from _compare("sweep", ["trainer", "loop", way, "packed"], size.grid())
 
 
 def large_steps(size: Size) -> Iterator[Row]:
@@ -419,7 +445,7 @@ def measure(suite: str, size: Size) -> pd.DataFrame:
             print(f"{said.format(**row)}: {row['seconds']:.2f} s", file=sys.stderr, flush=True)
     machine, torch_ = describe_device(choose_device(size.device)), torch.__version__
     name = f"{machine['device_name']}, {machine['threads']} threads, torch {torch_}"
-    return pd.DataFrame(rows).assign(device=name, model=size.model, torch=torch_)
+    return pd.DataFrame(rows).assign(device=name, model=size.model, data=size.data, torch=torch_)
 
 
 def _compare(

@@ -57,7 +57,7 @@ def blocks(heading: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one study with all recipes went through every command, in a process of its own.
+    """Where one study with all recipes was trained and shown, in a process of its own.
 
     Each recipe is a module, which imports what it uses. It comes before the rest of the package, as
     a row of a table does.
@@ -72,8 +72,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     searched = f"hydra.searchpath=[file://{place}/conf]"
     lines = [
         ["train", "-m", searched, *SWEEP.split(), *RECIPES.values()],
-        ["analyze", "results/recipes"],
-        ["figures", "results/recipes"],
         ["report", "results/recipes"],
         ["dashboard", "results/recipes", "--export", "recipes.html"],
     ]

@@ -37,13 +37,10 @@ def within_sequences(
     """
     if sequences is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if all(lengths == sequences[0] for lengths in sequences):
-        sequences, rows = sequences[:1], len(query)
-    else:
-        rows = 1
+    rows = len(query) if all(lengths == sequences[0] for lengths in sequences) else 1
     attended = []
     each = zip(*(x.split(rows) if rows < len(x) else [x] for x in (query, key, value)), strict=True)
-    for lengths, row in zip(sequences, each, strict=True):
+    for lengths, row in zip(sequences, each, strict=False):
         parts = zip(*(x.split(lengths, 2) for x in row), strict=True)
         windows = (_window(length, sliding_window, query.device) for length in lengths)
         outputs = [

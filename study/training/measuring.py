@@ -33,8 +33,7 @@ from study.vocabulary.quantities import (
 def heldout_losses(fold: Fold, first_K: Tensor | None = None) -> Tensor:
     """Each cell's mean loss over the supervised tokens of the held-out examples, in nats, ``[K]``.
 
-    ``first_K``: the sums of the first batch, if a probe has computed them with the same weights.
-    Does not wait for the device.
+    ``first_K``: the sums of the first batch, if a probe has computed them. Does not wait.
     """
     sums_K, count = torch.zeros(len(fold.cells), device=fold.base.device), 0
     known = [] if first_K is None else [first_K]
@@ -117,10 +116,7 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
 
 
 def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | None]:
-    """Measure on the held-out batch and on noise, before the pass on the training batch.
-
-    Also returns the sums of losses on the held-out batch, ``[K]``; None if it is not probed.
-    """
+    """Measure on the held-out batch, whose sums of losses ``[K]`` it also returns, and on noise."""
     sent, sums_K = [], None
     if probe := make_probe(fold, HELDOUT):
         sums_K = _probe_heldout(fold, probe)

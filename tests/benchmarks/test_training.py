@@ -22,17 +22,22 @@ def bench(study_cli: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     return lambda *arguments: study_cli("bench", *size, *arguments)
 
 
-def test_four_ways_are_timed_and_summarised(bench: Callable[..., Any], tmp_path: Path) -> None:
-    ran = bench("sweep", "--ranks=2,4")
+@pytest.mark.parametrize(("data", "way"), [("xbrl_extract", "alone"), ("pydoc", "flattened")])
+def test_four_ways_are_timed_and_summarised(
+    bench: Callable[..., Any], tmp_path: Path, data: str, way: str
+) -> None:
+    options = ["--ranks=2", f"--data={data}", "--tokens=512"]
+    ran = bench("sweep", *options)
     assert ran.code == 0, ran.err
-    rows = pd.read_parquet(tmp_path / "sweep.parquet")
-    assert set(rows["way"]) == {"trainer", "loop", "alone", "packed"}
+    [table] = tmp_path.glob("sweep*.parquet")
+    rows = pd.read_parquet(table)
+    assert set(rows["way"]) == {"trainer", "loop", way, "packed"}
     steps = rows[rows["variant"] != "set-up"]
     assert steps.groupby(["way", "rank", "scaling"]).size().eq(2).all()
     assert (steps["seconds"] > 0).all()
     assert "the whole sweep, ours, packed against PEFT, tuned loop" in ran.out
     assert (tmp_path / "speed.png").exists()
-    assert bench("--read").out == ran.out
+    assert bench("--read", *options).out == ran.out
 
 
 def test_folds_are_timed_in_bf16(bench: Callable[..., Any], tmp_path: Path) -> None:
