@@ -96,7 +96,7 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
             row[name] = _plain(value)
     if config.get("precision") == "bf16":  # the forms differ by more than rounding noise
         form = config["adapter"].get("contraction", "auto")
-        row |= {"contraction": "factored" if form == "auto" else form}  # as before the choice
+        row["contraction"] = _plain("factored" if form == "auto" else form)  # as before a choice
     row |= {name: _plain(record[name]) for name in FIRST if name in record}
     row["rank"] = float(row["rank"])
     if "peft" not in record:  # a Trainer's record hashes names and settings, not contents
