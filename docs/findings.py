@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -335,7 +335,9 @@ def looks(study: str) -> str:
     """Seeds whose cells began after tables of the study had been committed, beside earlier ones,
     and seeds that no version of its file names; empty if there are none."""
     dates = _git("log", "--reverse", "--format=%aI", "--", f"results/reference/{study}")
-    first = datetime.fromisoformat(dates.splitlines()[0]) if dates else datetime.max
+    first = (
+        datetime.fromisoformat(dates.splitlines()[0]) if dates else datetime.max.replace(tzinfo=UTC)
+    )
     last: dict[int, datetime] = {}
     for record, began in zip(records(study), started(study), strict=True):
         seed = record["config"]["seed"]
