@@ -19,13 +19,12 @@ from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters.contraction import (
-    TILE,
-    Concatenated,
     Contraction,
     Factored,
     Listeners,
     Merged,
     Mixed,
+    once_rounded,
 )
 from study.adapters.inits import DRAWS, generator_for
 from study.adapters.processes import own, undivided
@@ -73,7 +72,6 @@ class Bucket(nn.Module):
     """
 
     gamma_k11: Tensor
-    V_kOC: Tensor
 
     def __init__(self, drawn: Sequence[tuple[Tensor, Tensor, float]], *forms: str) -> None:
         super().__init__()
@@ -109,26 +107,6 @@ class Bucket(nn.Module):
             yield
         finally:
             self.listeners, self._needs_product = None, False
-
-    def concatenate(self, W_OD: Tensor) -> Tensor:
-        """Make the weights ``[W, gamma B]`` of the concatenated form. Returns W in them."""
-        k, o, rank = self.B_kOR.shape
-        d = W_OD.shape[1]
-        V_kOC = W_OD.new_zeros(k, o, d + -(-rank // TILE) * TILE)
-        V_kOC[..., :d] = W_OD.detach()
-        self.register_buffer("V_kOC", V_kOC, persistent=False)
-        return V_kOC[..., :d]
-
-    def multiply_concatenated(
-        self, x_kND: Tensor, kept_kND: Tensor | None, b_O: Tensor | None
-    ) -> Tensor:
-        """``x W^T + b + gamma B A x``, ``[k, N, O]``. Writes ``gamma B``, as it is now, into V."""
-        d, rank = x_kND.shape[-1], self.B_kOR.shape[-1]
-        self.V_kOC.data[..., d : d + rank] = self.B_kOR.data * self.gamma_k11
-        adapters = self.A_kRD, self.B_kOR, self.gamma_k11
-        with torch.autocast(x_kND.device.type, enabled=False):
-            x_kND = x_kND.to(self.V_kOC.dtype)
-            return Concatenated.apply(x_kND, kept_kND, self.V_kOC, b_O, *adapters)
 
     def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
         """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
@@ -288,12 +266,7 @@ class LoraBank(nn.Module):
             choose = self.contraction.choose
             return Bucket(drawn, choose(*shape), choose(*shape, needs_product=True))
         if W_OD is not None and dtype == torch.bfloat16 and self.contraction.form != "factored":
-            bucket = Bucket(drawn, "concatenated", "concatenated")
-            base: Any = self.base
-            W_kOD = bucket.concatenate(W_OD)
-            if len(self.specs) == 1:  # one cell needs no second W
-                base.weight.data = W_kOD[0].mT if type(base) is Conv1D else W_kOD[0]
-            return bucket
+            return Bucket(drawn, "concatenated", "concatenated")
         return Bucket(drawn)
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
@@ -310,12 +283,6 @@ class LoraBank(nn.Module):
             LoraPair(nn.Parameter(A_RD), nn.Parameter(B_OR), gamma)
             for A_RD, B_OR, gamma in self._each_cell(own)
         ]
-
-    def release(self) -> None:
-        """Give the frozen linear a weight of its own again."""
-        base: Any = self.base
-        if dense_weight(base) is not None:
-            base.weight.data = base.weight.data.contiguous()
 
     def whole_pairs(self) -> list[LoraPair]:
         """Each cell's whole factors and gamma, without a gradient.
@@ -426,45 +393,38 @@ class LoraBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
-        product = {
-            "factored": self._factored,
-            "concatenated": self._concatenated,
-            "mixed": self._dense,
-            "merged": self._dense,
-        }
         out, first = [], 0
         for form, neighbours in groupby(self._buckets(), key=lambda bucket: bucket.form):
             buckets = list(neighbours)
             cells = slice(first, first := first + sum(bucket.cells for bucket in buckets))
-            out += product[form](buckets, x_KND[cells], cells)
+            product = self._dense if form in ("mixed", "merged") else self._factored
+            out += product(buckets, x_KND[cells], cells)
         y_KNO = out[0] if len(out) == 1 else torch.cat(out)
         return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
 
     def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One frozen product for all of ``buckets``; each adds its adapters' products."""
         W_OD: Any = dense_weight(self.base)
-        y_kNO: Any = None
-        if W_OD is None or self._drops:
-            W_OD, y_kNO = None, self.base(x_kND)
-            if self._drops:
-                x_kND = x_kND * self._kept(buckets, x_kND, cells)
+        once = W_OD is not None and buckets[0].form == "concatenated"
         ends = list(accumulate((bucket.cells for bucket in buckets), initial=0))
         parts = [slice(*ends) for ends in pairwise(ends)]
         adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
-        # Under autocast the base's product is bf16, and so are the adapters' products.
-        x_kND = x_kND.to(W_OD.dtype if y_kNO is None else y_kNO.dtype)
-        bias = None if W_OD is None else self.bias
+        how: tuple[Any, ...] = once, parts, *adapters
         with torch.autocast(x_kND.device.type, enabled=False):
-            return [Factored.apply(x_kND, y_kNO, W_OD, bias, parts, *adapters)]
-
-    def _concatenated(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
-        """One product per bucket, of the frozen weight and the adapters together."""
-        sizes = [bucket.cells for bucket in buckets]
-        kept: Sequence[Tensor | None] = [None] * len(buckets)
-        if self._drops:
-            kept = self._kept(buckets, x_kND, cells).split(sizes)
-        parts = zip(buckets, x_kND.split(sizes), kept, strict=True)
-        return [bucket.multiply_concatenated(x, of_x, self.bias) for bucket, x, of_x in parts]
+            if W_OD is not None and not self._drops:
+                return [Factored.apply(x_kND.to(W_OD.dtype), None, W_OD, self.bias, *how)]
+        kept_kND = x_kND * self._kept(buckets, x_kND, cells) if self._drops else x_kND
+        if once:
+            x_kND = x_kND.to(W_OD.dtype)
+            y_kNO = x_kND.new_zeros(*x_kND.shape[:2], len(W_OD))
+        else:
+            y_kNO = self.base(x_kND)
+        with torch.autocast(x_kND.device.type, enabled=False):
+            # Under autocast the base's product is bf16, and so are the adapters' products.
+            y_kNO = Factored.apply(kept_kND.to(y_kNO.dtype), y_kNO, None, None, *how)
+            if once:
+                y_kNO = once_rounded(y_kNO, x_kND, W_OD, self.bias)
+            return [y_kNO]
 
     def _dense(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One product per bucket, through each cell's own merged weight."""

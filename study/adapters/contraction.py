@@ -22,10 +22,11 @@ float32 only: in bf16, at ``|delta_w| / |W| = 1e-4``, they would lose 98 % of th
 A bf16 weight has two forms, and they differ by more than rounding noise. *Factored* rounds ``W x``
 to bf16 and adds ``gamma B A x`` to it. Where the second term is below half a unit in the last place
 of the first, 1/512 to 1/256 of it, the sum is ``W x``: the adapter's output is lost. *Concatenated*
-is one product, ``[W, gamma B] [x, A x]``. It accumulates in float32 and rounds once. A small
-adapter's output is then kept on average, because ``W x`` is not on the grid of bf16. Let d be the
+is the product ``[W, gamma B] [x, A x]``, which accumulates in float32 and is rounded once. A small
+adapter's output is then kept on average, because ``W x`` is not on the grid of bf16. It needs no
+copy of W: the product ``W x`` begins its accumulation with the adapter's output. Let d be the
 adapter's output and D what the layer's output changed by. Then ``1 - <d, D> / <d, d>`` is lost. At
-``|d| / |y|`` of 1e-4, 1e-3 and 1e-2, factored loses 94, 47 and 0 %, concatenated less than 2 %.
+``|d| / |y|`` of 1e-4, 1e-3 and 1e-2, factored loses 94, 47 and 0 %, concatenated less than 3 %.
 
 Letters: ``K`` cells of one rank, ``N`` tokens of one pass, ``T`` tokens of an optimizer step, ``D``
 in features, ``O`` out features, ``R`` rank.
@@ -37,17 +38,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 FORMS = ("factored", "mixed", "merged")
 """The forms on a float32 weight."""
 FLOAT = 40
 """FLOPs computed in the time that one float takes through memory: about the same on a CPU and on a
 GPU. It decides at low rank only, where the forms differ by few FLOPs."""
-TILE = 32
-"""The concatenated form pads ranks to a multiple of it: the depth of a bf16 tile of a CPU's matrix
-unit, and more than the 8 numbers to which a GPU aligns rows. Measured on a CPU, a product of depth
-576 + 4 takes 1.4 times as long as one of depth 576 + 32."""
 NARROW = 16
 """A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
 rows."""
@@ -72,10 +69,14 @@ class Factored(torch.autograd.Function):
     ``bmm(x, A^T)`` is transposed: copying it costs a tenth of a step at rank 1024.
 
     ``y_KNO`` is the frozen linear's output, and None if it is to be computed, from ``W_OD`` and
-    ``b_O``, which may be None. ``cells`` are the cells of each rank, and ``adapters`` its A, B and
-    gamma. A and B are cast to the dtype of x once for both directions. gamma stays float32, because
-    rounded to bf16 it would be wrong by up to 0.39 %, and multiplies the ``[N, R]`` factor, the
-    smallest of the three.
+    ``b_O``, which may be None. ``once``: in the concatenated form. ``cells`` are the cells of each
+    rank, and ``adapters`` its A, B and gamma. A and B are cast to the dtype of x once for both
+    directions. gamma stays float32, because rounded to bf16 it would be wrong by up to 0.39 %, and
+    multiplies the ``[N, R]`` factor, the smallest of the three.
+
+    The backward pass adds ``dy W`` and ``dz A`` in bf16. To round once would change nothing. On
+    SmolLM2, after up to 10 steps at ranks 4 and 256, gradients of A and B in the lower layers are
+    2.3 to 3.9 % and 7.1 to 9.1 % from float32; so computed 2.3 to 3.9 % and 7.0 to 8.8 %.
     """
 
     @staticmethod
@@ -85,14 +86,20 @@ class Factored(torch.autograd.Function):
         y_KNO: Tensor | None,
         W_OD: Any,
         b_O: Tensor | None,
+        once: bool,
         cells: Sequence[slice],
         *adapters: Tensor,
     ) -> Tensor:
         adapters = tuple(t.to(x_KND.dtype) if n % 3 < 2 else t for n, t in enumerate(adapters))
-        y_KNO, z = linear(x_KND, W_OD, b_O) if y_KNO is None else y_KNO.clone(), []
-        for part, A, B, gamma in _each(cells, adapters):
-            z.append(torch.bmm(x_KND[part], A.mT).mul_(gamma))
-            y_KNO[part].baddbmm_(z[-1], B.mT)
+        each = list(_each(cells, adapters))
+        z = [torch.bmm(x_KND[part], A.mT).mul_(gamma) for part, A, _, gamma in each]
+        if once and W_OD is not None:
+            d = [torch.bmm(z_kNR, B.mT) for z_kNR, (_, _, B, _) in zip(z, each, strict=True)]
+            y_KNO = once_rounded(d[0] if len(d) == 1 else torch.cat(d), x_KND, W_OD, b_O)
+        else:
+            y_KNO = linear(x_KND, W_OD, b_O) if y_KNO is None else y_KNO.clone()
+            for z_kNR, (part, _, B, _) in zip(z, each, strict=True):
+                y_KNO[part].baddbmm_(z_kNR, B.mT)
         ctx.cells = cells
         ctx.save_for_backward(x_KND, W_OD, *z, *adapters)
         return y_KNO
@@ -112,58 +119,16 @@ class Factored(torch.autograd.Function):
                 dx_KND[part].baddbmm_(dz_kNR, A)
             gradients += [outer(dz_kNR, x), outer(dy, z_kNR), None]
         of_y = dy_KNO if ctx.needs_input_grad[1] else None
-        return dx_KND, of_y, None, None, None, *gradients
+        return dx_KND, of_y, None, None, None, None, *gradients
 
 
-class Concatenated(torch.autograd.Function):
-    """``[x, z] V^T + b`` with ``z = (kept x) A^T`` and ``V = [W, gamma B]``, for k cells of a rank.
+def once_rounded(d_KNO: Tensor, x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None) -> Tensor:
+    """``d + x W^T + b``, ``[K, N, O]``. The sum of the first two terms is rounded once.
 
-    ``V_kOC`` is bf16 and has C = D + R columns, where R is padded to a multiple of :data:`TILE`.
-    ``kept_kND`` are the factors of dropout, or None. A and gamma are float32. B stands for its
-    columns of V, and gets their gradient.
-
-    The backward pass adds ``dy W`` and ``dz A`` in bf16. One product would change nothing. On
-    SmolLM2, after up to 10 steps at ranks 4 and 256, gradients of A and B in the lower layers are
-    2.3 to 3.9 % and 7.1 to 9.1 % from float32; with one product 2.3 to 3.9 % and 7.0 to 8.8 %.
+    A bias is added afterwards: a product can begin its accumulation with one tensor only.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_kND: Tensor,
-        kept_kND: Tensor | None,
-        V_kOC: Tensor,
-        b_O: Tensor | None,
-        A_kRD: Tensor,
-        B_kOR: Tensor,
-        gamma_k11: Tensor,
-    ) -> Tensor:
-        padding = V_kOC.shape[-1] - x_kND.shape[-1] - A_kRD.shape[1]
-        A = pad(A_kRD.to(x_kND.dtype), (0, 0, 0, padding))
-        h_kND = x_kND if kept_kND is None else x_kND * kept_kND
-        z = torch.bmm(h_kND, A.mT)
-        ctx.rank = A_kRD.shape[1]
-        ctx.save_for_backward(h_kND, kept_kND, z, V_kOC, A, gamma_k11)
-        xz_kNC = torch.cat([x_kND, z], -1)
-        if b_O is None:
-            return torch.bmm(xz_kNC, V_kOC.mT)
-        return torch.baddbmm(b_O, xz_kNC, V_kOC.mT)
-
-    @staticmethod
-    def backward(ctx: Any, dy_kNO: Tensor) -> tuple[Tensor | None, ...]:
-        h_kND, kept_kND, z, V_kOC, A, gamma_k11 = ctx.saved_tensors
-        d = h_kND.shape[-1]
-        dz = torch.bmm(dy_kNO, V_kOC[..., d:])
-        dz_kNR, z_kNR = dz[..., : ctx.rank], z[..., : ctx.rank]
-        dx_kND = None
-        if ctx.needs_input_grad[0]:
-            dx_kND = torch.bmm(dy_kNO, V_kOC[..., :d])
-            if kept_kND is None:
-                dx_kND.baddbmm_(dz, A)
-            else:
-                dx_kND.addcmul_(torch.bmm(dz, A), kept_kND)
-        dA, dB = outer(dz_kNR, h_kND), outer(dy_kNO, z_kNR).mul_(gamma_k11)
-        return dx_kND, None, None, None, dA, dB, None
+    y_KNO = torch.addmm(d_KNO.flatten(0, 1), x_KND.flatten(0, 1), W_OD.mT).view_as(d_KNO)
+    return y_KNO if b_O is None else y_KNO + b_O
 
 
 def _each(

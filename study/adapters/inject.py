@@ -127,8 +127,6 @@ def adapted(
     finally:
         for path, module in plain.items():
             _replace(model, path, module)
-        for bank in banks:
-            bank.release()
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

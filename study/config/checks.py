@@ -124,7 +124,7 @@ def _in_sharding(config: CellConfig) -> Iterator[str]:
         f"optimizer={optimizer}: use one other than {whole}": not OPTIMIZERS[optimizer].elementwise,
         "adapter.rank=inf: use a finite rank": adapter.rank == math.inf,
         f"adapter.contraction={adapter.contraction}: use factored": (
-            adapter.contraction not in ("auto", "factored")
+            adapter.contraction in ("mixed", "merged")
         ),
         f"adapter.dropout={adapter.dropout:g}: use 0": adapter.dropout > 0,
         f"model.quant_bits={bits}: use null": bits is not None,

@@ -347,10 +347,9 @@ class CellConfig:
         """How a bf16 cell's products are computed, ``factored`` or ``concatenated``; in float32
         None. The two differ by more than rounding noise (:mod:`study.adapters.contraction`).
 
-        Only a dense weight that is whole in one process can be concatenated.
+        Only a dense weight can be concatenated: a quantised linear rounds its own output.
         """
         if self.precision != "bf16":
             return None
-        is_dense = self.model.quant_bits is None and not self.train.shard
-        is_asked = self.adapter.contraction != "factored"
-        return "concatenated" if is_dense and is_asked else "factored"
+        is_factored = self.model.quant_bits or self.adapter.contraction == "factored"
+        return "factored" if is_factored else "concatenated"

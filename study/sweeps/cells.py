@@ -52,9 +52,8 @@ class Cell:
         """Why bf16 takes a part of the adapters' output; empty if it does not."""
         if self.config.bf16_form != "factored":
             return ""
-        form, bits = self.config.adapter.contraction, self.config.model.quant_bits
-        is_chosen = f"adapter.contraction={form}" if form == "factored" else "train.shard"
-        return f"the base has {bits} bits" if bits else is_chosen
+        bits = self.config.model.quant_bits
+        return f"the base has {bits} bits" if bits else "adapter.contraction=factored"
 
     @property
     def done(self) -> bool:

@@ -4,9 +4,8 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 
 - the base: its weights, once for all cells of a process;
 - a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state; the
-  weights before the step, if a probe measures updates; in bf16 the adapters' casts and, in a fold
-  of several cells, a copy of W for each concatenated layer; ``D O`` floats for each merged layer
-  and expert, as many for the weight gradients that alignments need, and for
+  weights before the step, if a probe measures updates; in bf16 the adapters' casts; ``D O`` floats
+  for each merged layer and expert, as many for the weight gradients that alignments need, and for
   the product ``B A`` that a probe multiplies tokens by;
 - a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
   block up, and in bf16 the float32 inputs of two norms a block. For Llama, GPT-2, Phi and Qwen this
@@ -55,7 +54,6 @@ class Estimate:
     ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
     (:mod:`study.training.fold`), so it never holds more than ``chunk_bytes`` of them.
     ``activation_bytes``: the part of ``own_bytes`` that its activations take.
-    ``copy_bytes``: of W in concatenated layers, which it copies if it is not alone in its fold.
 
     For :meth:`divided`: ``sequences`` of one pass; the bytes of ``base_bytes`` and of ``own_bytes``
     that every device holds, the head and the casts; those of one block, which it puts together.
@@ -69,7 +67,6 @@ class Estimate:
     chunk_bytes: int = 0
     weights: int = 0
     activation_bytes: int = 0
-    copy_bytes: int = 0
     sequences: int = 1
     head_bytes: int = 0
     cast_bytes: int = 0
@@ -105,20 +102,16 @@ class Estimate:
 def fold_bytes(needs: Sequence[Estimate]) -> int:
     """The bytes of a fold: the base once, every cell's own, and one chunk of logits at most."""
     logits = min(sum(need.logits_bytes for need in needs), needs[0].chunk_bytes)
-    copies = sum(need.copy_bytes for need in needs) if len(needs) > 1 else 0
-    return needs[0].base_bytes + sum(need.own_bytes for need in needs) + copies + logits
+    return needs[0].base_bytes + sum(need.own_bytes for need in needs) + logits
 
 
 class _Adapters(NamedTuple):
-    """Sums over the adapted layers: weights, FLOPs of a step, floats kept, numbers a token, and
-    frozen weights of concatenated layers.
-    """
+    """Sums over the adapted layers: weights, FLOPs of a step, floats kept, numbers a token."""
 
     weights: int
     flops: float
     kept: int
     hidden: int
-    concatenated: int
 
 
 def estimate(
@@ -167,7 +160,6 @@ def estimate(
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
         activation_bytes=activations,
-        copy_bytes=adapters.concatenated * bits // 8,
         sequences=train.batch_size,
         head_bytes=card.head * bits // 8,
         cast_bytes=casts,
@@ -204,7 +196,7 @@ def _adapters(
     experts = dict(zip(card.experts, card.expert_shapes, strict=True))
     dense = config.precision == "float32" and config.model.quant_bits is None
     stats, sites = _probed(config)
-    weights = kept = hidden = concatenated = 0
+    weights = kept = hidden = 0
     flops = 0.0
     shapes = Counter(linears[layer] for layer in layers if layer in linears)  # a model has few
     for (d, o), number in shapes.items():
@@ -213,7 +205,6 @@ def _adapters(
         weights += number * rank * (d + o)
         flops += number * adapter_flops(form, tokens, d, o, rank)
         hidden += number * rank if form == "factored" else 0
-        concatenated += number * d * o if config.bf16_form == "concatenated" else 0
         forms = {form, contraction.choose(d, o, rank, "delta_w" in sites) if dense else form}
         is_lent = {"delta_w", "adapter_in_grad"} <= sites and d * o < rank * (d + o)
         matrices = (forms != {"factored"}) + bool(stats & {*ALIGNMENTS}) + is_lent
@@ -224,7 +215,7 @@ def _adapters(
         weights += e * rank * (d + o)
         flops += 6.0 * config.train.accumulation * rank * e * d * o
         kept += e * d * o
-    return _Adapters(weights, flops, kept, hidden, concatenated)
+    return _Adapters(weights, flops, kept, hidden)
 
 
 def _probed(config: CellConfig) -> tuple[set[str], set[str]]:

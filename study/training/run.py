@@ -41,8 +41,8 @@ class Run:
         """The run of ``config`` on ``corpus``. Builds eight batches to count their tokens."""
         tokens, supervised = typical_step(config, corpus)
         form = config.adapter.contraction
-        if config.train.shard:  # only factored products leave the factors divided between passes
-            form = "factored"
+        if config.train.shard:  # merged products would need whole factors between passes
+            form = config.bf16_form or "factored"
         return cls(config, adapter_spec(config), tokens, supervised, Contraction(form, tokens))
 
 

@@ -127,29 +127,6 @@ def test_a_cell_beyond_the_budget_is_refused(cell: Build, monkeypatch: pytest.Mo
         prepare(plan([cell()]))
 
 
-def test_the_copies_of_frozen_weights_in_a_bf16_fold_are_counted(
-    corpus: Corpus, cell: Build
-) -> None:
-    """A cell that is alone needs none: the frozen weight is a part of its product's."""
-    config = cell("precision=bf16", "adapter.rank=32")
-    base, need = load_base(config.model, CPU, "bf16"), of(config, corpus, "auto")
-    for cells, copies in ((1, 0), (2, 2)):
-        specs, taken = [AdapterSpec(32, 1.0)] * cells, 0
-        with adapted(
-            base.model, base.card.linears, specs, contraction=Contraction("auto")
-        ) as banks:
-            for bank in banks:
-                [bucket], frozen = bank.buckets, bank.base.weight.untyped_storage()
-                if frozen.data_ptr() != bucket.V_kOC.data_ptr():
-                    taken += bucket.V_kOC.nbytes - 2 * bucket.B_kOR.numel()
-        assert taken == copies * need.copy_bytes
-        assert fold_bytes([need] * cells) == (
-            need.base_bytes
-            + cells * (need.own_bytes + need.logits_bytes)
-            + copies * need.copy_bytes
-        )
-
-
 def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
     shape = ("model=shape", "data.sequence_length=512", "precision=bf16", "probes.steps=null")
     config = cell(*shape, "probes.every=null", "adapter.rank=2048", "optimizer=adamw")
