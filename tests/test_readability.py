@@ -14,10 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 800, 60, 100
 PACKAGE_LINES = {
-    "study/adapters": 1_726,
+    "study/adapters": 1_649,
     "study/analysis": 4_251,
     "study/cli": 1_275,
-    "study/config": 1_561,
+    "study/config": 1_560,
     "study/dashboard": 1_255,
     "study/data": 1_545,
     "study/figures": 3_418,
@@ -26,7 +26,7 @@ PACKAGE_LINES = {
     "study/probes": 1_760,
     "study/report": 1_747,
     "study/store": 1_690,
-    "study/sweeps": 2_685,
+    "study/sweeps": 2_675,
     "study/theory": 1_357,
     "study/tracking": 595,
     "study/training": 1_656,
