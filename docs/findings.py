@@ -87,8 +87,7 @@ def compared(study: str) -> list[Compared]:
 
 
 def entries(study: str) -> list[Entry]:
-    """The entries of an experiment's file as it is now. Its primary test is late if no cell of the
-    committed study holds one."""
+    """The entries of an experiment's file as it is now."""
     file = ROOT / f"conf/experiment/{study}.yaml"
     return read_entries(yaml.safe_load(file.read_text())["expects"])
 
@@ -312,8 +311,7 @@ def started(study: str) -> list[datetime]:
 
 
 def order() -> str:
-    """For each study, expectation by expectation, whether it was committed before its cells began;
-    the same of the primary test; and the looks: seeds that came after committed results."""
+    """Of each study, how many expectations were committed before its cells; and its looks."""
     counts = ["expectations", "before every cell", "before some", "after"]
     heads = ["study", *counts, "primary test", "looks"]
     body = []

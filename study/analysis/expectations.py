@@ -92,12 +92,8 @@ class Compared:
 
 
 Value = dict[str, Any]
-_NOTHING: Value = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
-    "curve": "",
-    "seeds": 0,
-    "step": None,
-    "se_grid": 0.0,
-}
+_NOTHING: Value = dict.fromkeys(("value", "low", "high", "span"), math.nan)
+_NOTHING |= {"curve": "", "seeds": 0, "step": None, "se_grid": 0.0}
 
 
 def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
