@@ -64,7 +64,7 @@ def complete(y_GSRC: Floats, x_R: Floats) -> tuple[Floats, Mask]:
 def _model(there_SR: Mask, x_R: Floats) -> tuple[Mask, Mask, Floats]:
     """The cells that count, those of their seeds and ranks, and the matrix from the values of the
     first to the fitted values of all cells."""
-    seed_S, rank_R = there_SR.any(axis=1), there_SR.any(axis=0)
+    seed_S, rank_R = (np.asarray(there_SR.any(axis=axis), bool) for axis in (1, 0))
     while True:
         has_S = (there_SR & rank_R).sum(axis=1)
         enough_S = np.asarray(seed_S & (has_S >= max(2, rank_R.sum() / 2)), bool)
