@@ -152,9 +152,7 @@ def test_a_rule_with_another_number_is_named_in_the_row(on_disk: OnDisk) -> None
         assert text in " ".join(row[3:5])
 
 
-def test_best_rates_have_an_exponent_and_a_word(
-    on_disk: OnDisk, study_cli: Callable[..., Any]
-) -> None:
+def test_best_rates_have_an_exponent(on_disk: OnDisk, study_cli: Callable[..., Any]) -> None:
     """The best rate is 1e-3 at every rank and seed. The SGD of LoRA should need 1/M = r^+1."""
     folder = on_disk(lrs=LRS)
     printed, text = study_cli("analyze", str(folder)), section(folder, RATES)
@@ -162,11 +160,10 @@ def test_best_rates_have_an_exponent_and_a_word(
     # Alignments were not recorded, so theory is the interval from r_align = 1 to r_align = D = 64.
     assert lora[:3] == ["SGD", "LoRA, γ = α/r", "0.00 [0.00, 0.00]"]
     assert lora[3].startswith("1.0")
-    assert lora[4:7] == ["differs", "3", "0"]
+    assert lora[4:6] == ["3", "0"]
     assert rslora[3].startswith("0.0")
-    for word in ("differs: ", "95 % intervals over 5 seeds"):
-        assert word in text
-        assert word in printed.out
+    assert "95 % intervals over 5 seeds" in text
+    assert "95 % intervals over 5 seeds" in printed.out
     assert "best learning rate with rank" in printed.out
 
 
