@@ -98,11 +98,12 @@ def trainer(config: CellConfig, way: str = "trainer") -> TimedRun:
     """PEFT with transformers' Trainer: its defaults, without clipping, as the other ways."""
     train = config.train
     run = TimedRun(way, micro_batches=train.accumulation)
-    rows, collator = labelled_rows(config), None
+    rows = labelled_rows(config)
+    given: dict[str, Any] = {}
     if way == "flattened":
         real = [(row, row.pop("attention_mask").bool()) for row in rows]
         rows = [{name: x_T[real_T] for name, x_T in row.items()} for row, real_T in real]
-        collator = DataCollatorWithFlattening()
+        given["data_collator"] = DataCollatorWithFlattening()
     device, is_bf16 = choose_device(config.device), config.precision == "bf16"
     began = time.perf_counter()
     dtype = torch.bfloat16 if is_bf16 else torch.float32
@@ -125,7 +126,7 @@ def trainer(config: CellConfig, way: str = "trainer") -> TimedRun:
             save_strategy="no",
         )
         with contextlib.redirect_stdout(io.StringIO()):
-            given = {"train_dataset": rows, "data_collator": collator, "callbacks": [clock]}
+            given |= {"train_dataset": rows, "callbacks": [clock]}
             InOrder(model=peft_model, args=arguments, **given).train()
     run.steps, run.losses = clock.seconds, clock.losses
     run.setup += time.perf_counter() - began - sum(run.steps)

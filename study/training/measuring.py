@@ -117,7 +117,8 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
 
 def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | None]:
     """Measure on the held-out batch, whose sums of losses ``[K]`` it also returns, and on noise."""
-    sent, sums_K = [], None
+    sent: list[Sent] = []
+    sums_K = None
     if probe := make_probe(fold, HELDOUT):
         sums_K = _probe_heldout(fold, probe)
         sent.append(probe.send(step, HELDOUT))
