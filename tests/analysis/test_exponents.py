@@ -104,9 +104,9 @@ def test_infinite_rank_and_values_without_a_logarithm_are_left_out_and_counted(
 
     found = fit_exponents(*study({GRAD: law}, rank=(4, 16, 64, 256, 1024, math.inf)))
     assert_exponent(found, layer_slope(-1), 1e-12)
-    # The first seed lacks two ranks, the others one each: these are fitted over the other three.
-    assert (found["seeds"].item(), found["ranks"].item(), found["points"].item()) == (2, 3, 6)
-    assert found["dropped"].item() == 9 + 3
+    # The first seed lacks two ranks, the others one each: all other cells are in the fit.
+    assert (found["seeds"].item(), found["ranks"].item(), found["points"].item()) == (3, 5, 11)
+    assert found["dropped"].item() == 4 + 3
     assert found["rank_max"].item() == 1024
 
 
