@@ -87,9 +87,8 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
     # Version 0 read the first micro-batch of a step only, and no dropout.
-    is_sampled = steps and TRAIN in batches and {*SAMPLED} & {*sites}
     is_new = config.train.accumulation > 1 or config.adapter.dropout > 0
-    if is_sampled and is_new and version >= 1:
+    if is_new and version >= 1 and steps and TRAIN in batches and {*SAMPLED} & {*sites}:
         matters["sampled_tokens"] = "of each micro-batch, with dropout"
     if config.bf16_form and version >= 2:
         matters["contraction"] = config.bf16_form
