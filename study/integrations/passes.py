@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.variable import Variable
 
 from study.probes import NormProbe
+from study.probes.layers import AdaptedLayer
 from study.probes.norm_probe import Gradients
 
 
@@ -247,9 +248,9 @@ class LoopPasses:
         self.gradients = [[layer_copies(layer) for layer in probe.layers] for probe in self.probes]
 
 
-def layer_copies(layer: Any) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Copies of the gradients of A and of B of each adapter of a layer."""
-    grads = [(pair.A_RD.grad, pair.B_OR.grad) for pair in layer.pairs()]
+def layer_copies(layer: AdaptedLayer) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Copies of the gradients of A and of B of a layer's adapters."""
+    grads = [stack.gradients for stack in layer.stacks()]
     return [(None if A is None else A.clone(), None if B is None else B.clone()) for A, B in grads]
 
 

@@ -9,20 +9,21 @@ sampled tokens, ``F`` features (``D`` in, ``O`` out).
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
+from torch.nn.utils.rnn import pad_sequence
 
 from study.adapters.bank import LoraBank, LoraPair
 from study.adapters.contraction import Listeners
 from study.adapters.inits import generator_for
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
+from study.probes.layers import Stack
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import TENSORS, Product, SiteSource
 from study.probes.statistics import LOST
@@ -66,22 +67,54 @@ def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
     return state
 
 
-class RealTokens(NamedTuple):
-    """The indices of the real tokens among the ``[N, F]`` of a cell, and the number N.
+class Rows:
+    """Which of the rows ``[K, N, F]`` of the cells count, and which of these are sampled.
 
-    ``counts``: how many real tokens each process has.
+    ``reals``: of each process, the rows that count, ``[K, N]``. At most ``most`` of all processes
+    are sampled, evenly spaced.
+
+    - ``real_KN``: those of this process, on the device; None if all count. ``count_K``: how many;
+    - ``sampled_K``: how many are sampled.
     """
 
-    real: Tensor
-    tokens: int
-    counts: Sequence[int]
+    def __init__(self, found: Measurements, reals: Sequence[Tensor], most: int) -> None:
+        self.world, device = found.world, found.device
+        real_KN, number = reals[self.world.number], self.world.number
+        counts_PK = [real.sum(1).tolist() for real in reals]
+        totals_K = [sum(of_cell) for of_cell in zip(*counts_PK, strict=True)]
+        self.count_K, self.sampled_K = counts_PK[number], [min(most, n) for n in totals_K]
+        places = []
+        for cell, real_N in enumerate(real_KN):
+            spaced = _spaced(totals_K[cell], most)
+            ends = torch.tensor([0, *accumulate(counts[cell] for counts in counts_PK)])
+            bounds = torch.searchsorted(spaced, ends).tolist()
+            self._sizes = [end - start for start, end in pairwise(bounds)]
+            own = spaced[slice(*bounds[number:][:2])] - ends[number]
+            places.append(real_N.nonzero().flatten()[own])
+        # A cell with fewer real tokens repeats a row, which does not count.
+        firsts_K1 = torch.arange(len(real_KN))[:, None] * real_KN.shape[1]
+        self._places_Kn = (pad_sequence(places, True) + firsts_K1).to(device, non_blocking=True)
+        sampled_Kn = torch.arange(max(self.sampled_K)) < torch.tensor(self.sampled_K)[:, None]
+        self.real_KN, self._sampled_Kn = (
+            None if real.all() else real.to(device, non_blocking=True)
+            for real in (real_KN, sampled_Kn)
+        )
+        self._of_stacks: dict[int, Tensor] = {}
 
-    def among(self, x_NF: Tensor) -> Tensor | None:
-        """The indices in ``x``; None if its rows are not the tokens, so that all of them count.
+    def sampled(self, stack: Stack) -> Tensor | None:
+        """The rows ``[k, n]`` of the sample that count; None if all do. The same tensor for all
+        layers, so that their sums are computed together."""
+        if self._sampled_Kn is None:
+            return None
+        return self._of_stacks.setdefault(stack.first, self._sampled_Kn[stack.each])
 
-        In a few families (Zaya) a layer reads other rows, such as one of each sequence.
-        """
-        return self.real if self.tokens == len(x_NF) else None
+    def sample(self, x_kNF: Tensor, first: int = 0) -> Tensor:
+        """The sampled rows of the k cells from ``first`` on, ``[k, n, F]`` float32."""
+        k, N, F = x_kNF.shape
+        places_kn = self._places_Kn[first : first + k]
+        places_N = (places_kn - first * N if first else places_kn).flatten()
+        x_knF = x_kNF.detach().reshape(-1, F).index_select(0, places_N).float().view(k, -1, F)
+        return x_knF if self.world.size == 1 else self.world.joined(x_knF[0], self._sizes)[None]
 
 
 class Activations:
@@ -98,50 +131,38 @@ class Activations:
         self.rho = "rho" in found.stats and "A" in found.wanted
         self.loses = "swallowed" in found.stats and "adapter_out" in found.wanted
         self.passes = 0
-        self._last_input: tuple[Tensor, list[dict[str, tuple[Tensor, int]]]] | None = None
+        self._last_input: tuple[Tensor, dict[str, list[int]], Tensor | None] | None = None
 
     @contextmanager
     def watch(self, real_BT: Tensor | None) -> Iterator[int]:
         """See :meth:`study.probes.NormProbe.watch`."""
-        real_K: list[RealTokens | None] = [None] * self.found.cells
-        if real_BT is not None:
-            chunks = real_BT.bool().chunk(self.found.cells)
-            real_K = [self._real_tokens(self.found.world.rows(real, False)) for real in chunks]
+        rows = self._rows_of(real_BT)
         self.passes += 1
         with ExitStack() as hooks:
             for index in range(len(self.found.layers)):
-                LayerPass(self, index, real_K).attach(hooks)
+                LayerPass(self, index, rows).attach(hooks)
             try:
                 yield self.passes
             finally:
                 self._last_input = None
-                self.delta_w.release_all()
 
-    def _real_tokens(self, reals: Sequence[Tensor]) -> RealTokens | None:
-        """``reals``: the real tokens of each process, ``[B, T]``. None if there is no padding."""
-        if all(real_BT.all() for real_BT in reals):
-            return None
-        real_N = reals[self.found.world.number].flatten()
-        real = real_N.nonzero().flatten().to(self.found.device, non_blocking=True)
-        return RealTokens(real, len(real_N), [int(real_BT.sum()) for real_BT in reals])
+    def _rows_of(self, real_BT: Tensor | None) -> Callable[[int], Rows]:
+        """The function of one pass that says what counts of ``[K, N, F]``, from N.
 
-    def sample(self, x_NF: Tensor, tokens: RealTokens | None) -> Tensor:
-        """Evenly spaced real tokens of all processes, the same for every cell: ``[n, F]``
-        float32.
+        In a few families (Zaya) a layer reads other rows than the tokens, such as one of each
+        sequence. Then all of them count.
         """
-        world = self.found.world
-        real = tokens and tokens.among(x_NF)
-        counts = [len(x_NF)] * world.size if tokens is None or real is None else tokens.counts
-        if world.size == 1:
-            spaced = _spaced(sum(counts), self.tokens, x_NF.device)
-            return x_NF.index_select(0, spaced if real is None else real[spaced]).float()
-        spaced = _spaced(sum(counts), self.tokens)
-        ends = torch.tensor([0, *accumulate(counts)])
-        places = torch.searchsorted(spaced, ends).tolist()  # of each process in the sample
-        own = spaced[slice(*places[world.number :][:2])] - ends[world.number]
-        own = own.to(x_NF.device, non_blocking=True)
-        x_mF = x_NF[own if real is None else real[own]].float()
-        return world.joined(x_mF, [end - start for start, end in pairwise(places)])
+        world, cells = self.found.world, self.found.cells
+        parts = () if real_BT is None else world.rows(real_BT.bool().cpu(), False)
+        reals = [real.reshape(cells, -1) for real in parts]
+
+        @cache
+        def rows(N: int) -> Rows:
+            of_tokens = [real_KN for real_KN in reals if real_KN.shape[1] == N]
+            every_KN = torch.ones(cells, N, dtype=torch.bool)
+            return Rows(self.found, of_tokens or [every_KN] * world.size, self.tokens)
+
+        return rows
 
     def feed_noise(self) -> None:
         """See :meth:`study.probes.NormProbe.feed_noise`."""
@@ -153,12 +174,13 @@ class Activations:
                 )
                 for size in (layer.d_in, layer.d_out)
             )
-            for cell, pair in enumerate(layer.whole_pairs()):
-                product = Product(pair)
-                self.found.add("sampled_inputs", index, cell, x_nD, product)
-                self.align_inputs(index, cell, x_nD, pair)
-                self.found.add("sampled_output_gradients", index, cell, dy_nO, product)
-                self.align_output_gradients(index, cell, dy_nO)
+            for stack in layer.stacks(whole=True):
+                product = Product(stack)
+                self.found.add("sampled_inputs", index, stack, x_nD, product)
+                self.found.add("sampled_output_gradients", index, stack, dy_nO, product)
+                for cell, pair in stack.pairs():
+                    self.align_inputs(index, cell, x_nD, pair)
+                    self.align_output_gradients(index, cell, dy_nO)
 
     def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
         """Measure the alignments of sampled inputs, and rho."""
@@ -177,46 +199,42 @@ class Activations:
             stats_of = self.alignment.of_output_gradients
             self.found.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
 
-    def input_sums(
-        self, x: Tensor, real_K: Sequence[RealTokens | None]
-    ) -> list[dict[str, tuple[Tensor, int]]]:
-        """Computed once for layers that read the same tensor ``x``: q, k and v; gate and up."""
+    def inputs(self, x: Tensor, rows: Rows) -> tuple[dict[str, list[int]], Tensor | None]:
+        """The sums over the inputs of a layer, and the sampled ones, if they are wanted.
+
+        Computed once for layers that read the same tensor ``x``: q, k and v; gate and up.
+        """
         if self._last_input is None or self._last_input[0] is not x:
-            cells = zip(self.by_cell(x), real_K, strict=True)
-            self._last_input = x, [self.sums("inputs", x_ND, tokens) for x_ND, tokens in cells]
-        return self._last_input[1]
+            x_KND = self.by_cell(x)
+            wanted = self.rho or self.found.wanted_of("sampled_inputs")
+            sample = rows.sample(x_KND) if wanted else None
+            self._last_input = x, self.sums("inputs", x_KND, rows), sample
+        return self._last_input[1:]
 
     def by_cell(self, x: Tensor) -> Tensor:
         """``[K, N, F]``."""
         return x.detach().reshape(self.found.cells, -1, x.shape[-1])
 
-    def sums(
-        self, source: SiteSource, x_NF: Tensor, tokens: RealTokens | None
-    ) -> dict[str, tuple[Tensor, int]]:
-        """For each site, the sums over the real tokens of a cell and the number of elements."""
-        real, sums = tokens and tokens.among(x_NF), {}
-        for name in self.found.wanted_of(source):
-            tensor = TENSORS[source][name](x_NF)
-            count = len(x_NF) if real is None else len(real)
-            sums[name] = self.found.sums(tensor, real), count * tensor.shape[1]
-        return sums
+    def sums(self, source: SiteSource, x_KNF: Tensor, rows: Rows) -> dict[str, list[int]]:
+        """For each site, the sums over the real tokens."""
+        if self.found.adder.waits and source == "outputs":
+            x_KNF = x_KNF.clone()  # a few models change them in place
+        return {
+            name: self.found.sums(TENSORS[source][name](x_KNF), rows.real_KN)
+            for name in self.found.wanted_of(source)
+        }
 
 
 class LayerPass:
-    """One layer in one pass: its hooks, and what they keep of it until its backward pass.
+    """One layer in one pass: its hooks, and what they keep of it until its backward pass."""
 
-    ``real_K``: the real tokens of each cell; None if all are.
-    """
-
-    def __init__(
-        self, activations: Activations, index: int, real_K: Sequence[RealTokens | None]
-    ) -> None:
-        self.activations, self.index, self.real_K = activations, index, real_K
+    def __init__(self, activations: Activations, index: int, rows: Callable[[int], Rows]) -> None:
+        self.activations, self.index, self.rows = activations, index, rows
         self.found, self.delta_w = activations.found, activations.delta_w
         self.layer = self.found.layers[index]
         self.number, self.is_first = activations.passes, activations.passes == 1
         self._kept: dict[int, Tensor] = {}
-        """By cell: what dropout multiplies the sampled inputs by."""
+        """By first cell: what dropout multiplies the sampled inputs by."""
 
     def attach(self, hooks: ExitStack) -> None:
         """Attach the hooks until ``hooks`` is closed."""
@@ -224,19 +242,17 @@ class LayerPass:
         if self.activations.rho or not self.found.wanted.isdisjoint(FORWARD + BACKWARD):
             on_forward = partial(self._of_pass, self._on_forward)
             hooks.callback(module.register_forward_hook(on_forward).remove)
-        if isinstance(module, LoraBank) and self.delta_w.takes_products:
+        if isinstance(module, LoraBank):
             hooks.enter_context(module.listening(self._listeners, self.delta_w.is_wanted))
-        if dropout is not None and self.delta_w.lends:
+        if dropout is not None:
             seen = DropoutSeen(partial(self._on_dropped, 0))
             hooks.callback(dropout.register_forward_pre_hook(seen.before).remove)
             hooks.callback(dropout.register_forward_hook(seen.after).remove)
 
     def _listeners(self, first: int) -> Listeners:
         """The functions that take the tensors of the cells from ``first`` on."""
-        return Listeners(
-            partial(self.delta_w.take, self.index, first),
-            partial(self._on_dropped, first),
-        )
+        take = partial(self.delta_w.take, self.index, first)
+        return Listeners(take, partial(self._on_dropped, first))
 
     def _of_pass(self, hook: Callable[..., None], *args: Any) -> None:
         """Call ``hook``. What it enters is of this pass (:meth:`study.probes.NormProbe.forget`)."""
@@ -251,74 +267,83 @@ class LayerPass:
             y.register_hook(partial(self._of_pass, self._on_backward, self._kept.copy()))
         if in_backward():
             return  # the second run of a checkpointed layer: its activations are measured already
-        x_KND, y_KNO = (self.activations.by_cell(each) for each in (args[0], y))
-        input_sums_K = self.activations.input_sums(args[0], self.real_K)
-        for cell, pair in enumerate(self.layer.whole_pairs()):
-            self._enter(cell, input_sums_K[cell])
-            self._enter(cell, self.activations.sums("outputs", y_KNO[cell], self.real_K[cell]))
-            if self.activations.rho or self.found.wanted_of("sampled_inputs"):
-                x_nD = self._sample(cell, x_KND[cell])
-                product = self._measure_inputs(cell, x_nD, pair)
-                if self.activations.loses and y.dtype.itemsize < torch.float32.itemsize:
-                    y_nO = self._sample(cell, y_KNO[cell])
-                    self._measure_lost(cell, x_nD.to(args[0].dtype), y_nO, product)
+        y_KNO = self.activations.by_cell(y)
+        rows = self.rows(y_KNO.shape[1])
+        input_sums, sample_KnD = self.activations.inputs(args[0], rows)
+        self._enter(input_sums, rows, self.layer.d_in)
+        self._enter(self.activations.sums("outputs", y_KNO, rows), rows, self.layer.d_out)
+        if sample_KnD is None:
+            return
+        for stack in self.layer.stacks(whole=True):
+            x_knD = sample_KnD[stack.each]
+            product = self._measure_inputs(stack, rows, x_knD)
+            if self.activations.loses and y.dtype.itemsize < torch.float32.itemsize:
+                y_knO = rows.sample(y_KNO[stack.each], stack.first)
+                self._measure_lost(rows, x_knD.to(args[0].dtype), y_knO, product)
 
-    def _measure_inputs(self, cell: int, x_nD: Tensor, pair: LoraPair) -> Product:
-        product = self.delta_w.product(self.index, cell, pair)
-        product = replace(product, kept_nD=self._kept.get(cell))
-        self.found.add("sampled_inputs", self.index, cell, x_nD, product)
-        if self.is_first:
+    def _measure_inputs(self, stack: Stack, rows: Rows, x_knD: Tensor) -> Product:
+        first = stack.first
+        product = Product(stack, kept_knD=self._kept.get(first))
+        self._add("sampled_inputs", rows, x_knD, product)
+        for cell, pair in stack.pairs() if self.is_first else ():
+            x_nD = x_knD[cell - first, : rows.sampled_K[cell]]
             self.activations.align_inputs(self.index, cell, x_nD, pair)
-        if not self.found.wanted_of("sampled_output_gradients"):
-            self.delta_w.release(self.index, cell)
         return product
 
     @torch.no_grad()
-    def _measure_lost(self, cell: int, x_nD: Tensor, y_nO: Tensor, product: Product) -> None:
+    def _measure_lost(self, rows: Rows, x_knD: Tensor, y_knO: Tensor, product: Product) -> None:
         """Measure the part of the adapter's output that rounding takes, for ``swallowed``.
 
-        ``x_nD``, ``y_nO``: of the layer. The base's own outputs are computed again: ``2 n D O``.
+        ``x_knD``, ``y_knO``: of the layer. The base's own outputs are computed again: ``2 n D O``.
         """
         if (base := self.layer.base()) is not None and not self.layer.variant:
-            added_nO = y_nO - base(x_nD).float()
-            self.found.write("adapter_out", self.index, cell, _lost, x_nD, added_nO, product)
+            added_knO, stack = y_knO - base(x_knD).float(), product.stack
+            parts = x_knD, added_knO, product, rows.sampled(stack)
+            self.found.write("adapter_out", self.index, stack.first, _lost, *parts)
 
     def _on_backward(self, kept: Mapping[int, Tensor], dy: Tensor) -> None:
         dy_KNO = self.activations.by_cell(dy)
-        for cell, pair in enumerate(self.layer.whole_pairs()):
-            tokens = self.real_K[cell]
-            self._enter(cell, self.activations.sums("output_gradients", dy_KNO[cell], tokens))
-            if self.found.wanted_of("sampled_output_gradients"):
-                dy_nO = self._sample(cell, dy_KNO[cell])
-                if self.is_first:
-                    self.activations.align_output_gradients(self.index, cell, dy_nO)
-                product = self.delta_w.product(self.index, cell, pair)
-                self.delta_w.release(self.index, cell)
-                product = replace(product, kept_nD=kept.get(cell))
-                self.found.add("sampled_output_gradients", self.index, cell, dy_nO, product)
+        rows = self.rows(dy_KNO.shape[1])
+        sums = self.activations.sums("output_gradients", dy_KNO, rows)
+        self._enter(sums, rows, self.layer.d_out)
+        if not self.found.wanted_of("sampled_output_gradients"):
+            return
+        sample_KnO = rows.sample(dy_KNO)
+        for stack in self.layer.stacks(whole=True):
+            dy_knO = sample_KnO[stack.each]
+            for cell in range(stack.each.start, stack.each.stop) if self.is_first else ():
+                dy_nO = sample_KnO[cell, : rows.sampled_K[cell]]
+                self.activations.align_output_gradients(self.index, cell, dy_nO)
+            product = Product(stack, kept_knD=kept.get(stack.first))
+            self._add("sampled_output_gradients", rows, dy_knO, product)
 
     def _on_dropped(self, first: int, kept_kND: Tensor) -> None:
         if not in_backward():
-            for cell, kept_ND in enumerate(kept_kND, start=first):
-                self._kept[cell] = self._sample(cell, kept_ND)
+            self._kept[first] = self.rows(kept_kND.shape[1]).sample(kept_kND, first)
 
-    def _sample(self, cell: int, x_NF: Tensor) -> Tensor:
-        return self.activations.sample(x_NF, self.real_K[cell])
+    def _add(self, source: SiteSource, rows: Rows, x_knF: Tensor, product: Product) -> None:
+        stack = product.stack
+        rows_k, real_kn = rows.sampled_K[stack.each], rows.sampled(stack)
+        self.found.add(source, self.index, stack, x_knF, product, real_kn=real_kn, rows_k=rows_k)
 
-    def _enter(self, cell: int, sums: Mapping[str, tuple[Tensor, int]]) -> None:
-        for site, (scaled, count) in sums.items():
-            self.found.enter(site, self.index, cell, scaled, count)
+    def _enter(self, sums: Mapping[str, list[int]], rows: Rows, features: int) -> None:
+        for site, of_chunks in sums.items():
+            count_K = [count * features for count in rows.count_K]
+            self.found.enter(site, self.index, 0, of_chunks, count_K)
 
 
 @lru_cache
-def _spaced(count: int, most: int, device: torch.device | None = None) -> Tensor:
+def _spaced(count: int, most: int) -> Tensor:
     """At most ``most`` places among ``count``, evenly spaced from the first to the last."""
-    return torch.linspace(0, count - 1, min(most, count), device=device).round().long()
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
-def _lost(x_nD: Tensor, added_nO: Tensor, product: Product) -> dict[str, Tensor]:
-    d_nO = product.of_inputs(x_nD.float())
-    return {LOST: torch.sum(d_nO * (d_nO - added_nO))}
+def _lost(
+    x_knD: Tensor, added_knO: Tensor, product: Product, real_kn: Tensor | None
+) -> dict[str, Tensor]:
+    d_knO = product.of_inputs(x_knD.float())
+    lost_kn = (d_knO * (d_knO - added_knO)).sum(-1)
+    return {LOST: (lost_kn if real_kn is None else lost_kn.where(real_kn, 0.0)).sum(-1)}
 
 
 def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""``gamma B A`` of every layer: formed once in a step, and used for all sites that need it.
+"""``gamma B A`` of every layer: formed once in a step.
 
 A step that merges the adapters into the weights forms it anyway, and shows it
 (:class:`study.adapters.contraction.Listeners`). Otherwise the probe forms it.
@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from study.adapters.bank import LoraPair
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import Product
 from study.vocabulary.quantities import SPECTRA
@@ -116,7 +115,7 @@ def _largest_eigenvalues(squares_Lmm: Tensor) -> Tensor:
 
 
 class DeltaW:
-    """Measures the site ``delta_w``, and lends its products to the sites of sampled tokens.
+    """Measures the site ``delta_w``.
 
     The largest singular value of experts' delta_w, a stack of many matrices, is not computed.
     """
@@ -125,75 +124,47 @@ class DeltaW:
         self.measurements = measurements
         self.is_wanted = "delta_w" in measurements.wanted
         self._spectra = not set(SPECTRA).isdisjoint(measurements.stats)
-        self.lends = bool(
-            measurements.wanted_of("sampled_inputs")
-            + measurements.wanted_of("sampled_output_gradients")
-        )
-        self._held: dict[tuple[int, int], Product] = {}
         self._measured: set[tuple[int, int]] = set()
+        """By layer and first cell."""
         self._cores: dict[tuple[int, int], Core] = {}
-
-    @property
-    def takes_products(self) -> bool:
-        """Whether products that a pass forms are of use."""
-        return self.is_wanted or self.lends
-
-    def product(self, layer: int, cell: int, pair: LoraPair) -> Product:
-        """``gamma B A``, to multiply sampled tokens by. Measures delta_w if that is needed too."""
-        if (layer, cell) not in self._held and self._wants(layer, cell):
-            self._take(layer, cell, Product(pair))
-        return self._held.get((layer, cell), Product(pair))
-
-    def release(self, layer: int, cell: int) -> None:
-        """No more tokens of the layer are multiplied by the product."""
-        self._held.pop((layer, cell), None)
-
-    def release_all(self) -> None:
-        """No tokens are multiplied any more."""
-        self._held = {}
+        """By layer and cell."""
 
     def measure(self) -> None:
         """Measure every layer that no pass has measured, and the spectra of all."""
         for index, layer in enumerate(self.measurements.layers):
-            wanted = [self._wants(index, cell) for cell in range(self.measurements.cells)]
-            for cell, pair in enumerate(layer.whole_pairs() if any(wanted) else ()):
-                if wanted[cell]:
-                    self._take(index, cell, Product(pair))
-                    self.release(index, cell)
+            firsts = [stack.first for stack in layer.stacks()]
+            if any(self._wants(index, first) for first in firsts):
+                for stack in layer.stacks(whole=True):
+                    self._measure(index, Product(stack))
         values = largest_singular_values(list(self._cores.values()))
         for (index, cell), value in zip(self._cores, values, strict=True):
-            self.measurements.write(
-                "delta_w", index, cell, lambda value: {"spectral": value}, value
-            )
+            self.measurements.write("delta_w", index, cell, lambda x: {"spectral": x}, value)
         self._cores = {}
 
-    def _wants(self, layer: int, cell: int) -> bool:
+    def _wants(self, layer: int, first: int) -> bool:
         of_plain_lora = not self.measurements.layers[layer].variant
-        return self.is_wanted and of_plain_lora and (layer, cell) not in self._measured
+        return self.is_wanted and of_plain_lora and (layer, first) not in self._measured
 
     def take(self, layer: int, first: int, BA_kOD: Tensor) -> None:
         """Take the products of the cells from ``first`` on, which a pass has formed."""
-        if in_backward():
-            return  # the second run of a checkpointed layer
-        pairs = self.measurements.layers[layer].pairs()[first:]
-        for cell, (pair, BA_OD) in enumerate(zip(pairs, BA_kOD, strict=False), start=first):
-            self._take(layer, cell, Product(pair, BA_OD))
+        if not in_backward():  # not the second run of a checkpointed layer
+            stacks = self.measurements.layers[layer].stacks()
+            self._measure(layer, Product(next(s for s in stacks if s.first == first), BA_kOD))
 
-    def _take(self, layer: int, cell: int, product: Product) -> None:
-        """Measure a product if it is wanted, and hold it if tokens should be multiplied by it."""
-        measurements = self.measurements
+    def _measure(self, layer: int, product: Product) -> None:
+        measurements, stack = self.measurements, product.stack
+        if not self._wants(layer, stack.first):
+            return
+        self._measured.add((layer, stack.first))
         with measurements.measuring(), measurements.of_pass(None):
-            if product.is_compact:
-                product = product.formed()
-            if self._wants(layer, cell):
-                self._measured.add((layer, cell))
-                measurements.add("product", layer, cell, product)
-                if self._spectra and not measurements.layers[layer].experts:
-                    # From the product or from its factors, whichever is smaller.
-                    A_RD, B_OR, gamma = product.pair
-                    whole = product.BA_OD if product.is_compact else None
-                    factors = (B_OR.float(), A_RD.float()) if whole is None else (whole,)
-                    scale, square_mm = core(*factors)
-                    self._cores[layer, cell] = Core(scale * gamma, square_mm)
-        if product.is_compact and self.lends:
-            self._held[layer, cell] = product
+            product = product.formed() if product.is_compact else product
+            measurements.add("product", layer, stack, product)
+            if not self._spectra or measurements.layers[layer].experts:
+                return
+            for cell, (A_RD, B_OR, gamma) in stack.pairs():
+                # From the product or from its factors, whichever is smaller.
+                factors = [B_OR.float(), A_RD.float()]
+                if product.is_compact and product.BA_kOD is not None:
+                    factors = [product.BA_kOD[cell - stack.first]]
+                scale, square_mm = core(*factors)
+                self._cores[layer, cell] = Core(scale * gamma, square_mm)

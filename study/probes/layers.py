@@ -1,16 +1,51 @@
 """The adapted layers of a model: our banks, or PEFT's LoRA layers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, initial_pair
+from study.adapters.processes import own, undivided
 from study.errors import StudyError
 from study.vocabulary.inits import INITS
+
+
+class Stack(NamedTuple):
+    """The adapters of k neighbouring cells, from cell ``first`` on.
+
+    ``gamma_k11`` multiplies ``B A``; ``gammas`` are the same numbers. Ranks lower than R are padded
+    with zeros (:class:`study.adapters.bank.Bucket`). ``gradients``: of A and of B, or None. On
+    experts both factors have another dimension after the first.
+    """
+
+    first: int
+    A_kRD: Tensor
+    B_kOR: Tensor
+    gamma_k11: Tensor
+    gammas: Sequence[float]
+    ranks: Sequence[int]
+    gradients: tuple[Tensor | None, Tensor | None]
+
+    @property
+    def cells(self) -> int:
+        """How many."""
+        return len(self.gammas)
+
+    @property
+    def each(self) -> slice:
+        """Their places among all cells."""
+        return slice(self.first, self.first + self.cells)
+
+    def pairs(self) -> list[tuple[int, LoraPair]]:
+        """The number and the adapter of each cell."""
+        each = zip(self.A_kRD, self.B_kOR, self.gammas, self.ranks, strict=True)
+        pairs = (LoraPair(A[..., :rank, :], B[..., :rank], gamma) for A, B, gamma, rank in each)
+        return list(enumerate(pairs, self.first))
 
 
 @dataclass(frozen=True)
@@ -22,7 +57,8 @@ class AdaptedLayer:
       so their activations are not measured;
     - ``features``: of its inputs and of its outputs;
     - ``pairs``: returns its K adapters: of divided factors, this process's part;
-    - ``whole_pairs``: returns them whole. All processes must call it at the same time;
+    - ``stacks``: returns them by :class:`Stack`; ``whole``: not divided. Then all processes must
+      call it at the same time;
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
     - ``is_on``: whether the adapters are in use now;
@@ -35,7 +71,7 @@ class AdaptedLayer:
     module: nn.Module
     features: tuple[int, int]
     pairs: Callable[[], list[LoraPair]]
-    whole_pairs: Callable[[], list[LoraPair]]
+    stacks: Callable[..., list[Stack]]
     base: Callable[[], nn.Module | None]
     specs: tuple[AdapterSpec, ...] | None = None
     variant: str = ""
@@ -94,10 +130,10 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
-            pairs, whole = partial(getattr, module, "pairs"), module.whole_pairs
-            base, specs = partial(getattr, module, "base"), module.specs
+            pairs, base = (partial(getattr, module, name) for name in ("pairs", "base"))
+            of_bank = pairs, partial(_stacks, module), base
             layers.append(
-                AdaptedLayer(module.layer, module, module.features, pairs, whole, base, specs)
+                AdaptedLayer(module.layer, module, module.features, *of_bank, module.specs)
             )
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
             name = path.removeprefix("base_model.model.")
@@ -111,6 +147,20 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
             "adapt it with PEFT or study.adapters first"
         )
     return layers
+
+
+def _stacks(bank: LoraBank, whole: bool = False) -> list[Stack]:
+    read: Callable[[Tensor], Tensor] = undivided if whole else own
+    buckets: Any = bank.buckets
+    stacks: list[Stack] = []
+    for bucket in buckets:
+        A_kRD, B_kOR = read(bucket.A_kRD.data), read(bucket.B_kOR.data)
+        gamma_k11 = bucket.gamma_k11.view(-1, *[1] * (A_kRD.dim() - 1))
+        gradients = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
+        first = stacks[-1].each.stop if stacks else 0
+        rest = bucket.gammas, bucket.ranks, gradients
+        stacks.append(Stack(first, A_kRD, B_kOR, gamma_k11, *rest))
+    return stacks
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -165,9 +215,16 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     def base() -> nn.Module | None:
         return module.get_base_layer() if len(_active_in(module)) == 1 else None
 
+    def stacks(whole: bool = False) -> list[Stack]:
+        ((A_RD, B_OR, gamma),) = pairs()
+        gamma_111 = torch.full((1, 1, 1), gamma, device=A_RD.device)
+        dA, dB = (None if w.grad is None else w.grad[None] for w in (A_RD, B_OR))
+        factors = A_RD.detach()[None], B_OR.detach()[None]
+        return [Stack(0, *factors, gamma_111, [gamma], [len(A_RD)], (dA, dB))]
+
     dropout = dict(getattr(module, "lora_dropout", {})).get(adapter)
     return AdaptedLayer(
-        *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, pairs, base),
+        *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, stacks, base),
         variant=variant,
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
         dropout=dropout if isinstance(dropout, nn.Dropout) else None,

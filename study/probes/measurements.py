@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from study.adapters.processes import ALONE, Processes
-from study.probes.layers import AdaptedLayer
-from study.probes.sites import TENSORS, WHOLE, SiteSource
+from study.probes.layers import AdaptedLayer, Stack
+from study.probes.sites import OF_FACTORS, TENSORS, WHOLE, SiteSource
 from study.probes.statistics import (
     MAX,
     OF_A_PART,
     WRITTEN,
-    Chunked,
+    ScaledSums,
     added_up,
     chunks_of,
     combine,
     joined,
     no_sums,
-    scaled_sums,
     statistics,
     unscaled,
     with_norms,
@@ -77,16 +76,19 @@ class Measurements:
         world: Processes = ALONE,
     ) -> None:
         self.layers, self.wanted, self.stats, self.world = layers, wanted, stats, world
-        pairs = layers[0].pairs()
-        self.cells, self.device = len(pairs), pairs[0].A_RD.device
+        stacks = layers[0].stacks()
+        self.cells, self.device = sum(each.cells for each in stacks), stacks[0].A_kRD.device
         self.sites = tuple(name for name in SITES if name in wanted)
-        self._columns = added_up(stats)
+        self.adder = ScaledSums(added_up(stats), self.device)
         self._pass: int | None = None
-        self._sums: list[tuple[tuple[int, int, int], Tensor, int, int | None]] = []
-        """Of each entry the place, the sums, the number of elements, and the pass."""
-        self._written: list[tuple[tuple[int, int, int, int], Tensor, int | None]] = []
-        """Of each entry the place, the value and the pass."""
+        self._sums: list[tuple[int, int, int, Sequence[int], Sequence[int], int | None]] = []
+        """Of each entry the site, the layer, the first cell, the rows of the sums that the adder
+        gave, the number of elements of each cell, and the pass."""
+        self._written: list[tuple[int, int, int, int, Tensor, int | None]] = []
+        """Of each entry the site, the layer, the first cell, the column, the value of each cell,
+        and the pass."""
         self._copy: HostCopy | None = None
+        self._order: list[int] = []
         self._counts = np.zeros((world.size, 0))
 
     def wanted_of(self, source: SiteSource) -> list[str]:
@@ -113,67 +115,105 @@ class Measurements:
         self._sums = [entry for entry in self._sums if entry[-1] not in passes]
         self._written = [entry for entry in self._written if entry[-1] not in passes]
 
-    def sums(self, x: Tensor | Chunked, rows: Tensor | None = None) -> Tensor:
-        """The :func:`~study.probes.statistics.scaled_sums` of ``x``, or of some rows of it."""
-        if rows is not None and not len(rows):  # a process may have no real token
-            return torch.zeros(1, len(self._columns) + 1, device=self.device)
-        sums = scaled_sums(chunks_of(x, rows), self._columns)
-        # Processes enter as many numbers, however many chunks each has.
-        return sums if self.world.size == 1 else joined(sums, self._columns)
+    def sums(self, x: Any, real_km: Tensor | None = None) -> list[int]:
+        """Add up the elements of k tensors ``[k, ..., F]``, or of what yields their ``chunks()``,
+        for :meth:`enter`. ``real_km``: the rows that count."""
+        with self.measuring():
+            whole = isinstance(x, Tensor)
+            chunks = chunks_of(x.reshape(len(x), -1, x.shape[-1])) if whole else x.chunks()
+            return self.adder.of(chunks, real_km)
 
-    def add(self, source: SiteSource, layer: int, cell: int, *parts: Any) -> None:
-        """Enter the sums of every wanted site of ``source``.
+    def add(
+        self,
+        source: SiteSource,
+        layer: int,
+        stack: Stack,
+        *parts: Any,
+        real_kn: Tensor | None = None,
+        rows_k: Sequence[int] = (),
+    ) -> None:
+        """Enter the sums of every wanted site of ``source`` for the cells of ``stack``.
 
-        ``parts``: the arguments of the functions in :mod:`study.probes.sites`. A product ``gamma B
-        A`` is left out if the layer computes something else (:attr:`AdaptedLayer.variant`).
+        ``parts``: the arguments of the functions in :mod:`study.probes.sites`. ``real_kn``,
+        ``rows_k``: the rows that count, and how many; None: all. A product ``gamma B A`` is left
+        out if the layer computes something else (:attr:`AdaptedLayer.variant`).
         """
         for name in self.wanted_of(source):
             if name in PRODUCTS and self.layers[layer].variant:
                 continue
             with self.measuring():
-                tensor = TENSORS[source][name](*parts)
-                if tensor is not None:
-                    sums, count = self.sums(tensor), tensor.numel()
-                    if source in WHOLE and self.world.number:
-                        sums, count = torch.zeros_like(sums), 0
-                    self.enter(name, layer, cell, sums, count)
+                x = TENSORS[source][name](*parts)
+            if x is None:
+                continue
+            count_k = [x.numel() // stack.cells] * stack.cells
+            if source in OF_FACTORS:
+                most = max(stack.ranks)
+                count_k = [n * r // most for n, r in zip(count_k, stack.ranks, strict=True)]
+            if real_kn is not None:
+                count_k = [rows * x.shape[-1] for rows in rows_k]
+            if source in WHOLE and self.world.number:
+                count_k = [0]
+            self.enter(name, layer, stack.first, self.sums(x, real_kn), count_k)
 
-    def enter(self, site: str, layer: int, cell: int, scaled: Tensor, count: int) -> None:
-        """Add the :meth:`sums` of ``count`` elements to those of the same place."""
-        self._sums.append(((cell, self.sites.index(site), layer), scaled, count, self._pass))
+    def enter(
+        self, site: str, layer: int, first: int, rows: Sequence[int], count_k: Sequence[int]
+    ) -> None:
+        """Add the :meth:`sums` of the cells from ``first`` on to those of the same place.
+
+        ``count_k``: the elements of each cell. 0: sums that another process enters too.
+        """
+        self._sums.append((self.sites.index(site), layer, first, rows, count_k, self._pass))
 
     def write(
         self,
         site: str,
         layer: int,
-        cell: int,
+        first: int,
         stats_of: Callable[..., dict[str, Tensor]],
         *parts: Any,
     ) -> None:
-        """Enter the statistics ``stats_of(*parts)``, scalars on the device by name.
+        """Enter the statistics ``stats_of(*parts)`` by name: a number on the device for each of the
+        cells from ``first`` on.
 
         Nothing is computed if ``site`` is not wanted.
         """
         if site not in self.wanted:
             return
-        place = cell, self.sites.index(site), layer
+        place = self.sites.index(site), layer, first
         with self.measuring():
-            for stat, value in stats_of(*parts).items():
+            for stat, value_k in stats_of(*parts).items():
                 if stat not in OF_A_PART and self.world.number:
-                    value = torch.zeros_like(value)
-                self._written.append(((*place, WRITTEN[stat]), value, self._pass))
+                    value_k = torch.zeros_like(value_k)
+                self._written.append((*place, WRITTEN[stat], value_k.reshape(-1), self._pass))
 
     def send(self) -> None:
         """Begin to copy all numbers to the host, in one copy. Does not wait for the device."""
         parts = []
-        if self._sums:
-            parts.append(torch.cat([entry[1] for entry in self._sums]).flatten().double())
-        if self._written:
-            parts.append(torch.stack([entry[1].double() for entry in self._written]))
-        if parts:
-            self._copy = HostCopy(self.world.gathered(torch.cat(parts)))
-        counts = torch.tensor([entry[2] for entry in self._sums], dtype=torch.float64)
-        self._counts = self.world.gathered(counts).numpy()
+        with self.measuring():
+            if self._sums:
+                scaled, self._order = self.adder.found()
+                if self.world.size > 1:
+                    scaled = self._joined(scaled)
+                parts.append(scaled.flatten().double())
+            if self._written:
+                parts.append(torch.cat([entry[4] for entry in self._written]).double())
+            if parts:
+                self._copy = HostCopy(self.world.gathered(torch.cat(parts)))
+        counts = [count for entry in self._sums for count in entry[4]]
+        self._counts = self.world.gathered(torch.tensor(counts, dtype=torch.float64)).numpy()
+
+    def _joined(self, scaled: Tensor) -> Tensor:
+        """A row for each entry, which is 0 if another process enters it too.
+
+        Processes then send as many numbers, however many chunks each has.
+        """
+        places, rows = {row: place for place, row in enumerate(self._order)}, []
+        for entry in self._sums:
+            row = joined(scaled[[places[row] for row in entry[3]]], self.adder.columns)
+            rows.append(row if sum(entry[4]) else torch.zeros_like(row))
+        self._sums = [(*e[:3], [row], *e[4:]) for row, e in enumerate(self._sums)]
+        self._order = list(range(len(rows)))
+        return torch.cat(rows)
 
     @property
     def arrived(self) -> bool:
@@ -190,20 +230,24 @@ class Measurements:
         sums, counts = no_sums(shape), np.zeros(shape)
         if self._copy is None:
             return sums, counts
-        columns = (*self._columns, MAX)
-        chunks = [len(entry[1]) for entry in self._sums]
-        scaled, written = np.split(self._copy.numpy(), [len(columns) * sum(chunks)], axis=1)
+        columns = (*self.adder.columns, MAX)
+        scaled, written = np.split(self._copy.numpy(), [len(columns) * len(self._order)], axis=1)
         if self._sums:
-            places = np.array([entry[0] for entry in self._sums])
-            index = tuple(np.repeat(places, chunks, axis=0).T)
+            places = [(k, *e[:2]) for e in self._sums for k, _ in enumerate(e[4], e[2])]
+            rows = [[row + k for row in e[3]] for e in self._sums for k, _ in enumerate(e[4])]
+            index = tuple(np.repeat(places, [len(of_place) for of_place in rows], axis=0).T)
+            of_rows = np.argsort(self._order)[[row for of_place in rows for row in of_place]]
             for of_process, each in zip(scaled, self._counts, strict=True):
-                np.add.at(counts, tuple(places.T), each)
-                moments = unscaled(of_process.reshape(-1, len(columns)), self._columns)
-                for column, of_chunks in zip(self._columns, moments.T, strict=False):
+                np.add.at(counts, tuple(np.array(places).T), each)
+                found = of_process.reshape(-1, len(columns))[of_rows]
+                moments = unscaled(found, self.adder.columns)
+                for column, of_chunks in zip(self.adder.columns, moments.T, strict=False):
                     np.add.at(sums[..., column], index, of_chunks)
                 np.maximum.at(sums[..., MAX], index, moments[:, -1])
         if self._written:
-            index = tuple(np.array([entry[0] for entry in self._written]).T)
+            ends = ((e, e[2] + len(e[4])) for e in self._written)
+            each_k = [(k, *e[:2], e[3]) for e, end in ends for k in range(e[2], end)]
+            index = tuple(np.array(each_k).T)
             sums[index] = 0.0
             np.add.at(sums, index, written.sum(0))
         return sums, counts

@@ -19,17 +19,18 @@ Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import reduce
+from operator import add
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from study.adapters.bank import LoraPair
 from study.adapters.processes import ALONE, Processes
 from study.probes.activations import Activations
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
-from study.probes.layers import adapted_layers
+from study.probes.layers import Stack, adapted_layers
 from study.probes.measurements import Measurements, Sent
 from study.probes.statistics import chunks_of
 from study.vocabulary.quantities import (
@@ -44,11 +45,11 @@ from study.vocabulary.quantities import (
 )
 
 Gradients = Sequence[Sequence[tuple[Tensor | None, Tensor | None]]]
-"""Those of A and B by layer and cell; None for a factor without one."""
+"""Those of A and B by layer and stack; None for a factor without one."""
 
 
 class Update:
-    """What a step added to a weight, subtracted chunk by chunk.
+    """What a step added to a stack of weights, ``[k, m, F]``, subtracted chunk by chunk.
 
     ``gradient``: the chunks are also multiplied by it, for :meth:`descent`; None if not.
     """
@@ -63,16 +64,17 @@ class Update:
 
     def chunks(self) -> Iterator[Tensor]:
         """Its elements, float32."""
-        gradients = None if self.gradient is None else chunks_of(self.gradient)
-        for new, old in zip(chunks_of(self.weight), chunks_of(self.before), strict=True):
-            chunk = new - old
-            if gradients is not None:
-                self._products.append(torch.dot(next(gradients), chunk))
+        read = [x for x in (self.weight, self.before, self.gradient) if x is not None]
+        for new, old, *gradient in zip(*(chunks_of(x.flatten(1, -2)) for x in read), strict=True):
+            chunk = new.float() - old.float()
+            if gradient:
+                g_k1n = gradient[0].float().flatten(1)[:, None]
+                self._products.append(torch.bmm(g_k1n, chunk.flatten(1)[..., None]).flatten())
             yield chunk
 
-    def descent(self, clip_factor: float | Tensor) -> dict[str, Tensor]:
-        """Minus the inner product with the gradient before clipping, of the chunks made so far."""
-        return {"descent": -torch.stack(self._products).sum() / clip_factor}
+    def descent(self, factor_k: Tensor) -> dict[str, Tensor]:
+        """The inner product with the gradient, of the chunks made so far, times ``factor_k``."""
+        return {"descent": reduce(add, self._products) * factor_k}
 
 
 class Weights:
@@ -82,46 +84,49 @@ class Weights:
         self.measurements, self.descent = measurements, descent
         self._moved = [site in measurements.wanted for site in UPDATES]
         """Whether the updates of A and of B are wanted."""
-        self._before: list[list[LoraPair]] = []
+        self._before: list[list[Stack]] = []
         self._gradients: Gradients | None = None
 
     def before_update(self, gradients: Gradients | None) -> None:
         """See :meth:`study.probes.NormProbe.before_update`."""
         self._gradients = gradients
         for index, layer in enumerate(self.measurements.layers):
-            before_K = []
-            for cell, pair in enumerate(layer.pairs()):
-                A_RD, B_OR = (
-                    weight.detach().clone() if moved else weight.detach()
-                    for weight, moved in zip(pair[:2], self._moved, strict=True)
+            before = []
+            for place, stack in enumerate(layer.stacks()):
+                of_stack = gradients[index][place] if gradients else stack.gradients
+                A_kRD, B_kOR = (
+                    weight.clone() if moved else weight
+                    for weight, moved in zip(stack[1:3], self._moved, strict=True)
                 )
-                before_K.append(LoraPair(A_RD, B_OR, pair.gamma))
+                before.append(stack._replace(A_kRD=A_kRD, B_kOR=B_kOR))
                 # The copy is read, not the weight: it is in the cache.
-                self.measurements.add("weights", index, cell, before_K[-1])
-                given = gradients[index][cell] if gradients else (pair.A_RD.grad, pair.B_OR.grad)
-                self.measurements.add("gradients", index, cell, *given)
-            self._before.append(before_K)
+                self.measurements.add("weights", index, stack, before[-1])
+                self.measurements.add("gradients", index, stack, *of_stack)
+            self._before.append(before)
+        self.measurements.adder.add_up()  # before clipping and the update change them in place
 
     def after_update(self, clip_factors: Sequence[float] | Tensor | None) -> None:
         """See :meth:`study.probes.NormProbe.after_update`."""
         measurements = self.measurements
-        factors = [1.0] * measurements.cells if clip_factors is None else clip_factors
-        for index, before_K in enumerate(self._before):
-            pairs = measurements.layers[index].pairs()
-            for cell, (before, pair) in enumerate(zip(before_K, pairs, strict=True)):
-                if self._gradients is None:
-                    gradients, factor = (pair.A_RD.grad, pair.B_OR.grad), factors[cell]
-                else:  # copies from before clipping
-                    gradients, factor = self._gradients[index][cell], 1.0
-                each = zip(self._moved, pair[:2], before[:2], gradients, strict=True)
+        if clip_factors is None or self._gradients:  # copies from before clipping
+            clip_factors = [1.0] * measurements.cells
+        # Descent is minus the inner product with the gradient before clipping.
+        factor_K = -1 / torch.as_tensor(clip_factors).to(measurements.device, non_blocking=True)
+        for index, befores in enumerate(self._before):
+            stacks = measurements.layers[index].stacks()
+            for place, (stack, before) in enumerate(zip(stacks, befores, strict=True)):
+                given = self._gradients
+                gradients = given[index][place] if given else stack.gradients
+                each = zip(self._moved, stack[1:3], before[1:3], gradients, strict=True)
                 updates = [
                     Update(new, old, gradient if self.descent else None) if moved else None
                     for moved, new, old, gradient in each
                 ]
-                measurements.add("updates", index, cell, *updates)
+                measurements.add("updates", index, stack, *updates)
                 for site, update in zip(UPDATES, updates, strict=True):
                     if update is not None and update.gradient is not None:
-                        measurements.write(site, index, cell, update.descent, factor)
+                        factor_k = factor_K[stack.each]
+                        measurements.write(site, index, stack.first, update.descent, factor_k)
         self._before, self._gradients = [], None
 
 

@@ -4,17 +4,18 @@ The rows of :data:`study.vocabulary.quantities.SITES` say what each means. To ad
 there and a function in :data:`TENSORS`. The probe feeds every source to all of its functions:
 
 - :mod:`study.probes.activations` feeds ``inputs``, ``outputs`` and ``output_gradients``, which
-  hooks read: ``[N, F]`` for the N tokens of a cell, padding included;
-- it feeds ``sampled_inputs`` and ``sampled_output_gradients`` too: ``[n, F]`` float32 for n real
-  tokens, and the product ``gamma B A``;
+  hooks read: ``[K, N, F]`` for the N tokens of each cell, padding included;
+- it feeds ``sampled_inputs`` and ``sampled_output_gradients`` too: ``[k, n, F]`` float32 for n real
+  tokens, and the product ``gamma B A`` of a :class:`study.probes.layers.Stack`;
 - :mod:`study.probes.delta_w` feeds ``product``, the same product;
-- :mod:`study.probes.norm_probe` feeds ``weights`` (the adapter), ``gradients`` and ``updates``
-  (``[R, D]`` of A and ``[O, R]`` of B).
+- :mod:`study.probes.norm_probe` feeds ``weights`` (the stack), ``gradients`` and ``updates``
+  (``[k, R, D]`` of A and ``[k, O, R]`` of B).
 
 A product and an update are not tensors: their elements are computed chunk by chunk
 (:class:`study.probes.statistics.Chunked`).
 
-Letters: ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank.
+Letters: ``K`` cells, ``k`` cells of one rank, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` /
+``O`` in / out features, ``R`` rank.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,75 +24,66 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from study.adapters.bank import LoraPair
+from study.probes.layers import Stack
 from study.probes.statistics import chunk_size, chunks_of
 
 
 @dataclass(frozen=True)
 class Product:
-    """``gamma B A``, ``[O, D]``; of experts ``[E, O, D]``.
+    """``gamma B A`` of k cells, ``[k, O, D]``; of experts ``[k, E, O, D]``.
 
-    - ``BA_OD``: the product without gamma, float32; None if it is not held. Its elements are then
-      computed a few rows at a time, and tokens are multiplied by both factors;
-    - ``kept_nD``: what dropout multiplies the adapter's inputs by, 0 or ``1 / (1 - p)``; None
+    - ``BA_kOD``: the product without gamma, float32; None if it is not held. Its elements are then
+      computed a few rows at a time;
+    - ``kept_knD``: what dropout multiplies the adapter's inputs by, 0 or ``1 / (1 - p)``; None
       without dropout.
     """
 
-    pair: LoraPair
-    BA_OD: Tensor | None = None
-    kept_nD: Tensor | None = None
+    stack: Stack
+    BA_kOD: Tensor | None = None
+    kept_knD: Tensor | None = None
 
     @property
     def is_compact(self) -> bool:
-        """Whether it has fewer elements than its factors, so that tokens should be multiplied by
-        it, not by both factors. That is above R = D O / (D + O)."""
-        A_RD, B_OR, _ = self.pair
-        return self.numel() < A_RD.numel() + B_OR.numel()
+        """Whether it has fewer elements than its factors: above R = D O / (D + O)."""
+        return self.numel() < self.stack.A_kRD.numel() + self.stack.B_kOR.numel()
 
     def numel(self) -> int:
         """The number of its elements."""
-        A_RD, B_OR, _ = self.pair
-        return B_OR.shape[:-1].numel() * A_RD.shape[-1]
+        return self.stack.B_kOR.shape[:-1].numel() * self.stack.A_kRD.shape[-1]
 
     def chunks(self) -> Iterator[Tensor]:
-        """Its elements: ``2 D O R`` FLOPs if it is not held."""
-        A_RD, B_OR, gamma = self.pair
-        if self.BA_OD is not None:
-            for chunk in chunks_of(self.BA_OD):
-                yield chunk * gamma
+        """Its elements: ``2 D O R`` FLOPs of each cell if it is not held."""
+        _, A_kRD, B_kOR, gamma, *_ = self.stack
+        if self.BA_kOD is not None:
+            for chunk in chunks_of(self.BA_kOD.flatten(1, -2)):
+                yield chunk * gamma.view(-1, 1, 1)
             return
-        d = A_RD.shape[-1]
-        rows = max(1, chunk_size(A_RD.device) // d)
-        matrices = zip(A_RD, B_OR, strict=True) if A_RD.ndim == 3 else [(A_RD, B_OR)]
-        for A, B in matrices:
-            A = A.detach().float()
-            for some in B.detach().float().split(rows):
-                yield (some * gamma) @ A
+        rows = max(1, chunk_size(A_kRD.device) // A_kRD.shape[-1] // len(A_kRD))
+        if A_kRD.dim() == 3:  # not of experts
+            A_kRD, B_kOR = A_kRD[:, None], B_kOR[:, None]
+        for A, B in zip(A_kRD.unbind(1), B_kOR.unbind(1), strict=True):
+            A = A.float()
+            for some in B.float().split(rows, 1):
+                yield (some * gamma.view(-1, 1, 1)) @ A
 
     def formed(self) -> "Product":
         """The same, with the product held."""
-        if self.BA_OD is not None:
+        if self.BA_kOD is not None:
             return self
-        A_RD, B_OR, _ = self.pair
-        return Product(self.pair, B_OR.float() @ A_RD.float())
+        return Product(self.stack, self.stack.B_kOR.float() @ self.stack.A_kRD.float())
 
-    def of_inputs(self, x_nD: Tensor) -> Tensor:
-        """``gamma B A x`` with x after dropout, ``[n, O]``."""
-        A_RD, B_OR, gamma = self.pair
-        if self.kept_nD is not None:
-            x_nD = x_nD * self.kept_nD
-        if self.BA_OD is not None:
-            return (x_nD * gamma) @ self.BA_OD.mT
-        return (x_nD @ A_RD.float().mT * gamma) @ B_OR.float().mT
+    def of_inputs(self, x_knD: Tensor) -> Tensor:
+        """``gamma B A x`` with x after dropout, ``[k, n, O]``."""
+        _, A_kRD, B_kOR, gamma, *_ = self.stack
+        if self.kept_knD is not None:
+            x_knD = x_knD * self.kept_knD
+        return (x_knD @ A_kRD.float().mT * gamma) @ B_kOR.float().mT
 
-    def of_output_gradients(self, dy_nO: Tensor) -> Tensor:
-        """``gamma A^T B^T dy``, ``[n, D]``, and back through dropout."""
-        A_RD, B_OR, gamma = self.pair
-        if self.BA_OD is not None:
-            dx_nD = (dy_nO * gamma) @ self.BA_OD
-        else:
-            dx_nD = (dy_nO @ B_OR.float() * gamma) @ A_RD.float()
-        return dx_nD if self.kept_nD is None else dx_nD * self.kept_nD
+    def of_output_gradients(self, dy_knO: Tensor) -> Tensor:
+        """``gamma A^T B^T dy``, ``[k, n, D]``, and back through dropout."""
+        _, A_kRD, B_kOR, gamma, *_ = self.stack
+        dx_knD = (dy_knO @ B_kOR.float() * gamma) @ A_kRD.float()
+        return dx_knD if self.kept_knD is None else dx_knD * self.kept_knD
 
 
 SiteSource = Literal[
@@ -105,22 +97,27 @@ SiteSource = Literal[
     "gradients",
     "updates",
 ]
+OF_FACTORS: tuple[SiteSource, ...] = ("weights", "gradients", "updates")
+"""The sources whose tensors have the padding of :class:`study.probes.layers.Stack`."""
 WHOLE: tuple[SiteSource, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
 """The sources that every process has whole (:mod:`study.adapters.processes`). Of the others each
 has a part."""
 
 TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
-    "inputs": {"adapter_in": lambda x_ND: x_ND},
-    "outputs": {"layer_out": lambda y_NO: y_NO},
-    "output_gradients": {"layer_out_grad": lambda dy_NO: dy_NO},
-    "sampled_inputs": {"adapter_out": lambda x_nD, product: product.of_inputs(x_nD)},
+    "inputs": {"adapter_in": lambda x_KND: x_KND},
+    "outputs": {"layer_out": lambda y_KNO: y_KNO},
+    "output_gradients": {"layer_out_grad": lambda dy_KNO: dy_KNO},
+    "sampled_inputs": {"adapter_out": lambda x_knD, product: product.of_inputs(x_knD)},
     "sampled_output_gradients": {
-        "adapter_in_grad": lambda dy_nO, product: product.of_output_gradients(dy_nO)
+        "adapter_in_grad": lambda dy_knO, product: product.of_output_gradients(dy_knO)
     },
     "product": {"delta_w": lambda product: product},
-    "weights": {"A": lambda pair: pair.A_RD.detach(), "B": lambda pair: pair.B_OR.detach()},
-    "gradients": {"A_grad": lambda dA_RD, dB_OR: dA_RD, "B_grad": lambda dA_RD, dB_OR: dB_OR},
-    "updates": {"A_update": lambda dA_RD, dB_OR: dA_RD, "B_update": lambda dA_RD, dB_OR: dB_OR},
+    "weights": {"A": lambda stack: stack.A_kRD, "B": lambda stack: stack.B_kOR},
+    "gradients": {"A_grad": lambda dA_kRD, dB_kOR: dA_kRD, "B_grad": lambda dA_kRD, dB_kOR: dB_kOR},
+    "updates": {
+        "A_update": lambda dA_kRD, dB_kOR: dA_kRD,
+        "B_update": lambda dA_kRD, dB_kOR: dB_kOR,
+    },
 }
 """The function of every site, by source and name. It returns a tensor, or it chunk by chunk; None
 for a weight without a gradient."""

@@ -10,8 +10,9 @@ A row of sums has the columns below. Sums add over micro-batches, over A and B, 
 Norms of tensors are known only after the micro-batches are added: :func:`with_norms` fills them in.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,66 +130,91 @@ would fit into the cache of a core, but their many calls take the time that this
 chunk bounds temporary memory and nothing else."""
 
 
-class Chunked(Protocol):
-    """A tensor that is made chunk by chunk, and never held as a whole."""
-
-    def numel(self) -> int:
-        """The number of its elements."""
-        ...
-
-    def chunks(self) -> Iterator[Tensor]:
-        """Its elements, in float32 tensors of about :func:`chunk_size` elements."""
-        ...
-
-
 def chunk_size(device: torch.device) -> int:
     """The number of elements that are read at a time."""
     return CHUNK if device.type == "cpu" else GPU_CHUNK
 
 
-def chunks_of(x: Tensor | Chunked, rows: Tensor | None = None) -> Iterator[Tensor]:
-    """The elements of ``x`` in float32 chunks.
+def chunks_of(x_kmF: Tensor) -> Iterator[Tensor]:
+    """The rows of k matrices, some at a time: about :func:`chunk_size` elements."""
+    cells, rows, features = x_kmF.shape
+    at_a_time = max(1, chunk_size(x_kmF.device) // max(1, cells * features))
+    yield from x_kmF.detach().split(at_a_time, 1) if rows else ()
 
-    ``rows``: the indices of the rows of a matrix ``x`` to read; None for all of them.
+
+class ScaledSums:
+    """Sums over many tensors: of t, t^2 and t^4 with t = |x| / max |x|, and max |x|.
+
+    ``columns``: those of :data:`POWERS` to add up. The scale keeps fourth powers of small gradients
+    within float32. An element that is not finite shows in the largest. Does not synchronise.
+
+    On a GPU (``waits``) tensors wait until they have as many elements as a chunk. Those of one
+    shape are then read by the same operations, because the host takes longer to launch one than the
+    GPU to compute it. Until then they may not change.
     """
-    if not isinstance(x, Tensor):
-        yield from x.chunks()
-    elif rows is None:
-        for chunk in x.detach().flatten().split(chunk_size(x.device)):
-            yield chunk.float()
-    else:
-        for some in rows.split(max(1, chunk_size(x.device) // x.shape[1])):
-            yield x.detach().index_select(0, some).float()
+
+    def __init__(self, columns: Sequence[int], device: torch.device) -> None:
+        self.columns, self.waits = columns, device.type != "cpu"
+        self._waiting: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
+        self._elements = self._rows = 0
+        self._order: list[int] = []
+        self._found: list[Tensor] = []
+
+    def of(self, chunks: Iterable[Tensor], real_km: Tensor | None = None) -> list[int]:
+        """Take the rows of k matrices in chunks, or those that are true in ``real_km``.
+
+        Returns the number of the first of k rows of :meth:`found`, for each chunk.
+        """
+        firsts, start = [], 0
+        for chunk in chunks:
+            key = chunk.shape, chunk.dtype, real_km, 0 if real_km is None else start
+            self._waiting[key].append((self._rows, chunk))
+            firsts.append(self._rows)
+            self._rows, start = self._rows + len(chunk), start + chunk.shape[1]
+            self._elements += chunk.numel()
+            if not self.waits or self._elements >= GPU_CHUNK:
+                self.add_up()
+        return firsts
+
+    def found(self) -> tuple[Tensor, list[int]]:
+        """All sums, ``[rows, len(columns) + 1]`` float32, and the number of each row."""
+        self.add_up()
+        found, self._found = torch.cat(self._found), []
+        return found, self._order
+
+    def add_up(self) -> None:
+        """Read the tensors that wait."""
+        for ((cells, rows, _), _, real_km, start), waiting in self._waiting.items():
+            firsts, chunks = zip(*waiting, strict=True)
+            self._order += [first + cell for first in firsts for cell in range(cells)]
+            real = None if real_km is None else real_km[:, start : start + rows]
+            self._found.append(_scaled(torch.stack(chunks), real, self.columns))
+        self._waiting.clear()
+        self._elements = 0
 
 
-def scaled_sums(chunks: Iterable[Tensor], columns: Sequence[int] = tuple(POWERS)) -> Tensor:
-    """For each chunk the sums of t, t^2 and t^4 with t = |x| / max |x|, and max |x|.
-
-    ``columns``: those of :data:`POWERS` to add up. Returns ``[C, len(columns) + 1]``, float32, on
-    the device of the chunks. Does not synchronise. The scale keeps fourth powers of small gradients
-    within float32. An element that is not finite shows in the largest. A chunk is read from memory
-    once: ``pow(4)``, ``isfinite`` and norms would take several times as long.
-    """
-    numbers = [number for chunk in chunks for number in _scaled(chunk, columns)]
-    return torch.stack(numbers).view(-1, len(columns) + 1)
-
-
-def _scaled(x: Tensor, columns: Sequence[int]) -> list[Tensor]:
-    t = x.abs().flatten()
-    largest, sums = t.amax(), {}
+def _scaled(x_SkmF: Tensor, real_km: Tensor | None, columns: Sequence[int]) -> Tensor:
+    """The row of sums of each matrix. Changes ``x``, to read it from memory once: ``pow(4)``,
+    ``isfinite`` and norms would take several times as long."""
+    t = x_SkmF.abs_()
+    if real_km is not None:
+        t.masked_fill_(~real_km[..., None], 0.0)
+    t = t.flatten(0, 1).flatten(1).float()
+    largest, sums = t.amax(1), {}
     if columns:
-        t.mul_(largest.clamp_min(torch.finfo(torch.float32).tiny).reciprocal_())
+        tiny = torch.finfo(torch.float32).tiny
+        t.mul_(largest[:, None].clamp_min(tiny).reciprocal_())
     if ABS in columns:
-        sums[ABS] = t.sum()
+        sums[ABS] = t.sum(1)
     if SQUARE in columns or FOURTH in columns:
-        sums[SQUARE] = t.square_().sum()
+        sums[SQUARE] = t.square_().sum(1)
     if FOURTH in columns:
-        sums[FOURTH] = torch.dot(t, t)
-    return [*(sums[column] for column in columns), largest]
+        sums[FOURTH] = t.square_().sum(1)
+    return torch.stack([*(sums[column] for column in columns), largest], 1)
 
 
 def joined(scaled: Tensor, columns: Sequence[int] = tuple(POWERS)) -> Tensor:
-    """The :func:`scaled_sums` of several chunks as those of one, ``[1, len(columns) + 1]``."""
+    """The rows of :class:`ScaledSums` of several chunks as one, ``[1, len(columns) + 1]``."""
     largest = scaled[:, -1:].amax(0, keepdim=True)
     powers = torch.tensor([POWERS[column] for column in columns], device=scaled.device)
     ratio = scaled[:, -1:] / largest.clamp_min(torch.finfo(scaled.dtype).tiny)
@@ -196,7 +222,7 @@ def joined(scaled: Tensor, columns: Sequence[int] = tuple(POWERS)) -> Tensor:
 
 
 def unscaled(scaled: np.ndarray, columns: Sequence[int] = tuple(POWERS)) -> np.ndarray:
-    """The sums of |x|^n and max |x| of each chunk from its :func:`scaled_sums`; float64."""
+    """The sums of |x|^n and max |x| of each chunk from its :class:`ScaledSums`; float64."""
     largest = scaled[..., -1:].astype(np.float64)
     powers = [POWERS[column] for column in columns]
     with np.errstate(invalid="ignore"):

@@ -4,7 +4,6 @@ Held-out examples give a loss, exact matches, and losses at lower ranks.
 """
 
 import math
-from typing import Any
 
 import pandas as pd
 import torch
@@ -143,13 +142,13 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
     ):
         sums_K = fold.nll_sums(batch_K)
         if probe.needs_backward:
-            gradients = _gradients(fold, (sums_K / batch.supervised).sum())
+            gradients = _gradients(fold, probe, (sums_K / batch.supervised).sum())
     probe.before_update(gradients)
     return sums_K.detach()
 
 
-def _gradients(fold: Fold, loss: Tensor) -> Gradients:
-    """The gradients of ``loss`` by layer and cell. Those of the last step are not read any more.
+def _gradients(fold: Fold, probe: NormProbe, loss: Tensor) -> Gradients:
+    """The gradients of ``loss`` by layer and stack. Those of the last step are not read any more.
 
     FSDP leaves the gradients of divided factors in ``.grad`` only.
     """
@@ -157,17 +156,10 @@ def _gradients(fold: Fold, loss: Tensor) -> Gradients:
         for bank in fold.banks:
             bank.zero_grad()
         loss.backward()
-        for bank in fold.banks:
-            bank.bind_grads()
-        found = [[(A_RD.grad, B_OR.grad) for A_RD, B_OR, _ in bank.pairs] for bank in fold.banks]
+        found = [[stack.gradients for stack in layer.stacks()] for layer in probe.layers]
         for bank in fold.banks:
             bank.zero_grad()
         return found
     stacks = [list(bank.buckets.parameters()) for bank in fold.banks]
     flat = iter(torch.autograd.grad(loss, [stack for of_bank in stacks for stack in of_bank]))
-    pairs: list[list[tuple[Tensor, Tensor]]] = []
-    for bank in fold.banks:
-        buckets: Any = bank.buckets
-        each = (zip(next(flat), next(flat), bucket.ranks, strict=True) for bucket in buckets)
-        pairs.append([(A[..., :r, :], B[..., :r]) for cells in each for A, B, r in cells])
-    return pairs
+    return [[(next(flat), next(flat)) for _ in of_bank[::2]] for of_bank in stacks]  # A, B, A, ...
