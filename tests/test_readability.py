@@ -23,7 +23,7 @@ PACKAGE_LINES = {
     "study/figures": 3_418,
     "study/integrations": 3_200,
     "study/models": 1_677,
-    "study/probes": 1_760,
+    "study/probes": 1_885,
     "study/report": 1_747,
     "study/store": 1_690,
     "study/sweeps": 2_675,
