@@ -58,13 +58,8 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
     stats = chosen("probes.stats", config.probes.stats, STATS, USUAL)
     if config.precision == "float32" or version < 2:  # it is not measured in float32
         stats = tuple(stat for stat in stats if stat != "swallowed")
-    probes = {
-        "steps": steps,
-        "sites": sites,
-        "stats": stats,
-        "batch": batches,
-        "tokens": config.probes.tokens,
-    }
+    probes: dict[str, Any] = {"steps": steps, "sites": sites, "stats": stats, "batch": batches}
+    probes["tokens"] = config.probes.tokens
     matters = {
         "identity_version": IDENTITY_VERSION,
         "sources": {key: value for key, value in asdict(sources).items() if value is not None},
