@@ -129,7 +129,7 @@ def compared_row(row: Compared) -> dict[str, str]:
     """A row of the section's table."""
     one = row.expectation
     rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
-    rate = one.lr and f"lr={one.lr:g}"
+    rate = f"lr={one.lr:g}" if one.lr else ""
     quantity = (
         quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
     )
