@@ -74,7 +74,7 @@ def test_a_bad_record_makes_its_cell_unreadable(folder: Path, kind: str) -> None
 
 def test_the_committed_results_are_readable() -> None:
     studies = {path.parent for path in REFERENCE.glob("*/cells.parquet")}
-    assert len(studies) == 19
+    assert len(studies) >= 19
     for study in studies:
         for folder in cell_folders(study):
             record = read_cell(folder)

@@ -16,7 +16,7 @@ function fitLine(points, tCritical) {
     bySeed.get(point.seed).push([Math.log(point.rank), Math.log(point.value)]);
   }
   if (Math.max(0, ...[...bySeed.values()].map(seed => seed.length)) < 2) return null;
-  const seeds = commonRanks([...bySeed.values()]).map(seedLine);
+  const seeds = complete([...bySeed.values()]).map(seedLine);
   const used = seeds.flatMap(seed => seed.points);
   const x = mean(used.map(point => point[0]));
   const slopes = seeds.map(seed => seed.slope);
@@ -45,39 +45,42 @@ function fitLine(points, tCritical) {
 }
 
 /**
- * The points of the seeds that a line is fitted to: all seeds over the same ranks, as
- * study/analysis/blocks.py chooses them. A set of ranks is an integer, one bit per rank.
+ * The points of all seeds at the same ranks, as `complete` in study/analysis/fits.py has them: a
+ * missing one is fitted by the mean curve of all ranks and a line of its seed. Seeds with fewer than
+ * half of the ranks, and ranks with fewer than half of the seeds, are left out.
  */
-function commonRanks(seeds) {
-  const xs = [...new Set(seeds.flat().map(point => point[0]))].sort((a, b) => a - b);
-  const bit = point => 1 << xs.indexOf(point[0]);
-  const own = seeds.map(points => points.reduce((ranks, point) => ranks | bit(point), 0));
-  if (own.every(ranks => ranks === own[0])) return seeds;
-  const size = ranks => xs.filter((_, k) => (ranks >> k) & 1).length;
-  const has = ranks => one => (one & ranks) === ranks;
-  const needed = Math.min(3, Math.max(...own.map(size)));
-  const shared = new Set();
-  for (const one of own) {
-    for (const ranks of [...shared]) shared.add(one & ranks);
-    shared.add(one);
+function complete(seeds) {
+  let xs = [...new Set(seeds.flat().map(point => point[0]))].sort((a, b) => a - b);
+  if (seeds.every(points => points.length === xs.length)) return seeds;
+  let kept = seeds.map(points => new Map(points));
+  for (let before = ""; before !== `${kept.length} ${xs.length}`; ) {
+    before = `${kept.length} ${xs.length}`;
+    const enough = seed => {
+      const count = xs.filter(x => seed.has(x)).length;
+      return count >= Math.max(2, xs.length / 2);
+    };
+    if (kept.some(enough)) kept = kept.filter(enough);
+    xs = xs.filter(x => 2 * kept.filter(seed => seed.has(x)).length >= kept.length);
   }
-  let [best, most] = [0, [0, -1, 0]];
-  for (const ranks of [...shared].sort((a, b) => a - b)) {
-    if (ranks === 0 || size(ranks) < needed) continue;
-    const count = own.filter(has(ranks)).length;
-    const precision = Number((count * spread(xs.filter((_, k) => (ranks >> k) & 1))).toFixed(9));
-    const value = [Math.min(count, 2), precision, count];
-    const k = value.findIndex((part, n) => part !== most[n]);
-    if (k >= 0 && value[k] > most[k]) [best, most] = [ranks, value];
+  // The fit and its missing points, in turns: they converge to the least squares of the others.
+  const full = kept.map(seed => {
+    const centre = mean([...seed.values()]);
+    return xs.map(x => [x, seed.get(x) ?? centre]);
+  });
+  for (let turn = 0, moved = 1; moved > 1e-14 && turn < 10000; turn++) {
+    moved = 0;
+    const curve = xs.map((_, k) => mean(full.map(points => points[k][1])));
+    full.forEach((points, n) => {
+      const line = seedLine(points.map(([x, y], k) => [x, y - curve[k]]));
+      points.forEach((point, k) => {
+        if (kept[n].has(point[0])) return;
+        const fitted = curve[k] + line.y + line.slope * (point[0] - line.x);
+        moved = Math.max(moved, Math.abs(fitted - point[1]));
+        point[1] = fitted;
+      });
+    });
   }
-  const kept = seeds.filter((_, n) => has(best)(own[n]));
-  return kept.map(points => points.filter(point => best & bit(point)));
-}
-
-/** The sum of squares about the mean. */
-function spread(values) {
-  const centre = mean(values);
-  return sum(values.map(value => (value - centre) ** 2));
+  return full;
 }
 
 /** (Co)variances of the mean slope and level: over seeds, or over ranks if there is one seed. */
