@@ -68,8 +68,8 @@ class Update:
         for new, old, *gradient in zip(*(chunks_of(x.flatten(1, -2)) for x in read), strict=True):
             chunk = new.float() - old.float()
             if gradient:
-                g_k1n = gradient[0].float().flatten(1)[:, None]
-                self._products.append(torch.bmm(g_k1n, chunk.flatten(1)[..., None]).flatten())
+                # A BLAS product could round otherwise in another run: it asks where memory begins.
+                self._products.append((gradient[0].float() * chunk).flatten(1).sum(1))
             yield chunk
 
     def descent(self, factor_k: Tensor) -> dict[str, Tensor]:
