@@ -45,9 +45,9 @@ function fitLine(points, tCritical) {
 }
 
 /**
- * The points of all seeds at the same ranks, as `complete` in study/analysis/fits.py has them: a
- * missing one is fitted by the mean curve of all ranks and a line of its seed. Seeds with fewer than
- * half of the ranks, and ranks with fewer than half of the seeds, are left out.
+ * The points of all seeds at the same ranks, as `complete` in study/analysis/fits.py has them. A
+ * missing one is fitted by the mean curve of all ranks and a line of its seed. Left out are seeds
+ * with fewer than half of the ranks, and ranks with fewer than half of the seeds.
  */
 function complete(seeds) {
   let xs = [...new Set(seeds.flat().map(point => point[0]))].sort((a, b) => a - b);
