@@ -188,15 +188,15 @@ class ScaledSums:
             firsts, chunks = zip(*waiting, strict=True)
             self._order += [first + cell for first in firsts for cell in range(cells)]
             real = None if real_km is None else real_km[:, start : start + rows]
-            self._found.append(_scaled(torch.stack(chunks), real, self.columns))
+            absolute = chunks[0].abs()[None] if len(chunks) == 1 else torch.stack(chunks).abs_()
+            self._found.append(_scaled(absolute, real, self.columns))
         self._waiting.clear()
         self._elements = 0
 
 
-def _scaled(x_SkmF: Tensor, real_km: Tensor | None, columns: Sequence[int]) -> Tensor:
-    """The row of sums of each matrix. Changes ``x``, to read it from memory once: ``pow(4)``,
-    ``isfinite`` and norms would take several times as long."""
-    t = x_SkmF.abs_()
+def _scaled(t: Tensor, real_km: Tensor | None, columns: Sequence[int]) -> Tensor:
+    """The row of sums of each of ``S k`` matrices of absolute values, ``[S, k, m, F]``. Changes
+    them, to read memory once: ``pow(4)``, ``isfinite`` and norms take several times as long."""
     if real_km is not None:
         t.masked_fill_(~real_km[..., None], 0.0)
     t = t.flatten(0, 1).flatten(1).float()
