@@ -80,5 +80,5 @@ def external_rates() -> Figure:
     axis.set_yticks(place, [name.rpartition("/")[2] for name in found["model"]], fontsize=6)
     axis.set_xlim(-0.15, 0.5)
     axis.set_xlabel("exponent of the best learning rate with the rank, LoRA's alpha / r")
-    axis.legend(loc="lower right", fontsize=7)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=7)
     return figure
