@@ -14,7 +14,7 @@ import pandas as pd
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
 from study.analysis.verdicts import at_primary_steps, rows_of
-from study.analysis.wording import interval_text, setting_text
+from study.analysis.wording import interval_text, settings_text
 from study.vocabulary.quantities import (
     BACKWARD_IN,
     FORWARD_OUT,
@@ -119,10 +119,7 @@ def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.Data
 def _curve_texts(rows: pd.DataFrame, exponents: pd.DataFrame) -> list[str]:
     """By row the values that separate its curve from the others of ``rows``: ``lr=0.001``."""
     named = distinguishing(rows, curve_columns(exponents))
-    return [
-        ", ".join(f"{name}={setting_text(value)}" for name, value in zip(named, row, strict=True))
-        for _, *row in rows[named].itertuples(name=None)
-    ]
+    return [", ".join(settings_text(row, named)) for row in rows[named].to_dict("records")]
 
 
 def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:

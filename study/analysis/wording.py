@@ -63,8 +63,9 @@ def setting_text(value: Any) -> str:
 
 
 def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[str]:
-    """``lr=0.001``, one for each of the columns ``names``."""
-    return [f"{name}={setting_text(row[name])}" for name in names]
+    """``lr=0.001``, one for each of the columns ``names``. Only bf16 has a contraction."""
+    known = (name for name in names if name != "contraction" or pd.notna(row[name]))
+    return [f"{name}={setting_text(row[name])}" for name in known]
 
 
 def bracket_head(rows: pd.DataFrame) -> str:

@@ -1,6 +1,10 @@
 """The command group ``study``, and the arguments that several commands share."""
 
+import json
+import math
 import os
+import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -79,9 +83,69 @@ def cli() -> None:
     """
 
 
+QUIET = "study.quiet"
+"""The key of ``click.Context.meta`` that ``-q`` sets."""
+
+
+def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a command: ``--json``, ``--csv`` and ``-q``.
+
+    The command gets ``output``: ``json``, ``csv`` or None for text. It passes the former two to
+    :func:`print_tables`.
+    """
+
+    def quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta[QUIET] = value
+
+    options = (
+        click.option("--json", "output", flag_value="json", help="Print JSON; missing is null."),
+        click.option("--csv", "output", flag_value="csv", help="Print the first table as CSV."),
+        click.option(
+            *("-q", "--quiet"),
+            is_flag=True,
+            expose_value=False,
+            callback=quiet,
+            help="Print only results, without progress and hints.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def print_tables(output: str, **tables: Any) -> None:
+    """Print ``tables`` on stdout as ``output``, which is ``json`` or ``csv``.
+
+    JSON is one object with a key per table: a list of rows (for a frame), or any plain value. Its
+    numbers are finite: missing is null, and infinite numbers are the texts "inf" and "-inf". CSV
+    is the first table, which is a frame; missing is empty.
+    """
+    if output == "csv":
+        next(iter(tables.values())).to_csv(sys.stdout, index=False)
+    else:
+        click.echo(json.dumps(_plain(tables), indent=1, allow_nan=False, default=str))
+
+
+def _plain(value: Any) -> Any:
+    """``value`` for JSON."""
+    if hasattr(value, "to_dict"):  # a frame
+        value = value.to_dict("records")
+    if hasattr(value, "tolist"):  # an array or a number of numpy
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
 def say(line: str) -> None:
-    """Print a line on stderr."""
-    click.echo(line, err=True)
+    """Print a line of progress or a hint on stderr; nothing with ``-q``."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.meta.get(QUIET):
+        click.echo(line, err=True)
 
 
 def plots_folder(study_dir: Path) -> Path:

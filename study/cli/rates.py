@@ -12,7 +12,7 @@ from rich.console import Console
 
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
 from study.analysis.terminal import render_best, render_horizons
-from study.cli.group import STUDY_DIR, cli, say
+from study.cli.group import STUDY_DIR, cli, print_tables, say, tables_as
 from study.config.compose import CONF
 from study.errors import StudyError
 from study.integrations.overrides import written
@@ -28,7 +28,8 @@ ALONE = ("optimizer.lr", "seed", "data.seed")
 @click.option(
     "--refine", is_flag=True, help="Print the commands that train the missing rates instead."
 )
-def rates(study_dir: Path, refine: bool) -> None:
+@tables_as
+def rates(study_dir: Path, refine: bool, output: str | None) -> None:
     """Print how the best learning rate changes with rank.
 
     At every horizon, which is a step with a held-out loss: the best rate of each rank, its exponent
@@ -52,8 +53,12 @@ def rates(study_dir: Path, refine: bool) -> None:
         raise StudyError(
             "no rank was run at two constant learning rates by all of its seeds: see study status"
         )
+    exponents = exponents_against_rho(found)
+    if output:
+        print_tables(output, rates=found, exponents=exponents)
+        return
     Console().print(render_best(found))
-    Console().print(render_horizons(exponents_against_rho(found)))
+    Console().print(render_horizons(exponents))
 
 
 def _refining(tables: StudyTables, study_dir: Path) -> Iterator[str]:

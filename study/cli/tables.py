@@ -11,7 +11,7 @@ from rich.console import Console
 from study import analysis
 from study.analysis import load_tables
 from study.analysis.distances import laws
-from study.cli.group import PATH, STUDY_DIR, cli, plots_folder, say
+from study.cli.group import PATH, STUDY_DIR, cli, plots_folder, print_tables, say, tables_as
 from study.errors import MOST_CHARACTERS, StudyError, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.captions import settings
@@ -28,7 +28,8 @@ WIDTH = 100
 
 @cli.command()
 @STUDY_DIR
-def analyze(study_dir: Path) -> None:
+@tables_as
+def analyze(study_dir: Path, output: str | None) -> None:
     """Fit scaling exponents and p*, and print a summary.
 
     If learning rates were swept, it also prints how the best one scales with rank. Every exponent
@@ -38,14 +39,20 @@ def analyze(study_dir: Path) -> None:
     found = load_tables(study_dir)
     for name in ("exponents", "stable", "rates", "losses"):
         write_table(study_dir / f"{name}.parquet", getattr(found, name))
-    Console().print(analysis.render_table(analysis.summary(found.exponents)))
+    exponents, transfer = analysis.summary(found.exponents), analysis.rate_transfer(found.rates)
+    if output:
+        stable = analysis.first_to_read(found.stable) if len(found.stable) else found.stable
+        tables = {"exponents": exponents, "stable": stable, "rates": transfer}
+        print_tables(output, **tables, losses=found.losses, answer=answer(found))
+        return
+    Console().print(analysis.render_table(exponents))
     if len(found.stable):
         Console().print(analysis.render_stable(found.stable))
-    if len(transfer := analysis.rate_transfer(found.rates)):
+    if len(transfer):
         Console().print(analysis.render_rates(transfer))
     conclude(found, study_dir)
-    click.echo(f"all exponents: {study_dir / 'exponents.parquet'}")
-    click.echo(f"next: study report {study_dir}")
+    say(f"all exponents: {study_dir / 'exponents.parquet'}")
+    say(f"next: study report {study_dir}")
 
 
 def conclude(tables: StudyTables, study_dir: Path) -> None:

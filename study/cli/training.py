@@ -18,8 +18,9 @@ from click.shell_completion import (
     get_completion_class,
 )
 
-from study.cli.group import PASSED_ON, STUDY_DIR, cli
+from study.cli.group import PASSED_ON, STUDY_DIR, cli, print_tables, tables_as
 from study.vocabulary.sources import MODELS
+from study.vocabulary.statuses import note
 
 
 @add_completion_class
@@ -88,12 +89,16 @@ def train(arguments: tuple[str, ...]) -> None:
     is_flag=True,
     help="Follow all processes that train the study, until every cell is trained.",
 )
-def status(study_dir: Path, watch: bool) -> None:
+@tables_as
+def status(study_dir: Path, watch: bool, output: str | None) -> None:
     """List the cells of a study and their states."""
     from study.sweeps import progress
 
     if watch:
         progress.watch(study_dir)
+    elif output:
+        cells = progress.load_status(study_dir)
+        print_tables(output, cells=cells.assign(note=list(map(note, cells.to_dict("records")))))
     else:
         click.echo(progress.render(progress.load_status(study_dir)))
 

@@ -28,7 +28,7 @@ from study.analysis.wording import (
     factor_text,
     interval_text,
     number_text,
-    setting_text,
+    settings_text,
 )
 from study.dashboard.studies import Study
 from study.figures import style
@@ -110,7 +110,7 @@ def _p_star(row: Mapping[Any, Any], settings: list[str]) -> dict[str, Any]:
     corrected = row["p_star_limit"], row["limit_low"], row["limit_high"]
     return {
         "optimizer": label(str(row["optimizer"])),
-        "setting": ", ".join(f"{name}={setting_text(row[name])}" for name in settings),
+        "setting": ", ".join(settings_text(row, settings)),
         "label": labels[row["site"], row["stat"]],
         "site": row["site"],
         "stat": row["stat"],

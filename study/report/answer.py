@@ -17,7 +17,7 @@ from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.losses import NOT_A_SETTING
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
-from study.analysis.wording import batch_words, setting_text
+from study.analysis.wording import batch_words, settings_text
 from study.report.sections import answer_of
 from study.report.text import cell_list, count_noun, interval, joined, number_list, row_list
 from study.store import StudyTables
@@ -97,7 +97,7 @@ def curves(tables: StudyTables) -> list[Curve]:
             continue
         row = of_curve.iloc[0]
         beside = [label(str(row["optimizer"]))] if several else []
-        beside += [f"{name}={setting_text(row[name])}" for name in settings]
+        beside += settings_text(row, settings)
         rule = rule_label(str(row["scaling"]), row["exponent_p"])
         found.append(
             Curve(

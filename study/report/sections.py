@@ -28,7 +28,14 @@ from study.analysis.stable import (
 )
 from study.analysis.summary import ANSWERS, FAILS, LOST, answer, condition_rows
 from study.analysis.terminal import exponent_text, interval_span
-from study.analysis.wording import batch_words, bend_text, bracket_head, bracket_notes, factor_text
+from study.analysis.wording import (
+    batch_words,
+    bend_text,
+    bracket_head,
+    bracket_notes,
+    factor_text,
+    settings_text,
+)
 from study.report.text import (
     interval,
     joined,
@@ -39,7 +46,6 @@ from study.report.text import (
     row_estimate,
     row_list,
     rule_of_row,
-    setting,
     signed_interval,
     span,
     word_text,
@@ -158,7 +164,7 @@ def _p_star_row(
 ) -> Mapping[str, str]:
     grid = row["method"] == "grid"
     rules = ["several rules"] if grid else [rule_label(*rule) for rule in row["rules"]]
-    values = [f"{name}={setting(row[name])}" for name in settings]
+    values = settings_text(row, settings)
     at_high = {
         f"p\\*, ranks from {high}": interval(
             row["high_p_star"], row["high_ci_low"], row["high_ci_high"]
@@ -332,7 +338,7 @@ def task_section(tables: StudyTables) -> Section:
     ]
     body = []
     for row in row_list(scores):
-        values = [f"{name}={setting(getattr(row, name))}" for name in settings]
+        values = settings_text(row._asdict(), settings)
         score = interval(row.exact_match, row.exact_match_low, row.exact_match_high)
         exact = {
             "exact match: base model": number(row.base_exact_match) if score else "",
