@@ -54,6 +54,7 @@ from study.vocabulary.quantities import (
     POOLINGS,
     TRAIN,
 )
+from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
@@ -116,6 +117,20 @@ def measured_range(study: str, *fields: str) -> str:
     """``-0.84 to -0.44``: the lowest and the highest value of :func:`measured`."""
     values = [row.measured for row in matching(study, _fields(fields))]
     return minus(f"{min(values):.2f} to {max(values):.2f}")
+
+
+def ran(study: str) -> str:
+    """``SmolLM2, AdamW, 20 steps, ranks 4 to 256, 3 seeds``: what a finding was measured on."""
+    cells = study_tables(study).cells
+    optimizers = joined(label(str(one)) for one in cells["optimizer"].unique())
+    steps = number_list(sorted(set(cells["steps"])))
+    model, seeds = model_label(str(cells["model"].iloc[0])), cells["seed"].nunique()
+    return f"{model}, {optimizers}, {steps} steps, {_span(cells)}, {count_noun(seeds, 'seed')}"
+
+
+def _span(cells: pd.DataFrame) -> str:
+    low, high = cells["rank"].min(), cells["rank"].max()
+    return f"ranks {low:g} to {high:g}" if high > low else f"rank {low:g}"
 
 
 def _fields(fields: Sequence[str]) -> dict[str, Any]:
@@ -187,11 +202,9 @@ def study_block(name: str) -> str:
     """A study: its figure, its size, its expectations, and what was found."""
     study, tables = STUDIES[name], study_tables(name)
     cells, ran = tables.cells, settings(tables.cells)
-    ranks = sorted(set(cells["rank"]))
-    span = f"ranks {ranks[0]:g} to {ranks[-1]:g}" if len(ranks) > 1 else f"rank {ranks[0]:g}"
     size = [
         count_noun(len(cells), "cell"),
-        span,
+        _span(cells),
         count_noun(cells["seed"].nunique(), "seed"),
         _time(total_seconds(cells, records(name))),
     ]
@@ -402,6 +415,7 @@ def held(study: str) -> pd.DataFrame:
 BLOCKS: dict[str, Block] = {
     "measured": measured,
     "measured-range": measured_range,
+    "ran": ran,
     "claims": claims,
     "coverage": coverage,
     "failed": failed,

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
-from docs import bench, external, findings, quick
+from docs import bench, external, findings, hero, quick
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, rewrite, study_tables, table
 from docs.learned import learned
 from study.figures import FIGURES, draw_all, save
@@ -33,6 +33,7 @@ BLOCKS: dict[str, Block] = {
     **findings.BLOCKS,
     "learned": learned,
     "external": external.external,
+    "rate-change": hero.rate_change,
 }
 
 
@@ -99,6 +100,7 @@ def draw_pictures() -> None:
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
     save(infer_cost(table("infer_cost/infer_cost")), PLOTS, "infer_cost")
     slim(save(external.external_rates(), PLOTS, "external_rates", ["png"])[0])
+    slim(save(hero.hero(), PLOTS, "hero", ["png"])[0])
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")
 
 

@@ -13,7 +13,7 @@ from study.analysis.summary import CONDITION, condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import bend_text, bracket_notes, factor_text
 from study.figures.captions import settings
-from study.report.answer import answer as what_was_found
+from study.report.answer import answer
 from study.report.text import (
     bullets,
     interval,
@@ -46,17 +46,12 @@ P_STAR = "stable_exponent"
 """The folder of the study of p*, in ``results/reference``."""
 
 
-def answer() -> str:
-    """What the quick study found, as ``make study`` prints it."""
-    return minus(bullets(what_was_found(study_tables())))
-
-
 def printed_answer() -> str:
     """The end of ``make study``, as a terminal of 100 columns shows it."""
     tables = study_tables()
     head = textwrap.fill(f"{QUICK}: {settings(tables.cells)}", TERMINAL, subsequent_indent="  ")
     indented = {"initial_indent": "- ", "subsequent_indent": "  "}
-    said = [textwrap.fill(line, TERMINAL, **indented) for line in what_was_found(tables)]
+    said = [textwrap.fill(line, TERMINAL, **indented) for line in answer(tables)]
     return "\n".join(["```", head, *said, "```"])
 
 
@@ -159,7 +154,6 @@ def _with_theory(row: Any, column: str) -> str:
 
 
 BLOCKS: dict[str, Block] = {
-    "answer": answer,
     "printed-answer": printed_answer,
     "condition": condition,
     "largest-layer": largest_layer,

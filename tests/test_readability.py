@@ -34,7 +34,7 @@ PACKAGE_LINES = {
     "study": 32_761,
     "tests": 24_850,
     "benchmarks": 1_660,
-    "docs": 1_437,
+    "docs": 1_533,
     "hydra_plugins": 125,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

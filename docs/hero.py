@@ -1,0 +1,75 @@
+"""The README's first figure: the loss against the learning rate at two ranks, under both rules."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from docs.blocks import study_tables
+from study.figures import style
+from study.figures.captions import settings
+from study.figures.final_loss import LABEL, Sweep, sweeps
+from study.figures.selection import Rule
+from study.vocabulary.scaling import formula, rule_label
+
+STUDY = "paper_learning_rate"
+SAME = 1.25
+"""A factor of the rate that a tuner does not see."""
+
+
+def best_rates(scaling: str) -> "pd.Series[float]":
+    """By rank, the geometric mean over seeds of the best rate under a rule."""
+    rates = study_tables(STUDY).rates
+    own = rates[rates["scaling"] == scaling]
+    return np.exp(np.log(own["best_lr"]).groupby(own["rank"]).mean())
+
+
+def rate_change(scaling: str) -> str:
+    """``3.6 times lower``: how the best rate changes from the lowest to the highest rank."""
+    best = best_rates(scaling)
+    factor = best.iloc[-1] / best.iloc[0]
+    if 1 / SAME < factor < SAME:
+        return "the same"
+    return f"{factor:.1f} times higher" if factor > 1 else f"{1 / factor:.1f} times lower"
+
+
+@style.paper()
+def hero() -> Figure:
+    """A panel per rule, a line per rank; a triangle on the axis marks the best rate of a rank."""
+    tables = study_tables(STUDY)
+    [sweep] = sweeps(tables, "lr")
+    page = style.figure(1, 2, ratio=0.46, above=0.45)
+    page.set_label(settings(tables.cells))
+    axes = page.subplots(1, 2, sharey=True)
+    for ax, rule in zip(axes, sweep.rules, strict=True):
+        draw(ax, sweep, rule)
+        name, change = rule_label(rule.scaling, rule.p), rate_change(rule.scaling)
+        ax.set_title(
+            f"{name}, {formula(rule.p)}: at rank {sweep.ranks[-1]:g} the best rate is {change}"
+        )
+    style.y_axis(axes, *LABEL)
+    ranks = sweep.finite_ranks
+    return style.finish(
+        page,
+        f"Triangles: the best learning rate of rank {ranks[0]:g} (light) and of rank "
+        f"{ranks[-1]:g} (dark). Bands: range over seeds.",
+    )
+
+
+def draw(ax: Axes, sweep: Sweep, rule: Rule) -> None:
+    """The losses of a rule. The lower rank is wide, so that it shows below an equal one."""
+    best, (bottom, top) = best_rates(rule.scaling), sweep.y_range
+    for rank, width in zip(sweep.finite_ranks, (2.6, 1.0), strict=True):
+        own = sweep.of(rule)
+        loss = own[own["rank"] == rank].groupby("lr")["loss"].agg(["mean", "min", "max"])
+        colour = style.shade(rule, rank, sweep.finite_ranks)
+        ax.plot(loss.index, loss["mean"], color=colour, linewidth=width)
+        style.band(ax, loss.index, loss["min"], loss["max"], colour, f"band {rank:g}")
+        inside = loss["mean"][loss["mean"] < top]
+        style.label_end(ax, inside.index[-1], inside.iloc[-1], f"rank {rank:g}", colour)
+        marker = {"marker": "^", "markersize": 7, "clip_on": False, "zorder": 5}
+        ax.plot(best[rank], bottom, color=colour, **marker)
+    ax.set_xscale("log")
+    ax.set_ylim(bottom, top)
+    style.log_ticks(ax.xaxis, tuple(sorted(sweep.rates)[:: len(sweep.rates) - 1]))
+    ax.set_xlabel("learning rate")
