@@ -7,7 +7,7 @@ INSTALL := --quiet --no-compile
 # Then it must be kept: the tests start many processes, and each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test floors pytest smollm2 lint style types imports faults gpu gpu-rehearsal figures dashboard-picture clean
+.PHONY: study test floors pytest smollm2 lint style types imports faults gpu gpu-rehearsal figures dashboard-picture docs docs-serve clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -71,6 +71,13 @@ figures: .venv/.installed
 # The README's picture of the dashboard, which needs Chromium.
 dashboard-picture: .venv/.installed-dev
 	$(BIN)/python -m docs.screenshot
+
+# The documentation site, in build/site. A warning is an error: every link and anchor must exist.
+docs: .venv/.installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md: each adds one thing, and a study with all of them runs."""
+"""The recipes of docs/extending*.md: each adds one thing, and a study with all of them runs."""
 
 import json
 import os
@@ -14,6 +14,8 @@ import pytest
 from study.store import StudyTables
 
 ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs/extending.md", ROOT / "docs/extending-measures.md"
+TEXT = "\n".join(page.read_text() for page in PAGES)
 RECIPES = {
     "An optimizer": "optimizer=signum",
     "An init": "adapter.init=wide",
@@ -46,8 +48,7 @@ pickle.dump(study.load("results/recipes"), open("tables.pickle", "wb"))
 
 def blocks(heading: str) -> dict[str, str]:
     """The code blocks under a heading: ``python``, and each YAML file by its path in ``conf/``."""
-    text = (ROOT / "docs/extending.md").read_text()
-    section = text[text.index(f"## {heading}\n") :].split("\n## ")[0]
+    section = TEXT[TEXT.index(f"## {heading}\n") :].split("\n## ")[0]
     found = re.findall(r"```(python|yaml)\n(.*?)```", section, re.DOTALL)
     return {
         body.splitlines()[0].removeprefix("# conf/") if kind == "yaml" else kind: body
@@ -104,8 +105,7 @@ def first_gradient_norms(tables: StudyTables) -> pd.DataFrame:
 
 
 def test_every_recipe_of_the_page_is_tested() -> None:
-    text = (ROOT / "docs/extending.md").read_text()
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == list(RECIPES)
+    assert re.findall(r"^## (.+)$", TEXT, re.MULTILINE) == list(RECIPES)
 
 
 def test_an_optimizer(tables: StudyTables, report: str) -> None:

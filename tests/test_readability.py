@@ -32,9 +32,9 @@ PACKAGE_LINES = {
     "study/training": 1_657,
     "study/vocabulary": 1_105,
     "study": 32_761,
-    "tests": 24_850,
+    "tests": 24_950,
     "benchmarks": 1_660,
-    "docs": 1_533,
+    "docs": 1_720,
     "hydra_plugins": 125,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

@@ -143,17 +143,17 @@ def reference(root: DictConfig) -> str:
         if len(files) > 1:
             names = " | ".join(file.stem for file in files)
             groups.add_row(f"{group}={chosen.get(group) or 'null'}", names)
-    meanings = _meanings([folder / "config.yaml" for folder in folders])
+    outside = meanings([folder / "config.yaml" for folder in folders])
     for part, values in composed.items():
         if isinstance(values, dict) and part in options:
             files = sorted(options[part], key=lambda file: file.stem != chosen.get(part))
-            inside = _meanings(files)
+            inside = meanings(files)
             for name, value in values.items():
                 if name != "name":  # it is chosen with its group
                     keys.add_row(*_described(f"{part}.{name}", value, inside.get(name, "")))
             keys.add_row()
         elif not isinstance(values, dict | list):
-            keys.add_row(*_described(part, values, meanings.get(part, "")))
+            keys.add_row(*_described(part, values, outside.get(part, "")))
     console = Console(highlight=False)
     with console.capture() as shown:
         console.print("Groups (group=option), each with its options:\n", groups, sep="\n")
@@ -176,7 +176,7 @@ def _described(key: str, value: Any, meaning: str) -> tuple[str, str]:
     return escape(f"{key}={shown}"), escape(meaning)
 
 
-def _meanings(files: Iterable[Path]) -> dict[str, str]:
+def meanings(files: Iterable[Path]) -> dict[str, str]:
     """The first comment of each key in some YAML files: of its line, and of the lines below."""
     found: dict[str, str] = {}
     for text in (file.read_text() for file in files if file.is_file()):

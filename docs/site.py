@@ -1,0 +1,159 @@
+"""The generated parts of the site, as a Sphinx extension.
+
+A page of :data:`GENERATED` is a Jinja template over :func:`names`. Formulas become MathML, which
+browsers draw without a network.
+"""
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+from docs.blocks import PLOTS, ROOT
+from docs.findings import STUDIES
+from study.config.hints import meanings
+from study.figures import FIGURES
+from study.store.rows import SCHEMAS
+from study.theory.rows import ROWS
+from study.vocabulary import optimizers, quantities, scaling, statuses, verdicts
+
+GENERATED = (
+    "index",
+    "experiments",
+    "exponents",
+    "files",
+    "findings",
+    "gallery",
+    "glossary",
+    "keys",
+    "statistics",
+)
+LINK = re.compile(r"(?<!!)\[([^]]*)\]\((?!https?:|#)([^)#]+)\)")
+CONF, DOCS = ROOT / "conf", ROOT / "docs"
+ELSEWHERE = [("py:.*", r"(?!study\.).*"), ("py:.*", r"study\.([a-z_.]+|(adapters|vocabulary)\..+)")]
+"""References that nitpicky mode does not check: other packages, and modules without a page."""
+
+
+def keys() -> dict[str, dict[str, tuple[str, str, list[str]]]]:
+    """The keys of each group of ``conf/``: the default, the meaning, and the options that have it.
+
+    The group "" holds the keys of ``config.yaml``. A default is that of the group's first option.
+    """
+    found: dict[str, dict[str, tuple[str, str, list[str]]]] = {"": {}}
+    lists = [entry for entry in _yaml(CONF / "config.yaml")["defaults"] if entry != "_self_"]
+    chosen = {group: option for entry in lists for group, option in entry.items() if option}
+    for group in ("", *(group for group in chosen if (CONF / group).is_dir())):
+        files = (CONF / group).glob("*.yaml")
+        for file in sorted(files, key=lambda file: (file.stem != chosen.get(group), file.stem)):
+            meaning = meanings([file])
+            for key, value in _yaml(file).items():
+                if key in ("defaults", "hydra") or (group and key == "name"):
+                    continue
+                shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
+                row = (shown, meaning.get(key, ""), [])
+                found.setdefault(group, {}).setdefault(key, row)[2].append(file.stem)
+    return found
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text()) or {}
+
+
+def options(group: str) -> dict[str, str]:
+    """The options of a group of ``conf/``, each with the comment that its file begins with."""
+    found = {}
+    for file in sorted((CONF / group).glob("*.yaml")):
+        lines = file.read_text().splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        found[file.stem] = " ".join(line[2:] for line in comment if "@package" not in line)
+    return found
+
+
+def gallery() -> list[dict[str, str]]:
+    """Every figure: its caption, and the first committed study that shows it."""
+    found = []
+    for name, draw in FIGURES.items():
+        shown = [study for study in STUDIES if (PLOTS / study / f"{name}.png").exists()]
+        caption = " ".join((draw.__doc__ or "").split("\n\n")[0].split())
+        study = shown[0] if shown else ""
+        found.append({"name": name, "caption": caption, "study": study})
+    return found
+
+
+def document(name: str) -> str:
+    """A Markdown file of the root, with its links as a page of ``docs`` writes them."""
+    text = re.sub(r"\]\((?!https?:|#)", "](../", (ROOT / name).read_text())
+    return text.replace("](../docs/", "](")
+
+
+def _outside(found: re.Match[str]) -> str:
+    """A link to a folder or to a document that is no page, as text. Sphinx copies other files."""
+    text, target = found.groups()
+    path = (DOCS / target).resolve()
+    if path.is_file() and (path.suffix != ".md" or DOCS in path.parents):
+        return found[0]
+    return f"{text} (`{path.relative_to(ROOT)}`)"
+
+
+def pages(*found: str) -> str:
+    """The pages among ``found`` that exist, for a table of contents."""
+    return "\n".join(name for name in found if list(DOCS.glob(f"{name}.md")))
+
+
+def cell(text: object) -> str:
+    """``text`` for a cell of a table in Markdown."""
+    return " ".join(str(text).replace("|", r"\|").split())
+
+
+def code(text: object) -> str:
+    """``text`` as code in a cell of a table in Markdown; nothing for an empty one."""
+    return f"`{cell(text)}`" if str(text) else ""
+
+
+def where(name: str, stat: quantities.Stat) -> str:
+    """The sites at which a statistic is measured."""
+    if stat.kind == "moment" and name not in ("descent", "swallowed"):
+        return " and ".join(map(code, quantities.UNIONS)) if name == "mean_norm" else "every site"
+    special = {"descent": "adapter_update", "r_back": "adapter_in_grad"}
+    of_kind = {"spectrum": "delta_w", "motion": "A"}
+    return code(special.get(name) or of_kind.get(stat.kind, "adapter_out"))
+
+
+def names() -> dict[str, Any]:
+    """What the templates know."""
+    functions: list[Callable[..., Any]] = [keys, options, gallery, document, pages, where]
+    functions += [code, cell]
+    modules = {"quantities": quantities, "verdicts": verdicts, "scaling": scaling}
+    modules |= {"statuses": statuses, "optimizers": optimizers}
+    return modules | {f.__name__: f for f in functions} | {"SCHEMAS": SCHEMAS, "ROWS": ROWS}
+
+
+def fill(app: Any, page: str, source: list[str]) -> None:
+    """Fill the template of a generated page."""
+    if page in GENERATED:
+        environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+        source[0] = environment.from_string(source[0]).render(names())
+    source[0] = LINK.sub(_outside, source[0])
+
+
+def _inline(translator: Any, node: nodes.math) -> None:
+    translator.body.append(tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def _block(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx calls this."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("source-read", fill)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

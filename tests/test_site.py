@@ -1,0 +1,78 @@
+"""The pages of the site: their code runs, their commands exist, and each is short."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from study.cli import cli
+from study.config.compose import CONF, parse
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+MOST_LINES = 120
+"""Of a page in Markdown: about two screens."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words after ``study`` of every command in a page's blocks, without ``...``."""
+    lines = (
+        "\n".join(blocks(page, "bash")).replace("\\\n", " ").replace("--cfg job", "").splitlines()
+    )
+    words = [shlex.split(line, comments=True) for line in lines]
+    found = [each[1:] for each in words if each[:1] == ["study"]]
+    return [[word for word in each if "..." not in word] for each in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_is_at_most_two_screens(page: Path) -> None:
+    assert len(page.read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_is_accepted(page: Path) -> None:
+    """Nothing runs: options are parsed, and the configuration of ``study train`` is composed."""
+    root = cli.make_context("study", [], resilient_parsing=True)
+    for name, *words in commands(page):
+        command = cli.get_command(root, name)
+        assert command is not None, name
+        command.make_context(name, list(words), parent=root)
+        if name == "train" and not any(word.startswith("--config-dir") for word in words):
+            check_overrides([word for word in words if not word.startswith("-")])
+
+
+def check_overrides(words: list[str]) -> None:
+    """The first cell of a sweep is a valid cell. Launchers may not be installed."""
+    own = [word for word in words if not re.match(r"(launcher|hydra[./])", word)]
+    first = []
+    for override in OverridesParser.create().parse_overrides(own):
+        value = next(override.sweep_iterator()) if override.is_sweep_override() else None
+        key, line = override.get_key_element(), override.input_line
+        first.append(str(line) if value is None else f"{key}={value}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parse(compose("config", first))
+
+
+def test_an_experiment_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    [text] = blocks(DOCS / "sweeps.md", "yaml")
+    file = tmp_path / "experiment" / "ranks.yaml"
+    file.parent.mkdir()
+    file.write_text(text)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "experiment=ranks"])
+    assert (found.name, parse(found).train.steps) == ("ranks", 20)
+
+
+def test_the_theory_of_the_page_is_that_of_the_code() -> None:
+    names: dict[str, object] = {}
+    found = blocks(DOCS / "theory.md", "python")
+    assert len(found) == 5
+    for block in found:
+        exec(compile(block, "docs/theory.md", "exec"), names)
