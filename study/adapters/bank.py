@@ -98,7 +98,7 @@ class Bucket(nn.Module):
 
     @contextmanager
     def listening(self, listeners: Listeners, needs_product: bool) -> Iterator[None]:
-        """Inside, the functions in ``listeners`` get the tensors that passes compute on their way.
+        """Context manager: passes give intermediate tensors to ``listeners``.
 
         ``needs_product``: it is formed anyway, so passes use the second form.
         """
@@ -128,7 +128,7 @@ class Bucket(nn.Module):
 
     @contextmanager
     def merged_once(self, W_OD: Tensor | None = None) -> Iterator[None]:
-        """Inside, weights are merged once, and all passes reuse them.
+        """Context manager: weights are merged once, and all passes reuse them.
 
         ``W_OD``: merge now, as a compiled pass needs it. None: merge in the first pass.
 
@@ -377,7 +377,7 @@ class LoraBank(nn.Module):
     def listening(
         self, listeners_of: Callable[[int], Listeners], needs_products: bool
     ) -> Iterator[None]:
-        """Inside, functions get the tensors that passes compute on their way.
+        """Context manager: passes give their intermediate tensors to functions.
 
         ``listeners_of(first)``: the functions for the k neighbouring cells of one rank that begin
         with cell ``first``.
@@ -398,7 +398,8 @@ class LoraBank(nn.Module):
             buckets = list(neighbours)
             cells = slice(first, first := first + sum(bucket.cells for bucket in buckets))
             product = self._dense if form in ("mixed", "merged") else self._factored
-            out += product(buckets, x_KND[cells], cells)
+            whole = len(buckets) == len(self.buckets)
+            out += product(buckets, x_KND if whole else x_KND[cells], cells)
         y_KNO = out[0] if len(out) == 1 else torch.cat(out)
         return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
 
@@ -475,7 +476,7 @@ class LoraBank(nn.Module):
 
 @contextmanager
 def merged_once(banks: Sequence[LoraBank], ahead: bool = False) -> Iterator[None]:
-    """Inside, weights are merged once for all passes: at the first, or ``ahead`` of it
+    """Context manager: weights are merged once, ahead of all passes or at the first
     (:meth:`Bucket.merged_once`).
     """
     with ExitStack() as stack:

@@ -83,7 +83,7 @@ def adapted(
     contraction: Contraction = FACTORED,
     divide: Callable[[], None] = lambda: None,
 ) -> Iterator[list[LoraBank]]:
-    """Inside, every layer in ``layers`` has adapters. The plain model is restored on exit.
+    """Context manager: every layer in ``layers`` has adapters. The plain model is restored on exit.
 
     Yields their banks. A linear is replaced by its bank, a module of experts by an
     :class:`~study.adapters.experts.AdaptedExperts`. ``bank_type``: of the linears,

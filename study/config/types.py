@@ -305,7 +305,7 @@ class CheckpointConfig(Part):
 
 @dataclass
 class TrackerConfig(Part):
-    """Where results are sent beside the store.
+    """Where results are sent in addition to the store.
 
     It holds no account key: trackers have settings of their own, so no record contains one.
     """

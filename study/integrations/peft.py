@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 M = TypeVar("M", bound=nn.Module)
-BESIDE = 32
-"""Columns beside W0 for a bias, most of them 0: products of an odd depth are slow in bf16."""
+PADDING = 32
+"""Columns next to W0 for a bias, most of them 0: products of an odd depth are slow in bf16."""
 
 
 def round_once(model: M) -> M:
@@ -74,8 +74,8 @@ class LinearRoundedOnce(Linear):
         if isinstance(self.base_layer, Conv1D):
             W_OD = W_OD.T
         if bias_O is not None:
-            x_ND = nn.functional.pad(x_ND, (0, BESIDE), value=1.0)
-            zeros = bias_O.new_zeros(len(bias_O), BESIDE - 1)
+            x_ND = nn.functional.pad(x_ND, (0, PADDING), value=1.0)
+            zeros = bias_O.new_zeros(len(bias_O), PADDING - 1)
             W_OD = torch.cat([W_OD, bias_O[:, None], zeros], 1)
         y_NO: Tensor = torch.addmm(d_NO, x_ND, W_OD.T)
         return y_NO.view(d.shape)

@@ -285,7 +285,7 @@ def blocks_of(base: FrozenBase) -> list[nn.Module]:
 
 @contextmanager
 def recomputing(base: FrozenBase) -> Iterator[None]:
-    """Inside, a forward pass keeps only the input of each block.
+    """Context manager: a forward pass keeps only the input of each block.
 
     A backward pass computes each block again, as a whole, before its gradients: a third more
     products, and the activations of one block at a time. The numbers are the same.

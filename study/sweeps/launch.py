@@ -92,7 +92,7 @@ def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
 
 @contextlib.contextmanager
 def _launched(files: Iterable[Path]) -> Iterator[None]:
-    """Inside, a launcher trains in other processes: a signal stops all of them after their step.
+    """Context manager: a signal stops all processes of a launcher after their step.
 
     The error of a launcher that has lost a process is a line: its cells can continue.
     """

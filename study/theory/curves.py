@@ -194,7 +194,7 @@ def log_bias(
 
 
 def _narrowing(layer: Layer, init: str) -> float:
-    """The standard deviation of z^2 beside that of a normal z, whose z^2 has variance 2.
+    """The standard deviation of z^2 compared with that of a normal z, whose z^2 has variance 2.
 
     It differs from 1 if u is mostly a single input, as massive activations are.
     """

@@ -147,7 +147,7 @@ class Fold:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the adapters are in eval mode: no dropout."""
+        """Context manager: the adapters are in eval mode: no dropout."""
         for bank in self.banks:
             bank.eval()
         try:
