@@ -33,13 +33,13 @@ def export(
 ) -> Path:
     """Copy the trained adapter of a cell to a new ``folder``, in PEFT's format.
 
-    ``cell`` is an id or the start of one. ``merged``: write the base with the adapter merged into
-    it instead, and the tokenizer. Weights are then float32 at any precision of the base: rounding
-    to bf16 loses a sixth of an update that is a hundredth of the weights. ``fold_scaling``: write
-    ``use_rslora: false`` and ``lora_alpha = gamma r``, the same function without the flag.
+    ``cell`` is an id or its start. ``merged``: write the base with the adapter merged into it, and
+    the tokenizer, in float32: rounding to bf16 would lose a sixth of an update of a hundredth of
+    the weights. ``fold_scaling``: write ``use_rslora: false`` and ``lora_alpha = gamma r``, the
+    same function without the flag.
 
-    Raises :class:`StudyError` for an unknown cell, if its adapter was not saved, if the folder is
-    in use, and for a base to merge into that is quantised or is not that of the cell.
+    Raises :class:`StudyError` for an unknown cell, an adapter that was not saved, a folder in use,
+    and a base to merge into that is quantised or is not that of the cell.
     """
     adapter, record = _kept_adapter(study_dir, cell)
     base = _merged_base(adapter, record) if merged else None

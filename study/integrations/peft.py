@@ -25,15 +25,14 @@ PADDING = 32
 def round_once(model: M) -> M:
     """Replace the forward pass of PEFT's linear LoRA layers in place, and return ``model``.
 
-    It computes what PEFT computes, with dropout, rsLoRA, ``lora_bias`` and several active adapters.
-    It is used in bf16 and fp16, by the base's type or by autocast. In float32, with disabled or
-    merged adapters and with ``adapter_names``, PEFT's own forward pass is used. Call it before
-    ``torch.compile``, and again after ``add_adapter``. A base with a bias costs a copy of its
-    weights in each pass, because the bias becomes a column of them.
+    The result is PEFT's, with dropout, rsLoRA, ``lora_bias`` and several active adapters. It acts
+    in bf16 and fp16 (base or autocast); float32, disabled or merged adapters and ``adapter_names``
+    use PEFT's own pass. Call it before ``torch.compile``, and again after ``add_adapter``. A base
+    with a bias costs a copy of its weights in each pass.
 
-    Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, whose
-    kernels round by themselves; DoRA and other variants; layers that are not linear; biases in
-    training; layers with hooks of another library. Raises ``ValueError`` if no layer is left.
+    Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, DoRA and
+    other variants, layers that are not linear, biases in training, hooks of another library. Raises
+    ``ValueError`` if no layer is left.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     kept = Counter(why for layer in layers if (why := _kept(layer)))

@@ -1,9 +1,8 @@
 """The callback of the Trainer: its numbers, its refusals, what trackers get, runs as a study."""
 
 import math
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
 from study.models import FrozenBase
 from study.probes import NormProbe
+from tests.forked import Forked
 
 from .conftest import assert_same_probes
 
@@ -135,8 +135,7 @@ trainer.train(resume_from_checkpoint=get_last_checkpoint("trainer"))
 def test_a_run_that_was_killed_in_on_save_keeps_all_rows(tmp_path: Path) -> None:
     for argument, returned in (("kill", -signal.SIGKILL), ("go on", 0)):
         (tmp_path / "trainer").mkdir(exist_ok=True)
-        command = [sys.executable, "-c", KILLED, argument]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = Forked(KILLED, [argument], tmp_path, os.environ).wait()
         assert done.returncode == returned, done.stderr
     tables = study.load(tmp_path / "results" / "run")
     assert tables.cells["status"].tolist() == ["complete"]
