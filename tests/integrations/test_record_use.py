@@ -347,13 +347,6 @@ def test_a_scaled_loss_is_mended(script: Script) -> None:
     assert_equal(script.run(recording, steps=4, step=step), expected, rtol=1e-5)
 
 
-def test_other_weights_that_train_are_told(script: Script) -> None:
-    head = script.model.get_submodule("base_model.model.model.norm").weight.requires_grad_(True)
-    script.optimizer.add_param_group({"params": [head]})
-    with pytest.warns(UserWarning, match=r"also trains 1 weights .*norm.weight, .*grad_norm"):
-        script.record()
-
-
 def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
     torch.manual_seed(2**40)  # as large as torch draws one
     schedule = torch.optim.lr_scheduler.LambdaLR(script.optimizer, lambda step: float(step > 0))

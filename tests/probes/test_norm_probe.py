@@ -127,7 +127,7 @@ class Measured:
     tables: list[pd.DataFrame]
 
 
-@pytest.fixture(scope="module", params=["factored", "mixed", "merged"])
+@pytest.fixture(scope="module", params=["factored", "merged"])
 def measured(
     request: pytest.FixtureRequest,
     tiny_base: FrozenBase,
