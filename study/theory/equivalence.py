@@ -122,9 +122,11 @@ def growth(
 ) -> float:
     """The size of a quantity at the new rank and gamma over its size at the old ones.
 
-    At one learning rate: the geometric mean over layers of curves, each a mean over draws of A; NaN
-    if a curve is not known. Raises :class:`StudyError` for a quantity that is not one of
-    :data:`QUANTITIES`, an unknown optimizer, and without a prediction.
+    It is at one learning rate: the geometric mean over layers of the curves, which are means over
+    draws of A. NaN if a curve is not known.
+
+    Raises :class:`StudyError` for a quantity that is not one of :data:`QUANTITIES`, for an unknown
+    optimizer, and without a prediction.
     """
     what = _quantity(quantity)
     setting: dict[str, Any] = {"step": what.step, "optimizer": optimizer, "p": 0.0}

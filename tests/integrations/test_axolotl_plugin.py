@@ -1,4 +1,4 @@
-"""The Axolotl plugin on plain dicts."""
+"""The Axolotl plugin on plain dicts. test_axolotl_itself.py has Axolotl's own part."""
 
 from collections.abc import Callable
 from pathlib import Path
