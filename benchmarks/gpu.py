@@ -45,7 +45,7 @@ STEPS = """
 3-smollm2/quick     {train} experiment=quick model={base} precision=float32 {fewer}
 3-smollm2/compare   benchmarks.first_day compare {folder}/quick {reference}
 3-smollm2/folds     {bench} folds
-3-smollm2/trainer   {bench} --tokens=4096 sweep
+3-smollm2/trainer   {bench} --tokens={tokens} sweep
 4-studies/stable_exponent {train} experiment=stable_exponent model={base} {size} {fewer}
 4-studies/quick     {train} experiment=quick model={base} precision=bf16 {fewer}
 4-studies/trace     {trace} model={base} {size} probes.steps=[2]
@@ -56,7 +56,9 @@ VALUES = {
     "device": ("cuda", "cpu"),
     "base": ("smollm2", "tiny"),
     "shape": ("llama-3.1-8b", "tiny"),
-    "size": ("preset=gpu", "preset=gpu data.sequence_length=32 data.heldout=8"),
+    "size": ("preset=gpu", "preset=gpu data.sequence_length=32 data.heldout=8 train.batch_size=2"),
+    "small": ("", "data.heldout=4 train.batch_size=2"),
+    "tokens": ("4096", "256"),
     "fewer": ("", "adapter.rank=4 seed=0 train.steps=2"),
     "ranks": ("4,16,64,256,1024,2048", "4"),
     "steps": ("8", "2"),
@@ -68,7 +70,7 @@ VALUES = {
 }
 """The words in braces: on a GPU, and in a rehearsal."""
 SHARED = {
-    "tiny": "model=tiny precision={precision} train.steps=3",
+    "tiny": "model=tiny precision={precision} train.steps=3 {small}",
     "large": "model=hf model.path={to}/model {size} train.steps=8 train.eval_every=0"
     " probes.steps=null",
     "train": "study train -m device={device} name={name} results_dir={folder}",

@@ -53,7 +53,7 @@ def short(value: object, most: int = 80) -> str:
 
 @contextlib.contextmanager
 def no_panic() -> Iterator[None]:
-    """Inside, a panic of a library in Rust is a RuntimeError. Its own type is no ``Exception``."""
+    """Context manager: a panic of a Rust library becomes a RuntimeError."""
     try:
         yield
     except BaseException as error:

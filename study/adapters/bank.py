@@ -61,14 +61,12 @@ def dense_weight(linear: nn.Module) -> Tensor | None:
 class Bucket(nn.Module):
     """Neighbouring cells, which share their products.
 
-    ``drawn``: A, B and gamma of each cell. ``A_kRD`` and ``B_kOR`` are the registered parameters,
-    ``cells`` is their number of cells, and ``ranks`` are their ranks. Lower ranks than R are padded
-    with zeros, whose gradients are zeros too. B is then stored as ``[k, R, O]``, so that the part
-    of a cell is dense: fused optimizers of a GPU ask for that.
+    ``drawn``: A, B and gamma of each cell. ``A_kRD`` and ``B_kOR`` are the registered parameters;
+    lower ranks are padded with zeros, whose gradients are zeros too. Padded B is stored as ``[k, R,
+    O]``, because fused optimizers need dense parts.
 
-    ``forms``: how products are computed (:mod:`study.adapters.contraction`) in a pass that only
-    trains or evaluates, and in one whose probe needs ``B A`` itself, so that a form that computes
-    it costs less.
+    ``forms``: how products are computed (:mod:`study.adapters.contraction`) in a plain pass, and in
+    one whose probe needs ``B A``.
     """
 
     gamma_k11: Tensor
@@ -98,7 +96,7 @@ class Bucket(nn.Module):
 
     @contextmanager
     def listening(self, listeners: Listeners, needs_product: bool) -> Iterator[None]:
-        """Inside, the functions in ``listeners`` get the tensors that passes compute on their way.
+        """Context manager: passes give intermediate tensors to ``listeners``.
 
         ``needs_product``: it is formed anyway, so passes use the second form.
         """
@@ -128,7 +126,7 @@ class Bucket(nn.Module):
 
     @contextmanager
     def merged_once(self, W_OD: Tensor | None = None) -> Iterator[None]:
-        """Inside, weights are merged once, and all passes reuse them.
+        """Context manager: weights are merged once, and all passes reuse them.
 
         ``W_OD``: merge now, as a compiled pass needs it. None: merge in the first pass.
 
@@ -163,14 +161,13 @@ for one more rank, and the GPU takes less to compute with 64 more."""
 class AdapterSpec:
     """How the adapters of one cell are drawn.
 
-    - ``rank``: an integer for banks that hold factors of that rank. Banks of
-      :mod:`study.adapters.infinite` and :mod:`study.adapters.rank_free` hold smaller ones and take
-      any rank up to ``math.inf``;
-    - ``gamma``: the full multiplier on ``B A``;
-    - ``seed``: keys the init and the dropout;
+    - ``rank``: of the factors. Banks of :mod:`study.adapters.infinite` and
+      :mod:`study.adapters.rank_free` hold smaller factors and take any rank up to ``math.inf``;
+    - ``gamma``: the multiplier on ``B A``;
+    - ``seed``: of the init and the dropout;
     - ``init``: a name of :data:`study.vocabulary.inits.INITS`;
-    - ``start``: trained adapters by module path, to start from instead of a draw. Each layer then
-      has its own rank and gamma.
+    - ``start``: trained adapters by module path, used instead of a draw, with their own ranks and
+      gammas.
     """
 
     rank: float
@@ -377,7 +374,7 @@ class LoraBank(nn.Module):
     def listening(
         self, listeners_of: Callable[[int], Listeners], needs_products: bool
     ) -> Iterator[None]:
-        """Inside, functions get the tensors that passes compute on their way.
+        """Context manager: passes give their intermediate tensors to functions.
 
         ``listeners_of(first)``: the functions for the k neighbouring cells of one rank that begin
         with cell ``first``.
@@ -398,7 +395,8 @@ class LoraBank(nn.Module):
             buckets = list(neighbours)
             cells = slice(first, first := first + sum(bucket.cells for bucket in buckets))
             product = self._dense if form in ("mixed", "merged") else self._factored
-            out += product(buckets, x_KND[cells], cells)
+            whole = len(buckets) == len(self.buckets)
+            out += product(buckets, x_KND if whole else x_KND[cells], cells)
         y_KNO = out[0] if len(out) == 1 else torch.cat(out)
         return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
 
@@ -475,8 +473,11 @@ class LoraBank(nn.Module):
 
 @contextmanager
 def merged_once(banks: Sequence[LoraBank], ahead: bool = False) -> Iterator[None]:
-    """Inside, weights are merged once for all passes: at the first, or ``ahead`` of it
-    (:meth:`Bucket.merged_once`).
+    """Context manager: weights are merged once, and all passes reuse them.
+
+    ``W_OD``: merge now, for a compiled pass; None: in the first pass. Factors must not change until
+    the end, where the accumulated gradients of the merged weights (``D O`` floats each) are
+    projected on A and B. A form that does not merge is not affected.
     """
     with ExitStack() as stack:
         for bank in banks:

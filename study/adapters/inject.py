@@ -36,15 +36,13 @@ def path_pattern(pattern: str, named: str, prefix: str = "") -> re.Pattern[str]:
 
 
 def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
-    """The paths among ``linears`` that ``targets`` names, in their order.
+    """The paths among ``linears`` (linear layers and weights of experts) that ``targets`` names, in
+    order.
 
-    They are the module paths of linear layers and the paths of the weights of experts, which are
-    the linear layers of their experts.
-
-    ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each a
-    path or the end of one; or a regex that matches whole paths. In addition, ``attention`` and
-    ``mlp`` name one half of each block, and a single name works like a list of one. Raises
-    :class:`StudyError` for an invalid regex, an empty list or a name that matches nothing.
+    ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of paths or ends of
+    paths; or a regex on whole paths. In addition, ``attention`` and ``mlp`` name one half of each
+    block, and a single name is a list of one. Raises :class:`StudyError` for an invalid regex, an
+    empty list or a name that matches nothing.
     """
     kinds = sorted({path.rpartition(".")[2] for path in linears})
     choices = (
@@ -83,14 +81,13 @@ def adapted(
     contraction: Contraction = FACTORED,
     divide: Callable[[], None] = lambda: None,
 ) -> Iterator[list[LoraBank]]:
-    """Inside, every layer in ``layers`` has adapters. The plain model is restored on exit.
+    """Context manager: every layer in ``layers`` has adapters; the plain model is restored on exit.
 
-    Yields their banks. A linear is replaced by its bank, a module of experts by an
-    :class:`~study.adapters.experts.AdaptedExperts`. ``bank_type``: of the linears,
-    :class:`LoraBank` or a subclass, such as :class:`~study.adapters.infinite.InfiniteRankBank`.
-    ``contraction``: how the banks of linears compute their products. ``divide``: called when
-    the adapters are in place and before anything reads them; it may divide them among processes.
-    Raises :class:`StudyError` for experts with another ``bank_type``.
+    Yields their banks. Banks replace linears; :class:`~study.adapters.experts.AdaptedExperts`
+    replaces a module of experts. ``bank_type``: of the linears, :class:`LoraBank` or a subclass.
+    ``contraction``: how banks compute their products. ``divide``: called once the adapters are in
+    place, to divide them among processes. Raises :class:`StudyError` for experts with another
+    ``bank_type``.
     """
     device = next(model.parameters()).device
     banks: list[LoraBank] = []

@@ -47,7 +47,7 @@ def target_names(
 ) -> dict[str, list[str]]:
     """``target_modules`` and ``target_parameters`` that select these layers in PEFT.
 
-    ``modules``: all modules of the model by path. Beside experts, a linear layer of a name in
+    ``modules``: all modules of the model by path. Next to experts, a linear layer of a name in
     :data:`RENAMED` is selected by its weight.
     """
     renamed = [layer for layer in linears if experts and layer.rpartition(".")[2] in RENAMED]

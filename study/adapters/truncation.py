@@ -79,7 +79,7 @@ class Truncation:
 
 @contextmanager
 def truncating(banks: Sequence[LoraBank]) -> Iterator[Truncation]:
-    """Inside, adapters can be cut to lower ranks. They are restored bit for bit on exit.
+    """Context manager: adapters can be cut to lower ranks. They are restored bit for bit on exit.
 
     Holds two more copies of the adapters. Works for the infinite-rank limit too.
     """

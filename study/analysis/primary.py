@@ -35,7 +35,14 @@ from study.analysis.predictions import with_predictions
 from study.analysis.rates import NORMAL, best_rates
 from study.analysis.stable import stable_exponents
 from study.analysis.verdicts import beyond, tost
-from study.config.expectations import BEST_RATE, Entry, Expectation, Primary
+from study.config.expectations import (
+    BEST_RATE,
+    P_STAR,
+    P_STAR_LIMIT,
+    Entry,
+    Expectation,
+    Primary,
+)
 from study.store import StudyTables
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
@@ -202,8 +209,10 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
         exponents = stable = pd.DataFrame()
         if sites:
             fits = fit_exponents(cells, probes[probes["site"].isin(sites)], stats=stats)
-            exponents = with_predictions(fits, cells, metrics, probes)
-            stable = stable_exponents(exponents)
+            exponents = fits
+            if kinds & {P_STAR, P_STAR_LIMIT}:
+                exponents = with_predictions(fits, cells, metrics, probes)
+                stable = stable_exponents(exponents)
         rates = best_rates(cells, metrics, probes) if BEST_RATE in kinds else pd.DataFrame()
         own = {"exponents": exponents, "stable": stable, "rates": rates, "distances": distances}
         yield replace(tables, cells=cells, metrics=metrics, probes=probes, **own)

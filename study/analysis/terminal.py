@@ -35,7 +35,7 @@ from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
 from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
-from study.vocabulary.verdicts import VERDICTS, Colour, colour_of, meaning
+from study.vocabulary.verdicts import VERDICTS, Colour, meaning
 
 STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
 """The style of the terminal for each colour of the vocabulary."""
@@ -62,7 +62,7 @@ def render_table(summary: pd.DataFrame) -> Table:
         for row in rows.to_dict("records"):
             word, batch = str(row["verdict"]), str(row["batch"])
             star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
-            verdict = Text(word + star, style=STYLES[colour_of(word, str(row["stat"]))])
+            verdict = Text(word + star, style=STYLES[VERDICTS[word].colour])
             bend = ""
             if row["bent"]:
                 bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}"
@@ -107,7 +107,7 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
     tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()
     if tested:
-        lines.append("verdicts are stricter than the intervals: many quantities are tested (Holm)")
+        lines.append("every word is corrected for the number of tests (Holm)")
     if tested and not summary["primary"].all():
         lines.append("* tested together with all quantities of its step; the others were fixed")
         lines.append("  before the runs and are tested together")
@@ -246,6 +246,71 @@ def render_horizons(found: pd.DataFrame) -> Table:
                 str(row["seeds"]),
             )
             name = ""
+    return table
+
+
+def render_settings(settings: pd.DataFrame) -> Table:
+    """The table ``settings`` of :func:`~study.analysis.compare.compare`."""
+    names = [printable(str(name)) for name in settings]
+    table = _table("Settings that differ", "", names, left=names, wrapped=True)
+    for column in table.columns[1:]:
+        column.no_wrap = False
+    for row in settings.itertuples(index=False):
+        table.add_row(*(Text(printable(str(value))) for value in row))
+    return table
+
+
+MOST_CURVES = 6
+"""Curves of a table that compares two studies."""
+
+
+def render_comparison(rows: pd.DataFrame) -> Iterator[Table]:
+    """Rows of :func:`~study.analysis.compare.compare` of one other study, as tables of 80 columns:
+    one for each of exponents, p* and losses. A is the first study, B the other."""
+    titles = {"exponent": "Scaling exponents", "p*": "p*", "loss": "Losses (nats per token)"}
+    for what, mine in rows.groupby("what", sort=False):
+        intervals = mine[mine["ci_low"].notna()]
+        how = {True: "over the differences of single seeds", False: "Welch's, of separate seeds"}
+        notes = [f"[ ] {INTERVAL}, {how[paired]}" for paired in intervals["paired"].unique()]
+        if len(intervals) < len(mine):
+            notes.append("a difference without brackets has one seed in a study")
+        if (mine["ranks"] != mine["other_ranks"]).any():
+            notes.append("A and B have other ranks: see the columns ranks of --json")
+        if (more := mine["curve"].nunique() - MOST_CURVES) > 0:
+            notes.append(f"{more} more curves: --json")
+        columns = ["quantity", "step", "A", "B", "B - A"]
+        table = _table(titles[str(what)], "\n".join(notes), columns, left=["quantity"])
+        for curve in mine["curve"].unique()[:MOST_CURVES]:
+            table.add_section()
+            table.add_row(Text(printable(str(curve)), style="bold"))
+            for row in mine[mine["curve"] == curve].to_dict("records"):
+                difference = interval_text(row["difference"], row["ci_low"], row["ci_high"], 3)
+                numbers = (rounded(row[name], 3) for name in ("value", "other"))
+                table.add_row(row["line"], row["steps"], *numbers, difference)
+        yield table
+
+
+def render_audit(kinds: pd.DataFrame) -> Table:
+    """The kinds of layers of an adapter (:func:`study.integrations.auditing.by_kind`)."""
+    heads = {
+        "layers": "layers",
+        "rank": "rank",
+        "gamma": "gamma",
+        "norm": "|γBA|",
+        "relative": "/|W0|",
+        "spectral": "σ1",
+        "stable_rank": "stable rank",
+        "effective_rank": "effective rank",
+        "lost_in_bf16": "lost in bf16",
+    }
+    heads = {name: head for name, head in heads.items() if kinds[name].notna().any()}
+    caption = "medians over layers; both ranks count directions of γBA"
+    table = _table("What the adapter adds", caption, ["kind", *heads.values()], left=["kind"])
+    for column in table.columns[1:]:
+        column.no_wrap = False
+    for row in kinds.to_dict("records"):
+        texts = ("" if pd.isna(row[name]) else f"{row[name]:.3g}" for name in heads)
+        table.add_row(Text(printable(str(row["kind"]))), *texts)
     return table
 
 

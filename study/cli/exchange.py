@@ -20,14 +20,19 @@ from study.integrations.configs import from_sweep_file, read_file, write
     is_flag=True,
     help="Write the whole model in float32, with the adapter merged into its weights.",
 )
-def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
+@click.option(
+    "--fold-scaling",
+    is_flag=True,
+    help="Write use_rslora: false and lora_alpha = gamma r, for servers that ignore the flag.",
+)
+def export(study_dir: Path, cell: str, folder: Path, merged: bool, fold_scaling: bool) -> None:
     """Write a trained adapter to DIR in PEFT's format.
 
     CELL is an id or the start of one. The cell must have been trained with train.save_adapter=true.
     """
     from study.integrations import exporting
 
-    click.echo(exporting.export(study_dir, cell, folder, merged))
+    click.echo(exporting.export(study_dir, cell, folder, merged, fold_scaling))
 
 
 @cli.command("import")

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from study import __version__
+from study.errors import MOST_CHARACTERS, printable
 
+WIDTH = 100
+"""The most columns of a line of text."""
 PATH = click.Path(path_type=Path)
 STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
 
@@ -23,17 +28,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("training", "List the cells of a study and their states."),
     "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
     "figures": ("tables", "Draw the figures of a study."),
+    "compare": ("compare", "Compare studies: settings, exponents, p*, losses, and differences."),
     "report": ("tables", "Write one page, and print what the study found."),
     "dashboard": ("dashboard", "Show every layer in a browser, also during training."),
     "rates": ("rates", "Print how the best learning rate changes with rank."),
     "power": ("power", "Print how many seeds each expectation needs, from a pilot."),
     "distances": ("tables", "Measure the distance of SGD runs from infinite rank."),
-    "transfer": (
-        "transfer",
-        "Print the alpha and learning rates of a run at another rank or rule.",
-    ),
+    "advise": ("advise", "Say which alpha and learning rate to set, and on what that rests."),
     "import-config": ("exchange", "Import a configuration of Axolotl, LLaMA-Factory, TRL or PEFT."),
     "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
+    "audit": ("audit", "Examine a PEFT adapter: rule, gamma, size and rank of each layer."),
     "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
     "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
     "check": ("tables", "Verify every record, table and checkpoint of a study."),
@@ -45,6 +49,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Every command with its module and a line of help. A module is imported when its command runs,
 because what it imports takes seconds."""
 
+ALIASES = {"transfer": "advise"}
+"""Earlier names of commands."""
+
 
 class Commands(click.Group):
     """The commands of :data:`COMMANDS`."""
@@ -53,6 +60,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name in COMMANDS:
             import_module(f"study.cli.{COMMANDS[cmd_name][0]}")
         return super().get_command(ctx, cmd_name)
@@ -146,6 +154,18 @@ def say(line: str) -> None:
     context = click.get_current_context(silent=True)
     if context is None or not context.meta.get(QUIET):
         click.echo(line, err=True)
+
+
+def text_width() -> int:
+    """The columns of a line of text."""
+    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
+def print_sentences(sentences: Iterable[str]) -> None:
+    """Print a list of sentences, each from a line of its own."""
+    for sentence in sentences:
+        line = printable(sentence, MOST_CHARACTERS)
+        click.echo(textwrap.fill(line, text_width(), initial_indent="- ", subsequent_indent="  "))
 
 
 def plots_folder(study_dir: Path) -> Path:

@@ -1,7 +1,6 @@
 """The commands that read a study: ``analyze``, ``distances``, ``figures``, ``report``, ``check``
 and ``archive``."""
 
-import shutil
 import textwrap
 from pathlib import Path
 
@@ -11,7 +10,17 @@ from rich.console import Console
 from study import analysis
 from study.analysis import load_tables
 from study.analysis.distances import laws
-from study.cli.group import PATH, STUDY_DIR, cli, plots_folder, print_tables, say, tables_as
+from study.cli.group import (
+    PATH,
+    STUDY_DIR,
+    cli,
+    plots_folder,
+    print_sentences,
+    print_tables,
+    say,
+    tables_as,
+    text_width,
+)
 from study.errors import MOST_CHARACTERS, StudyError, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.captions import settings
@@ -21,9 +30,6 @@ from study.store import StudyTables, write_table
 from study.store.archive import check_study, write_archive
 from study.store.records import cell_folders, is_archived
 from study.sweeps.progress import count_noun
-
-WIDTH = 100
-"""The most columns of a line of text."""
 
 
 @cli.command()
@@ -57,12 +63,9 @@ def analyze(study_dir: Path, output: str | None) -> None:
 
 def conclude(tables: StudyTables, study_dir: Path) -> None:
     """Print what the study found, in a few sentences."""
-    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     head = printable(f"{study_dir.name}: {settings(tables.cells)}")
-    click.echo("\n" + textwrap.fill(head, width, subsequent_indent="  "))
-    for sentence in answer(tables):
-        line = printable(sentence, MOST_CHARACTERS)
-        click.echo(textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  "))
+    click.echo("\n" + textwrap.fill(head, text_width(), subsequent_indent="  "))
+    print_sentences(answer(tables))
     click.echo()
 
 

@@ -32,7 +32,7 @@ from study.vocabulary import scaling
 
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "conf"
-"""``conf/``: inside the package in a wheel, beside it in a clone."""
+"""``conf/``: inside the package in a wheel, next to it in a clone."""
 
 
 def parse(composed: DictConfig) -> CellConfig:
@@ -128,8 +128,8 @@ def expected_best(
 ) -> float:
     """The constant learning rate of a sign-like rule that moves the adapter output by ``move``.
 
-    After ``steps`` steps at ``lr``, A has moved by ``rho = crossover lr steps`` beside its init,
-    and the output by ``lr steps gamma sqrt(r (r + r_sign - 1)) (1 + rho)``
+    After ``steps`` steps at ``lr``, A has moved by ``rho = crossover lr steps`` relative to its
+    init, and the output by ``lr steps gamma sqrt(r (r + r_sign - 1)) (1 + rho)``
     (:mod:`study.analysis.rate_theory`). ``move`` and ``crossover`` are read off a first try,
     ``r_sign`` is that of the probes at step 1.
     """

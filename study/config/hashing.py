@@ -39,10 +39,9 @@ class Sources:
 def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> str:
     """The cell's id: 12 hex digits over everything that changes its trajectory or its tables.
 
-    Device, packing, checkpoints, launcher, tracker and paths are left out, and so is the choice to
-    save the adapter. Cells of one identity have the same result within rounding. So the contraction
-    is left out in float32, where all forms are the same function, but not in bf16
-    (:attr:`study.config.types.CellConfig.bf16_form`).
+    Device, packing, checkpoints, launcher, tracker, paths and ``save_adapter`` are left out: cells
+    of one identity have the same result within rounding. The contraction is left out in float32 but
+    not in bf16 (:attr:`study.config.types.CellConfig.bf16_form`).
 
     ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`). ``version``:
     of the numbers (:data:`LATEST`).

@@ -52,7 +52,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def as_study_errors() -> Iterator[None]:
-    """Inside, an error that Hydra reports becomes a :class:`StudyError` of one line.
+    """Context manager: an error that Hydra reports becomes a :class:`StudyError` of one line.
 
     Hydra checks few types. For some mistakes it raises a ``TypeError`` or a ``ValueError`` from
     its own code, so whatever its code raises is taken for a mistake of the user.
@@ -95,14 +95,14 @@ def _line(error: BaseException) -> str:
 
 
 def unknown_key(key: str, siblings: Iterable[str]) -> str:
-    """The line about ``key``, which does not exist. ``siblings``: the keys that do, beside it."""
-    beside = list(siblings)
+    """The line about ``key``, which does not exist. ``siblings``: the keys that do."""
+    others = list(siblings)
     group, dot, name = key.rpartition(".")
     # Of keys with the same name, the first one is meant: train.steps before probes.steps.
     dotted = {known.rpartition(".")[2]: known for known in reversed(known_keys()) if known != key}
-    dotted |= {each: group + dot + each for each in beside}
-    near = get_close_matches(name, beside, 1, 0.7) or get_close_matches(name, dotted, 1, 0.65)
-    choices = "" if near else f": choose from {', '.join(beside)}"
+    dotted |= {each: group + dot + each for each in others}
+    near = get_close_matches(name, others, 1, 0.7) or get_close_matches(name, dotted, 1, 0.65)
+    choices = "" if near else f": choose from {', '.join(others)}"
     return f"unknown key {key}{_meant([dotted[each] for each in near])}{choices}"
 
 

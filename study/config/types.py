@@ -47,7 +47,7 @@ CONTRACTIONS = ("auto", "factored", "concatenated", "mixed", "merged")
 AUTO_COMPILE = "auto"
 TRACKER_MODES = ("offline", "online", "disabled")
 
-# Sanity limits.
+# Far above any run. Beyond them, memory or time ends before a check of either is reached.
 MOST_RANK = 1 << 24
 MOST_STEPS = 10**8
 MOST_EXPONENT = 16
@@ -305,7 +305,7 @@ class CheckpointConfig(Part):
 
 @dataclass
 class TrackerConfig(Part):
-    """Where results are sent beside the store.
+    """Where results are sent in addition to the store.
 
     It holds no account key: trackers have settings of their own, so no record contains one.
     """

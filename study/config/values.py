@@ -12,7 +12,7 @@ from study.errors import StudyError, short, unknown
 
 MISSING: Any = "???"
 """OmegaConf's mark for a value that is not set. It is written out here because the types of the
-configuration are also read where OmegaConf can't be imported, such as beside Axolotl."""
+configuration are also read where OmegaConf can't be imported, such as with Axolotl."""
 KEY = "{key}"
 """Stands for the key in the message of a check. :func:`read` replaces it by the key."""
 LARGEST = 2**63 - 1
@@ -84,7 +84,7 @@ def chosen(
     """The members of ``choices`` that ``value`` asks for, in the order of ``choices``.
 
     ``value`` is ``all``, one name or a list. ``all`` stands for ``usual``, by default every choice,
-    and may stand in a list beside other names. Raises :class:`StudyError` for an unknown name.
+    and may stand in a list with other names. Raises :class:`StudyError` for an unknown name.
     """
     names = tuple(choices)
     wanted = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -52,12 +52,11 @@ class ChatTemplate:
     ) -> Conversation:
         """The text of ``messages``, and where in it the assistant's turns are.
 
-        A turn is what the template marks with ``{% generation %}``. Without such marks it is the
-        text from the generation prompt to the end of the turn. If the first messages are a
-        ``prompt`` (their number; 0: none), all that follows the generation prompt is one turn, as
-        in TRL's data sets of prompts and completions.
+        A turn is what the template marks with ``{% generation %}``, or else the text from the
+        generation prompt to the end of the turn. If the first ``prompt`` messages are a prompt, all
+        that follows is one turn, as in TRL's data sets of prompts and completions.
 
-        Raises :class:`StudyError` if the template fails, and if a turn can't be located.
+        Raises :class:`StudyError` if the template fails or a turn can't be located.
         """
         text, marked = self._render(messages, tools, where)
         turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]

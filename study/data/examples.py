@@ -56,13 +56,12 @@ def fingerprint(examples: Sequence[Row]) -> str:
 
 
 def split_places(examples: Sequence[Row], heldout: int) -> tuple[list[int], list[int]]:
-    """The places of the training and of the held-out examples. The second has at most ``heldout``,
-    at most a tenth of the distinct ones, and at least one.
+    """The places of the training and of the held-out examples.
 
-    Held out are the distinct examples with the smallest content hashes, ordered by hash. This draw
-    depends neither on the seed nor on the order of the file, and rows added to the file displace
-    few held-out examples. Every copy of a held-out example leaves the training side, which keeps
-    its order and its other duplicates.
+    Held out are the distinct examples with the smallest content hashes, ordered by hash: at most
+    ``heldout``, at most a tenth of the distinct ones, at least one. The draw depends neither on the
+    seed nor on the order of the file. Copies of held-out examples leave the training side, which
+    keeps its order and other duplicates.
 
     Raises :class:`StudyError` if there are fewer than two distinct examples.
     """

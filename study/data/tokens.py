@@ -1,13 +1,13 @@
 """Examples to tokens: the tokens of each row, those that are learned, and what did not fit.
 
-Each kind of example has its rule. A row has at most ``length`` tokens.
+A row has at most ``length`` tokens.
 
-- :class:`~study.data.examples.Example`: context, target and eos. The target is cut on the right,
-  then the context on the left, after its bos. There is no chat template, as in FinLoRA and FinGPT;
-- :class:`~study.data.examples.Conversation`: the text as it is; only the tokens that overlap a turn
-  of the assistant are learned. It is cut on the right. A row in which no turn is left is dropped;
+- :class:`~study.data.examples.Example`: context, target and eos, without a chat template, as in
+  FinLoRA. The target is cut on the right, then the context on the left, after its bos;
+- :class:`~study.data.examples.Conversation`: the text; tokens that overlap a turn of the assistant
+  are learned. Cut on the right, and dropped if no turn is left;
 - :class:`~study.data.examples.Document`: bos, if the tokenizer adds one, text and eos, all learned.
-  It is cut on the right. A blank text is dropped.
+  Cut on the right. A blank text is dropped.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,11 +1,8 @@
 """``data=xbrl_extract``: invented XBRL facts under real us-gaap names, with questions about them.
 
-The task and its three kinds of question (which tag, which value, which formula) are those of
-FinLoRA's extraction sets (repository wangd12rpi/FinLoRA). FinLoRA quotes the filings of thirty
-companies in prompts of about 4,000 tokens. Here companies and amounts are invented and a fragment
-has a few facts, so that a question fits in a few hundred tokens. No data of FinLoRA is copied.
-FinLoRA's fragments omit attributes and closing tags to save tokens. These fragments are valid XML
-and keep ``contextRef``, ``unitRef`` and ``decimals``.
+Task and questions (which tag, which value, which formula) are those of FinLoRA's extraction sets
+(wangd12rpi/FinLoRA), but companies and amounts are invented, and fragments are short, valid XML
+with ``contextRef``, ``unitRef`` and ``decimals``. No data of FinLoRA is copied.
 """
 
 import json

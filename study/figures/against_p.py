@@ -20,6 +20,8 @@ from study.vocabulary.scaling import RULES
 
 BEYOND = 0.25
 """How far outside the measured p a crossing is extrapolated."""
+NEAR = 0.02
+"""A crossing this close to the measured p is not called extrapolated."""
 BLANK = 0.1
 """The y axis beyond the exponents at either end, as a share of their range."""
 
@@ -48,6 +50,13 @@ class Line:
         return star, low, high
 
     @property
+    def is_inside(self) -> bool:
+        """Whether p* or its interval is among the measured p. Otherwise it is extrapolated."""
+        star, low, high = self.stable
+        near = self.p[0] - NEAR <= star <= self.p[-1] + NEAR
+        return bool(near or (low <= self.p[-1] and high >= self.p[0]))
+
+    @property
     def name(self) -> str:
         return f"{self.quantity.noun}, step {self.step}"
 
@@ -67,8 +76,8 @@ class Line:
 @style.paper()
 def exponent_against_p(tables: Tables) -> Figure:
     """Scaling exponents of the primary quantities, on the training batch, against p of the rule
-    ``gamma = alpha r^-p``. Large open markers show p*, the p at which a quantity does not depend on
-    the rank.
+    ``gamma = alpha r^-p``. Large markers show p*, the p at which a quantity does not depend on the
+    rank. They are hollow where p* is extrapolated beyond the measured p.
 
     A panel per setting, over the rules that the study has: ``lora`` is p = 1, ``rslora`` p = 1/2.
     With one setting the legend has the values of p*.
@@ -102,9 +111,12 @@ def exponent_against_p(tables: Tables) -> Figure:
     symbols = "; ".join(f"{noun}: {symbol}" for noun, symbol in told.items())
     return style.finish(
         page,
-        f"Bars: {CI} of the exponent. $p^{{\\star}}$ (large open markers): the $p$ at which the "
+        f"Bars: {CI} of the exponent. $p^{{\\star}}$ (large markers): the $p$ at which the "
         "exponent is 0"
         + (f"; in brackets: the $p$ at which the {CI} contains 0." if alone else "."),
+        ""
+        if all(line.is_inside for line in every)
+        else "Hollow: extrapolated beyond the measured $p$, so no value is given.",
         "A bar that reaches the edge of the panel continues beyond it."
         if rows["ci_low"].min() < low or rows["ci_high"].max() > high
         else "",
@@ -153,8 +165,8 @@ def crossing(p: np.ndarray, slope: np.ndarray) -> float:
 
 
 def _draw(ax: Axes, lines: Sequence[Line]) -> None:
-    """The lines of one setting, their bars and theory. A large open marker is at p*, and a bar
-    along its interval.
+    """The lines of one setting, their bars and theory. A large marker is at p*, hollow if it is
+    extrapolated; otherwise with a bar along its interval.
 
     gids: ``line|bars|theory|star|reach <site> <step>``.
     """
@@ -173,10 +185,11 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
             ax.plot(line.p, rows["predicted"], gid=f"theory {who}", **dots)
         star, low, high = line.stable
         if np.isfinite(star):
-            look = {"marker": marker, "markersize": 6.5, "markerfacecolor": "none", "zorder": 4}
+            fill = colour if line.is_inside else "none"
+            look = {"marker": marker, "markersize": 6.5, "markerfacecolor": fill, "zorder": 4}
             look |= {"color": colour, "markeredgewidth": 0.9}
             ax.plot([star], [0], gid=f"star {who}", **look)
-        if np.isfinite([star, low, high]).all():
+        if line.is_inside and np.isfinite([low, high]).all():
             look = {"color": colour, "linewidth": 1.6, "solid_capstyle": "butt", "zorder": 3}
             ax.plot([low, high], [0, 0], gid=f"reach {who}", **look)
 
@@ -208,4 +221,6 @@ def _star(line: Line) -> str:
     star, low, high = line.stable
     if not np.isfinite(star):
         return f"no $p^{{\\star}}$ within {BEYOND:g} of these $p$"
+    if not line.is_inside:
+        return "$p^{\\star}$ is outside the measured $p$ (extrapolated)"
     return f"$p^{{\\star}}$ = {style.interval(star, low, high)}"

@@ -100,24 +100,32 @@ def _maps(
 
 def _draw(ax: Axes, rule: Rule, layers: pd.DataFrame, colours: Normalize) -> None:
     """The map of one rule. gids: ``map <rule>``, ``hatched <rule> <kind> <block>``."""
-    kinds, blocks = list(dict.fromkeys(layers["kind"])), int(layers["block"].max()) + 1
-    table = layers.pivot(index="kind", columns="block", values="exponent")
-    ax.pcolormesh(
-        np.arange(blocks + 1) - 0.5,
-        np.arange(len(kinds) + 1) - 0.5,
-        np.ma.masked_invalid(table.reindex(index=kinds, columns=range(blocks))),
-        cmap=COLOURS,
-        norm=colours,
-        edgecolors="white",
-        linewidth=0.3,
-        gid=f"map {style.gid(rule)}",
-    )
+    kinds = tiles(ax, layers, "exponent", COLOURS, colours, f"map {style.gid(rule)}")
     for layer in layers[~layers["sure"]].to_dict("records"):
         who = f"hatched {style.gid(rule)} {layer['kind']} {layer['block']}"
         place = layer["block"] - 0.5, kinds.index(layer["kind"]) - 0.5
         face = "none" if np.isfinite(layer["exponent"]) else "white"
         look: dict[str, Any] = {"facecolor": face, "edgecolor": style.FAINT, "hatch": "//////"}
         ax.add_patch(Rectangle(place, 1, 1, linewidth=0, gid=who, **look))
+
+
+def tiles(
+    ax: Axes, layers: pd.DataFrame, column: str, cmap: str, colours: Normalize, gid: str
+) -> list[str]:
+    """A tile per layer, by ``kind`` and ``block``, in the colour of a column; blank if it is not
+    finite. Returns the kinds from top to bottom."""
+    kinds, blocks = list(dict.fromkeys(layers["kind"])), int(layers["block"].max()) + 1
+    table = layers.pivot_table(index="kind", columns="block", values=column, observed=True)
+    ax.pcolormesh(
+        np.arange(blocks + 1) - 0.5,
+        np.arange(len(kinds) + 1) - 0.5,
+        np.ma.masked_invalid(table.reindex(index=kinds, columns=range(blocks))),
+        cmap=cmap,
+        norm=colours,
+        edgecolors="white",
+        linewidth=0.3,
+        gid=gid,
+    )
     ax.set_yticks(range(len(kinds)), [plain(printable(k.removesuffix("_proj"), 40)) for k in kinds])
     ticks = MaxNLocator(6 if blocks > 4 else blocks, steps=[1, 2, 5, 10], integer=True)
     ax.xaxis.set_major_locator(ticks)
@@ -126,6 +134,7 @@ def _draw(ax: Axes, rule: Rule, layers: pd.DataFrame, colours: Normalize) -> Non
     ax.set(xlim=(-0.5, blocks - 0.5), ylim=(len(kinds) - 0.5, -0.5), xlabel="block")
     ax.tick_params(length=1.5)
     ax.spines[:].set_visible(False)
+    return kinds
 
 
 def _head(ax: Axes, rule: Rule, exponents: "pd.Series[float]", lines: int) -> None:

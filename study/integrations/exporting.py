@@ -1,8 +1,10 @@
 """``study export`` and ``study import``: adapters in PEFT's format."""
 
+import json
 import math
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,23 +20,26 @@ from study.integrations.overrides import written
 from study.models import WITH_EXPERTS, load_base, load_tokenizer
 from study.models.messages import quiet
 from study.store import ADAPTER, damage, find_cell, is_archived, replacing
-from study.store.files import make_folder, storing
+from study.store.files import make_folder, storing, write_text
 from study.sweeps.cells import plan
-from study.training.peft_format import PeftAdapter, read_adapter
+from study.training.peft_format import CONFIG, PeftAdapter, read_adapter
 
 RECORD = "study_record.json"
 """The cell's record in an exported folder: how the adapter was drawn and trained."""
 
 
-def export(study_dir: Path, cell: str, folder: Path, merged: bool = False) -> Path:
+def export(
+    study_dir: Path, cell: str, folder: Path, merged: bool = False, fold_scaling: bool = False
+) -> Path:
     """Copy the trained adapter of a cell to a new ``folder``, in PEFT's format.
 
-    ``cell`` is an id or the start of one. ``merged``: write the base with the adapter merged into
-    it instead, and the tokenizer. Weights are then float32 at any precision of the base: rounding
-    to bf16 loses a sixth of an update that is a hundredth of the weights.
+    ``cell`` is an id or its start. ``merged``: write the base with the adapter merged into it, and
+    the tokenizer, in float32: rounding to bf16 would lose a sixth of an update of a hundredth of
+    the weights. ``fold_scaling``: write ``use_rslora: false`` and ``lora_alpha = gamma r``, the
+    same function without the flag.
 
-    Raises :class:`StudyError` for an unknown cell, if its adapter was not saved, if the folder is
-    in use, and for a base to merge into that is quantised or is not that of the cell.
+    Raises :class:`StudyError` for an unknown cell, an adapter that was not saved, a folder in use,
+    and a base to merge into that is quantised or is not that of the cell.
     """
     adapter, record = _kept_adapter(study_dir, cell)
     base = _merged_base(adapter, record) if merged else None
@@ -45,11 +50,26 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool = False) -> Pa
     with quiet(), replacing(folder) as work:
         if base is None:
             shutil.copytree(adapter, work)
+            if fold_scaling:
+                write_text(work / CONFIG, json.dumps(folded(read_adapter(work)), indent=2) + "\n")
         else:
             base.save_pretrained(work)
             load_tokenizer(ModelConfig(**record["config"]["model"])).save_pretrained(work)
         shutil.copy(adapter.parent / "record.json", work / RECORD)
     return folder
+
+
+def folded(adapter: PeftAdapter) -> dict[str, Any]:
+    """The configuration of ``adapter`` with ``use_rslora: false`` and the same gamma per layer."""
+    alphas = {
+        layer: float(f"{pair.gamma * pair.A_RD.shape[-2]:.12g}")  # 128, not 128.00000000000001
+        for layer, pair in adapter.pairs.items()
+    }
+    # Many readers expect an int.
+    whole = {layer: int(a) if a.is_integer() else a for layer, a in alphas.items()}
+    usual = Counter(whole.values()).most_common(1)[0][0]
+    pattern = {layer: alpha for layer, alpha in whole.items() if alpha != usual}
+    return {**adapter.config, "use_rslora": False, "lora_alpha": usual, "alpha_pattern": pattern}
 
 
 def _merged_base(adapter: Path, record: dict[str, Any]) -> Any:

@@ -18,22 +18,21 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 M = TypeVar("M", bound=nn.Module)
-BESIDE = 32
-"""Columns beside W0 for a bias, most of them 0: products of an odd depth are slow in bf16."""
+PADDING = 32
+"""Columns next to W0 for a bias, most of them 0: products of an odd depth are slow in bf16."""
 
 
 def round_once(model: M) -> M:
     """Replace the forward pass of PEFT's linear LoRA layers in place, and return ``model``.
 
-    It computes what PEFT computes, with dropout, rsLoRA, ``lora_bias`` and several active adapters.
-    It is used in bf16 and fp16, by the base's type or by autocast. In float32, with disabled or
-    merged adapters and with ``adapter_names``, PEFT's own forward pass is used. Call it before
-    ``torch.compile``, and again after ``add_adapter``. A base with a bias costs a copy of its
-    weights in each pass, because the bias becomes a column of them.
+    The result is PEFT's, with dropout, rsLoRA, ``lora_bias`` and several active adapters. It acts
+    in bf16 and fp16 (base or autocast); float32, disabled or merged adapters and ``adapter_names``
+    use PEFT's own pass. Call it before ``torch.compile``, and again after ``add_adapter``. A base
+    with a bias costs a copy of its weights in each pass.
 
-    Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, whose
-    kernels round by themselves; DoRA and other variants; layers that are not linear; biases in
-    training; layers with hooks of another library. Raises ``ValueError`` if no layer is left.
+    Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, DoRA and
+    other variants, layers that are not linear, biases in training, hooks of another library. Raises
+    ``ValueError`` if no layer is left.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     kept = Counter(why for layer in layers if (why := _kept(layer)))
@@ -74,8 +73,8 @@ class LinearRoundedOnce(Linear):
         if isinstance(self.base_layer, Conv1D):
             W_OD = W_OD.T
         if bias_O is not None:
-            x_ND = nn.functional.pad(x_ND, (0, BESIDE), value=1.0)
-            zeros = bias_O.new_zeros(len(bias_O), BESIDE - 1)
+            x_ND = nn.functional.pad(x_ND, (0, PADDING), value=1.0)
+            zeros = bias_O.new_zeros(len(bias_O), PADDING - 1)
             W_OD = torch.cat([W_OD, bias_O[:, None], zeros], 1)
         y_NO: Tensor = torch.addmm(d_NO, x_ND, W_OD.T)
         return y_NO.view(d.shape)

@@ -58,13 +58,12 @@ class Recording:
     """Writes a cell for every active adapter of ``model`` while ``optimizer`` trains it.
 
     A context manager, or :meth:`begin` and :meth:`end`. Row ``step = s`` has the weights after s
-    updates and the batch of the update from s to s + 1. There is no row after the last update,
-    because a loop has no batch for it.
+    updates and the batch of the next update, so there is no row after the last update.
 
     - ``describe``: asked at the first update for what model and optimizer do not say;
-    - ``adapters``: those of :func:`read_adapters`, if they had to be read earlier;
-    - ``start``: the updates that were made before, in a run that goes on from a checkpoint;
-    - ``total``: those of the whole run; None if it is not known yet.
+    - ``adapters``: of :func:`read_adapters`, if they had to be read earlier;
+    - ``start``: the updates made before, in a run that goes on from a checkpoint;
+    - ``total``: those of the whole run; None if not known yet.
 
     Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong
     (:mod:`study.integrations.runs`).

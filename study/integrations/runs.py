@@ -41,7 +41,7 @@ from study.vocabulary.quantities import SITES, STATS, USUAL
 
 @dataclass(frozen=True)
 class Loop:
-    """What a training loop says of itself, beside its model and its optimizer.
+    """What a training loop says of itself, apart from its model and its optimizer.
 
     - ``results``: the study's folder;
     - ``data``: the name, the length and the seed of its data;

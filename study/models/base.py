@@ -170,13 +170,12 @@ class _TrunkOutput(tuple[Tensor]):
 def load_base(config: ModelConfig, device: torch.device, precision: str) -> FrozenBase:
     """Load a model onto ``device`` with weights in ``precision`` (``float32`` or ``bf16``).
 
-    With ``config.quant_bits``, the weights of its block linears have that many bits, and products
-    are computed in ``precision`` (:mod:`study.models.quantised`). Takes the memory of the weights;
+    With ``config.quant_bits``, block linears have that many bits (:mod:`study.models.quantised`).
     SmolLM2 in float32 takes about one second. torch's global random state is unchanged.
 
-    Raises :class:`StudyError` as :func:`study.models.describe` does, and if there is too little
-    memory, if the weights are not those of the card or don't fit the model, if the logits are NaN,
-    or if the model can't be run as a :class:`FrozenBase`.
+    Raises :class:`StudyError` as :func:`study.models.describe` does, for too little memory, for
+    weights that do not fit the card or the model, for NaN logits, and if the model can't be run as
+    a :class:`FrozenBase`.
     """
     if precision not in _DTYPES:
         raise unknown("precision", precision, PRECISIONS)
@@ -285,7 +284,7 @@ def blocks_of(base: FrozenBase) -> list[nn.Module]:
 
 @contextmanager
 def recomputing(base: FrozenBase) -> Iterator[None]:
-    """Inside, a forward pass keeps only the input of each block.
+    """Context manager: a forward pass keeps only the input of each block.
 
     A backward pass computes each block again, as a whole, before its gradients: a third more
     products, and the activations of one block at a time. The numbers are the same.

@@ -207,7 +207,7 @@ def block_linears(model: nn.Module) -> tuple[str, ...]:
 
 
 def _language_model(model: Any) -> nn.Module:
-    """The part with the embeddings of text: a model may have a vision tower beside it."""
+    """The part with the embeddings of text: a model may also have a vision tower."""
     decoder: nn.Module = model.get_decoder()
     # ModernBERT calls its head a decoder.
     return decoder if model.get_input_embeddings() in set(decoder.modules()) else model
@@ -287,15 +287,11 @@ def _shape(linear: nn.Module) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which block weights have adapters. Vectors (norms, biases) do not count.
-
-    An adapter is a product of two factors beside a linear layer, or beside each expert. Some
-    families hold other weights in their blocks: routers, state-space matrices, convolutions.
+    """Which block weights have adapters; vectors (norms, biases) do not count.
 
     - ``share``: of the block weights, from 0 to 1;
-    - ``without``: the names of the weights without an adapter, the largest first
-      (:func:`in_block`);
-    - ``out_of_reach``: whether some of them can have none, so that no targets select them;
+    - ``without``: the names of the weights without an adapter, largest first (:func:`in_block`);
+    - ``out_of_reach``: whether some can have none (routers, state-space matrices, convolutions);
     - ``experts``: the paths of the weights of experts that have adapters.
     """
 

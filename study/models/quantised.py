@@ -4,13 +4,12 @@
 - 4 bits: QLoRA's NF4, one scale per 64 weights, itself quantised (Dettmers et al. 2023, arXiv
   2305.14314).
 
-Embeddings, norms, the head and the adapters are not quantised. A weight is dequantised for each
-product only, so nothing that needs the dense weight works (:func:`study.adapters.dense_weight`).
+Embeddings, norms, head and adapters are not quantised. Weights are dequantised for each product
+only, so :func:`study.adapters.dense_weight` is None.
 
-On a CPU, an 8-bit product uses the dequantised weight. On CUDA it is LLM.int8()'s, in fp16: inputs
-are rounded to 8 bits except in outlier columns, which are chosen from the whole batch. A cell's
-numbers would depend on the other cells of its fold, so :func:`study.sweeps.packs.folds` trains
-8-bit cells alone.
+On CUDA, 8-bit products are LLM.int8()'s in fp16: outlier columns are chosen from the whole batch.
+So :func:`study.sweeps.packs.folds` trains 8-bit cells alone; otherwise their numbers would depend
+on the other cells of the fold.
 """
 
 from collections.abc import Mapping

@@ -97,13 +97,13 @@ class Measurements:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside, there is no autograd graph and no autocast."""
+        """Context manager: there is no autograd graph and no autocast."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
     @contextmanager
     def of_pass(self, number: int | None) -> Iterator[None]:
-        """Inside, numbers are of one pass, so that they can be dropped; of no pass if None."""
+        """Context manager: numbers belong to one pass and can be dropped; to no pass if None."""
         before, self._pass = self._pass, number
         try:
             yield

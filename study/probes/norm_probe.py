@@ -134,20 +134,19 @@ class NormProbe:
     """Moments of activations, gradients, weights and updates, per adapted layer and cell.
 
     - ``sites``, ``stats``: names of ``SITES`` and ``STATS`` of :mod:`study.vocabulary.quantities`;
-    - ``tokens``: how many real tokens of each micro-batch ``adapter_out`` and ``adapter_in_grad``
-      are computed from, evenly spaced, with dropout as trained. ``rho`` and the alignments are
-      computed from those of the first micro-batch, without dropout;
-    - ``alignment``: the accumulated weight gradients; None if no alignment is measured;
-    - ``adapter``: the PEFT adapter to read; needed if several are active;
+    - ``tokens``: of each micro-batch, evenly spaced, for ``adapter_out`` and ``adapter_in_grad``,
+      with dropout as trained. ``rho`` and the alignments use those of the first micro-batch,
+      without dropout;
+    - ``alignment``: the accumulated weight gradients; None: no alignment is measured;
+    - ``adapter``: the PEFT adapter to read, if several are active;
     - ``world``: the processes that train the model together.
 
-    All other moments are over the real tokens and all features of one optimizer step, all its
-    micro-batches together. Gradients are read as backward leaves them: of the mean loss if the loss
-    is a mean.
+    All other moments are over the real tokens and all features of one optimizer step. Gradients are
+    read as backward leaves them: of the mean loss if the loss is a mean.
 
-    A layer is not measured in a pass that PEFT runs with its adapters off. For a layer whose output
-    is not ``W0 x + gamma B A x`` (DoRA), the sites computed from ``gamma B A`` are left out;
-    :attr:`variants` names such layers.
+    Passes that PEFT runs with its adapters off are not measured. Where a layer's output is not ``W0
+    x + gamma B A x`` (DoRA), the sites of ``gamma B A`` are left out; :attr:`variants` names such
+    layers.
 
     Raises :class:`study.errors.StudyError` if ``model`` has no LoRA layer, or none of ``adapter``.
     """
@@ -189,14 +188,11 @@ class NormProbe:
         return {layer.name: layer.variant for layer in self.layers if layer.variant}
 
     def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[int]:
-        """Measure the forward and backward pass inside: one micro-batch of every cell.
+        """Context manager: measure the forward and backward pass of one micro-batch of every cell.
 
-        Its value is the number of the pass, for :meth:`forget`.
-
-        It may be of this process's rows only, see :meth:`study.adapters.processes.Processes.rows`.
-
-        ``real_BT``, ``[K * B, T]``, is true (or 1) on real tokens, as an attention mask is. None:
-        every token is real.
+        Its value is the number of the pass, for :meth:`forget`. The micro-batch may be this
+        process's rows only (:meth:`study.adapters.processes.Processes.rows`). ``real_BT``, ``[K *
+        B, T]``: true (or 1) on real tokens, as an attention mask; None: every token is real.
         """
         return self._activations.watch(real_BT)
 

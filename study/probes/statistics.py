@@ -146,11 +146,11 @@ class ScaledSums:
     """Sums over many tensors: of t, t^2 and t^4 with t = |x| / max |x|, and max |x|.
 
     ``columns``: those of :data:`POWERS` to add up. The scale keeps fourth powers of small gradients
-    within float32. An element that is not finite shows in the largest. Does not synchronise.
+    within float32. Does not synchronise.
 
-    On a GPU (``waits``) tensors wait until they have as many elements as a chunk. Those of one
-    shape are then read by the same operations, because the host takes longer to launch one than the
-    GPU to compute it. Until then they may not change.
+    On a GPU (``waits``), tensors of one shape are collected until they fill a chunk, because
+    launching one operation per tensor takes longer than computing it. Until then they may not
+    change.
     """
 
     def __init__(self, columns: Sequence[int], device: torch.device) -> None:

@@ -1,11 +1,9 @@
 """A study as a whole: ``study check`` compares its files with what was written, and ``study
-archive`` writes it as one Parquet file per table, which are read in place.
+archive`` writes it as one Parquet file per table.
 
-A few thousand small files are slow in git, and a third of them is Parquet's description of their
-columns. ``cells.parquet`` is the ``cells`` table of the cells that have ended, for people, with the
-JSON text of each record in the column ``record``, which is read. ``metrics.parquet``,
-``probes.parquet`` and ``truncations.parquet`` have the rows of all cells, with the cell's id first.
-pandas reads them. Adapters are not archived.
+A few thousand small files are slow in git. ``cells.parquet`` is the ``cells`` table of the ended
+cells, with each record as JSON in the column ``record``. The other tables have the rows of all
+cells, with the cell's id first. They are read in place. Adapters are not archived.
 """
 
 import json

@@ -42,7 +42,7 @@ class Damaged(StudyError):
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Inside, an ``OSError`` becomes a :class:`StorageError` that names ``path``."""
+    """Context manager: an ``OSError`` becomes a :class:`StorageError` that names ``path``."""
     try:
         yield
     except StorageError:
@@ -136,7 +136,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or a folder to. On leaving, it becomes ``path``.
+    """Context manager: what is written to the path that it yields becomes ``path`` on exit.
 
     Readers see the old content or the new, never a part, even after a power cut: the content is on
     disk before the rename, and the rename before this returns. If the block raises, ``path`` stays

@@ -45,13 +45,12 @@ class CellWriter:
     ) -> None:
         """Begin at ``first_step`` and keep the rows of the steps before it.
 
-        ``gaps``: whether some of them may be missing. ``aside``: move also the rows of a cell that
-        had not ended, instead of deleting them.
+        ``gaps``: whether some of them may be missing. ``aside``: move the rows of an unfinished
+        cell too, instead of deleting them. Results of an ended or unreadable cell are moved to
+        ``aside/ID.TIME`` in the study's folder.
 
-        Results of a cell that had ended, or whose record can't be read, are moved to
-        ``aside/ID.TIME`` in the study's folder. Raises :class:`StorageError` if the folder can't be
-        written, and :class:`Damaged` if the rows to keep are not all there or not what was written.
-        The claim is released then.
+        Raises :class:`StorageError` if the folder can't be written, and :class:`Damaged` if rows to
+        keep are missing or changed. The claim is released then.
         """
         self.claim, self.folder = claimed, claimed.folder
         self.record = record | {"format": FORMAT}
@@ -219,7 +218,7 @@ class CellWriter:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside, an error ends the writing of rows: later ones would leave a gap.
+        """Context manager: an error ends the writing of rows: later ones would leave a gap.
 
         Raises the error of an earlier write, and if the cell's folder was deleted.
         """

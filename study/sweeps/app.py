@@ -151,7 +151,7 @@ def parallel_jobs(launcher: Mapping[str, Any]) -> int:
 
 
 def job_overrides(cells: Sequence[str], posted: Path) -> list[str]:
-    """The overrides of a job beside the shared ones. ``cells``: each cell's own, as one text."""
+    """The overrides of a job that are not shared. ``cells``: each cell's own, as one text."""
     # One string, because Hydra takes long to parse a list of thousands. A dollar in it would begin
     # an interpolation of the job's configuration, which is not the cell's.
     texts = json.dumps(list(cells)).replace("$", "\\u0024")

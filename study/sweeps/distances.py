@@ -1,10 +1,9 @@
 """The runs behind the table ``distances``: limits of infinite rank, cells and rank-free runs.
 
-The table of a cell holds sums, not matrices, so every run is made again: first the limit of each
-group of cells (:mod:`study.adapters.infinite`), then the cells themselves with explicit factors, as
-they were trained. Under SGD, for ranks whose factors do not fit in memory, there are rank-free
-runs; these are also made at the ranks of the cells, for comparison.
-:mod:`study.analysis.distances` measures.
+A cell's table holds sums, not matrices, so every run is made again: the limit of each group of
+cells (:mod:`study.adapters.infinite`), then the cells as they were trained. Under SGD there are
+also rank-free runs, for ranks whose factors do not fit in memory and, for comparison, at the ranks
+of the cells. :mod:`study.analysis.distances` measures.
 """
 
 import math
@@ -44,14 +43,13 @@ def measure_study(
 ) -> pd.DataFrame:
     """The distances of every complete cell that has a limit, at its probed steps but 0.
 
-    With ``rank_free``, rank-free runs of these ranks and of the ranks of the cells are measured
-    too, one per seed, for optimizers of the linear family. ``say`` gets a line for each run.
+    ``rank_free``: also measure rank-free runs of these ranks and of the ranks of the cells, one per
+    seed (linear optimizers). ``say`` gets a line for each run.
 
-    Columns: ``cell_id`` (for a rank-free run it begins with ``free``, so it equals no cell's), the
-    rest of :data:`~study.analysis.distances.FACTS`, and those of
-    :func:`~study.analysis.distances.compare`. One limit is in memory at a time: ``4 D (O + 2 D)``
-    bytes per layer and step. A limit under a sign-like rule is first trained with factors of
-    :data:`~study.adapters.infinite.STAND_IN` times the highest rank of its cells.
+    Columns: ``cell_id`` (``free ...`` for a rank-free run), the rest of
+    :data:`~study.analysis.distances.FACTS`, and those of :func:`~study.analysis.distances.compare`.
+    Memory: one limit, ``4 D (O + 2 D)`` bytes per layer and step. A limit under a sign-like rule is
+    trained at :data:`~study.adapters.infinite.STAND_IN` times the highest rank.
 
     Raises :class:`StudyError` if no cell has a limit.
     """

@@ -163,17 +163,12 @@ def build_pack_corpus(config: CellConfig) -> Corpus:
 
 
 def folds(pack: Pack) -> Iterator[Sequence[Prepared]]:
-    """Split a pack into folds, whose cells share each forward pass: as many as fit, up to
-    ``pack.fold``. The base is loaded already.
+    """Split a pack into folds, whose cells share each forward pass: at most ``pack.fold`` that fit.
 
-    ``auto`` is 1 on a CPU, where folding does not pay, and :data:`CUDA_FOLD` on CUDA. Four kinds of
-    cells are trained alone, after the others:
-
-    - infinite rank, whose adapter is another module;
-    - a continued adapter, whose layers may differ in rank;
-    - a cell that is divided among processes (``train.shard``);
-    - an 8-bit base on CUDA, whose products depend on the whole batch
-      (:mod:`study.models.quantised`).
+    The base is loaded already. ``auto`` is 1 on a CPU, where folding does not pay, and
+    :data:`CUDA_FOLD` on CUDA. Trained alone, after the others: infinite rank, whose adapter is
+    another module; a continued adapter, whose layers may differ in rank; a cell divided among
+    processes (``train.shard``); an 8-bit base on CUDA (:mod:`study.models.quantised`).
     """
     config, on_cuda = pack.config, pack.device.type == "cuda"
     alone = [each for each in pack.cells if _trains_alone(each.cell)]

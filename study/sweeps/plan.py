@@ -11,13 +11,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from rich.filesize import decimal
 from rich.table import Table
 
 from study.adapters import resolve_targets
 from study.config import chosen, probe_steps
+from study.config.compose import CONF, compose
+from study.config.hints import as_study_errors
 from study.errors import StudyError, short, unknown
-from study.sweeps.cells import Cell, data_name
+from study.sweeps.cells import Cell, data_name, plan
 from study.sweeps.estimate import (
     ACHIEVED_SHARE,
     FLOAT,
@@ -45,6 +49,20 @@ STEP_BYTES = 25
 CHECKPOINTS = 2
 """A new checkpoint is whole before the earlier one is deleted."""
 GB = 2**30
+
+
+def seconds_of(shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[float]:
+    """The time of each cell on this machine. Loads no weights, and reads the data.
+
+    ``shared``: overrides of all cells; ``cells``: each cell's own. Raises :class:`StudyError` for
+    whatever ``study train`` refuses.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"), as_study_errors():
+        configs = compose(GlobalHydra.instance().config_loader(), "config", shared, cells)
+    pack = prepare(plan(configs))
+    rate = matmul_rate(pack.device, pack.config.precision)
+    return [each.estimate.seconds(rate) for each in pack.cells]
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str = "") -> None:
@@ -148,7 +166,7 @@ def _data_lines(pack: Pack) -> Iterator[str]:
     yield (
         f"data {data_name(data)}: {rows['train']} rows{form}{packed} to train on and "
         f"{rows['heldout']} held out; {rows['cut']} are cut to {data.sequence_length} tokens, "
-        f"{rows['dropped']} are skipped without target tokens"
+        f"{rows['dropped']} others are dropped, because they have nothing to learn"
     )
     if train.epochs is not None:
         yield (

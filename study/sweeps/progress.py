@@ -118,8 +118,9 @@ class LiveSweep:
 
 @contextlib.contextmanager
 def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path, Path]]:
-    """Inside, other processes see that ``cells`` are to be trained: records by the folder of their
-    study. Yields the sweep's file in each.
+    """Context manager: other processes see that ``cells`` are to be trained.
+
+    ``cells``: records by the folder of their study. Yields the sweep's file in each.
 
     First deletes the files of killed sweeps. Raises :class:`~study.store.files.StorageError` if a
     folder can't be written.

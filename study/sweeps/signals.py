@@ -32,7 +32,7 @@ _ONE_REQUEST = 0.5
 class Stopped(BaseException):
     """A signal ended the sweep. No ``except Exception`` on the way out takes it for a failure.
 
-    ``command``: what the user typed; it resumes. ``line``: the last line to print.
+    ``command``: what the user typed, which continues. ``line``: the last line to print.
     ``exit_code``: that of a process that a signal ended, as a shell reports it.
     """
 
@@ -93,9 +93,9 @@ def current() -> Listener:
 
 @contextlib.contextmanager
 def listen(arguments: Sequence[str]) -> Iterator[None]:
-    """Inside, signals end this process as the module says. ``arguments``: those of ``study``.
+    """Context manager: signals end this process as the module says.
 
-    Inside another such block, and outside the main thread, it changes nothing.
+    ``arguments``: those of ``study``. Nested, or outside the main thread, it changes nothing.
     """
     if not _may_listen():
         yield
@@ -130,7 +130,7 @@ def _may_listen() -> bool:
 
 @contextlib.contextmanager
 def patience(on_first: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Inside, the first signal is noted and ``on_first`` is called. A second one raises
+    """Context manager: the first signal is noted and ``on_first`` is called. A second one raises
     :class:`Stopped`.
     """
     patient = current().patient

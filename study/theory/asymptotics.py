@@ -72,13 +72,12 @@ class Prediction:
 
 
 def family(optimizer: str) -> Family:
-    """The family of an optimizer. The name of a family is accepted too.
+    """The family of an optimizer, or of a family's name.
 
-    Predictions for Adafactor are without parameter scaling. torch's Adafactor always scales, and
-    transformers' does by default. With it, B moves by lr * 1e-3 while rms(B) is below that (a
-    constant, so B's exponents stand), and the exponent of A's update is lower by q/2.
-
-    Raises :class:`StudyError` for an unknown name.
+    Predictions for Adafactor are without parameter scaling, which torch's always has and
+    transformers' has by default. With it, B moves by lr * 1e-3 while rms(B) is below that (B's
+    exponents stand), and the exponent of A's update is lower by q/2. Raises :class:`StudyError` for
+    an unknown name.
     """
     if optimizer in OPTIMIZERS:
         return OPTIMIZERS[optimizer].family

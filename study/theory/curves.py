@@ -194,7 +194,7 @@ def log_bias(
 
 
 def _narrowing(layer: Layer, init: str) -> float:
-    """The standard deviation of z^2 beside that of a normal z, whose z^2 has variance 2.
+    """The standard deviation of z^2 compared with that of a normal z, whose z^2 has variance 2.
 
     It differs from 1 if u is mostly a single input, as massive activations are.
     """
@@ -238,11 +238,9 @@ def predicted_exponent(
     """The slope that a fit over ``ranks`` should find: that of the mean of the log over draws.
 
     ``setting``: the arguments of :func:`study.theory.asymptotics.predict`. NaN without a
-    prediction, if the curve depends on an unknown property of the layer, or for fewer than two
-    distinct ranks. A quantity with a crossover has a prediction only if the properties of its layer
-    are given: the asymptote alone would be off by up to 0.4 at ranks up to 256.
-
-    Raises :class:`StudyError` for an unknown site, stat, optimizer or init.
+    prediction, for fewer than two distinct ranks, and if the curve needs an unknown property of the
+    layer (the asymptote alone would be off by up to 0.4 at ranks up to 256). Raises
+    :class:`StudyError` for an unknown site, stat, optimizer or init.
     """
     if predict(site, stat, **setting).exponent is None or len(set(ranks)) < 2:
         return math.nan
@@ -259,11 +257,10 @@ def stable_exponent(
 ) -> float | None:
     """p*: the p at which the quantity does not change with rank.
 
-    ``setting``: the arguments of :func:`study.theory.asymptotics.predict` without p. Without
-    ``ranks``, in the limit of large rank; with them, the p at which the slope of the mean of the
-    log over these ranks is 0. A slope is linear in p with an integer factor, so two values of p
-    determine it. None without a prediction, or if the quantity does not depend on p (B_update under
-    a sign-like rule).
+    ``setting``: the arguments of :func:`study.theory.asymptotics.predict` without p. ``ranks``:
+    those over which the mean of the log has slope 0; None: the limit of large rank. A slope is
+    linear in p with an integer factor, so two values of p determine it. None without a prediction,
+    or if the quantity does not depend on p (B_update under a sign-like rule).
     """
     flat, steep = (predict(site, stat, p=p, **setting).exponent for p in (0.0, 1.0))
     if flat is None or steep is None or math.isclose(flat, steep, abs_tol=1e-12):

@@ -6,8 +6,8 @@ two ranks nothing is exactly the same: A has another number of random rows.
 
 **The same first update.** A quantity has the size ``gamma**g * lr**u * C(r)`` to leading order in
 the learning rate. The powers are those of its :class:`~study.theory.rows.PowerLaw`, and C is its
-finite-rank curve at p = 0. :func:`growth` is its ratio between two ranks, which
-:func:`gamma_factor` or :func:`lr_factor` undoes.
+finite-rank curve at p = 0. :func:`growth` is its ratio between two ranks. To undo it, divide gamma
+by its root of order g, or lr by its root of order u.
 """
 
 import math
@@ -122,11 +122,9 @@ def growth(
 ) -> float:
     """The size of a quantity at the new rank and gamma over its size at the old ones.
 
-    It is at one learning rate: the geometric mean over layers of the curves, which are means over
-    draws of A. NaN if a curve is not known.
-
-    Raises :class:`StudyError` for a quantity that is not one of :data:`QUANTITIES`, for an unknown
-    optimizer, and without a prediction.
+    At one learning rate: the geometric mean over layers of curves, each a mean over draws of A; NaN
+    if a curve is not known. Raises :class:`StudyError` for a quantity that is not one of
+    :data:`QUANTITIES`, an unknown optimizer, and without a prediction.
     """
     what = _quantity(quantity)
     setting: dict[str, Any] = {"step": what.step, "optimizer": optimizer, "p": 0.0}
@@ -137,16 +135,6 @@ def growth(
         logs.append(new - old)
     powers = row_of(quantity, optimizer, init)
     return float(np.exp(np.mean(logs))) * (gammas[1] / gammas[0]) ** powers.gammas
-
-
-def gamma_factor(grown: float, row: PowerLaw) -> float:
-    """The factor on gamma, and so on alpha, that undoes a growth at one learning rate."""
-    return grown ** (-1 / row.gammas)
-
-
-def lr_factor(grown: float, row: PowerLaw) -> float | None:
-    """The factor on the learning rates that undoes a growth; None if the quantity has none."""
-    return grown ** (-1 / row.updates) if row.updates else None
 
 
 def row_of(quantity: str, optimizer: str, init: str = "A") -> PowerLaw:

@@ -30,7 +30,7 @@ GAUSSIAN = math.sqrt(math.pi / 2)  # its rms over its mean absolute value
 MANTISSA = 7  # bits of bf16 after the leading one
 _erf = np.vectorize(math.erf, otypes=[float])
 EDGES = np.arange(-27.0, 5.0)
-"""Powers of two, beside the rms of y. Outside of them lies 1e-8 of the probability."""
+"""Powers of two, relative to the rms of y. Outside of them lies 1e-8 of the probability."""
 
 
 def kept(spacing: ArrayLike) -> Floats:

@@ -128,13 +128,12 @@ class Fold:
 
     @torch.no_grad()
     def losses_after(self, step: int) -> Tensor:
-        """Each cell's loss on the batch of ``step`` after its update, with the same dropout masks.
+        """Each cell's loss ``[K]`` on the batch of ``step`` after its update, with the same dropout
+        masks.
 
-        ``[K]``; NaN for a cell that has diverged.
-
-        ``(loss - loss_after) / descent`` compares the actual with the linearised change of the
-        loss: it is 1 in the lazy regime. Costs a forward pass, so it is measured only at steps that
-        have predictions. The dropout streams end where :meth:`backward` left them.
+        NaN for a cell that has diverged. ``(loss - loss_after) / descent`` is the actual over the
+        linearised change of the loss: 1 in the lazy regime. It costs a forward pass, so only steps
+        with predictions have it. The dropout streams end where :meth:`backward` left them.
         """
         for bank, state in zip(self.banks, self.dropout_before, strict=True):
             bank.set_dropout(state)
@@ -147,7 +146,7 @@ class Fold:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the adapters are in eval mode: no dropout."""
+        """Context manager: the adapters are in eval mode: no dropout."""
         for bank in self.banks:
             bank.eval()
         try:

@@ -49,14 +49,14 @@ def train(
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
 
     A result is None once its cell has diverged. Row s is measured with the weights after s updates,
-    on the batch of step s; the last step only measures. The numbers of a result may still be on
-    their way to the host (:attr:`CellStep.arrived`).
+    on the batch of step s; the last step only measures. Numbers may still be on their way to the
+    host (:attr:`CellStep.arrived`).
 
-    ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
-    schedule; a run of infinite rank comes alone. ``resume``: the state of every run before one and
-    the same step, to continue from; :class:`study.errors.StudyError` for that of another run.
-    ``world``: the processes that train the fold together: all call this, with the same arguments.
-    When the generator ends, or the caller closes it, the base has no adapters again.
+    ``runs``: ordered by rank; they may differ in adapter, optimizer, seeds, clipping and schedule,
+    but a run of infinite rank comes alone. ``resume``: the state of every run before the same step;
+    :class:`study.errors.StudyError` if it is of another run. ``world``: the processes that train
+    the fold, which all make this call. The adapters are removed when the generator ends or is
+    closed.
     """
     with _folded(base, corpus, runs, world) as fold:
         yield from _steps(fold, start(fold, resume))
@@ -110,7 +110,7 @@ def _folded(
     runs: Sequence[Run],
     world: Processes,
 ) -> Iterator[Fold]:
-    """Inside, the base has the adapters of ``runs``, and its blocks run as these ask for."""
+    """Context manager: the base has the adapters of ``runs`` and runs as these ask for."""
     base, shared = copy_to_divide(base, world), runs[0].config
     layers = resolve_targets(base.card.targets, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank

@@ -1,4 +1,4 @@
-"""What is measured of a fold beside its training loss: held-out examples, and probes.
+"""Measurements of a fold other than its training loss: held-out examples, and probes.
 
 Held-out examples give a loss, exact matches, and losses at lower ranks.
 """
@@ -88,8 +88,8 @@ def truncated_losses(fold: Fold) -> list[pd.DataFrame] | None:
 def make_probe(fold: Fold, batch: str) -> NormProbe | None:
     """A new probe of what the configuration asks for on ``batch``; None if that is nothing.
 
-    Weights and updates belong to no batch. They are measured once: beside ``train`` or, without it,
-    beside ``heldout``, which has no updates.
+    Weights and updates belong to no batch. They are measured once: with ``train`` or, without it,
+    with ``heldout``, which has no updates.
     """
     wanted = fold.cells[0].probes
     batches = chosen("probes.batch", wanted.batch, BATCHES)

@@ -129,7 +129,7 @@ class Learner:
         self._norm = torch.tensor(float("nan"))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the steps so far have changed, beside the weights: tensors, and what JSON can hold.
+        """What steps have changed apart from the weights: tensors, and values for JSON.
 
         The tensors, by the number of the weight and the name, are those that the optimizer steps
         or, if they are divided, whole copies on the host.

@@ -86,12 +86,10 @@ def write_adapter(
 ) -> None:
     """Write ``pairs``, by module path, as a PEFT adapter into a new ``folder``.
 
-    A kill can leave a part of it: write it in :func:`study.store.replacing`.
-
-    - ``alpha``, ``exponent``: of the rule gamma = alpha * r ** -exponent. Layers whose gamma or
-      rank is not the first one's go into ``alpha_pattern`` and ``rank_pattern``;
-    - ``base``: where PEFT loads the model from;
-    - ``modules``: all modules of the model by path.
+    Not atomic: write it in :func:`study.store.replacing`. ``alpha``, ``exponent``: of the rule
+    ``gamma = alpha * r ** -exponent``; layers with another gamma or rank go into ``alpha_pattern``
+    and ``rank_pattern``. ``base``: where PEFT loads the model from. ``modules``: all modules of the
+    model by path.
     """
     linears = [layer for layer in pairs if layer in modules]
     experts = [layer for layer in pairs if layer not in modules]

@@ -11,7 +11,7 @@ from study.vocabulary.thresholds import STUCK_GRADIENT, STUCK_LOSS, STUCK_STEPS
 
 
 class StuckCheck:
-    """Reads a run's rows of ``metrics`` one by one. Keeps a few numbers, not the rows.
+    """Reads a run's rows of ``metrics`` one by one, and keeps a few numbers.
 
     A run is stuck from ``step`` on if, from there to its last row,
 
@@ -19,8 +19,8 @@ class StuckCheck:
       :data:`STUCK_STEPS` steps at least;
     - all held-out losses are the same to rounding (:data:`STUCK_LOSS`).
 
-    A run with a tiny learning rate, or in a warm-up from 0, has gradients and is not stuck. Neither
-    is a run whose loss is small: its gradient is small in the same proportion, or the loss is 0.
+    Runs with a tiny learning rate, in a warm-up from 0 or with a small loss have gradients, so they
+    are not stuck.
     """
 
     def __init__(self) -> None:

@@ -9,10 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
+from study.adapters import AdapterSpec, Contraction, LoraBank
 from study.adapters.contraction import FLOAT, FORMS, Factored, Merged, Mixed, adapter_flops
 
-NO_CUDA, WHY = not torch.cuda.is_available(), "no CUDA device"
 K, N, D, O, R = 2, 5, 4, 6, 3  # noqa: E741
 GAMMA_K11 = torch.tensor([0.5, 3.0], dtype=torch.float64).view(K, 1, 1)
 
@@ -113,38 +112,6 @@ def test_every_form_is_the_exact_product_within_rounding(base: str, b_scale: flo
             )
 
 
-@pytest.mark.parametrize("form", ["mixed", "merged"])
-def test_merging_once_a_step_equals_merging_in_each_micro_batch(form: str) -> None:
-    d, o = DIMS
-    linear = nn.Linear(d, o)
-    batches = [(torch.randn(9, 7, d), torch.randn(9, 7, o)) for _ in range(3)]
-    each, once = (trained_bank(linear, Contraction(form)) for _ in range(2))
-    for x, dy in batches:
-        each(x).backward(dy)
-    with merged_once([once]):
-        outputs = [once(x) for x, _ in batches]
-        assert outputs[0].grad_fn is not None
-        for y, (_, dy) in zip(outputs, batches, strict=True):
-            y.backward(dy)
-        kept = [bucket._kept for bucket in once.buckets]
-        assert all(kept), "the merged weight is kept after the first pass"
-    for a, b in zip(gradients(each), gradients(once), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert all(bucket._kept is None for bucket in once.buckets)
-
-
-def test_a_linear_that_cannot_be_merged_is_factored() -> None:
-    class Odd(nn.Linear):
-        pass
-
-    merged_by_name = Contraction("merged")
-    dropped = [AdapterSpec(2, 1.0, dropout=0.1)]
-    for base, specs in ((nn.Linear(*DIMS), dropped), (Odd(*DIMS), SPECS)):
-        assert {b.form for b in LoraBank(base, "layer", specs, merged_by_name).buckets} == {
-            "factored"
-        }
-
-
 # bf16.
 
 WIDE = (512, 384)
@@ -208,23 +175,6 @@ def test_a_cell_of_a_fold_is_concatenated_as_alone(dropout: float) -> None:
         expected = [y[of_cell], dx[of_cell], *grads[2 * cell : 2 * cell + 2]]
         for found, of_fold in zip(passes(alone, x[of_cell], dy[of_cell]), expected, strict=True):
             torch.testing.assert_close(found, of_fold, rtol=2**-7, atol=1e-3)
-
-
-def test_a_compiled_concatenated_bank_follows_its_adapters() -> None:
-    """Bit for bit, also after an update of B."""
-    linear, form = nn.Linear(*WIDE).bfloat16().requires_grad_(False), Contraction("auto")
-    bank = LoraBank(linear, "layer", [AdapterSpec(4, 0.5)], form)
-    bank.make_pairs()
-    nn.init.normal_(bank.pairs[0].B_OR)
-    x, dy = torch.randn(1, 7, WIDE[0]).bfloat16(), torch.randn(1, 7, WIDE[1]).bfloat16()
-    eager, compiled = bank.forward, torch.compile(bank.forward, backend="aot_eager")
-    for _ in range(2):
-        found = []
-        for forward in (eager, compiled):
-            bank.forward = forward  # type: ignore[method-assign]
-            found.append(passes(bank, x, dy))
-        assert all(torch.equal(*both) for both in zip(*found, strict=True))
-        bank.pairs[0].B_OR.data.mul_(2)
 
 
 @pytest.mark.parametrize(("d", "o"), [(576, 1536), (576, 576), (576, 192), (4096, 4096)])

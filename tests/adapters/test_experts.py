@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from study.adapters import AdapterSpec, LoraPair, adapted
-from study.adapters.bank import initial_pair
 from study.adapters.experts import check_possible
 from study.errors import StudyError
 from study.training.peft_format import read_adapter, write_adapter
@@ -185,16 +184,6 @@ def test_a_trained_adapter_is_one_of_peft_and_comes_back(model: Any, tmp_path: P
         assert back.pairs.keys() == pairs.keys()
         with adapted(model, layers, [AdapterSpec(3, 1.0, start=back.pairs)]), torch.no_grad():
             assert torch.equal(model(IDS_BT).logits, expected)
-
-
-def test_every_expert_is_drawn_as_a_layer_is() -> None:
-    spec = AdapterSpec(3, 1.0, seed=5)
-    A_ERD, B_EOR = initial_pair(spec, "layer", 16, 8, experts=4)
-    assert (A_ERD.shape, B_EOR.shape) == ((4, 3, 16), (4, 8, 3))
-    assert torch.equal(A_ERD[0], initial_pair(spec, "layer", 16, 8)[0])
-    assert not torch.equal(A_ERD[0], A_ERD[1])
-    A_zero, B_first = initial_pair(AdapterSpec(3, 1.0, init="init_b"), "layer", 16, 8, experts=4)
-    assert (A_zero.shape, B_first.shape) == ((4, 3, 16), (4, 8, 3))
 
 
 @pytest.mark.parametrize(

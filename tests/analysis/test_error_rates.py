@@ -74,8 +74,6 @@ def assert_covers(covered: Any, what: str) -> None:
     "changes",
     [
         {"seeds": 2},
-        {"seeds": 3},
-        {"seeds": 5},
         {"seeds": 5, "tilt": 0.05, "noise": 0.01},
         {"seeds": 3, "tilt": 0.05},
         {"seeds": 3, "ranks": RANKS[:2]},
@@ -253,7 +251,7 @@ def test_single_layers_under_sign_like_rules() -> None:
     ("study", "optimizer"),
     [
         *(("stable_exponent", name) for name in ("sgd", "signsgd", "adamw")),
-        *(("optimizer_history", name) for name in ("adamw", "lion", "rmsprop")),
+        *(("optimizer_history", name) for name in ("lion", "rmsprop")),
     ],
 )
 def test_committed_intervals_hold_predictions(study: str, optimizer: str) -> None:
@@ -301,8 +299,8 @@ FALSE = {
 
 
 @pytest.mark.parametrize("rows", [5, 60])
-@pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize("tilt", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("seeds", [3])
+@pytest.mark.parametrize("tilt", [0.3, 1.0])
 @pytest.mark.parametrize("name", FALSE)
 def test_a_family_rarely_has_a_false_word(name: str, tilt: float, seeds: int, rows: int) -> None:
     """``tilt``: the error of a seed's slope in margins."""

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from study.analysis import fit_exponents
-from study.analysis.exponents import pool
 from study.errors import StudyError
 
 OUT = ("adapter_out", "rms")
@@ -20,11 +19,6 @@ def layer_slope(layer: int) -> float:
 
 def power_law(cell, layer, step):
     return (layer + 2.0) * cell["rank"] ** layer_slope(layer)
-
-
-def noisy(cell, layer, step):
-    rng = np.random.default_rng([int(cell["rank"]), cell["seed"], layer + 1, step])
-    return power_law(cell, layer, step) * math.exp(0.1 * rng.standard_normal())
 
 
 def at(exponents, **where):
@@ -110,17 +104,6 @@ def test_infinite_rank_and_values_without_a_logarithm_are_left_out_and_counted(
     assert found["rank_max"].item() == 1024
 
 
-def test_batches_and_data_seeds_are_kept_apart(study):
-    cells, train = study({GRAD: noisy})
-    _, heldout = study({GRAD: power_law}, batch="heldout")
-    found = fit_exponents(cells, pd.concat([train, heldout]))
-    assert sorted(found["batch"]) == ["heldout", "train"]
-    cells, probes = study({GRAD: noisy}, seed=0, data_seed=(5, 6, 7))
-    cells["data_seed"] = [5, 6, 7] * 5
-    cells["seed"] = 0
-    assert fit_exponents(cells, probes)["seeds"].item() == 3
-
-
 def test_cells_that_are_no_curve_and_repeated_rows_are_refused(study):
     cells, probes = study({GRAD: power_law})
     twins = cells.copy()
@@ -132,23 +115,3 @@ def test_cells_that_are_no_curve_and_repeated_rows_are_refused(study):
         fit_exponents(cells.assign(lr=1e-6 * cells["rank"]).query("seed == 0"), probes)
     with pytest.raises(StudyError, match="probes has adapter_grad of model twice at step 0"):
         fit_exponents(cells, pd.concat([probes, probes.iloc[[3]]]))
-
-
-def test_one_huge_layer_does_not_set_the_exponent():
-    """19 flat layers and a steep one with 95 % of the energy, which a pooled norm would follow."""
-    x, y = np.log([4.0, 64.0, 1024.0]), np.zeros((1, 2, 3, 20))
-    y[..., 0] = 0.5 * np.log(19 * 19) + x
-    mean, median, _ = pool(y)
-    assert np.polyfit(x, mean[0, 0], 1)[0] == pytest.approx(1 / 20)
-    assert np.polyfit(x, median[0, 0], 1)[0] == pytest.approx(0)
-
-
-def test_a_layer_that_overflows_at_one_rank_makes_no_slope():
-    """A cell without any layer takes none from the others."""
-    y = np.zeros((1, 3, 3, 4))
-    y[..., 3] = 8.0
-    y[0, 0, 2, 3] = np.nan  # at the first seed's highest rank
-    y[0, 2, 1] = np.nan
-    mean, _, layers = pool(y)
-    np.testing.assert_array_equal(layers[0], [[3, 3, 3], [4, 4, 4], [4, 0, 4]])
-    np.testing.assert_array_equal(mean[0], [[0, 0, 0], [2, 2, 2], [2, np.nan, 2]])

@@ -126,17 +126,6 @@ def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
     assert outside.empty, "slopes of one sign bracket nothing"
 
 
-@pytest.mark.parametrize(("ratio", "steps"), [(1.0, [1, 2, 3]), (0.8, [1])])
-def test_one_rule_gives_p_star_up_to_step_3_while_steps_are_lazy(
-    study: Study, ratio: float, steps: list[int]
-) -> None:
-    laws = {("adapter_update", "descent"): sgd_descent}
-    cells, probes = study(laws, steps=(1, 2, 3, 4), scaling="rslora")
-    stable = stable_exponents(predicted_of(cells, probes, steps=(1, 2, 3, 4), ratio=ratio))
-    assert sorted(stable["step"]) == steps
-    assert stable["p_star"].to_numpy() == pytest.approx(0.5)
-
-
 def first(table: pd.DataFrame, site: str, step: int) -> dict:
     [row] = table[
         (table["site"] == site) & (table["layer"] == "model") & (table["step"] == step)

@@ -13,9 +13,8 @@ import transformers
 
 from benchmarks import inference
 from benchmarks.inference import BASES, COLUMNS, Factors, measure, next_token, replaced
-from benchmarks.inference_costs import infer_cost, inference_costs, inference_verdict
+from benchmarks.inference_costs import inference_costs, inference_verdict
 from study.config import ModelConfig
-from study.errors import StudyError
 from study.models import FrozenBase, load_base, tiny
 
 IDS = torch.arange(30)[None]
@@ -66,21 +65,6 @@ def test_every_form_is_timed_in_every_round(timings: pd.DataFrame, tiny_base: Fr
     assert torch.equal(weight, tiny.build().model.layers[0].mlp.up_proj.weight), "restored"
 
 
-def test_memory_is_the_size_of_the_tensors(timings: pd.DataFrame, tiny_base: FrozenBase) -> None:
-    tensors = [*tiny_base.model.parameters(), *tiny_base.model.buffers()]
-    own = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    shapes = [tiny_base.model.get_submodule(path).weight.shape for path in tiny_base.card.linears]
-    first = timings.drop_duplicates(["form", "rank", "phase"]).set_index(["form", "rank", "phase"])
-    weights, peak = 2**30 * first["weights_gb"], first["peak_gb"]
-    for rank in RANKS:
-        assert weights["merged", rank, "prefill"] == weights["base", 0, "prefill"] == own
-        extra = sum(4 * rank * sum(shape) for shape in shapes)
-        assert weights["unmerged", rank, "prefill"] == own + extra
-        assert peak["unmerged", rank, "prefill"] > peak["merged", rank, "prefill"]
-        assert peak["merged", rank, "prefill"] == peak["base", 0, "prefill"]
-    assert peak["base", 0, "prefill"] > peak["base", 0, "decode"]
-
-
 def made_up(
     factor: Callable[[str, int], float], noise: float = 0.0, rounds: int = 8
 ) -> pd.DataFrame:
@@ -117,16 +101,6 @@ def test_a_ratio_compares_with_the_base_of_its_round() -> None:
         "merged 1.000 [1.000, 1.000] of the base, the same within 3%; each 1.000 to 1.000, 4 of 4 "
         "shown to be the same on their own; unmerged 1.06 to 2.00" in inference_verdict(costs)
     )
-
-
-def test_a_merged_adapter_that_costs_more_is_not_called_the_same() -> None:
-    costs = inference_costs(
-        made_up(lambda form, rank: 1.05 if form == "merged" and rank == 64 else 1.0, noise=0.002)
-    )
-    assert list(costs.loc[costs["form"] == "merged", "same"]) == [True, False] * 4
-    assert "2 of 4 shown" in inference_verdict(costs)
-    every = inference_costs(made_up(lambda form, _: 1.05 if form == "merged" else 1.0, noise=0.002))
-    assert "not shown to be the same within 3%" in inference_verdict(every)
 
 
 def test_the_command_prints_writes_and_draws(
@@ -166,22 +140,3 @@ def test_mistakes_get_one_line_and_write_nothing(
     [error] = ran.err.strip().splitlines()
     assert says in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_quantised_base_is_refused() -> None:
-    base = load_base(ModelConfig("tiny", quant_bits=4), torch.device("cpu"), "float32")
-    with pytest.raises(StudyError, match="tiny is quantised"):
-        measure(base, RANKS, rounds=1, tokens=8)
-
-
-def test_the_figure_shows_the_costs(timings: pd.DataFrame) -> None:
-    table = made_up(lambda form, rank: 1 + rank / 64 if form == "unmerged" else 1.0, noise=0.003)
-    costs, figure = inference_costs(table), infer_cost(table)
-    lines = {line.get_gid(): line for ax in figure.axes[:1] for line in ax.lines if line.get_gid()}
-    for rule, gid in (("lora", "lora p=1"), ("rslora", "rslora p=0.5")):
-        for form in ("merged", "unmerged"):
-            rows = costs[
-                (costs["phase"] == "prefill") & (costs["form"] == form) & (costs["scaling"] == rule)
-            ]
-            np.testing.assert_allclose(lines[f"{form} {gid}"].get_ydata(), rows["ratio"])
-    assert infer_cost(timings).axes

@@ -65,21 +65,6 @@ def test_overrides_in_bash(path: str, words: list[str], expected: list[str]) -> 
     assert " ".join(in_bash(path, "study", "train", *words)) == " ".join(expected)
 
 
-def test_other_shells(path: str) -> None:
-    """Click's protocol, which is all that a machine without zsh can check."""
-    asked = {"COMP_WORDS": "study train -m adapter.scaling=r", "COMP_CWORD": "3"}
-    ran = subprocess.run(
-        ["study"],
-        env=os.environ
-        | asked
-        | {"_STUDY_COMPLETE": "zsh_complete", "PATH": path, "PYTHONPATH": ROOT},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.stdout.splitlines()[1::3] == ["adapter.scaling=rslora"]
-
-
 def test_the_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "study", "--version"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)

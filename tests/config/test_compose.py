@@ -45,8 +45,8 @@ def alternatives(values: object) -> list[str]:
     return [one.strip() for one in re.split(r",(?![^{]*\})", str(values))]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_cells_of_every_experiment_are_those_of_hydra(
+@pytest.mark.parametrize("experiment", EXPERIMENTS[::3])
+def test_the_cells_of_an_experiment_are_those_of_hydra(
     loader: ConfigLoader, experiment: str
 ) -> None:
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text()

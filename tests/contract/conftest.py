@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.forked import STUDY, Forked
 
 Command = Callable[..., str]
 
@@ -32,16 +32,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def command(home: Path) -> Command:
     """``command("train", "-m", ...)`` runs ``study`` as a process and returns what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
     def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "study", *arguments],
-            cwd=home,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        done = Forked(STUDY, arguments, home, os.environ | {"COLUMNS": "100"}).wait()
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 

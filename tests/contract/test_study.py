@@ -1,6 +1,7 @@
 """A study from the command line to its files, tables, figures and pages."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 import study
 from tests.contract.conftest import SWEEP, Command
+from tests.forked import STUDY, Forked
 
 IDS = json.loads((Path(__file__).parent / "small.json").read_text())
 """The id of every cell of the small study, and some of its numbers, by rule, rank and seed."""
@@ -102,11 +104,8 @@ def test_an_archived_study_reads_the_same(small: Path, home: Path, command: Comm
 
 
 def test_a_mistake_gets_one_line(home: Path) -> None:
-    import subprocess
-    import sys
-
-    asked = [sys.executable, "-m", "study", "train", "model=tiny", "adapter.scaling=rslorra"]
-    done = subprocess.run(asked, cwd=home, capture_output=True, text=True)
+    asked = ["train", "model=tiny", "adapter.scaling=rslorra"]
+    done = Forked(STUDY, asked, home, os.environ).wait()
     assert done.returncode != 0
     assert len(done.stderr.strip().splitlines()) == 1
     assert "rslora" in done.stderr

@@ -47,11 +47,11 @@ class Servers:
         self.state = state
         self.running: list[Forked] = []
 
-    def start(self, study: Path, *options: str) -> str:
-        """Start a server and return the address that it prints."""
+    def start(self, study: Path, *options: str, first: str = "") -> str:
+        """Start a server after the code ``first``, and return the address that it prints."""
         variables = {**os.environ, "XDG_STATE_HOME": str(self.state)}
         command = ["dashboard", str(study), *options]
-        self.running.append(Forked(STUDY, command, study, variables))
+        self.running.append(Forked(f"{first}\n{STUDY}", command, study, variables))
         line = self.running[-1].first_line()
         assert line.startswith("http://"), line
         return line.split()[0]

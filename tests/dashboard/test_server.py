@@ -4,18 +4,14 @@ import http.client
 import json
 import shutil
 import socket
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from click.testing import CliRunner
 from starlette.testclient import TestClient
 
-from study import cli
 from study.dashboard import server
 from study.errors import StudyError
 
@@ -63,9 +59,12 @@ def test_other_names_of_the_machine_are_refused(servers: Servers, trained: Path)
 
 def test_a_client_that_sends_no_request_is_closed(servers: Servers, trained: Path) -> None:
     """One that says nothing, one that stops within its headers, and one after an answer."""
-    address = servers.start(trained)
+    most = 1.0
+    address = servers.start(
+        trained, first=f"from study.dashboard import server; server.MOST_WAIT = {most}"
+    )
     begun = f"GET {urlsplit(address).path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
-    place, most = ("127.0.0.1", urlsplit(address).port), server.MOST_WAIT
+    place = ("127.0.0.1", urlsplit(address).port)
     with ExitStack() as closing:
         clients = [closing.enter_context(socket.create_connection(place, most + 20)) for _ in "abc"]
         for client, said in zip(clients, (b"", begun, begun + b"\r\n" + begun), strict=True):
@@ -100,29 +99,6 @@ def test_a_quantity_that_was_not_measured_is_refused_in_a_line(client: TestClien
         answer = client.get(f"/values?{query}")
         assert (answer.status_code, answer.text.count("\n")) == (400, 1)
         assert "unknown quantity" in answer.text
-
-
-def test_serving_to_other_machines_prints_a_warning(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(server, "serve", lambda *arguments: asked.append(arguments[:3]))
-    command = ["dashboard", str(trained)]
-    quiet = CliRunner().invoke(cli.cli, command)
-    loud = CliRunner().invoke(cli.cli, [*command, "--host", "0.0.0.0", "--port", "8080"])
-    assert asked == [((trained,), "127.0.0.1", 0), ((trained,), "0.0.0.0", 8080)]
-    assert quiet.output == ""
-    assert "warning: anyone who reaches 0.0.0.0 and has the whole address" in loud.output
-
-
-def test_a_missing_extra_is_a_one_line_error(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "study.dashboard.server")
-    result = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
-    assert isinstance(result.exception, StudyError)
-    assert str(result.exception) == "study dashboard needs uvicorn: pip install '.[dashboard]'"
 
 
 def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:

@@ -18,7 +18,7 @@ from study.data.examples import split_places
 from study.errors import StudyError
 from study.models import tiny
 
-EOS, PAD, BOS = 256, 257, 258
+EOS, BOS = 256, 258
 
 
 def with_bos() -> PreTrainedTokenizerFast:
@@ -27,12 +27,6 @@ def with_bos() -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", BOS)]
     )
-    return tokenizer
-
-
-def without_pad() -> PreTrainedTokenizerFast:
-    tokenizer = tiny.tokenizer()
-    tokenizer.pad_token = None
     return tokenizer
 
 
@@ -124,30 +118,6 @@ def test_a_context_loses_its_left_but_for_bos_and_a_target_its_right(
     assert tokenizer.decode(learned, skip_special_tokens=False) == row[1]
 
 
-def test_without_an_eos_nothing_is_appended(tmp_path: Path) -> None:
-    corpus = build(tmp_path, [Example("q", "answer"), Example("", "answer")], eos=None)
-    found = [*rows_of(corpus.train), *rows_of(corpus.heldout)]
-    texts = {(PLAIN.decode(ids), PLAIN.decode(learned)) for ids, learned, _ in found}
-    assert texts == {("qanswer", "answer"), ("answer", "nswer")}, "no token precedes the first"
-
-
-@pytest.mark.parametrize(("tokenizer", "padding"), [(PLAIN, PAD), (without_pad(), EOS)])
-def test_padding_is_pad_or_eos(tmp_path: Path, tokenizer: Any, padding: int) -> None:
-    corpus = build(tmp_path, [Example("q", "a"), Example("other", "other")], tokenizer=tokenizer)
-    batch = next(corpus.train.batches(1))
-    assert set(batch.input_ids_BT[~batch.real_BT].tolist()) == {padding}
-    assert (batch.targets_BT[~batch.real_BT] == -100).all()
-
-
-def test_more_examples_than_a_chunk_keep_their_order(tmp_path: Path) -> None:
-    examples = [Example(f"question {i}", f"{i}") for i in range(600)]
-    corpus = build(tmp_path, examples)
-    train = sides(examples)[0]
-    for index, example in enumerate(train):
-        ids, _ = corpus.train.example(corpus.train.examples[index][0])
-        assert PLAIN.decode(ids[:-1]) == example.context + example.target
-
-
 def test_what_can_not_be_tokens_is_refused(tmp_path: Path) -> None:
     examples = [Example(str(n), "z") for n in range(9)]
     with pytest.raises(StudyError, match=r"data\.sequence_length=1"):
@@ -190,8 +160,3 @@ def test_epochs_and_seeds_differ_and_a_seed_repeats() -> None:
     assert drawn(table, 0, 0, 100) != drawn(table, 0, 1, 100)
     assert drawn(table, 0, 0, 100) != drawn(table, 1, 0, 100)
     assert drawn(numbered(10), seed=7, step=0, batch_size=10) == [8, 4, 3, 6, 2, 1, 0, 5, 9, 7]
-
-
-def test_batches_go_through_the_table_once_in_order() -> None:
-    batches = [batch.input_ids_BT[:, 1].tolist() for batch in numbered(10).batches(4)]
-    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

@@ -148,18 +148,6 @@ def test_texts_and_completions_are_those_of_trl(of_trl: Any) -> None:
     assert tokens(Example("q: ", text), BYTES, eos=eos) == theirs
 
 
-def test_a_turn_that_is_written_differently_while_it_is_the_last() -> None:
-    """Qwen3 writes a thought, also an empty one, in the last turn only."""
-    made = template(TEMPLATES / "qwen3.jinja").conversation(
-        [*SHORT, {"role": "user", "content": "hello"}, *LONG[-1:]], None, 0, "row"
-    )
-    assert [made.text[start:end] for start, end in made.learned] == [
-        "hello<|im_end|>\n",
-        "<think>\n\n</think>\n\nyes<|im_end|>\n",
-    ]
-    assert made.answer == "yes"
-
-
 def test_tools_are_passed_on_and_the_date_is_the_same_every_day() -> None:
     made = template(TEMPLATES / "llama3_1.jinja").conversation(SHORT, None, 0, "row")
     assert "Today Date: 26 Jul 2024" in made.text

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from study.config import DataConfig
 from study.data import Example, Row, fingerprint, load_rows
 from study.data.examples import split_places
-from study.data.sources import SOURCES
 from study.errors import StudyError
 from study.models import tiny
 
@@ -83,12 +82,6 @@ def test_a_bad_path_is_named(
         load(path, name)
 
 
-def test_a_data_set_without_examples_names_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SOURCES, "pydoc", list)
-    with pytest.raises(StudyError, match=r"data=pydoc has no examples: .* xbrl_extract, file$"):
-        load(name="pydoc")
-
-
 def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     accent = '{"target":"b",  "context":"\\u00e9", "more": 1}'
     one = load(written(tmp_path / "one.jsonl", '{"context": "é", "target": "b"}', GOOD))
@@ -109,9 +102,3 @@ def test_the_split(examples: list[Example], heldout: int, rng: random.Random) ->
     assert train == [example for example in examples if example not in held]
     rng.shuffle(examples)
     assert [examples[place] for place in split_places(examples, heldout)[1]] == held
-
-
-@pytest.mark.parametrize("examples", [[], [Example("a", "b")] * 30])
-def test_one_example_cannot_be_split(examples: list[Example]) -> None:
-    with pytest.raises(StudyError, match="distinct example"):
-        split_places(examples, 8)

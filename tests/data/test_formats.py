@@ -85,11 +85,6 @@ def test_messages(tmp_path: Path, kind: str) -> None:
     assert found.format == ("completion" if "completion" in CHATS[kind] else "messages")
 
 
-def test_messages_of_parquet(tmp_path: Path) -> None:
-    path = written(tmp_path / "rows.parquet", [CHATS["openai"]])
-    assert rows_of(path, chat_template="chatml").rows == [CHAT]
-
-
 def test_a_system_message_beside_the_turns_is_the_first_turn(tmp_path: Path) -> None:
     """A turn comes before the field."""
     own = {"system": "s", "messages": [*say(("system", "t")), *TURNS]}
@@ -126,17 +121,6 @@ def test_compressed_files(tmp_path: Path, ending: str, compression: str) -> None
     with pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), compression) as file:
         file.write(content)
     assert rows_of(path).rows == READ
-
-
-def test_json_files_may_have_a_row_per_line(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text("\ufeff" + "".join(json.dumps(r) + "\n" for r in ALPACA))
-    assert rows_of(tmp_path / "rows.json").rows == READ
-
-
-def test_values_of_csv_are_text(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text('context,target\nNaN,1\nnull,"NaN"\n\n,NA\n')
-    wanted = [Example("NaN", "1"), Example("null", "NaN"), Example("", "NA")]
-    assert rows_of(tmp_path / "rows.csv").rows == wanted
 
 
 def test_datasets_reads_what_a_name_of_the_hub_stands_for(

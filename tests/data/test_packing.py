@@ -39,10 +39,6 @@ def test_packing_keeps_every_example_and_target_once(lengths: list[int]) -> None
     assert sum(sum(row) <= 8 for row in batch.lengths) <= 1
 
 
-def test_the_longest_goes_first_to_the_first_row_with_room() -> None:
-    assert table([3, 7, 5, 2, 9, 4], room=10).packed().examples == [[4], [1, 0], [2, 5], [3]]
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     rows = [{"context": f"{'very ' * (n % 7)}{n}?", "target": f"{n}"} for n in range(40)]

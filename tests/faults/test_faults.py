@@ -28,15 +28,17 @@ def test_every_file_of_a_study_is_written_through_the_store(short: Sweep) -> Non
     assert found - inside - written == set()
 
 
-@pytest.mark.parametrize("sweep", ["dropout", "adapters", "infinite rank"])
-def test_a_killed_sweep_ends_with_the_tables_of_an_undisturbed_one(place: Path, sweep: str) -> None:
+@pytest.mark.parametrize(("sweep", "seeds"), [("dropout", 2), ("adapters", 1)])
+def test_a_killed_sweep_ends_with_the_tables_of_an_undisturbed_one(
+    place: Path, sweep: str, seeds: int
+) -> None:
     disturbed = Sweep(sweep, place)
-    for seed in range(2):
+    for seed in range(seeds):
         assert disturbed.kill(seed).wrong == []
 
 
 def test_a_call_that_fails_gives_one_line_and_loses_nothing(short: Sweep) -> None:
-    for case in failing_cases(short, 1000, seed=0)[: len(short.kinds()) : 5]:
+    for case in failing_cases(short, 1000, seed=0)[: len(short.kinds()) : 8]:
         assert short.fail(*case).wrong == []
 
 

@@ -91,22 +91,6 @@ def test_broken_cells_are_crossed_at_their_rank(broken: str) -> None:
     assert "had diverged or got stuck by then" in said(figure)
 
 
-def test_settings_have_rows_fits_and_steps_of_their_own() -> None:
-    tables = tiny(
-        settings=[{"optimizer": "adamw", "clip": None}, {"optimizer": "sgd", "clip": 1.0}]
-    )
-    sgd = set(tables.cells.query("optimizer == 'sgd'")["cell_id"])
-    late = tables.probes["cell_id"].isin(sgd) & (tables.probes["step"] == 6)
-    tables.probes = tables.probes[~late]
-    figure = grad_norm_vs_rank(tables)
-    assert [part._suptitle.get_text() for part in figure.subfigs] == ["AdamW", "SGD"]
-    for part, optimizer, last in zip(figure.subfigs, ("adamw", "sgd"), (6, 1), strict=True):
-        legend = part.axes[-1].get_legend()
-        assert legend.get_title().get_text() == f"step {last}"
-        fit = row(tables.exponents, scaling="lora", optimizer=optimizer, step=last, **GRAD)
-        assert f"{abs(fit['exponent']):.2f}" in legend.get_texts()[0].get_text()
-
-
 # a lazy study, for the conditions and eps
 
 RANKS, SEEDS, EPS = (4, 16, 64, 256, 1024), (0, 1, 2), 1e-8

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.figures import FIGURES, Absent
+from study.figures import FIGURES
 from study.theory.rounding import swallowed
-from tests.figures.checklist import problems
 from tests.figures.conftest import artists, panels, said, tiny
 
 WAYS = [("float32", np.nan), ("bf16", "factored"), ("bf16", "concatenated")]
@@ -34,13 +33,6 @@ def in_bf16(rates: tuple[float, ...] = (1e-4, 1e-3), models: tuple[str, ...] = (
 @pytest.fixture(scope="module")
 def study() -> SimpleNamespace:
     return in_bf16()
-
-
-@pytest.mark.parametrize("name", ["lost_in_bf16", "loss_in_bf16"])
-def test_nothing_collides(name: str) -> None:
-    assert problems(FIGURES[name](in_bf16((1e-5, 1e-4, 1e-3), ("smollm2", "gemma3")))) == []
-    with pytest.raises(Absent, match="in the tables"):
-        FIGURES[name](tiny())
 
 
 def test_lost_shares_lie_where_theory_expects_them(study: SimpleNamespace) -> None:

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from study import theory
-from study.figures import Absent
 from study.figures.distances import distance_to_infinite_rank, rank_free_curves
 from tests.figures.conftest import artists, only, rows
 
@@ -92,12 +91,3 @@ def test_rank_free_runs_are_points_and_explicit_ones_rings(study) -> None:
     figure = rank_free_curves(tables)
     assert len(only(figure, "points rslora").get_xdata()) == len(free)
     assert set(only(figure, "explicit").get_xdata()) == set(RANKS)
-
-
-def test_missing_distances_are_reported(study) -> None:
-    tables = SimpleNamespace(**vars(study))
-    del tables.distances
-    with pytest.raises(Absent, match="run study distances"):
-        distance_to_infinite_rank(tables)
-    with pytest.raises(Absent, match="no rank-free runs"):
-        rank_free_curves(tables)

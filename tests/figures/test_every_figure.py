@@ -13,10 +13,9 @@ from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
-from study.vocabulary.scaling import RULES, Rule
 from tests.figures import test_bf16, test_local_slopes, test_losses, test_rate_exponents
 from tests.figures.checklist import problems
-from tests.figures.conftest import said, tiny
+from tests.figures.conftest import tiny
 from tests.figures.test_against_rank import lazy
 
 PLAIN = (
@@ -28,31 +27,24 @@ BOTH = [("lora", np.nan), ("rslora", np.nan)]
 WIDE = tuple(4 * 2**k for k in range(10))
 LONG = {"model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj", "lr": 0.1}
 STUDIES = {
-    "one rule": {"rules": BOTH[1:]},
     "one rank": {"ranks": (64,)},
-    "one seed, two ranks": {"ranks": (4, 2048), "seeds": (0,)},
     "uneven ranks": {"ranks": (4, 5, 6, 7, 8, 16, 1000, 1024)},
     "ten ranks, power too": {"ranks": WIDE, "rules": [*BOTH, ("power", 0.75)]},
-    "five exponents": {"rules": [("power", p) for p in (0, 0.25, 0.5, 0.75, 1)]},
     "infinite rank": {"ranks": (4, 64, 1024, np.inf)},
-    "long, log-spaced probes": {"steps": 300, "probed": (0, 1, 2, 4, 8, 16, 32, 64, 128, 300)},
     "diverged": {
         "steps": 20,
         "status": lambda c: "diverged" if c["rank"] > 4 and c["seed"] else "complete",
     },
-    "all diverged": {"steps": 20, "status": lambda c: "diverged"},
     "still running": {"steps": 20, "status": lambda c: "running"},
     "optimizers and rates": {
         "settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]
     },
     "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
-    "bits": {"settings": [{"quant_bits": bits} for bits in (np.nan, 8.0, 4.0)]},
     "not analysed": {"fitted": False},
 }
 FEWER = {
     "one rank": PLAIN[:2],
     "not analysed": PLAIN[:5],
-    "all diverged": PLAIN[:7],  # no run has a final loss
     "still running": PLAIN[:7],
 }
 
@@ -125,22 +117,6 @@ def test_committed_figures_pass() -> None:
     assert problems(speed(table("bench/sweep"), table("bench/large-steps"))) == []
     assert problems(speed(table("bench/sweep"), None)) == []
     assert problems(infer_cost(table("infer_cost/infer_cost"))) == []
-
-
-def test_a_new_rule_is_drawn_without_a_look_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, "cube", Rule("Cube", 1 / 3))
-    for name, figure in draw_all(tiny(rules=[("lora", np.nan), ("cube", np.nan)])):
-        assert problems(figure) == [], name
-        assert "Cube" in said(figure), name
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_every_axis_is_labelled(name: str, small: SimpleNamespace) -> None:
-    for ax in FIGURES[name](small).axes:
-        if ax.get_label() != "legend":
-            place = ax.get_subplotspec()
-            assert bool(ax.get_xlabel()) == place.is_last_row()
-            assert bool(ax.get_ylabel()) == place.is_first_col()
 
 
 def test_a_figure_without_data_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

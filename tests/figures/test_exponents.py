@@ -7,31 +7,14 @@ import pandas as pd
 import pytest
 from matplotlib.collections import QuadMesh
 
-from study.figures import Absent, against_p
-from study.figures.against_p import crossing, exponent_against_p
+from study.figures.against_p import exponent_against_p
 from study.figures.exponents import exponents_by_bits, exponents_over_training
 from study.figures.over_layers import exponent_heatmap
-from study.vocabulary.quantities import GRADIENT_NORM
 from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
 POWERS = [("power", p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)]
 BITS = [{"quant_bits": np.nan}, {"quant_bits": 8.0}, {"quant_bits": 4.0}]
-
-
-def test_a_crossing_is_found_between_the_p_and_a_little_outside() -> None:
-    p = np.array([0.0, 0.5, 1.0])
-    assert crossing(p, 0.7 - p) == pytest.approx(0.7)
-    assert crossing(p, 1.1 - p) == pytest.approx(1.1)  # past the last p, along the last line
-    assert crossing(p, -0.1 - p) == pytest.approx(-0.1)
-    assert crossing(p, np.array([0.5, np.nan, -0.5])) == pytest.approx(0.5)
-    assert np.isnan(crossing(p, 2.0 - p))
-    assert np.isnan(crossing(p, 0.5 + p))  # a slope that rises with p has no p*
-    assert np.isnan(crossing(p[:1], p[:1]))
-    slope = 0.5 - p
-    ends = pd.DataFrame({"exponent": slope, "ci_low": slope - 0.1, "ci_high": slope + 0.1})
-    line = against_p.Line(GRADIENT_NORM, 0, True, p, ends)
-    assert line.stable == pytest.approx((0.5, 0.4, 0.6))
 
 
 def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross() -> None:
@@ -46,13 +29,6 @@ def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross() -> None:
     assert stars["star adapter_update 0"] == pytest.approx(1.0, abs=0.02)
     assert stars["star adapter_out 6"] == pytest.approx(0.9, abs=0.02)
     assert f"= {stars['star adapter_update 0']:.2f}" in said(figure)
-
-
-def test_one_rule_is_not_enough() -> None:
-    with pytest.raises(Absent, match="two scaling rules"):
-        exponent_against_p(tiny(rules=[("lora", np.nan)]))
-    with pytest.raises(Absent, match="analyze the study first"):
-        exponent_against_p(tiny(fitted=False))
 
 
 def test_the_map_holds_every_layers_exponent_at_the_last_step() -> None:

@@ -152,20 +152,6 @@ def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: 
     assert abs(apart[0] - apart[1]) > 0.1
 
 
-def test_missing_losses_are_named() -> None:
-    with pytest.raises(Absent, match="two learning rates"):
-        learning_rate_basins(sweep(rates=(1e-3,)))
-    with pytest.raises(Absent, match="two ranks"):
-        loss_against_rank(sweep(ranks=(4,)))
-    tables = sweep()
-    tables.metrics = tables.metrics[tables.metrics["step"] == 0]
-    with pytest.raises(Absent, match="no finished run"):
-        loss_against_rank(tables)
-    tables.metrics = tables.metrics.iloc[:0]
-    with pytest.raises(Absent, match="no held-out loss"):
-        learning_rate_basins(tables)
-
-
 # alpha
 
 

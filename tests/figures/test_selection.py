@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.figures.captions import settings, wrapped
-from study.figures.selection import Rule, families, most_varied, per_step
-from study.store import StudyTables
+from study.figures.captions import settings
+from study.figures.selection import Rule, families
 
 BASE = {"scaling": "lora", "exponent": np.nan, "rank": 4.0, "seed": 0, "optimizer": "adamw"}
 BASE |= {"lr": 1e-4}
@@ -59,25 +58,6 @@ def test_labels_name_what_differs_and_nothing_else() -> None:
     }
 
 
-def test_too_many_families_leave_every_optimizer_one() -> None:
-    table = cells(optimizer=["adamw"] * 5 + ["sgd"], lr=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
-    kept, said = most_varied(families(table), 3)
-    assert [f.keys["optimizer"] for f in kept] == ["adamw", "adamw", "sgd"]
-    assert said == "3 of 6 settings are drawn."
-    everything, nothing = most_varied(families(table), 6)
-    assert len(everything) == 6
-    assert nothing == ""
-
-
-def test_rows_after_a_divergence_are_dropped() -> None:
-    table = cells(rank=[4.0, 8.0], diverged_step=[2.0, np.nan], status=["diverged", "complete"])
-    metrics = pd.DataFrame({"cell_id": ["c0"] * 4 + ["c1"] * 4, "step": [0, 1, 2, 3] * 2})
-    tables = StudyTables(table, metrics.assign(loss=[1.0, 2.0, 9.0, 9.0] * 2), pd.DataFrame())
-    steps = per_step(tables, "loss").groupby("cell_id")["step"].max()
-    assert steps.to_dict() == {"c0": 2, "c1": 3}
-    assert per_step(tables, "absent").empty
-
-
 @pytest.mark.parametrize(
     ("columns", "old", "new"),
     [
@@ -95,8 +75,3 @@ def test_rows_after_a_divergence_are_dropped() -> None:
 )
 def test_every_setting_is_named_and_what_varies_is_several(columns, old: str, new: str) -> None:
     assert settings(cells(KNOWN, **columns)) == LINE.replace(old, new)
-
-
-def test_lines_of_a_caption_break_outside_of_formulas() -> None:
-    text = r"Slope of $\gamma = \alpha\, r^{-p}$ in rank"
-    assert wrapped(text, 12).split("\n") == ["Slope of", r"$\gamma = \alpha\, r^{-p}$ in", "rank"]

@@ -1,4 +1,4 @@
-"""The Axolotl plugin on plain dicts. test_axolotl_itself.py has Axolotl's own part."""
+"""The Axolotl plugin on plain dicts."""
 
 from collections.abc import Callable
 from pathlib import Path

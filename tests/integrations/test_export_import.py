@@ -4,7 +4,6 @@ import copy
 import json
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,19 +212,6 @@ def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:
         model = peft.PeftModel.from_pretrained(copy.deepcopy(base.model), folder).eval()
         logits = model(batch.input_ids_BT).logits
     return float(cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()))
-
-
-def test_an_adapter_with_other_weights_is_another_cell(
-    theirs: Path, cell: Callable[..., CellConfig], tmp_path: Path
-) -> None:
-    shutil.copytree(theirs, tmp_path / "elsewhere")
-    paths = (theirs, tmp_path / "elsewhere")
-    ids = [plan([cell(f"adapter.path={path}")])[0].id for path in paths]
-    config = json.loads((theirs / CONFIG).read_text())
-    (theirs / CONFIG).write_text(json.dumps(config | {"lora_alpha": 16}))
-    ids.append(plan([cell(f"adapter.path={theirs}")])[0].id)
-    assert ids[0] == ids[1] != ids[2]
-    assert plan([cell()])[0].id == plan([cell("train.save_adapter=true")])[0].id
 
 
 def test_bad_imports(theirs: Path, tmp_path: Path, refused: Make) -> None:

@@ -1,7 +1,6 @@
 """What ``study.record`` refuses, notes and keeps, in small loops of torch."""
 
 import copy
-import io
 import json
 import subprocess
 import sys
@@ -143,14 +142,6 @@ def test_adapters_that_are_not_trained_as_the_tables_assume(
         torch.distributed.destroy_process_group()
 
 
-def test_a_muon_of_ones_own(script: Script) -> None:
-    """torch's None for the factor is its default, and has the same name in the table."""
-    script.optimizer = torch.optim.Muon(script.weights, lr=1e-3, weight_decay=0.0)
-    row = script.run(script.record()).cells.iloc[0]
-    assert (row["optimizer"], row["adjust_lr_fn"]) == ("muon", "original")
-    assert (row["momentum"], row["nesterov"], row["ns_steps"]) == (0.95, True, 5)
-
-
 def test_loops_that_cannot_be_measured(script: Script) -> None:
     lbfgs = torch.optim.LBFGS(script.weights, max_iter=3)
 
@@ -247,30 +238,6 @@ def test_a_loop_that_goes_on(script: Script) -> None:
     assert_equal(tables, expected)
 
 
-def test_a_gap_loses_no_other_row(script: Script) -> None:
-    """A checkpoint may be newer than the last row on disk, if the loop was killed."""
-    options = {"steps": [0], "seed": 0, "total": 6}
-    with pytest.raises(KeyboardInterrupt):
-        script.run(script.record(**options), step=_until(2, script.step, KeyboardInterrupt()))
-    with pytest.warns(UserWarning, match=r"The rows of steps 2 to 3 are missing"):
-        script.run(script.record(**options, start=4), steps=2)
-    assert script.tables.metrics["step"].tolist() == [0, 1, 4, 5]
-    [record] = load_records(script.results)
-    assert "The rows of steps 2 to 3 are missing" in record["training_note"]
-
-
-def test_saving_the_optimizer_puts_all_rows_on_disk(script: Script) -> None:
-    written = []
-
-    def step(batch: Any) -> None:
-        script.step(batch)
-        script.optimizer.state_dict()
-        written.append(len(script.tables.metrics))
-
-    script.run(script.record(), step=step)
-    assert written == [1, 2, 3]
-
-
 def test_a_loss_of_ones_own(script: Script) -> None:
     """Half the batch counts more: the recorded loss is the one that the gradient is of."""
     expected = []
@@ -361,21 +328,6 @@ def test_a_skipped_update_leaves_nothing(how: str, script: Script) -> None:
     assert (row["status"], row["batch_size"], row["accumulation"]) == ("complete", 2, 1)
 
 
-def test_an_update_that_replaces_nan_is_not_the_end(script: Script) -> None:
-    factors = iter((float("nan"), 1.0, 1.0))
-
-    def step(batch: Any) -> None:
-        (script.model(**batch).loss * next(factors)).backward()
-        for weight in script.weights:
-            torch.nan_to_num_(weight.grad, nan=0.0)
-        script.optimizer.step()
-        script.optimizer.zero_grad()
-
-    tables = script.run(script.record(), step=step)
-    assert tables.cells["status"].tolist() == ["complete"]
-    assert tables.metrics["loss"].isna().tolist() == [True, False, False]
-
-
 def test_a_scaled_loss_is_mended(script: Script) -> None:
     """``(loss * 128).backward()``, then ``.grad /= 128``: the two lines give plain numbers."""
     plain = script.copy("plain")
@@ -393,32 +345,6 @@ def test_a_scaled_loss_is_mended(script: Script) -> None:
         script.optimizer.zero_grad()
 
     assert_equal(script.run(recording, steps=4, step=step), expected, rtol=1e-5)
-
-
-def test_lora_on_an_embedding_is_refused(cell: Make, peft_model: Make, tmp_path: Path) -> None:
-    """Beside linear layers it would be missing from the norms over the model."""
-    model = peft_model(cell("adapter.rank=4"), target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(StudyError, match=r"embed_tokens is a Embedding .* only linear layers"):
-        Script(model, tmp_path / "results").record()
-
-
-def test_other_weights_that_train_are_told(script: Script) -> None:
-    head = script.model.get_submodule("base_model.model.model.norm").weight.requires_grad_(True)
-    script.optimizer.add_param_group({"params": [head]})
-    with pytest.warns(UserWarning, match=r"also trains 1 weights .*norm.weight, .*grad_norm"):
-        script.record()
-
-
-def test_a_model_can_be_copied_and_pickled_in_the_loop(script: Script) -> None:
-    """As for a moving average of its weights. The copy is not recorded."""
-
-    def step(batch: Any) -> None:
-        script.step(batch)
-        copied = copy.deepcopy(script.model)
-        torch.save(script.model, io.BytesIO())
-        copied(**batch).loss.backward()
-
-    assert script.run(script.record(), step=step).metrics["tokens"].tolist() == [24, 48, 72]
 
 
 def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:

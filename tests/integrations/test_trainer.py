@@ -1,14 +1,12 @@
 """The callback of the Trainer: its numbers, its refusals, what trackers get, runs as a study."""
 
 import math
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -26,8 +24,7 @@ from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
 from study.models import FrozenBase
 from study.probes import NormProbe
-
-from .conftest import assert_same_probes
+from tests.forked import Forked
 
 peft = pytest.importorskip("peft")
 Make = Callable[..., Any]
@@ -86,24 +83,6 @@ def test_the_callback_does_not_change_training(
     assert "training_step" not in vars(watched)
 
 
-def test_a_resumed_run_keeps_its_earlier_rows(
-    cell: Make, peft_model: Make, trainer_of: Make, measured: Make, tmp_path: Path
-) -> None:
-    config = cell("train.steps=3")
-    saving = {"save_strategy": "steps", "save_steps": 2}
-    whole = measured(peft_model(config), config, options=saving, steps=[0, 2])
-    trainer = trainer_of(peft_model(config), config, tmp_path, **saving)
-    trainer.add_callback(NormProbeCallback(trainer, tmp_path / "results" / "run", steps=[0, 2]))
-    trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
-    resumed = study.load(tmp_path / "results" / "run")
-    assert resumed.metrics["step"].tolist() == [0, 1, 2]
-    # The init of the run, although it starts from the checkpoint's weights.
-    assert resumed.cells["init"].tolist() == ["kaiming"]
-    np.testing.assert_array_equal(resumed.metrics["tokens"], whole.metrics["tokens"])
-    np.testing.assert_allclose(resumed.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
-    assert_same_probes(resumed.probes, whole.probes, rtol=1e-4)
-
-
 KILLED = """
 import os, signal, sys
 import torch
@@ -135,8 +114,7 @@ trainer.train(resume_from_checkpoint=get_last_checkpoint("trainer"))
 def test_a_run_that_was_killed_in_on_save_keeps_all_rows(tmp_path: Path) -> None:
     for argument, returned in (("kill", -signal.SIGKILL), ("go on", 0)):
         (tmp_path / "trainer").mkdir(exist_ok=True)
-        command = [sys.executable, "-c", KILLED, argument]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = Forked(KILLED, [argument], tmp_path, os.environ).wait()
         assert done.returncode == returned, done.stderr
     tables = study.load(tmp_path / "results" / "run")
     assert tables.cells["status"].tolist() == ["complete"]

@@ -12,7 +12,6 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MixtralConfig,
-    OPTConfig,
     PreTrainedConfig,
 )
 
@@ -39,16 +38,6 @@ SEPARATES = {
     "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
     "gpt2, learned positions": GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ENDS
-    ),
-    "opt": OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        ffn_dim=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        word_embed_proj_dim=32,
-        max_position_embeddings=64,
-        **ENDS,
     ),
 }
 MIXES = {

@@ -1,8 +1,6 @@
 """Weights that change on disk: no cell trains on other weights than its id stands for."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 
 import study
+from tests.forked import Forked
 
 DESCRIBE = (
     "import sys; from study.config import ModelConfig; from study.models import describe; "
@@ -42,7 +41,8 @@ def test_bits_that_changed_at_equal_size_and_time_are_found_when_the_weights_loa
     train: Callable[[str], Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
     weights = tiny_folder / "model.safetensors"
-    subprocess.run([sys.executable, "-c", DESCRIBE, str(tiny_folder)], check=True)  # hashes them
+    hashing = Forked(DESCRIBE, [str(tiny_folder)], tiny_folder, os.environ).wait()
+    assert hashing.returncode == 0, hashing.stderr
     stat = weights.stat()
     flip_a_bit(weights, -1)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))

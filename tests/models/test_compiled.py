@@ -66,7 +66,7 @@ def test_a_compiled_run_equals_a_plain_run(
     assert not any("forward" in vars(module) for module in tiny_base.model.modules())
 
 
-@pytest.mark.parametrize(("form", "micro_batches"), [("factored", 1), ("merged", 1), ("merged", 2)])
+@pytest.mark.parametrize(("form", "micro_batches"), [("factored", 1), ("merged", 2)])
 def test_the_ranks_of_a_pack_share_a_program(
     tiny_base: FrozenBase,
     corpus: Corpus,

@@ -13,7 +13,6 @@ import study
 from study.analysis import analyze
 from study.config import CellConfig, ModelConfig
 from study.data import Corpus
-from study.errors import StudyError
 from study.models import FrozenBase, describe, load_base
 from study.store import is_done, load_records
 from study.sweeps.cells import plan
@@ -103,11 +102,3 @@ def test_a_study_is_trained_continued_and_analysed(
     [attention] = plan([moe("adapter.targets=attention")])
     assert attention.sources.model == attention.card.fingerprint
     assert attention.coverage.experts == ()
-
-
-@pytest.mark.parametrize("wrong", ["adapter.dropout=0.1", "adapter.rank=inf"])
-def test_a_mistake_is_one_line_before_training(wrong: str, moe: Build) -> None:
-    sgd = ("optimizer=sgd", "adapter.scaling=rslora")
-    with pytest.raises(StudyError, match="leave experts"):
-        plan([moe(wrong, *sgd)])
-    plan([moe(wrong, "adapter.targets=attention", *sgd)])

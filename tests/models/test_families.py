@@ -24,7 +24,7 @@ from study.training.loop import train
 from study.training.run import Run
 from study.vocabulary.quantities import MODEL_WIDE, UNIONS
 
-from .small import HEADS, SHAPE, SMALL, gpt2
+from .small import SHAPE, SMALL, gpt2
 
 CPU = torch.device("cpu")
 Save = Callable[[PretrainedConfig], Path]
@@ -36,11 +36,6 @@ USUAL: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
     "qwen3": (transformers.Qwen3Config(**SMALL, head_dim=8), QKVO, GATED),
     "gemma3": (transformers.Gemma3TextConfig(**SMALL, **GEMMA), QKVO, GATED),
     "gpt2": (gpt2(), {"c_attn", "c_proj"}, {"c_fc", "c_proj"}),
-    "phi": (
-        transformers.PhiConfig(**SMALL),
-        {"q_proj", "k_proj", "v_proj", "dense"},
-        {"fc1", "fc2"},
-    ),
     "phi3": (
         transformers.Phi3Config(**SMALL),
         {"qkv_proj", "o_proj"},
@@ -124,24 +119,16 @@ def _check_whole(probes: pd.DataFrame, linears: tuple[str, ...]) -> None:
 STATE = {"state_size": 8, "time_step_rank": 4}
 HYBRID = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64}
 LLAMA4 = {"intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1}
-HUNYUAN = {"head_dim": 8, "num_experts": 4, "moe_topk": 2}
-TOKENS = {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2}
 
 UNUSUAL: dict[str, Callable[[], PretrainedConfig]] = {
     # It multiplies by the weight of dt_proj.
     "mamba": lambda: transformers.MambaConfig(**SHAPE, **STATE),
     # Its router is a subclass of nn.Linear that returns a tuple.
     "phimoe": lambda: transformers.PhimoeConfig(**SMALL, num_local_experts=4),
-    # It asks for the dtype of its router's weight.
-    "hunyuan_v1_moe": lambda: transformers.HunYuanMoEV1Config(**SMALL, **HUNYUAN),
     # Its head reads a scale from the trunk.
     "falcon_h1": lambda: transformers.FalconH1Config(**SMALL, **HYBRID, mamba_n_groups=1),
     # Its base_model_prefix names no child.
     "llama4_text": lambda: transformers.Llama4TextConfig(**SMALL, **LLAMA4, head_dim=8),
-    # It calls its head a decoder.
-    "modernbert-decoder": lambda: transformers.ModernBertDecoderConfig(
-        **SHAPE | TOKENS, num_attention_heads=HEADS["num_attention_heads"]
-    ),
 }
 
 

@@ -25,8 +25,6 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "llama, tied": transformers.LlamaConfig(**SMALL, tie_word_embeddings=True),
     "gemma2": transformers.Gemma2Config(**SMALL, **GEMMA),
     "granite": transformers.GraniteConfig(**SMALL, logits_scaling=4.0),
-    "cohere": transformers.CohereConfig(**SMALL, logit_scale=0.25),
-    "opt": transformers.OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=16),
 }
 """Those that do more than a product after their last norm."""
 

@@ -135,13 +135,3 @@ def test_gemma_reads_english_and_takes_padding_free_steps() -> None:
     assert (len(base.card.linears), base.card.vocabulary) == (18 * 7, 262_144)
     assert base.separates_sequences
     assert loss_of(base) < 2.5  # a uniform guess has log(262144) = 12.5
-
-
-@pytest.mark.smollm2
-def test_each_digit_is_a_token_and_no_token_is_added() -> None:
-    tokenizer = load_tokenizer(SMOLLM2)
-    found = tokenizer.convert_ids_to_tokens(tokenizer("in  1783").input_ids)
-    assert found == ["in", "ĠĠ", "1", "7", "8", "3"]
-    assert (tokenizer.eos_token, tokenizer.pad_token_id) == ("<|im_end|>", 2)
-    text = "Revenue: $1,234.5\n\té漢😀"
-    assert tokenizer.decode(tokenizer(text).input_ids) == text

@@ -5,7 +5,7 @@ import torch
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import describe, load_base, load_tokenizer, tiny
+from study.models import describe, load_base
 
 TINY = ModelConfig("tiny")
 
@@ -28,13 +28,3 @@ def test_a_width_sets_the_sizes_of_the_layers() -> None:
         describe(ModelConfig("tiny", width=70))
     with pytest.raises(StudyError, match=r"use model=tiny, or model.width=null"):
         describe(ModelConfig("smollm2", width=64))
-
-
-def test_the_tokenizer_is_one_token_per_byte_and_gives_the_text_back() -> None:
-    tokenizer = load_tokenizer(TINY)
-    text = "Net income: $1,234  (in thousands)\n\té漢😀"
-    ids = tokenizer(text).input_ids
-    assert len(ids) == len(text.encode())
-    assert tokenizer.decode(ids) == text
-    assert tiny.tokenizer()(text).input_ids == ids
-    assert (len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id) == (258, 256, 257)

@@ -113,21 +113,6 @@ def test_from_step_1_to_step_3_and_only_where_asked_for(
         assert Fold(tiny_base, corpus, [cell(*steps)], banks).alignment is None
 
 
-def test_a_step_does_not_count_its_own_gradient_in_any_form(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    """Step 0 has no alignments yet; later ones are the same in every form of the products."""
-    asked = ["probes.stats=[norm,r_align,r_back]", "probes.steps=[0,1,2]", "adapter.rank=16"]
-    factored, mixed = (
-        probes(tiny_base, corpus, cell(f"adapter.contraction={form}", *asked))
-        for form in ("factored", "mixed")
-    )
-    for step in (0, 1, 2):
-        for stat in ("r_align", "r_back"):
-            np.testing.assert_allclose(factored[step][stat], mixed[step][stat], rtol=1e-3)
-    assert factored[0]["r_back"].isna().all()
-
-
 def test_rho_is_the_motion_of_A(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
     config = cell("probes.sites=[A]", "probes.stats=[rho]", "probes.tokens=6", "adapter.rank=4")
     with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:

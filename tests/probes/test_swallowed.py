@@ -91,16 +91,6 @@ def test_it_is_missing_without_a_loss_or_an_output() -> None:
     assert "swallowed" not in measured(bank, x, stats=["rms"])
 
 
-def test_of_two_active_adapters_it_is_missing() -> None:
-    ones = torch.ones(1, 1)
-    model: Any = peft_of(ones.to(BF16), ones, ULP * ones, torch.float32)
-    model.add_adapter("other", model.peft_config["default"])
-    model.base_model.set_adapter(["default", "other"])
-    table = measured(model, ones.to(BF16)[None], adapter="default")
-    assert table["swallowed"].isna().all()
-    assert (table["rms"] > 0).all()
-
-
 @pytest.mark.parametrize("size", [3e-4, 1e-3, 4e-3, 2e-2])
 def test_gaussian_outputs_lose_what_theory_says(size: float) -> None:
     """The base reads one half of the inputs and the adapter the other: independent outputs."""

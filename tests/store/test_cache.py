@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from study.errors import StudyError
 from study.store import cache
 
 
@@ -32,15 +31,6 @@ def test_a_hash_is_cached_until_the_file_changes(tmp_path: Path) -> None:
         assert cache.file_sha256(file) == hashlib.sha256(b"two").hexdigest(), "a damaged note"
 
 
-def test_a_cache_folder_that_can_not_be_created(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StudyError, match="set STUDY_CACHE"):
-        cache.cache_folder()
-
-
 def test_arrays_are_made_once_and_again_if_damaged() -> None:
     made = []
 
@@ -62,8 +52,3 @@ def test_arrays_are_made_once_and_again_if_damaged() -> None:
     for bad in [content[:40], b"", *damaged]:
         file.write_bytes(bad)
         assert cache.kept_arrays("name", make)["a"].tolist() == [0, 1, 2]
-
-
-def test_a_cache_that_can_not_be_written_costs_only_time() -> None:
-    (cache.cache_folder() / "arrays").write_text("a file where the folder should be")
-    assert cache.kept_arrays("name", lambda: {"a": np.ones(1)})["a"].tolist() == [1.0]

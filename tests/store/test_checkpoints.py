@@ -1,15 +1,12 @@
 """Checkpoints on disk: exact, atomic, the newest two, and damage that is seen."""
 
-import errno
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from study.store import files
 from study.store.checkpoints import Checkpoint, load_newest, save
 from study.store.files import StorageError
 from tests.store.small_cells import flip
@@ -122,21 +119,3 @@ def test_weights_that_are_not_finite_fall_back(tmp_path: Path) -> None:
     assert found is not None
     assert found.step == 5
     assert "weights/a/B is not finite" in said[0]
-
-
-def test_a_disk_that_fails_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(tmp_path, at(5))
-
-    class Full:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(os, name)
-
-        def write(self, *_: Any) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files, "os", Full())
-    with pytest.raises(StorageError, match="No space left on device"):
-        save(tmp_path, at(10))
-    assert names(tmp_path) == pair(5)

@@ -4,22 +4,18 @@ import hashlib
 import json
 import math
 import shutil
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from study.cli import cli
 from study.errors import StudyError
-from study.store import cell_folders, cell_row, find_cell, is_done, load_records, read_cell
+from study.store import cell_folders, find_cell, is_done, load_records, read_cell
 from study.store.records import FORMAT
 from study.vocabulary.statuses import STATUSES
-from tests.store.small_cells import CONFIG, RECORD, complete, flip
+from tests.store.small_cells import CONFIG, complete, flip
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
@@ -131,46 +127,6 @@ def test_a_complete_cell_without_its_adapter_is_not_done(folder: Path) -> None:
     assert is_done(folder, with_adapter=True)
     (folder / "adapter" / "weights").write_bytes(b"ac")
     assert not is_done(folder, with_adapter=True)
-
-
-def paths(value: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The path of every key of nested mappings."""
-    if not isinstance(value, dict):
-        return [prefix]
-    inner = [path for key, part in value.items() for path in paths(part, (*prefix, key))]
-    return [prefix, *inner] if prefix else inner
-
-
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(data=st.data(), content=st.binary(max_size=200), cut=st.integers(0, 2000))
-def test_any_value_in_any_key_gives_a_row_or_a_reason(
-    folder: Path, data: st.DataObject, content: bytes, cut: int
-) -> None:
-    record = deepcopy(RECORD) | {"status": "complete", "steps_done": 0, "format": 1}
-    *groups, last = data.draw(st.sampled_from(paths(record)))
-    place = record
-    for group in groups:
-        place = place[group]
-    place[last] = data.draw(ANYTHING)
-    text = json.dumps(record)
-    for changed in (text.encode(), text.encode()[:cut] + content):
-        (folder / "record.json").write_bytes(changed)
-        read = read_cell(folder)
-        assert read is not None
-        assert read["cell_id"] == "abc"
-        assert pd.DataFrame([cell_row(read)])["rank"].dtype == float
-        is_done(folder)
 
 
 CHANGES = {

@@ -1,17 +1,13 @@
 """Results survive killed processes and are read as tidy tables; a cell has one writer."""
 
-import errno
 import json
 import math
 import os
-import random
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 import study
@@ -19,19 +15,15 @@ from study.errors import StudyError
 from study.store import (
     CellWriter,
     Damaged,
-    StorageError,
-    files,
     is_done,
     load_cells,
     load_measured,
     read_cell,
-    read_record,
     rows_of,
 )
-from study.store.rows import SCHEMAS, read_parquet, write_parquet
 from study.sweeps.progress import render
 from study.vocabulary.quantities import STATS
-from tests.store.small_cells import append, complete, flip, metrics, probes
+from tests.store.small_cells import append, complete, flip
 
 Begin = Callable[..., CellWriter]
 ENDED = ["config.yaml", "lock", "metrics.parquet", "probes.parquet", "record.json"]
@@ -117,70 +109,6 @@ def test_rows_that_are_gone_are_damage(folder: Path, begin: Begin) -> None:
     begin().close("complete")  # and nobody holds it
 
 
-class FullDisk:
-    """``os`` whose writes write half and fail while ``full``."""
-
-    full = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def write(self, file: int, content: memoryview) -> int:
-        if self.full and len(content) > 1:
-            return os.write(file, content[: len(content) // 2])
-        if self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return os.write(file, content)
-
-
-def test_a_full_disk_interrupts_the_cell_and_keeps_whole_rows(
-    folder: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row that was refused is not followed by others, which would leave a gap."""
-    disk = FullDisk()
-    monkeypatch.setattr(files, "os", disk)
-    writer = begin(steps=3)
-    size = (folder / "metrics.arrows").stat().st_size
-    disk.full = True
-    with pytest.raises(StorageError) as error:
-        writer.append("metrics", metrics(3))
-    assert str(error.value) == (
-        f"can't write {folder / 'metrics.arrows'}: No space left on device; "
-        "free some space, then run the same command again"
-    )
-    assert error.value.errno == errno.ENOSPC
-    assert (folder / "metrics.arrows").stat().st_size == size, "no half row"
-    disk.full = False
-    for act in (
-        lambda: writer.append("metrics", metrics(4)),
-        writer.sync,
-        lambda: writer.close("complete"),
-    ):
-        with pytest.raises(StorageError):
-            act()
-    disk.full = True
-    writer.interrupt(steps_done=2)
-    disk.full = False
-    cell = read_cell(folder)
-    assert cell is not None
-    assert (cell["status"], cell["steps_done"]) == ("interrupted", 2)
-    begin(steps=5, first=3).close("complete")
-    assert steps(folder) == [0, 1, 2, 3, 4]
-
-
-def test_a_writer_whose_folder_was_deleted_writes_nothing(folder: Path, begin: Begin) -> None:
-    writer = begin(steps=1)
-    folder.rename(folder.with_name("moved"))
-    with pytest.raises(StorageError, match="No such file or directory"):
-        writer.append("metrics", metrics(1))
-    other = begin(steps=2)
-    with pytest.raises(StorageError):
-        writer.close("complete")
-    writer.interrupt()
-    other.close("complete", steps_done=1)
-    assert read_record(folder)["status"] == "complete"  # type: ignore[index]
-
-
 # What is read.
 
 
@@ -250,28 +178,3 @@ def test_unreadable_cells_are_left_out_with_one_warning(
     listed = load_cells(tmp_path, with_unreadable=True)
     assert dict(zip(listed["cell_id"], listed["status"], strict=True))["bad record"] == "unreadable"
     assert "bad record" in render(listed)
-
-
-PROBED = pa.Table.from_pandas(
-    pd.concat([probes(step) for step in range(100)]).reindex(columns=SCHEMAS["probes"].names),
-    schema=SCHEMAS["probes"],
-    preserve_index=False,
-)
-ROWS = PROBED.to_pylist()
-
-
-@pytest.mark.parametrize("with_hash", [True, False])
-def test_a_flipped_bit_is_seen(tmp_path: Path, with_hash: bool) -> None:
-    """Without a hash, only the pages are compared. No flip ends in an error of another kind."""
-    path = tmp_path / "probes.parquet"
-    written = write_parquet(path, PROBED)
-    expected = written if with_hash else None
-    assert read_parquet(path, PROBED.schema, expected).to_pylist() == ROWS
-    good, found = path.read_bytes(), []
-    for place in random.Random(1).choices(range(8 * len(good)), k=60):
-        bad = bytearray(good)
-        bad[place // 8] ^= 1 << place % 8
-        path.write_bytes(bad)
-        with suppress(Damaged):
-            found.append(read_parquet(path, PROBED.schema, expected))
-    assert sum(table.to_pylist() != ROWS for table in found) <= (0 if with_hash else 1)

@@ -20,7 +20,6 @@ from tests.sweeps.test_signals import LINE, same_tables
 
 Cli = Callable[..., Any]
 Cells = Callable[..., list[Cell]]
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -136,25 +135,6 @@ def test_a_cell_that_failed_continues_from_the_checkpoint_before(
     assert '"status": "failed"' in (aside / "record.json").read_text()
 
 
-def test_a_cell_whose_earlier_rows_are_damaged_begins_again(
-    cells: Cells,
-    break_at: Callable[..., None],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    sweep.run(cells("whole")[:1])
-    break_at(5, full_disk())
-    [one, *_] = cells("results")
-    with pytest.raises(StorageError):
-        sweep.run([one])
-    rows = one.folder / "metrics.arrows"
-    rows.write_bytes(rows.read_bytes()[:100])
-    break_at(-1, RuntimeError())
-    sweep.run([one])
-    assert f"cell {one.id} begins again: " in capsys.readouterr().err
-    same_tables(tmp_path / "whole/default", tmp_path / "results/default")
-
-
 # When checkpoints are written.
 
 
@@ -191,20 +171,6 @@ def test_checkpoints_are_written_when_they_are_due(
     sweep.run(cells("results", f"checkpoint.every={every}", ranks=(2,)))
     assert written == expected
     assert max(kept, default=0) <= 2
-
-
-def test_without_space_for_a_checkpoint_a_line_is_said_and_training_goes_on(
-    cells: Cells, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(record, "save", full)
-    [one] = cells("results", "checkpoint.every=3", ranks=(2,))
-    sweep.run([one])
-    assert load_cells(one.study_dir)["status"].item() == "complete"
-    says = f"no checkpoint could be written to {one.folder} (No space left on device): training"
-    assert capsys.readouterr().err.count(says) == 2
 
 
 # Memory.

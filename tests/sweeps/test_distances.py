@@ -16,7 +16,7 @@ from study.analysis.distances import compare, laws
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.sweeps.distances import at_rank, has_limit, limit_of, trajectory
+from study.sweeps.distances import at_rank, limit_of, trajectory
 from study.theory import Layer, distance_to_infinite_rank, slope
 from study.training.loop import train
 from study.training.run import Run
@@ -47,7 +47,7 @@ def test_a_trajectory_is_the_cell_and_its_reduction(
             assert off < 1e-4 * np.linalg.norm(delta)
 
 
-@pytest.mark.parametrize("init", ["kaiming", "gaussian", "init_b"])
+@pytest.mark.parametrize("init", ["kaiming", "init_b"])
 def test_first_step_is_as_far_as_theory_says(
     tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], init: str
 ) -> None:
@@ -83,10 +83,11 @@ def test_the_command_measures_cells_and_rank_free_runs(
     """``experiment=infinite_rank`` at a few ranks: distances fall as r^(-1/2)."""
     small = ["experiment=infinite_rank", f"results_dir={tmp_path}", "data=file", "train.steps=2"]
     small += [f"data.path={jsonl}", "data.heldout=6", "adapter.rank=4,64,1024"]
+    small += ["seed=0,1,2"]
     ran = study_cli("train", *small, "probes.stats=[norm]")
     assert ran.code == 0, ran.err
     folder = tmp_path / "infinite_rank"
-    ran = study_cli("distances", str(folder), "--rank-free", "65536,1048576")
+    ran = study_cli("distances", str(folder), "--rank-free", "65536")
     assert ran.code == 0, ran.err
     assert "explicit frobenius, step 1: exponent -0." in ran.out
     assert "rank-free frobenius, step 1: exponent -0." in ran.out
@@ -94,7 +95,7 @@ def test_the_command_measures_cells_and_rank_free_runs(
     distances = tables.distances
     by_run = distances.groupby("run")["rank"].unique()
     assert sorted(by_run["explicit"]) == [4, 64, 1024]
-    assert sorted(by_run["rank-free"]) == [4, 64, 1024, 65536, 1048576]
+    assert sorted(by_run["rank-free"]) == [4, 64, 1024, 65536]
     is_cell = distances["cell_id"].isin(tables.cells["cell_id"])
     assert (is_cell == (distances["run"] == "explicit")).all()
     place = ["rank", "step", "layer", "measure"]
@@ -121,24 +122,6 @@ def test_a_study_without_a_limit_is_said_in_a_line(
     assert "or with adapter.scaling=lora optimizer=adamw|adam|" in ran.err
     ran = study_cli("distances", str(tmp_path / "adam"), "--rank-free", "4,x")
     assert "--rank-free=4,x" in ran.err
-
-
-@pytest.mark.parametrize(
-    ("overrides", "has_one"),
-    [
-        (["optimizer=sgd", "adapter.scaling=rslora"], True),
-        (["optimizer=sgd", "adapter.scaling=lora"], False),
-        (["optimizer=adamw", "adapter.scaling=1"], True),
-        (["optimizer=adamw", "adapter.scaling=rslora"], False),
-        (["optimizer=adamw", "adapter.scaling=lora", "adapter.init=scaled"], False),
-        (["optimizer=muon", "adapter.scaling=lora"], False),
-    ],
-    ids=str,
-)
-def test_which_runs_have_a_limit(
-    cell: Callable[..., CellConfig], overrides: list[str], has_one: bool
-) -> None:
-    assert has_limit(cell("adapter.rank=8", "probes.steps=[1]", *overrides)) is has_one
 
 
 def test_adam_approaches_a_run_of_large_rank(
@@ -182,16 +165,3 @@ def test_adam_approaches_a_run_of_large_rank(
     assert high[2, "frobenius"] / low[2, "frobenius"] == pytest.approx(1.0, abs=0.1)
     far = replace(adam, optimizer=replace(adam.optimizer, eps=1.0))
     assert squares(far, 128, 1)[1, "input_weighted"] > 3 * high[1, "input_weighted"]
-
-
-def test_a_warmup_that_starts_at_nothing_has_no_distance_yet(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
-) -> None:
-    infinite = cell("adapter.rank=inf", *LAZY, "train.warmup=1")
-    limits = list(trajectory(tiny_base, corpus, infinite, InfiniteRankBank, moments=True))
-    runs = list(trajectory(tiny_base, corpus, at_rank(infinite, 32), RankFreeBank))
-    first, second = (
-        compare(*both).set_index("measure")["distance"] for both in zip(limits, runs, strict=True)
-    )
-    assert first["frobenius"].isna().all()
-    assert second["frobenius"].notna().all()

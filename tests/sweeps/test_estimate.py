@@ -19,7 +19,6 @@ from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
 from study.sweeps.packs import prepare
 from study.sweeps.plan import least_devices
-from study.training.fold import LOGITS
 from study.training.loop import train
 from study.training.optimizers import build_optimizer
 from study.training.run import Run, typical_step
@@ -102,19 +101,6 @@ def test_activations_are_what_autograd_keeps(corpus: Corpus, cell: Build, precis
     measured = sum(size for place, size in kept.items() if place not in frozen)
     need = of(replace(config, precision=precision), corpus)
     assert need.activation_bytes == pytest.approx(measured, rel=0.25)
-
-
-def test_a_fold_holds_one_chunk_of_logits_on_its_device(cell: Build, corpus: Corpus) -> None:
-    """Three copies of a chunk: 3.2 GB on CUDA, where a chunk is 16 times that of a CPU."""
-    config = cell("train.batch_size=3")
-    _, supervised = typical_step(config, corpus)
-    small, many = (of(config, corpus, device=device) for device in ("cpu", "cuda"))
-    assert small.own_bytes == many.own_bytes
-    assert small.logits_bytes == 3 * 4 * 258 * supervised, "of tiny's 258 tokens"
-    assert (small.chunk_bytes, many.chunk_bytes) == (3 * 4 * LOGITS["cpu"], 3 * 4 * LOGITS["cuda"])
-    wide = [replace(many, logits_bytes=2 * GB)] * 8
-    assert fold_bytes(wide[:1]) == many.base_bytes + many.own_bytes + 2 * GB
-    assert fold_bytes(wide) == many.base_bytes + 8 * many.own_bytes + 3 * GB, "not 16 GB"
 
 
 def test_a_cell_beyond_the_budget_is_refused(cell: Build, monkeypatch: pytest.MonkeyPatch) -> None:

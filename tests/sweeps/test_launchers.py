@@ -1,6 +1,5 @@
 """Packs for the devices of a launcher, the launchers of ``conf/launcher``, and names of cells."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,6 @@ def test_packs_share_what_they_must(cell: Build) -> None:
     assert ranks([max(groups, key=len)]) == [[2] * 4 + [8] * 4]
     capped = plan(cell(f"adapter.rank={r}", "pack.max_cells=2") for r in (16, 4, 8, 2))
     assert ranks(packs(capped)) == [[2, 16], [4, 8]], "each pack gets low and high ranks"
-
-
-def test_the_settings_of_a_launcher_say_how_many_jobs_it_runs() -> None:
-    assert parallel_jobs({"n_jobs": None}) == 1
-    assert parallel_jobs({"n_jobs": -1}) == os.cpu_count()
-    assert parallel_jobs({"array_parallelism": 512, "gpus_per_node": 1}) == 512
 
 
 def test_the_launcher_gpus_has_a_process_per_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 import study
 from study.store import load_records
-from study.sweeps import run
 
 Cli = Callable[..., Any]
 PLACE = ["site", "stat", "step", "kind", "layer"]
@@ -26,7 +25,7 @@ def small(jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
 def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
     study_cli: Cli, small: list[str]
 ) -> None:
-    swept = ["precision=float32,bf16", "adapter.rank=4,16,64", "seed=0,1,2,3,4"]
+    swept = ["precision=float32,bf16", "adapter.rank=4,16,64", "seed=0,1,2"]
     swept += ["adapter.scaling=rslora", "train.batch_size=4", "probes.steps=[0,1]"]
     assert study_cli(*small, *swept).code == 0
     exponents = study.load("results/default").exponents.query("layer in ['mean_log', 'model']")
@@ -70,16 +69,6 @@ def test_bits_are_swept_recorded_and_kept_apart(
         del record["config"]["model"]["quant_bits"]
         path.write_text(json.dumps(record))
     assert study.load("results/default").cells["quant_bits"].isna().all()
-
-
-def test_bad_bits_get_one_line(
-    study_cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "load_base", lambda *_: pytest.fail("a model was loaded"))
-    ran = study_cli(*small, "model.quant_bits=3")
-    [line] = ran.err.strip().splitlines()
-    assert "unknown model.quant_bits 3: choose from null, 8, 4" in line
-    assert not (tmp_path / "results").exists()
 
 
 def test_a_line_says_where_bf16_loses_small_outputs(study_cli: Cli, small: list[str]) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from study.store import CellWriter
-from study.sweeps.progress import WAITING, Display, LiveSweep, live_sweeps, load_status, posted
+from study.sweeps.progress import WAITING, LiveSweep, live_sweeps, load_status, posted
 from tests.forked import STUDY, Forked
 
 ADAPTER = {"rank": 8, "alpha": 16.0, "scaling": "rslora"}
@@ -78,31 +78,6 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
     assert now.seconds_left == pytest.approx(60, rel=0.1)
     running.close("failed", steps_done=1)
     assert sweep.progress().seconds_left == pytest.approx(40, rel=0.1)
-
-
-def test_steps_from_before_the_sweep_are_not_its_work(tmp_path: Path) -> None:
-    """A cell of 4 steps that continues at step 2 has done half of its 2 after one."""
-    sweep = LiveSweep(tmp_path, ago(60), [planned(1)[0] | {"steps_done": 1}])
-    writer = begin(tmp_path, "c0", 3)
-    assert sweep.progress().work == pytest.approx(0.5)
-    writer.interrupt()
-
-
-def test_the_display_counts_the_cells_of_the_whole_sweep(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with posted({tmp_path: planned(3)}) as files:
-        begin(tmp_path, "c0", 4).close("complete", steps_done=3)
-        with Display(tmp_path, 1, 3, files[tmp_path]) as display:
-            display.start(["rank 8"])
-            begin(tmp_path, "c1", 4).close("complete", steps_done=3)
-            display.finish("rank 8", "complete")
-    with Display(tmp_path, 2, 3) as display:
-        display.start(["rank 8"])
-        display.finish("rank 8", "diverged")
-    whole, alone = capsys.readouterr().err.splitlines()
-    assert whole.startswith(f"[{tmp_path.name}] 2 of 3 cells done  rank 8  complete in ")
-    assert alone.startswith(f"[{tmp_path.name}] 1 of 2 cells done  rank 8  diverged in ")
 
 
 def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None:

@@ -7,16 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from study.config import CellConfig
-from study.errors import StudyError
 from study.store import claim, is_claimed, load_cells, load_records
-from study.sweeps import run as sweep
 from study.sweeps.cells import plan
-from study.sweeps.progress import Outcome
 from tests.sweeps.conftest import Begin, wait_for
 
 SMALL = (
@@ -78,21 +74,3 @@ def test_a_sweep_waits_for_a_cell_that_another_process_trains(
 
 
 # One process, step by step.
-
-
-def test_what_a_launch_leaves_is_launched_again_but_not_a_cell_that_failed(
-    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep, "_POLL", 0.0)
-    cells = plan([cell(f"results_dir={tmp_path}", f"adapter.rank={r}") for r in (2, 3, 4)])
-    launched = []
-
-    def launch(free: list[Any]) -> list[Outcome]:
-        launched.append([each.config.adapter.rank for each in free])
-        if len(launched) == 1:  # another process holds all but one, which fails
-            return [Outcome({free[0].folder: "cell 2: boom"})]
-        return [sweep.train_pack(free[:1], sweep.Worker())]
-
-    with pytest.raises(StudyError, match="1 of 3 cells failed; cell 2: boom"):
-        sweep.train_all(cells, launch)
-    assert launched == [[2, 3, 4], [3, 4], [4]]

@@ -43,8 +43,7 @@ def expected_squares(setting, init, kurtosis, kind):
     }
 
 
-@pytest.mark.parametrize("tokens", [1, 12])
-@pytest.mark.parametrize("init", ["A", "B"])
+@pytest.mark.parametrize(("tokens", "init"), [(1, "A"), (12, "A"), (12, "B")])
 @pytest.mark.parametrize(
     ("rule", "kind", "draw", "kurtosis", "slack"),
     [

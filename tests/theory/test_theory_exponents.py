@@ -5,7 +5,6 @@ import pytest
 from study import theory
 from study.errors import StudyError
 from study.theory import Modifiers, predict, stable_exponent
-from study.theory.rows import ROWS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import SITES
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -95,12 +94,6 @@ def test_stable_exponent(site, stat, step, optimizer, q, expected):
     assert measured is None if expected is None else measured == pytest.approx(expected)
     if expected is not None:
         assert predict(site, stat, p=expected, **law).exponent == pytest.approx(0)
-
-
-def test_theory_covers_the_vocabulary():
-    for rows in ROWS.values():
-        assert set(SITES) <= set(rows)
-    assert {theory.family(name) for name in OPTIMIZERS} == set(ROWS)
 
 
 @pytest.mark.parametrize(

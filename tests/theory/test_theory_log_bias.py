@@ -46,8 +46,9 @@ def named(site: str, init: str) -> str:
     return MIRROR.get(site, site.translate(str.maketrans("AB", "BA")))
 
 
-@pytest.mark.parametrize("case", PROBLEMS)
-@pytest.mark.parametrize("init", ["A", "B"])
+@pytest.mark.parametrize(
+    ("case", "init"), [*((case, "A") for case in PROBLEMS), ("a shared direction", "B")]
+)
 @pytest.mark.parametrize("rule", SEEDS)
 def test_the_slope_of_the_mean_log_is_predicted_without_a_measured_variance(rule, init, case):
     setting = PROBLEMS[case]

@@ -68,25 +68,23 @@ def layer_at(setting, step, init, weights=(1.0,)):
     return measure_layer(G, *setting.batch(step), init)
 
 
-@pytest.mark.parametrize("step", range(4))
 @pytest.mark.parametrize(
     ("rule", "init"),
-    [(rule, "A") for rule in RULES]
-    + [(rule, "B") for rule in ("sgd", "signsgd", "adam", "adafactor")],
+    [(rule, "A") for rule in RULES] + [(rule, "B") for rule in ("sgd", "signsgd", "adafactor")],
 )
-def test_every_row_on_one_batch(rule, init, step):
-    row = runs(rule, init)[step]
-    measured, predicted = measured_and_predicted(
-        row, step, rule, init, layer_at(SETTING, step, init)
-    )
-    if rule == "adafactor":
-        # Its crossover assumes equal column means, and a G of few tokens has unequal ones.
-        products = {name: predicted.pop(name) for name in PRODUCTS if name in predicted}
-        assert not disagreements(measured, products, slack=0.03)
-    assert not disagreements(measured, predicted)
-    expected_rows = 9 if step == 0 else 15
-    assert len(predicted) == expected_rows - 3 * (rule == "adafactor" and step > 0)
-    assert max(one.half for one in measured.values()) < 0.04
+def test_every_row_on_one_batch(rule, init):
+    for step, row in enumerate(runs(rule, init)):
+        measured, predicted = measured_and_predicted(
+            row, step, rule, init, layer_at(SETTING, step, init)
+        )
+        if rule == "adafactor":
+            # Its crossover assumes equal column means, and a G of few tokens has unequal ones.
+            products = {name: predicted.pop(name) for name in PRODUCTS if name in predicted}
+            assert not disagreements(measured, products, slack=0.03)
+        assert not disagreements(measured, predicted)
+        expected_rows = 9 if step == 0 else 15
+        assert len(predicted) == expected_rows - 3 * (rule == "adafactor" and step > 0)
+        assert max(one.half for one in measured.values()) < 0.04
 
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum"])
@@ -155,19 +153,17 @@ def modified(rule, modifiers=theory.PLAIN, optimizer=None, slack=0.0, **training
     return wrong
 
 
-@pytest.mark.parametrize("rule", ["sgd", "adam"])
-def test_lora_plus_changes_nothing(rule):
-    assert not modified(rule, lr_ratio=16.0)
+def test_lora_plus_changes_nothing():
+    assert not modified("adam", lr_ratio=16.0)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum", "signsgd", "adam"])
+@pytest.mark.parametrize("rule", ["momentum", "adam"])
 def test_decoupled_decay(rule):
     assert not modified(rule, Modifiers(decay="decoupled"), decoupled=0.1)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum"])
-def test_coupled_decay_under_sgd(rule):
-    assert not modified(rule, Modifiers(decay="coupled"), coupled=0.1)
+def test_coupled_decay_under_sgd():
+    assert not modified("momentum", Modifiers(decay="coupled"), coupled=0.1)
 
 
 @pytest.mark.parametrize("rule", ["signsgd", "adam", "rmsprop"])
@@ -181,7 +177,7 @@ def test_coupled_decay_under_a_sign_rule_replaces_the_signal_of_a_by_its_sign(ru
     assert predict("A_update", "norm", step=1, **setting).exponent is None
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum"])
+@pytest.mark.parametrize("rule", ["momentum"])
 def test_always_clipped(rule):
     """At q = 0 descent, output, weight and backward all scale as 1/2 - p."""
     always = Modifiers(clip="always")
@@ -191,7 +187,7 @@ def test_always_clipped(rule):
     assert updated <= modified(rule, clip=1e-9)
 
 
-@pytest.mark.parametrize("rule", ["signsgd", "adam", "rmsprop", "lion"])
+@pytest.mark.parametrize("rule", ["adam", "lion"])
 def test_a_sign_rule_does_not_see_clipping(rule):
     assert not modified(rule, Modifiers(clip="always"), clip=1e-9)
 

@@ -1,18 +1,15 @@
 """``tracker=tensorboard``, ``tracker=trackio`` ...: they hold what the store holds."""
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 import study
-from study.config import TrackerConfig
 from study.config.compose import CONF
-from study.tracking.runs import ARGUMENTS, Tracker, flat
+from study.tracking.runs import ARGUMENTS
 from study.vocabulary.extras import NONE, TRACKERS, WANDB
 from study.vocabulary.quantities import MODEL_WIDE
 
@@ -72,49 +69,3 @@ def test_the_trackers_are_accelerates() -> None:
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("tracker/*.yaml")}
     assert set(files) == {NONE, *TRACKERS}
     assert all(content["name"] == name for name, content in files.items())
-
-
-def test_every_value_of_the_configuration_can_be_stored(cell: Callable[..., Any]) -> None:
-    from study.sweeps.cells import plan
-
-    [planned] = plan([cell("adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd")])
-    stored = flat(planned.description)
-    assert stored["adapter.rank"] == "inf"
-    assert stored["optimizer.lr"] == 1e-2
-    assert stored["cell_id"] == planned.id
-    assert "adapter.path" not in stored, "it has no value"
-    assert not any("key" in name or "token" in name.split(".") for name in stored)
-    assert all(isinstance(value, bool | int | float | str) for value in stored.values())
-
-
-class Written(Tracker):
-    """Runs that say in what order they are written."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(TrackerConfig(name), pytest.fail)
-        self.events: list[str] = []
-
-    def open(self, record: dict[str, Any], name: str) -> str:
-        self.events.append(f"{name} opens")
-        return name
-
-    def write(self, run: str, row: dict[str, float], step: int) -> None:
-        self.events.append(f"{run} {step}")
-
-    def close(self, run: str, status: str, fields: Mapping[str, Any]) -> None:
-        self.events.append(f"{run} closes")
-
-
-@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_cells_of_a_fold_are_written_one_after_the_other_where_they_must(name: str) -> None:
-    runs = Written(name)
-    for cell in "abc":
-        runs.start({"cell_id": cell}, cell)
-    for step in range(2):
-        for cell in "abc":
-            runs.log(cell, {"step": step, "loss": np.float64(1.0)}, None)
-    for cell in "abc":
-        runs.finish(cell, "complete", {})
-    one_by_one = [f"{c} {event}" for c in "abc" for event in ("opens", "0", "1", "closes")]
-    assert sorted(runs.events) == sorted(one_by_one)
-    assert (runs.events == one_by_one) == (name == "mlflow")

@@ -10,9 +10,8 @@ import pytest
 
 import study
 from study.analysis import summary
-from study.errors import StudyError
 from study.tracking.publish import tracker_of
-from study.tracking.workspace import open_workspace, workspace
+from study.tracking.workspace import workspace
 from tests.store.small_cells import CONFIG, RECORD, complete
 
 
@@ -85,21 +84,6 @@ def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Pa
     assert len(set(colours)) == 4, "a shade for each rank of each rule"
 
 
-def test_without_a_key_the_workspace_is_a_file(
-    study_dir: Path, study_process: Callable[..., Any]
-) -> None:
-    where = {"HOME": "/nonexistent", "NETRC": "/nonexistent"}
-    words = ["dashboard", "--wandb", "results/default"]
-    done = study_process(study_dir.parents[1], *words, **where)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "results/default/workspace.json"
-    notices = [line for line in done.stderr.splitlines() if "workspace" in line]
-    assert len(notices) == 1
-    assert "no API key" in notices[0]
-    spec = json.loads((study_dir / "workspace.json").read_text())
-    assert spec["displayName"] == "default: LoRA against rsLoRA"
-
-
 def test_files_go_to_the_study_and_not_where_a_record_says(tmp_path: Path) -> None:
     """A results folder may be somebody else's."""
     settings = {"name": "wandb", "project": "mine", "dir": "/home/somebody/.ssh", "other": 1}
@@ -107,23 +91,3 @@ def test_files_go_to_the_study_and_not_where_a_record_says(tmp_path: Path) -> No
     found = tracker_of(tmp_path)
     assert found is not None
     assert (found.project, found.mode, found.dir) == ("mine", "offline", str(tmp_path))
-
-
-def test_a_study_that_was_not_tracked_is_an_error(tmp_path: Path) -> None:
-    complete(tmp_path)
-    with pytest.raises(StudyError, match="train it with tracker=wandb"):
-        open_workspace(tmp_path, tmp_path, pytest.fail)
-
-
-def test_an_error_while_publishing_is_one_line(
-    study_dir: Path, tracked: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from study.tracking import publish
-
-    monkeypatch.setattr(
-        publish, "start_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full\nand more"))
-    )
-    tracker, notices = tracker_of(study_dir), []  # type: ignore[var-annotated]
-    assert tracker is not None
-    publish.publish(study_dir, tracked / "plots/default", tracker, notices.append)
-    assert notices[-1] == "could not publish exponents and figures to W&B (OSError: disk full)"

@@ -2,19 +2,15 @@
 
 import math
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 import study
-from study.config import TrackerConfig
 from study.store import load_records
-from study.tracking.runs import WandbRuns, history_row, run_id
-from study.vocabulary.quantities import MODEL_WIDE, TRAIN
+from study.tracking.runs import run_id
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 Inspect = Callable[[Path], list[dict[str, Any]]]
@@ -92,46 +88,15 @@ def test_a_key_in_the_configuration_is_refused_and_not_printed(cell: Callable[..
     assert SECRET not in str(error.value)
 
 
-class Resumed:
-    """A run that W&B already has up to step 2."""
-
-    starting_step = 2
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-
-    def log(self, row: dict[str, float], step: int) -> None:
-        self.steps.append(step)
-
-
-def test_a_resumed_run_gets_only_new_steps() -> None:
-    runs = WandbRuns(TrackerConfig("wandb"), pytest.fail)
-    run = Resumed()
-    runs.open = lambda record, name: run  # type: ignore[method-assign]
-    runs.start({"cell_id": "a"}, "a")
-    for step in range(4):
-        runs.log("a", {"step": step, "loss": 1.0}, None)
-    assert run.steps == [2, 3]
-
-
-BROKEN = {
-    "no folder": (["tracker.dir=taken/here"], {}),
-    "no network": (
-        ["tracker.mode=online"],
-        {"WANDB_API_KEY": SECRET, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": "/nonexistent"},
-    ),
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN)
 def test_an_error_in_wandb_is_one_line_and_stops_nothing(
-    tmp_path: Path, study_process: Process, broken: str
+    tmp_path: Path, study_process: Process
 ) -> None:
-    overrides, environment = BROKEN[broken]
-    (tmp_path / "taken").write_text("a file")
-    sweep = ["-m", "adapter.rank=2,3", "tracker=wandb"]
-    impatient = "from study.tracking import runs; runs.PATIENCE = 3.0"
-    done = study_process(tmp_path, "train", *sweep, *overrides, first=impatient, **environment)
+    """There is no network."""
+    where = {"WANDB_API_KEY": SECRET, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    where |= {"HOME": "/nonexistent"}
+    sweep = ["-m", "adapter.rank=2,3", "tracker=wandb", "tracker.mode=online"]
+    impatient = "from study.tracking import runs; runs.PATIENCE = 2.0"
+    done = study_process(tmp_path, "train", *sweep, first=impatient, **where)
     assert done.returncode == 0, done.stderr
     cells = study.load(str(tmp_path / "results/default")).cells
     assert list(cells["status"]) == ["complete"] * 2
@@ -149,47 +114,3 @@ def test_without_a_tracker_wandb_is_not_imported(tmp_path: Path, study_process: 
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"
     assert not (tmp_path / "results/default/wandb").exists()
-
-
-def test_a_missing_wandb_is_an_error_before_anything_loads(
-    cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(study.errors.StudyError, match=r"pip install wandb"):
-        cell("tracker=wandb")
-    assert cell("tracker=none").tracker.name == "none"
-
-
-def test_wandbs_environment_variables_are_defaults(
-    cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    plain = cell("tracker=wandb", "name=mine").tracker
-    assert (plain.mode, plain.project, plain.dir) == ("offline", "study", "results/mine")
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_DIR", "/else/where")
-    found = cell("tracker=wandb").tracker
-    assert (found.mode, found.dir) == ("online", "/else/where")
-    assert cell("tracker=wandb", "tracker.mode=offline").tracker.mode == "offline"
-
-
-def test_names_of_layers_group_and_never_collide() -> None:
-    layers = {
-        "m.layers.7.attn.q_proj": (7, "q_proj", "block_07/q_proj"),
-        "m.layers.7.mlp.experts.0.up": (7, "up", "block_07/mlp.experts.0.up"),
-        "m.layers.7.mlp.experts.1.up": (7, "up", "block_07/mlp.experts.1.up"),
-        "head": (-1, "head", "head"),
-        MODEL_WIDE: (-1, MODEL_WIDE, "model"),
-    }
-    rows = [
-        {"layer": layer, "block": block, "kind": kind, "batch": batch, "norm": float(n)}
-        | {"site": site}
-        for n, (layer, (block, kind, _)) in enumerate(layers.items())
-        for batch in (TRAIN, "heldout")
-        for site in ("adapter_grad", "A")
-    ]
-    row = history_row({"step": 3, "loss": 2.0}, pd.DataFrame(rows), ["adapter_grad"])
-    expected = {f"grad_norm/{name}": float(n) for n, (*_, name) in enumerate(layers.values())}
-    expected |= {key.replace("/", "_heldout/", 1): norm for key, norm in expected.items()}
-    assert row == {"loss": 2.0} | expected

@@ -105,19 +105,16 @@ def test_every_step_with_every_probe(
     steps, _ = with_snapshots(tiny_base, corpus, [config])
     measured = pd.concat(row.probes for [row] in steps[1:4])
     assert measured["r_align"].notna().any()
-    assert_resumes(tiny_base, corpus, config, tmp_path, after=range(5))
+    assert_resumes(tiny_base, corpus, config, tmp_path, after=[1, 3])
 
 
 SETTINGS = {
     "dropout": ["adapter.dropout=0.3"],
     "accumulation": ["train.accumulation=2", "train.schedule=linear"],
-    "answers": ["train.answer_tokens=3", "train.eval_every=1"],
     "bf16": ["precision=bf16"],
     "8 bits": ["model.quant_bits=8"],
     "merged": ["adapter.contraction=merged"],
-    "mixed": ["adapter.contraction=mixed"],
     "infinite rank": ["adapter.rank=inf", "adapter.scaling=rslora", "optimizer=momentum"],
-    "Init[B]": ["adapter.init=init_b"],
 }
 
 
@@ -176,23 +173,6 @@ def assert_close(ours: CellStep | None, theirs: CellStep | None) -> None:
             assert list(ours.probes[name]) == pytest.approx(
                 list(theirs.probes[name]), rel=1e-2, abs=1e-6, nan_ok=True
             )
-
-
-def test_a_snapshot_is_of_its_step_only(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    steps = trained(tiny_base, corpus, [cell("probes.steps=null")])
-    [first] = next(steps)
-    next(steps)
-    with pytest.raises(RuntimeError, match="the state after step 0 is gone"):
-        first.snapshot()
-    [later] = next(steps)
-    steps.close()
-    with pytest.raises(RuntimeError, match="the state after step 2 is gone"):
-        later.snapshot()
-    wild = cell("optimizer=sgd", "optimizer.lr=1e30", "train.steps=50")
-    *_, [last] = trained(tiny_base, corpus, [wild])
-    assert last.diverged
-    with pytest.raises(RuntimeError, match="no state to go on from"):
-        last.snapshot()
 
 
 def test_a_state_of_another_cell_is_refused_in_one_line(

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from study.errors import StudyError
-from study.sweeps import processes
 from study.training.devices import choose_device, is_out_of_memory
 
 
@@ -30,12 +29,3 @@ def test_a_failed_allocation_is_recognised() -> None:
     for said in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"):
         assert is_out_of_memory(RuntimeError(f"CUDA error: {said}"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
-
-
-def test_a_lost_process_is_recognised_under_nccl_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    lost = torch.distributed.DistBackendError("NCCL error: remote process exited")
-    assert not processes.is_lost(lost), "there is no other"
-    for key in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
-        monkeypatch.setenv(key, "2")
-    assert processes.is_lost(lost)
-    assert not processes.is_lost(RuntimeError("CUDA error: out of memory"))

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from study.config import CellConfig
 from study.data import Corpus
-from study.models import FrozenBase, load_base
+from study.models import FrozenBase
 from study.training.loop import CellStep
 from tests.trained import series, trained
 
@@ -123,13 +123,6 @@ def test_clipping_is_recorded(tiny_base: FrozenBase, corpus: Corpus, cell: Build
     rows = pd.DataFrame([step.metrics for step in steps[:-1]])
     assert (rows["grad_norm"] > 0.01).all()
     assert list(rows["clip_factor"]) == pytest.approx(list(0.01 / rows["grad_norm"]), rel=1e-3)
-
-
-def test_bf16_trains_close_to_float32(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    config = cell("precision=bf16")
-    base = load_base(config.model, torch.device("cpu"), "bf16")
-    [half], [full] = trained(base, corpus, config), trained(tiny_base, corpus, cell())
-    assert series(half[:3], "loss") == pytest.approx(series(full[:3], "loss"), rel=0.03)
 
 
 def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(

@@ -8,7 +8,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers.optimization import get_scheduler
 
 from study.config import CellConfig
-from study.errors import StudyError
 from study.training.optimizers import build_optimizer, build_schedule
 from study.vocabulary.optimizers import OPTIMIZERS
 
@@ -67,16 +66,6 @@ def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> Non
     decayed = first_update(cell(*options, "optimizer.weight_decay=0.5"))[1]
     shrunk = decayed - first_update(cell(*options))[1]
     torch.testing.assert_close(shrunk, torch.full((2, 2), -LR * 0.5), rtol=1e-3, atol=1e-4)
-
-
-def test_muon_where_it_cannot_be(cell: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = cell("optimizer=muon").optimizer
-    stack = torch.nn.Parameter(torch.zeros(2, 4, 4))
-    with pytest.raises(StudyError, match=r"adapters of experts.*adapter.targets"):
-        build_optimizer(config, [stack], [stack])
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(StudyError, match=r"has no Muon: install torch 2\.9"):
-        build_optimizer(config, [], [])
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])

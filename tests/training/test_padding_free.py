@@ -12,14 +12,13 @@ from transformers import BloomConfig, BloomForCausalLM
 from study.config import CellConfig
 from study.data import IGNORED, build_corpus
 from study.models import FrozenBase, tiny
-from study.training.run import typical_step
 from tests.conftest import Ran
 
 SWEEP = (
     *("train", "-m", "model=tiny", "data=file", "data.sequence_length=48", "data.heldout=6"),
-    *("adapter.rank=4,32", "adapter.scaling=rslora", "seed=0,1", "optimizer.lr=1e-4", "device=cpu"),
-    *("train.steps=4", "train.batch_size=4", "train.accumulation=2", "train.eval_every=2"),
-    *("probes.steps=[0,1,4]", "probes.batch=[train,heldout,noise]"),
+    *("adapter.rank=4", "adapter.scaling=rslora", "seed=0,1", "optimizer.lr=1e-4", "device=cpu"),
+    *("train.steps=3", "train.batch_size=4", "train.accumulation=2", "train.eval_every=2"),
+    *("probes.steps=[0,1,3]", "probes.batch=[train,heldout,noise]"),
     "probes.stats=[all,r_align,r_sign,r_back,r_eff,rho,mean_norm]",
 )
 
@@ -31,20 +30,19 @@ def tables(results: Path, study: str) -> dict[tuple[str, str], pd.DataFrame]:
     }
 
 
-@pytest.mark.parametrize("fold", [1, 4])
 def test_tables_are_those_of_padded_batches(
-    fold: int, jsonl: Path, tmp_path: Path, study_cli: Callable[..., Ran]
+    jsonl: Path, tmp_path: Path, study_cli: Callable[..., Ran]
 ) -> None:
-    """With one cell in a pass, and with cells of different batches in one pass."""
+    """With two cells of different batches in one pass."""
     for padding_free in ("true", "false"):
         ran = study_cli(
-            *(*SWEEP, f"data.path={jsonl}", f"results_dir={tmp_path}", f"pack.fold={fold}"),
+            *(*SWEEP, f"data.path={jsonl}", f"results_dir={tmp_path}", "pack.fold=2"),
             *(f"name=free_{padding_free}", f"pack.padding_free={padding_free}"),
         )
         assert ran.code == 0, ran.err
     padded, free = tables(tmp_path, "free_false"), tables(tmp_path, "free_true")
     assert padded.keys() == free.keys()
-    assert len(padded) == 8  # metrics and probes of four cells, under the same identities
+    assert len(padded) == 4  # metrics and probes of two cells, under the same identities
     differ = False
     for key, table in padded.items():
         for column in table.select_dtypes("number").columns.difference(["seconds"]):
@@ -52,19 +50,6 @@ def test_tables_are_those_of_padded_batches(
             np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{key} {column}")
             differ |= not np.array_equal(expected, found, equal_nan=True)
     assert differ, "the padding was computed all the same"
-
-
-def test_padding_is_cut_off_as_passes_allow(cell: Callable[..., CellConfig]) -> None:
-    """Rows are shorter than 64 of 130 tokens: compiled blocks get 64, and dropout gets all."""
-    tokenizer = tiny.tokenizer()
-
-    def tokens(*overrides: str) -> int:
-        config = cell("data.sequence_length=130", *overrides)
-        return typical_step(config, build_corpus(config.data, tokenizer, tokenizer.eos_token_id))[0]
-
-    longest = tokens("pack.padding_free=false")
-    assert tokens("pack.padding_free=true") < longest < tokens("pack.compile=true") == 3 * 64
-    assert tokens("adapter.dropout=0.1") == 3 * 130
 
 
 def test_packed_examples_have_the_loss_that_each_has_alone(

@@ -53,9 +53,15 @@ def assert_logits_in_peft(model: nn.Module, folder: Path, expected: torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("rule", "power"), [("lora", None), ("rslora", None), ("power", 0.75), ("power", 0.5)]
+    ("rule", "power", "targets"),
+    [
+        ("lora", None, "some"),
+        ("lora", None, "all"),
+        ("rslora", None, "all"),
+        ("power", 0.75, "all"),
+        ("power", 0.5, "some"),
+    ],
 )
-@pytest.mark.parametrize("targets", ["all", "some"])
 def test_peft_loads_it_with_equal_logits(
     tiny_base: FrozenBase, tmp_path: Path, rule: str, power: float | None, targets: str
 ) -> None:

@@ -111,8 +111,7 @@ def test_tiny(
     not packaged.is_whole(packaged.PACKAGES["smollm2"].folder), reason="run `study fetch smollm2`"
 )
 def test_smollm2(cell: Callable[..., CellConfig]) -> None:
-    """Each rule and each optimizer once; tiny has all pairs."""
+    """tiny has every pair of rule and optimizer."""
     base = load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
-    common = ("model=smollm2", "adapter.rank=16", "train.batch_size=2")
-    compare(base, cell("optimizer=adamw", "optimizer.lr=1e-4", "adapter.scaling=lora", *common))
-    compare(base, cell("optimizer=sgd", "optimizer.lr=0.05", "adapter.scaling=rslora", *common))
+    common = ("model=smollm2", "adapter.rank=16", "train.batch_size=2", "data.sequence_length=24")
+    compare(base, cell("optimizer=adamw", "optimizer.lr=1e-4", "adapter.scaling=rslora", *common))

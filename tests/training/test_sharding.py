@@ -16,7 +16,6 @@ from study.sweeps import processes
 from study.training.checkpoint import Snapshot
 from study.training.loop import train
 from study.training.run import Run
-from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.together import together
 from tests.trained import copied
@@ -38,8 +37,7 @@ CELLS = {
     "bf16": (*PLAIN, "precision=bf16"),
     **{
         name: (*PLAIN, f"optimizer={name}", "optimizer.lr=1e-3")
-        for name, row in OPTIMIZERS.items()
-        if row.elementwise
+        for name in ("sgd", "adamw", "lion")
     },
 }
 TOLERANCE = {"bf16": 1e-2}
@@ -164,14 +162,11 @@ REFUSED += ("adapter.contraction=merged", "model.quant_bits=8", "pack.fold=2", "
 REFUSED += ("train.answer_tokens=4", "probes.truncations=[1]")
 
 
-@pytest.mark.parametrize("override", REFUSED)
-def test_what_needs_whole_factors_is_refused(cell: Build, override: str) -> None:
-    with pytest.raises(StudyError, match=r"train\.shard=true can't train with") as refused:
-        cell("train.shard=true", override)
-    assert override.partition("=[")[0] in str(refused.value)
-
-
-@pytest.mark.parametrize("override", ["adapter.dropout=0.1", "pack.compile=true"])
-def test_checkpointing_refuses(cell: Build, override: str) -> None:
-    with pytest.raises(StudyError, match=r"train\.checkpointing=true and"):
-        cell("train.checkpointing=true", override)
+def test_what_needs_whole_factors_is_refused(cell: Build) -> None:
+    for override in REFUSED:
+        with pytest.raises(StudyError, match=r"train\.shard=true can't train with") as refused:
+            cell("train.shard=true", override)
+        assert override.partition("=[")[0] in str(refused.value)
+    for override in ("adapter.dropout=0.1", "pack.compile=true"):
+        with pytest.raises(StudyError, match=r"train\.checkpointing=true and"):
+            cell("train.checkpointing=true", override)

@@ -11,7 +11,7 @@ import yaml
 
 from study.config import optimizer_config
 from study.training.optimizers import CONSTRUCTORS
-from study.vocabulary.optimizers import OPTIMIZERS, decay_of, label, of_family
+from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.peft_fields import INERT, KEEPING_BASE, LAYERS, PLAIN, READ, refusal
 from study.vocabulary.scaling import RULES, exponent, gamma, named_rule
 
@@ -71,14 +71,6 @@ def test_every_optimizer_has_a_constructor_and_a_configuration_file() -> None:
         assert set(file) == set(optimizer_config(name).__dataclass_fields__), name
 
 
-def test_rows_of_optimizers_answer_what_other_modules_ask() -> None:
-    assert of_family("linear") == ("sgd", "momentum", "nesterov")
-    assert [decay_of("adam", decay) for decay in (0.1, 0.0)] == ["coupled", "none"]
-    assert label("adamw") == "AdamW"
-    assert label("paged_adamw_8bit") == "paged_adamw_8bit"
-    assert [name for name, row in OPTIMIZERS.items() if row.has_eps] == ["adamw", "adam", "rmsprop"]
-
-
 def test_the_table_has_every_field_of_peft_once_and_its_defaults_are_plain_lora() -> None:
     peft = pytest.importorskip("peft")
     known = [*READ, *INERT, *LAYERS, *PLAIN]
@@ -94,20 +86,9 @@ def test_other_values_of_peft_are_refused_by_name(key: str, value: Any) -> None:
     assert said.startswith(f"{key}={value!r} is not plain LoRA: only null")
 
 
-def test_a_choice_of_layers_matters_only_for_training() -> None:
-    for key in LAYERS:
-        assert refusal({key: [1]}, trained=True) is None
-        assert str(refusal({key: [1]}, trained=False)).startswith(f"{key}=[1] is not plain LoRA")
-
-
 def test_inits_that_change_the_base_are_refused() -> None:
     for init in (None, *KEEPING_BASE):
         assert refusal({"init_lora_weights": init}, trained=True) is None
     for init in ("pissa", "loftq", "true", 1, ["eva"]):
         said = str(refusal({"init_lora_weights": init}, trained=True))
         assert said.startswith(f"init_lora_weights={init!r} changes the base's weights")
-
-
-def test_a_field_of_a_later_peft_is_refused_unless_it_is_empty() -> None:
-    assert refusal({"use_new": False, "new_config": None, "new_list": []}, trained=True) is None
-    assert "use_new=True is not plain LoRA" in str(refusal({"use_new": True}, trained=True))

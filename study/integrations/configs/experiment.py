@@ -67,7 +67,7 @@ UNCHANGED: dict[str, Any] = {
     "double_quantization": True,
     **dict.fromkeys(("revision", "revision_of_model", "model_revision"), "main"),
 }
-"""The values of such keys that change nothing, beside empty ones."""
+"""The values of such keys that change nothing, apart from empty ones."""
 
 
 @dataclass

@@ -137,9 +137,9 @@ class AdapterKeys(Keys):
         The base is the folder of its name in ``folder``, if there is one.
         """
         check_path(self.base, "the base")
-        beside = folder / self.base
+        near = folder / self.base
         values: dict[str, Any] = {
-            "model.path": str(beside.resolve()) if beside.is_dir() else self.base,
+            "model.path": str(near.resolve()) if near.is_dir() else self.base,
             "model.quant_bits": self.bits(),
             "adapter.scaling": "rslora" if self.use_rslora else "lora",
         }
@@ -273,7 +273,7 @@ def put_rows(
 ) -> Path | None:
     """Set the data: those of ``data_sets`` that are like the first. Returns the file of the first.
 
-    A file is looked for beside the configuration, then in the working directory. If FinLoRA's XBRL
+    A file is looked for next to the configuration, then in the working directory. If FinLoRA's XBRL
     extraction is missing, the toolkit's generated one replaces it. The user has to name any other
     missing file, and one whose format can't be read. ``others``: more keys of ``data``.
     """

@@ -138,9 +138,7 @@ chats:
   tags: {role_tag: role, content_tag: content, user_tag: user, assistant_tag: assistant}
 roles: {hf_hub_url: org/chats, formatting: sharegpt, tags: {observation_tag: result}}
 more: {hf_hub_url: org/more}
-told: {hf_hub_url: org/told, formatting: sharegpt, columns: {system: rules}}
 rows: {file_name: rows.json}
-texts: {file_name: rows.json, columns: {prompt: text}}
 named: {file_name: rows.json, columns: {prompt: instruction, response: output}}
 answers: {hf_hub_url: org/qa, columns: {prompt: question, response: answer}}
 """

@@ -36,13 +36,6 @@ def test_what_changes_training_comes_first(study_cli: Cli, edit: Edit) -> None:
     assert "".join(f"# {line}\n" for line in notes.splitlines()) in text
 
 
-def test_a_value_that_changes_nothing_is_not_noted(edit: Edit) -> None:
-    edit("axolotl.yml", peft_use_dora=False, lora_magic=0.1)
-    notes = read_file(Path("axolotl.yml"))
-    assert "lora_magic" in notes.ignored
-    assert not [note for note in notes.differs if "dora" in note]
-
-
 NAMES = ("axolotl.yml", "factory.yaml", "rslora.yaml")
 
 

@@ -58,15 +58,6 @@ def test_targets_and_weights_of_experts(
     assert experiment.differs == []
 
 
-def test_a_base_is_given_on_the_command_line(study_cli: Cli, edit: Edit) -> None:
-    edit("adapter.yaml", base_model_name_or_path=None)
-    for name in ("adapter", "axolotl"):
-        file = next(Path().glob(f"{name}.y*ml"))
-        ran = study_cli("import-config", str(file), "--base", "org/other")
-        assert ran.code == 0, ran.err
-        assert yaml.safe_load(Path(f"conf/model/{name}.yaml").read_text())["path"] == "org/other"
-
-
 def test_sweep_from_trains_ranks_and_rules_in_one_line(study_cli: Cli, trained: Trained) -> None:
     """A number among the rules is an exponent."""
     words = ("--ranks", "2,4", "--rules", "rslora,0.75", "--seeds", "0,1")

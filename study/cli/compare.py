@@ -1,0 +1,66 @@
+"""The command ``study compare``."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from study.analysis.compare import compare as compare_studies
+from study.analysis.compare import conclusions, to_read
+from study.analysis.terminal import render_comparison, render_settings
+from study.cli.group import (
+    PATH,
+    cli,
+    plots_folder,
+    print_sentences,
+    print_tables,
+    say,
+    tables_as,
+)
+from study.errors import StudyError, printable
+from study.figures import save
+from study.figures.comparison import comparison
+from study.store import load_measured
+
+
+@cli.command()
+@click.argument("studies", type=PATH, metavar="RESULTS/A RESULTS/B...", nargs=-1, required=True)
+@click.option("--to", type=PATH, help="Folder of the figure.  [default: plots_dir/A]")
+@tables_as
+def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> None:
+    """Compare studies: settings that differ; exponents, p* and losses with their differences.
+
+    Each study is compared with the first one, at the steps that both have and at the last step of
+    each. Draws compare_B.png and .pdf in the figures' folder of the first study. --json prints
+    every common step, with the intervals of each study.
+    """
+    if len(studies) < 2:
+        raise StudyError(
+            "study compare needs two studies or more: study compare RESULTS/A RESULTS/B"
+        )
+    found = compare_studies({name: load_measured(path) for name, path in names(studies).items()})
+    if output:
+        print_tables(output, rows=found.rows, settings=found.settings)
+        return
+    first, *others = names(studies)
+    shown = to_read(found.rows)
+    Console().print(render_settings(found.settings))
+    for name in others:
+        click.echo(printable(f"A = {first}, B = {name}"))
+        for table in render_comparison(shown[shown["study"] == name]):
+            Console().print(table)
+        print_sentences(conclusions(found.rows[found.rows["study"] == name]))
+    drawn = comparison(found, first)
+    file = "compare_" + "_".join(Path(name).name for name in others)
+    for path in save(drawn, to or plots_folder(studies[0]), file):
+        say(str(path))
+
+
+def names(studies: tuple[Path, ...]) -> dict[str, Path]:
+    """The studies by name: the folder's, or the path if two folders have one name."""
+    short = [path.resolve().name for path in studies]
+    paths = zip(short, studies, strict=True)
+    found = {name if short.count(name) == 1 else str(path): path for name, path in paths}
+    if len(found) < len(studies):
+        raise StudyError("study compare got one study twice: give different ones")
+    return found

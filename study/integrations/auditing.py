@@ -1,0 +1,170 @@
+"""``study audit``: what a finished PEFT adapter does to its base, layer by layer.
+
+``gamma B A`` is never formed: its singular values are those of a small core
+(:func:`study.adapters.truncation.singular_factors`).
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from study.adapters.truncation import singular_factors
+from study.config import ModelConfig
+from study.errors import StudyError
+from study.models.card import block_of
+from study.models.messages import quiet
+from study.models.sources import find_model
+from study.probes.delta_w import core, largest_singular_values
+from study.theory.rounding import swallowed
+from study.training.peft_format import PeftAdapter, read_adapter
+from study.vocabulary.scaling import RULES
+from study.vocabulary.sources import MODELS
+
+OF_BASE = ("base_norm", "base_spectral", "relative", "lost_in_bf16")
+"""The columns of :func:`audit` that need the base."""
+MEDIANS = ("norm", "relative", "spectral", "stable_rank", "effective_rank", "lost_in_bf16")
+
+
+def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFrame]:
+    """The adapter in ``folder``, and a row per layer:
+
+    - ``layer`` (module path), ``kind`` (its last word), ``block`` (-1 outside the blocks),
+      ``experts`` (0 for a linear layer), ``d_in``, ``d_out``, ``rank``;
+    - ``gamma``: as PEFT multiplies. ``gamma_ignored``: ``lora_alpha / r``, the multiplier of a tool
+      that ignores ``use_rslora``;
+    - ``moved``: whether B differs from 0, with which training begins;
+    - ``norm``, ``spectral``: the Frobenius norm of ``gamma B A`` and its largest singular value.
+      ``stable_rank``: ``(norm / spectral)^2``. ``effective_rank``: exp of the entropy of the
+      singular values divided by their sum (Roy and Vetterli 2007). NaN if the layer has not moved;
+    - ``base_norm``, ``base_spectral``: of W0. ``relative``: ``norm / base_norm``;
+    - ``lost_in_bf16``: the share of the adapter's output that a bf16 layer loses by adding it to
+      an output that is rounded already (:mod:`study.theory.rounding`), for inputs of rms 1 without
+      a preferred direction. NaN without ``base``, as the three before.
+
+    On experts, norms are over all of them, ``spectral`` is the largest, and both ranks are medians.
+
+    ``base``: a name of :data:`~study.vocabulary.sources.MODELS`, a folder or a hub name; it is
+    loaded in bf16, which is exact for most checkpoints. Raises :class:`StudyError` for an adapter
+    that is not plain LoRA (:func:`read_adapter`), or does not fit the base.
+    """
+    adapter = read_adapter(folder)
+    model: Any = None
+    if base is not None:
+        own_path = base not in MODELS or MODELS[base].reads_path
+        chosen = ModelConfig(name="hf", path=base) if own_path else ModelConfig(name=base)
+        with quiet():
+            model = find_model(chosen).load(torch.device("cpu"), torch.bfloat16, None)
+    rows = []
+    for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():
+        rank, place = A_RD.shape[-2], block_of(layer)
+        row = {
+            "layer": layer,
+            "kind": layer.rpartition(".")[2],
+            "block": place[1] if place else -1,
+            "experts": len(A_RD) if A_RD.ndim == 3 else 0,
+            "d_in": A_RD.shape[-1],
+            "d_out": B_OR.shape[-2],
+            "rank": rank,
+            "gamma": gamma,
+            "gamma_ignored": gamma / math.sqrt(rank) if adapter.scaling == "rslora" else gamma,
+            "moved": bool(B_OR.any()),
+        }
+        row |= _spectrum(gamma * singular_factors(A_RD, B_OR)[2])
+        of_base = dict.fromkeys(OF_BASE, math.nan)
+        rows.append(row | (of_base if model is None else _of_base(model, row, str(base))))
+    return adapter, pd.DataFrame(rows)
+
+
+def _spectrum(s_m: Tensor) -> dict[str, float]:
+    """The statistics of the singular values of a layer, ``[m]``, or of its experts, ``[E, m]``."""
+    s_Em = np.atleast_2d(s_m.double().numpy())
+    norm_E = np.sqrt((s_Em**2).sum(axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_Em = s_Em / s_Em.sum(axis=1, keepdims=True)
+        entropy_E = -np.where(p_Em > 0, p_Em * np.log(p_Em), 0 * p_Em).sum(axis=1)
+        stable_E = (norm_E / s_Em[:, 0]) ** 2
+    moved = norm_E > 0
+    return {
+        "norm": float(np.sqrt((norm_E**2).sum())),
+        "spectral": float(s_Em.max()),
+        "stable_rank": float(np.median(stable_E[moved])) if moved.any() else math.nan,
+        "effective_rank": float(np.median(np.exp(entropy_E[moved]))) if moved.any() else math.nan,
+    }
+
+
+def _of_base(model: Any, row: dict[str, Any], base: str) -> dict[str, float]:
+    """The columns :data:`OF_BASE` of a layer's ``row``."""
+    weights = dict(model.named_parameters())
+    W = weights.get(f"{row['layer']}.weight", weights.get(row["layer"]))
+    sides = {row["d_in"], row["d_out"]}
+    if W is None or set(W.shape[-2:]) != sides or (W.ndim == 3) != (row["experts"] > 0):
+        raise StudyError(
+            f"the adapter is for another base than {base}, which has no {row['layer']} of "
+            f"[{row['d_out']}, {row['d_in']}]: give its base with --base"
+        )
+    W = W.detach().float()
+    norm = float(W.norm())
+    cores = [core(one) for one in (W if W.ndim == 3 else W[None])]
+    outputs = math.sqrt(row["d_out"] * max(row["experts"], 1))
+    lost = float(swallowed(norm / outputs, row["norm"] / outputs))
+    spectral = max(map(float, largest_singular_values(cores)))
+    return dict(zip(OF_BASE, (norm, spectral, row["norm"] / norm, lost), strict=True))
+
+
+def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
+    """What the rows of :func:`audit` say, in sentences."""
+    config, moved = adapter.config, rows[rows["moved"]]
+    label = RULES[adapter.scaling].label
+    found = [
+        f"{label} on {len(rows)} layers: rank {span(rows['rank'])}, lora_alpha "
+        f"{config['lora_alpha']:g}, gamma {span(rows['gamma'])}."
+    ]
+    if adapter.scaling == "rslora":
+        smaller = span(rows["gamma"] / rows["gamma_ignored"])
+        folded = span(rows["gamma"] * rows["rank"])
+        found.append(
+            f"A server that ignores use_rslora makes the adapter's output {smaller} times smaller. "
+            f"The same adapter without the flag has lora_alpha {folded} (gamma r)."
+        )
+    if len(still := rows[~rows["moved"]]):
+        names = ", ".join([*still["layer"][:3], *["..."] * (len(still) > 3)])
+        found.append(f"{len(still)} of {len(rows)} layers have not moved (B = 0): {names}.")
+    if moved.empty:
+        return found
+    share = (moved["effective_rank"] / moved["rank"]).median()
+    found.append(
+        f"The effective rank is {moved['effective_rank'].median():.3g} in the median layer, "
+        f"{share:.0%} of the rank."
+    )
+    if moved["relative"].notna().any():
+        largest = moved.sort_values("relative").iloc[-1]
+        found.append(
+            f"|gamma B A| / |W0| is {moved['relative'].median():.2g} in the median layer, and "
+            f"{largest['relative']:.2g} at most, in {largest['layer']}."
+        )
+        found.append(
+            "A bf16 layer that adds the adapter's output to a rounded output loses "
+            f"{moved['lost_in_bf16'].median():.0%} of it in the median layer (an estimate, for "
+            "inputs without a preferred direction)."
+        )
+    return found
+
+
+def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of :func:`audit` by kind of layer: medians over layers, and ``layers``, ``still``
+    (how many have not moved)."""
+    groups = rows.groupby("kind", sort=False)
+    medians = groups[["rank", "gamma", *MEDIANS]].median()
+    counts = groups["moved"].agg(layers="size", still=lambda moved: int((~moved).sum()))
+    return counts.join(medians).reset_index()
+
+
+def span(values: "pd.Series[float]") -> str:
+    """``8``, or ``8 to 64``."""
+    low, high = f"{values.min():.4g}", f"{values.max():.4g}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,157 @@
+"""``study compare``: known differences are found, and intervals cover them."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import BaseModel
+
+from study.analysis.compare import compare, conclusions, difference_interval, to_read
+from study.errors import StudyError
+from study.store import StudyTables
+
+REFERENCE = Path(__file__).parents[2] / "results/reference"
+OUT, GRAD = ("adapter_out", "rms"), ("adapter_grad", "norm")
+Build = Callable[..., Any]
+
+
+@pytest.mark.parametrize("paired", [True, False], ids=["paired", "welch"])
+def test_95_percent_of_the_intervals_cover_the_difference(paired: bool) -> None:
+    """In 2,000 pairs of studies whose true difference is 0.1; 4,000 of them cover 0.95 +- 0.01."""
+    draw = np.random.default_rng(0)
+    seeds = (3, 3) if paired else (4, 6)
+    covered = []
+    for _ in range(2000):
+        shared = draw.normal(size=6)
+        one = pd.Series(shared[: seeds[0]] + 0.1 * draw.normal(size=seeds[0]))
+        noise = draw.normal(size=seeds[1])
+        other = pd.Series(0.1 + (shared[: seeds[1]] + 0.1 * noise if paired else 3 * noise))
+        difference, low, high, is_paired = difference_interval(one, other)
+        assert is_paired == paired
+        assert difference == pytest.approx(other.mean() - one.mean())
+        covered.append(low <= 0.1 <= high)
+    assert 0.935 < np.mean(covered) < 0.965
+
+
+def tables(study: Build, slope: float, last: int, **axes: Any) -> StudyTables:
+    """A study whose exponents are ``slope``, with another noise for each seed."""
+
+    def law(cell: Any, layer: int, step: int) -> float:
+        noise = 0.01 * math.sin(7 * cell["seed"] + cell.get("jitter", 0))
+        return float(cell["rank"] ** (slope + noise)) * (step + 1)
+
+    cells, probes = study({OUT: law, GRAD: law}, steps=(0, 1, last), **axes)
+    metrics = pd.DataFrame(
+        [
+            {"cell_id": cell, "step": step, "eval_loss": 3 - slope + 0.001 * seed}
+            for cell, seed in zip(cells["cell_id"], cells["seed"], strict=True)
+            for step in (0, last)
+        ]
+    )
+    return StudyTables(cells, metrics.assign(loss=4.0, loss_after=3.9, clip_factor=1.0), probes)
+
+
+def test_a_known_difference_is_found_at_shared_ranks_and_aligned_steps(study: Build) -> None:
+    one = tables(study, 0.2, last=10, lr=1e-3)
+    other = tables(study, 0.5, last=20, rank=(4, 16, 64), lr=2e-3, seed=(0, 1, 2))
+    found = compare({"one": one, "other": other})
+    settings = found.settings.set_index("setting")
+    assert settings.loc["lr"].tolist() == ["0.001", "0.002"]
+    assert settings.loc["rank"].tolist() == ["4, 16, 64, 256, 1024", "4, 16, 64"]
+    assert "seed" not in settings.index
+    slopes = found.rows[found.rows["what"] == "exponent"]
+    assert set(zip(slopes["step"], slopes["other_step"], strict=True)) == {(0, 0), (1, 1), (10, 20)}
+    assert slopes["difference"].tolist() == pytest.approx([0.3] * len(slopes))
+    assert set(slopes["ranks"]) == set(slopes["other_ranks"]) == {"4-64"}
+    assert slopes["paired"].all()
+    assert (slopes["ci_high"] - slopes["ci_low"]).max() < 1e-6, "the noise of a seed cancels"
+    losses = found.rows[found.rows["what"] == "loss"]
+    assert sorted(set(losses["rank"])) == [4, 16, 64]
+    assert losses["difference"].tolist() == pytest.approx([-0.3] * len(losses))
+    assert set(found.rows["curve"]) == {"SGD, LoRA"}
+    assert conclusions(found.rows)[0].startswith("0 of 6 exponents agree")
+
+
+def test_other_seeds_are_compared_by_welch(study: Build) -> None:
+    one, other = tables(study, 0.2, 10), tables(study, 0.2, 10, seed=(3, 4, 5, 6))
+    rows = compare({"one": one, "other": other}).rows
+    assert not rows["paired"].any()
+    slopes = rows[rows["what"] == "exponent"]
+    assert ((slopes["ci_low"] < 0) & (slopes["ci_high"] > 0)).all()
+    assert (slopes["seeds"].unique(), slopes["other_seeds"].unique()) == ([3], [4])
+
+
+def test_a_seed_that_lacks_a_rank_is_left_out(study: Build) -> None:
+    one, other = tables(study, 0.2, 10), tables(study, 0.2, 10)
+    lost = other.cells["cell_id"][(other.cells["rank"] == 1024) & (other.cells["seed"] == 2)]
+    probes = other.probes[~other.probes["cell_id"].isin(lost)]
+    rows = compare({"one": one, "other": StudyTables(other.cells, other.metrics, probes)}).rows
+    slopes = rows[rows["what"] == "exponent"]
+    assert (slopes["seeds"].unique(), slopes["other_seeds"].unique()) == ([3], [2])
+
+
+def test_studies_of_two_rules_are_compared(study: Build) -> None:
+    one, other = tables(study, 0.2, 10), tables(study, 0.2, 10, scaling="rslora")
+    found = compare({"one": one, "other": other})
+    assert set(found.rows["curve"]) == {"SGD, LoRA|rsLoRA"}
+    assert found.settings["setting"].tolist() == ["scaling"]
+
+
+def test_studies_without_a_common_number_get_one_line(study: Build) -> None:
+    one, other = (tables(study, 0.2, 10, rank=rank) for rank in (4, 8))
+    with pytest.raises(StudyError, match="one and other have no exponent and no loss in common"):
+        compare({"one": one, "other": other})
+
+
+class Row(BaseModel, extra="forbid"):
+    study: str
+    curve: str
+    what: Literal["exponent", "p*", "loss"]
+    quantity: str
+    site: str
+    stat: str
+    batch: str
+    rank: float | None
+    step: int
+    other_step: int
+    value: float
+    low: float | None
+    high: float | None
+    seeds: int
+    ranks: str
+    other: float
+    other_low: float | None
+    other_high: float | None
+    other_seeds: int
+    other_ranks: str
+    difference: float
+    ci_low: float | None
+    ci_high: float | None
+    paired: bool
+
+
+class Compared(BaseModel, extra="forbid"):
+    rows: list[Row]
+    settings: list[dict[str, str]]
+
+
+def test_the_command_prints_tables_draws_a_figure_and_has_a_schema(
+    study_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    studies = [str(REFERENCE / name) for name in ("paper_b3", "quick")]
+    ran = study_cli("compare", *studies, "--json", "-q")
+    assert (ran.code, ran.err) == (0, "")
+    rows = Compared.model_validate(json.loads(ran.out)).rows
+    assert {row.study for row in rows} == {"quick"}
+    ran = study_cli("compare", *studies, "--to", str(tmp_path), "-q")
+    assert ran.code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"compare_quick.png", "compare_quick.pdf"}
+    first = to_read(pd.DataFrame([row.model_dump() for row in rows])).iloc[0]
+    assert f"{first['difference']:.3f}".replace("-0.000", "0.000") in ran.out
+    assert study_cli("compare", studies[0]).code == 2
+    assert "twice" in study_cli("compare", studies[0], studies[0]).err

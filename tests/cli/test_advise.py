@@ -1,0 +1,344 @@
+"""``study advise``: what it prints for the configurations of other tools, and whether it is so."""
+
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from docs import evidence
+from study.analysis.advice import Setting, committed, committed_evidence, rest
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.store import cell_folders
+from study.training.loop import CellStep, train
+from study.training.run import Run
+
+Cli = Callable[..., Any]
+Build = Callable[..., CellConfig]
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs/examples"
+MEASURED = str(ROOT / "results/reference/paper_learning_rate")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Span(Strict):
+    value: float
+    low: float
+    high: float
+
+
+class Run_(Strict):
+    origin: str
+    rule: str
+    rank: int
+    alpha: float
+    p: float
+    optimizer: str
+    ratio: float
+    lr: float | None
+    steps: int | None
+    model: str
+    clip: bool
+    width: int | None
+
+
+class Set(Strict):
+    rule: str
+    rank: int
+    alpha: float
+    gamma: float
+    learning_rate: Span | None
+    factor: Span | None
+    loraplus_lr_ratio: float
+
+
+class Basis(Strict):
+    kind: Literal["measured", "exponent", "theory", "yours", "others"]
+    source: str
+    rate: Span | None
+    factor: Span | None
+    exponent: Span | None
+    model: str
+    ranks: list[int] | None
+    steps: int | None
+    seeds: int | None
+    alpha: float | None
+    inside: bool
+    words: str
+
+
+class Check(Strict):
+    command: str
+    seconds: float | None
+    then: str
+
+
+class Advice(Strict):
+    """What ``--json`` prints."""
+
+    asked: Run_
+    advice: Set
+    peft: str
+    axolotl: list[str]
+    evidence: list[Basis]
+    alpha_or_rate: str
+    changes: list[str]
+    cannot: list[str]
+    assumed: list[str]
+    notes: list[str]
+    check: Check | None
+
+
+@pytest.fixture
+def advise(study_cli: Cli) -> Callable[..., Advice]:
+    """The advice as JSON, after the text was checked to fit."""
+
+    def ask(*arguments: str) -> Advice:
+        ran = study_cli("advise", *arguments)
+        assert ran.code == 0, ran.err
+        assert len(ran.out.splitlines()) <= 15
+        return Advice.model_validate_json(study_cli("advise", *arguments, "--json").out)
+
+    return ask
+
+
+@pytest.fixture
+def peft(tmp_path: Path) -> Path:
+    """An adapter_config.json: LoRA of rank 8 and alpha 16."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/model", "r": 8}
+    config |= {"lora_alpha": 16, "use_rslora": False, "target_modules": "all-linear"}
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def rate(advice: Advice) -> float:
+    assert advice.advice.learning_rate is not None
+    return advice.advice.learning_rate.value
+
+
+def test_the_evidence_is_that_of_the_committed_studies() -> None:
+    """``make figures`` writes it. The study on tiny takes too long to read here."""
+    known = committed()
+    for name in evidence.STUDIES[:2]:
+        found = evidence.of_study(name)
+        parts = {"bests": evidence.last_bests(found), "laws": found.laws}
+        for key, rows in parts.items():
+            expected = evidence.rounded([asdict(row) for row in rows])
+            assert [row for row in known[key] if row["source"] == name] == expected
+    for key, value in evidence.rounded(evidence.facts()).items():
+        assert known["facts"][key] == pytest.approx(value, rel=1e-3)
+
+
+def test_a_measured_exponent_moves_the_rate_and_is_pasted(advise: Callable[..., Advice]) -> None:
+    """rsLoRA from rank 16 to 256 at alpha 16: the best rate goes as r^-0.31 on SmolLM2."""
+    found = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256", "--study", MEASURED)
+    first = found.evidence[0]
+    assert first.kind == "exponent"
+    assert first.exponent is not None
+    assert rate(found) == pytest.approx(2e-4 * 16**first.exponent.value, rel=1e-3)
+    assert first.exponent.value == pytest.approx(-0.308, abs=1e-3)
+    pasted = ["lora_r: 256  # Axolotl", "lora_alpha: 16", "peft_use_rslora: true"]
+    assert found.axolotl == [*pasted, f"learning_rate: {rate(found):.2g}"]
+    [theory] = [basis for basis in found.evidence if basis.kind == "theory"]
+    assert theory.rate is not None
+    # From A hardly moved, r^-1/2 bent at low rank, to A moved far, half of it.
+    grown = math.sqrt(256 * 265 / (16 * 25)) / math.sqrt(16)
+    assert theory.rate.low == pytest.approx(2e-4 / grown, rel=1e-3)
+    assert theory.rate.high == pytest.approx(2e-4 / grown**0.5, rel=1e-3)
+
+
+def test_a_study_of_the_users_model_gives_the_rate_itself(advise: Callable[..., Advice]) -> None:
+    """Between its ranks 4 and 256 the best rates lie on a line in the logs."""
+    config = str(EXAMPLES / "axolotl.yml")
+    found = advise(config, "--rank", "32", "--steps", "20", "--study", MEASURED)
+    first = found.evidence[0]
+    assert (first.kind, first.inside, found.check) == ("measured", True, None)
+    assert first.rate is not None
+    assert rate(found) == pytest.approx(math.sqrt(0.000691 * 0.000188), rel=0.15)
+    assert first.rate.low < rate(found) < first.rate.high
+    longer = advise(config, "--rank", "32", "--steps", "200", "--study", MEASURED)
+    assert 2 < rate(found) / rate(longer) < 5, "steps^-0.35 to steps^-0.63"
+
+
+def test_lora_at_one_alpha_keeps_its_rate_under_adam(
+    advise: Callable[..., Advice], peft: Path
+) -> None:
+    found = advise(str(peft), "--rank", "256", "--lr", "3e-4")
+    assert found.advice.alpha == 16
+    assert rate(found) == pytest.approx(3e-4, rel=0.15)
+    assert any("optimizer adamw" in words for words in found.assumed)
+    doubled = advise(str(peft), "--rank", "256", "--alpha", "512", "--lr", "3e-4")
+    assert 32**-1 < rate(doubled) / rate(found) < 32**-0.5, "alpha = 2 r"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rule", "factor"),
+    [
+        ("sgd", "rslora", (0.8, 1.7)),  # lr gamma^2 r
+        ("sgd", "lora", (12, 27)),
+        ("muon", "rslora", (2, 4)),  # lr gamma
+        ("adafactor", "rslora", (0.25, 0.5)),  # lr gamma r
+        ("lion", "0.75", (0.45, 0.8)),
+    ],
+)
+def test_every_family_has_its_law(
+    optimizer: str, rule: str, factor: tuple[float, float], advise: Callable[..., Advice]
+) -> None:
+    run = ["--rank", "16", "--alpha", "16", "--rule", rule, "--lr", "0.01"]
+    before = advise(*run, "--optimizer", optimizer)
+    assert rate(before) == 0.01
+    after = _moved(optimizer, rule)
+    assert factor[0] < after / 0.01 < factor[1]
+
+
+def _moved(optimizer: str, rule: str) -> float:
+    """The rate at rank 256 of a run at rank 16 with alpha 16 and rate 0.01."""
+    p = {"lora": 1.0, "rslora": 0.5}.get(rule) or float(rule)
+    old, new = (Setting(rank, 16.0, p, optimizer, lr=0.01) for rank in (16, 256))
+    [first, *_] = rest(old, new, None, committed_evidence())
+    assert first.rate is not None
+    return first.rate.value
+
+
+def trained(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
+    return [cells[0] for cells in train(base, corpus, [Run.of(config, corpus)])]
+
+
+def losses(steps: list[CellStep]) -> list[float]:
+    return [step.metrics["loss"] for step in steps if "loss" in step.metrics]
+
+
+def test_the_same_run_is_the_same_within_rounding(
+    advise: Callable[..., Advice], peft: Path, tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    for name in ("adamw", "sgd"):
+        found = advise(str(peft), "--rule", "rslora", "--optimizer", name)
+        words = re.findall(r"twice that alpha with (\S+) x B's rate", found.alpha_or_rate)
+        run = ["adapter.rank=8", f"optimizer={name}", "train.steps=4", "optimizer.lr=0.02"]
+        # Adam's eps is compared with gradients, which change with alpha: exact without it.
+        run += ["optimizer.eps=1e-30"] if name == "adamw" else []
+        runs = {
+            "plain": ["adapter.alpha=16"],
+            "rslora": ["adapter.scaling=rslora", f"adapter.alpha={found.advice.alpha}"],
+            "twice": ["adapter.alpha=32", f"optimizer.loraplus_lr_ratio={words[0]}"],
+            "double": ["adapter.alpha=32"],
+        }
+        found_losses = {
+            key: losses(trained(tiny_base, corpus, cell(*run, *values)))
+            for key, values in runs.items()
+        }
+        assert found_losses["rslora"] == pytest.approx(found_losses["plain"], rel=1e-5)
+        assert found_losses["twice"] == pytest.approx(found_losses["plain"], rel=1e-5)
+        assert found_losses["double"] != pytest.approx(found_losses["plain"], rel=1e-4)
+
+
+def test_the_check_trains_and_is_read(
+    study_cli: Cli, advise: Callable[..., Advice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From flags to a measured rate, in the commands that it prints; fewer steps and no seed."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "tiny", "--rank", "16", "--lr", "0.004", "--steps", "4"]
+    check = advise(*flags).check
+    assert check is not None
+    assert check.seconds is not None
+    words = shlex.split(check.command)[1:]
+    assert ("adapter.rank=4,16" in words, "seed=0,1" in words) == (True, True)
+    short = ["seed=0" if word == "seed=0,1" else word for word in words]
+    ran = study_cli(*short, "train.steps=4", "data.heldout=4", "train.batch_size=2")
+    assert ran.code == 0, ran.err
+    found = advise(*shlex.split(check.then)[2:])
+    assert found.evidence[0].source == "results/check" or "results/check" in found.notes[0]
+
+
+def test_what_advice_cannot_say_gets_a_line(
+    study_cli: Cli, advise: Callable[..., Advice], peft: Path, tmp_path: Path
+) -> None:
+    ranks = json.loads(peft.read_text()) | {"rank_pattern": {"q_proj": 32}}
+    peft.write_text(json.dumps(ranks))
+    assert "rank_pattern" in advise(str(peft), "--rank", "64").cannot[0]
+    other = (EXAMPLES / "axolotl.yml").read_text().replace("adamw_torch_fused", "came_pytorch")
+    (tmp_path / "a.yml").write_text(other + "\npeft_use_dora: true\n")
+    words = " ".join(advise(str(tmp_path / "a.yml"), "--rank", "64").cannot)
+    assert "came_pytorch" in words
+    assert "peft_use_dora" in words
+    peft.write_text(json.dumps(ranks | {"use_dora": True}))
+    for place in (peft, tmp_path / "none.yaml", tmp_path / "s/cells/abc", tmp_path / "s"):
+        ran = study_cli("advise", str(place))
+        assert ran.code == 2
+        assert len(ran.err.splitlines()) == 1
+
+
+def test_bf16_at_a_small_rate_is_said(advise: Callable[..., Advice], tmp_path: Path) -> None:
+    def notes(rate: str) -> list[str]:
+        file = tmp_path / "a.yml"
+        file.write_text(re.sub("learning_rate: .*", f"learning_rate: {rate}", axolotl))
+        return advise(str(file), "--rule", "lora", "--alpha", "16").notes
+
+    axolotl = (EXAMPLES / "axolotl.yml").read_text()
+    assert re.search(r"loses about (9\d|100)% .* after 1 update", notes("1e-6")[0])
+    assert notes("5e-3") == []
+
+
+def test_a_cell_is_read_by_the_start_of_its_id(advise: Callable[..., Advice]) -> None:
+    cell = cell_folders(ROOT / "results/reference/quick")[0]
+    found = advise(str(cell.parent / cell.name[:8]), "--rank", "999", "--study", MEASURED)
+    assert found.asked.origin == f"cell {cell.name} of quick"
+    assert (found.asked.model, found.asked.steps, found.asked.lr) == ("smollm2", 10, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rank", "0"], "0 is not in the range"),
+        (["--rule", "lorra"], "choose from lora, rslora, power"),
+        (["--rule", "power"], "needs a finite adapter.exponent"),
+        (["--lr", "-1"], "give a learning rate above 0"),
+        (["--optimizer", "adamm"], "unknown optimizer 'adamm'"),
+        (["--study", "nowhere"], "no study in nowhere"),
+        (["--study", str(ROOT / "results/reference/quick")], "two learning rates"),
+        (["--entry", "one"], "has no entry"),
+    ],
+)
+def test_a_mistake_is_named(study_cli: Cli, peft: Path, options: list[str], words: str) -> None:
+    ran = study_cli("advise", str(peft), *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert words in ran.err
+
+
+@pytest.mark.parametrize("symptom", ["no-learning", "diverged", "grad-norm", "nothing-changes"])
+def test_a_symptom_has_its_numbers_and_its_page(study_cli: Cli, symptom: str) -> None:
+    lines = study_cli("advise", "--symptom", symptom).out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["seen", "why", "set", "check", "page"]
+    assert len(re.findall(r"\d+\.\d+|\d+%", lines[1])) >= 2
+    page, _, place = lines[-1].removeprefix("page: ").partition("#")
+    headings = re.findall("^#+ (.*)$", (ROOT / page).read_text(), re.M)
+    assert not place or place in [name.lower().replace(" ", "-") for name in headings]
+
+
+def test_a_folder_of_peft_is_read_without_torch(peft: Path) -> None:
+    code = (
+        "import sys; from study.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    arguments = ["advise", str(peft.parent), "--rank", "64"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ran.returncode == 0
+    assert ran.stderr.splitlines()[-1] == "False"
+    assert "lora_r: 64" in ran.stdout
