@@ -90,10 +90,3 @@ def test_what_a_sweep_lacks(
     found = missing_rates(cells, metrics, NO_PROBES)
     assert all(one.seeds == ((0, 0), (1, 1), (2, 2)) for one in found)
     assert [one.rates for one in found] == lacking
-
-
-def test_each_rank_lacks_its_own_rates() -> None:
-    by_rank = basin(lambda p, seed: -0.5, 2e-3)  # 1e-3 at rank 4, 2.5e-4 at 64
-    cells, metrics = runs(by_rank, rates=(5e-4, 1e-3, 2e-3), ranks=(4, 64), rules=LORA)
-    [one] = missing_rates(cells, metrics, NO_PROBES)
-    assert one.rates == (1.25e-4, 2.5e-4)

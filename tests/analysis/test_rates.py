@@ -1,7 +1,6 @@
 """Learning-rate transfer with known best rates, and loss comparisons with known causes."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,28 +79,6 @@ def test_optima_at_an_edge_are_counted_and_left_out() -> None:
     assert row["edges"] == 6
     assert row["exponent"] == pytest.approx(-1.0)
     assert row["rank_max"] == 16
-
-
-def interrupted(cells: pd.DataFrame, lrs: Sequence[float]) -> pd.Series:
-    """The cells of the highest rank that had not run yet: all but those at ``lrs``."""
-    return (cells["rank"] == 256) & ~cells["lr"].isin(lrs)
-
-
-def test_a_rank_of_an_interrupted_sweep_has_its_best_rate_at_an_edge() -> None:
-    """The sweep stopped when the last rank had run at the lowest two rates only."""
-    cells, metrics = runs(basin(lambda p, seed: 0.0), rules=LORA)
-    cells.loc[interrupted(cells, RATES[:2]), "status"] = "running"
-    rates = best_rates(cells, metrics, NO_PROBES)
-    last = rates[rates["rank"] == 256]
-    assert set(last["tried"]) == {2}
-    assert set(last["edge"]) == {"highest"}
-    [row] = rate_transfer(rates).to_dict("records")
-    assert (row["ranks"], row["rank_max"]) == (3, 64), "no exponent is fitted to it"
-    assert row["exponent"] == pytest.approx(0.0, abs=1e-9)
-    cells.loc[interrupted(cells, RATES[:1]), "status"] = "running"
-    assert set(best_rates(cells, metrics, NO_PROBES)["rank"]) == {4, 16, 64}, "one is no choice"
-    losses = compared_losses(cells, metrics, NO_PROBES)
-    assert "best" not in set(losses["how"])
 
 
 @pytest.mark.parametrize("status", ["diverged", "stuck"])

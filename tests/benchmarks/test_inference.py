@@ -12,18 +12,12 @@ import torch
 import transformers
 
 from benchmarks import inference
-from benchmarks.inference import BASES, COLUMNS, Factors, measure, next_token, replaced
+from benchmarks.inference import COLUMNS, Factors, next_token, replaced
 from benchmarks.inference_costs import inference_costs, inference_verdict
 from study.config import ModelConfig
 from study.models import FrozenBase, load_base, tiny
 
 IDS = torch.arange(30)[None]
-RANKS = (2, 16)
-
-
-@pytest.fixture(scope="module")
-def timings(tiny_base: FrozenBase) -> pd.DataFrame:
-    return measure(tiny_base, RANKS, rounds=3, tokens=24)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -50,19 +44,6 @@ def test_merged_and_unmerged_compute_the_same_and_differ_from_the_base(
     assert torch.equal(logits["base"], logits["control"])
     torch.testing.assert_close(logits["merged"], logits["unmerged"], rtol=1e-4, atol=1e-4)
     assert (logits["merged"] - plain).abs().max() > 0.01
-
-
-def test_every_form_is_timed_in_every_round(timings: pd.DataFrame, tiny_base: FrozenBase) -> None:
-    turns = timings.groupby(["round", "phase"])["form"].value_counts().unstack()
-    assert (turns["base"] == BASES).all()
-    assert (turns["control"] == 1).all()
-    assert (turns[["merged", "unmerged"]] == 2 * len(RANKS)).all(axis=None)
-    assert (timings["seconds"] > 0).all()
-    order = timings[timings["phase"] == "prefill"].groupby("round")["form"].apply(list)
-    assert order[0] != order[1], "an order of its own"
-    assert set(timings.loc[timings["phase"] == "decode", "tokens"]) == {1}
-    weight = tiny_base.model.get_submodule("model.layers.0.mlp.up_proj").weight
-    assert torch.equal(weight, tiny.build().model.layers[0].mlp.up_proj.weight), "restored"
 
 
 def made_up(
@@ -121,22 +102,3 @@ def test_the_command_prints_writes_and_draws(
     again = study_cli("bench", "inference", "--read")
     assert again.out == ran.out
     assert drawn.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("option", "says"),
-    [
-        ("--ranks=4,x", "--ranks=4,x: "),
-        ("--tokens=9999", "9999 tokens are more than tiny allows: give at most 512"),
-        ("--read", "no results/infer_cost/infer_cost.parquet to read"),
-    ],
-)
-def test_mistakes_get_one_line_and_write_nothing(
-    study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, says: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ran = study_cli("bench", "inference", "--model=tiny", option)
-    assert ran.code == 2
-    [error] = ran.err.strip().splitlines()
-    assert says in error
-    assert list(tmp_path.iterdir()) == []

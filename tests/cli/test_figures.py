@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from study.cli.group import plots_folder
-
 Cli = Callable[..., Any]
 NAME = "grad_norm_vs_rank"
 
@@ -40,23 +38,3 @@ def test_some_figures_in_some_formats_in_the_studys_plots_dir(
         assert wrong.code == 2
         assert option.partition("=")[0] in wrong.err
         assert "'gif'" in wrong.err
-
-
-@pytest.mark.parametrize(
-    ("results", "plots", "expected"),
-    [
-        ("results", "pictures/all", "pictures/all/known"),
-        ("results", "../../x", "plots/known"),
-        ("/results", "x", "plots/known"),
-        ("a/b/c/d/e/f", "x", "plots/known"),
-        (".", "x", "results/x/known"),
-    ],
-)
-def test_a_record_names_no_folder_but_one_beside_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: str, plots: str, expected: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results/known/cells/a").mkdir(parents=True)
-    record = {"config": {"results_dir": results, "plots_dir": plots}}
-    monkeypatch.setattr("study.store.read_record", lambda _: record)
-    assert str(plots_folder(Path("results/known"))) == expected

@@ -1,7 +1,6 @@
 """Many cells are composed as Hydra composes each; rates around the expected best one of a cell."""
 
 import math
-import random
 import re
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -54,37 +53,6 @@ def test_the_cells_of_an_experiment_are_those_of_hydra(
     axes = [[f"{key}={one}" for one in alternatives(values)] for key, values in sweep.items()]
     cells = [list(cell) for cell in product(*axes)]
     assert_same(loader, [f"experiment={experiment}"], cells[:: max(1, len(cells) // 2)])
-
-
-ALTERNATIVES = {
-    "adapter.rank": ("1", "8", "512"),
-    "adapter.alpha": ("1", "16.0", "1e3", "${adapter.rank}"),
-    "adapter.targets": ("attention", "[q_proj,v_proj]", "[up_proj]", "mlp"),
-    "adapter.scaling": ("lora", "0.75", "rslora", "1"),
-    "data.seed": ("1", "${seed}", "${adapter.rank}"),
-    "probes.steps": ("log", "[0,1]", "null", "[0,10,20]"),
-    "optimizer": ("sgd", "adamw", "momentum"),
-    "optimizer.lr": ("1e-3", "2", "${adapter.alpha}"),
-    "train.clip": ("null", "1", "0.5"),
-    "train.steps": ("7", "100"),
-    "pack": ("{fold: 2}", "{max_cells: 3}", "{max_cells: null, fold: auto}"),
-    "+tracker.project": ("null", "a name", "'1'"),
-    "adapter": ("{rank: 3}", "default"),
-    "name": ("first", "${adapter.scaling}"),
-    "preset": ("cpu", "gpu"),
-    "++train.warmup": ("1", "2"),
-    "~pack.compile": ("false",),
-}
-"""Values of each key. Keys and values of all kinds: groups, dictionaries, lists, interpolations."""
-
-
-def test_random_sweeps_are_those_of_hydra(loader: ConfigLoader) -> None:
-    draw = random.Random(12)
-    for _ in range(4):
-        keys = draw.sample(sorted(ALTERNATIVES), 6)
-        values = {key: ALTERNATIVES[key][: draw.choice((1, 9))] for key in keys}  # one, or all
-        cells = [[f"{key}={draw.choice(values[key])}" for key in keys] for _ in range(5)]
-        assert_same(loader, ["model=tiny", "data.heldout=4"], cells)
 
 
 def test_cells_may_set_different_keys_and_a_key_twice(loader: ConfigLoader) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from study.figures.captions import settings
-from study.figures.selection import Rule, families
+from study.figures.selection import families
 
 BASE = {"scaling": "lora", "exponent": np.nan, "rank": 4.0, "seed": 0, "optimizer": "adamw"}
 BASE |= {"lr": 1e-4}
@@ -21,24 +21,6 @@ def cells(base: dict[str, Any] = BASE, **columns: list[Any]) -> pd.DataFrame:
     number = max(map(len, columns.values()), default=1)
     frame = pd.DataFrame({name: [value] * number for name, value in base.items()} | columns)
     return frame.assign(cell_id=[f"c{k}" for k in range(number)])
-
-
-def test_ranks_rules_seeds_and_outcomes_make_one_family() -> None:
-    (family,) = families(
-        cells(
-            rank=[4.0, 8.0, np.inf],
-            seed=[0, 1, 2],
-            scaling=["lora", "power", "rslora"],
-            exponent=[np.nan, 0.75, np.nan],
-            status=["complete", "diverged", "complete"],
-            seconds=[1.0, 2.0, 3.0],
-            gamma=[1.0, 2.0, 3.0],
-        )
-    )
-    assert family.label == ""
-    assert family.rules == [Rule.of("lora", None), Rule.of("rslora", None), Rule.of("power", 0.75)]
-    assert family.ranks == [4.0, 8.0, np.inf]
-    assert family.finite_ranks == [4.0, 8.0]
 
 
 def test_labels_name_what_differs_and_nothing_else() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from study.store.checkpoints import Checkpoint, load_newest, save
-from study.store.files import StorageError
 from tests.store.small_cells import flip
 
 CELL = "0123456789ab"
@@ -61,25 +60,6 @@ def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(tmp_path
     assert names(tmp_path) == pair(15) + pair(20)
     (tmp_path / "checkpoints" / "step-00000020.json").write_text("{")
     assert load_newest(tmp_path, CELL, lambda line: None).step == 15  # type: ignore[union-attr]
-
-
-def test_rows_are_put_on_disk_before_the_checkpoint_counts(tmp_path: Path) -> None:
-    seen: list[int | None] = []
-
-    def sync() -> None:
-        found = load_newest(tmp_path, CELL)
-        seen.append(found.step if found else None)
-
-    save(tmp_path, at(5), sync)
-    save(tmp_path, at(10), sync)
-    assert seen == [None, 5]
-
-    def fails() -> None:
-        raise StorageError("broken")
-
-    with pytest.raises(StorageError):
-        save(tmp_path, at(15), fails)
-    assert load_newest(tmp_path, CELL).step == 10  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "json"])

@@ -7,8 +7,6 @@ import pytest
 
 from study.store import (
     Lock,
-    StorageError,
-    files,
     is_held,
     replacing,
     write_text,
@@ -28,22 +26,6 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         half_written(path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_no_link_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    mine = tmp_path / "mine" / "kept"
-    mine.write_text("mine")
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "link").symlink_to(tmp_path / "mine")
-    files.remove(tmp_path / "old")
-    files.remove(tmp_path / "old")
-    (tmp_path / "file").symlink_to(mine)
-    with pytest.raises(StorageError, match="symbolic links"):
-        files.create(tmp_path / "file")
-    write_text(tmp_path / "file", "new")
-    assert mine.read_text() == "mine"
-    assert (tmp_path / "file").read_text() == "new"
 
 
 # Locks.

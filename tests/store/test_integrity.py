@@ -96,13 +96,3 @@ def test_a_running_cell_is_left_alone(study_dir: Path, begin: Callable[..., Cell
         file.write(b"a part of a row")
     assert check(study_dir).exit_code == 0
     writer.claim.release()
-
-
-def test_a_name_that_can_not_be_printed_is_a_comment(study_dir: Path) -> None:
-    """Not a command that a terminal would show as another one."""
-    folder = study_dir / "cells" / "ended"
-    folder.rename(folder.with_name("a\x1b[2Jb\nrm -rf ~"))
-    repair = check(study_dir, "--repair")
-    (line,) = repair.stdout.splitlines()
-    assert line.startswith("# ")
-    assert "a\\x1b[2Jb\\nrm -rf ~" in line

@@ -201,15 +201,3 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
     said = capsys.readouterr().err
     assert "out of memory with 4 cells in a fold: retrying 2" in said
     assert "out of memory with 2 cells in a fold: retrying 1" in said
-
-
-def test_the_base_is_loaded_once_for_all_packs_of_a_process(
-    cells: Cells, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads = []
-    real = sweep.load_base
-    monkeypatch.setattr(sweep, "load_base", lambda *a: loads.append(a) or real(*a))
-    with sweep.Worker() as worker:
-        for one in cells("results")[:2]:
-            sweep.run([one], worker)
-    assert len(loads) == 1

@@ -11,17 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from study.config import CellConfig
 from study.errors import StudyError
-from study.sweeps import devices, packs
-from study.sweeps.cells import plan
+from study.sweeps import devices
 from study.sweeps.devices import claim_device
-from study.sweeps.estimate import fold_bytes
 from tests.sweeps.conftest import wait_for
 
 See = Callable[..., None]
-Build = Callable[..., CellConfig]
-GIB = 2**30
 
 HELD = ExitStack()
 
@@ -112,46 +107,3 @@ def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):
         claim("cuda")
-
-
-# A pack that is planned for CUDA: its logits, its memory and its folds are those of the GPU.
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A GPU of 80 GiB. A test sets how much of it is free."""
-    state = SimpleNamespace(free=70 * GIB, total_memory=80 * GIB)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state.free, 80 * GIB))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: state)
-    return state
-
-
-def test_the_base_is_held_when_folds_are_made(gpu: SimpleNamespace, cell: Build) -> None:
-    """What it takes is not free, and is counted once."""
-    cells = plan([cell("device=cuda", f"seed={seed}") for seed in range(9)])
-    pack = packs.prepare(cells)
-    three = fold_bytes([each.estimate for each in pack.cells[:3]])
-    assert [len(fold) for fold in packs.folds(pack)] == [8, 1]
-    gpu.free = int(three / 0.9) + 1 - pack.cells[0].estimate.base_bytes
-    assert len(next(packs.folds(pack))) == 3
-    gpu.free = 0
-    assert [len(fold) for fold in packs.folds(pack)] == [1] * 9
-
-
-def test_a_cell_larger_than_the_gpu_is_refused(gpu: SimpleNamespace, cell: Build) -> None:
-    gpu.total_memory = 2**10
-    with pytest.raises(StudyError, match=r"takes about .* more than 9\.54e-07 GiB"):
-        packs.prepare(plan([cell("device=cuda")]))
-
-
-def test_over_8_bits_on_cuda_every_cell_goes_alone(gpu: SimpleNamespace, cell: Build) -> None:
-    """LLM.int8() looks for outliers over the whole batch, so cells would affect each other."""
-
-    def sizes(*overrides: str) -> list[int]:
-        cells = plan([cell(f"adapter.rank={rank}", *overrides) for rank in (2, 3, 4, 5)])
-        return [len(fold) for fold in packs.folds(packs.prepare(cells))]
-
-    assert sizes("device=cuda") == sizes("device=cuda", "model.quant_bits=4") == [4]
-    assert sizes("device=cuda", "model.quant_bits=8", "pack.fold=2") == [1] * 4
-    assert sizes("device=cpu", "model.quant_bits=8", "pack.fold=2") == [2, 2]

@@ -16,7 +16,7 @@ from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, describe, load_base
 from study.sweeps.cells import plan
-from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
+from study.sweeps.estimate import Estimate, estimate, full_estimate
 from study.sweeps.packs import prepare
 from study.sweeps.plan import least_devices
 from study.training.loop import train
@@ -123,25 +123,3 @@ def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
     assert need.own_bytes - need.activation_bytes == (4 * 4 + 2) * need.weights
     assert need.base_bytes == 2 * 8_030_261_248
     assert least_devices(need, 0.9 * 79 * GB) == 2
-
-
-def test_devices_divide_all_but_the_ends_and_the_casts(cell: Build) -> None:
-    shape = ("model=shape", "model.path=llama-3.1-70b", "precision=bf16", "adapter.rank=2048")
-    steps = ("data.sequence_length=512", "train.batch_size=8", "optimizer=adamw")
-    config = cell(*shape, *steps, "train.shard=true")
-    need = full_estimate(config, describe(config.model))
-    assert need.head_bytes == 2 * 8192 * 128_256
-    assert need.cast_bytes == 2 * need.weights
-    eight, many = need.divided(8), need.divided(64)
-    whole = 2 * need.head_bytes + 2 * need.block_bytes  # the head, and what is put together
-    assert eight.base_bytes - whole == (need.base_bytes - need.head_bytes) // 8
-    assert (eight.activation_bytes, many.activation_bytes) == (need.activation_bytes // 8,) * 2
-    assert eight.flops == many.flops == need.flops / 8, "more devices than sequences wait"
-    assert fold_bytes([many]) < fold_bytes([eight])
-    assert least_devices(need, 0.9 * 79 * GB) is None, "the casts are whole on every device"
-    config.train.checkpointing = True
-    again = full_estimate(config, describe(config.model))
-    assert again.cast_bytes == need.cast_bytes // 80
-    assert again.activation_bytes < need.activation_bytes / 10
-    assert again.flops == pytest.approx(need.flops * 4 / 3, rel=0.1)
-    assert least_devices(again, 0.9 * 79 * GB) == 16

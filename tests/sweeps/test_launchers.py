@@ -8,30 +8,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given
-from hypothesis import strategies as st
 
 import study
 from study.config import CellConfig
 from study.config.compose import CONF
 from study.sweeps.app import parallel_jobs
 from study.sweeps.cells import Cell, plan
-from study.sweeps.packs import deal, packs
+from study.sweeps.packs import packs
 
 Build = Callable[..., CellConfig]
-
-
-@given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=12), st.integers(1, 6))
-def test_costs_are_dealt_evenly(costs: list[float], hands: int) -> None:
-    dealt = deal(costs, hands, len(costs))
-    assert sorted(place for hand in dealt for place in hand) == list(range(len(costs)))
-    assert len(dealt) == min(hands, len(costs))
-    sums = [sum(costs[place] for place in hand) for hand in dealt]
-    # No hand can be emptied by one cost and still exceed the least of the others.
-    assert all(
-        total - min(costs[place] for place in hand) <= min(sums) * (1 + 1e-9)
-        for total, hand in zip(sums, dealt, strict=True)
-    )
 
 
 def ranks(groups: list[list[Cell]]) -> list[list[float]]:

@@ -8,16 +8,12 @@ from typing import Any
 
 import pytest
 
-from study.config import CellConfig, ModelConfig
+from study.config import ModelConfig
 from study.errors import StudyError
 from study.models import describe, tiny
-from study.sweeps import record
-from study.sweeps import run as sweep
-from study.sweeps.cells import plan
-from study.sweeps.plan import disk_bytes, makespan
+from study.sweeps.plan import makespan
 
 Cli = Callable[..., Any]
-Build = Callable[..., CellConfig]
 
 
 @pytest.fixture(autouse=True)
@@ -92,28 +88,3 @@ def test_a_config_json_is_a_shape(tmp_path: Path) -> None:
 def test_the_longest_job_starts_first() -> None:
     assert makespan([(1, 5.0), (1, 4.0), (1, 3.0), (1, 3.0)], 2) == 8.0
     assert makespan([(2, 3.0), (1, 2.0), (1, 2.0)], 2) == 5.0
-
-
-def test_bytes_on_disk_are_those_of_a_trained_cell_within_a_factor_of_two(
-    cell: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-    real = record.save
-
-    def save(*arguments: Any) -> Path:
-        path = real(*arguments)
-        sizes.append(path.stat().st_size)
-        return path
-
-    monkeypatch.setattr(record, "save", save)
-    shared = (f"results_dir={tmp_path}", "train.steps=20", "train.save_adapter=true")
-    own = (("probes.every=1", "adapter.rank=4"), ("probes.every=10", "adapter.rank=64"))
-    cells = plan(cell(*shared, "probes.steps=null", "checkpoint.every=1", *each) for each in own)
-    for each in cells:
-        sweep.run([each])
-    tables, adapters, checkpoints = disk_bytes(cells)
-    files = [file for made in cells for file in made.folder.rglob("*") if file.is_file()]
-    kept = [file for file in files if file.suffix == ".safetensors"]
-    assert tables / 2 < sum(f.stat().st_size for f in files if f not in kept) < tables * 2
-    assert sum(file.stat().st_size for file in kept) == pytest.approx(adapters, rel=0.05)
-    assert 2 * max(sizes) == pytest.approx(checkpoints, rel=0.05)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from study.theory import Layer, Modifiers, curve, measure_layer, predict, predicted_exponent
+from study.theory import Layer, Modifiers, curve, measure_layer, predict
 from study.theory.spectral import nuclear_norm
 from study.vocabulary.optimizers import ADJUSTMENTS
 
@@ -127,23 +127,3 @@ def test_the_nuclear_norm_of_two_levels_of_singular_values(share):
         draws = np.sqrt(squares)[:, None] * rng.standard_normal((400, 31, rank))
         measured = np.linalg.svd(draws, compute_uv=False).sum(1)
         assert measured.mean() == pytest.approx(size, rel=within), rank
-
-
-def test_the_fitted_slopes_of_a_table_of_muons_rows():
-    """Below the rank of the gradient and O, torch's factor sqrt(O / r) undoes the growth of B."""
-    ranks = (4, 8, 16)
-    for site, step, adjust, expected in (
-        ("B_update", 0, "original", 0.0),
-        ("B_update", 0, "match_rms_adamw", 0.5),
-        ("A_update", 1, "original", 0.5),
-        ("delta_w", 1, "original", -0.5),
-        ("adapter_out", 1, "original", -0.5),
-        ("adapter_out", 1, "match_rms_adamw", 0.0),
-        ("adapter_in_grad", 1, "original", np.nan),
-        ("A_grad", 1, "original", np.nan),
-    ):
-        others = {"layer": Layer(64, 48, g_rank=48), "modifiers": Modifiers(adjust=adjust)}
-        found = predicted_exponent(
-            site, "norm", ranks, step=step, optimizer="muon", p=0.5, **others
-        )
-        np.testing.assert_allclose(found, expected, atol=1e-12)

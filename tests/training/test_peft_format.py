@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -186,17 +185,3 @@ def test_a_broken_adapter_is_one_clear_line(good: Path, says: str) -> None:
     with pytest.raises(StudyError, match=says) as caught:
         read_adapter(good)
     assert "\n" not in str(caught.value)
-
-
-def test_another_base(good: Path, tiny_base: FrozenBase) -> None:
-    found = read_adapter(good)
-    shapes = {
-        layer: (pair.A_RD.shape[1], pair.B_OR.shape[0]) for layer, pair in found.pairs.items()
-    }
-    found.check_fits(shapes, "tiny")
-    first, second = list(shapes)[:2]
-    says = re.escape(f"another base than tiny: its {first} is (128, 64), not (32, 64)")
-    with pytest.raises(StudyError, match=says):
-        found.check_fits(shapes | {first: (32, 64)}, "tiny")
-    with pytest.raises(StudyError, match=f"another base than tiny, which has no {second}"):
-        found.check_fits({n: s for n, s in shapes.items() if n != second}, "tiny")
