@@ -1,14 +1,12 @@
 """The blocks of the benchmarks: speed of training, probes and inference; and of `make faults`."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from benchmarks.inference_costs import inference_costs, inference_verdict
-from benchmarks.summary import LABELS, NOT_MEASURED, OURS, SECTIONS, medians, processor
+from benchmarks.summary import OURS, SECTIONS, processor
 from docs.blocks import RESULTS, Block, NoTables
 from docs.blocks import table as read
-from study.report.text import bullets, table
+from study.report.text import bullets
 
 
 def suite(name: str) -> str:
@@ -21,46 +19,10 @@ def ran_on(name: str) -> str:
     return processor(read(f"bench/{name}"))
 
 
-def speed() -> str:
-    """Whole sweeps, and seconds of a step, by way."""
-    sweep, large = read("bench/sweep"), read("bench/large-steps")
-    compiled = medians(read("bench/compiled"), "rank").loc[[16, 1024]]
-    ratio = " · ".join(f"{one:.2f}" for one in compiled["loop"] / compiled["compiled"])
-    ranks = " · ".join(map(str, compiled.index))
-    body = [
-        [*_whole("1024 tokens a step: the whole sweep", sweep), ran_on("sweep")],
-        [*_by_rank("1024 tokens", sweep), ran_on("sweep")],
-        [*_whole("4096 tokens a step: all steps (one rule)", _steps(large)), ran_on("large-steps")],
-        [*_by_rank("4096 tokens", large), ran_on("large-steps")],
-        [f"`pack.compile=true`, rank {ranks}, against the tuned loop", "", f"{ratio}×", ""],
-        ["GPU", *[NOT_MEASURED] * 3, ""],
-    ]
-    body[4].append(ran_on("compiled"))
-    ways = [LABELS["trainer"], LABELS["loop"], "ours"]
-    return table(["SmolLM2, float32", *ways, "two threads of"], body)
-
-
-def _steps(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["variant"].isin(["first step", "step"])]
-
-
-def _whole(name: str, rows: pd.DataFrame) -> list[str]:
-    """Each way's time over ours, and our seconds."""
+def _over_ours(rows: pd.DataFrame) -> tuple[dict[str, str], float]:
+    """By way, its time over ours; and our seconds."""
     walls = rows.groupby("way")["seconds"].sum()
-    over = [
-        f"{walls[way] / walls[OURS]:.2f}×" if way in walls else "" for way in ("trainer", "loop")
-    ]
-    return [name, *over, f"{walls[OURS]:.0f} s"]
-
-
-def _by_rank(name: str, rows: pd.DataFrame, ranks: Sequence[int] = (64, 1024, 2048)) -> list[str]:
-    """``4.2 · 11.1 · 20.1 s`` in the column of each way."""
-    steps = medians(rows, "rank")
-    entries = [
-        " · ".join(f"{steps[way][rank]:.1f}" for rank in ranks) + " s" if way in steps else ""
-        for way in ("trainer", "loop", OURS)
-    ]
-    return [f"{name}: rank {' · '.join(map(str, ranks))}", *entries]
+    return {way: f"{wall / walls[OURS]:.2f}×" for way, wall in walls.items()}, walls[OURS]
 
 
 def inference() -> str:
@@ -70,15 +32,17 @@ def inference() -> str:
 
 def faster() -> str:
     """The README's three lines: a whole sweep, large steps, and a merged adapter at inference."""
-    sweep, large = read("bench/sweep"), _steps(read("bench/large-steps"))
+    sweep, seconds = _over_ours(read("bench/sweep"))
+    steps = read("bench/large-steps")
+    large, _ = _over_ours(steps[steps["variant"].isin(["first step", "step"])])
     costs = inference_costs(read("infer_cost/infer_cost"))
     ratio = costs.loc[costs["form"] == "merged", "ratio"]
-    _, trainer, loop, seconds = _whole("", sweep)
     return bullets(
         [
-            f"A rank sweep on SmolLM2 takes {seconds}. PEFT takes {trainer} as long with the "
-            f"Trainer and {loop} as long in a tuned loop ({ran_on('sweep')}, two threads).",
-            f"With steps of 4096 tokens, the tuned loop takes {_whole('', large)[2]} as long "
+            f"A rank sweep on SmolLM2 takes {seconds:.0f} s. PEFT takes {sweep['trainer']} as long "
+            f"with the Trainer and {sweep['loop']} as long in a tuned loop ({ran_on('sweep')}, two "
+            "threads).",
+            f"With steps of 4096 tokens, the tuned loop takes {large['loop']} as long "
             f"({ran_on('large-steps')}, two threads).",
             f"At inference, a merged adapter takes {ratio.min():.2f} to {ratio.max():.2f} of the "
             "base's time, under either rule.",
@@ -86,29 +50,20 @@ def faster() -> str:
     )
 
 
-def faults() -> str:
-    """What the last ``make faults`` that was committed printed."""
-    path = RESULTS / "faults.txt"
-    if not path.exists():
-        raise NoTables(f"no {path.name}: run make faults, and copy results/faults.txt")
-    return f"```\n{path.read_text().strip()}\n```"
-
-
 def printed(name: str) -> str:
-    """What a script printed when its committed output was made: ``results/reference/name.md``."""
-    path = RESULTS / f"{name}.md"
+    """What a script printed when its committed output, ``results/reference/name``, was made."""
+    path = RESULTS / name
     if not path.exists():
-        raise NoTables(f"no {path.name}")
-    return path.read_text().strip()
+        raise NoTables(f"no {name}")
+    text = path.read_text().strip()
+    return text if path.suffix == ".md" else f"```\n{text}\n```"
 
 
 BLOCKS: dict[str, Block] = {
     "suite": suite,
     "ran-on": ran_on,
-    "speed": speed,
     "inference": inference,
     "faster": faster,
-    "faults": faults,
     "printed": printed,
 }
 """By the name in the documents."""

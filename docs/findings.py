@@ -1,4 +1,4 @@
-"""The blocks of FINDINGS.md, from the committed studies: claims, studies, failures and cost.
+"""The blocks of FINDINGS.md and of docs/evidence, from the committed studies.
 
 ``studies.yaml`` lists the studies, ``claims.yaml`` the claims and the expectations that test each.
 """
@@ -17,10 +17,8 @@ import pandas as pd
 import yaml
 
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, minus, study_tables
-from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
 from study.analysis.primary import Answer
-from study.analysis.wording import interval_text
 from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
@@ -34,26 +32,9 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.provenance import records_of, total_seconds
-from study.report.text import (
-    anchor,
-    bullets,
-    count_noun,
-    distinct,
-    joined,
-    number_list,
-    row_list,
-    table,
-)
+from study.report.text import bullets, count_noun, distinct, joined, number_list, table
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import (
-    ALL_KINDS,
-    DISTANCES,
-    LOSS,
-    MEAN_LOG,
-    MODEL_WIDE,
-    POOLINGS,
-    TRAIN,
-)
+from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
@@ -68,6 +49,8 @@ READS = {
     "below": {AGREES: "**fails**", DIFFERS: "holds"},
 }
 """What a verdict on an expectation says of the claim, by ``reads``."""
+SAID = ("holds", "**fails**", "open")
+"""The columns of :func:`claims`."""
 ALIKE = {UNCLEAR: "open", ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
 """The verdicts that say the same of every claim."""
 MOST_SENTENCES = 5
@@ -113,10 +96,10 @@ def measured(study: str, *fields: str) -> str:
     return minus(distinct(map(measured_text, matching(study, _fields(fields)))) or NOT_MEASURED)
 
 
-def measured_range(study: str, *fields: str) -> str:
-    """``-0.84 to -0.44``: the lowest and the highest value of :func:`measured`."""
-    values = [row.measured for row in matching(study, _fields(fields))]
-    return minus(f"{min(values):.2f} to {max(values):.2f}")
+def expected(study: str, *fields: str) -> str:
+    """The expected values of the expectations with these fields."""
+    rows = matching(study, _fields(fields))
+    return minus(distinct(expected_text(row.expectation) for row in rows) or NOT_MEASURED)
 
 
 def ran(study: str) -> str:
@@ -138,32 +121,53 @@ def _fields(fields: Sequence[str]) -> dict[str, Any]:
 
 
 def claims() -> str:
-    """A row per test of a claim: source, regime, what was expected and measured, the verdict."""
-    heads = ["claim", "source", "regime", "expected", "measured", "so the claim"]
+    """A row per claim: the regimes in which it holds, fails or is open."""
+    body = []
+    for claim in CLAIMS:
+        regimes: dict[str, list[str]] = {word: [] for word in SAID}
+        for test in claim["tests"]:
+            words = Counter(word for _, word in tested(test))
+            for word, count in words.items():
+                some = f" ({count} of {words.total()})" if len(words) > 1 else ""
+                regimes[word if word in SAID else "open"].append(test["regime"] + some)
+        body.append([claim["claim"], claim["by"], *map("; ".join, regimes.values())])
+    return table(["claim", "by", *SAID], body)
+
+
+def tests() -> str:
+    """A row per test of a claim: regime, what was expected and measured, the verdict."""
+    heads = ["claim", "by", "regime", "expected", "measured", "so the claim"]
     body = [
-        [claim["claim"], claim["source"], *entries_of(test)]
+        [
+            claim["claim"],
+            ": ".join([claim["by"], *filter(None, [test.get("part")])]),
+            *entries_of(test),
+        ]
         for claim in CLAIMS
         for test in claim["tests"]
     ]
     return minus(table(heads, body))
 
 
+def tested(test: Mapping[str, Any]) -> list[tuple[Compared, str]]:
+    """The comparisons of a test, and what each says of the claim."""
+    if "unstated" in test:
+        rows = list(compare([unstated(**test["unstated"])], study_tables(test["study"])))
+    else:
+        rows = matching(test["study"], test["where"])
+    return [(row, _word(test.get("reads", "holds"), row)) for row in rows]
+
+
 def entries_of(test: Mapping[str, Any]) -> list[str]:
     """The regime of a test, what was expected and measured, and what that says of the claim."""
-    if "study" not in test:
-        return [test["regime"], "", "", "not studied"]
-    study, note = test["study"], ""
-    if "unstated" in test:
-        found = list(compare([unstated(**test["unstated"])], study_tables(study)))
-        note = ", not stated beforehand"
-    else:
-        found = matching(study, test["where"])
-    expected = dict.fromkeys(f"{expected_text(row.expectation)}{note}" for row in found)
-    texts = [measured_text(row) if len(found) == 1 else _named(row) for row in found]
-    words = Counter(_word(test.get("reads", "holds"), row) for row in found)
-    verdict = [word if len(found) == 1 else f"{word}: {n}" for word, n in words.items()]
+    found, note = tested(test), ", not stated beforehand" if "unstated" in test else ""
+    several = len(found) > 1
+    expected = dict.fromkeys(f"{expected_text(row.expectation)}{note}" for row, _ in found)
+    texts = [_named(row) if several else measured_text(row) for row, _ in found]
+    words = Counter(word for _, word in found)
+    verdict = [f"{word}: {n}" if several else word for word, n in words.items()]
     return [
-        f"{test['regime']} ({_link(study)})",
+        f"{test['regime']} ({_link(test['study'])})",
         "; ".join(expected),
         "; ".join(filter(None, texts)),
         ", ".join(verdict) or NOT_MEASURED,
@@ -195,51 +199,26 @@ def _named(row: Compared) -> str:
 
 
 def _link(study: str) -> str:
-    return f"[{study}](#{anchor(STUDIES[study]['title'])})"
+    return f"[{study}]({study}.md)"
 
 
 def study_block(name: str) -> str:
     """A study: its figure, its size, its expectations, and what was found."""
     study, tables = STUDIES[name], study_tables(name)
     cells, ran = tables.cells, settings(tables.cells)
-    size = [
-        count_noun(len(cells), "cell"),
-        _span(cells),
-        count_noun(cells["seed"].nunique(), "seed"),
-        _time(total_seconds(cells, records(name))),
-    ]
-    text = f"{study['asks']} {ran[:1].upper()}{ran[1:]}. {', '.join(size)}."
+    size = f"{count_noun(len(cells), 'cell')}, {_span(cells)}"
+    hours = _time(total_seconds(cells, records(name)))
+    text = f"{study['asks']} {ran[:1].upper()}{ran[1:]}. {size}, {hours}."
     if rows := compared(name):
         number = count_noun(len(rows), "comparison")
         text += f" Of {number} with what was expected, one by one: {verdict_counts(rows)}."
-    picture = (PLOTS / name / f"{study['figures'][0]}.png").relative_to(ROOT)
+    plots = f"../../{PLOTS.relative_to(ROOT)}/{name}"
     answers = [primary_text(*found) for found in primaries(name)]
-    parts = [*answers, text, f"![{study['title']}]({picture})"]
+    parts = [*answers, text, f"![{study['title']}]({plots}/{study['figures'][0]}.png)"]
     if study.get("sentences"):
         parts.append(bullets(what_was_found(tables)[:MOST_SENTENCES]))
-    if len(tables.distances):
-        parts.append(distance_table(tables.distances))
-    parts.append(f"[All comparisons, figures and settings](plots/reference/{name}/report.md)")
+    parts.append(f"[All comparisons, figures and settings]({plots}/report.md)")
     return minus("\n\n".join(parts))
-
-
-def distance_table(distances: pd.DataFrame) -> str:
-    """How the distance to infinite rank goes with the rank, at the last step."""
-    fits = exponents(distances)
-    pooled = (fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS)
-    rows = fits[(pooled | (fits["site"] == LOSS)) & (fits["step"] == fits["step"].max())]
-    has_several_eps = "eps" in rows and rows["eps"].nunique() > 1
-    order = ["site", *(["eps"] if has_several_eps else []), "run"]
-    body = [
-        [
-            DISTANCES[str(row.site)],
-            f"{row.run}, ranks {row.rank_min:.0f} to {row.rank_max:.0f}"
-            + (f", eps {row.eps:g}" if has_several_eps else ""),
-            interval_text(row.exponent, row.ci_low, row.ci_high, places=3),
-        ]
-        for row in row_list(rows.sort_values(order))
-    ]
-    return table(["distance", "run", f"exponent at step {rows['step'].max():.0f}"], body)
 
 
 def _time(seconds: float) -> str:
@@ -260,41 +239,35 @@ def failed() -> str:
     return minus(table(heads, body)) if body else "None."
 
 
-def still_open() -> str:
-    """How many primary tests were decided, and the expectations that were not, by study."""
+def decided() -> str:
+    """How many primary tests and single expectations were decided."""
     answers = [found for name in STUDIES for found, _ in primaries(name)]
     singles = [row for name in STUDIES for row in compared(name)]
-    lines = [
-        f"Primary tests, one a study: {verdict_counts(answers)}",
-        f"Single expectations: {verdict_counts(singles)}",
-    ]
-    for name in STUDIES:
-        words = Counter(row.verdict for row in compared(name))
-        undecided = [f"{n} {word}" for word, n in words.items() if word not in (AGREES, DIFFERS)]
-        if undecided:
-            of = f"{sum(words.values())} expectations"
-            lines.append(f"{_link(name)}: {joined(undecided)} of {of}")
-    return bullets(lines)
+    return bullets(
+        [
+            f"Primary tests, one a study: {verdict_counts(answers)}",
+            f"Single expectations: {verdict_counts(singles)}",
+        ]
+    )
 
 
-def cost() -> str:
-    """Cells, time and hardware of every study."""
-    heads, body, whole = ["study", "cells", "model", "time", "processor", "commit"], [], 0.0
-    for name in STUDIES:
-        cells, found = study_tables(name).cells, records(name)
-        seconds = total_seconds(cells, found)
-        whole += seconds
+def studies() -> str:
+    """A row per study: its question, size, what was found, and where it ran."""
+    heads = ["study", "question", "primary test", "single expectations", "cells", "time", "ran on"]
+    body, whole, cells = [], 0.0, 0
+    for name, study in STUDIES.items():
+        tables, found = study_tables(name), records(name)
+        seconds = total_seconds(tables.cells, found)
+        whole, cells = whole + seconds, cells + len(tables.cells)
+        primary = ", ".join(answer.verdict for answer, _ in primaries(name))
+        singles = verdict_counts(compared(name))
         devices = [f"{r['device_name']}, {count_noun(r['threads'], 'thread')}" for r in found]
-        ran = distinct(f"`{commit[:7]}`" for commit in commits(name))
-        row = [_link(name), str(len(cells)), distinct(cells["model"])]
-        body.append([*row, _time(seconds), distinct(devices), ran])
-    body.append(["all", str(sum(int(row[1]) for row in body)), "", _time(whole), "", ""])
+        commits = distinct(f"`{record['git']['commit'][:7]}`" for record in found)
+        ran = f"{distinct(devices)}; {commits}"
+        size = [str(len(tables.cells)), _time(seconds)]
+        body.append([_link(name), study["asks"], primary, singles, *size, ran])
+    body.append(["all", "", "", "", str(cells), _time(whole), ""])
     return table(heads, body)
-
-
-def commits(study: str) -> list[str]:
-    """The commits that its cells ran at."""
-    return list(dict.fromkeys(record["git"]["commit"] for record in records(study)))
 
 
 @cache
@@ -414,13 +387,14 @@ def held(study: str) -> pd.DataFrame:
 
 BLOCKS: dict[str, Block] = {
     "measured": measured,
-    "measured-range": measured_range,
+    "expected": expected,
     "ran": ran,
     "claims": claims,
+    "tests": tests,
     "coverage": coverage,
     "failed": failed,
-    "open": still_open,
-    "cost": cost,
+    "decided": decided,
+    "studies": studies,
     "order": order,
     "study": study_block,
 }

@@ -5,9 +5,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from docs.blocks import study_tables
+from docs.blocks import minus, study_tables
+from study.analysis.fits import mean_interval
+from study.analysis.wording import interval_text
 from study.figures import style
-from study.figures.captions import settings
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Rule
 from study.vocabulary.scaling import formula, rule_label
@@ -33,14 +34,19 @@ def rate_change(scaling: str) -> str:
     return f"{factor:.1f} times higher" if factor > 1 else f"{1 / factor:.1f} times lower"
 
 
+def best_gap(scaling: str) -> str:
+    """The loss of the highest rank less that of the lowest, each at its best rate, over seeds."""
+    rates = study_tables(STUDY).rates
+    of_rank = rates[rates["scaling"] == scaling].pivot(index="seed", columns="rank")["best_loss"]
+    gap = of_rank.iloc[:, -1] - of_rank.iloc[:, 0]
+    return minus(interval_text(*mean_interval(gap), places=3))
+
+
 @style.paper()
 def hero() -> Figure:
     """A panel per rule, a line per rank; a triangle on the axis marks the best rate of a rank."""
-    tables = study_tables(STUDY)
-    [sweep] = sweeps(tables, "lr")
-    page = style.figure(1, 2, ratio=0.46, above=0.45)
-    page.set_label(settings(tables.cells))
-    axes = page.subplots(1, 2, sharey=True)
+    [sweep] = sweeps(study_tables(STUDY), "lr")
+    page, [axes] = style.panels([sweep], 2, ratio=0.46)
     for ax, rule in zip(axes, sweep.rules, strict=True):
         draw(ax, sweep, rule)
         name, change = rule_label(rule.scaling, rule.p), rate_change(rule.scaling)

@@ -25,9 +25,8 @@ def shares() -> pd.DataFrame:
 
     - ``measured``: the geometric mean over the layers of the rms on held-out inputs;
     - ``learned``: ``gamma^2 r T``; ``predicted``: that of ``gamma^2 sqrt(r (r + 1 + d_in)) T``;
-    - ``share``: ``measured / predicted``, over that of the cell of the same seed and step that has
-      learned least: ``MEASURED`` at its highest rank. The division removes what is the same for
-      every rank: the size of the gradients, and that those of different batches partly cancel.
+    - ``share``: ``measured / predicted``, over that of the cell that has learned least:
+      ``MEASURED`` at its highest rank, same seed and step.
     """
     tables = study_tables(STUDY)
     cells = tables.cells[tables.cells["optimizer"] == OPTIMIZER]

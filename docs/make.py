@@ -6,10 +6,7 @@ screenshot (:mod:`docs.screenshot`).
 """
 
 import io
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -25,8 +22,6 @@ from study.store import write_output
 from study.store.files import remove
 
 COLOURS = 256
-PROCESSES = min(4, os.cpu_count() or 1)
-"""That draw studies at a time. Each takes about 1 GB."""
 BLOCKS: dict[str, Block] = {
     **quick.BLOCKS,
     **bench.BLOCKS,
@@ -35,6 +30,7 @@ BLOCKS: dict[str, Block] = {
     "learned": learned,
     "external": external.external,
     "rate-change": hero.rate_change,
+    "best-gap": hero.best_gap,
 }
 
 
@@ -45,11 +41,16 @@ def say(line: str) -> None:
 
 def documents() -> list[Path]:
     """Every document that may show a number."""
-    return sorted([*ROOT.glob("*.md"), ROOT / "benchmarks/README.md", *ROOT.glob("docs/*.md")])
+    return sorted([*ROOT.glob("*.md"), ROOT / "benchmarks/README.md", *ROOT.glob("docs/**/*.md")])
 
 
 def write_documents() -> None:
-    """Write the numbers of every document again."""
+    """Write the numbers of every document again, and a page for each study that has none."""
+    for name, study in findings.STUDIES.items():
+        page = ROOT / f"docs/evidence/{name}.md"
+        if not page.exists():
+            block = f"<!-- numbers: study {name} -->\n<!-- end -->"
+            page.write_text(f"# {study['title']}\n\n{block}\n")
     for path in documents():
         old = path.read_text()
         new = rewrite(old, BLOCKS, say)
@@ -94,10 +95,9 @@ def slim(path: Path) -> None:
 
 def draw_pictures() -> None:
     """Draw the pictures of the studies and of the benchmarks again."""
-    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
-        for lines in pool.map(draw_study, sorted(findings.STUDIES)):
-            for line in lines:
-                say(line)
+    for name in sorted(findings.STUDIES):
+        for line in draw_study(name):
+            say(line)
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
     save(infer_cost(table("infer_cost/infer_cost")), PLOTS, "infer_cost")
     slim(save(external.external_rates(), PLOTS, "external_rates", ["png"])[0])

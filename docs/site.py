@@ -92,10 +92,11 @@ def document(name: str) -> str:
     return text.replace("](../docs/", "](")
 
 
-def _outside(found: re.Match[str]) -> str:
-    """A link to a folder or to a document that is no page, as text. Sphinx copies other files."""
+def _outside(found: re.Match[str], folder: Path) -> str:
+    """A link of a page in ``folder``: one to a folder or to a document that is no page becomes
+    text. Sphinx copies other files."""
     text, target = found.groups()
-    path = (DOCS / target).resolve()
+    path = (folder / target).resolve()
     if path.is_file() and (path.suffix != ".md" or DOCS in path.parents):
         return found[0]
     return f"{text} (`{path.relative_to(ROOT)}`)"
@@ -139,7 +140,8 @@ def fill(app: Any, page: str, source: list[str]) -> None:
     if page in GENERATED:
         environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
         source[0] = environment.from_string(source[0]).render(names())
-    source[0] = LINK.sub(_outside, source[0])
+    folder = (DOCS / page).parent
+    source[0] = LINK.sub(lambda found: _outside(found, folder), source[0])
 
 
 def _inline(translator: Any, node: nodes.math) -> None:

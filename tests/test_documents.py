@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
-from docs import blocks, make
+from docs import blocks, findings, make
 from docs.blocks import BLOCK, NoTables, minus, rewrite
 from study.figures import save
 
@@ -36,6 +36,16 @@ def test_no_measured_number_stands_outside_of_a_block(name: str) -> None:
     text = (blocks.ROOT / name).read_text()
     outside = re.sub(r"```.*?```", "", BLOCK.sub("", text), flags=re.DOTALL)
     assert [line for line in outside.splitlines() if MEASURED.search(line)] == []
+
+
+def test_the_front_pages_are_short_and_each_study_has_a_page() -> None:
+    readme, text = ((blocks.ROOT / name).read_text() for name in ("README.md", "FINDINGS.md"))
+    assert (len(readme.splitlines()) <= 110, len(text.splitlines()) <= 150) == (True, True)
+    answers, claims = text.split("## Claims of the literature")
+    assert answers.count("<!-- numbers: ran ") <= 12
+    assert claims.count("\n| ") <= 22
+    pages = {path.stem for path in (blocks.ROOT / "docs/evidence").glob("*.md")}
+    assert pages == {*findings.STUDIES, "claims", "index", "open", "order"}
 
 
 def test_every_block_is_in_a_document() -> None:

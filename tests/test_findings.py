@@ -65,7 +65,7 @@ def test_seeds_that_came_after_a_look_are_named() -> None:
 
 
 def test_rows_name_studies_and_figures_that_exist() -> None:
-    assert {test.get("study", "quick") for one in CLAIMS for test in one["tests"]} <= {*STUDIES}
+    assert {test["study"] for one in CLAIMS for test in one["tests"]} <= {*STUDIES}
     assert {figure for study in STUDIES.values() for figure in study["figures"]} <= set(FIGURES)
 
 

@@ -60,7 +60,7 @@ class Processes:
         return whole
 
     def rows(self, x: Tensor, fill: float) -> list[Tensor]:
-        """The rows of ``x`` that each process has, as many for each: ``fill`` makes up the last."""
+        """The rows of ``x`` of each process, equally many. Pads the last chunk with ``fill``."""
         missing = -len(x) % self.size
         filled = torch.cat([x, x.new_full((missing, *x.shape[1:]), fill)]) if missing else x
         return list(filled.chunk(self.size))

@@ -227,11 +227,11 @@ def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
 
 
 def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
-    """The rows over all ranks, each beside the estimate over its higher ranks alone.
+    """The rows over all ranks, each with the estimate over its higher ranks alone.
 
     That estimate is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high`` and
     ``high_predicted`` (NaN without one). One measurement is one row, also if it belongs to several
-    optimizers: at step 0 no optimizer has acted, so all but the updates is bit for bit the same for
+    optimizers: step 0 is before any update, so all but the updates is bit for bit the same for
     each. The optimizer of such a row is :data:`EVERY_OPTIMIZER`.
     """
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
@@ -305,10 +305,7 @@ def shared_measurements(rows: pd.DataFrame) -> list[str]:
     names = list(dict.fromkeys(rows["optimizer"].astype(str))) if len(rows) else []
     notes = []
     if EVERY_OPTIMIZER in names:
-        notes.append(
-            "At step 0 no optimizer has acted: a gradient is the same measurement for every "
-            "optimizer."
-        )
+        notes.append("Step 0 is before any update, so optimizers agree.")
     for name in names:
         first = OPTIMIZERS[name].starts_as if name in OPTIMIZERS else ""
         if first in names:

@@ -35,7 +35,7 @@ from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
 from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
-from study.vocabulary.verdicts import VERDICTS, Colour, meaning
+from study.vocabulary.verdicts import VERDICTS, Colour, colour_of, meaning
 
 STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
 """The style of the terminal for each colour of the vocabulary."""
@@ -62,7 +62,7 @@ def render_table(summary: pd.DataFrame) -> Table:
         for row in rows.to_dict("records"):
             word, batch = str(row["verdict"]), str(row["batch"])
             star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
-            verdict = Text(word + star, style=STYLES[VERDICTS[word].colour])
+            verdict = Text(word + star, style=STYLES[colour_of(word, str(row["stat"]))])
             bend = ""
             if row["bent"]:
                 bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}"
@@ -107,7 +107,7 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
     tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()
     if tested:
-        lines.append("every word is corrected for the number of tests (Holm)")
+        lines.append("verdicts are stricter than the intervals: many quantities are tested (Holm)")
     if tested and not summary["primary"].all():
         lines.append("* tested together with all quantities of its step; the others were fixed")
         lines.append("  before the runs and are tested together")

@@ -10,10 +10,9 @@ from study.vocabulary.thresholds import CONFIDENCE
 
 INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 STRAIGHTNESS = "straightness of the line, one seed"
-"""What the brackets beside a slope show if there is one seed."""
+"""What the brackets after a slope show if there is one seed."""
 TESTED = (
-    "Every word is corrected for the number of quantities tested (Holm). Before that, the "
-    f"{INTERVAL} decides it."
+    "Verdicts are stricter than the intervals, because many quantities are tested at once (Holm)."
 )
 """How verdicts are tested, for the text below a table."""
 BRACKETS = {"seeds": INTERVAL, "ranks": STRAIGHTNESS}
@@ -69,7 +68,7 @@ def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[st
 
 
 def bracket_head(rows: pd.DataFrame) -> str:
-    """What the brackets beside the slopes of ``rows`` show, for the head of a table.
+    """What the brackets after the slopes of ``rows`` show, for the head of a table.
 
     Empty if they show different things, or nothing: see :func:`bracket_notes`.
     """
@@ -78,7 +77,7 @@ def bracket_head(rows: pd.DataFrame) -> str:
 
 
 def bracket_notes(rows: pd.DataFrame) -> list[str]:
-    """What the brackets beside the slopes of ``rows`` show, in sentences."""
+    """What the brackets after the slopes of ``rows`` show, in sentences."""
     notes = []
     seeds = sorted(set(rows.loc[rows["interval"] == "seeds", "seeds"]))
     if seeds:

@@ -47,7 +47,7 @@ CONTRACTIONS = ("auto", "factored", "concatenated", "mixed", "merged")
 AUTO_COMPILE = "auto"
 TRACKER_MODES = ("offline", "online", "disabled")
 
-# Far above any run. Beyond them, memory or time ends before a check of either is reached.
+# Sanity limits.
 MOST_RANK = 1 << 24
 MOST_STEPS = 10**8
 MOST_EXPONENT = 16

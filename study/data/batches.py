@@ -296,7 +296,7 @@ def build_corpus(
     if len(kept) < len(loaded.rows) and len(set(kept)) < 2:
         raise StudyError(
             f"{len(loaded.rows) - len(kept)} of {len(loaded.rows)} rows are blank, are dropped "
-            f"as too long, or have nothing to learn in their first data.sequence_length={length} "
+            f"as too long, or have no target in their first data.sequence_length={length} "
             "tokens, so too few are left: raise it, or give other data"
         )
     sides = [places[side] for side in split_places(kept, config.heldout)]

@@ -64,7 +64,7 @@ def descent_vs_rank(tables: Tables) -> Figure:
 def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str = "") -> Figure:
     """A row per family: a panel for the first step and, with ``last``, one for the last.
 
-    Without ``last``, two families stand beside each other.
+    Without ``last``, two families stand next to each other.
     """
     where = {"site": quantity.site, "stat": quantity.stat}
     series = probed(tables, **where, model=True)

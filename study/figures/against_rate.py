@@ -1,5 +1,5 @@
 """The best learning rate: the loss against the rate at each rank, against its product with alpha,
-and the exponent of the best rate with rank against rho, beside the predicted crossover.
+and the exponent of the best rate with rank against rho, with the predicted crossover.
 """
 
 import math
@@ -99,7 +99,7 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, 
 def loss_against_alpha(tables: Tables) -> Figure:
     """Final held-out loss against the product of alpha and the learning rate under a sign-like
     optimizer, a line per learning rate and a panel per rank. Where lines coincide, only the product
-    matters; elsewhere the motion of A beside its init, rho, makes the difference.
+    matters; elsewhere the motion of A relative to its init, rho, makes the difference.
 
     Lines are means over seeds. A large marker is the lowest mean of its learning rate. LoRA-alpha
     (arXiv 2606.12883, abstract) says that the larger alpha is better.
@@ -181,8 +181,8 @@ def _on_rho(tables: Tables, part: Sweep) -> str:
 
 @style.paper()
 def rate_exponent_vs_rho(tables: Tables) -> Figure:
-    """The exponent of the best learning rate with rank, against rho, the motion of A beside its
-    init at the best rate. Curves are the predicted crossover, from -(1 - p) to half of it.
+    """The exponent of the best learning rate with rank, against rho, the motion of A relative to
+    its init at the best rate. Curves are the predicted crossover, from -(1 - p) to half of it.
 
     At low rho a curve has the bend of the ranks measured. At high rho its band reaches from half of
     that to half of none. Bars are the 95 % interval over seeds, and the range of rho over ranks and

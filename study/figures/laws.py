@@ -26,7 +26,9 @@ MOST_RULES = 8
 NARROW = 2.5
 """Width of a panel, in inches, below which its legend has predictions in parentheses."""
 MARKER, WIDEST = 3.6, 10.0
-"""Points: what a marker with its bar takes beside those of other rules, and what all may take."""
+"""Points: what a marker with its bar takes next to those of other rules, and what all may take."""
+MISSED = 1.15
+"""The factor beyond the band of a line at which the line misses the points of a rank."""
 PER_LAYER = "one per seed, the mean over layers of the log; bars: 5th to 95th percentile of layers"
 """The points of :func:`layer_laws`, for :func:`fine_print`."""
 
@@ -48,6 +50,15 @@ class Law:
     lost: np.ndarray
     fit: "pd.Series | None"
     spread: pd.DataFrame | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether the mean of some rank lies outside of the fit's band, by more than ``MISSED``."""
+        if self.fit is None or not len(self.rank) or pd.isna(self.fit["ci_low"]):
+            return False
+        logs = pd.Series(np.log(self.value)).groupby(self.rank).mean()
+        _, low, high = (np.log(end) for end in fitted(self.fit, logs.index.to_numpy()))
+        return bool((np.maximum(low - logs, logs - high) > math.log(MISSED)).any())
 
     @property
     def predicted(self) -> float:
@@ -78,7 +89,7 @@ def panels(
 ) -> tuple[Figure, list[np.ndarray]]:
     """:func:`style.panels`, with room for the legends above the panels.
 
-    ``more``: the entries of a legend beside the rules, with its heading.
+    ``more``: the entries of a legend apart from the rules, with its heading.
     """
     entries = min(max(len(family.rules) for family in shown), MOST_RULES) + more
     rows = math.ceil(len(options.get("labels", shown)) / options.get("beside", 1))
@@ -172,12 +183,15 @@ def draw(
     gids: ``points|line|band|theory|spread|lost <scaling> p=<p>``.
     """
     entries: dict[str, Any] = {}
+    is_short = inches < NARROW
+    widths = [law.fit["ci_high"] - law.fit["ci_low"] for law in found if law.fit is not None]
+    digits = 3 if not is_short and all(width < style.NARROW for width in widths) else 2
     for number, law in enumerate(found):
         shift = min(MARKER, WIDEST / len(found)) * (number - (len(found) - 1) / 2)
         look = style.look(law.rule, family.rules)
         points = _draw_points(ax, law, look, shift)
         line = _draw_fit(ax, law, look["color"], straight=law.rule not in curved)
-        entries[_legend_text(law, short=inches < NARROW)] = (*line, *points)
+        entries[_legend_text(law, digits, short=is_short)] = (*line, *points)
     place = ax.get_subplotspec()
     if all(law.fit is None for law in found) and not (place is None or place.is_first_col()):
         entries = {}  # the legend of the first panel has the names
@@ -215,31 +229,31 @@ def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D
     if law.fit is None:
         return []
     who = style.gid(law.rule)
+    dashes = style.DASHED if law.is_missed else "solid"
     along = np.geomspace(law.fit["rank_min"], law.fit["rank_max"], 65)
     middle, low, high = fitted(law.fit, along)
     style.band(ax, along, low, high, colour, f"band {who}", zorder=2)
     if straight and np.isfinite(law.predicted):
         predicted, *_ = fitted({**law.fit, "exponent": law.predicted}, along)
         ax.plot(along, predicted, gid=f"theory {who}", linewidth=1.5, **style.PREDICTED)
-    return ax.plot(along, middle, color=colour, zorder=3, gid=f"line {who}")
+    return ax.plot(along, middle, color=colour, linestyle=dashes, zorder=3, gid=f"line {who}")
 
 
-def _legend_text(law: Law, *, short: bool) -> str:
-    """``LoRA  −0.50 [−0.52, −0.48], theory −0.50``; with three digits if the interval is narrow.
+def _legend_text(law: Law, digits: int, *, short: bool) -> str:
+    """``LoRA  −0.50 [−0.52, −0.48], theory −0.50``.
 
-    ``short``: two digits, the prediction in parentheses, and a rule without a p of its own is
-    ``p = 0.75``.
+    ``short``: the prediction in parentheses, and a rule without a p of its own is ``p = 0.75``.
     """
     name = f"p = {law.rule.p:g}" if short and not law.rule.has_own_p else style.name(law.rule)
     if law.fit is None:
         return name
     gap = "  " if law.rule.has_own_p else ": "  # the name ends with a number
     ends = (float(law.fit[column]) for column in ("exponent", "ci_low", "ci_high"))
-    text = f"{name}{gap}{style.interval(*ends, most=2 if short else 3)}"
+    text = f"{name}{gap}{style.interval(*ends, most=digits)}"
     if np.isfinite(law.predicted):
-        theory = style.number(law.predicted)
+        theory = style.number(law.predicted, digits)
         text += f" ({theory})" if short else f", theory {theory}"
-    return text
+    return f"{text}, bent" if law.is_missed else text
 
 
 def fine_print(
@@ -258,6 +272,8 @@ def fine_print(
     if fits:
         sentences.append("Lines: power-law fits. Legend: exponents.")
         sentences.append(sentence_on_ci("Brackets, bands", {fit["interval"] for fit in fits}))
+    if any(law.is_missed for law in drawn):
+        sentences.append("Bent, dashed: the line misses the points of a rank.")
     if any(np.isfinite(law.predicted) for law in drawn):
         if straight:
             sentences.append("Dotted: predicted slope, through the centre of the fit.")

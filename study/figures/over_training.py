@@ -80,11 +80,10 @@ class Curve:
 
 @style.paper()
 def loss_curves(tables: Tables) -> Figure:
-    """Training loss and held-out perplexity over training, one curve per rank (Kalajdzievski 2023,
-    arXiv 2312.03732, Figure 2).
+    """Training loss over training, one curve per rank; below it held-out perplexity, if the study
+    was evaluated at three steps or more (Kalajdzievski 2023, arXiv 2312.03732, Figure 2).
 
-    A row of panels each; the second only if the study was evaluated at three steps or more. A
-    column per rule; rows share their y axis, and show the other rules in grey. Losses are means
+    A column per rule; rows share their y axis, and show the other rules in grey. Losses are means
     over target tokens in nats. Perplexity is the exponential of the held-out loss; its mean over
     seeds is geometric.
     """
@@ -222,7 +221,7 @@ def _draw(
 ) -> None:
     """The curves of a rule in the shades of their ranks, each labelled with its rank.
 
-    Beside a curve: its range over the seeds, and its distance from the values before smoothing.
+    Around a curve: its range over the seeds, and its distance from the values before smoothing.
     Curves that are not complete are thinner, and the curve of a broken cell ends in a cross. A
     cross outside of the range ``reach`` is drawn at its edge.
     gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``; ``label <rank>``.

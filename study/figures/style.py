@@ -130,7 +130,7 @@ def panels(
     the panels of each: ``[columns]``, or ``[lines, columns]`` if it has several ``lines`` of them.
     A line shares its y axis.
 
-    - ``column``: by default the page is as wide as two columns if panels stand beside each other;
+    - ``column``: by default the page is as wide as two columns if panels stand next to each other;
     - ``labels``: by default those of ``shown``. Several rows may belong to one setting;
     - ``beside``: how many of ``shown`` stand in a row;
     - ``above``: inches for legends and headings; by default room for the headings;
@@ -243,6 +243,8 @@ def save(
 
 RGBA = tuple[float, float, float, float]
 
+NARROW = 0.02
+"""The width of an interval below which it is written with three digits."""
 DOTTED, DASHED = (0, (0.8, 2.2)), (0, (4, 2))
 """Line styles: a predicted exponent; a predicted curve or a threshold."""
 CONTEXT = "#8c8c8c"
@@ -418,7 +420,7 @@ def number(value: float, digits: int = 2) -> str:
 
 def interval(value: float, low: float, high: float, *, most: int = 3) -> str:
     """``0.50 [0.49, 0.52]``; with three digits, or at ``most``, if the interval is narrow."""
-    digits = min(most, 3) if high - low < 0.02 else 2
+    digits = min(most, 3) if high - low < NARROW else 2
     text = number(value, digits)
     if np.isfinite(high - low):
         text += f" [{number(low, digits)}, {number(high, digits)}]"

@@ -26,7 +26,7 @@ from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM
 from study.vocabulary.scaling import formula, rule_label
 from study.vocabulary.statuses import BROKEN, DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
-from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISES, VERDICTS
+from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISES, UNCLEAR, VERDICTS
 
 
 @dataclass(frozen=True)
@@ -247,11 +247,23 @@ def _of_rule(curve: Curve) -> str:
     parts = []
     for rows, when in ((first, "at"), (curve.last, "by" if first else "at")):
         for step in sorted({row.step for row in rows}):
-            clauses = [_clause(row) for row in rows if row.step == step]
-            parts.append(f"{when} step {step} {joined(clauses)}")
+            parts.append(f"{when} step {step} {_clauses([r for r in rows if r.step == step])}")
     low, high = curve.condition[0].rank_min, curve.condition[0].rank_max
     text = f"{curve.name}, rank {high:g} against rank {low:g}: {'; '.join(parts)}."
     return f"{text} {loss[0].upper()}{loss[1:]}." if loss else text
+
+
+def _clauses(rows: Sequence[Any]) -> str:
+    """``the output falls to 71 %; 3 seeds cannot say whether the norm (81 %) is stable``."""
+    unclear = [row for row in rows if row.verdict == UNCLEAR]
+    clear = [_clause(row) for row in rows if row.verdict != UNCLEAR]
+    said = joined(clear) if clear else ""
+    if not unclear:
+        return said
+    nouns = joined([f"the {CONDITION[r.place].noun} ({size_text(r.factor)})" for r in unclear])
+    verb = "is" if len(unclear) == 1 else "are"
+    doubt = f"{unclear[0].seeds:g} seeds cannot say whether {nouns} {verb} stable"
+    return "; ".join(filter(None, (said, doubt)))
 
 
 def _clause(row: Any) -> str:
@@ -322,7 +334,7 @@ def _on_batches(found: Sequence[Curve], exponents: pd.DataFrame) -> Iterator[str
         nouns.setdefault(batch, []).append(f"the {CONDITION[place].noun}")
     nouns.pop("", None)
     if nouns:
-        yield " ".join(f"Read on the {batch}: {joined(nouns[batch])}." for batch in nouns)
+        yield " ".join(f"Measured on the {batch}: {joined(nouns[batch])}." for batch in nouns)
 
 
 def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
@@ -341,7 +353,7 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
 
 
 def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
-    """Why an output that grows and a lower loss go together, where both were shown first.
+    """Why a larger output and a lower loss go together, for the first curve that shows both.
 
     ``several``: whether the study has several learning rates.
     """
@@ -357,8 +369,7 @@ def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
             )
         steps = "time" if math.isnan(curve.steps) else f"{curve.steps:g} steps"
         yield (
-            f'Why an output that "{grown[0].verdict}" and a lower perplexity go together: a larger '
-            f"output is a larger step. Under {curve.rule} {first}, and at learning rate "
+            f"A larger output means a larger step: under {curve.rule} {first}. At learning rate "
             f"{curve.lr:g} the larger steps learned more in the same {steps}."
             + ("" if several else " To tell a better rank from a larger step, sweep optimizer.lr.")
         )

@@ -261,13 +261,13 @@ def _two_regimes(tables: StudyTables) -> Iterator[str]:
     names = joined([quantity_text(*pair).removesuffix(", rms") for pair in pairs])
     low, high = bent["rank_min"].min(), bent["rank_max"].max()
     yield (
-        f"**These ranks span two regimes**: between ranks {low:g} and {high:g} the scaling law of "
-        f"{names} changes, so their exponents and p\\* are for these ranks and not for the limit."
+        f"**Do not extrapolate beyond these ranks**: between ranks {low:g} and {high:g} the "
+        f"scaling law of {names} changes, so exponents and p\\* differ at higher ranks."
     )
 
 
 def _several_machines(records: Sequence[Record]) -> Iterator[str]:
-    """What may differ between cells beside their settings: code and device."""
+    """What may differ between cells apart from their settings: code and device."""
     gits = [record.get("git") or {} for record in records]
     commits = {str(git["commit"])[:HASH_DIGITS] for git in gits if git.get("commit")}
     devices = {str(r["device_name"]) for r in records if r.get("device_name")}

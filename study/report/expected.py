@@ -1,4 +1,4 @@
-"""The report's section on what the experiment expected, beside what was measured."""
+"""The report's section on what the experiment expected, compared with what was measured."""
 
 import math
 from collections import Counter
@@ -29,7 +29,7 @@ from study.vocabulary.verdicts import AGREES, DIFFERS
 def expected_section(
     tables: StudyTables, records: Sequence[Record], late: Sequence[Entry] = ()
 ) -> dict[str, Any]:
-    """The primary test, and every expectation beside what was measured, with verdicts.
+    """The primary test, and every expectation compared with what was measured, with verdicts.
 
     ``late``: entries whose primary test was stated after the cells had run. It counts if no cell
     holds one. Empty if nothing was expected.

@@ -110,8 +110,8 @@ def _launched(files: Iterable[Path]) -> Iterator[None]:
         if (signum := signals.asked()) is not None:  # the signal came before its process listened
             raise signals.current().stopped(signum) from None
         if type(error).__name__ in _LOST:
-            line = f"a process of the launcher was lost ({one_line(error)}): run the same command"
-            raise StudyError(f"{line} again, which continues") from None
+            line = f"a process of the launcher was lost ({one_line(error)})"
+            raise StudyError(f"{line}: rerun the command to resume") from None
         raise
     for path in stops:
         remove(path)

@@ -166,7 +166,7 @@ def _data_lines(pack: Pack) -> Iterator[str]:
     yield (
         f"data {data_name(data)}: {rows['train']} rows{form}{packed} to train on and "
         f"{rows['heldout']} held out; {rows['cut']} are cut to {data.sequence_length} tokens, "
-        f"{rows['dropped']} others are dropped, because they have nothing to learn"
+        f"{rows['dropped']} are skipped without target tokens"
     )
     if train.epochs is not None:
         yield (

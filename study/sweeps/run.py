@@ -231,8 +231,8 @@ class _Pass:
         except Exception as error:  # of any kind: the other folds can still be trained
             if processes.is_lost(error):
                 raise StudyError(
-                    "another process of torchrun has failed or was lost: run the same command "
-                    "again, which continues"
+                    "another process of torchrun has failed or was lost: rerun the "
+                    "command to resume"
                 ) from error
             if not (half and is_out_of_memory(error)):
                 failures = recorder.fail(error)

@@ -32,7 +32,7 @@ _ONE_REQUEST = 0.5
 class Stopped(BaseException):
     """A signal ended the sweep. No ``except Exception`` on the way out takes it for a failure.
 
-    ``command``: what the user typed, which continues. ``line``: the last line to print.
+    ``command``: what the user typed; it resumes. ``line``: the last line to print.
     ``exit_code``: that of a process that a signal ended, as a shell reports it.
     """
 

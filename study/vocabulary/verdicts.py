@@ -31,26 +31,28 @@ class Verdict:
     beyond: bool = False
 
 
+UNKNOWN_SIZE = "we cannot tell whether by more than {factor:g} times"
+
 VERDICTS: dict[str, Verdict] = {
-    "stable": Verdict(
-        "is stable", "shown to change by less than a factor of {factor:g}", "=", "green"
-    ),
-    "collapses": Verdict(
-        "collapses", "shown to fall by more than a factor of {factor:g}", "↓", "red", beyond=True
-    ),
-    "explodes": Verdict(
-        "explodes", "shown to rise by more than a factor of {factor:g}", "↑", "red", beyond=True
-    ),
-    "falls": Verdict("falls", "shown to fall; the size is not decided", "↘", "yellow"),
-    "rises": Verdict("rises", "shown to rise; the size is not decided", "↗", "yellow"),
-    "unclear": Verdict("is unclear", "none of these was shown", "?", "yellow"),
+    "stable": Verdict("is stable", "changes by less than {factor:g} times", "=", "green"),
+    "collapses": Verdict("collapses", "falls by more than {factor:g} times", "↓", "red", True),
+    "explodes": Verdict("explodes", "grows by more than {factor:g} times", "↑", "red", True),
+    "falls": Verdict("falls", f"falls; {UNKNOWN_SIZE}", "↘", "yellow"),
+    "rises": Verdict("rises", f"grows; {UNKNOWN_SIZE}", "↗", "yellow"),
+    "unclear": Verdict("is unclear", "these seeds cannot tell", "?", "yellow"),
     "one seed": Verdict("was measured with one seed", "one seed gives no verdict", "–", "grey"),
 }
 STABLE, COLLAPSES, EXPLODES, FALLS, RISES, UNCLEAR, ONE_SEED = VERDICTS
 
 
 AGREES, DIFFERS = "agrees", "differs"
-"""The words for a measured value beside an expected one; also UNCLEAR and ONE_SEED."""
+"""The words for a measured value compared with an expected one; also UNCLEAR and ONE_SEED."""
+
+
+def colour_of(word: str, stat: str) -> Colour:
+    """The colour of a verdict on a statistic. A descent that grows with the rank is no fault."""
+    is_gain = stat == "descent" and word in (EXPLODES, RISES)
+    return "yellow" if is_gain else VERDICTS[word].colour
 
 
 def meaning(word: str, factor: float) -> str:

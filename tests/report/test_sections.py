@@ -76,8 +76,8 @@ def test_a_study_with_two_batches_says_which_one_was_read(on_disk: OnDisk) -> No
     [output] = [row for row in rows if row[:2] == ["SGD, rsLoRA", "adapter output, rms"]]
     assert "-0.12 [" in output[3]
     assert (
-        "Read on the held-out batch: the adapter output and the gradient into the inputs. "
-        "Read on the training batch: the gradient norm."
+        "Measured on the held-out batch: the adapter output and the gradient into the inputs. "
+        "Measured on the training batch: the gradient norm."
     ) in said(load_tables(folder))
     batches = {tuple(row[1:3]) for row in rows_of(section(folder, EXPONENTS))}
     assert ("adapter output, rms", "held-out batch") in batches
@@ -122,7 +122,7 @@ def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
     assert found["SGD, LoRA", descent, "1"][1:4] == ["×0.016", "-1.00", "**collapses**"]
     assert found["SGD, rsLoRA", norm, "0"][1:4] == ["×1.00", "0.00", "stable"]
     assert "| exponent [95 % interval] |" in text
-    assert "*collapses*: shown to fall by more than a factor of 1.5" in text
+    assert "*collapses*: falls by more than 1.5 times" in text
     assert "Every word is corrected" in text
 
 

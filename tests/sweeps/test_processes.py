@@ -104,7 +104,7 @@ def test_a_process_that_fails_or_is_lost_leaves_a_cell_that_can_continue(
 
     leader, other = torchrun(*small, "train.shard=true", before=end_at_step_1)
     assert leader[0] == 2
-    assert "another process of torchrun has failed or was lost: run the same command" in leader[1]
+    assert "torchrun has failed or was lost: rerun the command to resume" in leader[1]
     assert "Traceback" not in leader[1]
     if not killed:
         assert other == (1, "study: process 1 failed: RuntimeError: no memory is left\n")
