@@ -1,12 +1,12 @@
 """The generated parts of the site, as a Sphinx extension.
 
-A page of :data:`GENERATED` is a Jinja template over :func:`names`. Formulas become MathML, which
+A page of :data:`GENERATED` is a Jinja template over :data:`NAMES`. Formulas become MathML, which
 browsers draw without a network.
 """
 
 import itertools
 import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,12 @@ from docs.blocks import PLOTS, ROOT
 from docs.findings import STUDIES
 from study.config.hints import meanings
 from study.figures import FIGURES
-from study.store.rows import SCHEMAS
 from study.theory.rows import ROWS
-from study.vocabulary import optimizers, quantities, scaling, statuses, verdicts
+from study.vocabulary import quantities, statuses, verdicts
 
 GENERATED = (
-    "index",
-    "experiments",
-    "exponents",
-    "files",
-    "findings",
-    "gallery",
-    "glossary",
-    "keys",
-    "statistics",
+    *("experiments", "exponents", "files", "findings"),
+    *("gallery", "glossary", "keys", "statistics"),
 )
 LINK = re.compile(r"(?<!!)\[([^]]*)\]\((?!https?:|#)([^)#]+)\)")
 CONF, DOCS = ROOT / "conf", ROOT / "docs"
@@ -92,19 +84,12 @@ def document(name: str) -> str:
     return text.replace("](../docs/", "](")
 
 
-def _outside(found: re.Match[str], folder: Path) -> str:
-    """A link of a page in ``folder``: one to a folder or to a document that is no page becomes
-    text. Sphinx copies other files."""
+def outside(page: str, found: re.Match[str]) -> str:
+    """A link to a folder or to a document that is no page, as text. Sphinx checks the others."""
     text, target = found.groups()
-    path = (folder / target).resolve()
-    if path.is_file() and (path.suffix != ".md" or DOCS in path.parents):
-        return found[0]
-    return f"{text} (`{path.relative_to(ROOT)}`)"
-
-
-def pages(*found: str) -> str:
-    """The pages among ``found`` that exist, for a table of contents."""
-    return "\n".join(name for name in found if list(DOCS.glob(f"{name}.md")))
+    path = (DOCS / page).parent.joinpath(target).resolve()
+    elsewhere = path.suffix == ".md" and path.exists() and DOCS not in path.parents
+    return f"{text} (`{path.relative_to(ROOT)}`)" if elsewhere or path.is_dir() else found[0]
 
 
 def cell(text: object) -> str:
@@ -126,22 +111,20 @@ def where(name: str, stat: quantities.Stat) -> str:
     return code(special.get(name) or of_kind.get(stat.kind, "adapter_out"))
 
 
-def names() -> dict[str, Any]:
-    """What the templates know."""
-    functions: list[Callable[..., Any]] = [keys, options, gallery, document, pages, where]
-    functions += [code, cell]
-    modules = {"quantities": quantities, "verdicts": verdicts, "scaling": scaling}
-    modules |= {"statuses": statuses, "optimizers": optimizers}
-    return modules | {f.__name__: f for f in functions} | {"SCHEMAS": SCHEMAS, "ROWS": ROWS}
+FUNCTIONS = (keys, options, gallery, document, where, code, cell)
+TABLES = {"quantities": quantities, "verdicts": verdicts, "statuses": statuses, "ROWS": ROWS}
+NAMES: dict[str, Any] = {function.__name__: function for function in FUNCTIONS} | TABLES
+"""What the templates know."""
 
 
 def fill(app: Any, page: str, source: list[str]) -> None:
-    """Fill the template of a generated page."""
+    """Fill the template of a generated page, and mend the links of every page."""
+    text = source[0]
     if page in GENERATED:
-        environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-        source[0] = environment.from_string(source[0]).render(names())
-    folder = (DOCS / page).parent
-    source[0] = LINK.sub(lambda found: _outside(found, folder), source[0])
+        text = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True).render(NAMES)
+    if page == "evidence/index":
+        text += "\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
+    source[0] = LINK.sub(partial(outside, page), text)
 
 
 def _inline(translator: Any, node: nodes.math) -> None:

@@ -14,8 +14,8 @@ import pytest
 from study.store import StudyTables
 
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "docs/extending.md", ROOT / "docs/extending-measures.md"
-TEXT = "\n".join(page.read_text() for page in PAGES)
+PAGES = "extending", "extending-measures", "extending-views"
+TEXT = "\n".join((ROOT / f"docs/{page}.md").read_text() for page in PAGES)
 RECIPES = {
     "An optimizer": "optimizer=signum",
     "An init": "adapter.init=wide",
@@ -23,9 +23,10 @@ RECIPES = {
     "A statistic": "probes.stats=[all,kurtosis]",
     "A data set": "data=sums",
     "A figure": "name=recipes",
+    "A tracker": "tracker=json",
 }
 """The headings of the page, and the override that uses what the recipe adds. Every study has all
-figures, so the last one only names the study."""
+figures, so that one only names the study."""
 SWEEP = "model=tiny train.steps=2 train.batch_size=2 data.heldout=2 probes.steps=[0,1] "
 SWEEP += "adapter.rank=2,4,8 seed=0,1,2 optimizer.lr=1e-3"
 COMMANDS = """
@@ -150,3 +151,12 @@ def test_a_data_set_and_a_figure(tables: StudyTables, folder: Path, report: str)
     assert "data: sums" in report
     assert (folder / "plots/recipes/seconds_vs_rank.png").stat().st_size > 5_000
     assert "Seconds that a cell took against its rank." in report
+
+
+def test_a_tracker(tables: StudyTables, folder: Path) -> None:
+    files = list((folder / "results/recipes/json").glob("*.jsonl"))
+    assert len(files) == len(tables.cells)
+    config, *steps = map(json.loads, files[0].read_text().splitlines())
+    assert config["adapter.init"] == "wide"
+    assert [row["step"] for row in steps] == [0, 1, 2]
+    assert any(name.startswith("grad_norm/block_00") for name in steps[0])

@@ -5,6 +5,7 @@ Defaults and meanings stand in ``conf/``, where users read them (``study train -
 """
 
 import math
+from collections import ChainMap
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ from study.config.values import (
     whole_or,
 )
 from study.errors import StudyError, given, short, unknown
-from study.vocabulary.extras import NONE, TRACKERS
+from study.vocabulary.extras import NONE, TRACKERS, Tracker
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
@@ -310,7 +311,7 @@ class TrackerConfig(Part):
     It holds no account key: trackers have settings of their own, so no record contains one.
     """
 
-    name: Annotated[str, one_of((NONE, *TRACKERS))] = NONE
+    name: Annotated[str, one_of(ChainMap(TRACKERS, {NONE: Tracker("none")}))] = NONE
     mode: Annotated[str, one_of(TRACKER_MODES)] = "offline"
     project: str | None = None
     entity: str | None = None
