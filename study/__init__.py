@@ -7,33 +7,64 @@ Everything else is in the console script (``study --help``).
 """
 
 import logging
+import os
+import sys
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study import errors as errors  # so that `except study.errors.StudyError` needs no import
 
 __version__ = "0.1.0"
+PLUGINS = "STUDY_PLUGINS"
+"""The environment variable with the plug-ins of this process and of those that it starts."""
 
 if TYPE_CHECKING:
-    from study.store import StudyTables
+    from study.report import Study
 
 
-def load(study_dir: str) -> "StudyTables":
+def load_plugins(named: Iterable[str] = ()) -> None:
+    """Import plug-ins: modules that add rows to the tables of the package (docs/extending.md).
+
+    They are those that the variable :data:`PLUGINS` names, those of installed packages (entry
+    points ``study.plugins``), and those ``named``. Modules in the working directory are found too.
+    Call it before anything else. Processes that this one starts load the same plug-ins. Raises
+    :class:`study.errors.StudyError` if a module can't be imported.
+    """
+    installed = [point.value for point in entry_points(group="study.plugins")]
+    known = os.environ.get(PLUGINS, "").split(",")
+    names = list(dict.fromkeys(filter(None, [*known, *installed, *named])))
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise errors.StudyError(f"plug-in {name}: {error}") from error
+    if names:
+        os.environ[PLUGINS] = ",".join(names)
+
+
+def load(study_dir: str | os.PathLike[str]) -> "Study":
     """A study's tables as pandas frames: ``cells``, ``metrics``, ``probes``, ``exponents``, ...
 
-    The exponents are computed from the others; if the study does not allow it, they are empty and a
-    warning says why. Raises :class:`study.errors.StudyError` if ``study_dir`` holds no study.
+    A notebook shows what was found, and ``load(...).report()`` writes the report. The exponents
+    are computed from the others; if the study does not allow it, they are empty and a warning says
+    why. Raises :class:`study.errors.StudyError` if ``study_dir`` holds no study.
     """
     # Here, so that `import study` stays instant.
     from study.analysis import with_derived
+    from study.report import Study
     from study.store import load_measured
 
-    measured = load_measured(study_dir)
+    tables = load_measured(study_dir)
     try:
-        return with_derived(measured)
+        tables = with_derived(tables)
     except errors.StudyError as error:
         logging.getLogger(__name__).warning("no exponents of %s: %s", study_dir, error)
-        return measured
+    return Study(**vars(tables), folder=Path(study_dir))
 
 
 def __getattr__(name: str) -> Any:
@@ -41,3 +72,7 @@ def __getattr__(name: str) -> Any:
     if name == "record":
         return import_module("study.integrations.recording").record
     raise AttributeError(f"module 'study' has no attribute {name!r}")
+
+
+if os.environ.get(PLUGINS):  # a process that a sweep has started, or a notebook
+    load_plugins()

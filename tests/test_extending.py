@@ -30,13 +30,11 @@ figures, so that one only names the study."""
 SWEEP = "model=tiny train.steps=2 train.batch_size=2 data.heldout=2 probes.steps=[0,1] "
 SWEEP += "adapter.rank=2,4,8 seed=0,1,2 optimizer.lr=1e-3"
 COMMANDS = """
-import importlib, json, sys
-modules, lines = json.loads(sys.argv[1])
-for module in modules:
-    importlib.import_module(module)
+import json, sys
 from study import cli
+plugins, lines = json.loads(sys.argv[1])
 for line in lines:
-    sys.argv = ["study", *line]
+    sys.argv = ["study", *plugins, *line]
     try:
         cli.main()
     except SystemExit as leaving:
@@ -61,8 +59,8 @@ def blocks(heading: str) -> dict[str, str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where one study with all recipes was trained and shown, in a process of its own.
 
-    Each recipe is a module, which imports what it uses. It comes before the rest of the package, as
-    a row of a table does.
+    Each recipe is a plug-in in the working directory. The one of the data set is that of an
+    installed package.
     """
     place = tmp_path_factory.mktemp("recipes")
     modules = {f"recipe_{number}": heading for number, heading in enumerate(RECIPES)}
@@ -71,20 +69,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = place / (f"{module}.py" if name == "python" else f"conf/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(body)
+    installed = next(name for name, heading in modules.items() if heading == "A data set")
+    (place / "sums-1.dist-info").mkdir()
+    (place / "sums-1.dist-info/METADATA").write_text("Name: sums\nVersion: 1\n")
+    entry = f"[study.plugins]\nsums = {installed}\n"
+    (place / "sums-1.dist-info/entry_points.txt").write_text(entry)
+    plugins = [f"--plugin={name}" for name in modules if name != installed]
     searched = f"hydra.searchpath=[file://{place}/conf]"
     lines = [
         ["train", "-m", searched, *SWEEP.split(), *RECIPES.values()],
+        ["analyze", "results/recipes", "-q"],
         ["report", "results/recipes"],
         ["dashboard", "results/recipes", "--export", "recipes.html"],
     ]
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps([list(modules), lines])],
+        [sys.executable, "-c", COMMANDS, json.dumps([plugins, lines])],
         cwd=place,
         env=os.environ | {"PYTHONPATH": f"{place}:{ROOT}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    (place / "printed.txt").write_text(done.stdout)
     return place
 
 
@@ -135,7 +141,7 @@ def test_a_rule(tables: StudyTables, report: str) -> None:
     assert "cube root, γ = α/r^1/3" in report
 
 
-def test_a_statistic(tables: StudyTables, folder: Path) -> None:
+def test_a_statistic(tables: StudyTables, folder: Path, report: str) -> None:
     stored = (folder / "results/recipes/cells").glob("*/probes.parquet")
     rows = pd.concat(map(pd.read_parquet, stored)).dropna(subset=["kurtosis", "rms", "m4"])
     assert len(rows)
@@ -143,6 +149,8 @@ def test_a_statistic(tables: StudyTables, folder: Path) -> None:
     assert ratio.to_numpy() == pytest.approx(1.0, abs=1e-3)
     assert "kurtosis" in set(tables.exponents["stat"])
     assert tables.exponents.loc[tables.exponents["stat"] == "kurtosis", "predicted"].isna().all()
+    assert "| adapter output, kurtosis | 1 |" in report
+    assert "adapter_out kurtosis" in (folder / "printed.txt").read_text()
 
 
 def test_a_data_set_and_a_figure(tables: StudyTables, folder: Path, report: str) -> None:

@@ -47,9 +47,10 @@ Parts = Sequence[tuple[str, pd.DataFrame]]
 
 def render_table(summary: pd.DataFrame) -> Table:
     """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals."""
+    by = ["optimizer", "rule", "curve", "batch"]
     curves = [
-        (", ".join(filter(None, map(str, key))), rows)
-        for key, rows in summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
+        (", ".join([*filter(None, key), BATCH_NAMES.get(batch, batch)]), rows)
+        for (*key, batch), rows in summary.groupby(by, sort=False, observed=True)
     ]
     predicted = bool(summary["predicted"].notna().any())
     theory = ["theory"] if predicted else []
@@ -60,7 +61,7 @@ def render_table(summary: pd.DataFrame) -> Table:
         table.add_section()
         table.add_row(Text(printable(name), style="bold"))
         for row in rows.to_dict("records"):
-            word, batch = str(row["verdict"]), str(row["batch"])
+            word = str(row["verdict"])
             star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
             verdict = Text(word + star, style=STYLES[colour_of(word, str(row["stat"]))])
             bend = ""
@@ -68,7 +69,7 @@ def render_table(summary: pd.DataFrame) -> Table:
                 bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}"
                 verdict.append("\nbent", style="default")
             table.add_row(
-                row["quantity"] + ("" if batch == TRAIN else f", {BATCH_NAMES.get(batch, batch)}"),
+                row["quantity"],
                 str(row["step"]),
                 row["estimate"] + bend,
                 factor_text(row["factor"]),
@@ -99,10 +100,8 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
         for over, rows in summary.groupby("over", sort=False)
         if over != OVER_MODEL
     ]
-    others = [BATCH_NAMES.get(b, b) for b in map(str, summary["batch"].unique()) if b != TRAIN]
-    lines += [f"{name}: read on the {name} batch" for name in others]
-    rest = "all others: " if others else ""
-    lines.append(f"{rest}read on the {BATCH_NAMES[TRAIN]} batch")
+    names = ", ".join(BATCH_NAMES.get(batch, batch) for batch in summary["batch"].unique())
+    lines.append(f"{names}: the batch of the rows below it")
     if (summary["dropped"] > 0).any():
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
     tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()

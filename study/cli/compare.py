@@ -11,7 +11,6 @@ from study.analysis.terminal import render_comparison, render_settings
 from study.cli.group import (
     PATH,
     cli,
-    plots_folder,
     print_sentences,
     print_tables,
     say,
@@ -20,6 +19,7 @@ from study.cli.group import (
 from study.errors import StudyError, printable
 from study.figures import save
 from study.figures.comparison import comparison
+from study.report import plots_folder
 from study.store import load_measured
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.group import PATH, cli, plots_folder, say
+from study.cli.group import PATH, cli, say
 from study.errors import StudyError
 from study.store.records import cell_folders, no_study, read_record
 from study.sweeps.progress import live_sweeps, waiting_cells
@@ -50,6 +50,7 @@ def dashboard(
     It waits for a study that has no cell yet.
     """
     if wandb:
+        from study.report import plots_folder
         from study.tracking.workspace import open_workspace
 
         if len(studies) > 1:

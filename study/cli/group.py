@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import sys
 import textwrap
@@ -14,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from study import __version__
+from study import __version__, load_plugins
 from study.errors import MOST_CHARACTERS, printable
 
 WIDTH = 100
@@ -23,38 +22,54 @@ PATH = click.Path(path_type=Path)
 STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
 
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("training", "Train one cell, or a sweep with -m (study train --help)."),
-    "status": ("training", "List the cells of a study and their states."),
-    "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
-    "figures": ("tables", "Draw the figures of a study."),
-    "compare": ("compare", "Compare studies: settings, exponents, p*, losses, and differences."),
-    "report": ("tables", "Write one page, and print what the study found."),
-    "dashboard": ("dashboard", "Show every layer in a browser, also during training."),
-    "rates": ("rates", "Print how the best learning rate changes with rank."),
-    "power": ("power", "Print how many seeds each expectation needs, from a pilot."),
-    "distances": ("tables", "Measure the distance of SGD runs from infinite rank."),
-    "advise": ("advise", "Say which alpha and learning rate to set, and on what that rests."),
-    "import-config": ("exchange", "Import a configuration of Axolotl, LLaMA-Factory, TRL or PEFT."),
-    "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
-    "audit": ("audit", "Examine a PEFT adapter: rule, gamma, size and rank of each layer."),
-    "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
-    "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
-    "check": ("tables", "Verify every record, table and checkpoint of a study."),
-    "archive": ("tables", "Write a study into one file per table."),
-    "fetch": ("training", "Download a base model and print its path."),
-    "bench": ("training", "Time training, inference and large studies."),
-    "completion": ("training", "Print the code that completes words in a shell."),
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Decide": {
+        "advise": ("advise", "Say which alpha and learning rate to set, and on what that rests."),
+        "rates": ("rates", "Print how the best learning rate changes with rank."),
+        "power": ("power", "Print how many seeds each expectation needs, from a pilot."),
+    },
+    "Run": {
+        "train": ("training", "Train one cell, or a sweep with -m (study train --help)."),
+        "status": ("training", "List the cells of a study and their states."),
+        "list": ("training", "List the studies in a folder."),
+        "distances": ("tables", "Measure the distance of SGD runs from infinite rank."),
+        "fetch": ("training", "Download a base model and print its path."),
+        "bench": ("training", "Time training, inference and large studies."),
+        "completion": ("training", "Print the code that completes words in a shell."),
+    },
+    "Look": {
+        "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
+        "figures": ("tables", "Draw the figures of a study."),
+        "compare": (
+            "compare",
+            "Compare studies: settings, exponents, p*, losses, and differences.",
+        ),
+        "report": ("tables", "Write one page, and print what the study found."),
+        "dashboard": ("dashboard", "Show every layer in a browser, also during training."),
+        "audit": ("audit", "Examine a PEFT adapter: rule, gamma, size and rank of each layer."),
+        "check": ("tables", "Verify every record, table and checkpoint of a study."),
+    },
+    "Exchange": {
+        "import-config": (
+            "exchange",
+            "Import a configuration of Axolotl, LLaMA-Factory, TRL or PEFT.",
+        ),
+        "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
+        "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
+        "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
+        "archive": ("tables", "Write a study into one file per table."),
+    },
 }
-"""Every command with its module and a line of help. A module is imported when its command runs,
-because what it imports takes seconds."""
+"""Every command with its module and a line of help, as the help groups them. A module is imported
+when its command runs, because what it imports takes seconds."""
+COMMANDS = {name: module for rows in GROUPS.values() for name, (module, _) in rows.items()}
 
 ALIASES = {"transfer": "advise"}
 """Earlier names of commands."""
 
 
 class Commands(click.Group):
-    """The commands of :data:`COMMANDS`."""
+    """The commands of :data:`GROUPS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -62,12 +77,13 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name in COMMANDS:
-            import_module(f"study.cli.{COMMANDS[cmd_name][0]}")
+            import_module(f"study.cli.{COMMANDS[cmd_name]}")
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+        for title, rows in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, about) for name, (_, about) in rows.items()], 14)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         names = [name for name in COMMANDS if name.startswith(incomplete)]
@@ -75,11 +91,25 @@ class Commands(click.Group):
         return [*map(CompletionItem, names), *options]
 
 
+def _import_plugins(
+    context: click.Context, parameter: click.Parameter, named: tuple[str, ...]
+) -> tuple[str, ...]:
+    load_plugins(named or ())
+    return named
+
+
 @click.group(
     cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(__version__, prog_name="study")
-def cli() -> None:
+@click.option(
+    "--plugin",
+    multiple=True,
+    metavar="MODULE",
+    callback=_import_plugins,
+    help="Import a module with rules, statistics or figures of your own; may be repeated.",
+)
+def cli(plugin: tuple[str, ...]) -> None:
     """How does an adapter's scaling behave as its rank grows?
 
     \b
@@ -166,24 +196,6 @@ def print_sentences(sentences: Iterable[str]) -> None:
     for sentence in sentences:
         line = printable(sentence, MOST_CHARACTERS)
         click.echo(textwrap.fill(line, text_width(), initial_indent="- ", subsequent_indent="  "))
-
-
-def plots_folder(study_dir: Path) -> Path:
-    """The folder of a study's figures: ``plots_dir/NAME``, by the configuration of a cell.
-
-    A record may come from somebody else, so only a folder beside ``results_dir`` is taken from it.
-    """
-    from study.store import cell_folders, read_record
-
-    records = filter(None, map(read_record, cell_folders(study_dir)))
-    config: dict[str, object] = next((r["config"] for r in records if r["config"]), {})
-    results, plots = (Path(str(config.get(key, ""))) for key in ("results_dir", "plots_dir"))
-    place, depth = study_dir.absolute(), len(results.parts)
-    is_beside = not any(path.is_absolute() or ".." in path.parts for path in (results, plots))
-    is_here = place.parts[-1 - depth : -1] == results.parts  # it was not moved
-    if config and is_beside and is_here:
-        return Path(os.path.relpath(place.parents[depth] / plots / study_dir.name))
-    return study_dir.parent.parent / "plots" / study_dir.name
 
 
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}

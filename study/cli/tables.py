@@ -14,7 +14,6 @@ from study.cli.group import (
     PATH,
     STUDY_DIR,
     cli,
-    plots_folder,
     print_sentences,
     print_tables,
     say,
@@ -25,7 +24,7 @@ from study.errors import MOST_CHARACTERS, StudyError, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.captions import settings
 from study.figures.style import FORMATS
-from study.report import answer, write_report
+from study.report import answer, plots_folder, write_report
 from study.store import StudyTables, write_table
 from study.store.archive import check_study, write_archive
 from study.store.records import cell_folders, is_archived

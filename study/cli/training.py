@@ -18,9 +18,12 @@ from click.shell_completion import (
     get_completion_class,
 )
 
-from study.cli.group import PASSED_ON, STUDY_DIR, cli, print_tables, tables_as
+from study.cli.group import PASSED_ON, PATH, cli, print_tables, tables_as
 from study.vocabulary.sources import MODELS
 from study.vocabulary.statuses import note
+
+RESULTS = Path("results")
+"""Where ``study train`` writes, unless ``results_dir`` says otherwise."""
 
 
 @add_completion_class
@@ -71,7 +74,9 @@ def train(arguments: tuple[str, ...]) -> None:
     """Train one cell, or a sweep with -m (study train --help)."""
     from study.sweeps import signals
 
-    with signals.listen(["train", *arguments]):  # before the imports, which take a second
+    plugins = click.get_current_context().find_root().params["plugin"]
+    line = [*(f"--plugin={name}" for name in plugins), "train", *arguments]
+    with signals.listen(line):  # before the imports, which take a second
         from study.sweeps import app as hydra_app
 
         if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -83,24 +88,44 @@ def train(arguments: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@STUDY_DIR
+@click.argument("study_dir", type=PATH, metavar="[RESULTS/NAME]", required=False)
 @click.option(
     "--watch",
     is_flag=True,
     help="Follow all processes that train the study, until every cell is trained.",
 )
 @tables_as
-def status(study_dir: Path, watch: bool, output: str | None) -> None:
-    """List the cells of a study and their states."""
+def status(study_dir: Path | None, watch: bool, output: str | None) -> None:
+    """List the cells of a study and their states; without a study, the studies in results."""
     from study.sweeps import progress
 
-    if watch:
+    if study_dir is None:
+        list_studies(RESULTS, output)
+    elif watch:
         progress.watch(study_dir)
     elif output:
         cells = progress.load_status(study_dir)
         print_tables(output, cells=cells.assign(note=list(map(note, cells.to_dict("records")))))
     else:
         click.echo(progress.render(progress.load_status(study_dir)))
+
+
+@cli.command("list")
+@click.argument("folder", type=PATH, default=RESULTS)
+@tables_as
+def list_command(folder: Path, output: str | None) -> None:
+    """List the studies in FOLDER, which is results by default, with the states of their cells."""
+    list_studies(folder, output)
+
+
+def list_studies(folder: Path, output: str | None) -> None:
+    from study.sweeps import progress
+
+    studies = progress.list_studies(folder)
+    if output:
+        print_tables(output, studies=studies)
+    else:
+        click.echo(progress.render_studies(studies))
 
 
 @cli.command(context_settings=PASSED_ON)

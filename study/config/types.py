@@ -316,6 +316,7 @@ class TrackerConfig(Part):
     project: str | None = None
     entity: str | None = None
     dir: FilePath | None = None
+    alerts: bool = False
     sites: Annotated[Any, some_of(SITES)] = "all"
 
 

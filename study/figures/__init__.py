@@ -43,10 +43,12 @@ _MODULES = {
 }
 """The module of each figure. A figure has the name of its function and of its file."""
 
-FIGURES: dict[str, Callable[[Tables], Figure]] = {
-    name: getattr(import_module(f"{__name__}.{module}"), name) for name, module in _MODULES.items()
-}
+FIGURES: dict[str, Callable[[Tables], Figure]] = {}
 """Every figure, in the order of a report. Each raises :class:`Absent` if its data are missing."""
+FIGURES.update(
+    (name, getattr(import_module(f"{__name__}.{module}"), name))
+    for name, module in _MODULES.items()
+)
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
-from study.figures.captions import on_batch
+from study.figures.captions import on_batch, span
 from study.figures.over_training import FEWEST_EVALUATIONS
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied, per_step
 from study.theory.rounding import GAUSSIAN, swallowed
@@ -71,12 +71,13 @@ def loss_in_bf16(tables: Tables) -> Figure:
     rates = sorted({rate for family in shown for rate in family.cells["lr"]})[:3]
     size: dict[str, Any] = {"lines": len(rules), "ratio": 0.33 * max(2, len(rates)), "sharex": True}
     page, grid = style.panels(shown, len(rates), **size)
+    seeds: set[int] = set()
     for part, family in zip(grid, shown, strict=True):
         for panels, rule in zip(np.atleast_2d(part), rules, strict=True):
             for ax, rate in zip(panels, rates, strict=True):
                 one = {"rank": family.ranks[-1], "rule": rule, "lr": rate}
                 cells = family.cells[(family.cells[list(one)] == pd.Series(one)).all(axis=1)]
-                _draw_losses(ax, cells, losses)
+                seeds.add(_draw_losses(ax, cells, losses))
                 ax.set_title(f"{style.name(rule)}, lr {style.decimal(rate, powers=True)}")
             style.y_axis(panels, metric.label, f"({metric.unit})")
         for ax in panels:  # the lowest
@@ -84,8 +85,8 @@ def loss_in_bf16(tables: Tables) -> Figure:
     drawn = {form for family in shown for form in family.cells["form"]}
     style.legend(page, {form: look for form, look in LOOKS.items() if form in drawn})
     ranks = dict.fromkeys(f"{family.ranks[-1]:g}" for family in shown)
-    seeds = max(family.cells["seed"].nunique() for family in shown)
-    mean = f"Lines: mean over {seeds} seeds, with the same batches." if seeds > 1 else ""
+    mean = f"Lines: mean over {span(seeds - {0})} seeds, with the same batches."
+    mean = mean if max(seeds) > 1 else ""
     return style.finish(page, f"Rank {' or '.join(ranks)}.", mean, left_out)
 
 
@@ -134,9 +135,13 @@ def _draw_points(ax: Axes, rows: pd.DataFrame, beside: list[Rule]) -> None:
         ax.plot(own["expected"], own["swallowed"], color=colour, gid=who, **look)
 
 
-def _draw_losses(ax: Axes, cells: pd.DataFrame, losses: pd.DataFrame) -> None:
-    """The mean over seeds of each form, at the steps that all have. gid: ``curve <form>``."""
-    for form, own in cells.groupby("form"):
+def _draw_losses(ax: Axes, cells: pd.DataFrame, losses: pd.DataFrame) -> int:
+    """The mean of each form over the seeds that every form has, at the steps that all have. gid:
+    ``curve <form>``. Returns the number of these seeds."""
+    forms = cells.groupby("seed")["form"].nunique()
+    shared = forms.index[forms == cells["form"].nunique()]
+    for form, own in cells[cells["seed"].isin(shared)].groupby("form"):
         rows = losses[losses["cell_id"].isin(set(own["cell_id"]))]
         mean = rows.pivot(index="step", columns="cell_id", values="value").dropna().mean(axis=1)
         ax.plot(mean.index, mean, gid=f"curve {form}", **LOOKS[str(form)])
+    return len(shared)

@@ -32,7 +32,7 @@ Fits = dict[tuple[Rule, str], pd.DataFrame]
 """By rule and name of quantity: the fits, one row per step."""
 AS_LOADED = 0.0
 """For a base that is not quantised."""
-NAMES = {AS_LOADED: "as loaded", 8.0: "8 bits", 4.0: "4 bits"}
+NAMES = {AS_LOADED: "as loaded", 8.0: "8 bits", 4.0: "NF4"}
 LOOKS: dict[float, dict[str, Any]] = {
     AS_LOADED: {"marker": "o", "color": style.INK},
     8.0: {"marker": "s", "color": "#2b6fc2"},

@@ -101,11 +101,10 @@ def grad_norm_curves(tables: Tables) -> Figure:
     """Norm of the gradient over all adapters, on the training batch and before clipping, over
     training, one curve per rank (Kalajdzievski 2023, Figure 3).
 
-    The norms are those of the probes if every cell has them, else the ``grad_norm`` of every step.
-    The two are the same number; only the steps differ. Means over seeds are geometric. The paper
-    names its quantity the average parameter gradient norm. If the statistic ``mean_norm`` was
-    measured, a second row of panels shows the other reading: the mean over all A and B of the norm
-    of each one's gradient.
+    Every step is drawn; a loop that also trains other weights has only the probed steps. Means over
+    seeds are geometric. The paper names its quantity the average parameter gradient norm. If the
+    statistic ``mean_norm`` was measured, a second row of panels shows the other reading at the
+    probed steps: the mean over all A and B of the norm of each one's gradient.
     """
     norm, mean = (
         probed(tables, quantity.site, quantity.stat, model=True)
@@ -113,7 +112,10 @@ def grad_norm_curves(tables: Tables) -> Figure:
     )
     every_step = per_step(tables, "grad_norm")
     every_step = every_step[every_step["value"] > 0]
-    series = norm if set(norm["cell_id"]) >= set(every_step["cell_id"]) else every_step
+    both = norm.merge(every_step, on=["cell_id", "step"])  # of other weights too, they differ
+    same = np.allclose(both["value_x"].astype(float), both["value_y"].astype(float), rtol=0.02)
+    series = pd.concat([norm, every_step if same else every_step.head(0)])
+    series = series.drop_duplicates(["cell_id", "step"])
     rows = [Row((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)]
     if len(mean):
         rows.append(Row((MEAN_GRADIENT_NORM.name, MEAN_GRADIENT_NORM.symbol), mean, True))

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from study.analysis.fits import Lines
+from study.analysis.summary import SUMMARY_COLUMNS
 from study.config import (
     UNKNOWN_STEPS,
     CellConfig,
@@ -42,6 +45,7 @@ from study.integrations.runs import (
     read_adapters,
 )
 from study.store import CellWriter, rows_of
+from study.store.rows import SCHEMAS
 from study.store.tables import FIRST
 from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
@@ -458,10 +462,15 @@ def record(
 
 def _check_varies(varies: Mapping[str, Any]) -> None:
     """Raises :class:`StudyError` for a name that the tables have already, and for odd values."""
-    taken = {*FIRST, *inspect.signature(CellConfig).parameters}
+    taken = {*FIRST, *inspect.signature(CellConfig).parameters, *SUMMARY_COLUMNS}
+    taken |= {name for table in SCHEMAS for name in SCHEMAS[table].names}
+    taken |= {line.name for line in fields(Lines)}
     for name, value in varies.items():
         if name in taken or name.startswith("_"):
-            raise StudyError(f"{name}={short(value)}: the tables have a column {name} already")
+            raise StudyError(
+                f"{name}={short(value)}: the tables have a column {name} already, so write "
+                f"run_{name}={short(value)}"
+            )
         if not isinstance(value, bool | int | float | str | None):
             raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
 

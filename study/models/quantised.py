@@ -1,4 +1,4 @@
-"""Quantised bases: block linears with weights in 8 or 4 bits, by bitsandbytes through transformers.
+"""Quantised bases: block linears in 8 bits or NF4, by bitsandbytes through transformers.
 
 - 8 bits: LLM.int8(), one scale per output (Dettmers et al. 2022, arXiv 2208.07339);
 - 4 bits: QLoRA's NF4, one scale per 64 weights, itself quantised (Dettmers et al. 2023, arXiv

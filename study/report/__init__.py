@@ -10,4 +10,12 @@
 
 from study.report.answer import answer
 from study.report.caveats import caveats
-from study.report.page import as_html, draw_figures, report_of, report_text, write_report
+from study.report.page import (
+    Study,
+    as_html,
+    draw_figures,
+    plots_folder,
+    report_of,
+    report_text,
+    write_report,
+)

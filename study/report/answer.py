@@ -19,7 +19,7 @@ from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, co
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import batch_words, settings_text
 from study.report.sections import answer_of
-from study.report.text import cell_list, count_noun, interval, joined, number_list, row_list
+from study.report.text import broken_list, count_noun, interval, joined, number_list, row_list
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM
@@ -185,7 +185,7 @@ def answer(tables: StudyTables) -> list[str]:
         own = cells[cells["status"] == status]
         verb = {"diverged": "diverged", "stuck": "got stuck"}[status]
         if len(own):
-            said.append(f"{len(own)} of {len(cells)} cells {verb} ({cell_list(own)}).")
+            said.append(f"{len(own)} of {len(cells)} cells {verb} ({broken_list(own)}).")
     several = cells["lr"].nunique() > 1
     return [*said, *_why(found, several), *_best_rates(tables.rates), *_together(found)]
 

@@ -11,12 +11,12 @@ from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
 from study.report.provenance import HASH_DIGITS, UNREADABLE, Record
 from study.report.text import (
+    broken_list,
     cell_list,
     count_noun,
     distinct,
     first_of,
     joined,
-    number_list,
     quantity_text,
 )
 from study.store import StudyTables
@@ -71,20 +71,10 @@ def _lost_cells(cells: pd.DataFrame, records: Sequence[Record]) -> Iterator[str]
     for status, about in STATUSES.items():
         own = cells[cells["status"] == status]
         if about.fits and len(own):
-            names = _ends(own) if about.ended_at else cell_list(own)
+            names = broken_list(own) if about.ended_at else cell_list(own)
             use = about.fits.partition(". ")[0].removesuffix(".")
             use = use[0].lower() + use[1:]
             yield f"**{count_noun(len(own), 'cell')} {status}** ({names}): {use}."
-
-
-def _ends(cells: pd.DataFrame) -> str:
-    """``rsLoRA r = 64 at lr 0.1, step 3, 5``: broken cells by rank, with the step of their end."""
-    steps: dict[str, set[float]] = {}
-    for place in range(len(cells)):
-        cell = cells.iloc[[place]]
-        name = f"{cell_list(cell)} at lr {cell['lr'].item():g}"
-        steps.setdefault(name, set()).add(end_step(cell.to_dict("records")[0]))
-    return first_of([f"{name}, step {number_list(sorted(ends))}" for name, ends in steps.items()])
 
 
 def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:

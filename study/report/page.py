@@ -4,13 +4,17 @@ import base64
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
+from study.analysis import summary
 from study.analysis.wording import TESTED
 from study.config.expectations import Entry
 from study.errors import printable
@@ -22,6 +26,7 @@ from study.report.caveats import caveats
 from study.report.expected import expected_section
 from study.report.provenance import Record, provenance_lines, records_of
 from study.report.text import (
+    MOST_OF_AN_ENTRY,
     anchor,
     bullets,
     count_noun,
@@ -31,7 +36,7 @@ from study.report.text import (
     rule_of_row,
     table_of,
 )
-from study.store import StudyTables, write_output
+from study.store import StudyTables, cell_folders, read_record, write_output
 from study.store.files import remove
 from study.vocabulary.optimizers import label
 
@@ -43,6 +48,9 @@ UNBROKEN = r"[-+]?\d\.\d+ \[[-+]?\d\.\d+, [-+]?\d\.\d+\]|\d %"
 """``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
 NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference")
 """Markdown that the report's texts don't use. A name that contains it stays text."""
+SHOWN = ["optimizer", "rule", "curve", "quantity", "batch", "step"]
+SHOWN += ["estimate", "predicted", "verdict"]
+"""The columns of :func:`study.analysis.summary` in a notebook."""
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 PART = re.compile(
     r"^<details>\n<summary>(?P<summary>.+)</summary>\n\n(?P<details>(?s:.+?))\n\n</details>$"
@@ -151,6 +159,22 @@ def write_report(
     return paths
 
 
+def plots_folder(study_dir: Path) -> Path:
+    """The folder of a study's figures: ``plots_dir/NAME``, by the configuration of a cell.
+
+    A record may come from somebody else, so only a folder beside ``results_dir`` is taken from it.
+    """
+    records = filter(None, map(read_record, cell_folders(study_dir)))
+    config: dict[str, object] = next((r["config"] for r in records if r["config"]), {})
+    results, plots = (Path(str(config.get(key, ""))) for key in ("results_dir", "plots_dir"))
+    place, depth = study_dir.absolute(), len(results.parts)
+    is_beside = not any(path.is_absolute() or ".." in path.parts for path in (results, plots))
+    is_here = place.parts[-1 - depth : -1] == results.parts  # it was not moved
+    if config and is_beside and is_here:
+        return Path(os.path.relpath(place.parents[depth] / plots / study_dir.name))
+    return study_dir.parent.parent / "plots" / study_dir.name
+
+
 def report_of(
     study_dir: Path,
     tables: StudyTables,
@@ -206,3 +230,28 @@ def as_html(text: str, title: str, folder: Path) -> str:
     page.filters |= {"markdown": markdown, "inline": reader.renderInline, "anchor": anchor}
     titles = HEADING.findall(text)[1:]  # without what was found, which stands above the contents
     return page.get_template("page.html").render(title=title, titles=titles, parts=parts)
+
+
+@dataclass(frozen=True)
+class Study(StudyTables):
+    """The tables of a study in a notebook, which shows what was found. ``folder``: of the study."""
+
+    folder: Path = Path()
+
+    def _repr_html_(self) -> str:
+        """The sentences of the answer, and the exponents to read first."""
+        lines = bullets([printable(line, MOST_OF_AN_ENTRY) for line in answer(self)])
+        found = MarkdownIt("commonmark", {"html": False}).render(lines)
+        rows = summary(self.exponents) if len(self.exponents) else pd.DataFrame(columns=SHOWN)
+        name = escape(printable(self.folder.resolve().name))
+        return f"<h3>{name}</h3>{found}{rows[SHOWN].to_html(index=False, na_rep='')}"
+
+    def report(self, to: str | os.PathLike[str] | None = None) -> Path:
+        """Write ``report.md``, ``report.html`` and the figures, as ``study report`` does.
+
+        ``to``: a folder instead of the study's. Returns the path of the page. Raises
+        :class:`StudyError` if a file can't be written.
+        """
+        plots = plots_folder(self.folder) if to is None else Path(to) / "figures"
+        _, page = write_report(self.folder, self, plots, None if to is None else Path(to))
+        return page

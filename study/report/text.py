@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from study.analysis.grouping import end_steps
 from study.analysis.wording import TESTED, interval_text, setting_text
 from study.errors import printable
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import QUANTITIES, SITES, STATS
+from study.vocabulary.quantities import PRIMARY, QUANTITIES, SITES, STATS
 from study.vocabulary.scaling import RULES, formula, rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
@@ -93,6 +94,16 @@ def cell_list(cells: pd.DataFrame) -> str:
     return first_of(parts)
 
 
+def broken_list(cells: pd.DataFrame) -> str:
+    """``rsLoRA r = 16, 64 at lr 0.1, step 3, 5``: cells by rate, with the steps of their ends."""
+    return first_of(
+        [
+            f"{cell_list(own)} at lr {lr:g}, step {number_list(sorted(set(end_steps(own))))}"
+            for lr, own in cells.groupby("lr")
+        ]
+    )
+
+
 def number_list(numbers: Iterable[float]) -> str:
     """Numbers separated by commas; infinity is ``∞``."""
     return ", ".join("∞" if np.isinf(number) else f"{number:g}" for number in numbers)
@@ -132,8 +143,8 @@ def rule_of_row(row: Any) -> str:
 
 def quantity_text(site: str, stat: str) -> str:
     """The label of a quantity; site and statistic in words if it has none."""
-    known = next((q.label for q in QUANTITIES if (q.site, q.stat) == (site, stat)), None)
-    return known or f"{SITES[site].label}, {STATS[stat].label}"
+    labels = {(q.site, q.stat): q.label for q in (*PRIMARY, *QUANTITIES)}
+    return labels.get((site, stat)) or f"{SITES[site].label}, {STATS[stat].label}"
 
 
 def row_estimate(row: Any) -> str:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from study.config.hashing import recorded_identities
 from study.errors import StudyError, one_line
@@ -46,9 +46,15 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+def _known(rule: str) -> str:
+    if rule not in scaling.RULES:
+        raise ValueError(f"no rule {rule!r} here: give its plug-in with study --plugin")
+    return rule
+
+
 class _Adapter(_Part):
     rank: PositiveFloat
-    scaling: Literal[tuple(scaling.RULES)]  # type: ignore[valid-type]
+    scaling: Annotated[str, AfterValidator(_known)]
 
 
 class _Config(_Part):

@@ -27,11 +27,19 @@ _PROBES = pa.schema(
     [("step", pa.int32()), ("layer", TEXT), ("block", pa.int32())]
     + [(name, TEXT) for name in ("kind", "site", "batch")]
     + [("d_in", pa.int32()), ("d_out", pa.int32())]
-    + [(stat, pa.float32()) for stat in STATS]
 )
 _TRUNCATIONS = pa.schema([(name, pa.float64()) for name in ("kept", "loss", "share")])
 
-SCHEMAS = {"metrics": _METRICS, "probes": _PROBES, "truncations": _TRUNCATIONS}
+
+class _Schemas(dict[str, pa.Schema]):
+    """The probes' have a column for each statistic that there is by now: plug-ins add some."""
+
+    def __getitem__(self, name: str) -> pa.Schema:
+        stats = STATS if name == "probes" else ()
+        return pa.schema([*super().__getitem__(name), *((stat, pa.float32()) for stat in stats)])
+
+
+SCHEMAS = _Schemas({"metrics": _METRICS, "probes": _PROBES, "truncations": _TRUNCATIONS})
 """The tables that a cell writes; one without rows has no file.
 
 - ``metrics``: a row per step (:data:`study.vocabulary.quantities.METRICS`);

@@ -7,9 +7,11 @@ of the cells. :mod:`study.analysis.distances` measures.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,14 +69,30 @@ def measure_study(
             f"adapter.scaling=rslora optimizer={'|'.join(of_family('linear'))}, or with "
             f"adapter.scaling=lora optimizer={'|'.join(of_family('sign'))}, and probes.steps"
         )
-    tables = []
+    work = []
     for finite in groups.values():
         finite.sort(key=lambda config: config.adapter.rank)
         asked = rank_free if _is_exact(finite[0]) else ()
         ranks = {*asked, *(config.adapter.rank for config in finite)} if asked else ()
-        free = [at_rank(finite[0], rank) for rank in sorted(ranks)]
-        tables += _measure_group(finite, free, say)
-    return pd.concat(tables, ignore_index=True)
+        work.append((finite, [at_rank(finite[0], rank) for rank in sorted(ranks)]))
+    runs = sum(1 + len(finite) + len(free) for finite, free in work)
+    steps = max(max(probe_steps(config)) for finite, _ in work for config in finite)
+    say(f"{runs} runs of up to {steps} steps, each from its start: {len(work)} of them are limits")
+    said = _numbered(runs, say)
+    parts = [table for finite, free in work for table in _measure_group(finite, free, said)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _numbered(runs: int, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says that a run begins, with its number and the time left, if all take the same time."""
+    began, numbers = time.monotonic(), iter(range(runs))
+
+    def begins(run: str) -> None:
+        done = next(numbers)
+        left = (time.monotonic() - began) * (runs - done) / max(1, done)
+        say(f"{done + 1}/{runs} {run}" + (f"; {timedelta(seconds=round(left))} left" * (done > 0)))
+
+    return begins
 
 
 def has_limit(config: CellConfig) -> bool:

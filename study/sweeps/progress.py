@@ -9,18 +9,20 @@ so far. It may be off by half.
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from study.errors import StudyError, printable
@@ -33,6 +35,8 @@ WAITING = "waiting"
 """The state of a cell that a live sweep has not begun."""
 STATES = (*STATUSES, WAITING)
 NUMBERS = ("lr", "rank", "seed", "steps", "seconds")
+WIDE = 10_000
+"""Columns of text where there is no terminal: a line per cell for other programs."""
 LINE_EVERY = 10.0
 """Seconds between lines of log where there is no terminal."""
 READ_EVERY = 5.0
@@ -174,7 +178,39 @@ def waiting_cells(study_dir: Path) -> list[dict[str, Any]]:
     return [record for record in found if record["status"] == WAITING]
 
 
-# `study status`: the cells by state, as text.
+# `study status` and `study list`: cells and studies as text.
+
+
+def list_studies(results_dir: Path) -> pd.DataFrame:
+    """A row per study in ``results_dir``: its folder, models, cells, and cells by state.
+
+    Raises :class:`StudyError` if there is none.
+    """
+    found = []
+    for folder in sorted(filter(Path.is_dir, results_dir.glob("*"))):
+        with contextlib.suppress(StudyError):
+            cells = load_status(folder)
+            models = ", ".join(sorted(set(cells["model"].dropna().astype(str))))
+            states = {state: int((cells["status"] == state).sum()) for state in STATES}
+            found.append({"study": str(folder), "model": models, "cells": len(cells), **states})
+    if not found:
+        raise StudyError(
+            f"no study in {results_dir}: run study train, or give the folder of your studies"
+        )
+    return pd.DataFrame(found)
+
+
+def render_studies(studies: pd.DataFrame) -> str:
+    """The table of :func:`list_studies` as text: a line per study."""
+    shown = {
+        "study": list(studies["study"]),
+        "model": list(studies["model"]),
+        "cells": [
+            ", ".join(f"{row[state]} {state}" for state in STATES if row[state])
+            for row in studies.to_dict("records")
+        ],
+    }
+    return "\n".join(_lines(shown))
 
 
 def load_status(study_dir: Path) -> pd.DataFrame:
@@ -204,35 +240,57 @@ def count_noun(number: int, noun: str) -> str:
 
 
 def render(cells: pd.DataFrame) -> str:
-    """The ``cells`` table as text: a line of counts, then a line per cell, by state."""
+    """The ``cells`` table as text: a line of counts, a line of what all cells share, then a line
+    per cell, by state."""
     cells = cells.iloc[cells["status"].map(STATES.index).argsort(kind="stable")]
 
     def words(column: str, form: str) -> pd.Series:
         return cells[column].map(form.format, na_action="ignore").astype(object).fillna("")
 
     done = cells["steps_done"].fillna(0).map("{:g}/".format)
-    shown = {
-        **{name: words(name, "{}") for name in ("status", "cell_id", "model", "optimizer")},
+    settings = {
+        "model": words("model", "{}"),
+        "optimizer": words("optimizer", "{}"),
         "lr": words("lr", "{:g}"),
         "scaling": words("scaling", "{}") + words("exponent", " p={:g}"),
         **({"contraction": words("contraction", "{}")} if "contraction" in cells else {}),
+    }
+    readable = cells["status"] != "unreadable"
+    shared = {name: of for name, of in settings.items() if of[readable].nunique() < 2}
+    notes = [note(cell) for cell in cells.to_dict("records")]
+    shown = {
+        **{name: words(name, "{}") for name in ("status", "cell_id")},
+        **{name: of for name, of in settings.items() if name not in shared},
         "rank": words("rank", "{:g}"),
         "seed": words("seed", "{:.0f}"),
         "steps": done + words("steps", "{:.0f}"),
         "seconds": words("seconds", "{:.1f}"),
-        "note": [note(cell) for cell in cells.to_dict("records")],
+        **({"note": notes} if any(notes) else {}),
     }
+    in_words = printable(", ".join(f"{name} {max(of)}" for name, of in shared.items() if max(of)))
+    return "\n".join(filter(None, [_summary(cells), in_words, *_lines(shown)]))
+
+
+def _lines(shown: Mapping[str, Iterable[str]]) -> list[str]:
+    """The lines of a table of these columns, as wide as the terminal. The last column is folded."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    *_, last = shown
     for column in shown:
-        table.add_column(column, justify="right" if column in NUMBERS else "left")
+        justify: Literal["left", "right"] = "right" if column in NUMBERS else "left"
+        table.add_column(column, justify=justify, no_wrap=column != last)
     for row in zip(*shown.values(), strict=True):
         table.add_row(*(Text(printable(text)) for text in row))
-    return "\n".join([_summary(cells), *table_lines(table)])
+    return table_lines(table, terminal_width())
 
 
-def table_lines(table: Table) -> list[str]:
-    """The lines of a table, as wide as it is."""
-    console = Console(width=10_000)
+def terminal_width() -> int:
+    """The columns of the terminal; :data:`WIDE` without one."""
+    return shutil.get_terminal_size((WIDE, 24)).columns
+
+
+def table_lines(table: Table, width: int = WIDE) -> list[str]:
+    """The lines of a table of at most ``width`` columns."""
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
     return [line.rstrip() for line in capture.get().splitlines()]
@@ -249,6 +307,7 @@ def watch(study_dir: Path) -> None:
     Raises :class:`StudyError` if the folder holds no study.
     """
     printed, states = -LINE_EVERY, ""
+    width = terminal_width()
     while True:
         cells, sweeps = load_status(study_dir), live_sweeps(study_dir)
         running = cells[cells["status"] == "running"].head(4).fillna({"steps_done": 0})
@@ -256,14 +315,15 @@ def watch(study_dir: Path) -> None:
             break
         if counts(cells["status"]) != states or time.monotonic() - printed > LINE_EVERY:
             printed, states = time.monotonic(), counts(cells["status"])
-            parts = [time.strftime("%H:%M:%S"), _summary(cells)]
-            for cell in running.to_dict("records"):
-                step = f"{cell['steps_done']:g}/{cell['steps']}"
-                parts.append(f"rank {cell['rank']:g} {cell['scaling']} at step {step}")
+            line = f"{time.strftime('%H:%M:%S')}  {_summary(cells)}"
             if found := [sweep.progress() for sweep in sweeps]:
                 last = max(found, key=lambda each: each.seconds_left or 0.0)
-                parts += [f"{last.work:.0%}", last.left]
-            print("  ".join(parts).rstrip(), flush=True)
+                line += f"  {last.work:.0%}  {last.left}".rstrip()
+            for cell in running.to_dict("records"):
+                step = f"{cell['steps_done']:g}/{cell['steps']}"
+                more = f"  rank {cell['rank']:g} {cell['scaling']} at step {step}"
+                line += more if len(line + more) <= width else ""
+            print(line, flush=True)
         time.sleep(max(1.0, len(cells) / 500))  # a reading takes 1 ms a cell
     print(f"{render(cells)}\nnext: study report {study_dir}", flush=True)
 
@@ -284,13 +344,15 @@ class Display:
         self.console = Console(
             stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True
         )
+        own = partial(Column, no_wrap=True, overflow="ellipsis")
         self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False, table_column=own(max_width=14)),
+            BarColumn(bar_width=10),
             TaskProgressColumn(),
-            TextColumn("{task.fields[line]}", markup=False),
+            TextColumn("{task.fields[line]}", markup=False, table_column=own(ratio=1)),
             console=self.console,
             disable=not self.console.is_terminal,
+            expand=True,
         )
         self.task = self.bar.add_task(self.name, total=1.0, line="loading")
         self.finished = 0
@@ -319,12 +381,13 @@ class Display:
         if self.first_tokens < 0:
             self.first_at, self.first_tokens = now, tokens
         rate = (tokens - self.first_tokens) / max(1e-9, now - self.first_at)
-        loss = next((f"loss {row['loss']:.4f}  " for row in metrics if "loss" in row), "")
-        step = f"step {metrics[0]['step']:.0f}/{self.steps}  {loss}{rate:.0f} tokens/s"
-        line = self._line(self.label, step)
-        self.bar.update(self.task, completed=self.ahead.work if self.ahead else 0.0, line=line)
+        loss = next((f"loss {row['loss']:.4f}" for row in metrics if "loss" in row), "")
+        step = f"step {metrics[0]['step']:.0f}/{self.steps}"
         if self.bar.disable and now - self.logged_at > LINE_EVERY:
-            self.say(line)
+            self.say(self._line(self.label, step, loss, f"{rate:.0f} tokens/s"))
+        # A narrow terminal cuts off the end of a bar's line.
+        line = self._line(step, loss, self.label, f"{rate:.0f} tokens/s", left_at=1)
+        self.bar.update(self.task, completed=self.ahead.work if self.ahead else 0.0, line=line)
 
     def finish(self, label: str, status: str) -> None:
         """The cell with this ``label`` has ended."""
@@ -343,11 +406,15 @@ class Display:
         self.read_at = time.monotonic()
         self.ahead = self.sweep.progress() if self.sweep else None
 
-    def _line(self, *parts: str) -> str:
-        """``9 of 12 cells done  adamw rslora rank 8 seed 0  step 3/100  0:03:10 left``."""
+    def _line(self, *parts: str, left_at: int | None = None) -> str:
+        """``9 of 12 cells done  adamw rslora rank 8 seed 0  step 3/100  0:03:10 left``.
+
+        ``left_at``: the place of the time left; the last one by default.
+        """
         done, cells, left = self.finished, self.cells, ""
         if self.ahead:
             done = sum(self.ahead.states[state] for state in ENDED)
             cells, left = self.ahead.states.total(), self.ahead.left
-        said = (f"{done} of {count_noun(cells, 'cell')} done", *parts, left)
+        said = [f"{done} of {count_noun(cells, 'cell')} done", *parts]
+        said.insert(len(said) if left_at is None else left_at, left)
         return "  ".join(part for part in said if part)

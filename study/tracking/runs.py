@@ -27,6 +27,7 @@ from study.errors import StudyError, one_line
 from study.vocabulary.extras import NONE, TRACKERS, WANDB
 from study.vocabulary.quantities import MODEL_WIDE, SITES, TRAIN
 from study.vocabulary.scaling import rule_words
+from study.vocabulary.statuses import BROKEN, note
 
 if TYPE_CHECKING:
     import wandb
@@ -217,6 +218,7 @@ class Tracker:
         self.runs: dict[str, _Run] = {}
         self.is_off = config.name == NONE
         """Whether there is no tracker, or it has failed."""
+        self.alerted = False
         self.at_once = not self.is_off and TRACKERS[config.name].at_once
         self.sites = chosen("tracker.sites", config.sites, SITES)
         # Trackio ends the run that it finds in this process's context once more, and prints.
@@ -238,11 +240,19 @@ class Tracker:
             self._attempt(lambda: self._write_rows(run))
 
     def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
-        """A cell has ended. ``fields``: the fields that the end adds to its record."""
+        """A cell has ended. ``fields``: the fields that the end adds to its record.
+
+        With ``tracker.alerts``, the first one that diverges or gets stuck sends an alert.
+        """
         run = self.runs.pop(cell_id)
 
         def end() -> None:
             self._write_rows(run)
+            if status in BROKEN and self.config.alerts and not self.alerted:
+                self.alerted = True
+                lr = run.record["config"]["optimizer"]["lr"]
+                why = f"{note({**fields, 'status': status})}, learning rate {lr:g}"
+                self.alert(run.open, f"{run.record['study']}: {status}", f"{run.name}: {why}")
             self.close(run.open, status, fields)
 
         self._attempt(end)
@@ -300,6 +310,11 @@ class Tracker:
     def write(self, run: Any, row: dict[str, float], step: int) -> None:
         """Write a row."""
         run.log({name: float(value) for name, value in row.items()}, step=step)
+
+    def alert(self, run: Any, title: str, text: str) -> None:
+        """Send an alert; only W&B and Trackio have any."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            getattr(run, "tracker", run).alert(title=title, text=text)
 
     def close(self, run: Any, status: str, fields: Mapping[str, Any]) -> None:
         """End the run. The status of the cell is in the store."""

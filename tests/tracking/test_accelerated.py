@@ -1,5 +1,7 @@
 """``tracker=tensorboard``, ``tracker=trackio`` ...: they hold what the store holds."""
 
+import contextlib
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +62,19 @@ def test_a_tracker_prints_nothing_and_holds_what_the_store_holds(
         stored = dict(zip(rows["step"], rows["norm"].astype(float), strict=True))
         assert runs[run][f"grad_norm/{MODEL_WIDE}"] == pytest.approx(stored, rel=1e-6)
     assert compared > 40
+
+
+def test_the_first_broken_cell_sends_one_alert(tmp_path: Path, study_process: Process) -> None:
+    pytest.importorskip("trackio")
+    where = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    sweep = ("adapter.rank=2,4", "optimizer.lr=1e30", "tracker=trackio", "tracker.alerts=true")
+    ran = study_process(tmp_path, "train", "-m", *sweep, "train.steps=4", **where)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+    [file] = (tmp_path / "trackio").glob("default*.db")
+    with contextlib.closing(sqlite3.connect(file)) as base:
+        [[title, text]] = base.execute("SELECT title, text FROM alerts").fetchall()
+    assert title == "default: diverged"
+    assert text.endswith("learning rate 1e+30")
 
 
 def test_the_trackers_are_accelerates() -> None:
