@@ -26,7 +26,7 @@ TABLE = Path("results/reference/advice/advised.parquet")
 STEPS, SEEDS, STEP = 40, "0,1,2", 2.0
 SHARED = (
     "model=tiny data=pydoc data.sequence_length=48 data.heldout=16 train.batch_size=4 "
-    f"probes.steps=null train.steps={STEPS} seed={SEEDS}"
+    f"probes.steps=null checkpoint.every=null pack.fold=20 train.steps={STEPS} seed={SEEDS}"
 )
 LORA: dict[str, object] = {"lora_r": 8, "lora_alpha": 16, "optimizer": "adamw_torch_fused"}
 RS = {"peft_use_rslora": True}
@@ -113,25 +113,24 @@ def follow(number: int) -> dict:
     old = sweep(f"{number}-old", [*overrides(as_is), f"adapter.rank={keys['lora_r']}"], start)
     advice = ask(axolotl(keys, old.lr, file), question)
     told, first = advice["advice"], advice["evidence"][0]
-    of_new = [*overrides(advice), f"adapter.rank={told['rank']}"]
-    rate = told["learning_rate"]
-    new = sweep(f"{number}-new", of_new, rate["value"])
+    rank, rate = f"adapter.rank={told['rank']}", told["lr"]
+    new = sweep(f"{number}-new", [*overrides(advice), rank], rate["value"])
     words = shlex.split(ask(file, f"{question} --model tiny")["check"]["command"])[4:]
     kept = [word for word in words if not word.startswith(("name", "data", "model", "probes"))]
     place = [f"name={number}-check", f"results_dir={FOLDER}"]
     study("train", "-m", *SHARED.split()[:-2], *place, *kept)
     checked = ask(file, f"{question} --model tiny", "--study", str(FOLDER / f"{number}-check"))
-    measured = checked["advice"]["learning_rate"]["value"]
+    source = first["where"]["source"] if first["where"] else first["kind"]
     return {
-        **{key: as_is["asked"][key] for key in ("rank", "rule", "alpha", "optimizer", "ratio")},
+        **{key: as_is["run"][key] for key in ("rank", "rule", "alpha", "optimizer", "ratio")},
         **{f"new_{key}": told[key] for key in ("rank", "rule", "alpha")},
         "old_best": old.lr,
         "kind": first["kind"],
-        "source": first["source"],
+        "source": source,
         "advised": rate["value"],
         "low": rate["low"],
         "high": rate["high"],
-        "checked": measured,
+        "checked": checked["advice"]["lr"]["value"],
         "best": new.lr,
         "best_low": new.low,
         "best_high": new.high,
@@ -141,11 +140,14 @@ def follow(number: int) -> dict:
 if __name__ == "__main__":
     asked = [int(word) for word in sys.argv[1:]] or range(len(ROWS))
     done = FOLDER / "rows.json"
-    rows = json.loads(done.read_text()) if done.exists() else {}
-    for number in (n for n in asked if str(n) not in rows):
-        rows[str(number)] = follow(number)
-        done.write_text(json.dumps(rows))
-        print(number, rows[str(number)], flush=True)
-    if len(rows) == len(ROWS):
+
+    def rows() -> dict[str, dict]:
+        return json.loads(done.read_text()) if done.exists() else {}
+
+    for number in (n for n in asked if str(n) not in rows()):
+        row = follow(number)
+        done.write_text(json.dumps(rows() | {str(number): row}))
+        print(number, row, flush=True)
+    if len(found := rows()) == len(ROWS):
         TABLE.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame([rows[str(n)] for n in range(len(ROWS))]).to_parquet(TABLE)
+        pd.DataFrame([found[str(n)] for n in range(len(ROWS))]).to_parquet(TABLE)

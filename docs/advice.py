@@ -40,8 +40,13 @@ def advised() -> str:
         new = f"{row['new_rule']} r {row['new_rank']} α {row['new_alpha']:.4g}"
         rates = [row[key] for key in ("advised", "checked", "best")]
         off = [rate / row["best"] for rate in rates[:2]]
-        source = row["source"] if row["kind"] != "theory" else "theory"
-        cells = [old, new, source, *(f"{rate:.2g}" for rate in rates), *(f"{x:.2f}" for x in off)]
+        cells = [
+            old,
+            new,
+            row["source"],
+            *(f"{rate:.2g}" for rate in rates),
+            *(f"{x:.2f}" for x in off),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     counts = [
         int((np.abs(np.log(rows[key] / rows["best"])) <= np.log(WITHIN)).sum())

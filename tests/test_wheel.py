@@ -42,7 +42,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_types_the_configuration_and_the_page(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"study/py.typed", "study/conf/config.yaml", "study/dashboard/page/page.html"} <= names
-    assert "study/analysis/evidence.json" in names
+    assert "study/analysis/advice.json" in names
     assert not {name for name in names if name.startswith(("tests/", "results/", "docs/"))}
 
 

@@ -1,25 +1,21 @@
 """Which learning rate belongs to a rank, a rule and an alpha, and on what the answer rests.
 
-A step at the rate lr moves the adapter output by ``lr M`` (:func:`log_move`; the derivation is in
-:mod:`study.analysis.rate_theory`). The best rate goes as ``M^-s``. Under sign-like and spectral
-rules s is 1 while A hardly moves and 1/2 once it has moved far. Under linear rules s is 1. There
-are four kinds of evidence, the strongest first (:func:`rest`):
+A step at the rate lr moves the adapter output by ``lr M`` (:func:`log_move`). The best rate goes as
+``M^-s`` (:mod:`study.analysis.rate_theory`). Under SGD s is 1. Under other rules it falls from 1,
+while A hardly moves, to 1/2. There are five kinds of evidence, the strongest first (:func:`rest`):
 
-- **measured**: the best rates of a study of the user's own, or of a committed study on the same
-  model. They are interpolated in log rank between ranks of the same rule and alpha, and otherwise
-  in log M. Beyond them s is taken as 3/4, from 1/2 to 1;
-- **exponent**: the rate that the user has, times the growth of the best rate with the rank that a
-  study measured under the same rule;
-- **theory**: the rate that the user has, times ``M^-s``;
-- **others**: the best rates of 35 models in a sweep that others ran, for a user without a rate.
+- **measured**: best rates of a study of the user's own, or of a committed one on the same model,
+  interpolated in log rank within a rule and alpha, and otherwise in log M;
+- **exponent**: the user's rate times the growth with the rank that a study measured under the rule;
+- **theory**: the user's rate times ``M^-s``, or **yours**: that rate, if nothing changes it;
+- **others**: the best rates of 35 models in a sweep that others ran.
 
-The best rate falls with the number of steps as ``steps^-h``, with :data:`HORIZON` from the
-committed studies. ``evidence.json`` holds the committed evidence; ``docs/evidence.py`` writes it.
+``advice.json`` holds the committed evidence; ``docs/evidence.py`` writes it.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Literal
@@ -29,16 +25,16 @@ import pandas as pd
 
 from study.analysis.grouping import groups
 from study.analysis.losses import INSIDE, OF_A_RULE
+from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import NORMAL, best_rates, rate_transfer, rates_by_horizon
 from study.theory import family
-from study.theory.equivalence import ALIGNED, UNALIGNED, USUAL, growth
+from study.theory.equivalence import USUAL, growth
 from study.theory.rounding import swallowed
 
-TINY = "tiny"
 SLOPES = (0.75, 0.5, 1.0)
-"""s between studies and beyond their M: a middle and the two ends."""
+"""s if rho is not known: a middle and the two ends."""
 FAR = 10.0
-"""Numbers of steps that differ by more than this factor are not compared."""
+"""Studies on the same model count if their number of steps differs by at most this factor."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,6 @@ class Span:
     def times(self, other: "Span") -> "Span":
         return Span(*(a * b for a, b in zip(self, other, strict=True)))
 
-    def scaled(self, factor: float) -> "Span":
-        return Span(*(each * factor for each in self))
-
-
-ONE = Span(1.0, 1.0, 1.0)
-
 
 def power(log: float, exponents: Sequence[float]) -> Span:
     """``exp(log * exponent)`` of three exponents, the middle first."""
@@ -70,11 +60,9 @@ def power(log: float, exponents: Sequence[float]) -> Span:
 
 @dataclass(frozen=True)
 class Setting:
-    """A run. ``ratio``: B's learning rate over A's. ``lr``: that of A; None if it is not known.
+    """A run. None, or an empty name, stands for what is not known.
 
-    ``model``: a short name of its base, empty if not known. ``clip``: whether gradients are clipped
-    by their norm. ``steps``: of the optimizer, and ``width``: of the hidden states; None if not
-    known.
+    ``ratio``: B's learning rate over A's, which ``lr`` is. ``width``: of the hidden states.
     """
 
     rank: int
@@ -85,46 +73,24 @@ class Setting:
     lr: float | None = None
     steps: int | None = None
     model: str = ""
-    clip: bool = False
     width: int | None = None
 
     @property
     def gamma(self) -> float:
         return self.alpha * float(self.rank) ** -self.p
 
-
-@dataclass(frozen=True)
-class Best:
-    """The best rate of one rule and rank in a study: the geometric mean over seeds.
-
-    ``low`` to ``high``: its range over seeds, widened by the error of the grid of rates. ``edge``:
-    whether the lowest or the highest rate that was tried was best for a seed. ``rho``: see
-    :func:`study.analysis.rates.best_rates`.
-    """
-
-    source: str
-    model: str
-    optimizer: str
-    p: float
-    alpha: float
-    ratio: float
-    rank: int
-    steps: int
-    seeds: int
-    lr: float
-    low: float
-    high: float
-    edge: str = ""
-    rho: float | None = None
-
     @property
-    def setting(self) -> Setting:
-        return Setting(self.rank, self.alpha, self.p, self.optimizer, self.ratio)
+    def rho(self) -> float | None:
+        """|dA x| / |A0 x| at the end. It is about a constant times width, rate and steps: the
+        constant is 0.04 to 0.09 in the committed studies."""
+        if not (self.lr and self.steps and self.width) or family(self.optimizer) != "sign":
+            return None
+        return float(committed()["rho"]) * self.width * self.lr * self.steps
 
 
 @dataclass(frozen=True)
-class Law:
-    """The exponent of the best rate with the rank, and its interval (``rate_transfer``)."""
+class Measured:
+    """Where something was measured. ``rho``: see :func:`study.analysis.rates.best_rates`."""
 
     source: str
     model: str
@@ -133,11 +99,30 @@ class Law:
     alpha: float | None
     steps: int
     seeds: int
-    rank_min: int
-    rank_max: int
-    exponent: float
+    ranks: Sequence[int]
     low: float
     high: float
+    rho: float | None
+
+
+@dataclass(frozen=True)
+class Best(Measured):
+    """The best rate of one rule and rank in a study: the geometric mean over seeds.
+
+    ``low`` to ``high``: its range over seeds, widened by the error of the grid of rates. ``edge``:
+    whether the lowest or the highest rate that was tried was best for a seed.
+    """
+
+    ratio: float
+    lr: float
+    edge: str
+
+
+@dataclass(frozen=True)
+class Law(Measured):
+    """The exponent of the best rate with the rank, and its interval (``rate_transfer``)."""
+
+    exponent: float
 
 
 @dataclass(frozen=True)
@@ -152,27 +137,22 @@ class Evidence:
 class Basis:
     """One answer, and what it rests on.
 
-    ``factor``: that on the rate of the run that is asked about; None if the answer is absolute.
-    ``rate``: the learning rate; None if it is a factor on one that is not known.
+    ``rate``: a learning rate or, if ``relative``, a factor on the run's own, which is not known.
+    ``exponent``: that of the best rate with the rank. ``inside``: whether the run is between what
+    was measured.
     """
 
     kind: Literal["measured", "exponent", "theory", "yours", "others"]
-    source: str
-    rate: Span | None
-    factor: Span | None
+    rate: Span
+    relative: bool = False
     exponent: Span | None = None
-    model: str = ""
-    ranks: tuple[int, int] | None = None
-    steps: int | None = None
-    seeds: int | None = None
-    alpha: float | None = None
+    where: Measured | None = None
     inside: bool = True
 
 
 def committed() -> dict[str, Any]:
-    """The evidence of the committed studies: the content of ``evidence.json``."""
-    text = (files("study.analysis") / "evidence.json").read_text()
-    return dict(json.loads(text))
+    """The content of ``advice.json``."""
+    return dict(json.loads((files("study.analysis") / "advice.json").read_text()))
 
 
 def committed_evidence() -> Evidence:
@@ -185,248 +165,182 @@ def study_evidence(
 ) -> Evidence:
     """The best rates of a study at each horizon, and their exponents at the last one."""
     rates = rates_by_horizon(cells, metrics, probes)
-    if rates.empty:
-        rates = best_rates(cells, metrics, probes)
-        rates = rates.assign(horizon=rates["steps"]) if len(rates) else rates
+    if rates.empty and len(rates := best_rates(cells, metrics, probes)):
+        rates = rates.assign(horizon=rates["steps"])
     if rates.empty:
         return Evidence()
-    bests = [_best(rows, source) for rows in groups(rates, ["horizon", *OF_A_RULE, "rank"])]
-    last = int(rates["horizon"].max())
-    transfers = rate_transfer(rates[rates["horizon"] == last].drop(columns="horizon"))
-    laws = [
-        _law({str(name): value for name, value in row.items()}, source, last)
-        for row in transfers.to_dict("records")
-        if math.isfinite(row["exponent"])
-    ]
+    bests = []
+    for rows in groups(rates, ["horizon", *OF_A_RULE, "rank"]):
+        where = _where(rows.iloc[0], source, len(rows), rows["horizon"].iloc[0])
+        logs = np.log(rows["best_lr"].to_numpy(float))
+        off = NORMAL * float(rows["grid_sd"].fillna(0.0).mean())
+        where |= {"low": math.exp(logs.min() - off), "high": math.exp(logs.max() + off)}
+        where |= {"ranks": [int(rows["rank"].iloc[0])], "rho": _known(rows["rho"].median())}
+        ratio = _known(rows.get("loraplus_lr_ratio", rows["rank"] * 0 + 1).iloc[0]) or 1.0
+        edge = next((edge for edge in rows["edge"] if edge != INSIDE), INSIDE)
+        bests.append(Best(**where, ratio=ratio, lr=math.exp(logs.mean()), edge=edge))
+    laws, last = [], rates["horizon"].max()
+    for _, row in rate_transfer(rates[rates["horizon"] == last].drop(columns="horizon")).iterrows():
+        if math.isfinite(value := float(row["exponent"])):
+            where = _where(row, source, row["seeds"], last)
+            low, high = (_known(row[name]) for name in ("ci_low", "ci_high"))
+            where |= {"low": low or value, "high": high or value}  # two ranks of a seed have none
+            where |= {"ranks": [int(row["rank_min"]), int(row["rank_max"])]}
+            where |= {"rho": _known(math.sqrt(row["rho_min"] * row["rho_max"]))}
+            laws.append(Law(**where, exponent=value))
     return Evidence(bests, laws)
 
 
-def _law(row: Mapping[str, Any], source: str, steps: int) -> Law:
-    has_interval = math.isfinite(row["ci_low"])  # two ranks of one seed have none
-    ends = ("ci_low", "ci_high") if has_interval else ("exponent", "exponent")
-    return Law(
-        *(source, str(row["model"]), str(row["optimizer"]), float(row["exponent_p"])),
-        *(float(row["alpha"]), steps, int(row["seeds"])),
-        *(int(row["rank_min"]), int(row["rank_max"])),
-        *(float(row[name]) for name in ("exponent", *ends)),
-    )
+def _where(row: pd.Series, source: str, seeds: int, steps: int) -> dict[str, Any]:
+    return {
+        **{name: str(row[name]) for name in ("model", "optimizer")},
+        "source": source,
+        "p": float(row["exponent_p"]),
+        "alpha": float(row["alpha"]),
+        "steps": int(steps),
+        "seeds": int(seeds),
+    }
 
 
-def _best(rows: pd.DataFrame, source: str) -> Best:
-    first, logs = rows.iloc[0], np.log(rows["best_lr"].to_numpy(float))
-    off = NORMAL * float(rows["grid_sd"].fillna(0.0).mean())
-    edges = [edge for edge in rows["edge"] if edge != INSIDE]
-    ratio, rho = float(first.get("loraplus_lr_ratio", 1.0)), float(rows["rho"].median())
-    return Best(
-        *(source, str(first["model"]), str(first["optimizer"]), float(first["exponent_p"])),
-        *(float(first["alpha"]), 1.0 if math.isnan(ratio) else ratio, int(first["rank"])),
-        *(int(first["horizon"]), len(rows), math.exp(logs.mean())),
-        *(math.exp(logs.min() - off), math.exp(logs.max() + off)),
-        edge=edges[0] if edges else "",
-        rho=None if math.isnan(rho) else rho,
-    )
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
-# Theory.
+def log_move(run: Setting) -> float:
+    """log M: what a first step of size 1 moves the adapter output by, up to a constant.
 
-
-def log_move(run: Setting, layers: Any = USUAL) -> float:
-    """log M of a run: what a first step of size 1 moves the adapter output by, up to a constant.
-
-    Muon's is that of torch's factor for the shape of a matrix (:mod:`study.theory.spectral`).
+    It is that of a usual layer. Muon's has torch's factor for the shape of a matrix, up to a rank
+    as large as the layer (:mod:`study.theory.spectral`).
     """
-    kind = family(run.optimizer)
-    if kind == "spectral":
+    if family(run.optimizer) == "spectral":
         return math.log(run.gamma * run.ratio)
-    grown = growth("adapter_out", (1, run.rank), (1.0, run.gamma), run.optimizer, layers=[layers])
+    grown = growth("adapter_out", (1, run.rank), (1.0, run.gamma), run.optimizer, layers=[USUAL])
     return math.log(grown * run.ratio)
 
 
+def share(rho: float) -> float:
+    """s at rho."""
+    return -rate_exponent(1.0, 1.0, rho)
+
+
 def theory(old: Setting, new: Setting) -> Span:
-    """The factor on the best rate from one run to another."""
-    if family(old.optimizer) != "linear":
-        return power(log_move(old) - log_move(new), SLOPES)
-    logs = [log_move(old, x) - log_move(new, x) for x in (USUAL, ALIGNED, UNALIGNED)]
-    if old.clip:  # the gradient that is divided out goes as gamma sqrt(r)
-        norms = [math.log(run.gamma * math.sqrt(run.rank)) for run in (new, old)]
-        clipped = [log + norms[0] - norms[1] for log in logs]
-        logs = [(logs[0] + clipped[0]) / 2, *logs, *clipped]
-    found = [math.exp(log) for log in logs]
-    return Span(found[0], min(found), max(found))
-
-
-def after(steps: int, new_steps: int | None) -> Span:
-    """The factor on the best rate from one number of steps to another; 1 if it is not known."""
-    if new_steps is None:
-        return ONE
-    return power(math.log(steps / new_steps), committed()["horizon"])
-
-
-# Measured.
+    """The factor on the best rate from one run to another; for a rho within a factor of 3."""
+    slopes = SLOPES if old.rho is None else [share(old.rho * x) for x in (1.0, 3.0, 1 / 3)]
+    if family(old.optimizer) == "linear":
+        slopes = (1.0, 1.0, 1.0)
+    return power(log_move(old) - log_move(new), slopes)
 
 
 def measured(new: Setting, bests: Sequence[Best]) -> Basis | None:
-    """The best rate of ``new`` by the best rates of one study. None without those of its optimizer
-    inside their grid."""
-    here = [best for best in bests if best.optimizer == new.optimizer and not best.edge]
-    nearest = {
-        (best.p, best.alpha, best.ratio, best.rank): best
-        for best in sorted(here, key=lambda best: -_distance(best.steps, new.steps))
-    }
-    points = list(nearest.values())
-    rule = [b for b in points if (b.p, b.alpha, b.ratio) == (new.p, new.alpha, new.ratio)]
-    ranks = [best.rank for best in rule]
+    """The best rate of ``new`` by those of one study; None without any inside its grid.
+
+    It is changed to the steps of ``new``, as ``steps^-h`` with the h of the committed studies.
+    """
+    found: dict[Any, Best] = {}
+    for best in sorted(bests, key=lambda best: -_unlike(best.steps, new.steps)):  # last: nearest
+        if best.optimizer == new.optimizer and not best.edge:
+            found[best.p, best.alpha, best.ratio, *best.ranks] = best
+    rule = [b for b in found.values() if (b.p, b.alpha, b.ratio) == (new.p, new.alpha, new.ratio)]
+    ranks = [best.ranks[0] for best in rule]
     of_rule = bool(rule) and min(ranks) <= new.rank <= max(ranks)
+    points = rule if of_rule else list(found.values())
     if not points:
         return None
-    if of_rule:
-        points, places, at = rule, [math.log(rank) for rank in ranks], math.log(new.rank)
-    else:
-        places, at = [log_move(best.setting) for best in points], log_move(new)
-    x, order = np.array(places), np.argsort(places)
-    rates = [Span(b.lr, b.low, b.high).times(after(b.steps, new.steps)) for b in points]
-    logs = np.log([[*rate] for rate in rates])[order]
-    inside = float(np.clip(at, x.min(), x.max()))
-    found = [math.exp(np.interp(inside, x[order], column)) for column in logs.T]
+    runs = [Setting(b.ranks[0], b.alpha or 1, b.p, b.optimizer, b.ratio) for b in points]
+    x = np.array([math.log(run.rank) if of_rule else log_move(run) for run in runs])
+    at = math.log(new.rank) if of_rule else log_move(new)
+    h, order, inside = committed()["horizon"], np.argsort(x), float(np.clip(at, x.min(), x.max()))
+    logs = [
+        np.log([*Span(b.lr, b.low, b.high).times(power(math.log(b.steps / new.steps), h))])
+        if new.steps
+        else np.log([b.lr, b.low, b.high])
+        for b in points
+    ]
+    values = [math.exp(np.interp(inside, x[order], y)) for y in np.array(logs)[order].T]
     slopes = (1.0, 1.0, 1.0) if family(new.optimizer) == "linear" else SLOPES
-    first = points[int(np.argmin(np.abs(x - at)))]
-    ranks = [best.rank for best in points]
-    return Basis(
-        *("measured", first.source, Span(*found).times(power(inside - at, slopes)), None),
-        model=first.model,
-        ranks=(min(ranks), max(ranks)),
-        steps=first.steps,
-        seeds=first.seeds,
-        alpha=first.alpha,
-        inside=of_rule or math.isclose(inside, at),
-    )
+    ranks = [run.rank for run in runs]
+    where = replace(points[int(np.argmin(np.abs(x - at)))], ranks=[min(ranks), max(ranks)])
+    rate = Span(*values).times(power(inside - at, slopes))
+    return Basis("measured", rate, where=where, inside=of_rule or math.isclose(inside, at))
 
 
-def _distance(steps: int, wanted: int | None) -> float:
-    """Between numbers of steps; the longest is nearest to an unknown one."""
+def _unlike(steps: int, wanted: int | None) -> float:
+    """How much numbers of steps differ; the longest is nearest to an unknown one."""
     return -steps if wanted is None else abs(math.log(steps / wanted))
 
 
-def exponent(old: Setting, new: Setting, laws: Sequence[Law]) -> list[Basis]:
-    """The rate of ``old`` moved to the rank of ``new`` by each law of its rule, the nearest first.
+def exponent(old: Setting, new: Setting, laws: Sequence[Law]) -> Basis | None:
+    """The rate of ``old`` moved to the rank of ``new`` by the nearest law of its rule.
 
-    The nearest law has the model, then the optimizer, then the alpha of the run. Laws of AdamW
-    stand for every sign-like rule.
+    The nearest law has the model, then the optimizer, then the rho of the run, if both are known,
+    or its alpha. Its exponent is then changed by what theory expects between the two rho. Its range
+    holds the exponents of all laws of the rule. Laws of AdamW stand for every sign-like rule.
     """
+    start = replace(new, rank=old.rank)  # its alpha need not be that of the old run
+    m = (log_move(new) - log_move(start)) / math.log(new.rank / old.rank)
+
+    def moved(law: Law) -> float:
+        return m * (share(law.rho) - share(old.rho)) if old.rho and law.rho else 0.0
+
+    def far(law: Law) -> tuple[bool, bool, float]:
+        off = math.log(law.alpha / new.alpha) if law.alpha else math.log(4)
+        off = math.log(law.rho / old.rho) if old.rho and law.rho else off
+        return law.model != new.model, law.optimizer != new.optimizer, abs(off)
+
     kind = family(new.optimizer)
     rows = [
         law
         for law in laws
-        if math.isclose(law.p, new.p, abs_tol=1e-9) and family(law.optimizer) == kind
+        if math.isclose(law.p, new.p) and family(law.optimizer) == kind
         if law.optimizer == new.optimizer or kind == "sign"
     ]
-
-    def far(law: Law) -> tuple[bool, bool, float]:
-        off = abs(math.log(law.alpha / new.alpha)) if law.alpha else math.log(4)
-        unlike = law.model != new.model
-        return unlike, law.optimizer != new.optimizer, off + math.log(4) * (law.model == TINY)
-
-    # The alpha of the new run at the rank of the old one need not be that of the old run.
-    start = replace(new, rank=old.rank)
-    by_alpha = theory(old, start)
-    found = []
-    for law in sorted(rows, key=far):
-        grown = power(math.log(new.rank / old.rank), (law.exponent, law.low, law.high))
-        factor = grown.times(by_alpha)
-        ends = sorted((old.rank, new.rank))
-        found.append(
-            Basis(
-                *("exponent", law.source, _rate(old, factor), factor),
-                exponent=Span(law.exponent, law.low, law.high),
-                model=law.model,
-                ranks=(law.rank_min, law.rank_max),
-                steps=law.steps,
-                seeds=law.seeds,
-                alpha=law.alpha,
-                inside=law.rank_min <= ends[0] and ends[1] <= law.rank_max,
-            )
-        )
-    return found
-
-
-def _rate(old: Setting, factor: Span) -> Span | None:
-    return None if old.lr is None else factor.scaled(old.lr)
-
-
-def others(new: Setting) -> Basis | None:
-    """The best rates of a sweep that others ran, at M of the new run. None but for Adam."""
-    if not new.optimizer.startswith("adam"):
+    if not rows:
         return None
-    rows = [Best(**row) for row in committed()["others"]]
-    found = measured(replace(new, optimizer=rows[0].optimizer), rows)
-    return found and replace(found, kind="others")
+    first = min(rows, key=far)
+    values = [law.exponent + moved(law) for law in rows]
+    ends = (first.low + moved(first), first.high + moved(first))
+    found = Span(first.exponent + moved(first), min(*values, *ends), max(*values, *ends))
+    factor = power(math.log(new.rank / old.rank), [*found]).times(theory(old, start))
+    low, high = sorted((old.rank, new.rank))
+    inside = first.ranks[0] <= low and high <= first.ranks[1]
+    return _times("exponent", old, factor, exponent=found, where=first, inside=inside)
+
+
+def _times(kind: Any, old: Setting, factor: Span, **others: Any) -> Basis:
+    lr = 1.0 if old.lr is None else old.lr
+    return Basis(kind, factor.times(Span(lr, lr, lr)), relative=old.lr is None, **others)
 
 
 def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> list[Basis]:
-    """What the rate of ``new`` can rest on, the strongest first. The first with a rate is pasted.
+    """What the rate of ``new`` can rest on, the strongest first. The first is pasted.
 
     ``own``: a study of the user's. Its rates count as they are if its model is that of the run;
-    otherwise only its exponents do. ``known``: the committed studies. Best rates of another number
-    of steps than that of the run come after exponents, if the number is not known.
+    otherwise only its exponents do. ``known``: the committed studies. If the number of steps is not
+    known, rates come after exponents. Factors on an unknown rate come last.
     """
     found: list[Basis | None] = []
-    moves = new.rank != old.rank
-    for evidence, is_own in ((own or Evidence(), True), (known, False)):
-        bests = [best for best in evidence.bests if _is_near(best, new, is_own)]
-        of_rank = exponent(old, new, evidence.laws) if moves else []
-        both = [measured(new, bests), _widened(of_rank) if of_rank else None]
-        found += reversed(both) if new.steps is None and old.lr is not None and moves else both
-    if (new.rank, new.p, new.alpha) != (old.rank, old.p, old.alpha):
-        factor = theory(old, new)
-        found.append(Basis("theory", "theory", _rate(old, factor), factor))
+    mine = [best for best in (own or Evidence()).bests if new.model in ("", best.model)]
+    same = [best for best in known.bests if best.model == new.model and new.steps]
+    same = [best for best in same if _unlike(best.steps, new.steps) <= math.log(FAR)]
+    for bests, laws in ((mine, (own or Evidence()).laws), (same, known.laws)):
+        of_rank = exponent(old, new, laws) if new.rank != old.rank else None
+        both = [measured(new, bests), of_rank]
+        found += both if new.steps or old.lr is None or of_rank is None else both[::-1]
+    if replace(new, lr=None) != replace(old, lr=None):
+        found.append(_times("theory", old, theory(old, new)))
     elif old.lr is not None:
-        found.append(Basis("yours", "yours", Span(old.lr, old.lr, old.lr), ONE))
-    found.append(others(new))
-    bases = [basis for basis in found if basis is not None]
-    return sorted(bases, key=lambda basis: basis.rate is None)
+        found.append(_times("yours", old, Span(1.0, 1.0, 1.0)))
+    if new.optimizer.startswith("adam"):
+        rows = [Best(**row) for row in committed()["others"]]
+        is_far = _unlike(rows[0].steps, new.steps) > math.log(FAR)
+        basis = measured(replace(new, optimizer="adamw", steps=None if is_far else new.steps), rows)
+        found.append(basis and replace(basis, kind="others"))
+    return sorted((basis for basis in found if basis), key=lambda basis: basis.relative)
 
 
-def _is_near(best: Best, new: Setting, is_own: bool) -> bool:
-    """Whether a best rate says something of the run: it has the model and about its steps."""
-    if is_own:
-        return new.model in ("", best.model)
-    is_as_long = new.steps is not None and abs(math.log(best.steps / new.steps)) <= math.log(FAR)
-    return best.model == new.model and is_as_long
-
-
-def _widened(laws: Sequence[Basis]) -> Basis:
-    """The nearest law, with a range that holds the values of all laws of its rule."""
-    first = laws[0]
-    assert first.factor is not None
-    values = [basis.factor.value for basis in laws if basis.factor]
-    factor = Span(
-        first.factor.value, min(first.factor.low, *values), max(first.factor.high, *values)
-    )
-    rate = first.rate and factor.scaled(first.rate.value / first.factor.value)
-    return replace(first, factor=factor, rate=rate)
-
-
-# Motion of A, and bf16.
-
-
-def expected_rho(run: Setting, lr: float) -> float | None:
-    """rho = |dA x| / |A0 x| at the end of a run under AdamW; None if its steps or width are not
-    known. In the committed studies it is 0.04 to 0.09 times width, rate and steps."""
-    if run.steps is None or run.width is None or family(run.optimizer) != "sign":
-        return None
-    return float(committed()["rho"]) * run.width * lr * run.steps
-
-
-def lost_in_bf16(run: Setting, lr: float) -> list[tuple[int, float]]:
-    """The share of the adapter's output that rounding takes: pairs of a step and a share.
-
-    For an output that is added to a rounded one. Adapter and layer have the sizes of SmolLM2 after
-    as many steps under AdamW. Empty for other families.
-    """
-    if family(run.optimizer) != "sign":
-        return []
+def lost_in_bf16(run: Setting, lr: float) -> dict[int, float]:
+    """The share of the adapter's output that rounding takes, by step: if it is added to a rounded
+    output, with the sizes of SmolLM2 under AdamW. Empty for other families."""
     move = lr * math.exp(log_move(run))
-    return [
-        (int(step), float(swallowed(1.0, size * move)))
-        for step, size in committed()["bf16"].items()
-    ]
+    sizes = committed()["bf16"] if family(run.optimizer) == "sign" else {}
+    return {int(step): float(swallowed(1.0, size * move)) for step, size in sizes.items()}

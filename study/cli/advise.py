@@ -13,21 +13,19 @@ import click
 import pandas as pd
 
 from study.analysis.advice import (
-    ONE,
     Basis,
     Evidence,
     Setting,
     Span,
     committed,
     committed_evidence,
-    expected_rho,
     lost_in_bf16,
     rest,
     study_evidence,
 )
 from study.cli.group import PATH, cli
 from study.cli.rates import overrides_of
-from study.cli.symptoms import SYMPTOMS, symptom_lines, symptom_of
+from study.cli.symptoms import SYMPTOMS
 from study.config import AdapterConfig
 from study.config.types import MOST_RANK, MOST_STEPS
 from study.config.values import read
@@ -42,37 +40,34 @@ from study.theory import family
 from study.theory.equivalence import converted_alpha, rescaling
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label
 from study.vocabulary.scaling import RULES, named_rule, rule_words
-from study.vocabulary.sources import MODELS, model_label
+from study.vocabulary.sources import DEVICES, MATMUL_SHARE, MODELS, model_label
 
-USUAL_ALPHA = 16.0
-WIDTHS = {"tiny": 64, "smollm2": 576, "gemma3": 640}
 MOST_LINES = 15
-CHECK, CHECK_STEPS, CHECK_SEEDS, DECADE = "check", 20, "0,1", (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Of the check: name, steps, seeds, and its rates in powers of ten about the advised one."""
-OF_THE_CHECK = {
-    *("train.epochs", "train.steps", "train.warmup", "train.schedule", "train.save_adapter"),
-    *("adapter.rank", "adapter.alpha", "adapter.scaling", "adapter.exponent", "optimizer.lr"),
-    *("optimizer", "seed", "data.seed", "data.heldout", "train.eval_every", "name"),
-}
-"""Keys that the check sets itself or leaves at their defaults."""
-NOT_KNOWN = "not known: run the check"
-UNKNOWN_RATE = 1e-2
-"""The middle of the check's rates if no rate is known; they are then twice as far apart."""
+USUAL_ALPHA, UNKNOWN_RATE = 16.0, 1e-2
+WIDTHS = {"tiny": 64, "smollm2": 576}
+CHECK, CHECK_STEPS, CHECK_SEEDS, TENTHS = "check", 20, "0,1", (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Of the check: its name, steps, seeds, and its rates in powers of ten about the advised one."""
+OF_THE_CHECK = re.compile(
+    r"(train\.(epochs|steps|warmup|schedule|save_adapter|eval_every)|adapter\.(rank|alpha|scaling|"
+    r"exponent)|optimizer|optimizer\.lr|(data\.)?seed|data\.heldout|name|probes\.\w+)="
+)
+"""Settings that the check makes itself or leaves at their defaults."""
+NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
+"""Notes of an imported configuration on what changes the advice."""
 BF16_MATTERS = 0.1
-"""Of the adapter's output after ten updates."""
+NOT_KNOWN = "not known: run the check"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked: a run ``old`` and the run ``new`` that it becomes, with their rules in words.
+    """A run ``old`` and the run ``new`` that it becomes, with their rules in words.
 
-    ``origin``: where the run was read. ``words``: what was read, as overrides of ``study train``.
-    ``cannot``: what the advice does not cover. ``assumed``: what the run does not say.
+    ``words``: what was read, as overrides of ``study train``. ``cannot``: what the advice does not
+    cover. ``assumed``: what the run does not say.
     """
 
     origin: str
     words: list[str]
-    is_bf16: bool
     old: Setting
     new: Setting
     rules: tuple[str, str]
@@ -83,109 +78,81 @@ class Asked:
 # Reading.
 
 
-def _settings(
-    path: Path | None, entry: str | None, base: str | None
+def read_settings(
+    path: Path, entry: str | None, base: str | None
 ) -> tuple[str, dict[str, Any], list[str], list[str]]:
-    """Where the settings come from; they by dotted key, and as overrides; and what is not kept."""
-    if path is None:
-        return "", {}, [], []
+    """Where a run was read; its settings by dotted key, and as overrides; what is not covered."""
     if path.parent.name == "cells":
         folder, record = find_cell(path.parent.parent, path.name)
         [flat] = pd.json_normalize([record["config"]]).to_dict("records")
-        settings = {
-            str(key).removesuffix(".name"): value
-            for key, value in flat.items()
-            if isinstance(value, list) or not pd.isna(value)
-        }
+        settings = {str(key).removesuffix(".name"): value for key, value in flat.items()}
         origin = f"cell {folder.name} of {path.parent.parent.name}"
-        return origin, settings, overrides_of(record["config"], CHECK, ())[1:], []
+        return origin, settings, overrides_of(record["config"], CHECK, ()), []
     found = read_file(path / "adapter_config.json" if path.is_dir() else path, entry, base=base)
-    about = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
     settings = found.settings()
     words = [f"{key}={written(value)}" for key, value in settings.items() if value is not None]
-    return found.origin, settings, words, list(filter(about.match, found.differs))
+    return found.origin, settings, words, list(filter(NOT_COVERED.match, found.differs))
 
 
-def read_question(
-    path: Path | None,
-    *,
-    rank: int | None = None,
-    rule: str | None = None,
-    alpha: float | None = None,
-    lr: float | None = None,
-    optimizer: str | None = None,
-    steps: int | None = None,
-    model: str | None = None,
-    width: int | None = None,
-    entry: str | None = None,
-) -> Asked:
-    """What is asked about the configuration ``path``, or about the options alone.
+def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]) -> Asked:
+    """What is asked about the configuration ``path``, or about the options ``given`` alone.
 
     Raises :class:`StudyError` for whatever cannot be read, and for a value out of range.
     """
-    base = model if path is not None and model not in MODELS else None
-    origin, settings, words, cannot = _settings(path, entry, base)
+    rank, rule, alpha, model = (given[key] for key in ("rank", "rule", "alpha", "model"))
     if path is None and rank is None:
         raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
-    name = optimizer or settings.get("optimizer") or MOST_USED
+    origin, settings, words, cannot = "the options", {}, [], []
+    if path is not None:
+        base = None if model in MODELS else model
+        origin, settings, words, cannot = read_settings(path, entry, base)
+    else:
+        settings = {"adapter.rank": rank, "adapter.alpha": alpha or USUAL_ALPHA}
+        settings["adapter.scaling"] = rule or "lora"
+    name = given["optimizer"] or settings.get("optimizer") or MOST_USED
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
-    assumed = []
-    if not (optimizer or settings.get("optimizer")):
-        assumed.append(f"optimizer {MOST_USED} (--optimizer)")
-    if path is None and alpha is None:
-        assumed.append(f"alpha {USUAL_ALPHA:g} (--alpha)")
-    own = {key: settings.get(f"adapter.{key}") for key in ("rank", "alpha", "scaling", "exponent")}
-    if path is None:
-        own = {"rank": rank, "alpha": alpha or USUAL_ALPHA, "scaling": rule or "lora"}
-    adapter, target = _adapters(origin, own, rank, rule, alpha)
-    rate = lr if lr is not None else settings.get("optimizer.lr")
+    known = str(settings.get("model.path") or settings.get("model") or "")
+    is_named = bool(given["optimizer"] or settings.get("optimizer"))
+    assumed = [] if is_named else [f"optimizer {MOST_USED} (--optimizer)"]
+    assumed += [f"alpha {USUAL_ALPHA:g} (--alpha)"] if path is None and alpha is None else []
+    adapters = _adapters(origin, settings, rank, rule, alpha)
+    rate = settings.get("optimizer.lr") if given["lr"] is None else given["lr"]
     if rate is not None and not 0 < rate < math.inf:
         raise StudyError(f"--lr={rate:g}: give a learning rate above 0")
-    known = str(settings.get("model.path") or settings.get("model") or "")
-    old = Setting(
-        *(adapter.rank, adapter.alpha, adapter.p, name),
-        ratio=float(settings.get("optimizer.loraplus_lr_ratio") or 1.0),
-        lr=rate,
-        steps=steps or steps_of(settings),
-        model=short_model(model or known),
-        clip=settings.get("train.clip") is not None,
-        width=width or WIDTHS.get(short_model(model or known)),
+    base = short_model(model or known)
+    old, new = (
+        Setting(
+            *(adapter.rank, adapter.alpha, adapter.p, name),
+            ratio=float(settings.get("optimizer.loraplus_lr_ratio") or 1.0),
+            lr=rate,
+            steps=given["steps"] or steps_of(settings),
+            model=base,
+            width=given["width"] or WIDTHS.get(base),
+        )
+        for adapter in adapters
     )
-    new = replace(old, rank=target.rank, alpha=target.alpha, p=target.p)
-    rules = tuple(rule_words(each.scaling, each.exponent) for each in (adapter, target))
-    if model in MODELS or not known:
-        words = [word for word in words if not word.startswith("model")]
+    if model in MODELS or not (known or words):
         hub = ["model=hf", f"model.path={model or 'YOUR_MODEL'}"]
+        words = [word for word in words if not word.startswith("model")]
         words += [f"model={model}"] if model in MODELS else hub
-    is_bf16 = settings.get("precision") == "bf16"
-    return Asked(origin, words, is_bf16, old, new, (rules[0], rules[1]), cannot, assumed)
-
-
-def steps_of(settings: Mapping[str, Any]) -> int | None:
-    """The optimizer's steps. Epochs have some only if the file of the rows is here."""
-    if settings.get("train.steps"):
-        return int(settings["train.steps"])
-    path, epochs = settings.get("data.path"), settings.get("train.epochs")
-    if not epochs or not isinstance(path, str) or not Path(path).is_file():
-        return None
-    if settings.get("data.sample_packing"):
-        return None
-    rows = sum(1 for _ in files.read(path)) - settings.get("data.heldout", 0)
-    batch = settings.get("train.batch_size", 8) * settings.get("train.accumulation", 1)
-    return max(1, math.ceil(epochs * math.ceil(rows / batch)))
+    rules = [rule_words(each.scaling, each.exponent) for each in adapters]
+    return Asked(origin, words, old, new, (rules[0], rules[1]), cannot, assumed)
 
 
 def _adapters(
-    origin: str, own: Mapping[str, Any], rank: int | None, rule: str | None, alpha: float | None
+    origin: str, settings: Mapping[str, Any], rank: int | None, rule: str | None, alpha: Any
 ) -> tuple[AdapterConfig, AdapterConfig]:
     """The adapter of the run, and that with the new rank and rule.
 
     Without ``alpha``, the new alpha is that with which the run at its own rank has the rule.
     """
-    fixed = {"targets": "all-linear", "init": "kaiming", "dropout": 0.0}
+    own = {key: settings.get(f"adapter.{key}") for key in ("rank", "alpha", "scaling", "exponent")}
+    if own["exponent"] != own["exponent"]:  # of a cell
+        own["exponent"] = None
     try:
-        old = read(AdapterConfig, fixed | dict(own), "adapter.")
+        fixed = {"targets": "all-linear", "init": "kaiming", "dropout": 0.0}
+        old = read(AdapterConfig, fixed | own, "adapter.")
         if old.rank == math.inf:
             raise StudyError("no alpha reaches infinite rank: give a run of finite rank")
         scaling, p = (old.scaling, old.exponent) if rule is None else named_rule(rule)
@@ -193,8 +160,21 @@ def _adapters(
         new = read(AdapterConfig, asdict(old) | changed, "adapter.")
         same = converted_alpha(old.alpha, old.rank, old.p, new.p)
     except ValueError as error:
-        raise StudyError(f"{origin}: {error}" if origin else str(error)) from None
+        raise StudyError(f"{origin}: {error}") from None
     return old, replace(new, alpha=alpha or same)
+
+
+def steps_of(settings: Mapping[str, Any]) -> int | None:
+    """The optimizer's steps. Epochs have some only if the file of the rows is here."""
+    if settings.get("train.steps"):
+        return int(settings["train.steps"])
+    path, epochs = settings.get("data.path"), settings.get("train.epochs")
+    is_file = isinstance(path, str) and Path(path).is_file()
+    if not epochs or not is_file or settings.get("data.sample_packing"):
+        return None
+    rows = sum(1 for _ in files.read(str(path))) - settings.get("data.heldout", 0)
+    batch = settings.get("train.batch_size", 8) * settings.get("train.accumulation", 1)
+    return max(1, math.ceil(epochs * math.ceil(rows / batch)))
 
 
 def short_model(name: str) -> str:
@@ -222,247 +202,202 @@ def own_evidence(folders: tuple[Path, ...]) -> Evidence | None:
 # Words.
 
 
-def number(value: float) -> str:
-    return f"{value:.2g}"
+def span(found: Span, form: str = ".2g") -> str:
+    value, low, high = (format(each, form) for each in found)
+    return value if low == high else f"{value} [{low}, {high}]"
 
 
-def span(found: Span, unit: str = "") -> str:
-    if math.isclose(found.low, found.high):
-        return f"{number(found.value)}{unit}"
-    return f"{number(found.value)}{unit} [{number(found.low)}, {number(found.high)}]"
+def rate_words(basis: Basis | None) -> str:
+    if basis is None:
+        return NOT_KNOWN
+    return span(basis.rate) + (" x yours" if basis.relative else "")
 
 
 def about_run(run: Setting, rule: str) -> str:
-    rate = f", learning rate {number(run.lr)}" if run.lr is not None else ""
+    rate = f", learning rate {run.lr:.2g}" if run.lr is not None else ""
     ratio = f", LoRA+ ratio {run.ratio:g}" if run.ratio != 1 else ""
-    return f"rank {run.rank}, {rule}, alpha {run.alpha:.4g}, {label(run.optimizer)}{rate}{ratio}"
+    return f"rank {run.rank}, {rule}, alpha {run.alpha:.4g}, {label(run.optimizer)}{ratio}{rate}"
 
 
-def basis_line(basis: Basis, asked: Asked) -> str:
+HEADS = {
+    "measured": "measured",
+    "exponent": "measured, r^{}",
+    "theory": "theory, equal output",
+    "yours": "yours, nothing changes the best rate",
+    "others": "measured by others",
+}
+
+
+def basis_line(basis: Basis, new: Setting) -> str:
     """The answer of one basis, what was measured where, and how far the user's setting is."""
-    is_linear = family(asked.new.optimizer) == "linear"
-    answer = span(basis.rate) if basis.rate else span(basis.factor or ONE, " x yours")
-    if basis.kind == "theory":
-        why = "any layer" if is_linear else "A has hardly moved to A has moved far"
-        return f"theory: {answer}, so that the adapter's output moves as before ({why})"
-    if basis.kind == "yours":
-        return f"yours: {answer}; nothing changes that would change the best rate"
-    law = "measured" if basis.kind != "others" else "measured by others"
-    if basis.exponent:
-        law += (
-            f" r^{basis.exponent.value:.2f} [{basis.exponent.low:.2f}, {basis.exponent.high:.2f}]"
-        )
-    low, high = basis.ranks or (0, 0)
-    seeds = f", {count_noun(basis.seeds, 'seed')}" if basis.seeds and basis.kind != "others" else ""
-    alpha = f", alpha {basis.alpha:g}" if basis.alpha else ""
-    where = f"{model_label(basis.model)}, ranks {low} to {high}{alpha}, {basis.steps} steps{seeds}"
-    yours = ", ".join(_distance(basis, asked.new))
-    return f"{law}: {answer} ({basis.source}: {where}; yours: {yours})"
+    law = span(basis.exponent, ".2f") if basis.exponent else ""
+    line = f"{HEADS[basis.kind].format(law)}: {rate_words(basis)}"
+    if (where := basis.where) is None:
+        return line
+    far = [] if basis.inside else ["extrapolated"]
+    far.append("same model" if where.model == new.model else "other model")
+    if where.optimizer != new.optimizer:
+        far.append(f"{label(new.optimizer)}, not {label(where.optimizer)}")
+    far.append(f"{new.steps / where.steps:.2g} x the steps" if new.steps else "--steps not given")
+    alpha = f", alpha {where.alpha:g}" if where.alpha else ""
+    return (
+        f"{line} ({where.source}: {model_label(where.model)}, ranks {where.ranks[0]} to "
+        f"{where.ranks[-1]}{alpha}, {where.steps} steps, {count_noun(where.seeds, 'seed')}; "
+        f"yours: {', '.join(far)})"
+    )
 
 
-def _distance(basis: Basis, new: Setting) -> Iterator[str]:
-    """How far the user's setting is from a study."""
-    if not basis.inside:
-        yield "outside (extrapolated)"
-    same = "same model" if new.model == basis.model else "another model"
-    yield same if new.model else "model not known"
-    if new.optimizer != MOST_USED and basis.kind == "exponent":
-        yield f"{label(new.optimizer)}, not AdamW"
-    if new.steps is None or not basis.steps:
-        yield "steps not known (--steps)"
-    elif new.steps != basis.steps:
-        yield f"{new.steps / basis.steps:.2g} times the steps"
-
-
-def paste_lines(asked: Asked, rate: str, known: bool) -> tuple[str, list[str]]:
-    """The advice for PEFT, and for Axolotl. Both know two rules: any other is written as LoRA's."""
+def paste_lines(asked: Asked, rate: str) -> list[str]:
+    """Lines for PEFT and for Axolotl. Both know two rules: any other is written as LoRA's."""
     new, is_rslora = asked.new, asked.rules[1] == "rslora"
     theirs = new.alpha if is_rslora else converted_alpha(new.alpha, new.rank, new.p, 1.0)
-    alpha, comment = f"{theirs:.10g}", ""
-    if not float(alpha).is_integer():
-        comment = "  # Axolotl takes a whole number: round it, or use the other rule"
-    peft = f"LoraConfig(r={new.rank}, lora_alpha={alpha}, use_rslora={is_rslora})"
-    axolotl = [
+    alpha, whole = f"{theirs:.10g}", theirs == round(theirs)
+    return [
+        f"PEFT: LoraConfig(r={new.rank}, lora_alpha={alpha}, use_rslora={is_rslora})",
         f"lora_r: {new.rank}  # Axolotl",
-        f"lora_alpha: {alpha}{comment}",
+        f"lora_alpha: {alpha}{'' if whole else '  # round it: Axolotl takes whole numbers'}",
         f"peft_use_rslora: {str(is_rslora).lower()}",
-        f"{'' if known else '# '}learning_rate: {rate}",
+        f"learning_rate: {rate}",
+        *([f"loraplus_lr_ratio: {new.ratio:g}"] if new.ratio != 1 else []),
     ]
-    if new.ratio != 1:
-        axolotl.append(f"loraplus_lr_ratio: {new.ratio:g}")
-    return f"{peft}  # learning_rate={rate}", axolotl
 
 
 def product_line(asked: Asked) -> str:
     """Why alpha and the learning rate are one question, and what is exactly the same run."""
-    old = asked.old
-    product = "alpha^2 x rate" if family(old.optimizer) == "linear" else "alpha x rate"
+    old, square = asked.old, "^2" if family(asked.old.optimizer) == "linear" else ""
     same = " = ".join(
-        f"{rule} with alpha {converted_alpha(old.alpha, old.rank, old.p, row.p):.4g}"
+        f"{rule} alpha {converted_alpha(old.alpha, old.rank, old.p, row.p):.4g}"
         for rule, row in RULES.items()
         if row.p is not None
     )
+    rate = rescaling(old.optimizer, 1.0, 0.5).lr_b
     return (
-        f"Alpha or rate? One question: only {product} matters while A hardly moves. At rank "
-        f"{old.rank} the same run: {same} = twice that alpha with "
-        f"{rescaling(old.optimizer, 1.0, 0.5).lr_b:g} x B's rate."
+        f"Alpha or rate? Only alpha{square} x rate matters while A hardly moves. The same run at "
+        f"rank {old.rank}: {same} = twice that alpha with {rate:g} x B's rate."
     )
 
 
-def change_lines(asked: Asked, rate: float | None) -> Iterator[str]:
+def change_words(asked: Asked, rate: float | None) -> Iterator[str]:
     """What would change the advice."""
-    h, kind, p = committed()["horizon"], family(asked.new.optimizer), asked.new.p
-    others = {
-        "sign": "SGD (rslora's rate holds at every rank; lora's grows as r)",
-        "linear": "Adam (lora's rate holds at every rank; rslora's falls)",
-        "spectral": "Adam or SGD",
-    }
-    yield f"another optimizer: {others[kind]}"
-    if kind != "linear" and p != 1:
-        rho = expected_rho(asked.new, rate) if rate else None
-        here = f", here about {number(rho)}" if rho else ""
+    if family(asked.new.optimizer) == "linear":
+        yield "Adam (lora's rate holds at every rank, rslora's falls)"
+        return
+    yield "SGD (rslora's rate holds at every rank, lora's grows)"
+    if (p := asked.new.p) != 1:
+        rho = replace(asked.new, lr=rate).rho
+        here = f" (here about {rho:.2g})" if rho else ""
+        yield f"rho{here}: r^{p - 1:g} if A hardly moves, r^{(p - 1) / 2:g} if far"
+    yield f"10 x the steps: {10 ** -committed()['horizon'][0]:.1g} x the rate"
+
+
+def notes_on(asked: Asked, rate: float | None, own: Evidence | None) -> Iterator[str]:
+    """Lines on bf16, and on what of the user's studies does not count."""
+    lost = lost_in_bf16(asked.new, rate) if rate and "precision=bf16" in asked.words else {}
+    if lost.get(10, 0.0) > BF16_MATTERS:
         yield (
-            f"rho = |dA x|/|A0 x|{here}: the rate goes as r^{p - 1:g} far below 1, as "
-            f"r^{(p - 1) / 2:g} far above"
+            f"bf16: PEFT loses about {lost[1]:.0%} of the adapter's output after 1 update, "
+            f"{lost[10]:.0%} after 10 (theory, sizes of SmolLM2): docs/bf16.md"
         )
-    if kind == "sign":
-        yield f"10 times the steps: about {10 ** -h[0]:.1g} times the rate"
-
-
-def bf16_note(asked: Asked, rate: float | None) -> list[str]:
-    if not asked.is_bf16 or rate is None:
-        return []
-    lost = dict(lost_in_bf16(asked.new, rate))
-    if lost.get(10, 0.0) < BF16_MATTERS:
-        return []
-    return [
-        f"bf16: PEFT loses about {lost[1]:.0%} of the adapter's output after 1 update and "
-        f"{lost[10]:.0%} after 10 (theory at SmolLM2's sizes); round_once mends it: docs/bf16.md"
-    ]
+    for best in own.bests if own else ():
+        if asked.new.model not in ("", best.model):
+            yield f"{best.source} is of {best.model}: only its exponents count"
+            return
+        if best.edge and best.optimizer == asked.new.optimizer:
+            yield (
+                f"{best.source}: the {best.edge} rate is best at rank {best.ranks[0]}: "
+                f"study rates {best.source} --refine"
+            )
+            return
 
 
 # The check.
 
 
 def check_of(asked: Asked, rate: float | None, typed: list[str]) -> dict[str, Any]:
-    """The command that measures the best rates on the user's model, its time, and what reads it."""
+    """The command that measures the best rates on the user's model, its cost, and what reads it."""
     new, old = asked.new, asked.old
     rule = asked.rules[1] if asked.rules[1] in RULES else f"{new.p:g}"
-    kept = (word for word in asked.words if not word.startswith("probes."))
-    shared = [word for word in kept if word.split("=")[0] not in OF_THE_CHECK]
-    shared += [f"optimizer={new.optimizer}", f"adapter.scaling={rule}"]
+    shared = [word for word in asked.words if not OF_THE_CHECK.match(word)]
+    shared += [f"optimizer={new.optimizer}", f"adapter.scaling={rule}", "probes.steps=null"]
     shared += [f"adapter.alpha={new.alpha:.10g}", f"train.steps={CHECK_STEPS}"]
-    shared.append("probes.steps=null")
-    other = old.rank if old.rank != new.rank else new.rank // 4 or 4
-    ranks = sorted((new.rank, other))
+    ranks = sorted((new.rank, old.rank if old.rank != new.rank else new.rank // 4 or 4))
     # The best rate of a short run is higher. A run of unknown length is taken as 10 times as long.
     longer = (new.steps or 10 * CHECK_STEPS) / CHECK_STEPS
     centre = (rate or UNKNOWN_RATE) * longer ** committed()["horizon"][0]
-    wide = 1 if rate else 2
-    rates = ",".join(f"{centre * 10 ** (wide * power):.2g}" for power in DECADE)
-    swept = [f"adapter.rank={ranks[0]},{ranks[1]}", f"optimizer.lr={rates}", f"seed={CHECK_SEEDS}"]
-    of_rank = planned_seconds(shared, ranks)
-    cells = len(DECADE) * len(CHECK_SEEDS.split(","))
+    rates = [f"{centre * 10 ** (tenth * (1 if rate else 2)):.2g}" for tenth in TENTHS]
+    swept = [f"adapter.rank={ranks[0]},{ranks[1]}", f"optimizer.lr={','.join(rates)}"]
     steps = [] if new.steps else ["--steps", "STEPS"]
     folder = f"results/{CHECK}"
+    words = ["study", "train", "-m", f"name={CHECK}", *shared, *swept, f"seed={CHECK_SEEDS}"]
     return {
-        "command": shlex.join(["study", "train", "-m", f"name={CHECK}", *shared, *swept]),
-        "seconds": None if of_rank is None else cells * sum(of_rank),
+        "command": shlex.join(words),
+        "cost": cost_words(shared, ranks, len(rates) * len(CHECK_SEEDS.split(","))),
         "then": shlex.join(["study", "advise", *typed, *steps, "--study", folder]),
     }
 
 
-def planned_seconds(shared: list[str], ranks: list[int]) -> list[float] | None:
-    """The time of one cell of each rank; None if base or data are not on this machine."""
+def cost_words(shared: list[str], ranks: list[int], cells: int) -> str:
+    """The time of the check: here, if the base is here; otherwise on a GPU, by its name's size."""
     values = dict(text.split("=", 1) for text in shared)
-    model = values.get("model", "smollm2")
-    places = [values[key].strip("'") for key in ("model.path", "data.path") if key in values]
-    if model not in MODELS or not all(Path(place).exists() for place in places):
-        return None  # a hub is asked when it is trained
+    model, place = values.get("model", "smollm2"), values.get("model.path", "").strip("'")
+    sizes = ("train.batch_size", "8"), ("train.accumulation", "1"), ("data.sequence_length", "48")
+    steps = len(ranks) * cells * CHECK_STEPS
+    tokens = math.prod(int(values.get(key, usual)) for key, usual in sizes)
+    words = f"{steps} steps of {tokens} tokens"
+    if place and not Path(place).is_dir():
+        size = re.search(r"(\d+(?:\.\d+)?)\s*([bm])\b", place, re.IGNORECASE)
+        if size is None:
+            return words
+        weights = float(size[1]) * (1e9 if size[2] in "bB" else 1e6)
+        rate = MATMUL_SHARE / 2 * 1e12 * DEVICES["h100"].bf16
+        return f"{words}: at least {math.ceil(4 * weights * steps * tokens / rate)} s on an H100"
     from study.models import packaged
 
     if MODELS[model].is_packaged and not packaged.is_whole(packaged.PACKAGES[model].folder):
-        return None
+        return words
     from study.sweeps.plan import seconds_of
 
-    try:
-        return seconds_of(shared, [[f"adapter.rank={rank}"] for rank in ranks])
-    except StudyError:  # the check itself will say why
-        return None
+    of_ranks = seconds_of(shared, [[f"adapter.rank={rank}"] for rank in ranks])
+    return f"{words}: at most {math.ceil(cells * sum(of_ranks))} s here"
 
 
-# The advice.
+# The command.
 
 
 def advise_of(
     asked: Asked, bases: list[Basis], own: Evidence | None, typed: list[str]
 ) -> dict[str, Any]:
-    """Everything that the command says, as it is printed by ``--json``."""
-    rate = next((basis.rate for basis in bases if basis.rate), None)
-    factor = next((basis.factor for basis in bases if basis.factor), None)
-    value = rate.value if rate else None
-    words = number(value) if value else f"{number(factor.value)} x yours" if factor else NOT_KNOWN
-    peft, axolotl = paste_lines(asked, words, rate is not None)
-    notes = [*bf16_note(asked, value), *own_notes(own, asked.new)]
-    new = asked.new
+    """Everything that the command says, as ``--json`` prints it."""
+    first, new = (bases[0] if bases else None), asked.new
+    value = first.rate.value if first and not first.relative else None
     return {
-        "asked": {"origin": asked.origin, "rule": asked.rules[0], **asdict(asked.old)},
-        "advice": {
-            "rule": asked.rules[1],
-            "rank": new.rank,
-            "alpha": new.alpha,
-            "gamma": new.gamma,
-            "learning_rate": rate and asdict(rate),
-            "factor": factor and asdict(factor),
-            "loraplus_lr_ratio": new.ratio,
-        },
-        "peft": peft,
-        "axolotl": axolotl,
-        "evidence": [{**asdict(basis), "words": basis_line(basis, asked)} for basis in bases],
+        "run": asdict(asked.old) | {"origin": asked.origin, "rule": asked.rules[0]},
+        "advice": asdict(new) | {"rule": asked.rules[1], "lr": first and asdict(first.rate)},
+        "is_factor": bool(first and first.relative),
+        "paste": paste_lines(asked, f"{value:.2g}" if value else f"# {rate_words(first)}"),
+        "evidence": [asdict(basis) | {"words": basis_line(basis, new)} for basis in bases],
         "alpha_or_rate": product_line(asked),
-        "changes": list(change_lines(asked, value)),
+        "changes": list(change_words(asked, value)),
         "cannot": asked.cannot,
         "assumed": asked.assumed,
-        "notes": notes,
+        "notes": list(notes_on(asked, value, own)),
         "check": None if own else check_of(asked, value, typed),
     }
 
 
-def own_notes(own: Evidence | None, new: Setting) -> Iterator[str]:
-    """What of the user's studies does not count: another model, rates at the end of those tried."""
-    for best in own.bests if own else ():
-        if new.model not in ("", best.model):
-            yield f"{best.source} is of {best.model}: only its exponents count for {new.model}"
-            return
-        if best.edge and best.optimizer == new.optimizer:
-            yield (
-                f"{best.source}: the {best.edge} rate that was tried is best at rank {best.rank} "
-                f"({number(best.lr)}): study rates {best.source} --refine prints what to train"
-            )
-            return
-
-
-def advice_lines(found: Mapping[str, Any], asked: Asked) -> list[str]:
+def advice_lines(found: Mapping[str, Any], asked: Asked, answer: str) -> list[str]:
     """The advice in at most :data:`MOST_LINES` lines."""
-    rate, factor = found["advice"]["learning_rate"], found["advice"]["factor"]
-    answer = (
-        span(Span(**rate)) if rate else span(Span(**factor), " x yours") if factor else NOT_KNOWN
-    )
     lines = [
         f"From: {about_run(asked.old, asked.rules[0])}",
-        f"Set:  {about_run(replace(asked.new, lr=None), asked.rules[1])}, "
-        f"learning rate {answer or NOT_KNOWN}",
-        f"PEFT: {found['peft']}",
-        *found["axolotl"],
+        f"Set:  {about_run(replace(asked.new, lr=None), asked.rules[1])}, learning rate {answer}",
+        *found["paste"],
+        *(f"cannot say: {'; '.join(found['cannot'])}" for _ in found["cannot"][:1]),
+        *(f"assumed: {'; '.join(found['assumed'])}" for _ in found["assumed"][:1]),
     ]
-    for what in ("cannot say", "assumed"):
-        if found[what.split()[0]]:
-            lines.append(f"{what}: {'; '.join(found[what.split()[0]])}")
-    last = [found["alpha_or_rate"], f"Changes it: {'; '.join(found['changes'])}.", *found["notes"]]
+    last = [found["alpha_or_rate"], f"It changes with {'; '.join(found['changes'])}."]
+    last += found["notes"]
     if check := found["check"]:
-        seconds = check["seconds"]
-        time = "--plan says its time" if seconds is None else f"{max(1, round(seconds))} s here"
-        last += [f"Check ({time}): {check['command']}", f"Then: {check['then']}"]
+        last += [f"Check ({check['cost']}): {check['command']}", f"Then: {check['then']}"]
     evidence = [basis["words"] for basis in found["evidence"]]
     return [*lines, *evidence[: MOST_LINES - len(lines) - len(last)], *last]
 
@@ -472,36 +407,22 @@ def advice_lines(found: Mapping[str, Any], asked: Asked) -> list[str]:
 @click.option("--rank", type=click.IntRange(1, MOST_RANK), help="The new rank; or the run's own.")
 @click.option("--rule", help="The new rule: lora, rslora, or a number p.  [default: the same]")
 @click.option("--alpha", type=float, help="The new alpha.  [default: the same run at its own rank]")
-@click.option("--lr", type=float, help="The learning rate of the run, if CONFIG has none.")
+@click.option("--lr", type=float, help="The learning rate of the run.")
 @click.option("--optimizer", metavar="NAME", help="The optimizer of the run.")
 @click.option("--steps", type=click.IntRange(1, MOST_STEPS), help="The steps of the run.")
-@click.option(
-    "--model",
-    "--base",
-    "model",
-    metavar="NAME",
-    help="The model: tiny, smollm2, a folder or a hub name.  [default: that of CONFIG]",
-)
+@click.option("--model", "--base", "model", help="Its model: tiny, smollm2, a folder, a hub name.")
 @click.option("--width", type=click.IntRange(1), help="Features of its hidden states.")
-@click.option(
-    "--study",
-    "studies",
-    type=PATH,
-    multiple=True,
-    metavar="RESULTS/NAME",
-    help="A study of yours, measured on this model.",
-)
+@click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
-@click.option(
-    "--symptom", type=click.Choice(list(SYMPTOMS)), help="What goes wrong, and what to set."
-)
+@click.option("--symptom", type=click.Choice(list(SYMPTOMS)), help="What goes wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
 def advise(
     config: Path | None,
     studies: tuple[Path, ...],
+    entry: str | None,
     symptom: str | None,
     as_json: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Say which alpha and learning rate to set at a rank and a rule, and on what that rests.
 
@@ -509,13 +430,15 @@ def advise(
     RESULTS/NAME/cells/ID. Options alone describe a run as well: --rank 64 --optimizer adamw.
     """
     if symptom is not None:
-        answer = symptom_of(symptom, committed()["facts"])
-        click.echo(json.dumps(answer) if as_json else "\n".join(symptom_lines(answer)))
+        facts = committed()["facts"]
+        answer = {key: text.format(**facts) for key, text in SYMPTOMS[symptom].items()}
+        lines = [f"{key}: {text}" for key, text in answer.items()]
+        click.echo(json.dumps(answer) if as_json else "\n".join(lines))
         return
-    asked = read_question(config, **options)
-    own = own_evidence(studies)
+    asked, own = read_question(config, entry, given), own_evidence(studies)
     bases = rest(asked.old, asked.new, own, committed_evidence())
     typed = [] if config is None else [str(config)]
-    typed += [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
+    typed += [f"--{key}={value}" for key, value in given.items() if value is not None]
     found = advise_of(asked, bases, own, typed)
-    click.echo(json.dumps(found) if as_json else "\n".join(advice_lines(found, asked)))
+    lines = advice_lines(found, asked, rate_words(bases[0] if bases else None))
+    click.echo(json.dumps(found) if as_json else "\n".join(lines))

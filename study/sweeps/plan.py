@@ -21,7 +21,8 @@ from study.config import chosen, probe_steps
 from study.config.compose import CONF, compose
 from study.config.hints import as_study_errors
 from study.errors import StudyError, short, unknown
-from study.sweeps.cells import Cell, data_name, plan
+from study.models import describe
+from study.sweeps.cells import Cell, data_name
 from study.sweeps.estimate import (
     ACHIEVED_SHARE,
     FLOAT,
@@ -35,7 +36,7 @@ from study.sweeps.estimate import (
 from study.sweeps.launch import announce
 from study.sweeps.packs import Pack, prepare
 from study.sweeps.progress import count_noun, table_lines
-from study.training.devices import matmul_rate
+from study.training.devices import choose_device, matmul_rate
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES
 from study.vocabulary.sources import DEVICES, MATMUL_SHARE
@@ -52,17 +53,17 @@ GB = 2**30
 
 
 def seconds_of(shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[float]:
-    """The time of each cell on this machine. Loads no weights, and reads the data.
+    """The time of each cell on this machine, at most: as if every sequence were full.
 
-    ``shared``: overrides of all cells; ``cells``: each cell's own. Raises :class:`StudyError` for
-    whatever ``study train`` refuses.
+    ``shared``: overrides of all cells; ``cells``: each cell's own. Reads neither weights nor data.
+    Raises :class:`StudyError` for whatever ``study train`` refuses before it reads the data.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"), as_study_errors():
         configs = compose(GlobalHydra.instance().config_loader(), "config", shared, cells)
-    pack = prepare(plan(configs))
-    rate = matmul_rate(pack.device, pack.config.precision)
-    return [each.estimate.seconds(rate) for each in pack.cells]
+    device, card = choose_device(configs[0].device), describe(configs[0].model)
+    rate = matmul_rate(device, configs[0].precision)
+    return [full_estimate(config, card, device.type).seconds(rate) for config in configs]
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str = "") -> None:
