@@ -65,7 +65,7 @@ def records(study: str) -> list[dict[str, Any]]:
 
 @cache
 def compared(study: str) -> list[Compared]:
-    """Every expectation that the cells of a study hold, beside what was measured."""
+    """Every expectation that the cells of a study hold, with what was measured."""
     held = [one for one, _ in held_expectations(records(study))]
     return list(compare(held, study_tables(study)))
 
@@ -316,7 +316,7 @@ def order() -> str:
 
 
 def looks(study: str) -> str:
-    """Seeds whose cells began after tables of the study had been committed, beside earlier ones,
+    """Seeds whose cells began after tables of the study had been committed, with earlier ones,
     and seeds that no version of its file names; empty if there are none."""
     dates = _git("log", "--reverse", "--format=%aI", "--", f"results/reference/{study}")
     first = (

@@ -64,7 +64,7 @@ def compare(limit: RunState, run: RunState, variances: float = 0.0) -> pd.DataFr
     """The rows of one run at one step.
 
     ``variances``: the variance of the limit over that of the run. It is 0 for an exact limit, and
-    r / R for a run of rank r beside a run of a large rank R with an A of its own. Their squared
+    r / R for a run of rank r against a run of a large rank R with an A of its own. Their squared
     distance is ``1 + r / R`` times that from the exact limit, so distances are divided by its root.
 
     Columns: ``step``, ``layer``, ``kind``, ``measure``, ``distance``, and the properties of the

@@ -1,4 +1,4 @@
-"""Expectations beside what was measured, each with a verdict by equivalence.
+"""Expectations compared with what was measured, each with a verdict by equivalence.
 
 An expectation (:mod:`study.config.expectations`) is about every curve that it matches, and each
 has a row of its own. It ``agrees`` if the 95 % interval lies within the tolerance of the expected
@@ -63,7 +63,7 @@ COLUMNS_OF = {
 
 @dataclass(frozen=True)
 class Compared:
-    """An expectation beside one curve that it is about.
+    """An expectation with one curve that it is about.
 
     - ``curve``: the rule, if the expectation names none, and the settings that separate the curve
       from others of the study, as text;

@@ -8,7 +8,7 @@ One row per curve (a configuration without its rank and seed), site, stat, batch
 - quantities measured over the whole model (``layer = kind = model``: the gradient and the update of
   all adapters together).
 
-Columns beside those of the curve, and of :class:`~study.analysis.fits.Lines`:
+Columns with those of the curve, and of :class:`~study.analysis.fits.Lines`:
 
 - ``interval``: ``seeds`` if ``ci_low`` and ``ci_high`` are the 95 % interval over seeds (pairs of
   seed and data seed). ``ranks`` if there is one seed: they then show how straight its line is, and
@@ -23,7 +23,7 @@ Columns beside those of the curve, and of :class:`~study.analysis.fits.Lines`:
 **Poolings.** Energies are never added over layers: on SmolLM2 one ``down_proj`` holds 95 % of the
 energy of ``adapter_out``, so a pooled norm would be that of this layer. The *logarithm* of the
 statistic is pooled over layers, by mean or median, cell by cell. The spread of the exponents of
-single layers is reported beside it.
+single layers is reported with it.
 
 **Arrays.** One site at a time, probe rows become dense arrays of groups (``G``, a curve at a step
 on a batch), seeds, ranks and layers (``L``). Values are never duplicated: a study can have 20
@@ -185,7 +185,7 @@ FIT_COLUMNS = (
     *("curvature", "se_curvature", "slope_low", "slope_high", "p_skew"),
     *("layer_p05", "layer_median", "layer_p95", "predicted"),
 )
-"""The columns of the table beside the curve's; :mod:`study.analysis.predictions` fills the last."""
+"""The columns of the table after the curve's; :mod:`study.analysis.predictions` fills the last."""
 
 
 def fit_exponents(

@@ -341,7 +341,7 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
         for aim, lr, alpha in mine[["step", "lr", "alpha"]].to_numpy(float):
             if step[0] - 1e-9 <= aim <= step[-1] + 1e-9:
                 off = np.abs(step - aim)
-                # NaN beside a run that diverged, except at a step that was run.
+                # NaN next to a run that diverged, except at a step that was run.
                 was_run = off.min() < 1e-9
                 value = float(loss[off.argmin()] if was_run else np.interp(aim, step, loss))
                 row = runs.iloc[int(off.argmin())].to_dict()
@@ -424,7 +424,7 @@ def truncated_losses(cells: pd.DataFrame, truncations: pd.DataFrame) -> pd.DataF
 def truncation_effects(losses: pd.DataFrame) -> pd.DataFrame:
     """The effect of cutting each trained rank, one row per curve and rank of ``losses``.
 
-    ``losses`` is the table of :func:`truncated_losses`. Columns beside those of the curve:
+    ``losses`` is the table of :func:`truncated_losses`. Columns with those of the curve:
 
     - ``loss``, ``gained``: the loss of the whole adapter, and how far it is below that of the base
       model (kept = 0), in nats per token; NaN if not measured;

@@ -45,7 +45,7 @@ def decided(
 
     ``off``: the true distance from the expected value. ``sd``: the standard deviation of a seed.
     ``grid``: of the error that all seeds share. ``more_df``: degrees of freedom of the standard
-    deviation beside those of its own seeds. ``level``: of the test after Holm's correction.
+    deviation with those of its own seeds. ``level``: of the test after Holm's correction.
     """
     df = min(n - 1 + more_df, 1e6)
     estimated = sd / math.sqrt(n) * np.sqrt(stats.chi2.ppf(QUANTILES, df) / df)

@@ -1,7 +1,7 @@
 """The column ``predicted`` of ``exponents``: the slope that theory predicts for the same ranks.
 
 A prediction depends on what the tables hold of a curve: its rule and init, the sizes and alignments
-of its layers, whether gradients were clipped or small beside eps, and whether its steps were lazy
+of its layers, whether gradients were clipped or small next to eps, and whether its steps were lazy
 (the loss changed as its linearisation predicts). If one of these is missing, the quantities that
 depend on it have no prediction.
 

@@ -5,7 +5,7 @@ The prediction is in :mod:`study.analysis.rate_theory`.
 Learning rates come in a grid, and that makes an error which all seeds share. An interval over seeds
 does not contain it:
 
-- beside a run that diverged the best rate is one of the grid. The true one is anywhere within half
+- next to a diverged run, the best rate is one of the grid. The true one is anywhere within half
   a step h (in log lr) of it: the error is uniform, with standard deviation ``h / sqrt(12)``;
 - elsewhere it is the vertex of the parabola through three points. In a basin ``a u^2 + b u^3``, u
   being the distance from the minimum in log lr, its error is ``(b / 2a) (3 u^2 - h^2)`` for a
@@ -95,7 +95,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Best`;
     - ``tried``: the number of rates;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
-    - ``rho``: the motion of A beside its init, median over layers, at the last probed step of the
+    - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if it was not recorded);
     - ``log_move_aligned``, ``log_move_unaligned``: :func:`~study.analysis.rate_theory.log_moves`.
     """
@@ -134,7 +134,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
 
 
 def _rho(probes: pd.DataFrame) -> dict[str, float]:
-    """By cell the motion of A beside its init, median over layers, at the last step measured."""
+    """By cell the motion of A over its init, median over layers, at the last step measured."""
     if "rho" not in probes:
         return {}
     of_A = (probes["site"] == "A") & (probes["batch"] == TRAIN)
@@ -148,7 +148,7 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     """The minimum of the loss over learning rates: the vertex of a parabola in log ``lr``.
 
     The parabola passes through the best rate tried and its two neighbours. A loss of NaN is a run
-    that diverged: a rate beside it is not an edge, and is returned as it is. At least one loss must
+    that diverged: a rate next to it is no edge, and is returned as it is. At least one loss must
     be finite, and rates must be distinct.
     """
     order = np.argsort(lr)
@@ -167,7 +167,7 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     a, step = x[best - 1] - x[best], float(x[best + 1] - x[best - 1]) / 2
     # y = here + c u + d u^2 through its neighbours. The middle is the lowest, so d >= 0.
     d = curvature(best)
-    if not d > 0:  # NaN beside a run that diverged
+    if not d > 0:  # NaN next to a run that diverged
         return Best(float(np.exp(x[best])), float(y[best]), edge, step, math.inf)
     c = (y[best - 1] - y[best]) / a - d * a
     u = -c / (2 * d)
@@ -407,7 +407,7 @@ def missing_rates(
     """What each rule and rank lacks; empty if nothing. Ranks with one rate or no seed are left out.
 
     Rates of a rank should lie in steps of 2 around its best one, with none of the best at an edge.
-    A best rate at an edge asks for the next two beyond; a wider step beside it, for a rate half or
+    A best rate at an edge asks for the next two beyond; a wider step next to it, for a rate half or
     twice as large. What one seed needs is trained for all: the seeds of a rank share a grid.
     """
     ends = final_losses(cells, metrics, probes)

@@ -3,7 +3,7 @@
 **The condition.** Kalajdzievski 2023 (Definition 3.1, Theorem 3.2): the outputs of an adapter, and
 the gradients that it passes to its input, must not depend on the rank, at any step of training.
 They are read on one fixed batch that is never trained on, if the study probed it; otherwise on the
-training batch. The gradient norm over all adapters (the paper's Figure 3) stands beside them.
+training batch. The gradient norm over all adapters (the paper's Figure 3) stands next to them.
 
 Nothing is fitted or tested here: the rows are those of ``exponents``, with their words.
 """
@@ -61,7 +61,7 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
 
     ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Each quantity is
     read on one batch, that of the paper's condition: the held-out one where it was probed. Curves
-    are in the order of the table, quantities in that of ``PRIMARY``. Columns beside those of
+    are in the order of the table, quantities in that of ``PRIMARY``. Columns with those of
     ``exponents``:
 
     - ``rule``: the scaling rule, with its p if the user gave it;
@@ -83,7 +83,7 @@ def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``exponents`` on the paper's condition, at the first and last step measured.
 
     ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Curves are in its
-    order, quantities in that of :data:`CONDITION`. Columns beside those of ``exponents``: those of
+    order, quantities in that of :data:`CONDITION`. Columns with those of ``exponents``: those of
     :func:`_rows_of`, and ``curve``, the values that separate the curve from others of its
     optimizer and rule, as text.
     """

@@ -217,10 +217,10 @@ def _p_axis(ax: Axes, lines: Sequence[Line]) -> None:
 
 
 def _star(line: Line) -> str:
-    """``p* = 0.50 [0.49, 0.52]``; with three digits if the interval is narrow."""
+    """``p* = 0.50 [0.49, 0.52]``."""
     star, low, high = line.stable
     if not np.isfinite(star):
         return f"no $p^{{\\star}}$ within {BEYOND:g} of these $p$"
     if not line.is_inside:
-        return "$p^{\\star}$ is outside the measured $p$ (extrapolated)"
-    return f"$p^{{\\star}}$ = {style.interval(star, low, high)}"
+        return "$p^{\\star}$ extrapolated"
+    return f"$p^{{\\star}}$ = {style.interval(star, low, high, most=2)}"

@@ -13,7 +13,7 @@ from study.vocabulary.quantities import BATCH_NAMES, TRAIN
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
 
-CI = f"{CONFIDENCE:.0%} CI"
+CI = f"{100 * CONFIDENCE:g} % CI"
 EXPONENT = "scaling exponent with rank"
 INTERVALS = {"seeds": f"{CI} over seeds", "ranks": "the straightness of the line (one seed)"}
 """What an interval shows, by the values of the column ``interval`` of ``exponents``. With one seed
@@ -25,7 +25,7 @@ COMMAND, MARKUP = re.compile(r"\\[a-zA-Z]+ ?"), re.compile(r"\\[!,]|[${}^_\\]")
 
 
 def sentence_on_ci(artists: str, kinds: Iterable[str]) -> str:
-    """``Bands: 95% CI over seeds.``; empty if no fit has an interval."""
+    """``Bands: 95 % CI over seeds.``; empty if no fit has an interval."""
     there = set(kinds)
     shown = " or ".join(text for kind, text in INTERVALS.items() if kind in there)
     return f"{artists}: {shown}." if shown else ""

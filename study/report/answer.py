@@ -247,7 +247,8 @@ def _of_rule(curve: Curve) -> str:
     parts = []
     for rows, when in ((first, "at"), (curve.last, "by" if first else "at")):
         for step in sorted({row.step for row in rows}):
-            parts.append(f"{when} step {step} {_clauses([r for r in rows if r.step == step])}")
+            said = _clauses([row for row in rows if row.step == step])
+            parts.append(f"{when} step {step}{',' if said[0].isdigit() else ''} {said}")
     low, high = curve.condition[0].rank_min, curve.condition[0].rank_max
     text = f"{curve.name}, rank {high:g} against rank {low:g}: {'; '.join(parts)}."
     return f"{text} {loss[0].upper()}{loss[1:]}." if loss else text

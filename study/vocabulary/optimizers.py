@@ -71,7 +71,7 @@ class Optimizer:
 
     @property
     def has_eps(self) -> bool:
-        """Whether its updates depend on the size of the gradient beside an eps."""
+        """Whether its updates depend on the size of the gradient next to an eps."""
         return "eps" in self.options
 
 

@@ -121,7 +121,7 @@ STATS: dict[str, Stat] = {
     "spectral": Stat("largest singular value", "sigma_1", "spectrum"),
     "stable_rank": Stat("stable rank", "(norm / spectral)^2", "spectrum"),
     **{name: Stat(*row, "alignment", False, False) for name, row in _ALIGNMENTS.items()},
-    "rho": Stat("motion of A beside its init", "|dA x| / |A0 x|", "motion", usual=False),
+    "rho": Stat("motion of A over its init", "|dA x| / |A0 x|", "motion", usual=False),
     "mean_norm": Stat(
         "mean norm over A and B of all layers", "mean over tensors of sqrt(sum x^2)", usual=False
     ),

@@ -36,7 +36,7 @@ def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | N
     """``adapter.scaling`` and ``adapter.exponent`` as a rule of :data:`RULES` and its exponent.
 
     A number as the scaling is the p of the power rule, so that one axis of a sweep holds all rules.
-    Raises ``ValueError`` if ``power`` is given beside such a number.
+    Raises ``ValueError`` if ``power`` is given with such a number.
 
     >>> named_rule("0.75"), named_rule("lora")
     (('power', 0.75), ('lora', None))

@@ -63,7 +63,7 @@ FORMATS: dict[str, Format] = {
     "completion": Format((("text",), ("prompt", "completion"))),
 }
 """In the order in which ``data.format=auto`` tries them: some sets of chats have a field ``prompt``
-beside ``messages``, and Alpaca's rows have a ``text`` that repeats them. ``alpaca_chat`` reads the
+next to ``messages``, and Alpaca's rows have a ``text`` that repeats them. ``alpaca_chat`` reads the
 rows of ``alpaca`` as conversations, as LLaMA-Factory does."""
 
 AUTO = "auto"

@@ -24,7 +24,7 @@ ROUNDING = 1e-7
 """A slope closer to zero is rounding: statistics are stored in float32."""
 
 LAST_PREDICTED_STEP = 3
-"""Predictions are for steps 0 to here. Later, A's own motion is no longer small beside its init."""
+"""Predictions are for steps 0 to here. Later, A's motion is no longer small next to its init."""
 
 LINEAR_UNTIL = 1
 """The last step at which every slope is exactly linear in p."""

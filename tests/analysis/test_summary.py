@@ -135,7 +135,7 @@ def test_a_gradient_at_step_0_is_one_measurement_for_every_optimizer(study):
         assert sorted(here["optimizer"]) == sorted(expected)
     text = shown(render_stable(stable))
     flat = " ".join(text.split())
-    assert flat.count("same measurement for every optimizer") == 1
+    assert flat.count("Step 0 is before any update, so optimizers agree.") == 1
     assert "Rules in one row" not in flat
     assert flat.count("The first update of AdamW is that of SignSGD up to eps.") == 1
     assert "[ ] 95 % intervals over 3 seeds" in text

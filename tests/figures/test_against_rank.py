@@ -1,5 +1,6 @@
 """Figures against the rank: points, lines, bands and exponents are those of the tables."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from study.figures.against_rank import (
     eps_over_ranks,
     grad_norm_vs_rank,
 )
+from study.figures.laws import Law
+from study.figures.selection import Rule
 from study.theory import Layer, mean_log_curve, slope
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
@@ -34,6 +37,16 @@ def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full) -> 
             np.testing.assert_allclose(sorted(map(tuple, points.get_xydata())), expected, rtol=1e-6)
 
 
+def test_a_line_that_misses_the_points_of_a_rank_is_dashed_and_bent(full) -> None:
+    """A fit of points on a line has a band; then the points of one rank move."""
+    fit = row(full.exponents, scaling="lora", step=0, **GRAD)
+    ranks = np.array([4.0, 32.0, 256.0, 2048.0])
+    middle, _, high = fitted(fit, ranks)
+    law = Law(Rule.of("lora", None), ranks, middle, ranks[:0], fit)
+    moved = dataclasses.replace(law, value=np.where(ranks == 32, 1.3 * high, middle))
+    assert (law.is_missed, moved.is_missed) == (False, True)
+
+
 def test_lines_and_bands_are_the_fits_and_theory_is_dotted_through_their_centre(full) -> None:
     figure = grad_norm_vs_rank(full)
     first, last = panels(figure)
@@ -46,10 +59,11 @@ def test_lines_and_bands_are_the_fits_and_theory_is_dotted_through_their_centre(
     np.testing.assert_allclose(line.get_xdata()[[0, -1]], [4, 2048])
     edges = band.get_paths()[0].vertices
     np.testing.assert_allclose(sorted(set(edges[np.isclose(edges[:, 0], 4), 1])), [low[0], high[0]])
-    digits = 3 if fit["ci_high"] - fit["ci_low"] < 0.02 else 2
+    fits = rows(full.exponents, step=0, **GRAD)
+    digits = 3 if (fits["ci_high"] - fits["ci_low"] < 0.02).all() else 2
     value, *ends = (f"−{abs(fit[n]):.{digits}f}" for n in ("exponent", "ci_low", "ci_high"))
     label, other = (text.get_text() for text in first.get_legend().get_texts())
-    assert label == f"LoRA  {value} [{', '.join(ends)}], theory −0.50"
+    assert label == f"LoRA  {value} [{', '.join(ends)}], theory −{0.5:.{digits}f}"
     assert other.startswith("rsLoRA  0.00")
 
     x, y = np.log(theory.get_xdata()), np.log(theory.get_ydata())

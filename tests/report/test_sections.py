@@ -123,16 +123,16 @@ def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
     assert found["SGD, rsLoRA", norm, "0"][1:4] == ["×1.00", "0.00", "stable"]
     assert "| exponent [95 % interval] |" in text
     assert "*collapses*: falls by more than 1.5 times" in text
-    assert "Every word is corrected" in text
+    assert "Verdicts are stricter than the intervals" in text
 
 
 def test_p_star_has_one_row_per_measurement(on_disk: OnDisk) -> None:
-    """Rules share their draws, and no optimizer has acted at step 0."""
+    """Rules share their draws, and step 0 is before any update."""
     on_disk()
     text = section(on_disk(optimizer={"name": "signsgd"}), P_STAR)
     norm = [row for row in rows_of(text) if row[1].startswith("gradient norm") and row[2] == "0"]
     assert [(row[0], row[3]) for row in norm] == [("every optimizer", "LoRA, rsLoRA")]
-    assert text.count("the same measurement for every optimizer") == 1
+    assert text.count("Step 0 is before any update, so optimizers agree.") == 1
     assert text.count("Rules in one row share their draws and batches") == 1
     descent = [row for row in rows_of(text) if row[1].startswith("descent") and row[2] == "0"]
     assert {row[0] for row in descent} == {"SGD", "SignSGD"}
