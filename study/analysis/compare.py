@@ -20,19 +20,26 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import mean_interval, t_critical
-from study.analysis.grouping import HASH_OF, curve_labels, curve_numbers, end_steps, groups
+from study.analysis.grouping import (
+    HASH_OF,
+    NOT_A_CURVE,
+    curve_labels,
+    curve_numbers,
+    end_steps,
+    groups,
+)
 from study.analysis.predictions import with_predictions
 from study.analysis.stable import first_to_read, stable_exponents
 from study.analysis.summary import BATCHES_OF
 from study.analysis.verdicts import rows_of
-from study.analysis.wording import INTERVAL, rounded, setting_text
+from study.analysis.wording import INTERVAL, interval_text, rounded, setting_text
 from study.errors import StudyError
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
@@ -49,21 +56,14 @@ from study.vocabulary.scaling import POWER, rule_label
 
 EXPONENT, P_STAR, LOSS = "exponent", "p*", "loss"
 """The values of ``what``."""
-CLOSE = 0.01
-"""Exponents that differ by at most this agree, however narrow the interval of the difference."""
-FIRST_MATCHED = ("scaling", "exponent_p", "optimizer", "model", "data", "init", "targets")
+CLOSE = {EXPONENT: 0.01, P_STAR: 0.01, LOSS: 0.0}
+"""Numbers that differ by at most this agree, however narrow the interval of the difference."""
+RULE = ("scaling", "exponent_p", "optimizer")
 """Settings that are matched before others."""
-NOT_SETTINGS = frozenset(
-    {
-        *("cell_id", "study", "status", "error", "diverged_step", "stuck_step", "steps_done"),
-        *("seconds", "peak_memory_gb", "gamma", "adapter_sha256", "adapted_share"),
-    }
-)
-"""Columns of ``cells`` that say how a cell ended, or follow from others."""
+AXES = ("rank", "seed", "data_seed")
 ROW = ["what", "quantity", "site", "stat", "batch", "rank"]
 LAST = -1
 """Stands for the last step of each study, where these differ."""
-NOT_RECORDED = "not recorded"
 MOST_VALUES = 8
 """A longer list of values is cut in the middle."""
 
@@ -75,15 +75,12 @@ class Comparison:
     ``settings``: the settings that differ, with a column of texts for each study. ``rows``: a row
     per other study, matching curve, quantity (at each rank, for losses) and pair of steps:
 
-    - ``study``: the other study, which is compared with the first one. ``curve``: the rule, the
-      optimizer and what else separates the curves, as text;
-    - ``what``: ``exponent``, ``p*`` or ``loss``; ``quantity``, ``site``, ``stat``, ``batch``,
-      ``rank`` (NaN except for losses), ``step`` and ``other_step``;
-    - ``value``, ``low``, ``high``, ``seeds``, ``ranks``: of the first study, with its 95 %
-      interval; ``other``, ``other_low``, ``other_high``, ``other_seeds``, ``other_ranks``: of the
-      other one. Losses are in nats per token;
-    - ``difference``: ``other - value``, with its 95 % interval ``ci_low``, ``ci_high``;
-    - ``paired``: whether the interval is over the differences of single seeds.
+    - ``study``: the other study. ``curve``: rule, optimizer and what else separates the curves;
+    - ``what``: ``exponent``, ``p*`` or ``loss`` (nats per token). ``rank``: NaN except for losses;
+    - ``value``, ``low``, ``high``, ``seeds``, ``ranks``, ``step``: of the first study, with its
+      95 % interval. The same names after ``other``: of the other study;
+    - ``difference``: ``other - value``, with its interval ``ci_low``, ``ci_high``; ``paired``:
+      whether that is over the differences of single seeds.
     """
 
     settings: pd.DataFrame
@@ -98,11 +95,10 @@ def compare(studies: Mapping[str, StudyTables]) -> Comparison:
     (first, one), *others = studies.items()
     rows = []
     for name, other in others:
-        pair = list(_pair(one, other))
-        if not pair:
+        if not (pair := list(_pair(one, other))):
             raise StudyError(
                 f"{first} and {name} have no exponent and no loss in common: compare studies with "
-                "the same rules, optimizers, ranks and steps"
+                "the same ranks and steps"
             )
         rows += [{"study": name, **row} for row in pair]
     return Comparison(differing_settings(studies), pd.DataFrame(rows))
@@ -110,108 +106,77 @@ def compare(studies: Mapping[str, StudyTables]) -> Comparison:
 
 def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
     """The columns of ``cells`` whose values differ between studies: ``setting``, and the values in
-    each study as text. A hash is left out if the name of what it is a hash of differs too."""
+    each study as text. Columns that records of an older version lack are left out, and a hash if
+    the name of what it is a hash of differs too."""
     cells = {name: tables.cells for name, tables in studies.items()}
-    texts: dict[str, list[str]] = {}
-    for column in dict.fromkeys(column for one in cells.values() for column in one):
-        if column not in NOT_SETTINGS and not str(column).startswith("probes_"):
-            shown = [_values_text(one.get(column)) for one in cells.values()]
-            unused = {NOT_RECORDED, "none", "False"}  # an older record lacks what is off by default
-            if len(set(shown)) > 1 and not (NOT_RECORDED in shown and set(shown) <= unused):
-                texts[str(column)] = shown
-    known = {name for name in texts if not set(HASH_OF.get(name, ())) & texts.keys()}
-    rows = [[name, *shown] for name, shown in texts.items() if name in known]
+    kept = [c for c in next(iter(cells.values())) if c in AXES or c not in NOT_A_CURVE | {"study"}]
+    kept = [str(column) for column in kept if all(column in one for one in cells.values())]
+    texts = {column: [_values_text(one[column]) for one in cells.values()] for column in kept}
+    texts = {c: t for c, t in texts.items() if len(set(t)) > 1}
+    rows = [[c, *t] for c, t in texts.items() if not set(HASH_OF.get(c, ())) & texts.keys()]
     return pd.DataFrame(rows, columns=["setting", *cells])
 
 
-def _values_text(values: "pd.Series[Any] | None") -> str:
-    """``4, 16, 64``; ``none`` for a setting without a value, and what a record may lack."""
-    if values is None:
-        return NOT_RECORDED
-    found = list(values.dropna().unique())
-    try:
-        texts = [setting_text(value) for value in sorted(found)]
-    except TypeError:
-        texts = sorted(map(setting_text, found))
+def _values_text(values: "pd.Series[Any]") -> str:
+    """``4, 16, 64``; ``none`` for a setting without a value."""
+    found = sorted(values.dropna().unique(), key=lambda one: (isinstance(one, str), one))
+    texts = list(map(setting_text, found))
     if len(texts) > MOST_VALUES:
         texts = [*texts[:3], f"... ({len(texts)} values) ...", texts[-1]]
     return ", ".join(texts) or "none"
 
 
-def matched_columns(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+def _matched(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     """The columns of two tables of labels in which a curve of one must equal that of the other.
-
-    One by one, a column counts if some curves then still match.
-    """
-    names = dict.fromkeys([*FIRST_MATCHED, *one.columns])
+    One by one, a column counts if some curves then still match."""
     found: list[str] = []
-    for name in names:
+    for name in dict.fromkeys([*RULE, "model", "data", "init", "targets", *one.columns]):
         if name in one and name in other:
             left, right = (set(_texts(labels, [*found, name])) for labels in (one, other))
-            if left & right:
-                found.append(name)
+            found += [name] * bool(left & right)
     return found
 
 
 def _texts(labels: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """By row, the values of ``columns`` as texts, so that missing values are equal."""
-    numbers = [pd.api.types.is_numeric_dtype(labels[name]) for name in columns]
-    parts = [
-        labels[name].astype(float).map(repr) if number else labels[name].astype(object).map(str)
-        for name, number in zip(columns, numbers, strict=True)
-    ]
+    numeric = pd.api.types.is_numeric_dtype
+    parts = [labels[c].astype(float if numeric(labels[c]) else object).map(str) for c in columns]
     return zip(*parts, strict=True) if parts else iter([()] * len(labels))
-
-
-class Sample(NamedTuple):
-    """The values of a quantity in one study, by seed; the labels of the curve; step and ranks."""
-
-    values: "pd.Series[float]"
-    labels: Mapping[str, Any]
-    step: int
-    ranks: str
 
 
 def _pair(one: StudyTables, other: StudyTables) -> Iterator[dict[str, Any]]:
     """The rows of :class:`Comparison` on two studies."""
     pair = one, other
-    cells = [s.cells[np.isfinite(s.cells["rank"])] for s in pair]
+    cells = [study.cells[np.isfinite(study.cells["rank"])] for study in pair]
     shared = set.intersection(*(set(rows["rank"]) for rows in cells))
     if len(shared) > 1:
         cells = [rows[rows["rank"].isin(shared)] for rows in cells]
-    cells = [rows.assign(unit=_units(rows)).reset_index(drop=True) for rows in cells]
-    labels = [curve_labels(rows).drop(columns=["unit", "study"], errors="ignore") for rows in cells]
-    keys = matched_columns(*labels)
-    steps = [set(s.probes["step"]) for s in pair]
-    batches = set.intersection(*(set(s.probes["batch"]) for s in pair))
-    has_heldout = all(s.metrics["eval_loss"].notna().any() for s in pair)
-    found = []
-    for study, rows, names, own in zip(pair, cells, labels, steps, strict=True):
+    steps, batches = ([set(study.probes[name]) for study in pair] for name in ("step", "batch"))
+    held_out = all(study.metrics["eval_loss"].notna().any() for study in pair)
+    labels, values = [], []
+    for study, rows, own in zip(pair, cells, steps, strict=True):
+        labels.append(curve_labels(rows).drop(columns="study", errors="ignore"))
+        units = [rows["seed"], rows["data_seed"] if "data_seed" in rows else rows["seed"]]
+        rows = rows.assign(unit=units[0].map(str) + "/" + units[1].map(str)).reset_index(drop=True)
         wanted = set.intersection(*steps) | {max(own, default=0)}
-        slopes = _slopes(rows, study, wanted, batches)
-        losses = _losses(rows, study.metrics, "eval_loss" if has_heldout else "loss")
-        if not has_heldout:  # a training loss has every step
+        slopes = _slopes(rows, study, wanted, set.intersection(*batches))
+        losses = _losses(rows, study.metrics, "eval_loss" if held_out else "loss")
+        if not held_out:  # a training loss has every step
             losses = losses[losses["step"].isin(wanted | {losses["step"].max()})]
-        found.append(_samples(pd.concat([*slopes, losses]), [str(n) for n in names], keys))
-    rule = ["scaling", "exponent_p", "optimizer"]
+        values.append(pd.concat([*slopes, losses]))
+    keys = _matched(*labels)
     varying = [
-        name
+        str(name)
         for name in labels[0].columns.intersection(labels[1].columns)
-        if name not in (*rule, *HASH_OF)
-        and any(one.groupby(rule)[name].nunique(dropna=False).max() > 1 for one in labels)
+        if name not in (*RULE, *HASH_OF)
+        and any(one.groupby(list(RULE))[name].nunique(dropna=False).max() > 1 for one in labels)
     ]
-    left, right = found
+    left, right = (_samples(v, list(one), keys) for v, one in zip(values, labels, strict=True))
     for key, samples in left.items():
         for a, b in product(samples, right.get(key, [])):
-            if key[-1] != LAST or a.step != b.step:
+            if key[-1] != LAST or a["step"].iloc[0] != b["step"].iloc[0]:
                 row = dict(zip(ROW, key[len(keys) :], strict=False))
-                yield {"curve": _curve_text(a.labels, b.labels, varying), **row, **_row(a, b)}
-
-
-def _units(cells: pd.DataFrame) -> "pd.Series[str]":
-    """The name of the sample unit of each cell: its pair of seed and data seed."""
-    data_seed = cells["data_seed"] if "data_seed" in cells else cells["seed"]
-    return cells["seed"].map("{:g}".format) + "/" + data_seed.map("{:g}".format)
+                yield {"curve": _curve_text(a.iloc[0], b.iloc[0], varying), **row, **_row(a, b)}
 
 
 def _slopes(
@@ -247,29 +212,24 @@ def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFra
     rows = metrics[["cell_id", "step", name]].dropna().astype({"cell_id": str})
     rows = rows.merge(facts.assign(cell_id=cells["cell_id"].astype(str)), on="cell_id")
     rows = rows[(rows["step"] > 0) & (rows["step"] < rows["end"])]
-    batch = TRAIN if name == "loss" else HELDOUT
-    about = {"what": LOSS, "quantity": METRICS[name].label, "site": "", "stat": name}
-    rows = rows.assign(**about, batch=batch, value=rows[name], ranks=1)
-    return rows.assign(span=rows["rank"].map("{:g}".format))
+    about = {"what": LOSS, "quantity": METRICS[name].label, "site": "", "stat": name, "ranks": 1}
+    about["batch"] = TRAIN if name == "loss" else HELDOUT
+    return rows.assign(**about, value=rows[name], span=rows["rank"].map("{:g}".format))
 
 
 def _samples(
     values: pd.DataFrame, labels: Sequence[str], keys: Sequence[str]
-) -> dict[tuple[Any, ...], list[Sample]]:
-    """The samples of a study by the matched columns ``keys``, :data:`ROW` and step.
-
-    Seeds that lack a rank of the others are left out.
-    """
+) -> dict[tuple[Any, ...], list[pd.DataFrame]]:
+    """The rows of each curve, quantity and step, one per seed, by the matched columns ``keys``,
+    :data:`ROW` and step. Seeds that lack a rank of the others are left out."""
     last = values.groupby("what")["step"].transform("max") == values["step"]
     values = pd.concat([values.assign(at=values["step"]), values[last].assign(at=LAST)])
-    found: dict[tuple[Any, ...], list[Sample]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[pd.DataFrame]] = defaultdict(list)
     for rows in groups(values, [*labels, *ROW, "at"]):
         rows = rows[rows["ranks"] == rows["ranks"].max()]
-        first = rows.iloc[0]
         [matched] = _texts(rows[:1], keys)
-        sample = rows.set_index("unit")["value"].astype(float)
-        place = tuple(None if pd.isna(first[name]) else first[name] for name in [*ROW, "at"])
-        found[matched + place].append(Sample(sample, first, int(first["step"]), first["span"]))
+        place = (rows[name].iloc[0] for name in [*ROW, "at"])
+        found[(*matched, *(None if pd.isna(one) else one for one in place))].append(rows)
     return found
 
 
@@ -287,29 +247,17 @@ def _curve_text(one: Mapping[str, Any], other: Mapping[str, Any], varying: Seque
     return ", ".join(head + "|".join(dict.fromkeys(texts)) for head, *texts in parts)
 
 
-def _row(one: Sample, other: Sample) -> dict[str, Any]:
+def _row(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
     """The numbers of a row."""
-    value, low, high = mean_interval(one.values)
-    other_value, other_low, other_high = mean_interval(other.values)
-    difference, ci_low, ci_high, paired = difference_interval(one.values, other.values)
-    return {
-        "step": one.step,
-        "other_step": other.step,
-        "value": value,
-        "low": low,
-        "high": high,
-        "seeds": len(one.values),
-        "ranks": one.ranks,
-        "other": other_value,
-        "other_low": other_low,
-        "other_high": other_high,
-        "other_seeds": len(other.values),
-        "other_ranks": other.ranks,
-        "difference": difference,
-        "ci_low": ci_low,
-        "ci_high": ci_high,
-        "paired": paired,
-    }
+    row: dict[str, Any] = {}
+    for head, rows in (("", one), ("other_", other)):
+        names = (head[:-1] or "value", f"{head}low", f"{head}high")
+        row |= dict(zip(names, mean_interval(rows["value"]), strict=True))
+        row |= {f"{head}seeds": len(rows), f"{head}ranks": rows["span"].iloc[0]}
+        row[f"{head}step"] = int(rows["step"].iloc[0])
+    values = (rows.set_index("unit")["value"].astype(float) for rows in (one, other))
+    names = ("difference", "ci_low", "ci_high", "paired")
+    return row | dict(zip(names, difference_interval(*values), strict=True))
 
 
 def difference_interval(
@@ -323,44 +271,53 @@ def difference_interval(
     if set(one.index) == set(other.index):
         return *mean_interval(other - one), True
     difference = float(other.mean() - one.mean())
-    if min(len(one), len(other)) < 2:
-        return difference, np.nan, np.nan, False
     n = np.array([len(one), len(other)])
     parts = np.array([one.var(), other.var()]) / n
-    df = parts.sum() ** 2 / max(float((parts**2 / (n - 1)).sum()), 1e-300)
-    half_width = float(t_critical(max(df, 1.0)) * np.sqrt(parts.sum()))
+    if n.min() < 2 or not parts.sum() > 0:
+        return difference, np.nan, np.nan, False
+    df = parts.sum() ** 2 / (parts**2 / (n - 1)).sum()
+    half_width = float(t_critical(df) * np.sqrt(parts.sum()))
     return difference, difference - half_width, difference + half_width, False
 
 
+# What to read.
+
+
 def conclusions(rows: pd.DataFrame) -> list[str]:
-    """What the differences say together, in sentences: of exponents and p*, and of losses."""
+    """What the differences say together, in a sentence for exponents, for p* and for losses."""
+    nouns = {EXPONENT: "exponents", P_STAR: "p*", LOSS: "losses"}
     found = []
-    size, holds_0 = rows["difference"].abs(), (rows["ci_low"] <= 0) & (rows["ci_high"] >= 0)
-    for what, noun, close in (
-        (EXPONENT, "exponents", CLOSE),
-        (P_STAR, "p*", CLOSE),
-        (LOSS, "losses", 0),
-    ):
-        mine = rows["what"] == what
-        if mine.any():
-            agree = int((mine & (holds_0 | (size <= close))).sum())
-            within = f"differ by at most {close:g}, or " if close else ""
-            found.append(
-                f"{agree} of {mine.sum()} {noun} agree: they {within}have a difference whose "
-                f"{INTERVAL} holds 0. The median difference is {rounded(size[mine].median(), 3)}, "
-                f"the largest {rounded(size[mine].max(), 3)}."
-            )
+    for what, mine in rows.groupby("what", sort=False):
+        size, close = mine["difference"].abs(), CLOSE[str(what)]
+        agree = (size <= close) | ((mine["ci_low"] <= 0) & (mine["ci_high"] >= 0))
+        within = f"differ by at most {close:g}, or " if close else ""
+        found.append(
+            f"{agree.sum()} of {len(mine)} {nouns[str(what)]} agree: they {within}have a "
+            f"difference whose {INTERVAL} holds 0. The median difference is "
+            f"{rounded(size.median(), 3)}, the largest {rounded(size.max(), 3)}."
+        )
     return found
 
 
 def to_read(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows to read first: those at the first and last pair of steps of each quantity; losses
-    at the last pair only. With the texts ``line`` (quantity and rank) and ``steps`` (``10|400`` if
-    the studies end at other steps)."""
+    at the last pair only.
+
+    With texts: ``line`` (quantity and rank), ``steps`` (``10|400`` if the studies end at other
+    steps), ``a`` and ``b`` (the numbers with their intervals), ``change`` (the difference).
+    """
     ranks = ["" if pd.isna(rank) else f", rank {rank:g}" for rank in rows["rank"]]
     pairs = zip(rows["step"], rows["other_step"], strict=True)
-    steps = [f"{a:g}" if a == b else f"{a:g}|{b:g}" for a, b in pairs]
-    rows = rows.assign(line=rows["quantity"] + pd.Series(ranks, rows.index), steps=steps)
+    texts = {
+        text: [interval_text(*one, 3) for one in rows[list(names)].itertuples(index=False)]
+        for text, names in {
+            "a": ("value", "low", "high"),
+            "b": ("other", "other_low", "other_high"),
+            "change": ("difference", "ci_low", "ci_high"),
+        }.items()
+    }
+    steps = ["|".join(dict.fromkeys((f"{a:g}", f"{b:g}"))) for a, b in pairs]
+    rows = rows.assign(line=rows["quantity"] + pd.Series(ranks, rows.index), steps=steps, **texts)
     by = rows.groupby(["study", "curve", "what", "quantity", "rank"], dropna=False)
     order = rows["step"] + rows["other_step"]
     first, last = (order.groupby(by.ngroup()).transform(f) == order for f in ("min", "max"))

@@ -248,69 +248,40 @@ def render_horizons(found: pd.DataFrame) -> Table:
     return table
 
 
-def render_settings(settings: pd.DataFrame) -> Table:
-    """The table ``settings`` of :func:`~study.analysis.compare.compare`."""
-    names = [printable(str(name)) for name in settings]
-    table = _table("Settings that differ", "", names, left=names, wrapped=True)
-    for column in table.columns[1:]:
-        column.no_wrap = False
-    for row in settings.itertuples(index=False):
-        table.add_row(*(Text(printable(str(value))) for value in row))
+def render_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "") -> Table:
+    """A frame of texts as a rich table; with ``by``, the rows of each of its values below it."""
+    names = [str(name) for name in rows if name != by]
+    table = _table(title, caption, names, left=names[:1])
+    for part in groups(rows, [by]) if by else [rows]:
+        if by:
+            table.add_section()
+            table.add_row(Text(printable(str(part[by].iloc[0])), style="bold"))
+        for row in part[names].itertuples(index=False):
+            table.add_row(*(Text(printable(str(text))) for text in row))
     return table
+
+
+def render_comparison(rows: pd.DataFrame) -> Iterator[Table]:
+    """Rows of :func:`study.analysis.compare.to_read` of one other study, as tables of 80 columns:
+    of exponents, of p* and of losses. A is the first study, B the other."""
+    titles = {"exponent": "Scaling exponents", "p*": "p*", "loss": "Losses (nats per token)"}
+    how = {True: "over the differences of single seeds", False: "Welch's, of separate seeds"}
+    heads = {"line": "quantity", "steps": "step", "value": "A", "other": "B", "change": "B - A"}
+    for what, mine in rows.groupby("what", sort=False):
+        notes = [f"[ ] {INTERVAL}, {how[paired]}" for paired in mine["paired"].unique()]
+        if (mine["ranks"] != mine["other_ranks"]).any():
+            notes.append("A and B have other ranks: see the columns ranks of --json")
+        shown = mine["curve"].unique()[:MOST_CURVES]
+        if (more := mine["curve"].nunique() - len(shown)) > 0:
+            notes.append(f"{more} more curves: --json")
+        texts = {name: mine[name].map(lambda one: rounded(one, 3)) for name in ("value", "other")}
+        mine = mine.assign(**texts)[mine["curve"].isin(shown)]
+        columns = mine[["curve", *heads]].rename(columns=heads)
+        yield render_texts(titles[str(what)], columns, "\n".join(notes), by="curve")
 
 
 MOST_CURVES = 6
 """Curves of a table that compares two studies."""
-
-
-def render_comparison(rows: pd.DataFrame) -> Iterator[Table]:
-    """Rows of :func:`~study.analysis.compare.compare` of one other study, as tables of 80 columns:
-    one for each of exponents, p* and losses. A is the first study, B the other."""
-    titles = {"exponent": "Scaling exponents", "p*": "p*", "loss": "Losses (nats per token)"}
-    for what, mine in rows.groupby("what", sort=False):
-        intervals = mine[mine["ci_low"].notna()]
-        how = {True: "over the differences of single seeds", False: "Welch's, of separate seeds"}
-        notes = [f"[ ] {INTERVAL}, {how[paired]}" for paired in intervals["paired"].unique()]
-        if len(intervals) < len(mine):
-            notes.append("a difference without brackets has one seed in a study")
-        if (mine["ranks"] != mine["other_ranks"]).any():
-            notes.append("A and B have other ranks: see the columns ranks of --json")
-        if (more := mine["curve"].nunique() - MOST_CURVES) > 0:
-            notes.append(f"{more} more curves: --json")
-        columns = ["quantity", "step", "A", "B", "B - A"]
-        table = _table(titles[str(what)], "\n".join(notes), columns, left=["quantity"])
-        for curve in mine["curve"].unique()[:MOST_CURVES]:
-            table.add_section()
-            table.add_row(Text(printable(str(curve)), style="bold"))
-            for row in mine[mine["curve"] == curve].to_dict("records"):
-                difference = interval_text(row["difference"], row["ci_low"], row["ci_high"], 3)
-                numbers = (rounded(row[name], 3) for name in ("value", "other"))
-                table.add_row(row["line"], row["steps"], *numbers, difference)
-        yield table
-
-
-def render_audit(kinds: pd.DataFrame) -> Table:
-    """The kinds of layers of an adapter (:func:`study.integrations.auditing.by_kind`)."""
-    heads = {
-        "layers": "layers",
-        "rank": "rank",
-        "gamma": "gamma",
-        "norm": "|γBA|",
-        "relative": "/|W0|",
-        "spectral": "σ1",
-        "stable_rank": "stable rank",
-        "effective_rank": "effective rank",
-        "lost_in_bf16": "lost in bf16",
-    }
-    heads = {name: head for name, head in heads.items() if kinds[name].notna().any()}
-    caption = "medians over layers; both ranks count directions of γBA"
-    table = _table("What the adapter adds", caption, ["kind", *heads.values()], left=["kind"])
-    for column in table.columns[1:]:
-        column.no_wrap = False
-    for row in kinds.to_dict("records"):
-        texts = ("" if pd.isna(row[name]) else f"{row[name]:.3g}" for name in heads)
-        table.add_row(Text(printable(str(row["kind"]))), *texts)
-    return table
 
 
 def _table(

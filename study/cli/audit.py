@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from study.analysis.terminal import render_audit
+from study.analysis.terminal import render_texts
 from study.cli.group import PATH, cli, print_sentences, print_tables, say, tables_as
 from study.figures import save
 from study.figures.audit import adapter_tiles
@@ -35,7 +35,8 @@ def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -
     if output:
         print_tables(output, layers=rows, rule=adapter.scaling, base=base, findings=sentences)
         return
-    Console().print(render_audit(by_kind(rows)))
+    caption = "medians over layers; stable and effective rank: how many directions γBA has"
+    Console().print(render_texts("What the adapter adds", by_kind(rows), caption))
     print_sentences(sentences)
     for path in save(adapter_tiles(rows), to or Path("plots", folder.resolve().name), "audit"):
         say(str(path))

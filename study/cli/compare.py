@@ -7,7 +7,7 @@ from rich.console import Console
 
 from study.analysis.compare import compare as compare_studies
 from study.analysis.compare import conclusions, to_read
-from study.analysis.terminal import render_comparison, render_settings
+from study.analysis.terminal import render_comparison, render_texts
 from study.cli.group import (
     PATH,
     cli,
@@ -44,7 +44,7 @@ def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> N
         return
     first, *others = names(studies)
     shown = to_read(found.rows)
-    Console().print(render_settings(found.settings))
+    Console().print(render_texts("Settings that differ", found.settings))
     for name in others:
         click.echo(printable(f"A = {first}, B = {name}"))
         for table in render_comparison(shown[shown["study"] == name]):

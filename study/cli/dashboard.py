@@ -45,9 +45,10 @@ WAIT = 1.0
 def dashboard(
     studies: tuple[Path, ...], file: Path | None, port: int, host: str, wandb: bool
 ) -> None:
-    """Show every layer in a browser, also during training. Several studies stand side by side.
+    """Show every layer in a browser, also during training.
 
-    It waits for a study that has no cell yet.
+    Of several studies, the page shows one at a time, and a table compares them. It waits for a
+    study that has no cell yet.
     """
     if wandb:
         from study.report import plots_folder

@@ -99,7 +99,9 @@ def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) ->
             break
         values.append(text)
     page.overview["left_out"] = len(page.quantities) - len(values)
-    page.overview["quantities"] = page.overview["quantities"][: len(values)]
+    kept = page.overview["quantities"] = page.overview["quantities"][: len(values)]
+    for one in page.overview["pages"]:
+        one["quantities"] = [quantity for quantity in one["quantities"] if quantity in kept]
     write_output(file, whole_document(page, values))
     return len(values), len(page.quantities)
 

@@ -4,13 +4,14 @@ All numbers and words are those of :mod:`study.analysis`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from study.analysis import compared_losses, curve_columns, first_to_read, side_by_side
+from study.analysis.compare import compare, conclusions, to_read
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import final_losses
 from study.analysis.stable import (
@@ -31,11 +32,14 @@ from study.analysis.wording import (
     settings_text,
 )
 from study.dashboard.studies import Study
+from study.errors import StudyError
 from study.figures import style
 from study.figures.selection import Rule
+from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import METRICS, MODEL_WIDE, PRIMARY, QUANTITIES, TRAIN
 from study.vocabulary.scaling import rule_label
+from study.vocabulary.statuses import note
 from study.vocabulary.verdicts import ONE_SEED
 
 FIXED_STEPS = {step for q in PRIMARY for step in q.primary_at if isinstance(step, int)}
@@ -131,7 +135,7 @@ def _p_star(row: Mapping[Any, Any], settings: list[str]) -> dict[str, Any]:
 def held_out(study: Study) -> dict[str, Any]:
     """The final held-out losses of the cells that have ended.
 
-    - ``runs``: a row per cell, for the losses against the learning rate;
+    - ``runs``: a row per cell, for the losses against the learning rate; ``note``: how it ended;
     - ``compared``: the rows of :func:`study.analysis.compared_losses`;
     - ``group`` of a row is a number: ranks, rules and learning rates compare within a group;
     - ``groups``: the group by cell id.
@@ -144,8 +148,9 @@ def held_out(study: Study) -> dict[str, Any]:
     runs, compared = (
         table(*tables).to_dict("records") for table in (final_losses, compared_losses)
     )
+    notes = {str(cell["cell_id"]): note(cell) for cell in study.cells.to_dict("records")}
     return {
-        "runs": [_loss(row) for row in runs],
+        "runs": [_loss(row) | {"note": notes[row["cell_id"]]} for row in runs],
         "compared": [
             _loss(row) | {"how": row["how"], "edge": row["edge"] != ""} for row in compared
         ],
@@ -163,6 +168,39 @@ def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
         "lr": float(row["lr"]),
         "loss": loss if math.isfinite(loss) else None,
     }
+
+
+def comparison(studies: Sequence[Study]) -> dict[str, Any]:
+    """The first study compared with each other one, as ``study compare`` does it; empty for one.
+
+    ``settings``: a row of texts per setting that differs. ``rows``: texts, and ``differs``: whether
+    the interval of the difference leaves out 0. ``notes``: what the rows say together.
+    """
+    if len(studies) < 2:
+        return {}
+    if without := [one.name for one in studies if one.metrics.empty]:
+        return {"settings": [], "rows": [], "notes": [f"{without[0]} has no numbers yet."]}
+    tables = {one.name: StudyTables(one.cells, one.metrics, one.probes) for one in studies}
+    try:
+        found = compare(tables)
+    except StudyError as error:
+        return {"settings": [], "rows": [], "notes": [str(error)]}
+    names = found.rows["study"]
+    return {
+        "settings": found.settings.astype(str).to_numpy().tolist(),
+        "rows": [_compared(row) for row in to_read(found.rows).to_dict("records")],
+        "notes": [
+            f"{name}: {sentence}"
+            for name in names.unique()
+            for sentence in conclusions(found.rows[names == name])
+        ],
+    }
+
+
+def _compared(row: Mapping[Any, Any]) -> dict[str, Any]:
+    names = ("study", "curve", "what", "line", "steps", "a", "b", "change")
+    differs = bool(row["ci_low"] > 0 or row["ci_high"] < 0)
+    return {**{name: str(row[name]) for name in names}, "differs": differs}
 
 
 def json_value(value: Any) -> Any:

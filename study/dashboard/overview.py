@@ -1,7 +1,7 @@
 """Everything on the page except the probed values, as one JSON object."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from study.figures.selection import Rule
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.scaling import RULES
-from study.vocabulary.statuses import STATUSES, Status, end_step, note
+from study.vocabulary.statuses import BROKEN, STATUSES, Status, end_step, note
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, glossary, meaning
 
@@ -56,8 +56,6 @@ MAIN = {
 disclosure."""
 MOST_VALUES = 6
 """Values of a setting that its line lists."""
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-"""The lines of the first study, of the second, and so on."""
 
 
 PLOTLY_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
@@ -67,49 +65,22 @@ PLOTLY_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamon
 def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, Any]:
     """The object. Missing numbers are null; infinities are strings, since JSON cannot hold them.
 
-    Each study is judged on its own, so its numbers are those of its own page. Of several, a rule of
-    each is a rule of its own: every chart that compares rules then compares studies too. ``live``:
-    whether the page can request updates.
+    ``pages``: what each study shows, one at a time. ``comparison``: all of them side by side
+    (:func:`study.dashboard.findings.comparison`). ``quantities``: those of all studies, in the
+    order of their messages. ``live``: whether the page can request updates.
     """
-    pages = [
-        _of_study(study, prefix, values)
-        for study, prefix in zip(studies, prefixes(studies), strict=True)
-    ]
-    if len(studies) > 1:
-        pages = [
-            _told_apart(page, number, prefix, study.name)
-            for number, (page, prefix, study) in enumerate(
-                zip(pages, prefixes(studies), studies, strict=True)
-            )
-        ]
-    cells = pd.concat([study.cells for study in studies], ignore_index=True)
-    quantities = in_order(values.measured())
+    names = [study.name for study in studies]
     return {
-        "study": ", ".join(study.name for study in studies),
-        "studies": [study.name for study in studies],
+        "study": ", ".join(names),
+        "studies": names,
         "live": live,
-        **{
-            name: [row for page in pages for row in page[name]]
-            for name in ("cells", "unreadable", "rules", "verdicts")
-        },
-        "counts": {
-            status: sum(page["counts"][status] for page in pages) for status in pages[0]["counts"]
-        },
-        "configuration": configuration(cells),
-        "optimizers": {str(name): label(str(name)) for name in cells["optimizer"]},
-        "layers": [layer._asdict() for layer in values.layers],
-        "quantities": [quantity._asdict() for quantity in quantities],
-        "batches": batch_words(quantity.batch for quantity in quantities),
-        "brackets": _if_same([page["brackets"] for page in pages]),
-        "verdict_notes": _distinct(page["verdict_notes"] for page in pages),
-        "p_star": {
-            name: _distinct(page["p_star"][name] for page in pages) for name in ("rows", "notes")
-        },
-        "losses": {
-            name: [row for page in pages for row in page["losses"][name]]
-            for name in ("runs", "compared")
-        },
-        **_words(),
+        "quantities": [quantity._asdict() for quantity in in_order(values.measured())],
+        "pages": [
+            _of_study(study, prefix, values)
+            for study, prefix in zip(studies, prefixes(studies), strict=True)
+        ],
+        "comparison": findings.comparison(studies),
+        "words": _words(),
     }
 
 
@@ -141,7 +112,7 @@ def _words() -> dict[str, Any]:
 
 
 def prefixes(studies: Sequence[Study]) -> list[str]:
-    """What the keys of each study's cells and rules begin with: they differ between studies."""
+    """What the keys of each study's cells begin with: they differ between studies."""
     return [f"{n}: " for n in range(len(studies))] if len(studies) > 1 else [""]
 
 
@@ -163,7 +134,7 @@ def in_order(quantities: Sequence[Measured]) -> list[Measured]:
 
 
 def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
-    """The parts of the page that a study has of its own."""
+    """What the page shows of one study. Keys of cells begin with ``prefix``."""
     losses = findings.held_out(study)
     cells, groups = study.cells, losses.pop("groups")
     metrics = {}
@@ -171,13 +142,16 @@ def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
         by_cell = study.metrics.groupby("cell_id", observed=True)
         metrics = {str(cell): rows for cell, rows in by_cell}
     counts = {status: int((cells["status"] == status).sum()) for status in STATUSES}
+    quantities = in_order(values.measured(prefix))
     return {
+        "study": study.name,
         "cells": [
             _cell(row, metrics.get(str(row["cell_id"])))
             | {
+                "key": (key := prefix + str(row["cell_id"])),
                 "setting": setting,
                 "loss_group": groups.get(str(row["cell_id"])),
-                "probed": len(values.steps.get(prefix + str(row["cell_id"]), ())),
+                "probed": len(values.steps.get(key, ())),
             }
             for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
         ],
@@ -186,41 +160,14 @@ def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
         ],
         "counts": counts | {"unreadable": len(study.unreadable)},
         "rules": rule_looks(cells),
+        "configuration": configuration(cells),
+        "optimizers": {str(name): label(str(name)) for name in cells["optimizer"]},
+        "layers": values.layers_of(prefix),
+        "quantities": [quantity._asdict() for quantity in quantities],
+        "batches": batch_words(quantity.batch for quantity in quantities),
         **findings.verdicts(study),
         "p_star": findings.p_star(study),
         "losses": losses,
-    }
-
-
-def _told_apart(page: dict[str, Any], number: int, prefix: str, name: str) -> dict[str, Any]:
-    """The parts of a study with keys that no other study has, and with its name in its texts."""
-
-    def own_rule(row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"rule": prefix + row["rule"], "study": number}
-
-    rules = [
-        rule
-        | {
-            "id": prefix + rule["id"],
-            "name": f"{rule['name']}, {name}",
-            "lines": [rule["name"], name],
-            "dash": DASHES[number % len(DASHES)],
-            "marker": rule["marker"] + ("-open" if number else ""),
-            "study": number,
-        }
-        for rule in page["rules"]
-    ]
-    estimates = [
-        row | {"setting": ", ".join(filter(None, (name, row["setting"])))}
-        for row in page["p_star"]["rows"]
-    ]
-    return page | {
-        "cells": [own_rule(cell) | {"key": prefix + cell["cell_id"]} for cell in page["cells"]],
-        "unreadable": [cell | {"study": number} for cell in page["unreadable"]],
-        "rules": rules,
-        "verdicts": [own_rule(verdict) for verdict in page["verdicts"]],
-        "p_star": page["p_star"] | {"rows": estimates},
-        "losses": {table: list(map(own_rule, rows)) for table, rows in page["losses"].items()},
     }
 
 
@@ -228,14 +175,12 @@ def _cell(row: Mapping[Any, Any], metrics: pd.DataFrame | None) -> dict[str, Any
     seed, data_seed = row["seed"], row["data_seed"]
     return {
         **{str(name): json_value(value) for name, value in row.items() if name != "study"},
-        "key": str(row["cell_id"]),
-        "study": 0,
         "rule": style.gid(Rule.of(row["scaling"], row["exponent"])),
         "seed": json_value(seed) if seed == data_seed else f"{seed}, data {data_seed}",
         "steps_done": 0 if metrics is None else int(metrics["step"].max()),
         "curves": {name: _curve(metrics, name) for name in CURVES},
         "end_step": json_value(end_step(row)) if math.isfinite(end_step(row)) else None,
-        "note": note(row),
+        "note": f"lr {row['lr']:g}: {note(row)}" if row["status"] in BROKEN else note(row),
     }
 
 
@@ -272,9 +217,8 @@ def _settings(cells: pd.DataFrame) -> list[str]:
 def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
     """One object per rule, with the figures' colours, and a variant for the ``dark`` page.
 
-    ``id``, ``name``, ``marker``; ``lines``: the name for the head of a panel; ``has_own_p``:
-    whether the rule fixes its exponent, as LoRA and rsLoRA do; ``tint``: the colour of the rule;
-    ``shades``: a colour per rank; ``dash`` and ``study``: the line and the number of the study.
+    ``id``, ``name``, ``marker``; ``has_own_p``: whether the rule fixes its exponent, as LoRA and
+    rsLoRA do; ``tint``: the colour of the rule; ``shades``: a colour per rank.
     """
     ranks = sorted(set(cells["rank"]))
     keys = [("inf" if math.isinf(rank) else str(int(rank)), rank) for rank in ranks]
@@ -284,10 +228,7 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "id": style.gid(rule),
             "name": style.name(rule),
-            "lines": [style.name(rule)],
             "marker": PLOTLY_MARKERS.get(style.rule_look(rule.scaling).marker, "cross"),
-            "dash": "solid",
-            "study": 0,
             "has_own_p": RULES[rule.scaling].p is not None,
             "tint": {
                 "light": to_hex(style.tint(rule, rules)),
@@ -357,16 +298,3 @@ def _text(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _distinct(lists: Iterable[Sequence[Any]]) -> list[Any]:
-    """The elements of ``lists``, each once, in order."""
-    found: list[Any] = []
-    for one in (one for each in lists for one in each):
-        if one not in found:
-            found.append(one)
-    return found
-
-
-def _if_same(texts: Sequence[str]) -> str:
-    return texts[0] if len(set(texts)) == 1 else ""

@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A row of the heat map. The whole model is the layer ``model`` of block -1."""
+    """A tile on the page. The whole model is the layer ``model`` of block -1."""
 
     name: str
     block: int
@@ -60,10 +60,21 @@ class Values:
             for cell, step in table.groupby("cell_id", observed=True, sort=False)["step"]
         }
 
-    def measured(self) -> list[Measured]:
-        """The quantities that any cell measured, in the order of the tables."""
+    def layers_of(self, prefix: str) -> list[dict[str, Any]]:
+        """The layers of one study, each with the ``index`` of its values."""
+        own = set(self._probes[prefix]["layer"]) if prefix in self._probes else set()
+        return [
+            {"index": index, **layer._asdict()}
+            for index, layer in enumerate(self.layers)
+            if layer.name in own or layer.name == MODEL_WIDE
+        ]
+
+    def measured(self, prefix: str | None = None) -> list[Measured]:
+        """What any cell measured (of one study, with ``prefix``), in the order of the tables."""
         found: dict[Measured, None] = {}
-        for table in self._probes.values():
+        for own, table in self._probes.items():
+            if prefix not in (None, own):
+                continue
             stats = [stat for stat in SHOWN if stat in table]
             places = table.groupby(["site", "batch"], observed=True, sort=False)[stats].count()
             for (site, batch), counts in zip(places.index, places.to_numpy(), strict=True):

@@ -29,19 +29,14 @@ def comparison(found: Comparison, first: str) -> Figure:
     """Scaling exponents and losses of studies at their first and last common steps, and the
     differences from the study ``first``. Studies beyond the sixth other one are not drawn."""
     rows = found.rows[found.rows["what"].isin([EXPONENT, LOSS])]
-    every = [to_read(block) for _, block in rows.groupby("what")]
-    blocks = [_placed(block) for block in every]
-    curves = [sum(block["curve"].nunique() for block in of) for of in (blocks, every)]
+    blocks = [_placed(to_read(block)) for _, block in rows.groupby("what")]
     sizes = [block["y"].max() + 4 for block in blocks]
     page = style.figure(1, 1, ratio=1)
     page.set_size_inches(style.WIDTH[style.FULL], LINE * sum(sizes) + 0.6)
     others = zip(dict.fromkeys(rows["study"]), MARKERS, COLOURS, strict=False)
     looks = {name: {"marker": m, "color": colour} for name, m, colour in others}
-    for part, block in zip(
-        page.subfigures(len(blocks), 1, height_ratios=sizes, squeeze=False).flat,
-        blocks,
-        strict=True,
-    ):
+    parts = page.subfigures(len(blocks), 1, height_ratios=sizes, squeeze=False)[:, 0]
+    for part, block in zip(parts, blocks, strict=True):
         values, differences = part.subplots(1, 2, sharey=True, width_ratios=[1.1, 1])
         _draw(values, differences, block, looks)
         metric = METRICS.get(block["stat"].iloc[0])
@@ -51,14 +46,15 @@ def comparison(found: Comparison, first: str) -> Figure:
     dots = {"linestyle": "none", "markersize": 3.6}
     every_look = {first: FIRST, **looks}.items()
     style.legend(page, {plain(printable(name)): look | dots for name, look in every_look})
-    differing = ", ".join(found.settings["setting"])
+    differing = plain(printable(", ".join(found.settings["setting"]), 400))
     paired = {True: "of differences: paired by seed", False: "of differences: Welch's"}
+    bars = "; ".join([f"Bars: {CI} over seeds", *(paired[one] for one in rows["paired"].unique())])
+    drawn, every = len(set().union(*(block["curve"] for block in blocks))), rows["curve"].nunique()
     return style.finish(
         page,
-        "; ".join([f"Bars: {CI} over seeds", *(paired[one] for one in rows["paired"].unique())])
-        + ".",
-        f"Settings that differ: {plain(printable(differing, 400))}." if differing else "",
-        f"{curves[0]} of {curves[1]} curves are drawn." if curves[0] < curves[1] else "",
+        f"{bars}.",
+        f"Settings that differ: {differing}." if differing else "",
+        f"{drawn} of {every} curves are drawn." if drawn < every else "",
     )
 
 
@@ -78,39 +74,24 @@ def _placed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw(values: Axes, differences: Axes, rows: pd.DataFrame, looks: dict[str, Any]) -> None:
-    """The two panels of a block. gids: ``first``, ``<study>``, ``difference <study>``, each also
-    after ``bars``."""
-    heads, lines = (
-        rows.drop_duplicates(y)[[y, text]].to_numpy()
-        for y, text in (("head", "curve"), ("y", "text"))
-    )
-    ticks = [*heads, *lines]
+    """The two panels of a block. gids: ``first``, ``<study>``, ``difference <study>``."""
+    heads = rows.drop_duplicates("head")[["head", "curve"]].to_numpy()
+    ticks = [*heads, *rows.drop_duplicates("y")[["y", "text"]].to_numpy()]
     values.set_yticks([y for y, _ in ticks], [plain(printable(text, 90)) for _, text in ticks])
     for tick in values.get_yticklabels()[: len(heads)]:
         tick.set_fontweight("bold")
     apart = 0.5 / (len(looks) + 1)
-
-    def points(
-        ax: Axes, own: pd.DataFrame, names: list[str], look: Any, below: float, gid: str
-    ) -> None:
-        centre, low, high = (own[name] for name in names)
-        ax.hlines(
-            own["y"] + below, low, high, color=look["color"], linewidth=0.8, gid=f"bars {gid}"
-        )
-        ax.plot(centre, own["y"] + below, **look, markersize=3.2, linestyle="none", gid=gid)
-
-    points(values, rows.drop_duplicates("y"), ["value", "low", "high"], FIRST, 0, "first")
+    drawn = [(values, rows.drop_duplicates("y"), "value low high", FIRST, "first", 0.0)]
     for n, (name, look) in enumerate(looks.items()):
         own = rows[rows["study"] == name]
-        points(values, own, ["other", "other_low", "other_high"], look, (n + 1) * apart, name)
-        points(
-            differences,
-            own,
-            ["difference", "ci_low", "ci_high"],
-            look,
-            n * apart,
-            f"difference {name}",
-        )
+        drawn += [
+            (values, own, "other other_low other_high", look, name, (n + 1) * apart),
+            (differences, own, "difference ci_low ci_high", look, f"difference {name}", n * apart),
+        ]
+    for ax, own, names, look, gid, below in drawn:
+        centre, low, high = (own[name] for name in names.split())
+        ax.hlines(own["y"] + below, low, high, color=look["color"], linewidth=0.8)
+        ax.plot(centre, own["y"] + below, **look, markersize=3.2, linestyle="none", gid=gid)
     differences.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
     for ax in (values, differences):
         ax.set_ylim(rows["y"].max() + 0.8, -0.7)

@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from study.adapters.truncation import singular_factors
 from study.config import ModelConfig
 from study.errors import StudyError
+from study.integrations.exporting import span
 from study.models.card import block_of
 from study.models.messages import quiet
 from study.models.sources import find_model
@@ -27,7 +29,17 @@ from study.vocabulary.sources import MODELS
 
 OF_BASE = ("base_norm", "base_spectral", "relative", "lost_in_bf16")
 """The columns of :func:`audit` that need the base."""
-MEDIANS = ("norm", "relative", "spectral", "stable_rank", "effective_rank", "lost_in_bf16")
+HEADS = {
+    "rank": "rank",
+    "gamma": "gamma",
+    "norm": "|γBA|",
+    "relative": "/|W0|",
+    "spectral": "σ1",
+    "stable_rank": "stable",
+    "effective_rank": "effective",
+    "lost_in_bf16": "bf16 loses",
+}
+"""The heads of the columns of :func:`by_kind`; stable and effective are ranks."""
 
 
 def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFrame]:
@@ -53,12 +65,13 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
     that is not plain LoRA (:func:`read_adapter`), or does not fit the base.
     """
     adapter = read_adapter(folder)
-    model: Any = None
+    weights: dict[str, Tensor] | None = None
     if base is not None:
         own_path = base not in MODELS or MODELS[base].reads_path
         chosen = ModelConfig(name="hf", path=base) if own_path else ModelConfig(name=base)
         with quiet():
             model = find_model(chosen).load(torch.device("cpu"), torch.bfloat16, None)
+        weights = dict(model.named_parameters(remove_duplicate=False))
     rows = []
     for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():
         rank, place = A_RD.shape[-2], block_of(layer)
@@ -76,7 +89,7 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
         }
         row |= _spectrum(gamma * singular_factors(A_RD, B_OR)[2])
         of_base = dict.fromkeys(OF_BASE, math.nan)
-        rows.append(row | (of_base if model is None else _of_base(model, row, str(base))))
+        rows.append(row | (of_base if weights is None else _of_base(weights, row, str(base))))
     return adapter, pd.DataFrame(rows)
 
 
@@ -97,9 +110,8 @@ def _spectrum(s_m: Tensor) -> dict[str, float]:
     }
 
 
-def _of_base(model: Any, row: dict[str, Any], base: str) -> dict[str, float]:
-    """The columns :data:`OF_BASE` of a layer's ``row``."""
-    weights = dict(model.named_parameters())
+def _of_base(weights: Mapping[str, Tensor], row: dict[str, Any], base: str) -> dict[str, float]:
+    """The columns :data:`OF_BASE` of a layer's ``row``. ``weights``: those of the base, by path."""
     W = weights.get(f"{row['layer']}.weight", weights.get(row["layer"]))
     sides = {row["d_in"], row["d_out"]}
     if W is None or set(W.shape[-2:]) != sides or (W.ndim == 3) != (row["experts"] > 0):
@@ -156,15 +168,9 @@ def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
 
 
 def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of :func:`audit` by kind of layer: medians over layers, and ``layers``, ``still``
-    (how many have not moved)."""
+    """The rows of :func:`audit` by kind of layer, as texts: medians over layers. Columns without a
+    number are left out."""
     groups = rows.groupby("kind", sort=False)
-    medians = groups[["rank", "gamma", *MEDIANS]].median()
-    counts = groups["moved"].agg(layers="size", still=lambda moved: int((~moved).sum()))
-    return counts.join(medians).reset_index()
-
-
-def span(values: "pd.Series[float]") -> str:
-    """``8``, or ``8 to 64``."""
-    low, high = f"{values.min():.4g}", f"{values.max():.4g}"
-    return low if low == high else f"{low} to {high}"
+    medians = groups[list(HEADS)].median().dropna(axis=1, how="all").map("{:.3g}".format)
+    counts = groups.size().rename("layers").astype(str)
+    return counts.to_frame().join(medians).rename(columns=HEADS).reset_index()

@@ -5,7 +5,7 @@ import math
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     gammas = {float(pair.gamma) for pair in found.pairs.values()}
     line = shlex.join(["study", "train", *chosen])
     return [
-        f"{len(found.pairs)} layers, rank {_span(ranks)}, gamma {_span(gammas)} "
+        f"{len(found.pairs)} layers, rank {span(ranks)}, gamma {span(gammas)} "
         f"({found.scaling}), on {cell.card.name}",
         f"to train it further:  {line} name=continued",
         f"to measure it:        {line} name=measured train.steps=1 probes.steps=[0]",
@@ -166,6 +166,7 @@ def _composed(overrides: Sequence[str]) -> Any:
         return compose("config", overrides=list(overrides))
 
 
-def _span(numbers: set[Any]) -> str:
+def span(numbers: Iterable[Any]) -> str:
+    """``8``, or ``8 to 64``."""
     low, high = min(numbers), max(numbers)
     return f"{low:g}" if math.isclose(low, high) else f"{low:g} to {high:g}"

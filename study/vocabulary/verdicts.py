@@ -74,7 +74,6 @@ TERMS: dict[str, str] = {
     "kind": "The role of a layer in its block, such as q_proj.",
     "layer": "A linear layer of the base model that has an adapter.",
     "step": "The number of updates before the measurement: step 0 is before the first one.",
-    "order": "The order of the layers in the heat map: by depth, or by kind and then by depth.",
     "exponent": "The slope of log stat against log rank: 0 is stable, −0.5 falls as 1/√r.",
     "brackets": f"The {100 * CONFIDENCE:g} % interval of the exponent over seeds. With one seed, "
     "they show how straight the line is.",

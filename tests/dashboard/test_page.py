@@ -20,8 +20,9 @@ NORM = Measured("adapter_grad", "norm", "train")
 
 
 def shown(*folders: Path) -> dict[str, Any]:
-    """The overview of the page, as the browser reads it."""
-    return json.loads(Page(read_studies(folders), live=False).text())
+    """What the page shows of one study, as the browser reads it."""
+    [found] = json.loads(Page(read_studies(folders), live=False).text())["pages"]
+    return found
 
 
 def test_verdicts_have_the_numbers_and_words_of_the_report(trained: Path) -> None:
@@ -99,10 +100,11 @@ def test_a_damaged_cell_is_unreadable_and_the_others_are_shown(
     folder = written(tmp_path, "a", "b")
     damage(folder / "cells/b")
     page = Page(read_studies([folder]), live=False)
-    assert [cell["cell_id"] for cell in page.overview["cells"]] == ["a"]
-    [lost] = page.overview["unreadable"]
+    [shown] = page.overview["pages"]
+    assert [cell["cell_id"] for cell in shown["cells"]] == ["a"]
+    [lost] = shown["unreadable"]
     assert lost["cell_id"] == "b"
     assert "\n" not in lost["note"]
-    assert page.overview["counts"]["unreadable"] == 1
+    assert shown["counts"]["unreadable"] == 1
     assert b'"cell":"a"' in page.message(NORM)
     assert b'"cell":"b"' not in page.message(NORM)

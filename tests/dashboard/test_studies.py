@@ -1,6 +1,7 @@
 """Several studies on one page, and the head of the page while sweeps run."""
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,47 +38,41 @@ def pair(tmp_path: Path) -> list[Path]:
     return [of_slope(tmp_path / "first", -0.5), of_slope(tmp_path / "second", 0.0, (4, 8, 32))]
 
 
-def test_several_studies_stand_side_by_side(offline: Watched, pair: list[Path]) -> None:
+def test_one_study_at_a_time_and_a_table_of_all(offline: Watched, pair: list[Path]) -> None:
     file = pair[0].parent / "both.html"
     export(pair, file)
     page = offline.open(file.as_uri() + "#tab=layers")
-    assert page.locator("h1").inner_text() == "first, second"
-    panels = page.evaluate(
-        "page.heat.panels.filter(p => p.of === 'ranks')"
-        ".map(p => [p.rule.name, p.columns, p.values])"
-    )
-    assert [(name, columns) for name, columns, _ in panels] == [
-        ("LoRA, first", [4, 8, 16, 32]),
-        ("LoRA, second", [4, 8, 16, 32]),
-    ], "the studies share their axes"
-    missing = [[value is None for value in values[0]] for _, _, values in panels]
-    assert missing == [[False, False, False, True], [False, False, True, False]]
-    assert page.evaluate("page.view.rank") == 8, "the highest rank that both have"
-    texts = page.locator("#fit-title").inner_text()
-    assert "LoRA, first −0.5" in texts
-    assert "LoRA, second 0.0" in texts
-    dashes = page.evaluate("byId('layer-curves').data.map(t => t.line.dash)")
-    assert set(dashes) == {"solid", "dash"}
-    offline.show("tab=cells")
-    assert page.locator("#cells tbody tr").count() == 18
+    ranks = "[page.overview.study, page.view.ranks, page.overview.cells.length]"
+    assert page.evaluate(ranks) == ["first", [4, 8, 16], 9]
+    offline.choose("study-choice", "second")
+    assert page.locator("h1").inner_text() == "second"
+    assert page.evaluate(ranks) == ["second", [4, 8, 32], 9], "its own axes and seeds"
+    assert "LoRA 0.0" in page.locator("#fit-title").inner_text()
+    page.go_back()
+    offline.until("page.overview.study === 'first'")
+    assert "LoRA −0.5" in page.locator("#fit-title").inner_text()
+    page.locator("#tabs [data-tab=compare]").click()
+    page.evaluate("rendering")
+    settings = page.locator("#settings-table").inner_text()
+    assert re.search(r"rank\s+4, 8, 16\s+4, 8, 32", settings)
+    head, row = page.locator("#compare-table tbody tr").all_inner_texts()[:2]
+    assert head == "second: scaling exponents, AdamW, LoRA"
+    assert "gradient norm over all adapters" in row
+    assert "0.500 [0.500, 0.500]" in row, "paired: the draws are the same in both"
     assert offline.errors == []
 
 
 def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
     page = Page(read_studies(pair), live=False)
-    message, both = page.message(NORM), page.overview
+    message = page.message(NORM)
     for key in ("0: 4-1", "1: 4-1", "1: 32-0"):
         assert f'"cell":"{key}"'.encode() in message
     assert b"0: 32-0" not in message
-    for number, folder in enumerate(pair):
-        alone = Page(read_studies([folder]), live=False).overview
-        own = [row for row in both["verdicts"] if row["study"] == number]
-        assert len(own) == len(alone["verdicts"]) == 1
-        for one, other in zip(own, alone["verdicts"], strict=True):
-            same = ("exponent", "ci_low", "ci_high", "verdict", "estimate", "factor", "label")
-            assert {k: one[k] for k in same} == {k: other[k] for k in same}
-    assert len({cell["key"] for cell in both["cells"]}) == 18
-    assert both["counts"]["complete"] == 18
+    for own, folder in zip(page.overview["pages"], pair, strict=True):
+        [alone] = Page(read_studies([folder]), live=False).overview["pages"]
+        for name in ("verdicts", "p_star", "losses", "counts", "configuration"):
+            assert own[name] == alone[name]
+        assert len(own["verdicts"]) == 1
 
 
 def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(

@@ -108,8 +108,8 @@ def test_the_text_names_what_matters(
     ran = study_cli("audit", str(folder), "--base", "tiny")
     assert ran.code == 0, ran.err
     text = " ".join(ran.out.split())
-    assert "rsLoRA on 6 layers: rank 2 to 6, lora_alpha 8, gamma 1.225 to 5.657." in text
-    assert "ignores use_rslora makes the adapter's output 1.414 to 2.449 times smaller" in text
+    assert "rsLoRA on 6 layers: rank 2 to 6, lora_alpha 8, gamma 1.22474 to 5.65685." in text
+    assert "ignores use_rslora makes the adapter's output 1.41421 to 2.44949 times smaller" in text
     assert f"1 of 6 layers have not moved (B = 0): {STILL}." in text
     assert {path.name for path in Path("plots/adapter").iterdir()} == {"audit.png", "audit.pdf"}
 

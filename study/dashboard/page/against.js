@@ -111,7 +111,7 @@ const markerOf = (rule, size) => ({
   color: tint(rule),
   symbol: rule.marker,
   size,
-  line: { color: rule.marker.endsWith("-open") ? tint(rule) : colour("panel"), width: 1 },
+  line: { color: colour("panel"), width: 1 },
 });
 
 function renderFitTitle(view, found) {
@@ -154,7 +154,7 @@ function fitTraces(rule, dots, line) {
       line: { width: 0 },
     });
   }
-  const look = { color: tint(rule), width: 1.8, dash: rule.dash };
+  const look = { color: tint(rule), width: 1.8 };
   return [...traces, { ...common, x, y: at.map(a => a[0]), line: look }];
 }
 
@@ -218,13 +218,11 @@ function drawRankLosses(view) {
     const own = rows.filter(row => row.rule === rule.id);
     if (!own.length) continue;
     const means = meanBy(own, row => row.rank);
-    const line = { color: tint(rule), width: 2, dash: rule.dash };
+    const line = { color: tint(rule), width: 2 };
     const common = { type: "scatter", hoverinfo: "none" };
     data.push({ ...common, hoverinfo: "skip", mode: "lines", ...means, line });
     const marker = markerOf(rule, 7);
-    marker.symbol = own.map(row =>
-      row.edge ? `${rule.marker.replace("-open", "")}-open` : rule.marker,
-    );
+    marker.symbol = own.map(row => (row.edge ? `${rule.marker}-open` : rule.marker));
     const [x, y] = [own.map(row => row.rank), own.map(row => row.loss)];
     data.push({ ...common, mode: "markers", x, y, marker, meta: { rows: own } });
     ends.push({ rule, y: means.y.at(-1) });
@@ -268,19 +266,45 @@ function drawRateLosses(view) {
         rows.filter(row => !lost.has(row.lr)),
         row => row.lr,
       );
-      return { rule, rank, cells: [], ...means };
+      return { rule, rank, cells: [], lost: [...lost], ...means };
     });
   });
-  const ticks = rates.length > 6 ? {} : { tickvals: rates, ticktext: rates.map(brief) };
+  const { width } = innerSize("rate-loss", MARGIN);
+  const shown = spaced(rates, (width - PANEL_GAP) / view.rules.length);
   const xAxis = {
     type: "log",
-    exponentformat: "power",
-    ...ticks,
+    tickvals: shown,
+    ticktext: shown.map(brief),
+    tickangle: 0,
     title: axisTitle("learning rate"),
   };
-  const extra = (curve, trace) => bestRate(view, curve, trace);
+  const top = Math.max(0, ...curves.flatMap(curve => curve.y));
+  const extra = (curve, trace) => [
+    ...bestRate(view, curve, trace),
+    ...lostRates(curve, trace, top),
+  ];
   const yTitle = lossTitle(innerSize("rate-loss", MARGIN));
   return drawCurves("rate-loss", view, curves, { log: false, yTitle, xAxis, extra });
+}
+
+/** Those of the rates, in order, whose labels do not touch on an axis of `pixels`. */
+function spaced(rates, pixels) {
+  const logs = rates.map(Math.log);
+  const scale = pixels / (1.06 * (logs.at(-1) - logs[0]));
+  const kept = [];
+  rates.forEach((rate, k) => {
+    const room = 4 + 3.5 * (brief(rate).length + (kept.length ? brief(kept.at(-1)).length : 0));
+    if (!kept.length || (logs[k] - Math.log(kept.at(-1))) * scale >= room) kept.push(rate);
+  });
+  return kept;
+}
+
+/** A cross, as high as the largest loss, at each rate at which a seed diverged or got stuck. */
+function lostRates({ lost }, trace, top) {
+  const line = { width: 2.4, color: colour("broken") };
+  const marker = { symbol: "x-thin", size: 9, line };
+  const y = lost.map(() => top);
+  return lost.length ? [{ ...trace, mode: "markers", x: lost, y, marker, name: "lost" }] : [];
 }
 
 /** A large marker at the best rate of a rank; open if it is the lowest or the highest tried. */
@@ -288,8 +312,7 @@ function bestRate(view, { rule, rank, x, y }, trace) {
   const best = view.best.find(row => row.rule === rule.id && row.rank === rank);
   const k = best ? x.indexOf(best.lr) : -1;
   if (k < 0) return [];
-  const closed = rule.marker.replace("-open", "");
-  const symbol = best.edge ? `${closed}-open` : closed;
+  const symbol = best.edge ? `${rule.marker}-open` : rule.marker;
   const marker = { size: 11, symbol, color: shade(rule, rank), line: { width: 2 } };
   return [{ ...trace, mode: "markers", x: [x[k]], y: [y[k]], marker, name: "best" }];
 }

@@ -5,7 +5,10 @@ const layerColumns = ["layer", "block", "kind", "rule", "rank", "step"];
 
 /** The heads and the rows of each chart's table. */
 const DOWNLOADS = {
-  heat: () => [[...layerColumns, page.view.quantity.stat], page.heat.panels.flatMap(heatRows)],
+  heat: () => [
+    [...layerColumns, page.view.quantity.stat, "exponent", "ci_low", "ci_high"],
+    page.heat.fits.flatMap(heatRows),
+  ],
   "layer-curves": () => curveRows(page.curves, page.view.quantity.stat),
   "layer-fit": () => [
     ["rule", "rank", "seed", page.view.quantity.stat],
@@ -29,15 +32,14 @@ const DOWNLOADS = {
   },
 };
 
-function heatRows(panel) {
+/** A row per layer of a rule. */
+function heatRows({ rule, lines }) {
   const { rank, step } = page.view;
-  return page.heat.rows.flatMap((layer, y) =>
-    panel.columns.map((column, x) => {
-      const where = panel.of === "steps" ? [rank, column] : [column, step];
-      const { name, block, kind } = layer;
-      return [name, block, kind, panel.rule.name, ...where, panel.values[y][x]];
-    }),
-  );
+  const { values } = page.heat.panels.find(one => one.rule === rule && one.of === "value");
+  return page.heat.rows.map(({ name, block, kind }, n) => {
+    const { slope, low, high } = lines[n] ?? {};
+    return [name, block, kind, rule.name, rank, step, values[n], slope, low, high];
+  });
 }
 
 /** The means over seeds that a chart shows. */

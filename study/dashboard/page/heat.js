@@ -1,74 +1,61 @@
 "use strict";
-// The heat map. Left: layers against steps. Right: layers against ranks. One panel per rule, all on
-// one colour scale. The last panel holds the scaling exponent of each layer.
+// Every layer as a tile, by projection and block; a column of panels per rule. Above: the scaling
+// exponent at the chosen step. Below: the value at the chosen rank and step.
 
-const COLOURS = "Viridis";
-const GAP = 0.028; // between panels, as a share of the width
-const STRIP_GAP = 0.018; // more space before the exponents
-const MOST_NAMED_ROWS = 24; // with more layers, the axis shows blocks or kinds
-const TICK_HEIGHT = 14; // pixels
+const VALUE_COLOURS = "Viridis";
+const EXPONENT_COLOURS = ["#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b"]; // -: blue, +: red
+const GAP = 0.03; // between panels, as a share of the width
+const BETWEEN = 52; // pixels between the upper and the lower panels
 
 // Marks of values without a colour: two alternating values make a chequered patch.
 const ZERO_OR_NEGATIVE = 2;
 
-/** What the heat map shows, for drawing, clicks, downloads and the findings. */
+/** What the tiles show, for drawing, clicks, downloads and the findings. */
 function heatContent(view) {
   const rows = view.layers;
-  const panels = heatPanels(view).map(panel => withValues(panel, rows));
+  const grid = tileGrid(rows);
   const fits = view.rules.map(rule => ({
     rule,
     lines: rows.map(layer => view.fitOf(rule, layer)),
   }));
-  return { panels, fits, rows, ...brokenIn(panels, rows) };
-}
-
-/** Draws the heat map. Returns the shapes on it, except the frame around the chosen row. */
-function drawHeat(view, { panels, fits, rows }) {
-  const strip = fits.some(fit => fit.lines.some(Boolean));
-  const domains = heatDomains(panels, strip);
-  const data = panels.flatMap((panel, n) => panelTraces(panel, n));
-  const layout = heatLayout(view, panels);
-  panels.forEach((panel, n) => addPanel(layout, panel, n, domains[n], rows.length));
-  if (strip) addStrip(data, layout, view, fits, panels.length, domains.at(-1));
-  const { shapes } = layout;
-  layout.shapes = [...shapes, ...rowMark(view)];
-  draw("heat", data, layout);
-  return shapes;
-}
-
-/** The panels from left to right. Column x shows `readers[x]` at step `steps[x]`. */
-function heatPanels(view) {
-  const bySteps = view.rules.map(rule => ({
-    rule,
-    of: "steps",
-    columns: view.steps,
-    chosen: view.step,
-    head: [...rule.lines, `rank ${rankName(view.rank)}`],
-    readers: Array(view.steps.length).fill(view.reader(rule, view.rank)),
-    steps: view.steps,
-  }));
-  const byRanks = view.rules.map(rule => {
-    return {
-      rule,
-      of: "ranks",
-      columns: view.ranks,
-      chosen: view.rank,
-      head: [...rule.lines, `step ${view.step}`],
-      readers: view.ranks.map(rank => view.reader(rule, rank)),
-      steps: view.ranks.map(() => view.step),
-    };
+  const slopes = fits.map(({ rule, lines }) => {
+    const values = lines.map(line => line?.slope);
+    return { rule, of: "exponent", lines, values, z: onGrid(grid, n => values[n] ?? null) };
   });
-  return [...bySteps, ...byRanks].filter(panel => panel.columns.length);
+  const sizes = view.rules.map(rule => valuePanel(view, rule, grid));
+  const hasFits = fits.some(fit => fit.lines.some(Boolean));
+  const panels = [...(hasFits ? slopes : []), ...sizes];
+  const marks = sizes.flatMap(panel => panel.marks.flat()).filter(mark => mark !== null);
+  const noLog = marks.filter(mark => mark === ZERO_OR_NEGATIVE).length;
+  const count = { broken: marks.length - noLog, noLog };
+  return { panels, fits, rows, grid, count, first: firstBroken(view) };
 }
 
-/** The panel with its `values` by layer and column, their logarithms `z`, and `marks`. */
-function withValues(panel, rows) {
-  const values = rows.map(layer =>
-    panel.readers.map((read, x) => read(panel.steps[x], layer.index)),
+/**
+ * The kinds of layers from top to bottom, the blocks from left to right, and the index of the layer
+ * `at` each place, -1 without one. Layers of one kind and block are rows of their own.
+ */
+function tileGrid(layers) {
+  const alone = distinct(layers.map(rowName)).length === layers.length;
+  const rowOf = layer => (alone ? layer.kind : layer.name.replace(/^.*?\.\d+\./, ""));
+  const kinds = distinct(layers.map(rowOf));
+  const blocks = distinct(layers.map(layer => layer.block)).sort((a, b) => a - b);
+  const place = new Map(layers.map((layer, n) => [`${rowOf(layer)} ${layer.block}`, n]));
+  const at = kinds.map(kind => blocks.map(block => place.get(`${kind} ${block}`) ?? -1));
+  return { kinds, blocks, at };
+}
+
+const onGrid = (grid, value) => grid.at.map(row => row.map(n => (n < 0 ? null : value(n))));
+
+/** The values at the chosen rank and step, their logarithms `z` on the grid, and `marks`. */
+function valuePanel(view, rule, grid) {
+  const read = view.reader(rule, view.rank);
+  const values = view.layers.map(layer => read(view.step, layer.index));
+  const z = onGrid(grid, n => (hasLog(values[n]) ? Math.log10(values[n]) : null));
+  const marks = grid.at.map((row, y) =>
+    row.map((n, x) => (n < 0 ? null : markOf(values[n], x, y))),
   );
-  const z = values.map(row => row.map(value => (hasLog(value) ? Math.log10(value) : null)));
-  const marks = values.map((row, y) => row.map((value, x) => markOf(value, x, y)));
-  return { ...panel, values, z, marks };
+  return { rule, of: "value", values, z, marks };
 }
 
 /** Not finite: 0 or 1, alternating. Zero or negative: grey. Otherwise none. */
@@ -77,199 +64,151 @@ function markOf(value, x, y) {
   return Number.isFinite(value) ? ZERO_OR_NEGATIVE : (x + y) % 2;
 }
 
-/** How many values are `broken` (not finite) or have `noLog`; and the `first` broken one. */
-function brokenIn(panels, rows) {
-  const marks = panels.flatMap(panel => panel.marks.flat()).filter(mark => mark !== null);
-  const noLog = marks.filter(mark => mark === ZERO_OR_NEGATIVE).length;
-  let first = null;
-  for (const { of, rule, columns, values } of panels) {
-    if (of !== "steps") continue;
-    values.forEach((row, y) => {
-      const x = row.findIndex(isBroken);
-      if (x >= 0 && (first === null || columns[x] < first.step)) {
-        first = { layer: rows[y], step: columns[x], rule };
-      }
-    });
-  }
-  return { count: { broken: marks.length - noLog, noLog }, first };
-}
-
 const isBroken = value => value !== undefined && !Number.isFinite(value);
 
-/** The horizontal range of each panel, from 0 to 1. Panels over steps are wider. */
-function heatDomains(panels, strip) {
-  const widths = panels.map(panel => (panel.of === "steps" ? 3 : 1.25));
-  if (strip) widths.push(1.9);
-  const extra = strip ? STRIP_GAP : 0;
-  const unit = (1 - extra - GAP * (widths.length - 1)) / sum(widths);
-  let left = 0;
-  const domains = widths.map(width => {
-    const domain = [left, left + width * unit];
-    left = domain[1] + GAP;
-    return domain;
-  });
-  if (strip) domains.push(domains.pop().map(x => x + extra));
-  return domains;
+/** The rule, step and layer of the first value that is not finite at the chosen rank; or null. */
+function firstBroken(view) {
+  const readers = view.rules.map(rule => ({ rule, read: view.reader(rule, view.rank) }));
+  for (const step of view.steps) {
+    for (const { rule, read } of readers) {
+      const layer = view.layers.find(({ index }) => isBroken(read(step, index)));
+      if (layer) return { rule, step, layer };
+    }
+  }
+  return null;
 }
 
-/** Everything in the layout that the panels share. */
-function heatLayout(view, panels) {
-  const [low, high] = colourRange(panels);
-  const rows = view.layers.length;
-  const y = { ...AXIS(), ...layerTicks(view), range: [rows - 0.5, -0.5], showgrid: false };
+/** Draws the tiles, with frames around the chosen layer. */
+function drawHeat(view, { panels, grid }) {
+  const margin = heatMargin(grid);
+  const { width, height } = innerSize("heat", margin);
+  const half = (1 - BETWEEN / height) / 2;
+  const columns = view.rules.length;
+  const both = panels.length > columns;
+  const unit = (1 - GAP * (columns - 1)) / columns;
+  const layout = { margin, annotations: [], ...colourAxes(view, panels, both) };
+  panels.forEach((panel, n) => {
+    const upper = both && panel.of === "exponent";
+    const left = (n % columns) * (unit + GAP);
+    const domain = [left, left + unit];
+    const range = { exponent: [1 - half, 1], value: [0, both ? half : 1] }[panel.of];
+    const axis = n === 0 ? "" : n + 1;
+    layout[`xaxis${axis}`] = { ...blockAxis(grid, width * unit), domain, anchor: `y${axis}` };
+    if (upper) layout[`xaxis${axis}`].title = undefined;
+    layout[`yaxis${axis}`] = {
+      ...kindAxis(grid, n % columns === 0),
+      domain: range,
+      anchor: axisName(n),
+    };
+    const rank = rankName(view.rank);
+    const what = upper ? "exponent" : `${view.quantity.stat} at rank ${rank}`;
+    const head = `${panel.rule.name}: ${what}, step ${view.step}`;
+    layout.annotations.push({ ...heading(head, domain, panel.rule, width), y: range[1] });
+  });
+  const data = panels.flatMap((panel, n) => panelTraces(panel, n));
+  draw("heat", data, { ...layout, shapes: tileMark(view, panels, grid) });
+}
+
+const heatMargin = grid => ({
+  l: 14 + 6.6 * Math.max(4, ...grid.kinds.map(kind => kindName(kind).length)),
+  r: 74,
+  t: 26,
+  b: 40,
+});
+
+const kindName = kind => (kind.length > 22 ? `…${kind.slice(-21)}` : kind);
+
+function blockAxis({ blocks }, pixels) {
+  const ticks = columnTicks({ columns: blocks, chosen: blocks[0] }, pixels);
   return {
-    margin: heatMargin(view),
-    annotations: [],
-    shapes: kindEdges(view),
-    dragmode: "zoom",
-    yaxis: { ...y, fixedrange: false },
+    ...AXIS(),
+    showgrid: false,
+    tickangle: 0,
+    range: [-0.5, blocks.length - 0.5],
+    tickvals: ticks,
+    ticktext: ticks.map(x => (blocks[x] < 0 ? "none" : blocks[x])),
+    title: axisTitle("block"),
+  };
+}
+
+function kindAxis({ kinds }, isFirst) {
+  return {
+    ...AXIS(),
+    showgrid: false,
+    range: [kinds.length - 0.5, -0.5],
+    tickvals: [...kinds.keys()],
+    ticktext: isFirst ? kinds.map(kind => plain(kindName(kind))) : kinds.map(() => ""),
+    ticks: "",
+  };
+}
+
+/** The colours of the exponents, around 0, and those of the values. */
+function colourAxes(view, panels, both) {
+  const bar = { thickness: 11, x: 1.012, xpad: 0, outlinewidth: 0, tickfont: { size: 11 } };
+  const titled = text => ({ text: plain(text), side: "top", font: { size: 11.5 } });
+  const halves = both ? { len: 0.46, yanchor: "middle" } : { len: 1 };
+  const slopes = panels.filter(panel => panel.of === "exponent").flatMap(panel => panel.values);
+  const reach = Math.max(0.01, ...slopes.filter(Number.isFinite).map(Math.abs));
+  const logs = panels.filter(panel => panel.of === "value").flatMap(panel => panel.z.flat());
+  const [low, high] = withRoom(logs.filter(log => log !== null), 0.001, 0.5);
+  const ticks = plainTicks([-reach, reach], 5);
+  return {
     coloraxis: {
-      cmin: low,
-      cmax: high,
-      colorscale: COLOURS,
+      ...{ cmin: -reach, cmax: reach },
+      colorscale: EXPONENT_COLOURS.map((fill, k) => [k / 4, fill]),
+      colorbar: { ...bar, ...halves, y: 0.78, ...ticks, title: titled("exponent") },
+    },
+    coloraxis2: {
+      ...{ cmin: low, cmax: high, colorscale: VALUE_COLOURS },
       colorbar: {
-        thickness: 11,
-        len: 1,
-        x: 1.012,
-        xpad: 0,
-        outlinewidth: 0,
-        tickfont: { size: 11 },
+        ...{ ...bar, ...halves, y: both ? 0.22 : 0.5 },
         ...logTicks(low, high),
-        title: { text: plain(view.quantity.stat), side: "top", font: { size: 11.5 } },
+        title: titled(view.quantity.stat),
       },
     },
   };
 }
 
-/** The lowest and highest logarithm of all panels, at least some distance apart. */
-function colourRange(panels) {
-  let low = Infinity;
-  let high = -Infinity;
-  for (const log of panels.flatMap(panel => panel.z.flat())) {
-    if (log === null) continue;
-    low = Math.min(low, log);
-    high = Math.max(high, log);
-  }
-  if (low > high) return [0, 1];
-  return low === high ? [low - 0.5, high + 0.5] : [low, high];
-}
-
-/** The margins: above the panels, there is a line for each line of their heads. */
-const heatMargin = view => ({
-  l: Math.max(62, 12 + 6.4 * Math.max(0, ...namedRows(view).map(name => name.length))),
-  r: 66,
-  t: 24 + 16 * view.rules[0].lines.length,
-  b: 44,
-});
-const heatWidth = () => innerSize("heat", heatMargin(page.view)).width;
-
 const axisName = n => `x${n === 0 ? "" : n + 1}`;
 
-/** The heat map of a panel and, if any value has no colour, a second one with its marks. */
+/** The tiles of a panel and, if any value has no colour, its marks. */
 function panelTraces(panel, n) {
-  const common = { type: "heatmap", xaxis: axisName(n), yaxis: "y", hoverinfo: "none", meta: n };
-  const traces = [{ ...common, z: panel.z, coloraxis: "coloraxis", hoverongaps: true }];
-  if (panel.marks.some(row => row.some(mark => mark !== null))) {
-    const scale = ["broken", "white", "none"].flatMap((name, k) => {
+  const common = { type: "heatmap", xaxis: axisName(n), yaxis: axisName(n).replace("x", "y") };
+  Object.assign(common, { xgap: 1, ygap: 1, hoverinfo: "none", meta: n });
+  const coloraxis = panel.of === "exponent" ? "coloraxis" : "coloraxis2";
+  const traces = [{ ...common, z: panel.z, coloraxis, hoverongaps: true }];
+  if (panel.marks?.some(row => row.some(mark => mark !== null))) {
+    const colorscale = ["broken", "white", "none"].flatMap((name, k) => {
       const fill = name === "white" ? "#ffffff" : colour(name);
       return [
         [k / 3, fill],
         [(k + 1) / 3, fill],
       ];
     });
-    traces.push({
-      ...common,
-      z: panel.marks,
-      zmin: 0,
-      zmax: 2,
-      colorscale: scale,
-      showscale: false,
-      hoverongaps: false,
-    });
+    const marks = { z: panel.marks, zmin: 0, zmax: 2, colorscale };
+    traces.push({ ...common, ...marks, showscale: false, hoverongaps: false });
   }
   return traces;
 }
 
-/** Adds the axis of a panel, its heading, the flag of broken values and the chosen column. */
-function addPanel(layout, panel, n, domain, rows) {
-  const { columns, of } = panel;
-  const name = column => (of === "ranks" ? rankName(column) : column);
-  const ticks = columnTicks(panel, (domain[1] - domain[0]) * heatWidth());
-  layout[`xaxis${n === 0 ? "" : n + 1}`] = {
-    ...AXIS(),
-    domain,
-    showgrid: false,
-    tickangle: 0,
-    range: [-0.5, columns.length - 0.5],
-    tickvals: ticks,
-    ticktext: ticks.map(x => name(columns[x])),
-    title: axisTitle(of === "steps" ? "step" : "rank"),
-  };
-  layout.annotations.push(heading(panel.head, domain, panel.rule));
-  const broken = columns.findIndex((_, x) => panel.values.some(row => isBroken(row[x])));
-  if (broken >= 0) layout.annotations.push(brokenFlag(axisName(n), broken, panel));
-  const x = columns.indexOf(panel.chosen);
-  if (x >= 0) layout.shapes.push(columnBox(axisName(n), x, rows, columns.length > 60 ? 1 : 1.5));
+/** The frame around the tile of the chosen layer, in every panel. */
+function tileMark(view, panels, grid) {
+  const n = view.layers.findIndex(layer => layer.name === view.layer);
+  const y = grid.at.findIndex(row => row.includes(n));
+  if (n < 0 || y < 0) return [];
+  const x = grid.at[y].indexOf(n);
+  const line = { color: colour("ink"), width: 2 };
+  const box = { type: "rect", x0: x - 0.5, x1: x + 0.5, y0: y - 0.5, y1: y + 0.5, line };
+  return panels.map((_, k) => {
+    return { ...box, xref: axisName(k), yref: axisName(k).replace("x", "y") };
+  });
 }
 
-/** Adds the panel with the scaling exponent of each layer. */
-function addStrip(data, layout, view, fits, n, domain) {
-  for (const { rule, lines } of fits) {
-    const fitted = lines.flatMap((line, y) => (line ? [y] : []));
-    data.push({
-      type: "scatter",
-      mode: "markers",
-      x: fitted.map(y => lines[y].slope),
-      y: fitted,
-      xaxis: axisName(n),
-      yaxis: "y",
-      hoverinfo: "none",
-      marker: {
-        color: tint(rule),
-        symbol: rule.marker,
-        size: view.layers.length > 120 ? 4.5 : 6.5,
-        opacity: 0.9,
-      },
-      meta: { rule: rule.id },
-    });
-  }
-  const slopes = fits.flatMap(({ lines }) => lines.flatMap(line => (line ? [line.slope] : [])));
-  const range = withRoom([0, ...slopes], 0.06, 0.1);
-  layout[`xaxis${n + 1}`] = {
-    ...AXIS(),
-    domain,
-    range,
-    ...plainTicks(range, ((domain[1] - domain[0]) * heatWidth()) / 42),
-    tickangle: 0,
-    zeroline: true,
-    zerolinecolor: colour("faint"),
-    title: axisTitle("exponent"),
-  };
-  layout.annotations.push(heading(["exponent", `step ${view.step}`], domain));
-}
-
-/** The frame around the row of the chosen layer. */
-function rowMark(view) {
-  const y = view.layers.findIndex(layer => layer.name === view.layer);
-  if (y < 0) return [];
-  const line = { color: colour("ink"), width: 1.5 };
-  return [{ type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: y - 0.5, y1: y + 0.5, line }];
-}
-
-/** The frame around the chosen column. */
-function columnBox(xref, x, rows, width) {
-  const line = { color: colour("ink"), width };
-  const [y0, y1] = [-0.5, rows - 0.5];
-  return { type: "rect", xref, yref: "y", x0: x - 0.5, x1: x + 0.5, y0, y1, line };
-}
-
-/** The head of a panel, a line or two. A line that is wider than the panel is cut. */
-function heading(lines, domain, rule, pixels = heatWidth()) {
+/** The head of a panel in its rule's colour. A line that is wider than the panel is cut. */
+function heading(text, domain, rule, pixels) {
   const most = Math.max(6, Math.floor(((domain[1] - domain[0]) * pixels) / 6.6));
-  const short = line => (line.length > most ? `${line.slice(0, most - 1)}…` : line);
-  const text = [lines].flat().map(line => plain(short(line)));
   return {
-    text: text.join("<br>"),
+    text: plain(text.length > most ? `${text.slice(0, most - 1)}…` : text),
     align: "left",
     xref: "paper",
     yref: "paper",
@@ -279,76 +218,12 @@ function heading(lines, domain, rule, pixels = heatWidth()) {
     xanchor: "left",
     yanchor: "bottom",
     showarrow: false,
-    font: { size: 12, color: rule ? tint(rule) : colour("ink") },
-  };
-}
-
-/** A flag at the first column with a broken value. One column of hundreds is hard to see. */
-function brokenFlag(xref, x, { of, columns }) {
-  const [name, column] = of === "steps" ? ["step", columns[x]] : ["rank", rankName(columns[x])];
-  const side = x > columns.length / 2 ? "right" : "left";
-  return {
-    text: `✕ ${name} ${column}`,
-    xref,
-    x,
-    xanchor: of === "ranks" ? "center" : side,
-    yref: "paper",
-    y: 1,
-    yanchor: "top",
-    showarrow: false,
-    font: { size: 11, color: "#ffffff" },
-    bgcolor: colour("flag"),
-    borderpad: 2,
+    font: { size: 12, color: tint(rule) },
   };
 }
 
 /** `0 q_proj`: block and kind. */
 const rowName = layer => `${layer.block} ${layer.kind}`;
-
-/** The labels of the rows if they are names of single layers or of kinds; otherwise none. */
-function namedRows(view) {
-  if (view.layers.length <= MOST_NAMED_ROWS) return view.layers.map(rowName);
-  return view.order === "kind" ? view.kinds : [];
-}
-
-/** Labels of the rows: every layer if they are few, otherwise one per kind or per block. */
-function layerTicks(view) {
-  const rows = view.layers;
-  if (rows.length <= MOST_NAMED_ROWS) {
-    const names = rows.map(layer => plain(rowName(layer)));
-    return { tickvals: [...rows.keys()], ticktext: names };
-  }
-  if (view.order === "kind") {
-    const rowsOf = kind => rows.flatMap((layer, y) => (layer.kind === kind ? [y] : []));
-    const kinds = view.kinds.filter(kind => rowsOf(kind).length);
-    const middles = kinds.map(kind => mean(rowsOf(kind)));
-    return { tickvals: middles, ticktext: kinds.map(plain), ticks: "" };
-  }
-  const starts = rows.flatMap((layer, y) => (rows[y - 1]?.block !== layer.block ? [y] : []));
-  const { height } = innerSize("heat", heatMargin(view));
-  const every = Math.ceil((starts.length * TICK_HEIGHT) / height);
-  const shown = starts.filter((_, n) => n % every === 0);
-  const title = { text: "block", standoff: 8, font: { size: 11.5 } };
-  return { tickvals: shown, ticktext: shown.map(y => rows[y].block), title };
-}
-
-/** Lines between the kinds, if the layers are ordered by kind. */
-function kindEdges(view) {
-  if (view.order !== "kind") return [];
-  const rows = view.layers;
-  const starts = rows.flatMap((layer, y) => (y > 0 && rows[y - 1].kind !== layer.kind ? [y] : []));
-  const line = { color: colour("panel"), width: 2 };
-  return starts.map(y => ({
-    type: "line",
-    xref: "paper",
-    x0: 0,
-    x1: 1,
-    yref: "y",
-    y0: y - 0.5,
-    y1: y - 0.5,
-    line,
-  }));
-}
 
 /** Places to look at first: the first broken value, and each rule's extreme exponents. */
 function findings(view, drawn) {

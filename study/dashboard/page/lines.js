@@ -19,7 +19,7 @@ function drawCurves(id, view, curves, look) {
   const visible = log ? hasLog : Number.isFinite;
   const drawn = curves.map(curve => ({ ...curve, smoothed: movingAverage(curve.y, smooth) }));
   const ranges = zoom ?? [xRange(drawn, look.xAxis), yRange(drawn, visible, log)];
-  const margin = { ...MARGIN, t: 10 + 16 * Math.max(1, ...rules.map(rule => rule.lines.length)) };
+  const margin = MARGIN;
   const size = innerSize(id, margin);
   const panels = panelDomains(rules.length, size.width);
   const xAxis = look.xAxis ?? stepAxis(ranges[0], size.width * (panels[0]?.[1] ?? 1));
@@ -35,7 +35,7 @@ function drawCurves(id, view, curves, look) {
       matches: n === 0 ? undefined : "x",
       fixedrange: !look.zooms,
     };
-    layout.annotations.push(heading(rule.lines, panels[n], rule, size.width));
+    layout.annotations.push(heading(rule.name, panels[n], rule, size.width));
     const own = drawn.filter(curve => curve.rule === rule);
     for (const curve of own) {
       const place = { xaxis: axisName(n), yaxis: "y", hoverinfo: "none" };
@@ -109,7 +109,7 @@ function curveTraces(view, { rule, rank, cells, x, y, smoothed }, { trace, visib
   const shown = x.flatMap((_, k) => (visible(y[k]) ? [k] : []));
   const line = { ...trace, x: shown.map(k => x[k]), y: shown.map(k => smoothed[k]) };
   const chosen = rank === view.rank;
-  const look = { color: shade(rule, rank), dash: rule.dash, width: chosen ? 2.8 : 1.6 };
+  const look = { color: shade(rule, rank), width: chosen ? 2.8 : 1.6 };
   const points = shown.length > MOST_MARKED_POINTS || smooth ? "lines" : "lines+markers";
   const traces = [];
   if (smooth) {

@@ -7,7 +7,7 @@ function renderLosses(view) {
     const { step, value } = cell.curves[view.curve];
     return { step, value: value.map(v => infinities[v] ?? v) };
   };
-  const log = view.curve === "grad_norm";
+  const log = view.curve === GRADIENTS;
   const unit = page.overview.labels.unit[view.curve];
   const label = page.overview.labels.curve[view.curve];
   const yTitle = unit ? `${label} (${unit})` : label;
@@ -43,7 +43,11 @@ function onZoom(id, changed) {
 
 function renderLossChoosers(view) {
   const { labels } = view.overview;
-  fill("curve", Object.entries(labels.curve), view.curve);
+  const names = view.curveNames.map(name => [name, labels.curve[name]]);
+  fill("curve", names, oneOf(view.curveNames, view.curve));
+  const gradients = view.curve === GRADIENTS;
+  byId("loss-title").textContent = gradients ? "Gradient norm at every step" : "During training";
+  byId("curve").hidden = gradients;
   const hows = view.hows.length ? view.hows : Object.keys(labels.how).slice(0, 1);
   fill(
     "how",
@@ -88,5 +92,11 @@ function finalText({ rank, seed, lr, loss, edge }) {
   return `rank ${rank}, seed ${seed}, learning rate ${brief(lr)}\nloss ${number(loss)}${note}`;
 }
 
-const rateText = ({ rule, rank }, { x, y }) =>
-  `${rule.name}, rank ${rank}, learning rate ${brief(x)}\nmean loss ${number(y)}`;
+function rateText({ rule, rank }, { x, y, data }) {
+  const where = `${rule.name}, rank ${rank}, learning rate ${brief(x)}`;
+  if (data.name !== "lost") return `${where}\nmean loss ${number(y)}`;
+  const runs = page.view.runs.filter(
+    row => row.rule === rule.id && row.rank === rank && row.lr === x && row.loss === null,
+  );
+  return [where, ...runs.map(row => `seed ${row.seed}: ${row.note}`)].join("\n");
+}

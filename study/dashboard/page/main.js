@@ -5,7 +5,8 @@ const ASK_EVERY = 1500; // milliseconds between requests to the server
 
 const page = {
   version: 0,
-  overview: null,
+  all: null, // what the server sent
+  overview: null, // of the chosen study
   view: null,
   heat: null,
   curves: [],
@@ -41,27 +42,35 @@ function render() {
 }
 
 async function renderNow() {
-  const { overview } = page;
-  if (!overview) return;
+  if (!page.all) return;
+  const { pages, studies, words, version } = page.all;
+  const study = Math.max(0, studies.indexOf(choices.made.study));
+  const overview = (page.overview = { ...words, ...pages[study], version });
+  once("top", [page.version, study, theme()], () => renderTop(overview));
   const charts = overview.quantities.length > 0;
   const tab = chosenTab(charts, overview);
   renderTab(tab);
-  for (const name of ["layers", "losses"]) tabButton(name).hidden = !charts;
+  for (const name of TABS) tabButton(name).hidden = !tabsOf(charts).includes(name);
   page.view = charts ? await viewOf(overview) : null;
   if (page.view) renderChoosers(page.view);
-  const draw = { layers: renderLayers, losses: renderAllLosses, cells: renderTable }[tab];
-  if (draw) draw(page.view);
+  DRAW[tab]?.(page.view);
   document.body.dataset.ready = "yes";
 }
 
 /** The chosen view; by default the findings, if there are any when the page is opened. */
 function chosenTab(charts, overview) {
   page.firstTab ??= overview.verdicts.length ? "findings" : "layers";
-  const tabs = charts ? TABS : ["findings", "cells"];
+  const tabs = tabsOf(charts);
   return oneOf(tabs, choices.made.tab, oneOf(tabs, page.firstTab, "cells"));
 }
 
-const TABS = ["findings", "layers", "losses", "cells"];
+const TABS = ["findings", "layers", "losses", "gradients", "cells", "compare"];
+const tabsOf = charts =>
+  TABS.filter(name =>
+    name === "compare"
+      ? page.all.studies.length > 1
+      : charts || ["findings", "cells"].includes(name),
+  );
 const tabButton = name => document.querySelector(`#tabs [data-tab="${name}"]`);
 
 async function viewOf(overview) {
@@ -86,13 +95,13 @@ const MOST_TRIED = 6; // quantities that are read in search of something to show
 function inputs(view) {
   const rules = view.rules.map(rule => rule.id);
   const cells = [view.optimizer, view.setting, rules, view.seed, rankName(view.rank)];
-  return [page.version, cells, theme()];
+  return [page.version, view.overview.study, cells, theme()];
 }
 
 function renderLayers(view) {
   const shown = [inputs(view), quantityName(view.quantity), view.kind];
   renderLayerTexts(view);
-  const heat = [shown, view.order, view.step, view.notice, sizeOf("heat")];
+  const heat = [shown, view.step, view.notice, sizeOf("heat")];
   if (!once("heat", heat, () => renderHeat(view))) {
     once("row", [heat, view.layer], () => renderRow(view));
   }
@@ -100,17 +109,31 @@ function renderLayers(view) {
   once("fit", [shown, view.layer, view.step, sizeOf("layer-fit")], () => renderFit(view));
 }
 
-function renderAllLosses(view) {
-  const { curve, smooth, zoom, how } = view;
+function renderDuring(view) {
+  const { curve, smooth, zoom } = view;
   const during = [inputs(view), curve, smooth, zoom, sizeOf("loss")];
   once("losses", during, () => renderLosses(view));
+}
+
+function renderAllLosses(view) {
+  const { how } = view;
+  renderDuring(view);
   const final = [inputs(view), how, sizeOf("rank-loss"), sizeOf("rate-loss")];
   once("final losses", final, () => renderFinalLosses(view));
 }
 
 function renderTable(view) {
-  once("cells", [page.version, view && inputs(view), page.sort], () => renderCells());
+  const study = page.overview.study;
+  once("cells", [page.version, study, view && inputs(view), page.sort], () => renderCells());
 }
+
+const DRAW = {
+  layers: renderLayers,
+  losses: renderAllLosses,
+  gradients: renderDuring,
+  cells: renderTable,
+  compare: () => once("compare", page.version, renderComparison),
+};
 
 const drawnFor = {};
 
@@ -124,10 +147,9 @@ function once(part, inputs, draw) {
 }
 
 /** Shows a new overview. The version makes every part draw again. */
-function receive(overview) {
-  page.overview = overview;
+function receive(all) {
+  page.all = all;
   page.version++;
-  renderTop(overview);
   return render();
 }
 
@@ -139,6 +161,7 @@ for (const name of SELECTS) {
 }
 // Another curve has another scale.
 byId("curve").addEventListener("change", () => choose({ zoom: undefined }));
+byId("study-choice").addEventListener("change", event => choose({ study: event.target.value }));
 byId("unzoom").addEventListener("click", () => choose({ zoom: undefined }));
 byId("smooth").addEventListener("input", event => {
   const smooth = Number(event.target.value);
@@ -146,7 +169,7 @@ byId("smooth").addEventListener("input", event => {
 });
 byId("tabs").addEventListener("click", event => {
   const { tab } = event.target.closest("[data-tab]")?.dataset ?? {};
-  if (tab) choose({ tab });
+  if (tab) choose({ tab, zoom: undefined });
 });
 byId("tabs").addEventListener("keydown", event => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -168,15 +191,13 @@ addEventListener("hashchange", () => {
 byId("heat").addEventListener("keydown", event => {
   const { view } = page;
   const by = event.shiftKey ? 10 : 1;
-  const layers = view.layers.map(layer => layer.name);
-  const layer = by => ({ layer: neighbour(layers, view.layer, by) });
-  const step = by => ({ step: neighbour(view.steps, view.step, by) });
+  const layer = (down, right) => ({ layer: neighbourTile(view, down, right) });
   const rank = by => ({ rank: rankKey(neighbour(view.ranks, view.rank, by)) });
   const change = {
-    ArrowUp: () => layer(-by),
-    ArrowDown: () => layer(by),
-    ArrowLeft: () => step(-by),
-    ArrowRight: () => step(by),
+    ArrowUp: () => layer(-by, 0),
+    ArrowDown: () => layer(by, 0),
+    ArrowLeft: () => layer(0, -by),
+    ArrowRight: () => layer(0, by),
     PageUp: () => rank(1),
     PageDown: () => rank(-1),
   }[event.key];
@@ -207,6 +228,18 @@ function neighbour(list, current, by) {
   return list[Math.max(0, Math.min(list.length - 1, list.indexOf(current) + by))];
 }
 
+/** The name of the layer next to the chosen one on the tiles, where there is one. */
+function neighbourTile(view, down, right) {
+  const { at } = page.heat.grid;
+  const n = view.layers.findIndex(layer => layer.name === view.layer);
+  const row = at.findIndex(places => places.includes(n));
+  if (n < 0 || row < 0) return view.layers[0]?.name;
+  const y = at.indexOf(neighbour(at, at[row], down));
+  const x = at[row].indexOf(n);
+  const found = at[y][Math.max(0, Math.min(at[y].length - 1, x + right))];
+  return view.layers[found < 0 ? n : found].name;
+}
+
 // ---- theme
 
 function setTheme(name) {
@@ -216,7 +249,6 @@ function setTheme(name) {
 
 function changeTheme(name) {
   setTheme(name);
-  renderTop(page.overview);
   render();
 }
 
@@ -236,10 +268,10 @@ function connection(state, text) {
 async function follow() {
   try {
     page.ahead = await source.progress();
-    const overview = await source.overview();
-    if (overview) await receive(overview);
+    const all = await source.overview();
+    if (all) await receive(all);
     else renderProgress(page.overview);
-    const { running } = page.overview.counts;
+    const running = sum(page.all.pages.map(one => one.counts.running));
     const cells = running === 1 ? "cell" : "cells";
     if (running) connection("live", `Live: ${running} ${cells} running`);
     else if (page.ahead.waiting) connection("live", "Live: cells are waiting");

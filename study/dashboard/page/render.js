@@ -8,15 +8,17 @@ const ALWAYS_COUNTED = ["complete", "running", "diverged", "failed"];
 function renderTop(overview) {
   byId("study").textContent = overview.study;
   renderProgress(overview);
+  fill("study-choice", pairs(page.all.studies), overview.study, true);
+  byId("study").classList.toggle("hidden", page.all.studies.length > 1); // the list has the name
   byId("brackets").textContent = overview.brackets ? `brackets: ${overview.brackets}` : "";
   byId("verdict-table").replaceChildren(verdictTable(overview));
   byId("verdict-legend").replaceChildren(...verdictLegend(overview));
   byId("p-star").hidden = overview.p_star.rows.length === 0;
   byId("p-star-table").replaceChildren(pStarTable(overview));
   byId("p-star-legend").textContent = pStarLegend(overview);
-  if (!overview.live) {
-    const left = overview.left_out
-      ? `; ${overview.left_out} more quantities were left out to stay below 10 MB`
+  if (!page.all.live) {
+    const left = page.all.left_out
+      ? `; ${page.all.left_out} more quantities were left out to stay below 10 MB`
       : "";
     connection("still", `Exported to this file; values within 0.1 %${left}`);
   }
@@ -86,11 +88,6 @@ function renderChoosers(view) {
   fill("setting", pairs(view.settings), view.setting, true);
   fill("seed", seeds, view.seed);
   fill("rank", ranks, rankKey(view.rank));
-  fill(
-    "order",
-    pairs(ORDERS, order => `by ${order}`),
-    view.order,
-  );
   fill("layer", layerOptions(view), view.layer);
   renderLossChoosers(view);
   renderStep(view);
@@ -172,7 +169,8 @@ function renderHeat(view) {
   byId("where").replaceChildren("Look at", ...buttons);
   byId("where").hidden = buttons.length === 0;
   renderKey(drawn.count);
-  page.heat = { ...drawn, shapes: drawHeat(view, drawn) };
+  page.heat = drawn;
+  drawHeat(view, drawn);
   onPoints("heat", heatText, heatClick);
 }
 
@@ -196,7 +194,7 @@ function renderKey({ broken, noLog }) {
     entry(broken ? "not-finite any" : "not-finite", `not finite: ${broken}`),
     ...(noLog ? [entry("no-log", `zero or negative: ${noLog}`)] : []),
     entry("", "not measured"),
-    element("span", {}, "Click or arrow keys: choose. Drag: zoom. Double-click: reset."),
+    element("span", {}, "Click or arrow keys: choose a layer. Red grows with rank, blue shrinks."),
   );
 }
 
@@ -205,40 +203,36 @@ function seedText(view) {
   return view.seed === ALL ? `, mean of ${view.seeds.length} seeds` : `, seed ${view.seed}`;
 }
 
+/** The panel of a point of the tiles, and its layer; null where there is none. */
 function heatPoint({ data, x, y }) {
-  const panel = page.heat.panels[data.meta];
-  if (!panel) return null;
-  const column = panel.columns[x];
-  return { panel, layer: page.heat.rows[y], column, value: panel.values[y][x] };
+  const { panels, grid, rows } = page.heat;
+  const n = grid.at[y][x];
+  return n < 0 ? null : { panel: panels[data.meta], layer: rows[n], n };
 }
 
 function heatText(point) {
   const at = heatPoint(point);
+  if (!at) return "";
   const { rank, step, quantity } = page.view;
-  if (!at) {
-    const { rule, lines } = page.heat.fits.find(fit => fit.rule.id === point.data.meta.rule);
-    const { slope, low, high, ranks, seeds } = lines[point.y];
-    const brackets = low === null ? "" : `, brackets: ${bracketText(seeds)}`;
-    const text = `exponent ${interval(slope, low, high)}, ${ranks} ranks${brackets}`;
-    return `${page.heat.rows[point.y].name}\n${rule.name}, ${text}`;
+  const { rule, of, values, lines } = at.panel;
+  const where = `${at.layer.name}\n${rule.name}, `;
+  if (of === "value") {
+    return `${where}rank ${rankName(rank)}, step ${step}\n${quantity.stat} ${number(values[at.n])}`;
   }
-  const where =
-    at.panel.of === "steps"
-      ? `rank ${rankName(rank)}, step ${at.column}`
-      : `rank ${rankName(at.column)}, step ${step}`;
-  return `${at.layer.name}\n${at.panel.rule.name}, ${where}\n${quantity.stat} ${number(at.value)}`;
+  if (!lines[at.n]) return `${where}no exponent at step ${step}`;
+  const { slope, low, high, ranks, seeds } = lines[at.n];
+  const brackets = low === null ? "" : `, brackets: ${bracketText(seeds)}`;
+  return `${where}exponent ${interval(slope, low, high)}, ${ranks} ranks${brackets}`;
 }
 
 function heatClick(point) {
   const at = heatPoint(point);
-  if (!at) return choose({ layer: page.heat.rows[point.y].name });
-  const column = at.panel.of === "steps" ? { step: at.column } : { rank: rankKey(at.column) };
-  return choose({ layer: at.layer.name, ...column });
+  return at && choose({ layer: at.layer.name });
 }
 
-/** Moves the frame around the chosen row. Cheaper than drawing the heat map again. */
+/** Moves the frame around the chosen layer. Cheaper than drawing the tiles again. */
 function renderRow(view) {
-  Plotly.relayout(byId("heat"), { shapes: [...page.heat.shapes, ...rowMark(view)] });
+  Plotly.relayout(byId("heat"), { shapes: tileMark(view, page.heat.panels, page.heat.grid) });
 }
 
 // ---- curves and cells
@@ -273,6 +267,15 @@ function curveText(point, drawn, name) {
 }
 
 const chooseCurve = (point, drawn) => choose({ rank: rankKey(drawn[point.data.meta].rank) });
+
+/** The studies side by side, as `study compare` prints them. */
+function renderComparison() {
+  const { settings, rows, notes } = page.all.comparison;
+  byId("settings-table").replaceChildren(settingsTable(page.all.studies, settings));
+  byId("compare-table").replaceChildren(comparisonTable(page.all.studies, rows));
+  byId("compare-legend").textContent =
+    `${notes.join(" ")} Brackets: ${page.overview.interval}. Bold: the interval leaves out 0.`;
+}
 
 function renderCells() {
   const { main, rest } = page.overview.configuration;

@@ -171,6 +171,32 @@ function pStarLegend({ p_star: { rows, notes } }) {
   return [about, ...notes].join(" ");
 }
 
+/** The settings that differ: a column per study. */
+const settingsTable = (studies, settings) =>
+  tableOf(
+    ["setting", ...studies].map(name => element("th", { scope: "col" }, name)),
+    settings.map(row => element("tr", {}, ...row.map(text => element("td", {}, text)))),
+  );
+
+/** The numbers of the first study and of each other one, with their difference; by curve. */
+function comparisonTable([first], rows) {
+  const nouns = { exponent: "scaling exponents", "p*": "p*", loss: "losses (nats per token)" };
+  const headOf = ({ study, what, curve }) => `${study}: ${nouns[what]}, ${curve}`;
+  const names = ["line", "steps", "a", "b", "change"];
+  const body = distinct(rows.map(headOf)).flatMap(head => [
+    element("tr", { class: "head" }, element("th", { colspan: names.length }, head)),
+    ...rows
+      .filter(row => headOf(row) === head)
+      .map(row => {
+        const texts = names.map(name => minus(row[name]));
+        const last = row.differs ? element("b", {}, texts.pop()) : texts.pop();
+        return element("tr", {}, ...[...texts, last].map(text => element("td", {}, text)));
+      }),
+  ]);
+  const heads = ["quantity", "step", first, "the other study", "difference"];
+  return tableOf(heads.map(name => element("th", { scope: "col" }, name)), body);
+}
+
 /** The columns of the cells' table: [name, value of a cell]. */
 function cellColumns(overview) {
   const names = new Map(overview.rules.map(rule => [rule.id, rule.name]));

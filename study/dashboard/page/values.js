@@ -113,9 +113,10 @@ class FileSource {
     return JSON.parse(new TextDecoder().decode(await embedded("overview")));
   }
 
-  async values(quantity, overview) {
+  async values(quantity) {
     const name = quantityName(quantity);
-    return embedded(`values-${overview.quantities.findIndex(one => quantityName(one) === name)}`);
+    const place = page.all.quantities.findIndex(one => quantityName(one) === name);
+    return embedded(`values-${place}`);
   }
 }
 

@@ -2,12 +2,13 @@
 // The choices of the reader, kept in the address, and the part of the study that they select.
 
 const CHOICES = [
-  ...["tab", "site", "stat", "batch", "kind", "order", "optimizer", "setting"],
+  ...["study", "tab", "site", "stat", "batch", "kind", "optimizer", "setting"],
   ...["rules", "rank", "seed", "step", "layer", "curve", "smooth", "zoom", "how"],
 ];
 const MEAN = "mean over layers";
 const ALL = "all";
-const ORDERS = ["depth", "kind"];
+const STEPS_BACK = ["study", "tab", "site", "stat", "layer"]; // the browser's Back undoes these
+const GRADIENTS = "grad_norm";
 
 /** The choices made so far. Everything else keeps its default, which follows a running study. */
 class Choices {
@@ -27,7 +28,8 @@ class Choices {
     for (const name of CHOICES) if (this.made[name] === undefined) delete this.made[name];
     const made = CHOICES.filter(name => name in this.made);
     const address = new URLSearchParams(made.map(name => [name, this.made[name]]));
-    history.replaceState(null, "", "#" + address);
+    const isStep = STEPS_BACK.some(name => name in changes);
+    history[isStep ? "pushState" : "replaceState"](null, "", "#" + address);
   }
 }
 
@@ -54,36 +56,24 @@ class View {
     this.chooseSample(made, cells);
     this.chooseStep(made);
     this.chooseLayers(made);
-    this.curveNames = Object.keys(overview.labels.curve);
-    this.curve = oneOf(this.curveNames, made.curve);
+    this.curveNames = Object.keys(overview.labels.curve).filter(name => name !== GRADIENTS);
+    this.curve = made.tab === "gradients" ? GRADIENTS : oneOf(this.curveNames, made.curve);
     this.smooth = Math.max(0, Math.min(0.99, Number(made.smooth) || 0));
     this.zoom = zoomOf(made.zoom);
     this.chooseLosses(made);
   }
 
-  /**
-   * The cells of one optimizer and one setting of each study. The default is the setting with most
-   * cells. A study that lacks the chosen optimizer or setting shows its default.
-   */
+  /** The cells of one optimizer and one setting; by default, the setting with most cells. */
   chooseSetting(made) {
-    const every = this.overview.cells;
-    const studies = distinct(every.map(cell => cell.study));
-    const chosen = studies.map(study => {
-      const own = every.filter(cell => cell.study === study);
-      const optimizer = oneOf(distinct(own.map(cell => cell.optimizer)), made.optimizer);
-      const cells = own.filter(cell => cell.optimizer === optimizer);
-      const settings = distinct(cells.map(cell => cell.setting));
-      const size = setting => cells.filter(cell => cell.setting === setting).length;
-      const largest = settings.reduce((most, one) => (size(one) > size(most) ? one : most));
-      const setting = oneOf(settings, made.setting, largest);
-      return { optimizer, setting, cells: cells.filter(cell => cell.setting === setting) };
-    });
+    const { cells } = this.overview;
     this.optimizers = Object.keys(this.overview.optimizers);
-    this.optimizer = oneOf(this.optimizers, made.optimizer, chosen[0].optimizer);
-    const ofOptimizer = every.filter(cell => cell.optimizer === this.optimizer);
-    this.settings = distinct(ofOptimizer.map(cell => cell.setting));
-    this.setting = oneOf(this.settings, made.setting, chosen[0].setting);
-    return chosen.flatMap(({ cells }) => cells);
+    this.optimizer = oneOf(this.optimizers, made.optimizer, cells[0].optimizer);
+    const own = cells.filter(cell => cell.optimizer === this.optimizer);
+    this.settings = distinct(own.map(cell => cell.setting));
+    const size = setting => own.filter(cell => cell.setting === setting).length;
+    const largest = this.settings.reduce((most, one) => (size(one) > size(most) ? one : most));
+    this.setting = oneOf(this.settings, made.setting, largest);
+    return own.filter(cell => cell.setting === this.setting);
   }
 
   /** The default is every rule with its own exponent; if there is none, the first two. */
@@ -148,9 +138,8 @@ class View {
   /** The final losses of the chosen rules, and the comparisons that the study allows. */
   chooseLosses(made) {
     const { losses, labels } = this.overview;
-    const groups = new Set(this.sample.map(cell => `${cell.study} ${cell.loss_group}`));
-    const own = row =>
-      groups.has(`${row.study ?? 0} ${row.group}`) && this.rules.some(rule => rule.id === row.rule);
+    const groups = new Set(this.sample.map(cell => cell.loss_group));
+    const own = row => groups.has(row.group) && this.rules.some(rule => rule.id === row.rule);
     this.runs = losses.runs.filter(own);
     const compared = losses.compared.filter(own);
     this.hows = Object.keys(labels.how).filter(how => compared.some(row => row.how === how));
@@ -160,17 +149,13 @@ class View {
   }
 
   chooseLayers(made) {
-    const all = this.overview.layers.map((layer, index) => ({ ...layer, index }));
-    this.model = all.find(layer => layer.kind === "model");
-    const layers = all.filter(layer => layer !== this.model);
+    this.model = this.overview.layers.find(layer => layer.kind === "model");
+    const layers = this.overview.layers.filter(layer => layer !== this.model);
     this.kinds = distinct(layers.map(layer => layer.kind));
     this.kind = oneOf([ALL, ...this.kinds], made.kind);
-    this.order = oneOf(ORDERS, made.order);
-    const byKind = (a, b) => this.kinds.indexOf(a.kind) - this.kinds.indexOf(b.kind);
-    const byDepth = (a, b) => a.block - b.block || a.index - b.index;
     this.layers = layers
       .filter(layer => this.kind === ALL || layer.kind === this.kind)
-      .sort((a, b) => (this.order === "kind" && byKind(a, b)) || byDepth(a, b));
+      .sort((a, b) => a.block - b.block || a.index - b.index);
     this.hasModel = this.sample.some(cell =>
       this.steps.some(step => this.at(cell, step, this.model) !== undefined),
     );
