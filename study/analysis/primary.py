@@ -199,7 +199,7 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
     number, ids = seed_numbers(tables.cells), tables.cells["cell_id"].astype(str)
     sites = {row.site for row in rows if row.site}
     stats = sorted({row.stat for row in rows if row.stat})
-    kinds = {row.what for row in rows}
+    kinds, layers = {row.what for row in rows}, {row.place["layer"] for row in rows if row.site}
     for one in range(number.max() + 1):
         mine = set(ids[number == one])
         cells, metrics, probes, distances = (
@@ -209,6 +209,8 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
         exponents = stable = pd.DataFrame()
         if sites:
             fits = fit_exponents(cells, probes[probes["site"].isin(sites)], stats=stats)
+            if P_STAR_LIMIT not in kinds:  # it alone needs the predictions of all layers
+                fits = fits[fits["layer"].isin(layers)]
             exponents = fits
             if kinds & {P_STAR, P_STAR_LIMIT}:
                 exponents = with_predictions(fits, cells, metrics, probes)
