@@ -3,7 +3,7 @@
 ``python -m benchmarks.advice [ROW ...]`` trains in ``results/advice`` and goes on where it stopped.
 Of each configuration it sweeps rates at the first rank and takes the best one as the user's. Then
 it asks for the advice, knowing nothing of the model, and sweeps rates at the new rank. It also asks
-again with the check that ``study advise`` prints. The table is written when all rows are done.
+again with the check that ``study advise`` prints. The table holds the rows that are done.
 """
 
 import contextlib
@@ -148,6 +148,5 @@ if __name__ == "__main__":
         row = follow(number)
         done.write_text(json.dumps(rows() | {str(number): row}))
         print(number, row, flush=True)
-    if len(found := rows()) == len(ROWS):
-        TABLE.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame([found[str(n)] for n in range(len(ROWS))]).to_parquet(TABLE)
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame([rows()[number] for number in sorted(rows())]).to_parquet(TABLE)

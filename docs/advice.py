@@ -1,6 +1,7 @@
 """What ``study advise`` prints, and what following it was worth, for the documents."""
 
 import json
+from textwrap import fill
 
 import numpy as np
 from click.testing import CliRunner
@@ -14,10 +15,11 @@ WITHIN = 2.0
 
 
 def printed(*arguments: str) -> str:
-    """The lines of ``study advise``, in a fence."""
+    """The lines of ``study advise``, in a fence, the long ones wrapped."""
     ran = CliRunner().invoke(cli, ["advise", *arguments], catch_exceptions=False)
-    command = " ".join(["study advise", *arguments])
-    return f"```\n$ {command}\n{ran.output.strip()}\n```"
+    lines = [f"$ study advise {' '.join(arguments)}", *ran.output.splitlines()]
+    wrapped = (fill(x, 110, subsequent_indent="    ", break_on_hyphens=False) for x in lines)
+    return "\n".join(["```", *wrapped, "```"])
 
 
 def symptom(name: str) -> str:

@@ -28,7 +28,7 @@ from study.analysis.losses import INSIDE, OF_A_RULE
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import NORMAL, best_rates, rate_transfer, rates_by_horizon
 from study.theory import family
-from study.theory.equivalence import USUAL, growth
+from study.theory.equivalence import move
 from study.theory.rounding import swallowed
 
 SLOPES = (0.75, 0.5, 1.0)
@@ -214,8 +214,7 @@ def log_move(run: Setting) -> float:
     """
     if family(run.optimizer) == "spectral":
         return math.log(run.gamma * run.ratio)
-    grown = growth("adapter_out", (1, run.rank), (1.0, run.gamma), run.optimizer, layers=[USUAL])
-    return math.log(grown * run.ratio)
+    return math.log(move(run.rank, run.gamma, run.optimizer) * run.ratio)
 
 
 def share(rho: float) -> float:
@@ -341,6 +340,6 @@ def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> l
 def lost_in_bf16(run: Setting, lr: float) -> dict[int, float]:
     """The share of the adapter's output that rounding takes, by step: if it is added to a rounded
     output, with the sizes of SmolLM2 under AdamW. Empty for other families."""
-    move = lr * math.exp(log_move(run))
+    moved = lr * math.exp(log_move(run))
     sizes = committed()["bf16"] if family(run.optimizer) == "sign" else {}
-    return {int(step): float(swallowed(1.0, size * move)) for step, size in sizes.items()}
+    return {int(step): float(swallowed(1.0, size * moved)) for step, size in sizes.items()}

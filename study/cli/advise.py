@@ -49,9 +49,11 @@ CHECK, CHECK_STEPS, CHECK_SEEDS, TENTHS = "check", 20, "0,1", (-1.0, -0.5, 0.0, 
 """Of the check: its name, steps, seeds, and its rates in powers of ten about the advised one."""
 OF_THE_CHECK = re.compile(
     r"(train\.(epochs|steps|warmup|schedule|save_adapter|eval_every)|adapter\.(rank|alpha|scaling|"
-    r"exponent)|optimizer|optimizer\.lr|(data\.)?seed|data\.heldout|name|probes\.\w+)="
+    r"exponent)|optimizer|optimizer\.lr|(data\.)?seed|data\.heldout|name|probes\.\w+)=|"
+    r"(adapter\.dropout|optimizer\.weight_decay)=0\.0$|train\.accumulation=1$|"
+    r"adapter\.targets=all-linear$|precision=float32$|model\.quant_bits=null$"
 )
-"""Settings that the check makes itself or leaves at their defaults."""
+"""Settings that the check makes itself, leaves at their defaults, or that are the defaults."""
 NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
 BF16_MATTERS = 0.1
@@ -102,13 +104,12 @@ def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]
     rank, rule, alpha, model = (given[key] for key in ("rank", "rule", "alpha", "model"))
     if path is None and rank is None:
         raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
-    origin, settings, words, cannot = "the options", {}, [], []
+    settings: dict[str, Any] = {"adapter.rank": rank, "adapter.alpha": alpha or USUAL_ALPHA}
+    settings["adapter.scaling"] = rule or "lora"
+    origin, words, cannot = "the options", list[str](), list[str]()
     if path is not None:
         base = None if model in MODELS else model
         origin, settings, words, cannot = read_settings(path, entry, base)
-    else:
-        settings = {"adapter.rank": rank, "adapter.alpha": alpha or USUAL_ALPHA}
-        settings["adapter.scaling"] = rule or "lora"
     name = given["optimizer"] or settings.get("optimizer") or MOST_USED
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)

@@ -4,54 +4,17 @@
 (:func:`converted_alpha`). At one gamma, the factors may be scaled too (:func:`rescaling`). Between
 two ranks nothing is exactly the same: A has another number of random rows.
 
-**The same first update.** A quantity has the size ``gamma**g * lr**u * C(r)`` to leading order in
-the learning rate. The powers are those of its :class:`~study.theory.rows.PowerLaw`, and C is its
-finite-rank curve at p = 0. :func:`growth` is its ratio between two ranks. To undo it, divide gamma
-by its root of order g, or lr by its root of order u.
+**The same first update.** To leading order in the learning rate, an update moves the adapter's
+output by lr times :func:`move`.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from study.errors import StudyError, unknown
-from study.theory.asymptotics import family, predict
+from study.theory.asymptotics import family
 from study.theory.curves import curve
 from study.theory.layers import Layer
-from study.theory.rows import PowerLaw
 
-
-@dataclass(frozen=True)
-class Kept:
-    """What two runs can have in common. ``step`` is the row of the tables that holds it."""
-
-    label: str
-    site: str
-    stat: str
-    step: int
-
-
-QUANTITIES: dict[str, Kept] = {
-    "descent": Kept("descent of the first update", "adapter_update", "descent", 0),
-    "grad_norm": Kept("gradient norm at step 0", "adapter_grad", "norm", 0),
-    "adapter_out": Kept("adapter_out after the first update", "adapter_out", "rms", 1),
-}
-
-MOST_FEATURES = 1e9
-"""Stands for an unknown number of features, as an upper bound."""
-ALIGNED = Layer(1, 1, r_align=1, r_sign=math.pi / 2, r_back=1, r_diag=0, kurtosis=0)
-UNALIGNED = Layer(
-    *(MOST_FEATURES, MOST_FEATURES),
-    r_align=MOST_FEATURES,
-    r_sign=MOST_FEATURES,
-    r_back=1,
-    r_diag=0,
-    kurtosis=0,
-)
-"""The two ends of what an unknown layer can be. See :class:`~study.theory.layers.Layer`."""
 USUAL = Layer(1000, 1000, r_align=5, r_sign=10, r_back=1, r_diag=0, kurtosis=0)
 """Stands for an unknown layer. Geometric means over layers of the measured numbers are: r_sign 12
 and r_align 6 on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
@@ -110,46 +73,13 @@ def rescaling(optimizer: str, a: float, b: float) -> Rescaling:
     )
 
 
-def growth(
-    quantity: str,
-    ranks: tuple[float, float],
-    gammas: tuple[float, float],
-    optimizer: str,
-    *,
-    q: float = 0.0,
-    init: str = "A",
-    layers: Sequence[Layer] = (ALIGNED,),
-) -> float:
-    """The size of a quantity at the new rank and gamma over its size at the old ones.
+def move(rank: float, gamma: float, optimizer: str, layer: Layer = USUAL) -> float:
+    """What a first update at a learning rate of 1 moves the adapter's output by, up to a constant.
 
-    At one learning rate: the geometric mean over layers of curves, each a mean over draws of A; NaN
-    if a curve is not known. Raises :class:`StudyError` for a quantity that is not one of
-    :data:`QUANTITIES`, an unknown optimizer, and without a prediction.
+    The constant depends on neither rank nor gamma. It is the rms over draws of A, and NaN if the
+    curve depends on an unknown property of the layer. Raises :class:`StudyError` for an unknown
+    optimizer.
     """
-    what = _quantity(quantity)
-    setting: dict[str, Any] = {"step": what.step, "optimizer": optimizer, "p": 0.0}
-    setting |= {"q": q, "init": init}
-    logs = []
-    for layer in layers:
-        old, new = np.log(curve(what.site, what.stat, ranks, layer=layer, **setting))
-        logs.append(new - old)
-    powers = row_of(quantity, optimizer, init)
-    return float(np.exp(np.mean(logs))) * (gammas[1] / gammas[0]) ** powers.gammas
-
-
-def row_of(quantity: str, optimizer: str, init: str = "A") -> PowerLaw:
-    """The powers of gamma and of the learning rate in a quantity.
-
-    Raises :class:`StudyError` for an unknown quantity or optimizer, and without a prediction.
-    """
-    what = _quantity(quantity)
-    found = predict(what.site, what.stat, step=what.step, optimizer=optimizer, p=0.0, init=init)
-    if found.row is None:
-        raise StudyError(f"no prediction for {what.label} under {optimizer}")
-    return found.row
-
-
-def _quantity(name: str) -> Kept:
-    if name not in QUANTITIES:
-        raise unknown("quantity", name, QUANTITIES)
-    return QUANTITIES[name]
+    law: dict[str, Any] = {"step": 1, "optimizer": optimizer, "p": 0.0, "layer": layer}
+    [size] = curve("adapter_out", "rms", [rank], **law)
+    return float(size) * gamma ** (2 if family(optimizer) == "linear" else 1)
