@@ -100,7 +100,7 @@ def status(study_dir: Path | None, watch: bool, output: str | None) -> None:
     from study.sweeps import progress
 
     if study_dir is None:
-        list_studies(RESULTS, output)
+        click.get_current_context().invoke(list_studies, folder=RESULTS, output=output)
     elif watch:
         progress.watch(study_dir)
     elif output:
@@ -113,12 +113,8 @@ def status(study_dir: Path | None, watch: bool, output: str | None) -> None:
 @cli.command("list")
 @click.argument("folder", type=PATH, default=RESULTS)
 @tables_as
-def list_command(folder: Path, output: str | None) -> None:
-    """List the studies in FOLDER, which is results by default, with the states of their cells."""
-    list_studies(folder, output)
-
-
 def list_studies(folder: Path, output: str | None) -> None:
+    """List the studies in FOLDER, which is results by default, with the states of their cells."""
     from study.sweeps import progress
 
     studies = progress.list_studies(folder)

@@ -77,7 +77,7 @@ def measure_study(
         work.append((finite, [at_rank(finite[0], rank) for rank in sorted(ranks)]))
     runs = sum(1 + len(finite) + len(free) for finite, free in work)
     steps = max(max(probe_steps(config)) for finite, _ in work for config in finite)
-    say(f"{runs} runs of up to {steps} steps, each from its start: {len(work)} of them are limits")
+    say(f"{runs} runs of up to {steps} steps, each from its start: {len(work)} of them limits")
     said = _numbered(runs, say)
     parts = [table for finite, free in work for table in _measure_group(finite, free, said)]
     return pd.concat(parts, ignore_index=True)

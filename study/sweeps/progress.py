@@ -202,15 +202,13 @@ def list_studies(results_dir: Path) -> pd.DataFrame:
 
 def render_studies(studies: pd.DataFrame) -> str:
     """The table of :func:`list_studies` as text: a line per study."""
-    shown = {
-        "study": list(studies["study"]),
-        "model": list(studies["model"]),
-        "cells": [
-            ", ".join(f"{row[state]} {state}" for state in STATES if row[state])
-            for row in studies.to_dict("records")
-        ],
-    }
-    return "\n".join(_lines(shown))
+    states = [
+        ", ".join(f"{row[state]} {state}" for state in STATES if row[state])
+        for row in studies.to_dict("records")
+    ]
+    return "\n".join(
+        _lines({"study": studies["study"], "model": studies["model"], "cells": states})
+    )
 
 
 def load_status(study_dir: Path) -> pd.DataFrame:

@@ -150,7 +150,7 @@ def test_runs_that_broke_off_are_counted_and_their_rank_has_no_loss(on_disk: OnD
 
     lines = said(on_disk(status=end, final=learns))
     assert not lines[0].startswith("So far")
-    assert "2 of 18 cells diverged (rsLoRA r = 400 at lr 0.001, step 5)." in lines
+    assert "2 of 18 cells diverged (rsLoRA r = 400 at lr 0.001, step 2)." in lines
     assert "falls from 11.0 at rank 4 to 9.98 at rank 16" in lines[1]
 
 

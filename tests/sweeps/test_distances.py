@@ -90,8 +90,13 @@ def test_the_command_measures_cells_and_rank_free_runs(
     folder = tmp_path / "infinite_rank"
     ran = study_cli("distances", str(folder), "--rank-free", "65536,1048576")
     assert ran.code == 0, ran.err
-    assert "runs of up to 2 steps, each from its start: 1 of them are limits" in ran.err
-    assert re.search(r"\n2/9 seed 0: rank 4, explicit; \d:\d\d:\d\d left\n", ran.err)
+    [[runs, limits]] = re.findall(
+        r"^(\d+) runs of up to 2 steps.*: (\d) of them limits", ran.err, re.M
+    )
+    said = re.findall(rf"^(\d+)/{runs} seed \d: (.*)", ran.err, re.M)
+    assert [int(number) for number, _ in said] == [*range(1, int(runs) + 1)]
+    assert sum(run.startswith("the limit of sgd") for _, run in said) == int(limits)
+    assert re.fullmatch(r"rank 4, explicit; \d:\d\d:\d\d left", said[1][1])
     assert "explicit frobenius, step 1: exponent -0." in ran.out
     assert "rank-free frobenius, step 1: exponent -0." in ran.out
     tables = load(folder)
