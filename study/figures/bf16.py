@@ -85,8 +85,9 @@ def loss_in_bf16(tables: Tables) -> Figure:
     drawn = {form for family in shown for form in family.cells["form"]}
     style.legend(page, {form: look for form, look in LOOKS.items() if form in drawn})
     ranks = dict.fromkeys(f"{family.ranks[-1]:g}" for family in shown)
-    mean = f"Lines: mean over {span(seeds - {0})} seeds, with the same batches."
-    mean = mean if max(seeds) > 1 else ""
+    mean = ""
+    if max(seeds) > 1:
+        mean = f"Lines: mean over {span(seeds - {0})} seeds, with the same batches."
     return style.finish(page, f"Rank {' or '.join(ranks)}.", mean, left_out)
 
 
