@@ -49,7 +49,7 @@ def render_table(summary: pd.DataFrame) -> Table:
     """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals."""
     by = ["optimizer", "rule", "curve", "batch"]
     curves = [
-        (", ".join([*filter(None, key), BATCH_NAMES.get(batch, batch)]), rows)
+        (", ".join([*filter(None, map(str, key)), BATCH_NAMES.get(str(batch), str(batch))]), rows)
         for (*key, batch), rows in summary.groupby(by, sort=False, observed=True)
     ]
     predicted = bool(summary["predicted"].notna().any())

@@ -256,7 +256,7 @@ def render(cells: pd.DataFrame) -> str:
     readable = cells["status"] != "unreadable"
     shared = {name: of for name, of in settings.items() if of[readable].nunique() < 2}
     notes = [note(cell) for cell in cells.to_dict("records")]
-    shown = {
+    shown: dict[str, Iterable[str]] = {
         **{name: words(name, "{}") for name in ("status", "cell_id")},
         **{name: of for name, of in settings.items() if name not in shared},
         "rank": words("rank", "{:g}"),
