@@ -106,7 +106,7 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
     tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()
     if tested:
-        lines.append("verdicts are stricter than the intervals: many quantities are tested (Holm)")
+        lines.append("verdicts are stricter than intervals: many are tested (Holm)")
     if tested and not summary["primary"].all():
         lines.append("* tested together with all quantities of its step; the others were fixed")
         lines.append("  before the runs and are tested together")

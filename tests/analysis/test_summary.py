@@ -80,7 +80,7 @@ def test_the_table_fits_a_terminal_and_says_what_it_must(study):
         "collapses: falls by more than 1.5 times",
         "factor: from rank 4 to 1024; 1.5 is an exponent of ±0.073",
         "mean over 6 layers of the log",
-        "verdicts are stricter than the intervals: many quantities are tested (Holm)",
+        "verdicts are stricter than intervals: many are tested (Holm)",
     ):
         assert words in text
     for words in ("theory", "bent", "explodes", "straightness", "…"):
