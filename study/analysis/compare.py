@@ -109,8 +109,9 @@ def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
     each study as text. Columns that records of an older version lack are left out, and a hash if
     the name of what it is a hash of differs too."""
     cells = {name: tables.cells for name, tables in studies.items()}
-    kept = [c for c in next(iter(cells.values())) if c in AXES or c not in NOT_A_CURVE | {"study"}]
-    kept = [str(column) for column in kept if all(column in one for one in cells.values())]
+    columns = [str(column) for column in next(iter(cells.values()))]
+    kept = [c for c in columns if c in AXES or c not in NOT_A_CURVE | {"study"}]
+    kept = [column for column in kept if all(column in one for one in cells.values())]
     texts = {column: [_values_text(one[column]) for one in cells.values()] for column in kept}
     texts = {c: t for c, t in texts.items() if len(set(t)) > 1}
     rows = [[c, *t] for c, t in texts.items() if not set(HASH_OF.get(c, ())) & texts.keys()]
@@ -171,7 +172,9 @@ def _pair(one: StudyTables, other: StudyTables) -> Iterator[dict[str, Any]]:
         if name not in (*RULE, *HASH_OF)
         and any(one.groupby(list(RULE))[name].nunique(dropna=False).max() > 1 for one in labels)
     ]
-    left, right = (_samples(v, list(one), keys) for v, one in zip(values, labels, strict=True))
+    left, right = (
+        _samples(v, list(map(str, one)), keys) for v, one in zip(values, labels, strict=True)
+    )
     for key, samples in left.items():
         for a, b in product(samples, right.get(key, [])):
             if key[-1] != LAST or a["step"].iloc[0] != b["step"].iloc[0]:
@@ -212,7 +215,13 @@ def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFra
     rows = metrics[["cell_id", "step", name]].dropna().astype({"cell_id": str})
     rows = rows.merge(facts.assign(cell_id=cells["cell_id"].astype(str)), on="cell_id")
     rows = rows[(rows["step"] > 0) & (rows["step"] < rows["end"])]
-    about = {"what": LOSS, "quantity": METRICS[name].label, "site": "", "stat": name, "ranks": 1}
+    about: dict[str, Any] = {
+        "what": LOSS,
+        "quantity": METRICS[name].label,
+        "site": "",
+        "stat": name,
+        "ranks": 1,
+    }
     about["batch"] = TRAIN if name == "loss" else HELDOUT
     return rows.assign(**about, value=rows[name], span=rows["rank"].map("{:g}".format))
 
@@ -233,11 +242,11 @@ def _samples(
     return found
 
 
-def _curve_text(one: Mapping[str, Any], other: Mapping[str, Any], varying: Sequence[str]) -> str:
+def _curve_text(one: Any, other: Any, varying: Sequence[str]) -> str:
     """``AdamW, rsLoRA``, and the ``varying`` settings of the curves: ``lr=0.001`` if they share it,
     ``lr=0.001|0.002`` if they do not. So for the optimizer and the rule."""
 
-    def words(curve: Mapping[str, Any]) -> list[str]:
+    def words(curve: Any) -> list[str]:
         is_grid = curve["scaling"] == POWER and pd.isna(curve["exponent_p"])
         rule = "several rules" if is_grid else rule_label(curve["scaling"], curve["exponent_p"])
         return [label(curve["optimizer"]), rule, *(setting_text(curve[name]) for name in varying)]
@@ -256,8 +265,8 @@ def _row(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
         row |= {f"{head}seeds": len(rows), f"{head}ranks": rows["span"].iloc[0]}
         row[f"{head}step"] = int(rows["step"].iloc[0])
     values = (rows.set_index("unit")["value"].astype(float) for rows in (one, other))
-    names = ("difference", "ci_low", "ci_high", "paired")
-    return row | dict(zip(names, difference_interval(*values), strict=True))
+    columns = ("difference", "ci_low", "ci_high", "paired")
+    return row | dict(zip(columns, difference_interval(*values), strict=True))
 
 
 def difference_interval(
@@ -309,7 +318,7 @@ def to_read(rows: pd.DataFrame) -> pd.DataFrame:
     ranks = ["" if pd.isna(rank) else f", rank {rank:g}" for rank in rows["rank"]]
     pairs = zip(rows["step"], rows["other_step"], strict=True)
     texts = {
-        text: [interval_text(*one, 3) for one in rows[list(names)].itertuples(index=False)]
+        text: [interval_text(*one, places=3) for one in rows[list(names)].itertuples(index=False)]
         for text, names in {
             "a": ("value", "low", "high"),
             "b": ("other", "other_low", "other_high"),

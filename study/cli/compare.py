@@ -8,14 +8,8 @@ from rich.console import Console
 from study.analysis.compare import compare as compare_studies
 from study.analysis.compare import conclusions, to_read
 from study.analysis.terminal import render_comparison, render_texts
-from study.cli.group import (
-    PATH,
-    cli,
-    print_sentences,
-    print_tables,
-    say,
-    tables_as,
-)
+from study.cli.group import PATH, cli, print_sentences, print_tables, say, tables_as
+from study.dashboard.studies import names_of
 from study.errors import StudyError, printable
 from study.figures import save
 from study.figures.comparison import comparison
@@ -38,11 +32,14 @@ def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> N
         raise StudyError(
             "study compare needs two studies or more: study compare RESULTS/A RESULTS/B"
         )
-    found = compare_studies({name: load_measured(path) for name, path in names(studies).items()})
+    first, *others = names = names_of(studies)
+    if len(set(names)) < len(names):
+        raise StudyError(f"{first} is given twice: give each study once")
+    tables = {name: load_measured(path) for name, path in zip(names, studies, strict=True)}
+    found = compare_studies(tables)
     if output:
         print_tables(output, rows=found.rows, settings=found.settings)
         return
-    first, *others = names(studies)
     shown = to_read(found.rows)
     Console().print(render_texts("Settings that differ", found.settings))
     for name in others:
@@ -54,13 +51,3 @@ def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> N
     file = "compare_" + "_".join(Path(name).name for name in others)
     for path in save(drawn, to or plots_folder(studies[0]), file):
         say(str(path))
-
-
-def names(studies: tuple[Path, ...]) -> dict[str, Path]:
-    """The studies by name: the folder's, or the path if two folders have one name."""
-    short = [path.resolve().name for path in studies]
-    paths = zip(short, studies, strict=True)
-    found = {name if short.count(name) == 1 else str(path): path for name, path in paths}
-    if len(found) < len(studies):
-        raise StudyError("study compare got one study twice: give different ones")
-    return found

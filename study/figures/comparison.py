@@ -21,7 +21,7 @@ LINE = 0.15
 """Inches per line."""
 MARKERS = ("s", "D", "^", "v", "P", "X")
 COLOURS = ("#2b6fc2", "#c2185b", "#8a9a00", "#d9730d", "#6d4c41", "#6a3fc4")
-FIRST = {"marker": "o", "color": style.INK}
+FIRST: dict[str, Any] = {"marker": "o", "color": style.INK}
 
 
 @style.paper()
@@ -81,7 +81,9 @@ def _draw(values: Axes, differences: Axes, rows: pd.DataFrame, looks: dict[str, 
     for tick in values.get_yticklabels()[: len(heads)]:
         tick.set_fontweight("bold")
     apart = 0.5 / (len(looks) + 1)
-    drawn = [(values, rows.drop_duplicates("y"), "value low high", FIRST, "first", 0.0)]
+    drawn: list[tuple[Any, ...]] = [
+        (values, rows.drop_duplicates("y"), "value low high", FIRST, "first", 0.0)
+    ]
     for n, (name, look) in enumerate(looks.items()):
         own = rows[rows["study"] == name]
         drawn += [
