@@ -117,6 +117,8 @@ def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]
     is_named = bool(given["optimizer"] or settings.get("optimizer"))
     assumed = [] if is_named else [f"optimizer {MOST_USED} (--optimizer)"]
     assumed += [f"alpha {USUAL_ALPHA:g} (--alpha)"] if path is None and alpha is None else []
+    if (init := settings.get("adapter.init")) in ("scaled", "init_b"):
+        cannot.append(f"adapter.init={init} (read as kaiming)")
     adapters = _adapters(origin, settings, rank, rule, alpha)
     rate = settings.get("optimizer.lr") if given["lr"] is None else given["lr"]
     if rate is not None and not 0 < rate < math.inf:

@@ -262,7 +262,8 @@ def test_the_check_trains_and_is_read(
     words = shlex.split(check.command)[1:]
     assert ("adapter.rank=4,16" in words, "seed=0,1" in words) == (True, True)
     short = ["seed=0" if word == "seed=0,1" else word for word in words]
-    ran = study_cli(*short, "train.steps=4", "data.heldout=4", "train.batch_size=2")
+    few = ["train.steps=4", "data.heldout=4", "train.batch_size=2", "pack.fold=10"]
+    ran = study_cli(*short, *few)
     assert ran.code == 0, ran.err
     found = advise(*shlex.split(check.then)[2:])
     where = found.evidence[0].where
