@@ -318,7 +318,10 @@ def to_read(rows: pd.DataFrame) -> pd.DataFrame:
     ranks = ["" if pd.isna(rank) else f", rank {rank:g}" for rank in rows["rank"]]
     pairs = zip(rows["step"], rows["other_step"], strict=True)
     texts = {
-        text: [interval_text(*one, places=3) for one in rows[list(names)].itertuples(index=False)]
+        text: [
+            interval_text(value, low, high, 3)
+            for value, low, high in rows[list(names)].to_numpy(float)
+        ]
         for text, names in {
             "a": ("value", "low", "high"),
             "b": ("other", "other_low", "other_high"),
