@@ -329,10 +329,11 @@ def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> l
         found.append(_times("theory", old, theory(old, new)))
     elif old.lr is not None:
         found.append(_times("yours", old, Span(1.0, 1.0, 1.0)))
-    if new.optimizer.startswith("adam"):
-        rows = [Best(**row) for row in committed()["others"]]
+    rows = [Best(**row) for row in committed()["others"]]
+    theirs = rows[0].optimizer
+    if new.optimizer in (theirs, theirs.removesuffix("w")):  # with or without weight decay
         is_far = _unlike(rows[0].steps, new.steps) > math.log(FAR)
-        basis = measured(replace(new, optimizer="adamw", steps=None if is_far else new.steps), rows)
+        basis = measured(replace(new, optimizer=theirs, steps=None if is_far else new.steps), rows)
         found.append(basis and replace(basis, kind="others"))
     return sorted((basis for basis in found if basis), key=lambda basis: basis.relative)
 

@@ -84,7 +84,7 @@ def client(trained: Path) -> TestClient:
 
 def test_an_overview_is_sent_only_with_news(client: TestClient) -> None:
     first = client.get("/overview")
-    assert first.json()["counts"]["complete"] == 18
+    assert first.json()["pages"][0]["counts"]["complete"] == 18
     again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     values = client.get(
@@ -119,8 +119,11 @@ def test_a_served_study_may_be_damaged_deleted_and_made_again(
     def until(status: str, number: int) -> None:
         deadline = time.monotonic() + 60
         path = f"{urlsplit(address).path}overview"
-        while (counts := json.loads(answer(address, path)[1]))["counts"][status] != number:
-            assert time.monotonic() < deadline, counts["counts"]
+        while True:
+            [shown] = json.loads(answer(address, path)[1])["pages"]
+            if shown["counts"][status] == number:
+                return
+            assert time.monotonic() < deadline, shown["counts"]
             time.sleep(0.2)
 
     written(folder, "b")

@@ -76,7 +76,7 @@ def test_a_study_that_explodes_and_learns_says_why(on_disk: OnDisk) -> None:
     ids=["no growth", "no gain", "one seed", "a loss", "no outputs"],
 )
 def test_without_both_there_is_no_reason_to_give(on_disk: OnDisk, study: dict[str, Any]) -> None:
-    assert not [line for line in said(on_disk(**study)) if line.startswith("Why")]
+    assert not [line for line in said(on_disk(**study)) if line.startswith("A larger output")]
 
 
 def test_a_rule_that_holds_is_said_to(on_disk: OnDisk) -> None:
@@ -157,7 +157,7 @@ def test_runs_that_broke_off_are_counted_and_their_rank_has_no_loss(on_disk: OnD
 def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk: OnDisk) -> None:
     lines = said(on_disk(lrs=(1e-4, 1e-3, 1e-2), final=learns_at, outputs={"train": growing}))
     assert "Held-out perplexity falls from 11.0 at rank 4 to 7.92 at rank 400" in lines[1]
-    [why] = [line for line in lines if line.startswith("Why")]
+    [why] = [line for line in lines if line.startswith("A larger output")]
     assert "At learning rate 0.001 the larger steps" in why
     assert "sweep optimizer.lr" not in why
     assert any(line.startswith("The best learning rate changes with") for line in lines)
