@@ -119,7 +119,7 @@ def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.Data
 def _curve_texts(rows: pd.DataFrame, exponents: pd.DataFrame) -> list[str]:
     """By row the values that separate its curve from the others of ``rows``: ``lr=0.001``."""
     named = distinguishing(rows, curve_columns(exponents))
-    return [", ".join(settings_text(row, named)) for row in rows[named].to_dict("records")]
+    return [", ".join(settings_text(row, named)) for row in rows.to_dict("records")]
 
 
 def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:
