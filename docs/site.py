@@ -89,7 +89,10 @@ def outside(page: str, found: re.Match[str]) -> str:
     text, target = found.groups()
     path = (DOCS / page).parent.joinpath(target).resolve()
     elsewhere = path.suffix == ".md" and path.exists() and DOCS not in path.parents
-    return f"{text} (`{path.relative_to(ROOT)}`)" if elsewhere or path.is_dir() else found[0]
+    if not (elsewhere or path.is_dir()):
+        return found[0]
+    name = str(path.relative_to(ROOT))
+    return f"`{name}`" if text == name else f"{text} (`{name}`)"
 
 
 def cell(text: object) -> str:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 800, 60, 100
 PACKAGE_LINES = {
     "study/adapters": 1_645,
-    "study/analysis": 4_973,
+    "study/analysis": 4_974,
     "study/cli": 1_622,
     "study/config": 1_555,
     "study/dashboard": 1_230,
@@ -31,10 +31,10 @@ PACKAGE_LINES = {
     "study/tracking": 608,
     "study/training": 1_646,
     "study/vocabulary": 1_106,
-    "study": 34_327,
+    "study": 34_328,
     "tests": 22_983,
     "benchmarks": 1_817,
-    "docs": 1_843,
+    "docs": 1_846,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

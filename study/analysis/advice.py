@@ -184,7 +184,8 @@ def study_evidence(
         if math.isfinite(value := float(row["exponent"])):
             where = _where(row, source, row["seeds"], last)
             low, high = (_known(row[name]) for name in ("ci_low", "ci_high"))
-            where |= {"low": low or value, "high": high or value}  # two ranks of a seed have none
+            ends = (value if end is None else end for end in (low, high))  # two ranks and one seed
+            where |= dict(zip(("low", "high"), ends, strict=True))
             where |= {"ranks": [int(row["rank_min"]), int(row["rank_max"])]}
             where |= {"rho": _known(math.sqrt(row["rho_min"] * row["rho_max"]))}
             laws.append(Law(**where, exponent=value))
