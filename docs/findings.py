@@ -96,12 +96,6 @@ def measured(study: str, *fields: str) -> str:
     return minus(distinct(map(measured_text, matching(study, _fields(fields)))) or NOT_MEASURED)
 
 
-def expected(study: str, *fields: str) -> str:
-    """The expected values of the expectations with these fields."""
-    rows = matching(study, _fields(fields))
-    return minus(distinct(expected_text(row.expectation) for row in rows) or NOT_MEASURED)
-
-
 def ran(study: str) -> str:
     """``SmolLM2, AdamW, 20 steps, ranks 4 to 256, 3 seeds``: what a finding was measured on."""
     cells = study_tables(study).cells
@@ -387,7 +381,6 @@ def held(study: str) -> pd.DataFrame:
 
 BLOCKS: dict[str, Block] = {
     "measured": measured,
-    "expected": expected,
     "ran": ran,
     "claims": claims,
     "tests": tests,
