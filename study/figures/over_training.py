@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.signal import savgol_filter
 
 from study.analysis.grouping import end_steps
 from study.figures import style
@@ -22,8 +21,6 @@ FEWEST_EVALUATIONS = 3
 """With fewer, a line would suggest a course that nobody measured."""
 LARGEST_LOG = 500.0
 """e^500 is still finite."""
-SMOOTHED_FROM = 40
-"""Curves with fewer points are not smoothed."""
 MARKED_UP_TO = 12
 """Curves with at most this many points have markers."""
 
@@ -46,8 +43,7 @@ class Curve:
     A broken cell (diverged or stuck) with fewer than two values is a point at infinity, at the step
     at which it broke.
 
-    - ``low``, ``high``: the range over the cells; ``raw``: the mean before smoothing;
-    - ``window``: steps per smoothed value; 1 if nothing is smoothed.
+    ``low``, ``high``: the range over the cells.
     """
 
     rule: Rule
@@ -56,10 +52,8 @@ class Curve:
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    raw: np.ndarray
     cells: int
     status: str
-    window: int
 
     @property
     def complete(self) -> bool:
@@ -178,11 +172,9 @@ def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
     """The family's curves of a (cell_id, step, value) series; with ``log`` the mean is geometric.
 
     A cell that is not complete has a curve of its own: in a mean with others it would cause a jump
-    where it ends. A broken cell is not smoothed, which would hide how it broke.
+    where it ends.
     """
     series = series[series["cell_id"].isin(set(family.cells["cell_id"]))]
-    steps = series["step"].nunique()
-    window = 2 * (steps // 25) + 1 if steps >= SMOOTHED_FROM else 1
     wide = series.pivot(index="step", columns="cell_id", values="value")
     cells = family.cells.assign(end=end_steps(family.cells))
     found = []
@@ -191,31 +183,23 @@ def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
         whole = group[(group["status"] == "complete") & group["cell_id"].isin(wide.columns)]
         if len(whole):
             rows = wide[list(whole["cell_id"])].dropna()
-            found.append(_averaged(rule, rank, rows, "complete", window, log))
+            found.append(_averaged(rule, rank, rows, "complete", log))
         for cell in group.drop(whole.index).itertuples():
             alone = wide.reindex(columns=[cell.cell_id]).dropna()
-            broken = cell.status in BROKEN
             if len(alone) > 1:
-                smoothed = 1 if broken else window
-                found.append(_averaged(rule, rank, alone, str(cell.status), smoothed, log))
-            elif broken:
+                found.append(_averaged(rule, rank, alone, str(cell.status), log))
+            elif cell.status in BROKEN:
                 at, beyond = np.array([cell.end]), np.array([np.inf])
-                numbers = (at, beyond, beyond, beyond, beyond)
-                found.append(Curve(rule, rank, *numbers, 1, str(cell.status), 1))
+                numbers = (at, beyond, beyond, beyond)
+                found.append(Curve(rule, rank, *numbers, 1, str(cell.status)))
     return found
 
 
-def _averaged(
-    rule: Rule, rank: float, wide: pd.DataFrame, status: str, window: int, log: bool
-) -> Curve:
+def _averaged(rule: Rule, rank: float, wide: pd.DataFrame, status: str, log: bool) -> Curve:
     values = np.log(wide.to_numpy(float)) if log else wide.to_numpy(float)
-    window = window if len(values) >= window else 1
-    # First order: a centred running mean, and a straight line over the first and last window.
-    smooth = savgol_filter(values, window, 1, axis=0, mode="interp") if window > 1 else values
-    lines = [smooth.mean(axis=1), smooth.min(axis=1), smooth.max(axis=1), values.mean(axis=1)]
-    mean, low, high, raw = map(np.exp, lines) if log else lines
-    cells = values.shape[1]
-    return Curve(rule, rank, wide.index.to_numpy(), mean, low, high, raw, cells, status, window)
+    lines = [values.mean(axis=1), values.min(axis=1), values.max(axis=1)]
+    mean, low, high = map(np.exp, lines) if log else lines
+    return Curve(rule, rank, wide.index.to_numpy(), mean, low, high, values.shape[1], status)
 
 
 def _draw(
@@ -223,10 +207,9 @@ def _draw(
 ) -> None:
     """The curves of a rule in the shades of their ranks, each labelled with its rank.
 
-    Around a curve: its range over the seeds, and its distance from the values before smoothing.
-    Curves that are not complete are thinner, and the curve of a broken cell ends in a cross. A
-    cross outside of the range ``reach`` is drawn at its edge.
-    gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``; ``label <rank>``.
+    Around a curve: its range over the seeds. Curves that are not complete are thinner. The curve of
+    a broken cell ends in a cross, at the edge of the range ``reach`` if it lies outside.
+    gids: ``curve|band|cross <scaling> p=<p> r=<rank> <status>``; ``label <rank>``.
     """
     dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
     last: dict[float, Curve] = {}  # by rank: the longest, if none is complete
@@ -236,9 +219,6 @@ def _draw(
             # Many overlapping areas become opaque.
             ends, alpha = (curve.low, curve.high), max(0.05, 0.6 / (3 + len(ranks)))
             style.band(ax, curve.step, *ends, colour, f"band {curve.gid}", alpha=alpha, zorder=1)
-        if curve.window > 1:
-            ends = curve.raw, curve.value
-            style.band(ax, curve.step, *ends, colour, f"raw {curve.gid}", alpha=0.25, zorder=1)
         if curve.broken:
             end = np.clip(curve.value[-1:], *reach)
             ax.plot(curve.step[-1:], end, color=colour, gid=f"cross {curve.gid}", **style.CROSS)
@@ -262,7 +242,7 @@ def _limits(found: Sequence[Curve], *, log: bool) -> tuple[float, float]:
         return (1.0, 10.0) if log else (0.0, 1.0)
     scale = np.log if log else np.asarray
     complete = [curve for curve in found if curve.complete] or found
-    values = scale(np.concatenate([v for c in complete for v in (c.low, c.high, c.raw)]))
+    values = scale(np.concatenate([v for c in complete for v in (c.low, c.high)]))
     every = scale(np.concatenate([curve.value for curve in found]))
     low, high = float(values.min()), float(values.max())
     span = (high - low) or 0.1 * abs(high) or 1.0
@@ -279,7 +259,6 @@ def _fine_print(drawn: Sequence[Curve], mean: str) -> list[str]:
     """What lines, bands and crosses mean. ``drawn``: the curves of all ranks."""
     complete = [curve for curve in drawn if curve.complete]
     seeds = {curve.cells for curve in complete}
-    window = max(curve.window for curve in drawn)
     broken = " and ".join(s for s in BROKEN if any(curve.status == s for curve in drawn))
     return [
         f"Lines: {mean} over {span(seeds)} seeds; bands: their range."
@@ -287,9 +266,6 @@ def _fine_print(drawn: Sequence[Curve], mean: str) -> list[str]:
         else "",
         "Grey: the other rules, at the lowest and the highest rank."
         if len({curve.rule for curve in complete}) > 1
-        else "",
-        f"Smoothed over {window} steps; shaded: the distance from the values before smoothing."
-        if window > 1
         else "",
         "Thin lines: runs that have not finished."
         if any(not curve.complete and not curve.broken for curve in drawn)
