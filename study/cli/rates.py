@@ -10,9 +10,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from study.analysis.losses import OF_A_RULE, final_losses
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
 from study.analysis.terminal import render_best, render_horizons
 from study.cli.group import STUDY_DIR, cli, print_tables, say, tables_as
+from study.cli.training import train
 from study.config.compose import CONF
 from study.errors import StudyError
 from study.integrations.overrides import written
@@ -28,19 +30,23 @@ ALONE = ("optimizer.lr", "seed", "data.seed")
 @click.option(
     "--refine", is_flag=True, help="Print the commands that train the missing rates instead."
 )
+@click.option("--search", is_flag=True, help="Train the missing rates, until none is missing.")
 @tables_as
-def rates(study_dir: Path, refine: bool, output: str | None) -> None:
+def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> None:
     """Print how the best learning rate changes with rank.
 
     At every horizon, which is a step with a held-out loss: the best rate of each rank, its exponent
     with rank, and rho, the motion of A beside its init. With --refine: a line per rule and rank
-    that trains rates in steps of 2 around its best one, or beyond it at an edge.
+    that trains rates in steps of 2 around its best one, or beyond it at an edge. With --search:
+    train them, and ask again. Rates far from the best one of a rank are not trained at that rank.
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2:
         raise StudyError(
             f"{study_dir} has one learning rate: sweep over some, such as optimizer.lr=1e-4,2e-4"
         )
+    if search:
+        tables = _searched(tables, study_dir)
     if refine:
         lines = list(_refining(tables, study_dir))
         for line in lines:
@@ -59,6 +65,20 @@ def rates(study_dir: Path, refine: bool, output: str | None) -> None:
         return
     Console().print(render_best(found))
     Console().print(render_horizons(exponents))
+
+
+def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:
+    """Train what :func:`_refining` yields until it yields nothing, and say what was not trained."""
+    had = len(tables.cells)
+    while lines := list(_refining(tables, study_dir)):
+        for line in lines:
+            say(line)
+            click.get_current_context().invoke(train, arguments=tuple(shlex.split(line)[2:]))
+        tables = load_measured(study_dir)
+    runs = final_losses(tables.cells, tables.metrics, tables.probes)
+    grid = runs["lr"].nunique() * len(runs.drop_duplicates([*OF_A_RULE, "rank", "seed"]))
+    say(f"trained {len(tables.cells) - had} cells; all of these rates at all ranks: {grid - had}")
+    return tables
 
 
 def _refining(tables: StudyTables, study_dir: Path) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """``study rates``: the best learning rates of a study, and the line that trains missing ones."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,37 @@ from study.analysis.grouping import NOT_A_CURVE
 Cli = Callable[..., Any]
 SWEEP = (
     *("train", "-m", "model=tiny", "name=swept", "adapter.rank=4,8", "adapter.scaling=0.5"),
-    *("optimizer.lr=1e-4,1e-3", "train.steps=2", "train.batch_size=2", "train.eval_every=1"),
+    *("optimizer.lr=8e-3,1.6e-2", "train.steps=2", "train.batch_size=2", "train.eval_every=1"),
     *("data.sequence_length=16", "data.heldout=4", "probes.sites=[adapter_out,A]"),
     *("probes.steps=[1,2]", "probes.stats=[rms,r_sign,rho]", "optimizer.betas=[0.8,0.99]"),
 )
 
 
-def test_the_printed_line_trains_what_is_missing(study_cli: Cli, tmp_path: Path) -> None:
+def test_a_search_trains_what_is_missing_until_nothing_is(study_cli: Cli, tmp_path: Path) -> None:
     """More of two steps is better, so the next rates are above; only the rate is new."""
     folders = (f"results_dir={tmp_path}", f"plots_dir={tmp_path}/plots")
     assert study_cli(*SWEEP, *folders).code == 0
-    ran = study_cli("rates", str(tmp_path / "swept"))
+    folder = str(tmp_path / "swept")
+    ran = study_cli("rates", folder)
     assert ran.code == 0, ran.err
     assert "Best learning rates after 2 steps" in ran.out
-    assert ">0.001" in ran.out
-    ran = study_cli("rates", str(tmp_path / "swept"), "--refine")
-    lines = ran.out.splitlines()
+    assert ">0.016" in ran.out
+    lines = study_cli("rates", folder, "--refine").out.splitlines()
     assert len(lines) == 2, "a line per rank"
-    assert all("optimizer.lr=0.002,0.004 seed=0" in line for line in lines)
-    command, *arguments = shlex.split(lines[0])
-    assert command == "study"
-    before = study.load(tmp_path / "swept").cells
-    assert study_cli(*arguments, folders[1]).code == 0
-    cells = study.load(tmp_path / "swept").cells
-    new = cells[~cells["cell_id"].isin(before["cell_id"])]
-    assert sorted(new["lr"]) == [0.002, 0.004]
-    assert set(new["rank"]) == {4}
-    same = [name for name in cells if name not in NOT_A_CURVE and name != "lr"]
+    assert all(line.startswith("study train -m ") for line in lines)
+    assert all("optimizer.lr=0.032,0.064 seed=0" in line for line in lines)
+
+    ran = study_cli("rates", folder, "--search")
+    assert ran.code == 0, ran.err
+    cells = study.load(folder).cells
+    rates = [set(cells.loc[cells["rank"] == rank, "lr"]) for rank in (4, 8)]
+    assert all({0.032, 0.064} <= own for own in rates)
+    most = 2 * len(rates[0] | rates[1]) - 4
+    assert f"trained {len(cells) - 4} cells; all of these rates at all ranks: {most}" in ran.err
+    same = [name for name in cells if name not in NOT_A_CURVE and name not in ("lr", "rank")]
     assert cells[same].astype(str).nunique().max() == 1
-    ran = study_cli("analyze", str(tmp_path / "swept"))
+    assert study_cli("rates", folder, "--refine").out == ""
+    ran = study_cli("analyze", folder)
     assert ran.code == 0, ran.err
 
 
