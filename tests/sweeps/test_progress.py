@@ -95,7 +95,7 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None
     lines = looked.stdout.strip().splitlines()
     seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
     assert any("3 waiting" in line or "2 waiting" in line for line in seen), "from the start"
-    assert any(re.search(r"1 running.*rank [234] lora at step \d+/400", line) for line in seen), seen
+    assert any(re.search(r"1 running.*rank [234] lora at step \d+/400", line) for line in seen)
     assert any(re.search(r"\d+%  0:\d\d:\d\d left", line) for line in seen), seen
     assert lines[-1] == "next: study report results/default"
     assert "default: 3 complete" in lines
