@@ -53,6 +53,8 @@ SAID = ("holds", "**fails**", "open")
 """The columns of :func:`claims`."""
 ALIKE = {UNCLEAR: "open", ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
 """The verdicts that say the same of every claim."""
+SECOND_MODEL = "_gemma3"
+"""The end of the names of studies that repeat one of SmolLM2 on Gemma 3."""
 MOST_SENTENCES = 5
 """Of a study's answer; its report has all."""
 
@@ -72,8 +74,12 @@ def compared(study: str) -> list[Compared]:
 
 def entries(study: str) -> list[Entry]:
     """The entries of an experiment's file as it is now."""
-    file = ROOT / f"conf/experiment/{study}.yaml"
-    return read_entries(yaml.safe_load(file.read_text())["expects"])
+    return read_entries(yaml.safe_load((ROOT / file_of(study)).read_text())["expects"])
+
+
+def file_of(study: str) -> str:
+    """The file of a study's experiment. A study on a second model has that of the first one."""
+    return f"conf/experiment/{study.removesuffix(SECOND_MODEL)}.yaml"
 
 
 @cache
@@ -268,7 +274,7 @@ def studies() -> str:
 def history(study: str) -> list[tuple[datetime, list[Entry]]]:
     """The entries of an experiment at each commit of its file, with the date, oldest first. Raises
     :class:`NoTables` without history."""
-    file = f"conf/experiment/{study}.yaml"
+    file = file_of(study)
     found = _git("log", "--reverse", "--format=%H %aI", "--no-renames", "--", file)
     if not found or _git("rev-parse", "--is-shallow-repository") == "true":
         raise NoTables(f"no git history of {file}")
@@ -324,7 +330,7 @@ def looks(study: str) -> str:
     said = []
     if later and len(later) < len(last):
         said.append(f"results were committed before the last cells of seeds {number_list(later)}")
-    named = _git("log", "-p", "--format=", "--", f"conf/experiment/{study}.yaml")
+    named = _git("log", "-p", "--format=", "--", file_of(study))
     lists = re.findall(r"^[ +]+seed: ([\d,]+)$", named, re.MULTILINE)
     known = {int(seed) for seeds in lists for seed in seeds.split(",")}
     if lists and (others := sorted(set(last) - known)):
