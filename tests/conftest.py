@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Generator
@@ -52,12 +53,21 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    """One thread: results do not depend on the load, and tiny tensors are faster."""
+@pytest.fixture(autouse=True)
+def _as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees neither the terminal nor what earlier tests left: width, log level, random state.
+
+    One thread: results do not depend on the load, and tiny tensors are faster.
+    """
     import torch
 
+    import study.cli.tables  # noqa: F401  its options are the figures, which some tests replace
+
     torch.set_num_threads(1)
+    torch.manual_seed(0)
+    logging.getLogger().setLevel(logging.WARNING)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 @pytest.fixture(scope="session")

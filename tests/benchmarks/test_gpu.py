@@ -4,7 +4,6 @@
 """
 
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from study.errors import StudyError
 WAITS = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("a checkpoint", flush=True), sys.exit(143)))
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(6000)"])
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(6000)
 """
 
 
@@ -44,9 +43,7 @@ def test_steps_go_on_where_an_earlier_call_stopped(
         "2/fourth": ["waits"],
         "2/fifth": ["works", "d"],
     }
-    began = time.monotonic()
-    assert not run_steps(steps, to, minutes=6 / 60)
-    assert time.monotonic() - began < 15
+    assert not run_steps(steps, to, minutes=8 / 60)
     said, log = capsys.readouterr(), (to / "2/fourth.txt").read_text()
     assert "1/second failed" in said.err
     assert "FileNotFoundError" in (to / "1/second.txt").read_text()

@@ -22,6 +22,8 @@ from tests.forked import STUDY, Forked
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
 FLAGS += " --disable-background-networking --disable-component-update"
 LAYER = "model.layers.0.q_proj"
+PATIENCE = 300.0
+"""Seconds after which what a test waits for does not come. The machine may be busy."""
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +80,7 @@ class Watched:
         self.page = page
         self.requests: list[str] = []
         self.errors: list[str] = []
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -94,7 +97,7 @@ class Watched:
     def open(self, url: str) -> Page:
         """Open an address and wait until the charts are drawn."""
         self.page.goto(url)
-        self.page.wait_for_selector("body[data-ready]", timeout=60_000)
+        self.page.wait_for_selector("body[data-ready]")
         return self.page
 
     def show(self, choices: str = "") -> Page:
@@ -109,7 +112,7 @@ class Watched:
         )
         return self.page
 
-    def until(self, expression: str, seconds: float = 30) -> float:
+    def until(self, expression: str) -> float:
         """Wait until a JavaScript expression is true. Returns the seconds waited.
 
         Playwright's own wait evaluates text inside the page, which the page's policy forbids.
@@ -117,7 +120,7 @@ class Watched:
         began = time.monotonic()
         while not self.page.evaluate(expression):
             waited = time.monotonic() - began
-            assert waited < seconds, f"{expression} does not hold after {seconds} s"
+            assert waited < PATIENCE, f"{expression} does not hold"
             self.page.wait_for_timeout(50)
         return time.monotonic() - began
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from study.dashboard import server
 from study.errors import StudyError
 
-from .conftest import Servers, written
+from .conftest import PATIENCE, Servers, written
 
 OTHER = "evil.example"
 
@@ -23,7 +23,7 @@ OTHER = "evil.example"
 def answer(address: str, path: str, host: str = "") -> tuple[int, bytes]:
     """The status and the body of a request to the server at ``address``."""
     place = urlsplit(address)
-    connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=PATIENCE)
     headers = {"Host": host or f"127.0.0.1:{place.port}", "Accept-Encoding": "identity"}
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()
@@ -66,14 +66,12 @@ def test_a_client_that_sends_no_request_is_closed(servers: Servers, trained: Pat
     begun = f"GET {urlsplit(address).path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
     place = ("127.0.0.1", urlsplit(address).port)
     with ExitStack() as closing:
-        clients = [closing.enter_context(socket.create_connection(place, most + 20)) for _ in "abc"]
+        clients = [closing.enter_context(socket.create_connection(place, PATIENCE)) for _ in "abc"]
         for client, said in zip(clients, (b"", begun, begun + b"\r\n" + begun), strict=True):
             client.sendall(said)
-        began = time.monotonic()
         for client in clients:
-            while client.recv(1 << 16):
+            while client.recv(1 << 16):  # raises TimeoutError
                 pass
-        assert time.monotonic() - began < most + 10
 
 
 @pytest.fixture
@@ -117,7 +115,7 @@ def test_a_served_study_may_be_damaged_deleted_and_made_again(
     address = servers.start(folder)
 
     def until(status: str, number: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         path = f"{urlsplit(address).path}overview"
         while True:
             [shown] = json.loads(answer(address, path)[1])["pages"]

@@ -74,7 +74,7 @@ words = st.text(st.characters(codec="utf-8"), max_size=12)
 pairs = st.builds(Example, words, words.filter(str.strip))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(examples=st.lists(pairs, min_size=2, max_size=12, unique=True), bos=st.booleans())
 def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(
     examples: list[Example], bos: bool, tmp_path_factory: pytest.TempPathFactory

@@ -71,7 +71,7 @@ def tokens(row: Row, tokenizer: Any, eos: int = 0) -> Any:
 contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=st.lists(contents, min_size=2, max_size=4), name=st.sampled_from(list(TOKENIZERS)))
 def test_any_text_has_the_tokens_and_the_marks_of_transformers(texts: list[str], name: str) -> None:
     messages, tokenizer = said(*texts), TOKENIZERS[name]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from study.config import DataConfig
@@ -23,7 +23,6 @@ def table(lengths: list[int], room: int) -> TokenTable:
     return TokenTable(tokens, np.ones(len(tokens), bool), starts, rows, room, padding_id=0)
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=60))
 def test_packing_keeps_every_example_and_target_once(lengths: list[int]) -> None:
     whole = table(lengths, room=16)

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 import study
-import study.cli.tables  # reads FIGURES before they are patched
 from study.cli import cli
 from study.figures import FIGURES
 from study.store import load_records, write_table

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import study.cli.tables  # noqa: F401  # reads FIGURES before they are patched
 from study.analysis import load_tables
 from study.cli import cli
 from study.figures import FIGURES

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import study.cli.tables  # noqa: F401  # reads FIGURES before they are patched
 from study.figures import FIGURES, style
 
 ATTACKS = (

@@ -49,7 +49,7 @@ def worker(tmp_path: Path) -> Iterator[Callable[[], Any]]:
 
     def hold(file: Path) -> None:
         file.write_text(str(claim("cuda")))
-        time.sleep(60)
+        time.sleep(6000)
 
     def start() -> Any:
         file = tmp_path / f"{len(started)}.device"

@@ -75,9 +75,9 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
     now = sweep.progress()
     assert now.states == {"complete": 1, "running": 1, WAITING: 1}
     assert now.work == pytest.approx(0.5)
-    assert now.seconds_left == pytest.approx(60, rel=0.1)
+    assert now.seconds_left == pytest.approx(60, rel=0.2)
     running.close("failed", steps_done=1)
-    assert sweep.progress().seconds_left == pytest.approx(40, rel=0.1)
+    assert sweep.progress().seconds_left == pytest.approx(40, rel=0.2)
 
 
 def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None:
@@ -95,7 +95,9 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None
     lines = looked.stdout.strip().splitlines()
     seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
     assert any("3 waiting" in line or "2 waiting" in line for line in seen), "from the start"
-    assert any(re.search(r"1 running.*rank [234] lora at step \d+/400", line) for line in seen)
+    assert any(re.search(r"1 running.*rank [234] lora at step \d+/400", line) for line in seen), (
+        seen
+    )
     assert any(re.search(r"\d+%  0:\d\d:\d\d left", line) for line in seen), seen
     assert lines[-1] == "next: study report results/default"
     assert "default: 3 complete" in lines
