@@ -32,7 +32,7 @@ from study.config.values import read
 from study.data import files
 from study.errors import StudyError, unknown
 from study.integrations.configs import read_file
-from study.integrations.overrides import written
+from study.integrations.configs.writing import written
 from study.store import find_cell
 from study.store.tables import load_measured
 from study.sweeps.progress import count_noun

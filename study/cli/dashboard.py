@@ -3,7 +3,6 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from study.errors import StudyError
 from study.store.records import cell_folders, no_study, read_record
 from study.sweeps.progress import live_sweeps, waiting_cells
 from study.vocabulary.extras import install
-
-if TYPE_CHECKING:
-    from study.dashboard.server import Ahead
 
 WAIT = 1.0
 """Seconds between looks for the first cell of a study."""
@@ -97,18 +93,14 @@ def wait_for_cells(study_dir: Path) -> None:
     is_below_a_file = any(place.is_file() for place in (study_dir, *study_dir.parents))
     if is_below_a_file or any(study_dir.glob("*/cells")):
         raise no_study(study_dir)
-    is_told = False
+    if not any(map(read_record, cell_folders(study_dir))):
+        say(f"waiting for the first cell ({no_study(study_dir)}); Ctrl-C to stop")
     while not any(map(read_record, cell_folders(study_dir))):
-        if not is_told:
-            say(f"waiting for the first cell ({no_study(study_dir)}); Ctrl-C to stop")
-        is_told = True
         time.sleep(WAIT)
 
 
-def look_ahead(study_dir: Path) -> "Ahead":
-    """What the live sweeps of a study have still to train, as ``study status --watch`` says it."""
-    from study.dashboard.server import Ahead
-
+def look_ahead(study_dir: Path) -> tuple[int, float | None]:
+    """The cells that the live sweeps of a study have still to begin, and the seconds left."""
     waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
     times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
-    return Ahead(len(waiting), max((t for t in times if t is not None), default=None))
+    return len(waiting), max((t for t in times if t is not None), default=None)

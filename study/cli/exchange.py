@@ -52,28 +52,16 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 
 def reads_config(command: Callable[..., None]) -> Callable[..., None]:
     """Add the arguments of the two commands that import a configuration."""
+    usual = {"default": Path("conf"), "show_default": True, "type": PATH, "metavar": "FOLDER"}
+    lists = "A sweep file of Axolotl: a list of values for each key."
+    base = "The model to train: a folder or a hub name.  [default: the file's]"
+    name = "Name of the experiment.  [default: that of the entry or the file]"
     for option in (
         click.option("--force", is_flag=True, help="Overwrite existing files."),
-        click.option(
-            "--sweep",
-            type=PATH,
-            metavar="FILE",
-            help="A sweep file of Axolotl: a list of values for each key.",
-        ),
-        click.option(
-            "--to",
-            type=PATH,
-            default=Path("conf"),
-            show_default=True,
-            metavar="FOLDER",
-            help="Configuration folder to write to.",
-        ),
-        click.option(
-            "--name", help="Name of the experiment.  [default: that of the entry or the file]"
-        ),
-        click.option(
-            "--base", help="The model to train: a folder or a hub name.  [default: the file's]"
-        ),
+        click.option("--sweep", type=PATH, metavar="FILE", help=lists),
+        click.option("--to", **usual, help="Configuration folder to write to."),
+        click.option("--name", help=name),
+        click.option("--base", help=base),
         click.option("--entry", help="The configuration to read, if the file holds several."),
         click.argument("file", type=PATH, metavar="FILE"),
     ):

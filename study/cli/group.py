@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Decide": {
         "advise": ("advise", "Say which alpha and learning rate to set, and on what that rests."),
         "rates": ("rates", "Print how the best learning rate changes with rank."),
-        "power": ("power", "Print how many seeds each expectation needs, from a pilot."),
+        "power": ("tables", "Print how many seeds each expectation needs, from a pilot."),
     },
     "Run": {
         "train": ("training", "Train one cell, or a sweep with -m (study train --help)."),
@@ -40,13 +40,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Look": {
         "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
         "figures": ("tables", "Draw the figures of a study."),
-        "compare": (
-            "compare",
-            "Compare studies: settings, exponents, p*, losses, and differences.",
-        ),
+        "compare": ("tables", "Compare studies: settings, exponents, p*, losses, and differences."),
         "report": ("tables", "Write one page, and print what the study found."),
         "dashboard": ("dashboard", "Show every layer in a browser, also during training."),
-        "audit": ("audit", "Examine a PEFT adapter: rule, gamma, size and rank of each layer."),
+        "audit": ("tables", "Examine a PEFT adapter: rule, gamma, size and rank of each layer."),
         "check": ("tables", "Verify every record, table and checkpoint of a study."),
     },
     "Exchange": {
@@ -165,7 +162,6 @@ def print_tables(output: str, **tables: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` for JSON."""
     if hasattr(value, "to_dict"):  # a frame
         value = value.to_dict("records")
     if hasattr(value, "tolist"):  # an array or a number of numpy
@@ -187,12 +183,10 @@ def say(line: str) -> None:
 
 
 def text_width() -> int:
-    """The columns of a line of text."""
     return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
 def print_sentences(sentences: Iterable[str]) -> None:
-    """Print a list of sentences, each from a line of its own."""
     for sentence in sentences:
         line = printable(sentence, MOST_CHARACTERS)
         click.echo(textwrap.fill(line, text_width(), initial_indent="- ", subsequent_indent="  "))

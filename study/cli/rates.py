@@ -17,7 +17,7 @@ from study.cli.group import STUDY_DIR, cli, print_tables, say, tables_as
 from study.cli.training import train
 from study.config.compose import CONF
 from study.errors import StudyError
-from study.integrations.overrides import written
+from study.integrations.configs.writing import written
 from study.store import StudyTables, read_record
 from study.store.tables import load_measured
 

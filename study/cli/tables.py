@@ -1,15 +1,22 @@
-"""The commands that read a study: ``analyze``, ``distances``, ``figures``, ``report``, ``check``
-and ``archive``."""
+"""The commands that read studies or a finished adapter."""
 
+import math
 import textwrap
 from pathlib import Path
 
 import click
+import pandas as pd
+import yaml
 from rich.console import Console
 
 from study import analysis
 from study.analysis import load_tables
+from study.analysis.compare import compare as compare_studies
+from study.analysis.compare import conclusions, to_read
 from study.analysis.distances import laws
+from study.analysis.grouping import seed_numbers
+from study.analysis.power import MOST_SEEDS, seeds_needed
+from study.analysis.terminal import render_comparison, render_texts
 from study.cli.group import (
     PATH,
     STUDY_DIR,
@@ -20,12 +27,18 @@ from study.cli.group import (
     tables_as,
     text_width,
 )
+from study.config.expectations import read_entries
+from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, printable, unknown
 from study.figures import FIGURES, draw_all, save
+from study.figures.audit import adapter_tiles
 from study.figures.captions import settings
+from study.figures.comparison import comparison
 from study.figures.style import FORMATS
 from study.report import answer, plots_folder, write_report
-from study.store import StudyTables, write_table
+from study.report.expected import compared_row
+from study.report.provenance import records_of, total_seconds
+from study.store import StudyTables, load_measured, write_table
 from study.store.archive import check_study, write_archive
 from study.store.records import cell_folders, is_archived
 from study.sweeps.progress import count_noun
@@ -151,6 +164,123 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     conclude(tables, study_dir)
     click.echo(f"open {page}")
     click.echo(f"study dashboard {study_dir}    # every layer, in a browser")
+
+
+@cli.command()
+@click.argument("studies", type=PATH, metavar="RESULTS/A RESULTS/B...", nargs=-1, required=True)
+@click.option("--to", type=PATH, help="Folder of the figure.  [default: plots_dir/A]")
+@tables_as
+def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> None:
+    """Compare studies: settings that differ; exponents, p* and losses with their differences.
+
+    Each study is compared with the first one, at the steps that both have and at the last step of
+    each. Draws compare_B.png and .pdf in the figures' folder of the first study. --json prints
+    every common step, with the intervals of each study.
+    """
+    if len(studies) < 2:
+        raise StudyError(
+            "study compare needs two studies or more: study compare RESULTS/A RESULTS/B"
+        )
+    first, *others = names = names_of(studies)
+    if len(set(names)) < len(names):
+        raise StudyError(f"{first} is given twice: give each study once")
+    tables = {name: load_measured(path) for name, path in zip(names, studies, strict=True)}
+    found = compare_studies(tables)
+    if output:
+        print_tables(output, rows=found.rows, settings=found.settings)
+        return
+    shown = to_read(found.rows)
+    Console().print(render_texts("Settings that differ", found.settings))
+    for name in others:
+        click.echo(printable(f"A = {first}, B = {name}"))
+        for table in render_comparison(shown[shown["study"] == name]):
+            Console().print(table)
+        print_sentences(conclusions(found.rows[found.rows["study"] == name]))
+    drawn = comparison(found, first)
+    file = "compare_" + "_".join(Path(name).name for name in others)
+    for path in save(drawn, to or plots_folder(studies[0]), file):
+        say(str(path))
+
+
+@cli.command()
+@click.argument("folder", type=PATH, metavar="ADAPTER_DIR")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    help="Its base: a folder, a hub name, smollm2, gemma3 or tiny. Compares with its weights.",
+)
+@click.option("--to", type=PATH, help="Folder of the figure.  [default: plots/NAME]")
+@tables_as
+def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -> None:
+    """Examine a PEFT adapter: rule, gamma, size and rank of each layer.
+
+    Prints what is multiplied, which layers have not moved, how large gamma B A is (and next to W0,
+    with --base), how many directions it uses, and what a server that ignores use_rslora would do.
+    Draws audit.png and .pdf, every layer as a tile.
+    """
+    from study.integrations.auditing import audit as examine
+    from study.integrations.auditing import by_kind, findings
+
+    adapter, rows = examine(folder, base)
+    sentences = findings(adapter, rows)
+    if output:
+        print_tables(output, layers=rows, rule=adapter.scaling, base=base, findings=sentences)
+        return
+    caption = "medians over layers; stable and effective rank: how many directions γBA has"
+    Console().print(render_texts("What the adapter adds", by_kind(rows), caption))
+    print_sentences(sentences)
+    for path in save(adapter_tiles(rows), to or Path("plots", folder.resolve().name), "audit"):
+        say(str(path))
+
+
+@cli.command()
+@STUDY_DIR
+@click.option(
+    "--for",
+    "experiment",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The file of an experiment, whose expectations count instead of the pilot's own.",
+)
+def power(study_dir: Path, experiment: Path | None) -> None:
+    """Print how many seeds each expectation needs for a verdict with 80 % power.
+
+    RESULTS/NAME is a pilot of at least three seeds.
+    """
+    tables = load_tables(study_dir)
+    records = records_of(study_dir, tables)
+    stated = [record.get("expects", []) for record in records]
+    if experiment:
+        stated = [yaml.safe_load(experiment.read_text()).get("expects", [])]
+    found = seeds_needed(read_entries(max(stated, key=len, default=[])), tables)
+    if not found:
+        raise StudyError(
+            f"{study_dir} has no expectation with three seeds: give the file of an experiment "
+            "with --for, or train more seeds"
+        )
+    seeds = seed_numbers(tables.cells).max() + 1
+    hours = total_seconds(tables.cells, records) / 3600 / seeds
+    rows = []
+    for need in found:
+        name = "primary test"
+        if need.row:
+            row = compared_row(need.row)
+            step = f"step {row['step']}" if row["step"] else ""
+            words = row["optimizer, rule"], row["quantity"], need.row.expectation.what, step
+            name = ", ".join(filter(None, words))
+        numbers = {key: f"{getattr(need, key):.3g}" for key in ("off", "sd", "tolerance")}
+        exact = "hopeless" if math.isnan(need.if_exact) else f"{need.if_exact:.0f}"
+        here, cost = f"> {MOST_SEEDS}", ""
+        if not math.isnan(need.as_pilot):
+            here, cost = f"{need.as_pilot:.0f}", f"{need.as_pilot * hours:.2g}"
+        last = {"if exact": exact, "as here": here, "hours": cost}
+        rows.append({"expectation": name, **numbers, **last})
+    Console().print(render_texts("Seeds for 80 % power", pd.DataFrame(rows)))
+    click.echo(
+        f"{seeds} seeds here, {hours:.2g} hours a seed. if exact: the seeds that show agreement if "
+        "theory is exact; as here: those that decide if the truth is as measured here; hours: of "
+        "the latter. hopeless: an exact theory would not be shown to agree with "
+        f"{MOST_SEEDS} seeds, so widen the tolerance or measure more closely."
+    )
 
 
 @cli.command()

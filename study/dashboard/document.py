@@ -56,7 +56,7 @@ class Page:
     """
 
     def __init__(self, studies: Sequence[Study], live: bool, state: str = "") -> None:
-        probes = [study.probes for study in studies]
+        probes = [study.tables.probes for study in studies]
         self._values = Values(dict(zip(prefixes(studies), probes, strict=True)))
         self._messages: dict[Measured, bytes] = {}
         self.quantities = in_order(self._values.measured())
@@ -66,12 +66,10 @@ class Page:
         self.overview["version"] = self.version
 
     def text(self) -> bytes:
-        """The overview as JSON."""
         return json.dumps(self.overview, allow_nan=False).encode()
 
     @property
     def title(self) -> str:
-        """The heading of the document."""
         return f"{self.overview['study']}: dashboard"
 
     def message(self, quantity: Measured) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis import compared_losses, curve_columns, first_to_read, side_by_side
+from study.analysis import compared_losses, curve_columns, first_to_read, headline, side_by_side
 from study.analysis.compare import compare, conclusions, to_read
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import final_losses
@@ -35,7 +35,6 @@ from study.dashboard.studies import Study
 from study.errors import StudyError
 from study.figures import style
 from study.figures.selection import Rule
-from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import METRICS, MODEL_WIDE, PRIMARY, QUANTITIES, TRAIN
 from study.vocabulary.scaling import rule_label
@@ -60,9 +59,9 @@ AXIS = f"final {METRICS['eval_loss'].label} ({METRICS['eval_loss'].unit})"
 
 def verdicts(study: Study) -> dict[str, Any]:
     """The rows of the verdict table, what their brackets show, and the notes below it."""
-    rows = study.rows
-    if rows.empty:
+    if study.note:
         return {"verdicts": [], "brackets": "", "verdict_notes": [study.note]}
+    rows = headline(study.tables.exponents)
     tested = [] if (rows["verdict"] == ONE_SEED).all() else [TESTED]
     pairs = rows[["rank_min", "rank_max"]].drop_duplicates().itertuples(index=False)
     spans = " or ".join(f"{low:g} to {high:g}" for low, high in pairs)
@@ -94,8 +93,7 @@ def p_star(study: Study) -> dict[str, Any]:
 
     ``rows``: an object per optimizer, quantity and step: numbers for a bar, texts. ``notes``.
     """
-    rows = first_to_read(study.stable) if len(study.stable) else study.stable
-    if rows.empty:
+    if study.tables.stable.empty or (rows := first_to_read(study.tables.stable)).empty:
         return {"rows": [], "notes": []}
     # Of the estimates from several rules, the one at the last step is enough.
     early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
@@ -142,13 +140,13 @@ def held_out(study: Study) -> dict[str, Any]:
 
     A loss is null if the run diverged.
     """
-    if study.cells.empty:
+    tables = study.tables.cells, study.tables.metrics, study.tables.probes
+    if tables[0].empty:
         return {"runs": [], "compared": [], "groups": {}}
-    tables = study.cells, study.metrics, study.probes
     runs, compared = (
         table(*tables).to_dict("records") for table in (final_losses, compared_losses)
     )
-    notes = {str(cell["cell_id"]): note(cell) for cell in study.cells.to_dict("records")}
+    notes = {str(cell["cell_id"]): note(cell) for cell in tables[0].to_dict("records")}
     return {
         "runs": [_loss(row) | {"note": notes[row["cell_id"]]} for row in runs],
         "compared": [
@@ -178,11 +176,10 @@ def comparison(studies: Sequence[Study]) -> dict[str, Any]:
     """
     if len(studies) < 2:
         return {}
-    if without := [one.name for one in studies if one.metrics.empty]:
+    if without := [one.name for one in studies if one.tables.metrics.empty]:
         return {"settings": [], "rows": [], "notes": [f"{without[0]} has no numbers yet."]}
-    tables = {one.name: StudyTables(one.cells, one.metrics, one.probes) for one in studies}
     try:
-        found = compare(tables)
+        found = compare({one.name: one.tables for one in studies})
     except StudyError as error:
         return {"settings": [], "rows": [], "notes": [str(error)]}
     names = found.rows["study"]
@@ -205,14 +202,9 @@ def _compared(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def json_value(value: Any) -> Any:
     """A value that JSON can hold: missing is null, and infinities are strings."""
-    if value is None or value is pd.NA or value is pd.NaT:
+    if pd.isna(value):
         return None
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if not isinstance(value, float | np.floating):
-        return str(value)
-    if math.isnan(value):
-        return None
-    return float(value) if math.isfinite(value) else str(float(value))
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, bool | int) else str(value)

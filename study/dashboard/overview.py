@@ -21,7 +21,7 @@ from study.figures.selection import Rule
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.scaling import RULES
-from study.vocabulary.statuses import BROKEN, STATUSES, Status, end_step, note
+from study.vocabulary.statuses import BROKEN, STATUSES, end_step, note
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, glossary, meaning
 
@@ -96,7 +96,15 @@ def _words() -> dict[str, Any]:
             "final_loss": findings.AXIS,
         },
         "glossary": glossary(),
-        "states": {name: _state(row) for name, row in STATUSES.items()},
+        "states": {
+            name: {
+                "symbol": row.symbol,
+                "colour": row.colour,
+                "stopped_early": row.has_ended and (bool(row.ended_at) or not row.is_done),
+                "done": row.is_done,
+            }
+            for name, row in STATUSES.items()
+        },
         "interval": INTERVAL,
         "straightness": STRAIGHTNESS,
         "words": {
@@ -135,16 +143,16 @@ def in_order(quantities: Sequence[Measured]) -> list[Measured]:
 
 def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
     """What the page shows of one study. Keys of cells begin with ``prefix``."""
-    losses = findings.held_out(study)
-    cells, groups = study.cells, losses.pop("groups")
-    metrics = {}
-    if len(study.metrics):
-        by_cell = study.metrics.groupby("cell_id", observed=True)
+    losses, cells = findings.held_out(study), study.tables.cells
+    groups, metrics = losses.pop("groups"), {}
+    if len(study.tables.metrics):
+        by_cell = study.tables.metrics.groupby("cell_id", observed=True)
         metrics = {str(cell): rows for cell, rows in by_cell}
     counts = {status: int((cells["status"] == status).sum()) for status in STATUSES}
     quantities = in_order(values.measured(prefix))
     return {
         "study": study.name,
+        "answer": list(study.answer),
         "cells": [
             _cell(row, metrics.get(str(row["cell_id"])))
             | {
@@ -202,10 +210,7 @@ def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
 
 
 def _settings(cells: pd.DataFrame) -> list[str]:
-    """By cell, the settings that differ within its optimizer: ``lr 0.001``; empty if none do.
-
-    Rule, rank and seed are not among them.
-    """
+    """By cell, the settings that differ within its optimizer, without rule, rank and seed."""
     labels = curve_labels(cells).astype(object)
     differing = distinguishing(labels, map(str, labels))
     return [
@@ -247,9 +252,9 @@ def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGB
     """The rule's hue, lightest at the highest rank, so that it stands out on a dark page."""
     if math.isinf(rank):
         return (1.0, 1.0, 1.0, 1.0)
-    finite = [math.log(r) for r in ranks if math.isfinite(r)]
-    low, high = min(finite), max(finite)
-    position = 0.6 if low == high else (math.log(rank) - low) / (high - low)
+    finite = [r for r in ranks if math.isfinite(r)]
+    span = math.log(max(finite) / min(finite))
+    position = math.log(rank / min(finite)) / span if span else 0.6
     return style.rule_look(rule.scaling).shades(0.62 * (1 - position))
 
 
@@ -260,38 +265,18 @@ def configuration(cells: pd.DataFrame) -> dict[str, Any]:
         return {"differ": [], "main": [], "rest": {}}
     columns = [str(name) for name in cells if name not in NOT_CONFIGURATION]
     differ = [name for name in columns if cells[name].astype(str).nunique() > 1]
-    return {
-        "differ": differ,
-        "main": [
-            words.format(_values(cells[name])) for name, words in MAIN.items() if name in cells
-        ],
-        "rest": {
-            name: _text(cells[name].iloc[0])
-            for name in columns
-            if name not in differ and name not in MAIN and _text(cells[name].iloc[0]) != "none"
-        },
-    }
+    main = [words.format(_values(cells[name])) for name, words in MAIN.items() if name in cells]
+    first = {name: _text(cells[name].iloc[0]) for name in columns if name not in (*differ, *MAIN)}
+    rest = {name: text for name, text in first.items() if text != "none"}
+    return {"differ": differ, "main": main, "rest": rest}
 
 
 def _values(column: "pd.Series[Any]") -> str:
-    """The distinct values of a column, optimizers by their labels; how many if they are many."""
     values = sorted(set(column.dropna()), key=lambda value: (isinstance(value, str), value))
     if len(values) > MOST_VALUES:
         return f"{len(values)} values from {_text(values[0])} to {_text(values[-1])}"
     name = label if column.name == "optimizer" else _text
     return ", ".join(map(name, values)) or "none"
-
-
-def _state(status: Status) -> dict[str, Any]:
-    """How the page shows a state. ``stopped_early``: its cells do not reach the last step;
-    ``done``: a sweep does not train them again."""
-    stopped = status.has_ended and (bool(status.ended_at) or not status.is_done)
-    return {
-        "symbol": status.symbol,
-        "colour": status.colour,
-        "stopped_early": stopped,
-        "done": status.is_done,
-    }
 
 
 def _text(value: Any) -> str:

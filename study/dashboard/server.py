@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import os
 import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import platformdirs
 import psutil
@@ -25,20 +24,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import (
-    FileResponse,
-    HTMLResponse,
-    JSONResponse,
-    PlainTextResponse,
-    Response,
-)
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from study.dashboard.document import PLOTLY, Page, live_document
-from study.dashboard.studies import is_running, read_studies, state_of
+from study.dashboard.studies import read_studies, state_of
 from study.dashboard.values import Measured
 from study.errors import StudyError, one_line, printable, unknown
+from study.vocabulary.statuses import ENDED
 
 MOST_NAMED = 3
 """Quantities that an answer names."""
@@ -48,7 +42,8 @@ MOST_CONNECTIONS = 48
 """At a time. A browser keeps up to six. The next ones are told that the server is busy."""
 MOST_WAIT = 10.0
 """Seconds in which a connection must send a whole request."""
-KEY_BYTES = 32
+NOTHING_HERE = "Open the address that study dashboard printed: it ends with a token.\n"
+"""The answer to a request without the token."""
 REFRESH_EVERY, TIMES_AS_LONG = 1.0, 10
 """Seconds between refreshes: at least so many, and at least so many times as long as the last one
 took, so that training is hardly slowed."""
@@ -59,22 +54,9 @@ died."""
 _log = logging.getLogger(__name__)
 
 
-class Ahead(NamedTuple):
-    """What running sweeps have still to train. ``waiting``: cells that have not begun;
-    ``seconds_left``: None if that is not known."""
-
-    waiting: int = 0
-    seconds_left: float | None = None
-
-
-LookAhead = Callable[[Path], Ahead]
-"""What the sweeps in the folder of a study have still to train. The command passes it in: sweeps
-belong to :mod:`study.sweeps`, which the dashboard does not import."""
-
-
-def nothing_ahead(study_dir: Path) -> Ahead:
-    """For a page without sweeps."""
-    return Ahead()
+LookAhead = Callable[[Path], tuple[int, float | None]]
+"""The cells that the sweeps of a study have still to begin, and the seconds left if known. The
+command passes it in: the dashboard does not import :mod:`study.sweeps`."""
 
 
 def serve(
@@ -82,13 +64,12 @@ def serve(
     host: str,
     port: int,
     ready: Callable[[str], None],
-    look_ahead: LookAhead = nothing_ahead,
+    look_ahead: LookAhead = lambda study_dir: (0, None),
 ) -> None:
     """Serve the studies in ``folders`` until interrupted. Port 0 means any free port.
 
-    ``ready`` gets the address of the page. ``look_ahead`` says what running sweeps have still to
-    train. Raises :class:`StudyError` if a folder holds no study, or if the address is not
-    available.
+    ``ready`` gets the address of the page. Raises :class:`StudyError` if a folder holds no study,
+    or if the address is not available.
     """
     token = token_of(folders)
     app = application(folders, hosts_of(host), token, look_ahead)
@@ -103,17 +84,15 @@ def serve(
         ) from None
     address = f"http://{host}:{listening.getsockname()[1]}"
     ready(f"{address}/{token}/")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="error",
-            timeout_graceful_shutdown=1,
-            limit_concurrency=MOST_CONNECTIONS,
-            http=_Impatient,
-        )
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        timeout_graceful_shutdown=1,
+        limit_concurrency=MOST_CONNECTIONS,
+        http=_Impatient,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def hosts_of(host: str) -> list[str]:
@@ -130,27 +109,21 @@ def hosts_of(host: str) -> list[str]:
 
 
 def token_of(folders: Sequence[Path]) -> str:
-    """The secret part of the address of these studies, for those to whom the user shows it.
+    """The secret part of the address of these studies.
 
-    It is the same at the next start, so that an open page continues.
+    It is the same at the next start, so that an open page continues: it is made from a random key
+    that only this user can read, unless that key can't be kept.
     """
-    named = "\n".join(str(folder.resolve()) for folder in folders)
-    return hmac.new(_key_of_user(), named.encode(), "sha256").hexdigest()[:40]
-
-
-def _key_of_user() -> bytes:
-    """A random key that only this user can read; a new one if it can't be kept."""
+    key = secrets.token_bytes()
     path = platformdirs.user_state_path("study") / "dashboard-key"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            new = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(new, "wb") as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
+        if not path.exists():
+            path.touch(0o600)
+            path.write_bytes(key)
         key = path.read_bytes()
-        if len(key) == KEY_BYTES:
-            return key
-    return secrets.token_bytes(KEY_BYTES)
+    named = "\n".join(str(folder.resolve()) for folder in folders)
+    return hmac.new(key, named.encode(), "sha256").hexdigest()[:40]
 
 
 class _Impatient(H11Protocol):
@@ -165,18 +138,16 @@ class _Impatient(H11Protocol):
         self._expect_a_request()
 
     def _expect_a_request(self) -> None:
-        self.loop.call_later(MOST_WAIT, self._close_unless_asked, self.cycle)
-
-    def _close_unless_asked(self, last: object) -> None:
-        if self.cycle is last:
-            self.transport.close()
+        last = self.cycle
+        close = lambda: self.cycle is last and self.transport.close()  # noqa: E731
+        self.loop.call_later(MOST_WAIT, close)
 
 
 def application(
     folders: Sequence[Path],
     hosts: Sequence[str],
     token: str,
-    look_ahead: LookAhead = nothing_ahead,
+    look_ahead: LookAhead = lambda study_dir: (0, None),
 ) -> Starlette:
     """The ASGI application below ``/token/``, for requests whose Host header is in ``hosts``.
 
@@ -191,15 +162,13 @@ def application(
         routes=[Mount(f"/{token}", routes=_pages(watched))],
         middleware=guards,
         lifespan=watched.lifespan,
-        exception_handlers={404: nothing_here},
+        exception_handlers={404: lambda request, error: PlainTextResponse(NOTHING_HERE, 404)},
     )
 
 
 def _pages(watched: "_Watched") -> list[Route]:
-    """What is below the token."""
-
     def document(request: Request) -> Response:
-        return HTMLResponse(live_document(watched.page.title))
+        return Response(live_document(watched.page.title), media_type="text/html")
 
     def plotly(request: Request) -> Response:
         day = {"Cache-Control": "max-age=86400"}
@@ -232,12 +201,6 @@ def _pages(watched: "_Watched") -> list[Route]:
     ]
 
 
-def nothing_here(request: Request, error: Exception | None) -> Response:
-    """The answer to a request without the token."""
-    text = "Open the address that study dashboard printed: it ends with a token.\n"
-    return PlainTextResponse(text, status_code=404)
-
-
 class _Watched:
     """The page on the studies in ``folders``, made again in a thread when their files change."""
 
@@ -255,7 +218,6 @@ class _Watched:
         watching.cancel()
 
     def progress(self) -> dict[str, Any]:
-        """What sweeps have still to train as of now."""
         waiting, left = self.ahead
         if left is not None:
             left = max(0.0, left - (time.monotonic() - self.looked_at))
@@ -281,9 +243,9 @@ class _Watched:
             self._read()
 
     def _look(self) -> None:
-        found = [self.look_ahead(folder) for folder in self.folders]
-        times = [one.seconds_left for one in found if one.seconds_left is not None]
-        self.ahead = Ahead(sum(one.waiting for one in found), max(times, default=None))
+        waiting, times = zip(*map(self.look_ahead, self.folders), strict=True)
+        known = [seconds for seconds in times if seconds is not None]
+        self.ahead = sum(waiting), max(known, default=None)
         self.looked_at = time.monotonic()
 
     def _read(self) -> None:
@@ -292,4 +254,4 @@ class _Watched:
         self.page = Page(studies, live=True, state=state)
         self.text = self.page.text()
         self.state, self.read_at = state, time.monotonic()
-        self.runs = any(map(is_running, studies))
+        self.runs = any(not set(one.tables.cells["status"]) <= set(ENDED) for one in studies)

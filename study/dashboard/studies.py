@@ -3,18 +3,17 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from study.analysis import analyze, headline
+from study.analysis import with_derived
 from study.errors import StudyError, printable
-from study.store import load_cells, load_measured
+from study.report import answer
+from study.store import StudyTables, load_cells, load_measured
 from study.store.tables import FIRST
-from study.vocabulary.statuses import ENDED
 
 TABLES = (".json", ".parquet", ".arrows")
 """The endings of files whose change may change the page."""
@@ -24,21 +23,16 @@ TABLES = (".json", ".parquet", ".arrows")
 class Study:
     """A study at the moment when it was read, and what it shows so far.
 
-    - ``cells``, ``metrics``, ``probes``: see :class:`study.store.StudyTables`;
+    - ``tables``: measured and derived. The latter are empty if there is a ``note``: it says why;
     - ``unreadable``: why, by the id of each cell that can't be read;
-    - ``rows``: those of :func:`study.analysis.headline`. ``note``: why there are none;
-    - ``stable``: that of :class:`study.analysis.Analysis`.
+    - ``answer``: the report's sentences.
     """
 
-    folder: Path
     name: str
-    cells: pd.DataFrame
-    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
-    probes: pd.DataFrame = field(default_factory=pd.DataFrame)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tables: StudyTables
+    unreadable: dict[str, str]
     note: str = ""
-    stable: pd.DataFrame = field(default_factory=pd.DataFrame)
+    answer: Sequence[str] = ()
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Study":
@@ -47,27 +41,23 @@ class Study:
         broken = every.loc[every["status"] == "unreadable"].set_index("cell_id")["error"]
         unreadable = {str(cell): printable(str(why), 1000) for cell, why in broken.items()}
         if len(broken) == len(every):
-            note = "No exponents: there is no cell that can be read."
             cells = pd.DataFrame(columns=list(FIRST))
-            return cls(folder, name, cells, unreadable=unreadable, note=note)
+            tables = StudyTables(cells, pd.DataFrame(), pd.DataFrame())
+            return cls(name, tables, unreadable, "No exponents: there is no cell that can be read.")
         tables = load_measured(folder)
         lost = set(every["cell_id"]) - set(tables.cells["cell_id"]) - set(unreadable)
         unreadable |= dict.fromkeys(sorted(lost), f"a table is damaged: run study check {folder}")
-        read = tables.cells, tables.metrics, tables.probes
-        return cls(folder, name, *read, unreadable, **_found(*read))
-
-
-def _found(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> dict[str, Any]:
-    """What the analysis finds, as fields of :class:`Study`."""
-    if cells.loc[np.isfinite(cells["rank"]), "rank"].nunique() < 2:
-        return {"note": "No exponents yet: two ranks are needed."}
-    try:
-        found = analyze(cells, metrics, probes)
-    except StudyError as error:
-        return {"note": f"No exponents: {error}"}
-    if found.exponents.empty:
-        return {"note": "No exponents yet: no quantity has been measured at two ranks."}
-    return {"rows": headline(found.exponents), "stable": found.stable}
+        ranks = tables.cells["rank"]
+        if ranks[np.isfinite(ranks)].nunique() < 2:
+            return cls(name, tables, unreadable, "No exponents yet: two ranks are needed.")
+        try:
+            found = with_derived(tables)
+        except StudyError as error:
+            return cls(name, tables, unreadable, f"No exponents: {error}")
+        if found.exponents.empty:
+            note = "No exponents yet: no quantity has been measured at two ranks."
+            return cls(name, tables, unreadable, note)
+        return cls(name, found, unreadable, answer=answer(found))
 
 
 def read_studies(folders: Sequence[Path]) -> list[Study]:
@@ -102,8 +92,3 @@ def state_of(folders: Sequence[Path]) -> str:
                 about = path.stat()
                 found.update(f"{path} {about.st_size} {about.st_ctime_ns}\n".encode())
     return found.hexdigest()
-
-
-def is_running(study: Study) -> bool:
-    """Whether a cell has not ended."""
-    return not set(study.cells["status"]) <= set(ENDED)

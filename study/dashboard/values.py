@@ -73,13 +73,12 @@ class Values:
         """What any cell measured (of one study, with ``prefix``), in the order of the tables."""
         found: dict[Measured, None] = {}
         for own, table in self._probes.items():
-            if prefix not in (None, own):
-                continue
-            stats = [stat for stat in SHOWN if stat in table]
-            places = table.groupby(["site", "batch"], observed=True, sort=False)[stats].count()
-            for (site, batch), counts in zip(places.index, places.to_numpy(), strict=True):
-                there = [stat for stat, count in zip(stats, counts, strict=True) if count]
-                found |= dict.fromkeys(Measured(site, stat, batch) for stat in there)
+            if prefix in (None, own):
+                stats = [stat for stat in SHOWN if stat in table]
+                places = table.groupby(["site", "batch"], observed=True, sort=False)[stats].count()
+                for (site, batch), counts in places.iterrows():
+                    there = counts.index[counts > 0]
+                    found |= dict.fromkeys(Measured(site, str(stat), batch) for stat in there)
         return list(found)
 
     def message(self, quantity: Measured) -> bytes:
@@ -96,22 +95,19 @@ class Values:
 
     def _cells(self, quantity: Measured) -> Iterator[tuple[str, Any, Any, Any]]:
         """By cell: its key, its steps, a number per step and layer, and whether it is missing."""
-        place_of = pd.Series(range(len(self.layers)), [layer.name for layer in self.layers])
+        place_of = {layer.name: place for place, layer in enumerate(self.layers)}
         found: dict[str, pd.DataFrame] = {}
         for prefix, table in self._probes.items():
             here = (table["site"] == quantity.site) & (table["batch"] == quantity.batch)
-            columns = ["cell_id", "step", "layer", "nonfinite", quantity.stat]
-            rows = table.loc[here, columns] if quantity.stat in table else table.iloc[:0]
-            rows = rows.assign(layer=rows["layer"].map(place_of).astype(int))
-            found |= {
-                prefix + str(cell): part
-                for cell, part in rows.groupby("cell_id", observed=True, sort=False)
-            }
+            rows = table[here] if quantity.stat in table else table.iloc[:0]
+            by_cell = rows.groupby("cell_id", observed=True, sort=False)
+            found |= {prefix + str(cell): part for cell, part in by_cell}
         for key, steps in self.steps.items():
             shape = len(steps), len(self.layers)
             values_SW, missing_SW = np.full(shape, np.nan), np.ones(shape, bool)
             if key in found:
-                at = np.searchsorted(steps, found[key]["step"]), found[key]["layer"].to_numpy()
+                places = found[key]["layer"].astype(str).map(place_of)
+                at = np.searchsorted(steps, found[key]["step"]), places.to_numpy()
                 values_SW[at] = found[key][quantity.stat]
                 # A table holds NaN also for a statistic that was not measured.
                 missing_SW[at] = np.isnan(values_SW[at]) & ~(found[key]["nonfinite"] > 0)
@@ -122,8 +118,7 @@ def _layers(tables: Iterable[pd.DataFrame]) -> list[Layer]:
     """The layers of probe tables, each once. The whole model comes first."""
     found = {MODEL_WIDE: Layer(MODEL_WIDE, -1, MODEL_WIDE)}
     for table in tables:
-        rows = table[["layer", "block", "kind"]].drop_duplicates()
-        for name, block, kind in rows.itertuples(index=False):
+        for name, block, kind in table[["layer", "block", "kind"]].drop_duplicates().values:
             found.setdefault(str(name), Layer(str(name), int(block), str(kind)))
     return list(found.values())
 

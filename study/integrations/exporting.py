@@ -16,7 +16,7 @@ from study.config import ModelConfig
 from study.config.compose import CONF, parse
 from study.config.hints import as_study_errors
 from study.errors import StudyError
-from study.integrations.overrides import written
+from study.integrations.configs.writing import written
 from study.models import WITH_EXPERTS, load_base, load_tokenizer
 from study.models.messages import quiet
 from study.store import ADAPTER, damage, find_cell, is_archived, replacing
@@ -91,20 +91,15 @@ def _merged_base(adapter: Path, record: dict[str, Any]) -> Any:
             f"{base.card.name} has other weights than cell {record['cell_id']} was trained on: "
             "restore those weights"
         )
-    add_to_weights(base.model, read_adapter(adapter))
     model: Any = base.model
+    with torch.no_grad():
+        for layer, (A_RD, B_OR, gamma) in read_adapter(adapter).pairs.items():
+            linear: Any = model.get_submodule(layer)
+            delta_OD = gamma * (B_OR @ A_RD)
+            transposed = not hasattr(linear, "in_features")  # Conv1D stores [D, O]
+            linear.weight += delta_OD.T if transposed else delta_OD
     model.config.use_cache = True  # it is off for training
     return model
-
-
-@torch.no_grad()
-def add_to_weights(model: torch.nn.Module, adapter: PeftAdapter) -> None:
-    """``W0 += gamma B A`` in every layer that ``adapter`` has."""
-    for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():
-        linear: Any = model.get_submodule(layer)
-        delta_OD = gamma * (B_OR @ A_RD)
-        transposed = not hasattr(linear, "in_features")  # Conv1D stores [D, O]
-        linear.weight += delta_OD.T if transposed else delta_OD
 
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -116,8 +111,7 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     found = read_adapter(folder)
     chosen = list(overrides)
     if not any(override.startswith("model=") for override in chosen):
-        named = found.config.get("base_model_name_or_path")
-        if not named:
+        if not (named := found.config.get("base_model_name_or_path")):
             raise StudyError(
                 f"{folder} names no base: choose one, study import {folder} model=hf model.path=..."
             )
@@ -125,7 +119,9 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     if dropout := found.config.get("lora_dropout"):
         chosen.append(f"adapter.dropout={dropout}")
     chosen.append(f"adapter.path={written(str(folder.resolve()))}")
-    (cell,) = plan([parse(_composed(chosen))])
+    with as_study_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides=chosen)
+    (cell,) = plan([parse(composed)])
     ranks = {pair.A_RD.shape[0] for pair in found.pairs.values()}
     gammas = {float(pair.gamma) for pair in found.pairs.values()}
     line = shlex.join(["study", "train", *chosen])
@@ -159,11 +155,6 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
             f"study train {place} --config-name=config {init}train.save_adapter=true"
         )
     return folder / ADAPTER, record
-
-
-def _composed(overrides: Sequence[str]) -> Any:
-    with as_study_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
 
 
 def span(numbers: Iterable[Any]) -> str:

@@ -39,8 +39,8 @@ class Hook:
 class Loss:
     """A loss that the loop (``is_given``) or the model named.
 
-    ``value`` is what it adds to the loss of the step: None until its backward pass. It is
-    multiplied by the gradient that arrives at it, if it has one (``is_weighed``).
+    ``value`` is what it adds to the loss of the step: None until its backward pass, then it is
+    multiplied by the gradient that arrived at it (``is_weighed``).
     """
 
     value: Tensor | None
@@ -138,14 +138,11 @@ class LoopPasses:
     @property
     def step_loss(self) -> Tensor | None:
         """The loss of the step, a scalar on the device; None if none was seen."""
-        losses = [loss for one in self.passes for loss in one.losses]
-        given = [loss for loss in losses if loss.is_given]
-        values = []
-        for loss in given or losses:
-            if loss.value is not None:
-                factor = self.rescaled if loss.is_weighed else None
-                values.append(loss.value if factor is None else loss.value * factor)
-        return torch.stack([v.to(values[0].device) for v in values]).sum() if values else None
+        losses = [loss for one in self.passes for loss in one.losses if loss.value is not None]
+        used = [loss for loss in losses if loss.is_given] or losses
+        factor = 1.0 if self.rescaled is None else self.rescaled
+        values = [one.value * factor if one.is_weighed else one.value for one in used]
+        return together(values).sum() if values else None
 
     @property
     def tokens(self) -> int:
@@ -180,10 +177,11 @@ class LoopPasses:
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         real_BT = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         first = ids if isinstance(ids, Tensor) else real_BT
-        tokens: Tensor | int = real_BT.sum() if real_BT is not None else 0
-        if first is not None and real_BT is None:
-            tokens = first.numel()
-        self.passes.append(ForwardPass(0 if first is None else first.shape[0], tokens))
+        if first is None:
+            self.passes.append(ForwardPass(0, 0))
+        else:
+            tokens = first.numel() if real_BT is None else real_BT.sum()
+            self.passes.append(ForwardPass(first.shape[0], tokens))
         self._watches.close()
         for probe in self.probes:
             number = self._watches.enter_context(probe.watch(real_BT))
@@ -262,14 +260,17 @@ def norms_of_gradients(weights: Sequence[Tensor]) -> list[Tensor]:
 
 def joint_norm(norms: Sequence[Tensor]) -> Tensor | None:
     """The norm of all gradients together, a float32 scalar on the device; None without any."""
-    if not norms:
-        return None
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return torch.linalg.vector_norm(together(norms)) if norms else None
+
+
+def together(scalars: Sequence[Tensor]) -> Tensor:
+    """Scalars of several devices on that of the first."""
+    return torch.stack([one.to(scalars[0].device) for one in scalars])
 
 
 def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """The ratio of all norms; 1 if they differ in it, so that no scaling explains the change."""
-    old, new = (torch.stack([n.to(before[0].device) for n in norms]) for norms in (before, after))
+    old, new = together(before), together(after)
     factor = torch.linalg.vector_norm(new) / torch.linalg.vector_norm(old)
     differ = ((new - factor * old).abs() > 0.01 * factor * old).any()
     return torch.where(differ | ~factor.isfinite(), torch.ones_like(factor), factor)

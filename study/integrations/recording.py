@@ -11,9 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from study.analysis.fits import Lines
+from study.analysis.exponents import FIT_COLUMNS
 from study.analysis.summary import SUMMARY_COLUMNS
 from study.config import (
     UNKNOWN_STEPS,
@@ -100,7 +98,16 @@ class Recording:
         self.tables: list[pd.DataFrame] = []
         """What was measured at the newest update, a frame for each adapter; empty if nothing."""
         weights = [w for group in self.optimizer.param_groups for w in group["params"]]
-        self._warn_of_others(weights)
+        probed = {id(w) for adapter in self.adapters for pair in adapter.pairs for w in pair[:2]}
+        trained = {id(weight) for weight in weights} - probed
+        named = self.model.named_parameters()
+        if others := [name for name, w in named if id(w) in trained and w.requires_grad]:
+            warnings.warn(
+                f"the optimizer also trains {len(others)} weights that are not A or B of a layer "
+                f"({others[0]}, ...): grad_norm and clip_factor are of all weights together, "
+                "adapter_grad and adapter_update of A and B",
+                stacklevel=3,
+            )
         self.passes = LoopPasses(self.model, weights)
         self._hooks = ExitStack()
         self._writers: list[CellWriter] = []
@@ -109,26 +116,10 @@ class Recording:
         self._stuck, self._tokens = StuckCheck(), 0
         self._diverged_step: int | None = None
 
-    def _warn_of_others(self, weights: Sequence[Tensor]) -> None:
-        """Warn of weights that the optimizer trains and no probe reads."""
-        probed = {id(w) for adapter in self.adapters for pair in adapter.pairs for w in pair[:2]}
-        trained = {id(weight) for weight in weights} - probed
-        named = self.model.named_parameters()
-        others = [name for name, w in named if id(w) in trained and w.requires_grad]
-        if others:
-            warnings.warn(
-                f"the optimizer also trains {len(others)} weights that are not A or B of a layer "
-                f"({others[0]}, ...): grad_norm and clip_factor are of all weights together, "
-                "adapter_grad and adapter_update of A and B",
-                stacklevel=4,
-            )
-
     @property
     def group(self) -> Mapping[str, Any]:
         """The optimizer's options for A, as they are now."""
         return groups_of(self.optimizer, self._pair, self.adapters[0].name)[0]
-
-    # For the loop.
 
     def loss(self, loss: Tensor | float) -> None:
         """Record the loss of a micro-batch. Call it before its backward pass.
@@ -192,7 +183,11 @@ class Recording:
             status, fields["diverged_step"] = "diverged", self._diverged_step
         elif not status and self._stuck.step is not None:
             status, fields["stuck_step"] = "stuck", self._stuck.step
-        fold = secrets.token_hex(6)  # the cells of a run share its seconds
+        ended = {
+            "finished": now(),
+            "peak_memory_gb": peak_memory_gb(self._pair.A_RD.device),
+            "fold": secrets.token_hex(6),  # the cells of a run share its seconds
+        }
         writers, self._writers = self._writers, []
         for writer in writers:
             if status == "interrupted":
@@ -201,9 +196,7 @@ class Recording:
             config = writer.record["config"]
             if self._total is None and status != "failed":
                 config = config | {"train": config["train"] | {"steps": self.step}}
-            memory = peak_memory_gb(self._pair.A_RD.device)
-            ended = {"finished": now(), "peak_memory_gb": memory, "fold": fold, "config": config}
-            writer.close(status or "complete", **ended, **fields)
+            writer.close(status or "complete", config=config, **ended, **fields)
 
     def sync(self) -> None:
         """Put the rows of all updates so far on disk, as before the loop saves a checkpoint."""
@@ -214,12 +207,7 @@ class Recording:
     def __enter__(self) -> Self:
         return self.begin()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        _: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is None:
             self.end()
         elif isinstance(error, StudyError):
@@ -230,8 +218,6 @@ class Recording:
             self.end("failed", error=one_line(error))
         else:  # Ctrl-C, or the end of the process
             self.end("interrupted")
-
-    # Events of the optimizer, in order.
 
     def _begin_step(self) -> None:
         self._probing, self._updating = self.step in self._probed_at, False
@@ -251,9 +237,7 @@ class Recording:
             self._before_update()
             return result
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": watched}
-        return (args[0], watched, *args[2:]), kwargs
+        return args[:1], {**kwargs, "closure": watched}
 
     @torch.no_grad()
     def _before_update(self) -> None:
@@ -350,19 +334,6 @@ class Recording:
             before = writer.record["training_note"]
             writer.record["training_note"] = f"{before} {sentence}".strip()
 
-    # Output.
-
-    def first_step(self) -> TrainConfig:
-        """What the first step shows of the training."""
-        passes = self.passes.passes
-        return TrainConfig(
-            steps=UNKNOWN_STEPS if self._total is None else self._total,
-            batch_size=max(1, passes[0].sequences),
-            accumulation=len(passes),
-            schedule="scheduled" if "initial_lr" in self.group else "constant",
-            warmup=0,
-        )
-
     def _open(self) -> None:
         loop = self._describe(self)
         parts = self.model, self.optimizer, self._asked, self.step
@@ -451,7 +422,14 @@ def record(
     by = "script's own loop"
 
     def describe(recording: Recording) -> Loop:
-        train = recording.first_step()
+        passes = recording.passes.passes  # of the first step
+        train = TrainConfig(
+            steps=UNKNOWN_STEPS if total is None else total,
+            batch_size=max(1, passes[0].sequences),
+            accumulation=len(passes),
+            schedule="scheduled" if "initial_lr" in recording.group else "constant",
+            warmup=0,
+        )
         return Loop(Path(results), seed, recording.precision, rows, train, by, note, varies)
 
     asked = ProbesConfig(
@@ -462,9 +440,8 @@ def record(
 
 def _check_varies(varies: Mapping[str, Any]) -> None:
     """Raises :class:`StudyError` for a name that the tables have already, and for odd values."""
-    taken = {*FIRST, *inspect.signature(CellConfig).parameters, *SUMMARY_COLUMNS}
+    taken = {*FIRST, *inspect.signature(CellConfig).parameters, *SUMMARY_COLUMNS, *FIT_COLUMNS}
     taken |= {name for table in SCHEMAS for name in SCHEMAS[table].names}
-    taken |= {line.name for line in fields(Lines)}
     for name, value in varies.items():
         if name in taken or name.startswith("_"):
             raise StudyError(

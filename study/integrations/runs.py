@@ -108,8 +108,8 @@ def open_cell(
         probes=probes,
     )
     varies = {"varies": dict(loop.varies)} if loop.varies else {}
-    made_from = {"model": described, "peft": options} | varies
-    sources = Sources(_sha256(made_from), "", _sha256(loop.data.name))
+    made_from = _json({"model": described, "peft": options, **varies})
+    sources = Sources(_sha256(made_from), "", _sha256(_json(loop.data.name)))
     record = {
         "cell_id": identity(config, sources),
         "study": config.name,
@@ -136,7 +136,6 @@ def open_cell(
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -268,16 +267,14 @@ def _model_name(model: nn.Module) -> str:
 
 
 def _json(content: Any) -> str:
-    """Canonical JSON: sets sorted; ``str`` of anything that JSON cannot hold."""
-
     def plain(value: Any) -> Any:
         return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
     return json.dumps(content, sort_keys=True, default=plain)
 
 
-def _sha256(content: Mapping[str, Any] | str) -> str:
-    return hashlib.sha256(_json(content).encode()).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")

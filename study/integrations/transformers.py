@@ -79,7 +79,6 @@ class NormProbeCallback(TrainerCallback):
         self._recording: Recording | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start measuring."""
         if self._recording is not None:
             self._end("failed", error="the run was stopped and started again")
         self._recording = Recording(
@@ -115,7 +114,6 @@ class NormProbeCallback(TrainerCallback):
             self._recording.heldout(metrics["eval_loss"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the cells."""
         if self._recording is not None:
             self._end()
 

@@ -1,10 +1,8 @@
 """The runs of cells in an experiment tracker: one run per cell.
 
 W&B has a class of its own here, because the workspace needs its groups and job types. All others
-come through the tracker classes of ``accelerate.tracking``. The first error of a tracker prints one
-line, and the pack goes on without it.
-
-W&B and others group charts by the part of a name before a slash.
+come through the tracker classes of ``accelerate.tracking``. Many group charts by the part of a name
+before a slash.
 """
 
 import contextlib
@@ -18,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -36,14 +35,8 @@ PATIENCE = 30.0
 """Seconds to wait for W&B's server at the start of a run, and for the upload at its end."""
 
 
-# What trackers are told.
-
-
 def norm_of(site: str, batch: str = TRAIN) -> str:
-    """``grad_norm``, ``update_norm``, or ``<site>_norm``.
-
-    On a batch other than the training batch, ``_<batch>`` is appended.
-    """
+    """``grad_norm``, ``update_norm`` or ``<site>_norm``, with a batch that is not training's."""
     short = {"adapter_grad": "grad_norm", "adapter_update": "update_norm"}
     return short.get(site, f"{site}_norm") + ("" if batch == TRAIN else f"_{batch}")
 
@@ -68,10 +61,9 @@ def plain(value: Any) -> Any:
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The configuration of a cell's record by dotted key, and what else identifies the cell.
+    """A cell's configuration by dotted key, and what else identifies the cell.
 
-    Lists become text, an infinite number becomes ``inf``, and keys without a value are left out, as
-    not every tracker stores those.
+    Lists become text, and keys without a value are left out, as not every tracker stores those.
     """
     [config] = pd.json_normalize(plain(record["config"])).to_dict("records")
     found = {key: record[key] for key in ("study", "cell_id", "gamma")} | config
@@ -95,52 +87,30 @@ def history_row(
         return row
     sent = probes[probes["site"].isin(sites)]
     layers = sent[["layer", "block", "kind"]].drop_duplicates()
-    shared = dict(
-        zip(layers["layer"], layers.duplicated(["block", "kind"], keep=False), strict=True)
-    )
+    shared = set(layers.loc[layers.duplicated(["block", "kind"], keep=False), "layer"])
     for each in sent.astype({"norm": "float32"}).to_dict("records"):  # the store's precision
         layer, block, name = each["layer"], each["block"], each["kind"]
-        if shared[layer] and layer != MODEL_WIDE:
+        if layer in shared - {MODEL_WIDE}:
             name = layer.partition(f".{block}.")[2] or layer
         place = f"block_{block:02d}/" if block >= 0 else ""
         row[f"{norm_of(each['site'], each['batch'])}/{place}{name}"] = each["norm"]
     return row
 
 
-# The trackers of accelerate.
-
-
-@dataclass(frozen=True)
-class About:
-    """What a tracker is told about a run. ``name`` ends in the cell's id.
-
-    ``folder``: of the tracker's files. ``is_online``: whether to send them to the tracker's server.
-    """
-
-    project: str
-    study: str
-    name: str
-    tags: list[str]
-    folder: Path
-    is_online: bool
-
-
-ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
+ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "tensorboard": lambda about: {"run_name": about.name, "logging_dir": about.folder},
     "trackio": lambda about: {
         "run_name": about.project,
         "name": about.name,
         "group": about.study,
         "resume": "allow",
-        "embed": False,
-        "auto_log_cpu": False,
-        "auto_log_gpu": False,
+        **off("embed auto_log_cpu auto_log_gpu"),
     },
     "mlflow": lambda about: {
         "experiment_name": about.project,
         "run_name": about.name,
-        "tags": {"study": about.study}
-        | dict(zip(("rule", "rank", "optimizer", "model"), about.tags, strict=True)),
+        "tags": dict(zip(("rule", "rank", "optimizer", "model"), about.tags, strict=True))
+        | {"study": about.study},
     },
     "comet_ml": lambda about: {
         "run_name": about.project,
@@ -150,12 +120,8 @@ ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
             name=about.name,
             tags=about.tags,
             offline_directory=str(about.folder),
-            log_code=False,
-            log_env_details=False,
-            log_git_metadata=False,
-            parse_args=False,
-            auto_output_logging=False,
             display_summary_level=0,
+            **off("log_code log_env_details log_git_metadata parse_args auto_output_logging"),
         ),
     },
     "aim": lambda about: {
@@ -170,11 +136,8 @@ ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
         "project_name": about.project,
         "task_name": about.name,
         "tags": about.tags,
-        "reuse_last_task_id": False,
-        "auto_connect_arg_parser": False,
-        "auto_connect_frameworks": False,
-        "auto_connect_streams": False,
-        "auto_resource_monitoring": False,
+        **off("reuse_last_task_id auto_connect_arg_parser auto_connect_frameworks"),
+        **off("auto_connect_streams auto_resource_monitoring"),
     },
     "dvclive": lambda about: {
         "run_name": about.name,
@@ -191,9 +154,14 @@ ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
         "mode": "cloud" if about.is_online else "offline",
     },
 }
-"""By tracker, the arguments of accelerate's class. They switch off what records the machine:
-arguments, code and environment may be private.
+"""By tracker, the arguments of accelerate's class, from what it is told about a run
+(:meth:`Tracker.open`). They switch off what records the machine: arguments, code and environment
+may be private.
 """
+
+
+def off(options: str) -> dict[str, bool]:
+    return dict.fromkeys(options.split(), False)
 
 
 @dataclass
@@ -252,7 +220,9 @@ class Tracker:
                 self.alerted = True
                 lr = run.record["config"]["optimizer"]["lr"]
                 why = f"{note({**fields, 'status': status})}, learning rate {lr:g}"
-                self.alert(run.open, f"{run.record['study']}: {status}", f"{run.name}: {why}")
+                told = {"title": f"{run.record['study']}: {status}", "text": f"{run.name}: {why}"}
+                with contextlib.redirect_stdout(io.StringIO()):  # only W&B and Trackio have alerts
+                    getattr(run.open, "tracker", run.open).alert(**told)
             self.close(run.open, status, fields)
 
         self._attempt(end)
@@ -276,10 +246,7 @@ class Tracker:
             self.notify(f"{label} tracking stopped ({why}); training continues without")
 
     def open(self, record: dict[str, Any], name: str) -> Any:
-        """Start a run of accelerate's class and store the flat configuration. Nothing is printed.
-
-        Raises the errors of the tracker, and :class:`StudyError` if accelerate has no such class.
-        """
+        """A run of accelerate's class, with the flat configuration. Nothing is printed."""
         import accelerate
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -291,7 +258,7 @@ class Tracker:
                 "pip install -U accelerate"
             )
         own = re.sub(r"[^\w .=+-]", "_", name)[:180]  # it may be the name of a folder
-        about = About(
+        about = SimpleNamespace(
             project=self.config.project or record["study"],
             study=record["study"],
             name=f"{own} {record['cell_id']}",
@@ -308,26 +275,11 @@ class Tracker:
         return run
 
     def write(self, run: Any, row: dict[str, float], step: int) -> None:
-        """Write a row."""
         run.log({name: float(value) for name, value in row.items()}, step=step)
 
-    def alert(self, run: Any, title: str, text: str) -> None:
-        """Send an alert; only W&B and Trackio have any."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            getattr(run, "tracker", run).alert(title=title, text=text)
-
     def close(self, run: Any, status: str, fields: Mapping[str, Any]) -> None:
-        """End the run. The status of the cell is in the store."""
         with contextlib.redirect_stdout(io.StringIO()):
             run.finish()
-
-
-def tracker(config: TrackerConfig, notify: Callable[[str], None]) -> Tracker:
-    """The tracker of a pack."""
-    return (WandbRuns if config.name == WANDB else Tracker)(config, notify)
-
-
-# W&B.
 
 
 class WandbRuns(Tracker):
@@ -347,21 +299,20 @@ class WandbRuns(Tracker):
         )
 
     def write(self, run: "wandb.Run", row: dict[str, float], step: int) -> None:
-        """Write a row, unless W&B has the step: an interrupted cell begins again with the same
-        numbers.
-        """
-        if step >= run.starting_step:
+        if step >= run.starting_step:  # an interrupted cell begins again with the same numbers
             run.log(row, step=step)
 
     def close(self, run: "wandb.Run", status: str, fields: Mapping[str, Any]) -> None:
-        """End the run, with the status of the cell in its summary."""
         run.summary.update({"status": status, **fields})
         run.finish(exit_code=int(status == "failed"))
 
 
+def tracker(config: TrackerConfig, notify: Callable[[str], None]) -> Tracker:
+    return (WandbRuns if config.name == WANDB else Tracker)(config, notify)
+
+
 def run_id(study: str, cell_id: str) -> str:
-    """The id of a cell's run. W&B's ids are unique in a project, and two studies of one project may
-    have the same cell.
+    """The id of a cell's run: two studies of one W&B project may have the same cell.
 
     The study is hashed, because its name may have characters and lengths that W&B refuses.
     """

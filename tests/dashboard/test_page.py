@@ -12,6 +12,7 @@ from study.dashboard.document import Page
 from study.dashboard.studies import read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
+from study.report import answer
 from study.report.sections import condition_section, exponent_section
 
 from .conftest import LAYER, begin_cell, one_step, written
@@ -39,6 +40,7 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(trained: Path) -> Non
         for curve, quantity, batch, _, last in map(dict.values, condition_section(tables)["rows"])
     }
     names = {rule["id"]: rule["name"] for rule in page["rules"]}
+    assert page["answer"] == answer(tables)
     here = [row for row in page["verdicts"] if row["curve"] != "lr=1e+30"]
     assert len(here) == 20
     for row in here:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from study import cli
 from study.dashboard.document import Page, export
-from study.dashboard.server import Ahead, application
+from study.dashboard.server import application
 from study.dashboard.studies import names_of, read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
@@ -99,7 +99,7 @@ def test_the_command_takes_several_studies(pair: list[Path], tmp_path: Path) -> 
 def test_the_head_shows_cells_done_waiting_and_the_time_left(
     offline: Watched, pair: list[Path]
 ) -> None:
-    found = iter([Ahead(2, 30.0), Ahead(4, 190.0)])
+    found = iter([(2, 30.0), (4, 190.0)])
     app = application(pair, ["127.0.0.1"], "t", lambda folder: next(found))
     told = TestClient(app, base_url="http://127.0.0.1/t").get("/progress").json()
     assert told["waiting"] == 6, "of both sweeps"

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
+from transformers import AutoModelForCausalLM
 
 from study.integrations.exporting import folded
 from study.models import FrozenBase, tiny
 from study.training.peft_format import CONFIG, read_adapter
+from tests.models.small import mixtral
 
 peft = pytest.importorskip("peft")
 Cli = Callable[..., Any]
@@ -99,6 +101,38 @@ def test_the_numbers_are_those_of_dense_matrices(
             assert one.effective_rank == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
             assert one.stable_rank == pytest.approx((s**2).sum() / s[0] ** 2, rel=1e-5)
             assert one.relative == pytest.approx(float(delta.norm() / W.norm()), rel=1e-4)
+
+
+def test_experts_are_those_of_dense_matrices(tmp_path: Path, study_cli: Cli) -> None:
+    base = AutoModelForCausalLM.from_config(mixtral())
+    base.save_pretrained(tmp_path / "base")
+    weights = {name: weight.clone() for name, weight in base.named_parameters()}
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    config = peft.LoraConfig(r=3, target_modules=["q_proj"], target_parameters=names)
+    model = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    deltas = {
+        name.removesuffix(".weight"): weight.detach() - weights[name]
+        for name, weight in model.merge_and_unload().named_parameters()
+        if not torch.equal(weight, weights[name])
+    }
+    where = (str(tmp_path / "adapter"), "--base", str(tmp_path / "base"))
+    ran = study_cli("audit", *where, "--json", "-q")
+    assert (ran.code, ran.err) == (0, "")
+    found = Audited.model_validate(json.loads(ran.out)).layers
+    assert {one.layer: one.experts for one in found} == {
+        layer: 4 * (delta.ndim == 3) for layer, delta in deltas.items()
+    }
+    for one in found:
+        delta = deltas[one.layer]
+        assert (one.d_out, one.d_in) == delta.shape[-2:]
+        assert one.norm == pytest.approx(float(delta.norm()), rel=1e-4)
+        largest = float(torch.linalg.matrix_norm(delta, 2).max())
+        assert one.spectral == pytest.approx(largest, rel=1e-4)
 
 
 def test_the_text_names_what_matters(

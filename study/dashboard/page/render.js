@@ -10,6 +10,8 @@ function renderTop(overview) {
   renderProgress(overview);
   fill("study-choice", pairs(page.all.studies), overview.study, true);
   byId("study").classList.toggle("hidden", page.all.studies.length > 1); // the list has the name
+  byId("answer").hidden = overview.answer.length === 0;
+  byId("sentences").replaceChildren(...overview.answer.map(text => element("li", {}, text)));
   byId("brackets").textContent = overview.brackets ? `brackets: ${overview.brackets}` : "";
   byId("verdict-table").replaceChildren(verdictTable(overview));
   byId("verdict-legend").replaceChildren(...verdictLegend(overview));

@@ -11,7 +11,7 @@ and trains with Axolotl; the reader does the same.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ from study.integrations.configs.keys import (
     Mapped,
     Names,
     Rows,
+    Split,
     Targets,
     TrainingKeys,
     all_targets,
@@ -56,15 +57,13 @@ FORMATS = {
 """Our format of a type, by the part of its name before a colon or a point; and the other parts
 that change neither rows nor prompts."""
 BUILDERS = ("json", "csv", "parquet")
-"""Values of ``ds_type``, and of ``path`` if ``data_files`` names the file."""
+"""Values of ``path`` if ``data_files`` names the file."""
 RENAME = "rows must have the fields of data.format: rename it"
 PROPERTIES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
-TEMPLATE_KEYS = ("chat_template", "chat_template_jinja")
 
 
 class Axolotl(TrainingKeys):
-    """The keys of the YAML."""
-
+    tool = "Axolotl"
     base: str = Field(alias="base_model")
     adapter__rank: int = Field(alias="lora_r")
     adapter__alpha: float = Field(alias="lora_alpha")
@@ -83,7 +82,6 @@ class Axolotl(TrainingKeys):
     peft: Mapped
     bf16: Literal[True, False, "true", "false", "auto", "full"] | None = None
     plugins: Names
-    special_tokens: Mapped
     datasets: list[dict[str, Any]] = Field(min_length=1)
     val_set_size: float = 0.0
     data__sample_packing: bool | None = Field(None, alias="sample_packing")
@@ -93,12 +91,9 @@ class Axolotl(TrainingKeys):
 
 
 class Dataset(Keys):
-    """An entry of ``datasets``."""
-
     path: str
     type: str | dict[str, Any] | None = None
     data_files: Targets
-    ds_type: str = ""
     split: str = ""
     name: str = ""
     chat_template: str = ""
@@ -123,7 +118,7 @@ class Turns(Keys):
     message_property_mappings: Mapped
     message_field_role: str = "role"
     message_field_content: str = "content"
-    roles: Mapped
+    roles: Annotated[dict[str, Annotated[list[str], Split]], Field(default_factory=dict)]
     conversation: str = ""
 
 
@@ -134,69 +129,58 @@ def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     contradict each other, an init that changes the base, and training on preferences.
     """
     keys = Axolotl.read(values, where)
-    rest: dict[str, Any] = keys.model_extra or {}
+    rest, bits = keys.rest, keys.bits()
     if keys.adapter is None:
         keys.refuse("adapter is missing, which trains all weights: set adapter: lora or qlora")
     for key in ("rl", "reward_model", "process_reward_model"):
         if rest.get(key):
             keys.refuse(f"{key} trains on preferences, study train on targets: remove {key}")
-    bits = keys.bits()
     if keys.adapter == "qlora" and bits != 4:
         given = f"load_in_{bits}bit" if bits else "no load_in_4bit"
         keys.refuse(f"adapter: qlora and {given} contradict each other: set load_in_4bit: true")
     if keys.peft.get("loftq_config"):
         keys.refuse("peft.loftq_config changes the base's weights: remove it")
-    experiment, defaults = keys.experiment("Axolotl's", folder), keys.defaults()
-    experiment.values["adapter.targets"] = _targets(experiment, keys)
+    experiment, defaults = keys.experiment(folder), []
+    values = experiment.values
+    values["adapter.targets"] = _targets(experiment, keys)
     _put_datasets(experiment, keys, folder)
     note_init(experiment, keys, "peft_init_lora_weights")
-    if dora := rest.pop("peft_use_dora", None):
-        experiment.note("peft_use_dora", dora, "plain LoRA is trained")
     if keys.batch_size is not None and "train__accumulation" in keys.model_fields_set:
         experiment.ignored.append("batch_size (gradient_accumulation_steps decides)")
     elif keys.batch_size is not None:
-        parts = max(1, keys.batch_size // max(1, keys.train__batch_size))
-        experiment.values["train.accumulation"] = parts
-    if "train.warmup" not in experiment.values:
-        experiment.values["train.warmup"] = USUAL_WARMUP
+        values["train.accumulation"] = max(1, keys.batch_size // max(1, keys.train__batch_size))
+    if "train.warmup" not in values:
+        values["train.warmup"] = USUAL_WARMUP
         defaults.append(f"warmup_ratio {USUAL_WARMUP} (at most 100 steps)")
-    elif experiment.values["train.warmup"] == 1:
-        experiment.values["train.warmup"] = 2  # Axolotl's builder does it: step 0 would be at 0
+    elif values["train.warmup"] == 1:
+        values["train.warmup"] = 2  # Axolotl's builder does it: step 0 would be at 0
     bf16: Any = True if rest.get("bfloat16") else keys.bf16
     if bf16 is None and not (rest.get("fp16") or rest.get("float16")):
         bf16 = "auto"
         defaults.append("bf16 auto")
-    experiment.values["precision"] = "float32" if bf16 in (None, False, "false") else "bf16"
+    values["precision"] = "float32" if bf16 in (None, False, "false") else "bf16"
     for plugin in keys.plugins:
         if INERT_PLUGINS.fullmatch(plugin):
             experiment.ignored.append(f"plugins: {plugin}")
         else:
             experiment.note("plugins", plugin, "it is not run")
-    tokens = {key: token for key, token in keys.special_tokens.items() if key != "pad_token"}
-    if any(tokens.values()):  # padding is masked, so its token changes nothing
-        why = "the base's own tokenizer is used"
-        experiment.note("special_tokens", tokens, why, detail=True)
     if keys.seed is None:
         experiment.defaults.append("seed: Axolotl draws adapters without one (seed=0)")
-    if defaults:
-        experiment.defaults.append(f"Axolotl's defaults: {', '.join(defaults)}")
-    experiment.note_rest(rest)
+    keys.finish(experiment, *defaults)
     return experiment
 
 
 def _targets(experiment: Experiment, keys: Axolotl) -> Any:
     modules = all_targets(keys.lora_target_modules, keys.lora_target_parameters)
-    if keys.lora_target_linear:
-        beyond = {modules} if isinstance(modules, str) else set(modules or ())
-        if outside := sorted(beyond & OUTSIDE_BLOCKS):
-            why = "adapters are on the linear layers of the blocks"
-            experiment.note("lora_target_modules", outside, why)
-        return "all-linear"
-    if not modules:
-        keys.refuse(
+    if not keys.lora_target_linear:
+        return modules or keys.refuse(
             "lora_target_modules is missing and lora_target_linear is not true: set one of them"
         )
-    return modules
+    beyond = {modules} if isinstance(modules, str) else set(modules or ())
+    if outside := sorted(beyond & OUTSIDE_BLOCKS):
+        why = "adapters are on the linear layers of the blocks"
+        experiment.note("lora_target_modules", outside, why)
+    return "all-linear"
 
 
 def _put_datasets(experiment: Experiment, keys: Axolotl, folder: Path) -> None:
@@ -223,49 +207,41 @@ def _data_set(
         if len(names) > 1 or not (path in BUILDERS or first_file(folder / names[0])):
             experiment.note(f"{where}.data_files", names, f"one file is read: {GIVE_PATH}")
         path = names[0]
-    if entry.ds_type not in ("", *BUILDERS):
-        why = "the ending of the file's name decides"
-        experiment.note(f"{where}.ds_type", entry.ds_type, why)
-    format_, prompt, rest = _format(experiment, entry, where)
+    if isinstance(entry.type, dict):
+        kind = Prompted.read(entry.type, f"{entry._where}.type")
+        format_, prompt = _prompted(experiment, kind, f"{where}.type")
+    else:
+        format_, prompt = _format(experiment, entry, entry.type, where), None
     template = _chat_template(experiment, entry, keys, format_, folder)
     if format_ is None:
         part = " ".join(each for each in (path, entry.name, entry.split) if each)
         why = f"convert its rows to one of data.format, then {GIVE_PATH}"
         experiment.note(where, f"{part} of type {shown(entry.type)}", why)
-    experiment.note_rest(rest, f"{where}.")
+    experiment.note_rest(entry.rest, f"{where}.")
     rows = Rows(f"{where}.path", path, format_, entry.split, entry.name)
     return rows, {"chat_template": template, "prompt": prompt}
 
 
-def _format(
-    experiment: Experiment, entry: Dataset, where: str
-) -> tuple[str | None, str | None, dict[str, Any]]:
-    """Our format of a dataset's type, or None; ``data.prompt``; and the keys that are left.
-
-    Notes what of the type is not kept.
-    """
-    rest: dict[str, Any] = entry.model_extra or {}
-    if isinstance(entry.type, dict):
-        kind = Prompted.read(entry.type, f"{entry._where}.type")
-        return *_prompted(experiment, kind, f"{where}.type"), rest
-    base, _, variant = str(entry.type).replace(":", ".").partition(".")
+def _format(experiment: Experiment, entry: Dataset, kind: str | None, where: str) -> str | None:
+    """Our format of the type ``kind``, or None. Notes what of the type is not kept."""
+    base, _, variant = str(kind).replace(":", ".").partition(".")
     format_, usual = FORMATS.get(base, (None, ()))
     if format_ == "completion":
-        if (column := rest.pop("field", "text")) != "text":
+        if (column := entry.rest.pop("field", "text")) != "text":
             experiment.note(f"{where}.field", column, RENAME)
-            return None, None, rest
-        why = "longer texts are cut, not split into rows"
-        experiment.note(f"{where}.type", base, why)
+            return None
+        experiment.note(f"{where}.type", base, "longer texts are cut, not split into rows")
     if format_ == MESSAGES:
-        turns = Turns.read(rest, entry._where)
-        rest = turns.model_extra or {}
+        rest = entry.rest
+        taken = {key: rest.pop(key) for key in Turns.model_fields if key in rest}
+        turns = Turns.read(taken, entry._where)
         if turns.conversation == "chatml":  # of sharegpt, in Axolotl before 0.6
             entry.chat_template = entry.chat_template or "chatml"
         if not _is_usual(experiment, turns, where):
-            return None, None, rest
+            return None
     if format_ and variant not in usual:
-        experiment.note(f"{where}.type", entry.type, f"rows and prompts are those of {base}")
-    return format_, None, rest
+        experiment.note(f"{where}.type", kind, f"rows and prompts are those of {base}")
+    return format_
 
 
 def _prompted(experiment: Experiment, kind: Prompted, where: str) -> tuple[str | None, str | None]:
@@ -273,19 +249,18 @@ def _prompted(experiment: Experiment, kind: Prompted, where: str) -> tuple[str |
     format_ = format_of(kind.field_instruction, kind.field_output)
     if format_ and kind.field_input != "input":
         experiment.note(f"{where}.field_input", kind.field_input, RENAME)
-        return None, None
+        format_ = None
     if format_ is None:
         return None, None
+    experiment.note_rest(kind.rest, f"{where}.")
     prompt = kind.no_input_format or kind.format
     if format_ != "alpaca" and "{input}" not in prompt and not kind.system_prompt:
-        experiment.note_rest(kind.model_extra, f"{where}.")
         return format_, prompt.replace("{instruction}", CONTEXT)  # rows without a field input
-    instead = "Alpaca's prompt" if format_ == "alpaca" else "the text is the prompt and the answer"
-    for key in ("format", "no_input_format", "system_prompt"):
-        prompt = getattr(kind, key) or Prompted.model_fields[key].default
-        if prompt not in ("", "{instruction}") and (key == "format" or prompt != kind.format):
-            experiment.note(f"{where}.{key}", prompt, instead)
-    experiment.note_rest(kind.model_extra, f"{where}.")
+    prompts = kind.model_dump(include={"format", "no_input_format", "system_prompt"})
+    if set(prompts.values()) - {"", "{instruction}"}:
+        is_alpaca = format_ == "alpaca"
+        why = "Alpaca's prompt" if is_alpaca else "the text is the prompt and the answer"
+        experiment.note(where, prompts, why)
     return format_, None
 
 
@@ -295,11 +270,9 @@ def _is_usual(experiment: Experiment, turns: Turns, where: str) -> bool:
         "role": turns.message_field_role,
         "content": turns.message_field_content,
     }
-    for role, given in turns.roles.items():
-        names = given if isinstance(given, list) else [given]
-        if any(SHAREGPT_ROLES.get(str(name)) != role for name in names):
-            experiment.note(f"{where}.roles", turns.roles, "roles have their usual names")
-            break
+    roles = [(SHAREGPT_ROLES.get(name), role) for role, own in turns.roles.items() for name in own]
+    if any(usual != role for usual, role in roles):
+        experiment.note(f"{where}.roles", turns.roles, "roles have their usual names")
     if parts in PROPERTIES and format_of(turns.field_messages) == MESSAGES:
         return True
     experiment.note(
@@ -314,17 +287,11 @@ def _chat_template(
     experiment: Experiment, entry: Dataset, keys: Axolotl, format_: str | None, folder: Path
 ) -> str | None:
     """``data.chat_template``. The template of a dataset comes before that of the file."""
-    own, shared = (
-        {key: text for key in TEMPLATE_KEYS if (text := getattr(each, key))}
-        for each in (entry, keys)
-    )
-    given = own or shared
-    name, jinja = (given.get(key, "") for key in TEMPLATE_KEYS)
-    if format_ is None:
-        for key, text in given.items():
-            experiment.note(key, text, "see data.chat_template")
-    elif format_ != MESSAGES:
-        experiment.ignored += [f"{key} (no conversations)" for key in given]
+    of = entry if entry.chat_template or entry.chat_template_jinja else keys
+    name, jinja = of.chat_template, of.chat_template_jinja
+    if format_ != MESSAGES:
+        given = {"chat_template": name, "chat_template_jinja": jinja}
+        experiment.ignored += [f"{key} (no conversations)" for key, text in given.items() if text]
     elif jinja and name in ("", "jinja"):
         if file := first_file(folder / jinja):
             return str(file.resolve())
@@ -334,18 +301,15 @@ def _chat_template(
         return name
     elif name and not name.startswith("tokenizer_default"):
         # Axolotl's templates are copies of those that the models of this name have.
-        is_bases = _letters(name) in _letters(keys.base)
-        experiment.note("chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN, detail=is_bases)
+        ours, theirs = (re.sub(r"[\W_]", "", text.lower()) for text in (name, keys.base))
+        experiment.note(
+            "chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN, detail=ours in theirs
+        )
     return None
 
 
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
-
-
 class Finlora(AdapterKeys):
-    """The keys of FinLoRA's YAML."""
-
+    tool = "FinLoRA"
     base: str = Field(alias="model_name")
     adapter__rank: int = Field(alias="lora_rank")
     adapter__alpha: float = Field(alias="lora_alpha")
@@ -370,6 +334,11 @@ FINETUNE = {
     "deepspeed": "deepspeed_configs/zero1.json",
 }
 """``finetune.py``'s values for missing keys (wangd12rpi/FinLoRA, lora/finetune.py)."""
+ENTRY = (
+    "base_model lora_r quant_bits load_in_8bit load_in_4bit lora_alpha learning_rate num_epochs "
+    "gradient_accumulation_steps peft_use_rslora peft_use_dora dataset_path batch_size"
+)
+"""The keys of an entry that ``finetune.py`` reads. All but the last two are also Axolotl's."""
 PROMPT = {
     "field_instruction": "context",
     "field_output": "target",
@@ -378,50 +347,31 @@ PROMPT = {
 }
 
 
-class FinloraEntry(Keys):
-    """The keys of an entry. Those from ``base_model`` on have the same meaning in Axolotl."""
-
-    dataset_path: str
-    batch_size: int = 2
-    base_model: Any
-    lora_r: Any
-    quant_bits: Any = None
-    load_in_8bit: Any = None
-    load_in_4bit: Any = None
-    lora_alpha: Any = None
-    learning_rate: Any = None
-    num_epochs: Any = None
-    gradient_accumulation_steps: Any = None
-    peft_use_rslora: Any = None
-    peft_use_dora: Any = None
-
-
 def read_finlora(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment of FinLoRA's YAML. Raises :class:`StudyError` as :func:`read` does."""
     keys = Finlora.read(values, where)
-    experiment = keys.experiment("FinLoRA's YAML", folder)
+    experiment = keys.experiment(folder)
     put_rows(experiment, [Rows("dataset", keys.dataset, "context_target")], folder)
     experiment.defaults.append(
         "targets, optimizer, learning rate and steps: defaults of study train"
     )
-    experiment.note_rest(keys.model_extra)
+    experiment.note_rest(keys.rest)
     return experiment
 
 
 def read_finlora_entry(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment of an entry. Raises :class:`StudyError` as :func:`read` does."""
-    entry = FinloraEntry.read(values, where)
-    own = entry.model_dump(include=entry.model_fields_set & FinloraEntry.model_fields.keys())
+    names = ENTRY.split()
+    own = {key: values[key] for key in names if values.get(key) is not None}
+    own["datasets"] = [{"path": own.pop("dataset_path"), "type": PROMPT}]
     if "batch_size" in own:
         own["micro_batch_size"] = own.pop("batch_size")
-    own["datasets"] = [{"path": own.pop("dataset_path"), "type": PROMPT}]
-    is_4bit = entry.quant_bits == 4 or bool(entry.load_in_4bit)
+    is_4bit = own.get("quant_bits") == 4 or own.get("load_in_4bit")
     own["optimizer"] = "paged_adamw_8bit" if is_4bit else "adamw_bnb_8bit"
     experiment = read({"adapter": "lora"} | FINETUNE | own, where, folder)
-    experiment.origin = f"FinLoRA's entry {where}"
+    experiment.origin = f"FinLoRA's {where}"
     silent = (f"{key} {shown(value)}" for key, value in FINETUNE.items() if key not in own)
     experiment.defaults.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")
-    experiment.ignored += [
-        f"{shown(key)} (finetune.py does not read it)" for key in entry.model_extra or ()
-    ]
+    unread = [shown(key) for key in values if key not in names and values[key] is not None]
+    experiment.ignored += [f"{key} (finetune.py does not read it)" for key in unread]
     return experiment

@@ -9,7 +9,7 @@ from typing import Any
 from study.errors import printable
 
 _CHANGES = {
-    "plain LoRA is trained": "use_dora use_mora relora",
+    "plain LoRA is trained": "use_dora peft_use_dora use_mora relora",
     "only adapters are trained": "lora_modules_to_save additional_target unfrozen_parameters "
     "peft_trainable_token_indices",
     "adapters start from their init": "lora_model_dir adapter_name_or_path resume_from_checkpoint",
@@ -34,7 +34,8 @@ _CHANGES = {
     "a system message is read from the field system": "field_system system",
     "the template has its own system message": "default_system default_system_message",
     "the tokenizer's own chat template is used": "chat_template chat_template_path",
-    "the base's own tokenizer is used": "tokenizer_config tokens add_tokens eos_token",
+    "the base's own tokenizer is used": "special_tokens tokenizer_config tokens add_tokens "
+    "eos_token",
     "the base is loaded as transformers loads it": "rope_scaling overrides_of_model_config "
     "quantize_moe_experts",
     "model.quant_bits quantises the base's block linears with bitsandbytes": "gptq "
@@ -48,15 +49,15 @@ _CHANGES = {
     "optim_target_modules use_galore use_apollo use_badam use_muon",
     "training goes on to the last step": "early_stopping_patience early_stopping_steps",
     "the weights of the last step are kept": "load_best_model_at_end",
+    "one device: with n GPUs, a step has n times as many rows there": "deepspeed fsdp fsdp_config",
 }
 CHANGES = {key: instead for instead, keys in _CHANGES.items() for key in keys.split()}
-ONE_DEVICE = "one device: with n GPUs, a step has n times as many rows there"
-DETAILS = dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), ONE_DEVICE)
-"""Keys that change what a run means in some cases only."""
 """Keys of any tool that change what a run means and have no counterpart: what is trained instead.
 
 Every other key that no reader takes is ignored, and named in one line.
 """
+DETAILS = ("deepspeed", "fsdp", "fsdp_config", "special_tokens")
+"""Such keys that change little, or in some cases only."""
 UNCHANGED: dict[str, Any] = {
     "field_system": "system",
     "roles_to_train": ["assistant"],
@@ -95,7 +96,6 @@ class Experiment:
     ignored: list[str] = field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
-        """Groups and values in one mapping."""
         return {**self.groups, **self.values}
 
     def note(self, key: str, value: Any, instead: str, *, detail: bool = False) -> None:
@@ -117,14 +117,14 @@ class Experiment:
                 yield heading
                 yield from (f"  {printable(note)}" for note in notes)
 
-    def note_rest(self, keys: Mapping[str, Any] | None, prefix: str = "") -> None:
+    def note_rest(self, keys: Mapping[str, Any], prefix: str = "") -> None:
         """Note every key that no reader took."""
-        for key, value in (keys or {}).items():
-            instead = DETAILS.get(key) or CHANGES.get(key)
-            if instead is None or not value or value == UNCHANGED.get(key):
-                self.ignored.append(f"{prefix}{shown(key)}")
+        for key, value in keys.items():
+            name = f"{prefix}{shown(key)}"
+            if key not in CHANGES or not value or value == UNCHANGED.get(key):
+                self.ignored.append(name)
             else:
-                self.note(f"{prefix}{shown(key)}", value, instead, detail=key in DETAILS)
+                self.note(name, value, CHANGES[key], detail=key in DETAILS)
 
 
 def shown(value: Any) -> str:

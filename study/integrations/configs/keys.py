@@ -8,8 +8,9 @@ import os.path
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
@@ -85,21 +86,14 @@ class Keys(BaseModel, extra="allow", allow_inf_nan=False):
         return found
 
     def refuse(self, why: str) -> NoReturn:
-        """Raise the :class:`StudyError` of this file."""
         raise StudyError(f"{self._where}: {why}")
 
-    def defaults(self) -> list[str]:
-        """The keys that are not set and whose default is neither empty nor false, with it."""
-        return [
-            f"{self.key(name)} {field.default}"
-            for name, field in type(self).model_fields.items()
-            if name not in self.model_fields_set
-            and not (field.is_required() or field.default_factory)
-            and field.default
-        ]
+    @property
+    def rest(self) -> dict[str, Any]:
+        """The other keys, of which a reader may take some."""
+        return self.model_extra or {}
 
     def key(self, name: str) -> str:
-        """The tool's name of a key."""
         return type(self).model_fields[name].alias or name
 
 
@@ -107,15 +101,20 @@ def _split(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-Names = Annotated[list[str], BeforeValidator(_split), Field(default_factory=list)]
+Split = BeforeValidator(_split)
+Names = Annotated[list[str], Split, Field(default_factory=list)]
 """Strings, of a list or separated by commas."""
 Targets = Annotated[str | list[str], Field(default_factory=list)]
 Mapped = Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 class AdapterKeys(Keys):
-    """A base and a LoRA adapter. A field ``adapter__rank`` is our setting ``adapter.rank``."""
+    """A base and a LoRA adapter. A field ``adapter__rank`` is our setting ``adapter.rank``.
 
+    ``tool``: whose keys they are.
+    """
+
+    tool: ClassVar[str]
     base: str
     adapter__rank: int
     adapter__alpha: float
@@ -131,7 +130,7 @@ class AdapterKeys(Keys):
             self.refuse("load_in_8bit, load_in_4bit, quant_bits contradict each other: keep one")
         return max(asked, default=None)
 
-    def experiment(self, origin: str, folder: Path) -> Experiment:
+    def experiment(self, folder: Path) -> Experiment:
         """An experiment with the settings of all such fields, and the base.
 
         The base is the folder of its name in ``folder``, if there is one.
@@ -146,7 +145,7 @@ class AdapterKeys(Keys):
         fields = (name for name in type(self).model_fields if "__" in name)
         values |= {name.replace("__", "."): getattr(self, name) for name in fields}
         given = {key: value for key, value in values.items() if value is not None}
-        return Experiment(f"{origin} {self._where}", {"model": "hf"}, given)
+        return Experiment(f"{self.tool}'s {self._where}", {"model": "hf"}, given)
 
 
 class TrainingKeys(AdapterKeys):
@@ -171,9 +170,9 @@ class TrainingKeys(AdapterKeys):
     warmup_ratio: float | None = None
     seed: int | None = 42
 
-    def experiment(self, origin: str, folder: Path) -> Experiment:
+    def experiment(self, folder: Path) -> Experiment:
         """The same, with optimizer, length, schedule and seed."""
-        experiment = super().experiment(origin, folder)
+        experiment = super().experiment(folder)
         values = experiment.values
         values["train.clip"] = self.train__clip or None
         self._put_optimizer(experiment)
@@ -213,13 +212,26 @@ class TrainingKeys(AdapterKeys):
 
     def warmup(self) -> float | int | None:
         """Steps, or a share of them below 1; ``warmup_steps`` may hold either (transformers 5)."""
-        if self.warmup_steps and self.warmup_ratio:
+        steps, ratio = self.warmup_steps, self.warmup_ratio
+        if steps and ratio:
             self.refuse("warmup_steps and warmup_ratio contradict each other: keep one")
-        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
-            self.refuse(f"warmup_ratio={self.warmup_ratio:g} leaves no step after the warm-up")
-        given = [each for each in (self.warmup_steps, self.warmup_ratio) if each is not None]
-        warmup = max(given, default=None)  # at most one of them is not 0
-        return int(warmup) if warmup is not None and warmup.is_integer() else warmup
+        if ratio is not None and not 0 <= ratio < 1:
+            self.refuse(f"warmup_ratio={ratio:g} leaves no step after the warm-up")
+        warmup = max((each for each in (steps, ratio) if each is not None), default=None)
+        return warmup if warmup is None or warmup % 1 else int(warmup)
+
+    def finish(self, experiment: Experiment, *more: str) -> None:
+        """Note the defaults that are neither empty nor false, ``more`` of them, and the rest."""
+        used = [
+            f"{self.key(name)} {field.default}"
+            for name, field in type(self).model_fields.items()
+            if name not in self.model_fields_set
+            and not (field.is_required() or field.default_factory)
+            and field.default
+        ]
+        if used := [*used, *more]:
+            experiment.defaults.append(f"{self.tool}'s defaults: {', '.join(used)}")
+        experiment.note_rest(self.rest)
 
 
 def all_targets(named: str | list[str] | None, parameters: str | list[str]) -> Any:
@@ -241,7 +253,7 @@ def note_init(experiment: Experiment, keys: Keys, key: str) -> None:
 
     Raises :class:`StudyError` for one that PEFT does not have, and for one that changes the base.
     """
-    init = (keys.model_extra or {}).pop(key, None)
+    init = keys.rest.pop(key, None)
     if why := refusal({"init_lora_weights": init}, trained=False):
         keys.refuse(why.replace("init_lora_weights", key, 1))
     if init not in (None, True):
@@ -263,10 +275,6 @@ class Rows:
     split: str | None = None
     subset: str | None = None
 
-    def part(self) -> tuple[str | None, str | None, str | None]:
-        """What all rows of a run have in common."""
-        return self.format, self.split, self.subset
-
 
 def put_rows(
     experiment: Experiment, data_sets: Sequence[Rows], folder: Path, **others: Any
@@ -279,17 +287,18 @@ def put_rows(
     """
     experiment.groups["data"] = "file"
     first = data_sets[0]
+    common = attrgetter("format", "split", "subset")
     given: dict[str, Any] = {"format": first.format, **others}
     paths, file = [], None
     for rows in data_sets:
         check_path(rows.path, rows.key)
         found = first_file(folder / rows.path, Path(rows.path))
         is_hub = files.is_hub_name(rows.path) and not files.is_file_name(rows.path)
-        if rows.part() != first.part():
+        if common(rows) != common(first):
             why = "it has not the format, split and subset of the first, which is trained on"
             experiment.note(rows.key, rows.path, why)
         elif rows.format is None:
-            pass
+            continue
         elif found is not None:
             file = file or found
             paths.append(str(found.resolve()))

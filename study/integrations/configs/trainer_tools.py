@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from study.data.formats import ROLES, SHAREGPT_ROLES
 from study.errors import StudyError, given, short, unknown
@@ -58,8 +58,7 @@ ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 
 
 class LlamaFactory(TrainingKeys):
-    """The keys of the YAML."""
-
+    tool = "LLaMA-Factory"
     adapter__rank: int = Field(8, alias="lora_rank")
     adapter__alpha: float = Field(0.0, alias="lora_alpha")
     optimizer__lr: float = Field(5e-5, alias="learning_rate")
@@ -79,8 +78,6 @@ class LlamaFactory(TrainingKeys):
 
 
 class Entry(Keys):
-    """A data set in ``dataset_info.json``."""
-
     file_name: str = ""
     hf_hub_url: str = ""
     split: str = "train"
@@ -106,18 +103,17 @@ def read_llama_factory(values: Mapping[str, Any], where: str, folder: Path) -> E
         keys.refuse(
             f"finetuning_type={given(keys.finetuning_type)} is not LoRA: give finetuning_type: lora"
         )
-    rest: dict[str, Any] = keys.model_extra or {}
-    if rest.get("pissa_init"):
+    if keys.rest.get("pissa_init"):
         keys.refuse("pissa_init changes the base's weights: remove it")
-    defaults = keys.defaults()
+    defaults = []
     if "adapter__alpha" not in keys.model_fields_set:
         keys.adapter__alpha = 2.0 * keys.adapter__rank
         defaults.append(f"lora_alpha {keys.adapter__alpha}")
-    experiment = keys.experiment("LLaMA-Factory's", folder)
+    experiment = keys.experiment(folder)
     targets = keys.lora_target
     experiment.values |= {
         "adapter.targets": "all-linear" if not targets or "all" in targets else targets,
-        "precision": "bf16" if keys.bf16 or rest.get("pure_bf16") else "float32",
+        "precision": "bf16" if keys.bf16 or keys.rest.get("pure_bf16") else "float32",
     }
     if keys.packing or keys.neat_packing:
         experiment.values["data.sample_packing"] = True
@@ -125,9 +121,7 @@ def read_llama_factory(values: Mapping[str, Any], where: str, folder: Path) -> E
             why = "each example is attended to alone, as with neat_packing"
             experiment.note("packing", True, why)
     _put_datasets(experiment, keys, folder, stage)
-    if defaults:
-        experiment.defaults.append(f"LLaMA-Factory's defaults: {', '.join(defaults)}")
-    experiment.note_rest(rest)
+    keys.finish(experiment, *defaults)
     return experiment
 
 
@@ -137,8 +131,7 @@ def _put_datasets(experiment: Experiment, keys: LlamaFactory, folder: Path, stag
     Raises :class:`StudyError` for a name that ``dataset_info.json`` lacks.
     """
     place = keys.dataset_dir
-    parents = () if place.startswith(("REMOTE:", "ONLINE")) else (folder / place, Path(place))
-    info = first_file(*(parent / INFO for parent in parents))
+    info = first_file(folder / place / INFO, Path(place, INFO))
     if info is None:
         names = ", ".join(keys.dataset)
         experiment.missing.append(f"dataset: {names} ({INFO} is not in {place}: {GIVE_PATH})")
@@ -146,15 +139,14 @@ def _put_datasets(experiment: Experiment, keys: LlamaFactory, folder: Path, stag
     else:
         chats = stage == "sft" and keys.template != "alpaca"
         data_sets = [_data_set(experiment, info, name, stage, chats) for name in keys.dataset]
-    others: dict[str, Any] = {"max_samples": keys.max_samples}
-    is_chat = data_sets[0].format in (None, "alpaca_chat", MESSAGES)
-    if stage == "sft" and is_chat and keys.template == "chatml":
-        others["chat_template"] = "chatml"
-    elif stage == "sft" and is_chat and keys.template:
+    is_chat = stage == "sft" and data_sets[0].format in (None, "alpaca_chat", MESSAGES)
+    template = keys.template if is_chat and keys.template == "chatml" else None
+    if is_chat and keys.template and not template:
         # Its templates are copies of those that the models of this name have.
         experiment.note("template", keys.template, TOKENIZERS_OWN, detail=True)
-    elif keys.template not in ("", "alpaca"):
+    elif not is_chat and keys.template not in ("", "alpaca"):
         experiment.ignored.append("template")
+    others = {"max_samples": keys.max_samples, "chat_template": template}
     file = put_rows(experiment, data_sets, folder, **others)
     put_heldout(experiment, "val_size", keys.val_size, file)
 
@@ -166,11 +158,10 @@ def _data_set(experiment: Experiment, info: Path, name: str, stage: str, chats: 
         raise unknown(f"dataset in {INFO}:", name, entries)
     entry = Entry.read(entries[name], f"{name} in {INFO}")
     format_ = _format(experiment, entry, name, stage)
-    experiment.note_rest(entry.model_extra, f"{name}.")
+    experiment.note_rest(entry.rest, f"{name}.")
     if format_ is None:
-        experiment.note(
-            "dataset", name, f"convert its rows to one of data.format, then {GIVE_PATH}"
-        )
+        why = f"convert its rows to one of data.format, then {GIVE_PATH}"
+        experiment.note("dataset", name, why)
     elif format_ == "alpaca" and chats:
         format_ = "alpaca_chat"
     path = entry.hf_hub_url or (str(info.parent / entry.file_name) if entry.file_name else name)
@@ -204,6 +195,7 @@ def _format(experiment: Experiment, entry: Entry, name: str, stage: str) -> str 
 USUAL_TARGETS = ["q_proj", "v_proj"]
 """What PEFT adapts in Llama, Mistral, Qwen and Gemma if nothing is said."""
 UNSLOTH_TARGETS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
+UNSLOTH_SECTIONS = ("data", "training", "lora", "logging")
 UNSLOTH_FORMATS = {
     "auto": AUTO,
     "alpaca": "alpaca",
@@ -217,6 +209,7 @@ PREFERENCES = "beta max_prompt_length reward_funcs reward_model_path num_generat
 class Trl(TrainingKeys):
     """The keys of the YAML. TRL has named its data sets in four ways."""
 
+    tool = "TRL"
     adapter__rank: int = Field(16, alias="lora_r")
     adapter__alpha: float = Field(32.0, alias="lora_alpha")
     adapter__dropout: float = Field(0.05, alias="lora_dropout")
@@ -237,10 +230,9 @@ class Trl(TrainingKeys):
     dataset_splits: Names
     dataset_mixer: Mapped
     dataset_mixture: Mapped
-    datasets: Annotated[list[Any], Field(default_factory=list)]
+    datasets: Annotated[list[dict[str, Any]], Field(default_factory=list)]
 
     def data_sets(self) -> list[dict[str, Any]]:
-        """Its data sets in one form."""
         if self.dataset_name:
             split = self.dataset_train_split
             return [{"path": self.dataset_name, "config": self.dataset_config, "split": split}]
@@ -248,19 +240,13 @@ class Trl(TrainingKeys):
             split = (self.dataset_splits or [""])[0]
             return [{"path": path, "split": split} for path in self.dataset_mixer]
         found = self.dataset_mixture.get("datasets") or self.datasets
-        if not found or not all(isinstance(entry, dict) for entry in found):
-            self.refuse("dataset_name is missing: add a value to import it")
-        return list(found)
+        return found or self.refuse("dataset_name is missing: add a value to import it")
 
 
 class TrlDataset(Keys):
-    """One data set of a mixture."""
-
-    path: str = ""
-    id: str = ""
-    split: str = ""
-    config: str = ""
-    name: str = ""
+    path: str = Field("", validation_alias=AliasChoices("path", "id"))
+    split: str = "train"
+    subset: str = Field("", validation_alias=AliasChoices("config", "name"))
     columns: Names
 
 
@@ -274,7 +260,7 @@ def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     keys = Trl.read(values, where)
     if not keys.use_peft:
         keys.refuse("use_peft is not true, which trains all weights: set use_peft: true")
-    experiment, defaults = keys.experiment("TRL's", folder), keys.defaults()
+    experiment, defaults = keys.experiment(folder), []
     targets = all_targets(keys.lora_target_modules, keys.lora_target_parameters)
     length, bf16 = keys.max_length or keys.max_seq_length, keys.bf16
     if targets is None:
@@ -293,33 +279,21 @@ def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     for number, entry in enumerate(keys.data_sets(), start=1):
         rows = TrlDataset.read(entry, f"{where}: data set {number}")
         formats = map(format_of, [*rows.columns, keys.dataset_text_field])
-        format_ = next(filter(None, formats), AUTO)
-        subset = (rows.config or rows.name).removeprefix("default")
-        name = rows.path or rows.id
-        data_sets.append(Rows("dataset", name, format_, rows.split or "train", subset))
-        experiment.note_rest(rows.model_extra, "dataset.")
+        format_, subset = next(filter(None, formats), AUTO), rows.subset.removeprefix("default")
+        data_sets.append(Rows("dataset", rows.path, format_, rows.split or "train", subset))
+        experiment.note_rest(rows.rest, "dataset.")
     put_rows(experiment, data_sets, folder)
     if not keys.assistant_only_loss:
         why = "of a chat, the loss is on the assistant's turns only"
         experiment.note("assistant_only_loss", False, why)
-    if defaults:
-        experiment.defaults.append(f"TRL's defaults: {', '.join(defaults)}")
-    experiment.note_rest(keys.model_extra)
+    keys.finish(experiment, *defaults)
     return experiment
-
-
-class Sections(Keys):
-    """The sections of Unsloth's YAML."""
-
-    data: Mapped
-    training: Mapped
-    lora: Mapped
-    logging: Mapped
 
 
 class Unsloth(TrainingKeys):
     """The keys of all sections, with the defaults of its command line and of its trainer."""
 
+    tool = "Unsloth"
     base: str = Field(alias="model")
     adapter__rank: int = Field(64, alias="lora_r")
     adapter__alpha: float = Field(16.0, alias="lora_alpha")
@@ -345,10 +319,11 @@ class Unsloth(TrainingKeys):
 
 def read_unsloth(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment. Raises :class:`StudyError` as :func:`read_llama_factory` does."""
-    parts = Sections.read(values, where)
-    flat = {**parts.data, **parts.training, **parts.lora, **(parts.model_extra or {})}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_section = key in UNSLOTH_SECTIONS and isinstance(value, dict)
+        flat |= value if is_section else {key: value}
     keys = Unsloth.read(flat, where)
-    rest: dict[str, Any] = keys.model_extra or {}
     if keys.training_type.lower() != "lora":
         keys.refuse(f"training_type={given(keys.training_type)} is not LoRA: give lora")
     if keys.use_loftq:
@@ -356,7 +331,7 @@ def read_unsloth(values: Mapping[str, Any], where: str, folder: Path) -> Experim
     names = [keys.dataset] if keys.dataset else keys.local_dataset
     if not names:
         keys.refuse("dataset is missing: add a value to import it")
-    experiment = keys.experiment("Unsloth's", folder)
+    experiment = keys.experiment(folder)
     experiment.values |= {
         "adapter.targets": keys.target_modules or UNSLOTH_TARGETS.split(),
         "precision": "bf16",
@@ -366,15 +341,16 @@ def read_unsloth(values: Mapping[str, Any], where: str, folder: Path) -> Experim
     if not keys.train_on_completions:
         experiment.note("train_on_completions", False, "the loss is on targets only")
     for key in ("finetune_language_layers", "finetune_attention_modules", "finetune_mlp_modules"):
-        if rest.pop(key, True) is False:
+        if keys.rest.pop(key, True) is False:
             experiment.note(key, False, "adapters are on all of target_modules")
-    experiment.note_rest(rest | parts.logging)
+    keys.finish(experiment)
     return experiment
 
 
 class Peft(AdapterKeys):
     """The fields that describe an adapter."""
 
+    tool = "PEFT"
     base: str = Field("", alias="base_model_name_or_path")
     adapter__rank: int = Field(alias="r")
     adapter__alpha: float = Field(alias="lora_alpha")
@@ -396,7 +372,7 @@ def read_peft(values: Mapping[str, Any], where: str, folder: Path) -> Experiment
     keys = Peft.read(values, where)
     if not keys.base:
         raise StudyError(f"{where} names no base: give one with --base (a folder or a hub name)")
-    experiment = keys.experiment("PEFT's", folder)
+    experiment = keys.experiment(folder)
     targets = all_targets(keys.target_modules, keys.target_parameters)
     experiment.values["adapter.targets"] = targets or USUAL_TARGETS
     if not targets:
@@ -410,5 +386,5 @@ def read_peft(values: Mapping[str, Any], where: str, folder: Path) -> Experiment
     experiment.defaults.append(
         "data (give data=file data.path=...), optimizer and steps: defaults of study train"
     )
-    experiment.note_rest(keys.model_extra)
+    experiment.note_rest(keys.rest)
     return experiment

@@ -4,6 +4,7 @@ Base and data have files of their own, so that ``model=tiny`` or ``data=pydoc`` 
 replaces all of their settings.
 """
 
+import re
 import shlex
 import tempfile
 from collections.abc import Iterable
@@ -12,13 +13,13 @@ from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from study.config.compose import CONF, compose
 from study.config.hints import as_study_errors
 from study.config.values import check_folder_name, literal
 from study.errors import StudyError, printable
-from study.integrations import overrides
 from study.integrations.configs.experiment import Experiment
 from study.store import write_text
 
@@ -35,7 +36,7 @@ def write(
     check_folder_name(name, "--name")
     is_own = folder.resolve() == CONF.resolve()
     words = [] if is_own else [f"--config-dir={folder.as_posix()}"]
-    command = shlex.join(["study", "train", *words, f"experiment={overrides.written(name)}"])
+    command = shlex.join(["study", "train", *words, f"experiment={written(name)}"])
     texts = _texts(experiment, name, command)
     for group in texts:
         path = folder / group / f"{name}.yaml"
@@ -47,14 +48,14 @@ def write(
             )
     _check(experiment, name, texts)
     try:
-        return _write_all(texts, name, folder), command
+        return _write(texts, name, folder), command
     except OSError as error:
         raise StudyError(
             f"cannot write to {folder} ({error.strerror}): give another --to"
         ) from None
 
 
-def _write_all(texts: dict[str, str], name: str, folder: Path) -> list[Path]:
+def _write(texts: dict[str, str], name: str, folder: Path) -> list[Path]:
     paths = []
     for group, text in texts.items():
         paths.append(folder / group / f"{name}.yaml")
@@ -64,7 +65,6 @@ def _write_all(texts: dict[str, str], name: str, folder: Path) -> list[Path]:
 
 
 def _texts(experiment: Experiment, name: str, command: str) -> dict[str, str]:
-    """The text of the file in each group."""
     under: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}}
     for key, value in experiment.values.items():
         group, _, rest = key.rpartition(".")
@@ -78,7 +78,7 @@ def _texts(experiment: Experiment, name: str, command: str) -> dict[str, str]:
         **under,
     }
     if experiment.sweep:
-        params = {key: ",".join(_words(values)) for key, values in experiment.sweep.items()}
+        params = {key: ",".join(map(written, values)) for key, values in experiment.sweep.items()}
         body["hydra"] = {"mode": "MULTIRUN", "sweeper": {"params": params}}
     lines = ["@package _global_", experiment.origin, command, *experiment.lines()]
     texts = {"experiment": _yaml(lines, body)}
@@ -94,21 +94,17 @@ def _yaml(comments: Iterable[str], body: dict[str, Any]) -> str:
     return head + OmegaConf.to_yaml(OmegaConf.create(literal(body)))
 
 
-def _words(values: Iterable[Any]) -> Iterable[str]:
-    return map(overrides.written, values)
-
-
 def _check(experiment: Experiment, name: str, texts: dict[str, str]) -> None:
     """Compose and check the experiment alone, and with each swept value."""
     sweep = experiment.sweep.items()
-    swept = [[f"{key}={word}"] for key, values in sweep for word in _words(values)]
+    swept = [[f"{key}={written(value)}"] for key, values in sweep for value in values]
     GlobalHydra.instance().clear()
     with (
         tempfile.TemporaryDirectory() as place,
         initialize_config_dir(str(CONF), version_base="1.3"),
     ):
-        _write_all(texts, name, Path(place))
-        shared = [f"hydra.searchpath=[file://{place}]", f"experiment={overrides.written(name)}"]
+        _write(texts, name, Path(place))
+        shared = [f"hydra.searchpath=[file://{place}]", f"experiment={written(name)}"]
         if experiment.groups.get("data") == "file" and "data.path" not in experiment.values:
             shared.append("data.path=given_when_you_train.jsonl")
         try:
@@ -116,3 +112,23 @@ def _check(experiment: Experiment, name: str, texts: dict[str, str]) -> None:
                 compose(GlobalHydra.instance().config_loader(), "config", shared, [[], *swept])
         except StudyError as error:
             raise StudyError(f"{experiment.origin}: {error}") from None
+
+
+def written(value: Any) -> str:
+    r"""``value`` so that Hydra reads it back unchanged after ``key=``.
+
+    Text may come from a stranger's file: an interpolation in it stays text.
+
+    >>> written(["a b", None, True, 1e-05, "${oc.env:HOME}"])
+    "['a b',null,true,1e-05,'\\${oc.env:HOME}']"
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(written, value))}]"
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    is_word = re.fullmatch(r"[a-z_/][\w./-]*", value, re.ASCII | re.IGNORECASE)
+    if is_word and value.lower() not in ("true", "false", "null", "nan", "inf"):
+        return value
+    return QuotedString(literal(value), Quote.single).with_quotes()

@@ -31,7 +31,7 @@ def test_what_changes_training_comes_first(study_cli: Cli, edit: Edit) -> None:
     assert where[0] == 0
     assert notes.index("  peft_use_dora: true (plain LoRA is trained)\n") < where[1]
     assert where[2] < notes.index("max_grad_norm 1.0") < where[3]
-    assert notes.endswith("Ignored:\n  flash_attention, output_dir\n")
+    assert notes.endswith("Ignored:\n  datasets[0].ds_type, flash_attention, output_dir\n")
     text = Path("conf/experiment/axolotl.yaml").read_text()
     assert "".join(f"# {line}\n" for line in notes.splitlines()) in text
 

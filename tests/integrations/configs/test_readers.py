@@ -182,7 +182,7 @@ AXOLOTL_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         typed({"field_instruction": "instruction", "field_output": "output", "format": "Q: {x}"}),
         ALPACA,
-        "datasets[0].type.format: Q: {x} (Alpaca's prompt)",
+        'datasets[0].type: {"format": "Q: {x}", ',
     ),
     (typed("input_output"), NOTHING, "datasets[0]: train.jsonl of type input_output (convert"),
     (chat() | {"chat_template": "chatml"}, {"data.chat_template": "chatml"}, ""),
