@@ -28,10 +28,12 @@ RECIPES = {
 """The headings of the page, and the override that uses what the recipe adds. Every study has all
 figures, so that one only names the study."""
 SWEEP = "model=tiny train.steps=2 train.batch_size=2 data.heldout=2 probes.steps=[0,1] "
-SWEEP += "adapter.rank=2,4,8 seed=0,1,2 optimizer.lr=1e-3"
+SWEEP += "adapter.rank=2,8 seed=0,1 optimizer.lr=1e-3 pack.fold=8"
 COMMANDS = """
 import json, sys
 from study import cli
+from study.figures import style
+style.DPI = 40
 plugins, lines = json.loads(sys.argv[1])
 for line in lines:
     sys.argv = ["study", *plugins, *line]
@@ -80,7 +82,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["train", "-m", searched, *SWEEP.split(), *RECIPES.values()],
         ["analyze", "results/recipes", "-q"],
         ["report", "results/recipes"],
-        ["dashboard", "results/recipes", "--export", "recipes.html"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps([plugins, lines])],
@@ -157,7 +158,7 @@ def test_a_data_set_and_a_figure(tables: StudyTables, folder: Path, report: str)
     assert set(tables.cells["data"]) == {"sums"}
     assert tables.metrics["loss"].notna().any()
     assert "data: sums" in report
-    assert (folder / "plots/recipes/seconds_vs_rank.png").stat().st_size > 5_000
+    assert (folder / "plots/recipes/seconds_vs_rank.png").stat().st_size > 1_000
     assert "Seconds that a cell took against its rank." in report
 
 

@@ -32,9 +32,9 @@ PACKAGE_LINES = {
     "study/training": 1_646,
     "study/vocabulary": 1_106,
     "study": 34_078,
-    "tests": 23_062,
+    "tests": 22_988,
     "benchmarks": 1_817,
-    "docs": 1_845,
+    "docs": 1_846,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

@@ -17,6 +17,7 @@ MODULES = (
     *("joblib", "pandas", "pyarrow.parquet", "pytorch_optimizer", "transformers.optimization"),
     *("study.cli", "study.sweeps.app", "study.sweeps.run", "study.sweeps.launch"),
     *("study.sweeps.plan", "study.sweeps.progress", "study.store.checkpoints"),
+    *("study.cli.tables", "study.report", "study.dashboard.document"),
 )
 
 for name in MODULES:

@@ -46,7 +46,6 @@ def in_bash(path: str, *words: str) -> list[str]:
 
 
 def test_verbs(path: str) -> None:
-    assert {"train", "analyze", "figures", "report"} <= set(in_bash(path, "study", ""))
     assert in_bash(path, "study", "trai") == ["train"]
     assert in_bash(path, "study", "fetch", "") == ["smollm2", "gemma3"]
 
@@ -55,8 +54,6 @@ def test_verbs(path: str) -> None:
     ("words", "expected"),
     [
         (["optimizer", "=", "ad"], ["adafactor", "adam", "adamw"]),
-        (["-m", "model", "=", "tiny", "adapter.scaling", "=", "r"], ["rslora"]),
-        (["pack.compile", "="], ["false", "true", "auto"]),
         (["adapter.sc"], ["compopt -o", "nospace", "adapter.scaling="]),
         (["experiment", "=", "qu"], ["quantised", "quick"]),
     ],

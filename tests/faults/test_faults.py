@@ -28,23 +28,19 @@ def test_every_file_of_a_study_is_written_through_the_store(short: Sweep) -> Non
     assert found - inside - written == set()
 
 
-@pytest.mark.parametrize(("sweep", "seeds"), [("dropout", 2), ("adapters", 1)])
-def test_a_killed_sweep_ends_with_the_tables_of_an_undisturbed_one(
-    place: Path, sweep: str, seeds: int
-) -> None:
-    disturbed = Sweep(sweep, place)
-    for seed in range(seeds):
-        assert disturbed.kill(seed).wrong == []
+@pytest.mark.parametrize("sweep", ["dropout", "adapters"])
+def test_a_killed_sweep_ends_with_the_tables_of_an_undisturbed_one(place: Path, sweep: str) -> None:
+    assert Sweep(sweep, place).kill(0).wrong == []
 
 
 def test_a_call_that_fails_gives_one_line_and_loses_nothing(short: Sweep) -> None:
-    for case in failing_cases(short, 1000, seed=0)[: len(short.kinds()) : 8]:
+    for case in failing_cases(short, 1000, seed=0)[: len(short.kinds()) : 12]:
         assert short.fail(*case).wrong == []
 
 
 @pytest.mark.parametrize("seed", [LEAST, NAMES_ONLY, 2])
 def test_power_loss_costs_no_row_of_a_checkpoint_and_no_record(short: Sweep, seed: int) -> None:
-    for at, _ in power_cases(short, 3, seed=0):
+    for at, _ in power_cases(short, 2, seed=0):
         assert short.lose_power(at + 7 * seed, seed).wrong == []
 
 

@@ -4,11 +4,11 @@ The checks measure a drawn figure: boxes are the renderer's window extents.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from itertools import combinations
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,78 +16,69 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+Named = tuple[str, Any, Bbox]
+"""What has a box: in words, its owner, and the box."""
+
 
 def problems(figure: Figure) -> list[str]:
     """Everything that makes ``figure`` hard to read, in words; empty if nothing does."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
-    return [found for check in CHECKS for found in check(figure, renderer)]
-
-
-def text_overlaps(figure: Figure, renderer: Any) -> Iterator[str]:
-    """Text on text."""
-    for (a, _, x), (b, _, y) in combinations(_text_boxes(figure, renderer), 2):
-        if x.overlaps(y):
-            yield f"{a} on {b}"
-
-
-def text_outside(figure: Figure, renderer: Any) -> Iterator[str]:
-    """Text off the page, or text of the data area outside of its panel."""
-    page = figure.bbox.padded(1)
-    for name, _, box in _text_boxes(figure, renderer):
-        if not _within(box, page):
-            yield f"{name} off the page"
-    for ax in _axes(figure):
-        panel = ax.get_window_extent(renderer).padded(1)
-        for text in _shown(ax.texts):
-            if not _within(_glyphs(text, renderer), panel):
-                yield f"{text.get_text()!r} outside of its panel"
-
-
-def text_on_panels(figure: Figure, renderer: Any) -> Iterator[str]:
-    """A tick label, an axis label or a title that reaches into a panel; a legend on anything."""
-    panels = [ax for ax in _axes(figure) if ax.axison]
-    texts = _text_boxes(figure, renderer)
-    for name, owner, box in texts:
-        if isinstance(owner, Axes):
-            for ax in panels:
-                if ax.get_window_extent(renderer).padded(-1).overlaps(box):
-                    yield f"{name} on a panel"
-    frames = [legend.get_window_extent(renderer) for legend in figure.findobj(Legend)]
-    for legend, frame in zip(figure.findobj(Legend), frames, strict=True):
-        for name, owner, box in texts:
-            if owner is not legend and box.overlaps(frame):
-                yield f"{name} on a legend"
-        for ax in panels:
-            if ax.get_window_extent(renderer).overlaps(frame):
-                yield "a legend on a panel"
-    if any(x.overlaps(y) for x, y in combinations(frames, 2)):
-        yield "a legend on a legend"
-    for a, b in combinations(panels, 2):
-        if a.get_window_extent(renderer).overlaps(b.get_window_extent(renderer)):
-            yield "panels overlap"
-
-
-def shown_markup(figure: Figure, renderer: Any) -> Iterator[str]:
-    """A dollar that a line break cut off its formula, so that the page shows TeX."""
-    for text, _ in _visible_texts(figure):
-        if len(re.findall(r"(?<!\\)\$", text.get_text())) % 2 and text.get_parse_math():
-            yield f"{text.get_text()!r} shows its markup"
-
-
-CHECKS: tuple[Callable[[Figure, Any], Iterator[str]], ...] = (
-    text_overlaps,
-    text_outside,
-    text_on_panels,
-    shown_markup,
-)
-
-
-def _text_boxes(figure: Figure, renderer: Any) -> list[tuple[str, Any, Bbox]]:
-    return [
+    texts = [
         (repr(text.get_text()), owner, _glyphs(text, renderer))
         for text, owner in _visible_texts(figure)
     ]
+    found = [f"{a[0]} on {b[0]}" for a, b in _overlaps(texts, texts) if a[2] is not b[2]]
+    found += text_outside(figure, texts, renderer)
+    found += text_on_panels(figure, texts, renderer)
+    return found + shown_markup(figure)
+
+
+def text_outside(figure: Figure, texts: list[Named], renderer: Any) -> list[str]:
+    """Text off the page, or text of the data area outside of its panel."""
+    page = figure.bbox.padded(1)
+    found = [f"{name} off the page" for name, _, box in texts if not _within(box, page)]
+    for ax in _axes(figure):
+        panel = ax.get_window_extent(renderer).padded(1)
+        inside = [(text, _glyphs(text, renderer)) for text in _shown(ax.texts)]
+        off = [text for text, box in inside if not _within(box, panel)]
+        found += [f"{text.get_text()!r} outside of its panel" for text in off]
+    return found
+
+
+def text_on_panels(figure: Figure, texts: list[Named], renderer: Any) -> list[str]:
+    """A tick label, an axis label or a title that reaches into a panel; a legend on anything."""
+    axes = [ax for ax in _axes(figure) if ax.axison]
+    panels = [("a panel", ax, ax.get_window_extent(renderer)) for ax in axes]
+    legends: list[Named] = [
+        ("a legend", legend, legend.get_window_extent(renderer))
+        for legend in figure.findobj(Legend)
+    ]
+    of_axes = [text for text in texts if isinstance(text[1], Axes)]
+    inner = [(name, ax, panel.padded(-1)) for name, ax, panel in panels]
+    pairs = [*_overlaps(of_axes, inner), *_overlaps(legends, panels)]
+    pairs += [pair for pair in _overlaps(texts, legends) if pair[0][1] is not pair[1][1]]
+    for boxes in (legends, panels):
+        pairs += [pair for pair in _overlaps(boxes, boxes) if pair[0] is not pair[1]]
+    return [f"{a[0]} on {b[0]}" for a, b in pairs]
+
+
+def shown_markup(figure: Figure) -> list[str]:
+    """A dollar that a line break cut off its formula, so that the page shows TeX."""
+    texts = [text for text, _ in _visible_texts(figure) if text.get_parse_math()]
+    cut = [t for t in texts if len(re.findall(r"(?<!\\)\$", t.get_text())) % 2]
+    return [f"{text.get_text()!r} shows its markup" for text in cut]
+
+
+def _overlaps(some: list[Named], others: list[Named]) -> list[tuple[Named, Named]]:
+    """The pairs whose boxes overlap."""
+    if not some or not others:
+        return []
+    a, b = (np.array([[*box.min, *box.max] for *_, box in boxes]) for boxes in (some, others))
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    pairs = np.argwhere((low <= high).all(axis=2))
+    return [(some[n], others[m]) for n, m in pairs]
 
 
 def _glyphs(text: Text, renderer: Any) -> Bbox:

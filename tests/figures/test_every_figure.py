@@ -15,7 +15,7 @@ from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
 from tests.figures import test_bf16, test_local_slopes, test_losses, test_rate_exponents
 from tests.figures.checklist import problems
-from tests.figures.conftest import tiny
+from tests.figures.conftest import said, tiny
 from tests.figures.test_against_rank import lazy
 
 PLAIN = (
@@ -26,11 +26,12 @@ PLAIN = (
 """The figures that every synthetic study has data for. The others have tests of their own."""
 BOTH = [("lora", np.nan), ("rslora", np.nan)]
 WIDE = tuple(4 * 2**k for k in range(10))
+REST = {"batch_size": 4, "accumulation": 1, "sequence_length": 48, "steps": 6}
 LONG = {"model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj", "lr": 0.1}
 STUDIES = {
     "one rank": {"ranks": (64,)},
     "uneven ranks": {"ranks": (4, 5, 6, 7, 8, 16, 1000, 1024)},
-    "ten ranks, power too": {"ranks": WIDE, "rules": [*BOTH, ("power", 0.75)]},
+    "ten ranks, power too": {"ranks": WIDE, "seeds": (0,), "rules": [*BOTH, ("power", 0.75)]},
     "infinite rank": {"ranks": (4, 64, 1024, np.inf)},
     "diverged": {
         "steps": 20,
@@ -38,8 +39,9 @@ STUDIES = {
     },
     "still running": {"steps": 20, "status": lambda c: "running"},
     "optimizers and rates": {
-        "settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]
+        "settings": [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "lr": 0.1}]
     },
+    "two rates": {"settings": [REST | {"lr": lr} for lr in (1e-4, 1e-3)]},
     "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
     "not analysed": {"fitted": False},
 }
@@ -59,6 +61,11 @@ def test_nothing_collides_in_unusual_studies(kind: str) -> None:
         for name, figure in draw_all(tiny(**STUDIES[kind])):
             assert problems(figure) == [], name
             drawn.append(name)
+            line = str(figure.get_label())
+            assert line in said(figure), f"{name} ends with the settings of its cells"
+            if kind == "two rates":
+                several = "several learning rates, α = 16, batch 4 × 48 tokens, 2 seeds, 6 steps"
+                assert several in line, name
     assert set(FEWER.get(kind, PLAIN)) <= set(drawn)
     assert drawn == [name for name in FIGURES if name in drawn]
 

@@ -44,35 +44,40 @@ def compared(folder: Path, *expectations: Expectation) -> list[Compared]:
     return compare(expectations, load_tables(folder))
 
 
-@pytest.fixture
-def five_seeds(on_disk: OnDisk) -> Path:
-    return on_disk(norm=norm, ranks=(4, 256))
+@pytest.fixture(scope="module")
+def five_seeds(on_disk_in: OnDisk, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return on_disk_in(tmp_path_factory.mktemp("five"), norm=norm, ranks=(4, 256))
 
 
-def test_the_interval_decides(five_seeds: Path) -> None:
+@pytest.fixture(scope="module")
+def tables(five_seeds: Path) -> Any:
+    return load_tables(five_seeds)
+
+
+def test_the_interval_decides(tables: Any) -> None:
     """The half-width is 2.776 x 0.002 x sqrt(2.5 / 5) = 0.0039, which allows for two rows."""
-    near, far = compared(five_seeds, NORM, replace(NORM, predicted=0.3))
+    near, far = compare([NORM, replace(NORM, predicted=0.3)], tables)
     assert near.measured == pytest.approx(0.0, abs=1e-6)
     assert near.high - near.low == pytest.approx(2 * 0.00393, rel=0.01)
     assert (near.verdict, far.verdict) == ("agrees", "differs")
-    [narrow] = compared(five_seeds, replace(NORM, tolerance=0.003))
-    [wide] = compared(five_seeds, replace(NORM, tolerance=0.0041))
+    [narrow] = compare([replace(NORM, tolerance=0.003)], tables)
+    [wide] = compare([replace(NORM, tolerance=0.0041)], tables)
     assert (narrow.verdict, wide.verdict) == ("unclear", "agrees")
 
 
-def test_a_factor_is_a_ratio(five_seeds: Path) -> None:
+def test_a_factor_is_a_ratio(tables: Any) -> None:
     """Under LoRA the norm falls by 64^-1/2 = 1/8 from rank 4 to 256."""
     one = replace(NORM, what="factor", rule="lora", predicted=1 / 8, tolerance=1.1)
-    right, wrong = compared(five_seeds, one, replace(one, predicted=1.0))
+    right, wrong = compare([one, replace(one, predicted=1.0)], tables)
     assert right.measured == pytest.approx(1 / 8, rel=1e-5)
     assert right.low < 1 / 8 < right.high
     assert (right.verdict, wrong.verdict) == ("agrees", "differs")
 
 
-def test_a_row_for_each_rule_or_one_if_rules_share_it(five_seeds: Path) -> None:
-    rows = compared(five_seeds, P_STAR)
+def test_a_row_for_each_rule_or_one_if_rules_share_it(tables: Any) -> None:
+    rows = compare([P_STAR], tables)
     assert [(row.verdict, round(row.measured, 4)) for row in rows] == [("agrees", 0.5)]
-    rows = compared(five_seeds, replace(NORM, rule=None))
+    rows = compare([replace(NORM, rule=None)], tables)
     curves = sorted((row.curve, row.verdict) for row in rows)
     assert curves == [("p=0.5", "agrees"), ("p=1", "differs")]
 
@@ -124,9 +129,7 @@ def test_best_rates(on_disk: OnDisk) -> None:
     assert (right.verdict, wrong.verdict) == ("agrees", "differs")
 
 
-def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
-    tables = load_tables(five_seeds)
-
+def test_the_section_counts_and_lists_them(tables: Any) -> None:
     def text(*records: dict[str, Any]) -> str:
         return report_text("known", tables, [{"status": "complete", **one} for one in records])
 
@@ -144,9 +147,8 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     assert "Expected and measured" not in text({"expects": []})
 
 
-def test_the_primary_test_leads(five_seeds: Path) -> None:
+def test_the_primary_test_leads(tables: Any) -> None:
     """Seeds differ by 0.002 in both slopes, so in the intercept and not in the slope."""
-    tables = load_tables(five_seeds)
     lora = replace(NORM, rule="lora", predicted=-0.5)
     primary = Primary(
         what="primary",
@@ -188,9 +190,8 @@ def test_how_many_seeds_are_needed(five_seeds: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(cli.cli, ["power", str(five_seeds)]).exit_code == 1
 
 
-def test_the_slope_of_a_distance_to_infinite_rank(five_seeds: Path) -> None:
+def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
     """Of the explicit runs; rank-free ones, which are no cells, do not count."""
-    tables = load_tables(five_seeds)
     cells = tables.cells[tables.cells["scaling"] == "rslora"]
     place = {"layer": "0.q", "kind": "q", "step": 1, "measure": "frobenius"}
     rows = [

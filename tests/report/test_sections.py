@@ -20,9 +20,16 @@ P_STAR, RATES = "p\\*", "Does the best learning rate transfer across ranks?"
 LRS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def section(folder: Path, title: str) -> str:
-    text = report_text("known", load_tables(folder), load_records(folder))
+def report_on(folder: Path) -> str:
+    return report_text("known", load_tables(folder), load_records(folder))
+
+
+def part(text: str, title: str) -> str:
     return text.split(f"\n## {title}\n\n")[1].split("\n## ")[0]
+
+
+def section(folder: Path, title: str) -> str:
+    return part(report_on(folder), title)
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -71,7 +78,8 @@ def test_rules_are_listed_by_whether_they_stay_stable(on_disk: OnDisk) -> None:
 def test_a_study_with_two_batches_says_which_one_was_read(on_disk: OnDisk) -> None:
     """The two have different slopes, so the numbers show it. Outputs are read on held-out ones."""
     folder = on_disk(norm=flat, outputs={"train": flat, "heldout": falling})
-    rows = rows_of(section(folder, CONDITION))
+    text = report_on(folder)
+    rows = rows_of(part(text, CONDITION))
     assert all(row[2] == ("training" if "norm" in row[1] else "held-out") for row in rows)
     [output] = [row for row in rows if row[:2] == ["SGD, rsLoRA", "adapter output, rms"]]
     assert "-0.12 [" in output[3]
@@ -79,28 +87,29 @@ def test_a_study_with_two_batches_says_which_one_was_read(on_disk: OnDisk) -> No
         "Measured on the held-out batch: the adapter output and the gradient into the inputs. "
         "Measured on the training batch: the gradient norm."
     ) in said(load_tables(folder))
-    batches = {tuple(row[1:3]) for row in rows_of(section(folder, EXPONENTS))}
+    batches = {tuple(row[1:3]) for row in rows_of(part(text, EXPONENTS))}
     assert ("adapter output, rms", "held-out batch") in batches
     assert ("adapter output, rms", "training batch") not in batches, "one verdict on a page"
 
 
 def test_a_study_with_the_training_batch_names_it_in_one_table(on_disk: OnDisk) -> None:
     folder = on_disk(norm=flat, outputs={"train": flat})
-    text = section(folder, CONDITION)
+    whole = report_on(folder)
+    text = part(whole, CONDITION)
     assert text.startswith("Stable at the first step and at the last: SGD, LoRA; SGD, rsLoRA.")
     assert "| SGD, rsLoRA | adapter output, rms | training | step 1: stable, 0.00 [" in text
     assert "batch:" not in " ".join(said(load_tables(folder)))
-    assert "| quantity | step |" in section(folder, EXPONENTS)
+    assert "| quantity | step |" in part(whole, EXPONENTS)
 
 
 def test_one_seed_has_no_verdict_and_no_interval(on_disk: OnDisk) -> None:
-    folder = on_disk(seeds=(0,), norm=falling, outputs={"train": flat}, lrs=LRS)
-    assert section(folder, CONDITION).startswith("Not decided: SGD, LoRA; SGD, rsLoRA.")
+    whole = report_on(on_disk(seeds=(0,), norm=falling, outputs={"train": flat}, lrs=LRS))
+    assert part(whole, CONDITION).startswith("Not decided: SGD, LoRA; SGD, rsLoRA.")
     for title in (CONDITION, EXPONENTS, P_STAR, RATES):
-        text = section(folder, title)
+        text = part(whole, title)
         assert "straightness of the line, one seed" in text
         assert "95 % interval" not in text
-    assert {row[6] for row in rows_of(section(folder, EXPONENTS))} == {"one seed"}
+    assert {row[6] for row in rows_of(part(whole, EXPONENTS))} == {"one seed"}
 
 
 def test_a_bent_line_has_its_slopes_at_both_ends(on_disk: OnDisk) -> None:
@@ -168,6 +177,6 @@ def test_best_rates_have_an_exponent(on_disk: OnDisk, study_cli: Callable[..., A
 
 
 def test_at_one_rank_nothing_is_fitted(on_disk: OnDisk) -> None:
-    folder = on_disk(ranks=(8,))
-    assert section(folder, CONDITION).strip() == "Unknown: no quantity was measured at two ranks."
-    assert "## What was run" in report_text("known", load_tables(folder), load_records(folder))
+    text = report_on(on_disk(ranks=(8,)))
+    assert part(text, CONDITION).strip() == "Unknown: no quantity was measured at two ranks."
+    assert "## What was run" in text
