@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, LoraBank
 from study.adapters.bank import initial_pair
@@ -22,31 +21,6 @@ def bank_of(specs: list[AdapterSpec], base: nn.Module | None = None) -> LoraBank
         nn.init.normal_(bucket.B_kOR)
     bank.make_pairs()
     return bank
-
-
-@pytest.mark.parametrize(
-    "base",
-    [nn.Linear(D, O), nn.Linear(D, O, bias=False), Conv1D(O, D)],
-    ids=["bias", "plain", "conv1d"],
-)
-def test_forward_is_the_base_and_each_cells_own_adapter(base: nn.Module) -> None:
-    bank = bank_of(SPECS, base)
-    x = torch.randn(len(SPECS) * B, T, D)
-    cells = zip(x.chunk(3), bank.pairs, strict=True)
-    expected = [base(x_) + g * (x_ @ A.mT) @ Bm.mT for x_, (A, Bm, g) in cells]
-    torch.testing.assert_close(bank(x), torch.cat(expected))
-
-
-def test_gradients_land_in_each_cells_pair() -> None:
-    bank = bank_of(SPECS)
-    x, weights = torch.randn(len(SPECS) * B, T, D), torch.randn(len(SPECS) * B, T, O)
-    (bank(x) * weights).sum().backward()
-    bank.bind_grads()
-    for x_, w_, pair in zip(x.chunk(3), weights.chunk(3), bank.pairs, strict=True):
-        A, Bm = (factor.detach().clone().requires_grad_() for factor in pair[:2])
-        (pair.gamma * (x_ @ A.mT) @ Bm.mT * w_).sum().backward()
-        torch.testing.assert_close(pair.A_RD.grad, A.grad)
-        torch.testing.assert_close(pair.B_OR.grad, Bm.grad)
 
 
 def test_an_optimizer_on_a_pair_moves_the_stack_and_no_other_cell() -> None:

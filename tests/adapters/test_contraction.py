@@ -1,4 +1,4 @@
-"""Contractions: gradients against numerical ones, values against float64, choice of a form."""
+"""Contractions: values and gradients against float64, and the choice of a form."""
 
 import copy
 from dataclasses import replace
@@ -10,44 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, Contraction, LoraBank
-from study.adapters.contraction import FLOAT, FORMS, Factored, Merged, Mixed, adapter_flops
-
-K, N, D, O, R = 2, 5, 4, 6, 3  # noqa: E741
-GAMMA_K11 = torch.tensor([0.5, 3.0], dtype=torch.float64).view(K, 1, 1)
-
-
-def operands(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    torch.manual_seed(0)
-    return [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
-
-
-FACTORED_SHAPES = ((K, N, O), (K, N, D), (K, R, D), (K, O, R))
-MERGED_SHAPES = ((K, R, D), (K, O, R))
-
-
-def test_gradients_agree_with_numerical_ones() -> None:
-    W, cells = torch.randn(O, D, dtype=torch.float64), (slice(0, K),)
-    assert torch.autograd.gradcheck(
-        lambda y, x, A, B: Factored.apply(x, y, None, None, False, cells, A, B, GAMMA_K11),
-        operands(torch.float64, *FACTORED_SHAPES),
-    )
-    assert torch.autograd.gradcheck(
-        lambda x, A, B: Factored.apply(x, None, W, None, False, cells, A, B, GAMMA_K11),
-        operands(torch.float64, *FACTORED_SHAPES[1:]),
-    )
-
-    def mixed_with_its_weight(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-        return Mixed.apply(x, (W + GAMMA_K11 * B @ A).detach(), A, B, GAMMA_K11)
-
-    assert torch.autograd.gradcheck(
-        mixed_with_its_weight, operands(torch.float64, *FACTORED_SHAPES[1:])
-    )
-    assert torch.autograd.gradcheck(
-        lambda *a: Merged.apply(W, *a, GAMMA_K11, None), operands(torch.float64, *MERGED_SHAPES)
-    )
-
-
-# Banks in every form.
+from study.adapters.contraction import FLOAT, FORMS, adapter_flops
 
 DIMS = (24, 40)
 # torch does not count the in-place form of baddbmm. a and b are shapes.

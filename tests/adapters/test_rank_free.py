@@ -17,11 +17,6 @@ RECIPES = {
     "plain": Recipe(),
     "momentum": Recipe(momentum=0.9, lr=0.01),
     "nesterov": Recipe(momentum=0.9, nesterov=True, lr=0.01),
-    "coupled decay": Recipe(decay=0.5),
-    "decoupled decay": Recipe(decay=0.5, decoupled=True),
-    "LoRA+": Recipe(ratio=8.0, lr=0.01),
-    "clipping": Recipe(clip=0.3, lr=0.2),
-    "schedule": Recipe(schedule=lambda step: 1 - step / 12),
     "all": Recipe(0.02, 4.0, 0.9, True, 0.05, False, 0.5, 30, lambda step: 1 - step / 31),
     "all, decoupled": Recipe(0.02, 4.0, 0.9, True, 0.3, True, 0.5, 30, lambda step: 1 - step / 31),
 }

@@ -51,11 +51,6 @@ def test_a_slip_is_found_before_torch_is_imported() -> None:
     assert (ran.returncode, ran.stdout.split()) == (2, [])
 
 
-def test_options_may_stand_anywhere(study_cli: Cli) -> None:
-    ran = study_cli("train", "model=tiny", "--cfg", "job", "adapter.rank=3")
-    assert "\n  rank: 3\n" in ran.out
-
-
 def entries(text: str) -> dict[str, str]:
     """The text of each entry of the help, by key."""
     found: dict[str, str] = {}

@@ -88,7 +88,7 @@ def test_any_text_has_the_tokens_and_the_marks_of_transformers(texts: list[str],
     assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
 
 
-@pytest.mark.parametrize("name", ["cohere2", "gemma3", "lfm2", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_vl"])
 def test_turns_without_marks_are_those_that_trl_marks(name: str) -> None:
     """TRL's training template of a model is its own template with marks."""
     own = template(TEMPLATES / f"{name}.jinja")
@@ -123,7 +123,7 @@ def of_trl(tmp_path: Path) -> Any:
     return prepared
 
 
-@pytest.mark.parametrize("name", ["chatml", "qwen3", "qwen3_5_think", "glm4moe"])
+@pytest.mark.parametrize("name", ["chatml", "glm4moe"])
 def test_the_last_turn_is_what_trl_takes_for_a_completion(of_trl: Any, name: str) -> None:
     path = "chatml" if name == "chatml" else TEMPLATES / f"{name}.jinja"
     text = CHATML if name == "chatml" else path.read_text()

@@ -228,15 +228,6 @@ def test_rows_and_columns(measured: Measured) -> None:
     assert (row["block"], row["kind"]) == (1, "up_proj")
 
 
-def test_a_probed_step_is_a_plain_step(fold: Fold) -> None:
-    plain = fold.backward(2, None)
-    grads = [w.grad.clone() for learner in fold.learners for w in learner.weights]
-    probed = fold.backward(2, NormProbe(fold.base.model))
-    assert torch.equal(probed, plain)
-    again = [w.grad for learner in fold.learners for w in learner.weights]
-    assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_values_are_kept_and_flagged(fold: Fold, bad: float) -> None:
     with torch.no_grad():

@@ -10,7 +10,6 @@ import pytest
 
 from study.analysis import load_tables
 from study.report import answer
-from study.report.answer import perplexities, size_text
 
 OnDisk = Callable[..., Path]
 Cell = Mapping[str, Any]
@@ -165,14 +164,3 @@ def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk: OnDisk) -
 
 def learns_at(cell: Cell) -> float:
     return learns(cell) + 0.1 * math.log(cell["lr"] / 1e-3) ** 2
-
-
-def test_numbers_for_sentences() -> None:
-    assert [size_text(f) for f in (0.0004, 0.089, 0.13, 1.01, 1.77, 2.0, 9.94, 12.6, 4096)] == [
-        *("0.04 %", "8.9 %", "13 %", "101 %", "177 %", "2.0 times", "9.9 times", "13 times"),
-        "4,096 times",
-    ]
-    assert perplexities(math.log(26.5), math.log(18), math.log(38.9)) == ["26.5", "18.0", "38.9"]
-    assert perplexities(math.log(255.31), math.log(255.12)) == ["255.3", "255.1"]
-    assert perplexities(2.0, 2.0) == ["7.39", "7.39"]
-    assert perplexities(2000.0) == ["1.01e+304"]

@@ -61,8 +61,3 @@ def test_an_analysis_ends_with_the_same_sentences(folder: Path) -> None:
     assert text.endswith(
         f"all exponents: {folder / 'exponents.parquet'} next: study report {folder}"
     )
-
-
-def test_control_characters_in_names_are_not_printed(on_disk: OnDisk) -> None:
-    folder = on_disk(ranks=(4,), seeds=(0,), model="a\x1b[2Jb")
-    assert "\x1b" not in told("report", folder)

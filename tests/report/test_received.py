@@ -91,6 +91,7 @@ def test_every_command_shows_a_folder_with_any_text(
     name = f"results/{folder.name}"
     report = study_cli("report", name, "--plots", "plots")
     assert report.code == 0, report.err
+    assert "\x1b" not in report.out + report.err
     html = (folder / "report.html").read_text()
     assert base64.b64encode(SECRET).decode() not in html
     parsed = Parsed(html)

@@ -192,14 +192,6 @@ def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_pat
     assert page.count("<table>") >= 3
 
 
-def test_names_cannot_become_markup(on_disk: OnDisk, tmp_path: Path) -> None:
-    folder = on_disk(ranks=(4, 32), seeds=(0,), model="<script>alert(1)</script>|x")
-    text = as_html(report_on(folder), "<b>", tmp_path)
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
-    assert "<title>&lt;b&gt;</title>" in text
-
-
 @pytest.mark.parametrize("inches", [3.4, 6.8])
 def test_a_figure_has_its_own_size_and_an_escaped_caption(inches: float, tmp_path: Path) -> None:
     """A figure of one column is half as wide as one of two."""

@@ -11,7 +11,6 @@ import pytest
 from study.config import ModelConfig
 from study.errors import StudyError
 from study.models import describe, tiny
-from study.sweeps.plan import makespan
 
 Cli = Callable[..., Any]
 
@@ -83,8 +82,3 @@ def test_a_config_json_is_a_shape(tmp_path: Path) -> None:
             describe(ModelConfig("shape", str(tmp_path)))
     with pytest.raises(StudyError, match=r"is no shape: choose from llama-2-7b, "):
         describe(ModelConfig("shape", "llama-4"))
-
-
-def test_the_longest_job_starts_first() -> None:
-    assert makespan([(1, 5.0), (1, 4.0), (1, 3.0), (1, 3.0)], 2) == 8.0
-    assert makespan([(2, 3.0), (1, 2.0), (1, 2.0)], 2) == 5.0

@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from study.adapters import adapted
 from study.adapters.bank import AdapterSpec
-from study.config import CellConfig, ModelConfig
+from study.config import CellConfig
 from study.data import Corpus, TokenBatch, build_corpus
-from study.models import FrozenBase, load_base, load_tokenizer, packaged
+from study.models import FrozenBase, load_tokenizer
 from study.training.loop import Fold
 
 STEPS = 5
@@ -104,14 +104,3 @@ def test_tiny(
     name, lr = optimizer.split(",")
     common = (f"adapter.scaling={scaling}", "adapter.rank=16")
     compare(tiny_base, cell(f"optimizer={name}", f"optimizer.lr={lr}", *common))
-
-
-@pytest.mark.smollm2
-@pytest.mark.skipif(
-    not packaged.is_whole(packaged.PACKAGES["smollm2"].folder), reason="run `study fetch smollm2`"
-)
-def test_smollm2(cell: Callable[..., CellConfig]) -> None:
-    """tiny has every pair of rule and optimizer."""
-    base = load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
-    common = ("model=smollm2", "adapter.rank=16", "train.batch_size=2", "data.sequence_length=24")
-    compare(base, cell("optimizer=adamw", "optimizer.lr=1e-4", "adapter.scaling=rslora", *common))
