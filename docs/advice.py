@@ -6,9 +6,13 @@ from textwrap import fill
 import numpy as np
 from click.testing import CliRunner
 
-from docs.blocks import Block, table
+from docs.blocks import Block, study_tables, table
+from docs.external import exponents
+from study.analysis.rate_theory import rate_exponent
+from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.cli.group import cli
 from study.vocabulary.optimizers import label
+from study.vocabulary.sources import model_label
 
 WITHIN = 2.0
 """The factor of the best rate within which an advised rate counts as right."""
@@ -63,4 +67,38 @@ def advised() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Block] = {"advice": printed, "symptom": symptom, "advised": advised}
+RATE_STUDIES = ("rate_rivals", "learning_rate_rho", "learning_rate_rho_tiny")
+
+
+def rate_theories() -> str:
+    """How far the measured exponents of the best rate lie from those of equal descents and of equal
+    outputs: the root mean square, a row per study and number of steps."""
+    rows = []
+    for name in RATE_STUDIES:
+        tables = study_tables(name)
+        rates = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
+        found = exponents_against_rho(rates).dropna(subset=["exponent", "output_slope"])
+        for steps, here in found.groupby("horizon"):
+            rho, both = here["rho"], (1 - here["exponent_p"], here["output_slope"])
+            off = [here["exponent"] - rate_exponent(m, rho) for m in both]
+            ranks = f"{here['rank_min'].min():g} to {here['rank_max'].max():g}"
+            rows.append((name, model_label(here["model"].iloc[0]), steps, ranks, off))
+    others = exponents()
+    off = [others["exponent"], others["exponent"] - others["predicted"]]
+    rows.append(("tinker-cookbook, p = 1", "35 models", 780, "1 to 128", off))
+    lines = [
+        "| study | model | steps | ranks | exponents | off the descent | off the output |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for *facts, off in rows:
+        far = [f"{np.sqrt(np.mean(each**2)):.3f}" for each in off]
+        lines.append(f"| {' | '.join(map(str, [*facts, len(off[0]), *far]))} |")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Block] = {
+    "advice": printed,
+    "symptom": symptom,
+    "advised": advised,
+    "rate-theories": rate_theories,
+}

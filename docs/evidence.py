@@ -14,7 +14,7 @@ import pandas as pd
 
 from docs.blocks import QUICK, RESULTS, ROOT
 from docs.external import TABLE, exponents
-from study.analysis.advice import Best, Evidence, Law, Setting, log_move, study_evidence
+from study.analysis.advice import Best, Evidence, Law, Setting, log_output, study_evidence
 from study.analysis.fits import mean_interval
 from study.analysis.losses import INSIDE, final_losses
 from study.analysis.rates import bottom
@@ -136,7 +136,7 @@ def bf16_sizes() -> dict[str, float]:
         rows = sites[0].merge(sites[1][["cell_id", "layer", "rms"]], on=["cell_id", "layer"])
         rows = rows[rows["precision"] == "float32"]
         runs = rows[["rank", "alpha", "lr"]].to_numpy()
-        moves = [lr * np.exp(log_move(Setting(int(r), a, 1.0, "adamw"))) for r, a, lr in runs]
+        moves = [lr * np.exp(log_output(Setting(int(r), a, 1.0, "adamw"))) for r, a, lr in runs]
         found[str(step)] = float((rows["rms_x"] / rows["rms_y"] / moves).median())
     return found
 

@@ -30,7 +30,8 @@ def exponents() -> pd.DataFrame:
     neighbours. A rank whose lowest loss is at the end of its rates is left out, and a model with
     fewer than :data:`LEAST_RANKS` others. ``low``, ``high``: a 95 % interval, with the scatter of
     the ranks about their lines pooled over models. ``predicted``: the slope over the same ranks of
-    the rate at which a step moves the adapter's output equally at p = 1.
+    the rate at which a step moves the adapter's output equally at p = 1. That of equal descents
+    is 0.
     """
     rows, scatter, df = [], 0.0, 0
     runs = pd.read_csv(TABLE).groupby(["model", "rank", "lr"], as_index=False)["nll"].mean()
@@ -62,8 +63,9 @@ def external() -> str:
     zero = int(((found["low"] <= 0) & (found["high"] >= 0)).sum())
     between = np.corrcoef(found["predicted"], found["exponent"])[0, 1]
     return minus(
-        f"{pooled} (mean of {len(found)} models; zero lies in {zero} of their intervals; theory "
-        f"{found['predicted'].mean():.2f}, correlation with it over models {between:.2f})"
+        f"{pooled} (mean of {len(found)} models; theory: 0 by the descent, which lies in {zero} of "
+        f"their intervals, and {found['predicted'].mean():.2f} by the output, whose correlation "
+        f"with it over models is {between:.2f})"
     )
 
 
@@ -76,9 +78,9 @@ def external_rates() -> Figure:
     off = np.abs(found[["low", "high"]].to_numpy().T - found["exponent"].to_numpy())
     axis.errorbar(found["exponent"], place, xerr=off, fmt="o", ms=3, lw=1, label="measured, 95 %")
     axis.plot(found["predicted"], place, "x", ms=4, color="black", label="theory, equal output")
-    axis.axvline(0, color="grey", lw=0.8, ls=":")
+    axis.axvline(0, color="black", lw=0.8, ls=":", label="theory, equal descent")
     axis.set_yticks(place, [name.rpartition("/")[2] for name in found["model"]], fontsize=6)
     axis.set_xlim(-0.15, 0.5)
     axis.set_xlabel("exponent of the best learning rate with the rank, LoRA's alpha / r")
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=7)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=7)
     return figure

@@ -1,13 +1,15 @@
 """Which learning rate belongs to a rank, a rule and an alpha, and on what the answer rests.
 
-A step at the rate lr moves the adapter output by ``lr M`` (:func:`log_move`). The best rate goes as
+A step at the rate lr lowers the loss by ``lr D`` to first order (:func:`log_descent`), and moves
+the adapters' output by ``lr M`` (:func:`log_output`). The best rate goes between ``D^-s`` and
 ``M^-s`` (:mod:`study.analysis.rate_theory`). Under SGD s is 1. Under other rules it falls from 1,
 while A hardly moves, to 1/2. There are five kinds of evidence, the strongest first (:func:`rest`):
 
 - **measured**: best rates of a study of the user's own, or of a committed one on the same model,
-  interpolated in log rank within a rule and alpha, and otherwise in log M;
+  interpolated in log rank within a rule and alpha, and then in log D between these;
 - **exponent**: the user's rate times the growth with the rank that a study measured under the rule;
-- **theory**: the user's rate times ``M^-s``, or **yours**: that rate, if nothing changes it;
+- **theory**: the user's rate times the middle of both, or **yours**: that rate, if nothing changes
+  it;
 - **others**: the best rates of 35 models in a sweep that others ran.
 
 ``advice.json`` holds the committed evidence; ``docs/evidence.py`` writes it.
@@ -18,6 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +31,7 @@ from study.analysis.losses import INSIDE, OF_A_RULE
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import NORMAL, best_rates, rate_transfer, rates_by_horizon
 from study.theory import family
-from study.theory.equivalence import move
+from study.theory.equivalence import descent, move
 from study.theory.rounding import swallowed
 
 SLOPES = (0.75, 0.5, 1.0)
@@ -207,61 +210,79 @@ def _known(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def log_move(run: Setting) -> float:
-    """log M: what a first step of size 1 moves the adapter output by, up to a constant.
+def log_descent(run: Setting) -> float:
+    """log D: what a first step of size 1 lowers the loss by, up to a constant."""
+    return math.log(descent(run.rank, run.gamma, run.optimizer) * run.ratio)
 
-    It is that of a usual layer. Muon's has torch's factor for the shape of a matrix, up to a rank
-    as large as the layer (:mod:`study.theory.spectral`).
-    """
-    if family(run.optimizer) == "spectral":
-        return math.log(run.gamma * run.ratio)
+
+def log_output(run: Setting) -> float:
+    """log M: what a first step of size 1 moves the output of a usual layer by, up to a constant."""
+    if family(run.optimizer) == "spectral":  # the closed form needs more of the layer
+        return log_descent(run)
     return math.log(move(run.rank, run.gamma, run.optimizer) * run.ratio)
 
 
 def share(rho: float) -> float:
     """s at rho."""
-    return -rate_exponent(1.0, 1.0, rho)
+    return -rate_exponent(1.0, rho)
 
 
 def theory(old: Setting, new: Setting) -> Span:
-    """The factor on the best rate from one run to another; for a rho within a factor of 3."""
+    """The factor on the best rate from one run to another, for a rho within a factor of 3: the
+    middle between an equal descent and an equal output, and the range of both."""
     slopes = SLOPES if old.rho is None else [share(old.rho * x) for x in (1.0, 3.0, 1 / 3)]
     if family(old.optimizer) == "linear":
         slopes = (1.0, 1.0, 1.0)
-    return power(log_move(old) - log_move(new), slopes)
+    ends = [power(log(old) - log(new), slopes) for log in (log_descent, log_output)]
+    middle = math.sqrt(ends[0].value * ends[1].value)
+    return Span(middle, min(x.low for x in ends), max(x.high for x in ends))
 
 
 def measured(new: Setting, bests: Sequence[Best]) -> Basis | None:
     """The best rate of ``new`` by those of one study; None without any inside its grid.
 
-    It is changed to the steps of ``new``, as ``steps^-h`` with the h of the committed studies.
+    It is that of its own rule and alpha, interpolated in log rank. Without them, it is interpolated
+    in log D between those of the others at its rank, or at the nearest rank that they have. It is
+    changed to the steps of ``new``, as ``steps^-h`` with the h of the committed studies.
     """
-    found: dict[Any, Best] = {}
+    rules: dict[Any, dict[int, Best]] = {}
     for best in sorted(bests, key=lambda best: -_unlike(best.steps, new.steps)):  # last: nearest
         if best.optimizer == new.optimizer and not best.edge:
-            found[best.p, best.alpha, best.ratio, *best.ranks] = best
-    rule = [b for b in found.values() if (b.p, b.alpha, b.ratio) == (new.p, new.alpha, new.ratio)]
-    ranks = [best.ranks[0] for best in rule]
-    of_rule = bool(rule) and min(ranks) <= new.rank <= max(ranks)
-    points = rule if of_rule else list(found.values())
+            rules.setdefault((best.p, best.alpha, best.ratio), {})[best.ranks[0]] = best
+    own = (new.p, new.alpha, new.ratio)
+    if own in rules and min(rules[own]) <= new.rank <= max(rules[own]):
+        rules = {own: rules[own]}
+    points = sorted((_at_rank(new, list(of.values())) for of in rules.values()), key=itemgetter(0))
     if not points:
         return None
-    runs = [Setting(b.ranks[0], b.alpha or 1, b.p, b.optimizer, b.ratio) for b in points]
-    x = np.array([math.log(run.rank) if of_rule else log_move(run) for run in runs])
-    at = math.log(new.rank) if of_rule else log_move(new)
-    h, order, inside = committed()["horizon"], np.argsort(x), float(np.clip(at, x.min(), x.max()))
-    logs = [
-        np.log([*Span(b.lr, b.low, b.high).times(power(math.log(b.steps / new.steps), h))])
-        if new.steps
-        else np.log([b.lr, b.low, b.high])
-        for b in points
-    ]
-    values = [math.exp(np.interp(inside, x[order], y)) for y in np.array(logs)[order].T]
+    at, x = log_descent(new), np.array([point[0] for point in points])
+    inside = float(np.clip(at, x[0], x[-1]))
+    rates = np.log([point[1] for point in points])
+    found = Span(*(math.exp(np.interp(inside, x, y)) for y in rates.T))
     slopes = (1.0, 1.0, 1.0) if family(new.optimizer) == "linear" else SLOPES
-    ranks = [run.rank for run in runs]
-    where = replace(points[int(np.argmin(np.abs(x - at)))], ranks=[min(ranks), max(ranks)])
-    rate = Span(*values).times(power(inside - at, slopes))
-    return Basis("measured", rate, where=where, inside=of_rule or math.isclose(inside, at))
+    ranks = [rank for of_rank in rules.values() for rank in of_rank]
+    where = points[int(np.argmin(np.abs(x - at)))][2]
+    return Basis(
+        "measured",
+        found.times(power(inside - at, slopes)),
+        where=replace(where, ranks=[min(ranks), max(ranks)]),
+        inside=min(ranks) <= new.rank <= max(ranks) and math.isclose(inside, at),
+    )
+
+
+def _at_rank(new: Setting, bests: list[Best]) -> tuple[float, list[float], Best]:
+    """Of one rule at the rank of ``new``, or at the nearest one that it has: log D; the best rate
+    and its range after the steps of ``new``; and the nearest of its best rates."""
+    bests.sort(key=lambda best: best.ranks[0])
+    ranks, h = [best.ranks[0] for best in bests], committed()["horizon"]
+    logs = [math.log(best.steps / new.steps) if new.steps else 0.0 for best in bests]
+    pairs = zip(bests, logs, strict=True)
+    rates = np.array([[*Span(b.lr, b.low, b.high).times(power(log, h))] for b, log in pairs])
+    rank = int(np.clip(new.rank, ranks[0], ranks[-1]))
+    first = min(bests, key=lambda best: abs(math.log(best.ranks[0] / rank)))
+    run = Setting(rank, first.alpha or 1, first.p, first.optimizer, first.ratio)
+    at_rank = [math.exp(np.interp(math.log(rank), np.log(ranks), y)) for y in np.log(rates).T]
+    return log_descent(run), at_rank, first
 
 
 def _unlike(steps: int, wanted: int | None) -> float:
@@ -277,7 +298,7 @@ def exponent(old: Setting, new: Setting, laws: Sequence[Law]) -> Basis | None:
     holds the exponents of all laws of the rule. Laws of AdamW stand for every sign-like rule.
     """
     start = replace(new, rank=old.rank)  # its alpha need not be that of the old run
-    m = (log_move(new) - log_move(start)) / math.log(new.rank / old.rank)
+    m = (log_descent(new) - log_descent(start)) / math.log(new.rank / old.rank)
 
     def moved(law: Law) -> float:
         return m * (share(law.rho) - share(old.rho)) if old.rho and law.rho else 0.0
@@ -342,6 +363,6 @@ def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> l
 def lost_in_bf16(run: Setting, lr: float) -> dict[int, float]:
     """The share of the adapter's output that rounding takes, by step: if it is added to a rounded
     output, with the sizes of SmolLM2 under AdamW. Empty for other families."""
-    moved = lr * math.exp(log_move(run))
+    moved = lr * math.exp(log_output(run))
     sizes = committed()["bf16"] if family(run.optimizer) == "sign" else {}
     return {int(step): float(swallowed(1.0, size * moved)) for step, size in sizes.items()}

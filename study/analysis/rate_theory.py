@@ -1,51 +1,46 @@
-"""What theory predicts for the exponent of the best learning rate with rank.
+"""What theory predicts for the exponent of the best learning rate with rank: an interval.
 
-The best rate is the one that moves the adapter output by the same amount at every rank. Near the
-init a step of size ``lr`` moves it by ``lr M(r)``, and ``M`` is the finite-rank curve of
-``adapter_out`` (:mod:`study.theory.curves`):
+Two rules say what the best rate keeps the same at every rank. Near the init, with steps of size
+``lr``, they are
 
-    M(r) = gamma r sqrt(1 + (r_sign - 1)/r)          sign-like rules
-    M(r) = gamma^2 r sqrt(1 + (1 + r_align)/r)       linear rules, roughly
+- the *descent*, by which a step lowers the loss to first order:
+  ``lr gamma r`` under sign-like rules, ``lr gamma^2 r`` under linear ones. Its slope is m = 1 - p,
+  or 1 - 2p, at all ranks;
+- the *output*, by which a step moves the adapter's output: ``lr`` times the finite-rank curve
+  of ``adapter_out`` (:mod:`study.theory.curves`), such as ``gamma sqrt(r (r - 1 + r_sign))``. It
+  has the same slope at high rank, and bends at low rank. m is its slope over the ranks measured.
 
-So the best rate falls as ``1/M``. Under a sign-like rule the motion of A may dominate instead (rho
-= |dA x| / |A0 x| >> 1, at the end of a run at the best rate). The output then moves by about
-``lr^2 M(r)``, and the best rate falls as ``M^-1/2`` (muA, arXiv 2602.06204, Corollary 4.4). The
-prediction is the interval between the two; rho says where in it. Below the crossover it is far from
-the asymptotes, -(1 - p) and -(1 - p)/2: at p = 1/2, ranks 4 to 256 and r_sign = 9 it is -0.37 to
--0.19, not -0.5 to -0.25.
+The committed studies decide for the descent on SmolLM2 and for the output on the tiny model, at
+every number of steps; a sweep of others over 35 models lies between (docs/best-rates.md). So the
+prediction is the interval between the two.
 
-**One layer, one input x.** B starts at 0, and the gradient dL/dy keeps its signs u. Every entry
-moves by ``lr`` per step. After T steps, with ``L = lr T``,
+**The motion of A.** Under a sign-like rule A moves as well. After T steps, let ``L = lr T``, and
+let ``rho = |dA x| / |A0 x|``. Take one layer, one input x, and a gradient dL/dy that keeps its
+signs u. B starts at 0 and every entry moves by ``lr`` a step, so
 
     B = -L u sign(A0 x)^T          dA x = L ||x||_1 sign(A0 x)
 
 because the gradient of A is ``gamma B^T dL/dy x^T``, whose sign is ``-sign(A0 x) sign(x)^T``. So A
 moves each component of ``A x`` away from 0, and the output is ``-gamma L u (||A0 x||_1 + L r
 ||x||_1)``. The r components of ``A0 x`` are Gaussian with standard deviation s, so ``||A0 x||_1``
-is ``sqrt(2/pi) s r``, ``|A0 x|`` is ``s sqrt(r)``, and rho is ``L ||x||_1 / s``. The output is
+is ``sqrt(2/pi) s r``, ``|A0 x|`` is ``s sqrt(r)``, and rho is ``L ||x||_1 / s``. The output, and
+with it the descent, is
 
     L M(r) (1 + k rho),    M(r) = sqrt(2/pi) gamma s r,    k = sqrt(pi/2) = 1.25
 
-**The best rate** makes the output the same at every rank. rho is proportional to the rate, by a
-factor that does not depend on rank. So ``log L + log M(r) + log(1 + k rho)`` is constant, and the
-derivative by ``log r`` is
+The best rate makes it the same at every rank. rho is proportional to the rate, by a factor that
+does not depend on rank. So ``log L + log M(r) + log(1 + k rho)`` is constant, and
 
-    d log lr / d log r = -m (1 + k rho) / (1 + 2 k rho),    m = d log M / d log r = 1 - p
+    d log lr / d log r = -m (1 + k rho) / (1 + 2 k rho),    m = d log M / d log r
 
-**Several inputs.** Their updates of B agree only in part, so M has a bend at low rank: m is the
-slope of that curve over the ranks measured. The part of the output through dA is proportional to
-``M_A(r)``, which has a bend of its own. Its slope m_A lies between m and 1 - p, since A moves along
-the directions that the updates of B agree on; tests/analysis/test_rate_crossover.py measures both.
-Then
+from ``-m`` at rho far below 1 to ``-m/2`` far above (muA, arXiv 2602.06204, Corollary 4.4).
 
-    d log lr / d log r = -(m + m_A k rho) / (1 + 2 k rho)
-
-from ``-m`` at rho far below 1 to ``-m_A / 2`` far above. Several inputs also change k. That shifts
-the curve along the axis of rho, and changes neither end.
+With several inputs, the descent is ``gamma L sum_k (|G a_k|_1 + L |G^T sign(G a_k)|_1)`` over the r
+rows of A. Both parts are proportional to r, so only k changes. The part of the output through dA
+bends less than M: its exponent lies between those of the two rules.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -62,99 +57,84 @@ Numbers = TypeVar("Numbers", float, npt.NDArray[np.float64])
 
 K = math.sqrt(math.pi / 2)
 """The motion of the output through ``dA``, in units of that through ``A0``, at rho = 1."""
-
-
-def rate_exponent(slope: float, slope_of_A: float, rho: Numbers) -> Numbers:
-    """``d log lr / d log r`` of the best rate at ``rho``.
-
-    ``slope`` is m of the module, ``slope_of_A`` is m_A.
-
-    >>> rate_exponent(0.86, 1.0, 0.0), round(rate_exponent(0.86, 1.0, 1e9), 3)
-    (-0.86, -0.5)
-    """
-    return -(slope + slope_of_A * K * rho) / (1 + 2 * K * rho)
-
-
-MOVES = ("log_move_aligned", "log_move_unaligned")
-"""The columns of ``rates`` with log M, up to a constant. They are equal if the alignments were
-recorded."""
+OUTPUT = "log_output"
+"""The column of ``rates`` with the log of the output that a step of size 1 moves."""
 LARGE = 1e9
-"""Stands for an unknown number of features, D, as an upper bound."""
+"""Stands for an unknown number of features, D."""
 
 
-def log_moves(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
-    """log M at each rank of the runs of one rule: the columns :data:`MOVES`, indexed by rank.
+def rate_exponent(m: float, rho: Numbers) -> Numbers:
+    """``d log lr / d log r`` of the best rate at ``rho``. ``m``: see the module.
 
-    It is the mean over layers. If the probes recorded the alignments of the layers, both columns
-    use them. Otherwise the first has the least alignment number that is possible (r_align = 1: all
-    inputs along the direction that the gradient reads), and the second the largest plausible one
-    (r_align = D: inputs unrelated to the gradient). NaN for an init or optimizer without theory.
+    >>> rate_exponent(0.86, 0.0), round(rate_exponent(0.86, 1e9), 3)
+    (-0.86, -0.43)
+    """
+    return -m * (1 + K * rho) / (1 + 2 * K * rho)
+
+
+def log_outputs(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.Series:
+    """:data:`OUTPUT` at each rank of the runs of one rule, up to a constant: the mean over layers.
+
+    Without recorded alignments, inputs are taken as unrelated to the gradient (r_align = D), which
+    bends the most. NaN for an init or optimizer without theory.
     """
     ranks = np.unique(runs["rank"].to_numpy(float))
     first = runs.iloc[0]
     optimizer, init = str(first["optimizer"]), INITS.get(str(first["init"]))
-    columns = {name: np.full(len(ranks), math.nan) for name in MOVES}
+    found = np.full(len(ranks), math.nan)
     # The law holds if A is drawn, with a variance independent of rank.
     if init is not None and init.drawn == "A" and init.q == 0 and optimizer in OPTIMIZERS:
         law: dict[str, Any] = {"step": 1, "optimizer": optimizer, "p": float(first["exponent_p"])}
-        for name, layers in zip(MOVES, layer_bounds(runs, probes, optimizer), strict=True):
-            logs = [np.log(curve(FORWARD_OUT.site, "rms", ranks, **law, layer=x)) for x in layers]
-            columns[name] = np.mean(logs, axis=0)
-    return pd.DataFrame(columns, index=ranks)
+        layers = _layers(runs, probes, optimizer, init.kurtosis)
+        curves = [curve(FORWARD_OUT.site, "rms", ranks, **law, layer=layer) for layer in layers]
+        found = np.mean(np.log(curves), axis=0)
+    return pd.Series(found, ranks, name=OUTPUT)
 
 
-def predicted_interval(moves: pd.DataFrame, optimizer: str) -> tuple[float, float]:
-    """The interval predicted for the exponent of the best rate over the ranks of ``moves``.
-
-    ``moves`` is a part of :func:`log_moves`. NaN without a prediction, or with fewer than two
-    ranks.
-    """
-    if len(moves) < 2 or moves.isna().any(axis=None) or optimizer not in OPTIMIZERS:
-        return math.nan, math.nan
-    falls = [-m for m in move_slopes(moves)]
-    if family(optimizer) == "sign":
-        falls += [fall / 2 for fall in falls]
-    return min(falls), max(falls)
-
-
-def move_slopes(moves: pd.DataFrame) -> list[float]:
-    """d log M / d log r over the ranks of ``moves``, a part of :func:`log_moves`, of each column.
-
-    There must be two ranks at least.
-    """
-    # log M is known up to a constant; centred, its exponential is near 1.
-    return [
-        float(slope(np.exp(column - column.mean()), moves.index.to_numpy(float)))
-        for column in moves.to_numpy(float).T
-    ]
-
-
-def layer_bounds(
-    runs: pd.DataFrame, probes: pd.DataFrame, optimizer: str
-) -> tuple[Sequence[Layer], Sequence[Layer]]:
-    """The layers for the two columns of :data:`MOVES`.
-
-    Recorded alignments are geometric means over the runs at the first step that has them: they do
-    not depend on rank or rate there.
-    """
-    kurtosis = INITS[str(runs["init"].iloc[0])].kurtosis
+def _layers(
+    runs: pd.DataFrame, probes: pd.DataFrame, optimizer: str, kurtosis: float
+) -> list[Layer]:
+    """The layers with their alignments: geometric means over the runs at the first step that has
+    them. They do not depend on rank or rate there."""
     name = "r_sign" if family(optimizer) == "sign" else "r_align"
     mine = probes[probes["cell_id"].astype(str).isin(set(runs["cell_id"].astype(str)))]
     fans = mine["d_in"].dropna() if "d_in" in mine else pd.Series(dtype=float)
-    if name in mine:
-        there = (mine["site"] == FORWARD_OUT.site) & (mine[name] > 0)
-        there &= mine["step"].between(1, LAST_PREDICTED_STEP)
-        rows = mine[there & np.isfinite(mine[name])]
-        rows = rows[rows["step"] == rows["step"].min()]
-        if len(rows):
-            by = rows.assign(log=np.log(rows[name])).groupby(rows["layer"].astype(str))
-            d_in = by["d_in"].first() if "d_in" in rows else by["log"].first() * math.nan
-            recorded = [
-                Layer(d_in=fan if fan > 0 else LARGE, kurtosis=kurtosis, **{name: math.exp(log)})
-                for fan, log in zip(d_in, by["log"].mean(), strict=True)
-            ]
-            return recorded, recorded
     D = float(fans.max()) if len(fans) and fans.max() > 0 else LARGE
-    scale = math.pi / 2 if name == "r_sign" else 1.0
-    ends = [Layer(d_in=D, kurtosis=kurtosis, **{name: scale * end}) for end in (1.0, D)]
-    return ends[:1], ends[1:]
+    rows = pd.DataFrame()
+    if name in mine:
+        there = (mine["site"] == FORWARD_OUT.site) & (mine[name] > 0) & np.isfinite(mine[name])
+        rows = mine[there & mine["step"].between(1, LAST_PREDICTED_STEP)]
+    if rows.empty:
+        unrelated = D * (math.pi / 2 if name == "r_sign" else 1)
+        return [Layer(d_in=D, kurtosis=kurtosis, **{name: unrelated})]
+    rows = rows[rows["step"] == rows["step"].min()]
+    by = rows.assign(log=np.log(rows[name])).groupby(rows["layer"].astype(str))
+    d_in = by["d_in"].first() if "d_in" in rows else by["log"].first() * math.nan
+    return [
+        Layer(d_in=fan if fan > 0 else LARGE, kurtosis=kurtosis, **{name: math.exp(log)})
+        for fan, log in zip(d_in, by["log"].mean(), strict=True)
+    ]
+
+
+def slopes(outputs: pd.Series, optimizer: str, p: float) -> tuple[float, float]:
+    """m by the descent, and by the output over the ranks of ``outputs`` (:func:`log_outputs`).
+
+    NaN without a prediction, or with fewer than two ranks.
+    """
+    if len(outputs) < 2 or outputs.isna().any():
+        return math.nan, math.nan
+    ranks = outputs.index.to_numpy(float)
+    descent = curve("adapter_update", "descent", ranks, step=0, optimizer=optimizer, p=p)
+    # The log is known up to a constant; centred, its exponential is near 1.
+    return slope(descent, ranks), slope(np.exp(outputs - outputs.mean()), ranks)
+
+
+def predicted_interval(outputs: pd.Series, optimizer: str, p: float) -> tuple[float, float]:
+    """The interval predicted for the exponent of the best rate at any rho; NaN as :func:`slopes`.
+
+    ``outputs``: of the ranks of the fit.
+    """
+    falls = [-m for m in slopes(outputs, optimizer, p)]
+    if optimizer in OPTIMIZERS and family(optimizer) == "sign":
+        falls += [fall / 2 for fall in falls]
+    return min(falls), max(falls)

@@ -24,9 +24,9 @@ standard deviations of the grid, are added in quadrature.
 
 **The best alpha** at a fixed learning rate is found in the same way, with the roles of alpha and
 the learning rate exchanged. LoRA-alpha (arXiv 2606.12883, abstract) finds the best alpha of LoRA
-to grow as sqrt(r), which makes gamma that of rsLoRA. Under a sign-like rule a step of size lr moves
-the adapter output by ``lr M(r)``, and ``M`` is proportional to alpha. The motion of A changes the
-power of lr in this, but not that of alpha. So the best alpha falls as ``1/M`` in either case.
+to grow as sqrt(r), which makes gamma that of rsLoRA. Under a sign-like rule the descent of a step
+is proportional to ``lr gamma r``, and the motion of A changes the power of lr in this, but not that
+of alpha. So by the descent the best alpha goes as ``r^(p - 1)`` in either case.
 
 **Horizons.** A run at a constant rate, stopped at step h, is the run of h steps. So every held-out
 loss on the way gives the best rate for training that long.
@@ -44,14 +44,13 @@ from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
 from study.analysis.grouping import groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
-    MOVES,
-    log_moves,
-    move_slopes,
+    OUTPUT,
+    log_outputs,
     predicted_interval,
     rate_exponent,
+    slopes,
 )
 from study.theory import family
-from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import BROKEN, STATUSES
 from study.vocabulary.thresholds import CONFIDENCE
@@ -64,7 +63,7 @@ QUANTILE = 0.75
 steep as the other."""
 NOT_OF_A_RULE = (
     *("rank", "seed", "best_lr", "best_loss", "edge", "tried", "grid_step", "grid_sd"),
-    *("rho", *MOVES, "parameters", "flops"),
+    *("rho", OUTPUT, "parameters", "flops"),
 )
 """The columns of ``rates`` that vary within a rule."""
 
@@ -97,7 +96,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if it was not recorded);
-    - ``log_move_aligned``, ``log_move_unaligned``: :func:`~study.analysis.rate_theory.log_moves`.
+    - ``log_output``: see :func:`~study.analysis.rate_theory.log_outputs`.
     """
     ends = final_losses(cells, metrics, probes)
     rho = _rho(probes)
@@ -129,7 +128,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
             found.append(best)
         if rows:
             table = pd.DataFrame(rows).assign(grid_sd=grid_errors(found))
-            parts.append(table.join(log_moves(rule, probes), on="rank"))
+            parts.append(table.join(log_outputs(rule, probes), on="rank"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -216,8 +215,8 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
         inside = _inside(rule)
         row = rule.iloc[0].drop(list(NOT_OF_A_RULE), errors="ignore")
         fit = _line(inside)
-        of_ranks = (inside if fit["ranks"] else rule).groupby("rank")[list(MOVES)].first()
-        low, high = predicted_interval(of_ranks, str(row["optimizer"]))
+        outputs = (inside if fit["ranks"] else rule).groupby("rank")[OUTPUT].first()
+        low, high = predicted_interval(outputs, str(row["optimizer"]), float(row["exponent_p"]))
         rho = rule.groupby("rank")["rho"].median()
         rows.append(
             {
@@ -347,12 +346,12 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
 
     ``rates`` is the table of :func:`rates_by_horizon`. Further columns: ``horizon``; ``rho``, the
     geometric mean over the ranks of the fit and the seeds, at the best rate; ``rho_low`` and
-    ``rho_high``, its range; ``move_slope``, m of :mod:`study.analysis.rate_theory`;
-    ``at_rho_low`` and ``at_rho_high``, the interval that it predicts there, from m_A = m to
-    m_A = 1 - p. NaN without rho, or without a prediction.
+    ``rho_high``, its range; ``output_slope``, m of the output of
+    :mod:`study.analysis.rate_theory`; ``at_rho_low`` and ``at_rho_high``, the interval that it
+    predicts there, from the descent to the output. NaN without rho, or without a prediction.
     """
     rows = []
-    unknown = ("rho", "rho_low", "rho_high", "move_slope", "at_rho_low", "at_rho_high")
+    unknown = ("rho", "rho_low", "rho_high", "output_slope", "at_rho_low", "at_rho_high")
     for rule in groups(rates, ("horizon", *OF_A_RULE)):
         [row] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
         row |= {"horizon": rule["horizon"].iloc[0], **dict.fromkeys(unknown, math.nan)}
@@ -361,12 +360,12 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
         if len(rho):
             row["rho"] = float(np.exp(np.log(rho).mean()))
             row |= {"rho_low": float(rho.min()), "rho_high": float(rho.max())}
-        moves = inside.groupby("rank")[list(MOVES)].first()
-        optimizer = str(rule["optimizer"].iloc[0])
-        if len(moves) > 1 and optimizer in OPTIMIZERS and family(optimizer) == "sign":
-            m, p = float(np.mean(move_slopes(moves))), float(rule["exponent_p"].iloc[0])
-            ends = [rate_exponent(m, of_A, row["rho"]) for of_A in (m, 1 - p)]
-            row |= {"move_slope": m, "at_rho_low": min(ends), "at_rho_high": max(ends)}
+        outputs, optimizer = inside.groupby("rank")[OUTPUT].first(), str(row["optimizer"])
+        of_theory = slopes(outputs, optimizer, float(row["exponent_p"]))
+        if math.isfinite(of_theory[1]) and family(optimizer) == "sign":
+            ends = [rate_exponent(m, row["rho"]) for m in of_theory]
+            row["output_slope"] = of_theory[1]
+            row |= {"at_rho_low": min(ends), "at_rho_high": max(ends)}
         rows.append({str(name): value for name, value in row.items()})
     return pd.DataFrame(rows)
 

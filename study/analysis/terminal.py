@@ -222,7 +222,7 @@ def render_best(rates: pd.DataFrame) -> Table:
 
 def render_horizons(found: pd.DataFrame) -> Table:
     """:func:`~study.analysis.rates.exponents_against_rho` as a table of 80 columns."""
-    notes = ["theory at rho: between its values far below rho = 1 and far above it."]
+    notes = ["theory at rho: from equal descents of a step to equal outputs of the adapters."]
     notes += bracket_notes(found[found["exponent"].notna()])
     if (found["edges"] > 0).any():
         notes.append("Ranks with a best rate at an edge are left out: study rates --refine.")

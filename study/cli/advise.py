@@ -225,7 +225,7 @@ def about_run(run: Setting, rule: str) -> str:
 HEADS = {
     "measured": "measured",
     "exponent": "measured, r^{}",
-    "theory": "theory, equal output",
+    "theory": "theory, from equal descents to equal outputs",
     "yours": "yours, nothing changes the best rate",
     "others": "measured by others",
 }

@@ -4,10 +4,10 @@ SYMPTOMS: dict[str, dict[str, str]] = {
     "no-learning": {
         "seen": "The loss hardly falls under AdamW, and a higher rank does not help.",
         "why": (
-            "The learning rate is too low. Under AdamW a step moves the adapter's output by lr x "
-            "gamma x r, which is lr x alpha for LoRA at every rank. On SmolLM2 (LoRA, rank 256, "
-            "alpha 16, {steps} steps) lr {slow_lr:g} lowered the loss by {slow_fall:.2f} and lr "
-            "{lora_lr:g} by {lora_fall:.2f}."
+            "The learning rate is too low. Under AdamW a step lowers the loss in proportion to "
+            "lr x gamma x r, which is lr x alpha for LoRA at every rank. On SmolLM2 (LoRA, rank "
+            "256, alpha 16, {steps} steps) lr {slow_lr:g} lowered the loss by {slow_fall:.2f} and "
+            "lr {lora_lr:g} by {lora_fall:.2f}."
         ),
         "set": (
             "The learning rate 3 to 10 times as high; or alpha, which does the same while A hardly "

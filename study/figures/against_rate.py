@@ -182,11 +182,12 @@ def _on_rho(tables: Tables, part: Sweep) -> str:
 @style.paper()
 def rate_exponent_vs_rho(tables: Tables) -> Figure:
     """The exponent of the best learning rate with rank, against rho, the motion of A relative to
-    its init at the best rate. Curves are the predicted crossover, from -(1 - p) to half of it.
+    its init at the best rate. Lines are predicted, from -(1 - p) to half of it.
 
-    At low rho a curve has the bend of the ranks measured. At high rho its band reaches from half of
-    that to half of none. Bars are the 95 % interval over seeds, and the range of rho over ranks and
-    seeds. Open markers are shorter runs: the same cells, read at an earlier step.
+    The dashed line keeps the descent of a step the same at every rank. The dotted line keeps the
+    adapters' output the same, which bends at low rank. Bars are the 95 % interval over seeds, and
+    the range of rho over ranks and seeds. Open markers are shorter runs: the same cells, read at an
+    earlier step.
     """
     absent = (
         "an exponent of the best learning rate against rho needs rho of A, and learning rates "
@@ -208,7 +209,7 @@ def rate_exponent_vs_rho(tables: Tables) -> Figure:
         page,
         f"Vertical bars: 95 % intervals over {seeds:.0f} seeds." if seeds > 1 else "",
         "Horizontal bars: the range of ρ, on the training batch, over ranks and seeds.",
-        "Bands: predicted, from the bend of the ranks measured to no bend in the motion of A.",
+        "Predicted: from equal descents of a step (dashed) to equal outputs (dotted).",
         f"Open: after {early} steps instead of {last:.0f}." if early else "",
         left_out,
     )
@@ -220,7 +221,7 @@ def _points(family: Family, tables: Tables) -> pd.DataFrame:
     points = exponents_against_rho(rates_by_horizon(cells, tables.metrics, tables.probes))
     if points.empty:
         return points
-    points = points.dropna(subset=["exponent", "rho", "move_slope"])
+    points = points.dropna(subset=["exponent", "rho", "output_slope"])
     rules = [Rule.of(*rule) for rule in points[["scaling", "exponent_p"]].to_numpy()]
     return points.assign(rule=pd.Series(rules, points.index, dtype=object))
 
@@ -239,12 +240,12 @@ def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
         if own.empty:
             continue
         look, gid = style.look(rule, family.rules), style.gid(rule)
-        colour, m = look["color"], float(own["move_slope"].mean())
-        bent, straight = (rate_exponent(m, of_A, rho) for of_A in (m, 1 - rule.p))
-        style.band(ax, rho, bent, straight, colour, f"band {gid}", alpha=0.15)
-        middle = (bent + straight) / 2
-        ax.plot(rho, middle, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
-        style.label_end(ax, float(rho[-1]), float(middle[-1]), f"$p={rule.p:g}$", colour)
+        colour, m = look["color"], float(own["output_slope"].mean())
+        descent, output = (rate_exponent(each, rho) for each in (1 - rule.p, m))
+        style.band(ax, rho, descent, output, colour, f"band {gid}", alpha=0.15)
+        ax.plot(rho, descent, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
+        ax.plot(rho, output, color=colour, linestyle=":", linewidth=0.8, gid=f"output {gid}")
+        style.label_end(ax, float(rho[-1]), float(descent[-1]), f"$p={rule.p:g}$", colour)
         for row in own.sort_values("horizon").to_dict("records"):
             x, y, is_last = row["rho"], row["exponent"], row["horizon"] == last
             if is_last:

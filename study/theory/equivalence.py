@@ -4,8 +4,8 @@
 (:func:`converted_alpha`). At one gamma, the factors may be scaled too (:func:`rescaling`). Between
 two ranks nothing is exactly the same: A has another number of random rows.
 
-**The same first update.** To leading order in the learning rate, an update moves the adapter's
-output by lr times :func:`move`.
+**The same first update.** To leading order in the learning rate, an update lowers the loss by lr
+times :func:`descent`, and moves the adapter's output by lr times :func:`move`.
 """
 
 from dataclasses import dataclass
@@ -71,6 +71,19 @@ def rescaling(optimizer: str, a: float, b: float) -> Rescaling:
         decay_a=a**-power,
         decay_b=b**-power,
     )
+
+
+def descent(rank: float, gamma: float, optimizer: str) -> float:
+    """What a first update at a learning rate of 1 lowers the loss by, up to a constant.
+
+    The constant depends on neither rank nor gamma. Muon's is for torch's factor ``sqrt(O / r)``, at
+    ranks above the number of directions of the gradient (:mod:`study.theory.spectral`). Raises
+    :class:`StudyError` for an unknown optimizer.
+    """
+    kind = family(optimizer)
+    if kind == "spectral":
+        return gamma
+    return float(rank) * gamma ** (2 if kind == "linear" else 1)
 
 
 def move(rank: float, gamma: float, optimizer: str, layer: Layer = USUAL) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from study.analysis import rate_transfer
 from study.analysis.fits import Floats
-from study.analysis.rate_theory import MOVES
+from study.analysis.rate_theory import OUTPUT
 from study.analysis.rates import bottom, grid_errors
 
 RANKS, H = np.array([4.0, 16.0, 64.0, 256.0]), math.log(10) / 2
@@ -56,7 +56,7 @@ def simulated(basin: Basin, *, seeds: int, noise: float, scatter: float) -> pd.D
                 | {"optimizer": "adamw", "init": "kaiming", "truth": exponent, "rho": np.nan}
                 | {"best_lr": best.lr, "best_loss": best.loss, "edge": best.edge, "tried": len(x)}
                 | {"grid_step": best.step, "grid_sd": sd, "parameters": np.nan, "flops": np.nan}
-                | dict.fromkeys(MOVES, 0.0)
+                | {OUTPUT: 0.0}
             )
     return pd.DataFrame(rows)
 

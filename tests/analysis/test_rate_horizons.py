@@ -54,9 +54,9 @@ def test_exponents_beside_rho_and_the_crossover() -> None:
     assert table["exponent"].to_numpy() == pytest.approx(-0.5)
     bend = np.polyfit(np.log(RANKS), [math.log(r * math.sqrt(1 + 8 / r)) for r in RANKS], 1)[0]
     row = table.iloc[-1]
-    assert row["move_slope"] == pytest.approx(bend)
-    assert row["at_rho_high"] == pytest.approx(rate_exponent(bend, bend, row["rho"]))
-    assert row["at_rho_low"] == pytest.approx(rate_exponent(bend, 1.0, row["rho"]))
+    assert row["output_slope"] == pytest.approx(bend)
+    assert row["at_rho_high"] == pytest.approx(rate_exponent(bend, row["rho"]))
+    assert row["at_rho_low"] == pytest.approx(rate_exponent(1.0, row["rho"])), "the descent"
     assert row["rho_low"] < row["rho"] < row["rho_high"]
 
 

@@ -161,10 +161,11 @@ def test_a_measured_exponent_moves_the_rate_and_is_pasted(advise: Callable[..., 
     pasted = ["lora_r: 256  # Axolotl", "lora_alpha: 16", "peft_use_rslora: true"]
     assert found.paste[1:] == [*pasted, f"learning_rate: {rate(found):.2g}"]
     [theory] = [basis for basis in found.evidence if basis.kind == "theory"]
-    # From A hardly moved, r^-1/2 bent at low rank, to A moved far, half of it: rho is not known.
-    grown = math.sqrt(256 * 265 / (16 * 25)) / math.sqrt(16)
-    assert theory.rate.low == pytest.approx(2e-4 / grown, rel=1e-3)
-    assert theory.rate.high == pytest.approx(2e-4 / grown**0.5, rel=1e-3)
+    # From an equal descent, r^-1/2, to half of an equal output, which bends: rho is not known.
+    descent, output = 16 / 4, math.sqrt(256 * 265 / (16 * 25)) / 4
+    assert theory.rate.low == pytest.approx(2e-4 / descent, rel=1e-3)
+    assert theory.rate.high == pytest.approx(2e-4 / output**0.5, rel=1e-3)
+    assert theory.rate.low < theory.rate.value < theory.rate.high
 
 
 def test_a_study_of_the_users_model_gives_the_rate_itself(advise: Callable[..., Advice]) -> None:
