@@ -1,17 +1,8 @@
 """Expectations compared with what was measured, each with a verdict by equivalence.
 
 An expectation (:mod:`study.config.expectations`) is about every curve that it matches, and each
-has a row of its own. It ``agrees`` if the 95 % interval lies within the tolerance of the expected
-value (two one-sided tests, Schuirmann 1987), and ``differs`` if it lies outside. Variances over
-seeds are pooled over the rows of a kind (:func:`~study.analysis.verdicts.moderated`), so that a row
-of three seeds does not rest on its own variance alone; the interval shown is that of its own seeds.
-Holm's method corrects for the number of rows: among all rows of a study, the probability of any
-false ``agrees`` is at most 5 %, and so is that of any false ``differs`` (2.5 % if nothing is
-pooled; simulated in the tests). These rows are secondary; :mod:`study.analysis.primary` tests all
-together.
-
-A factor is compared as its logarithm. The interval of a p* from several rules need not be
-symmetric; its longer half counts.
+has a row of its own. docs/intervals.md has the tests. A factor is compared as its logarithm. The
+interval of a p* from several rules need not be symmetric; its longer half counts.
 """
 
 import math

@@ -2,20 +2,7 @@
 
 Everything is closed form over whole arrays. Letters: ``G`` groups (a curve at one step on one
 batch), ``S`` seeds, ``R`` ranks, ``C`` columns (layers and poolings of layers). NaN stands for a
-missing point.
-
-The sample unit is the seed: every seed gets its own least-squares line, all of them over the same
-ranks, and the interval is Student's t over these lines. Points within a seed share a batch and an
-initialisation, so they are not an independent sample. With one seed the errors are those of the
-regression over ranks. They say how straight the line is, and do not cover other seeds.
-
-**Missing cells.** Along a bent curve a slope depends on the ranks that it is over, so a seed that
-lacks a rank can't be averaged with the others as it is. All cells of a curve are fitted by one
-model, ``y = m(rank) + a(seed) + d(seed) log rank``: a mean curve of any shape, and a line of each
-seed about it. A missing cell takes its fitted value, which leaves the slope of a seed at what its
-own cells say. With all cells there the model changes nothing. A seed counts if it has at least two
-ranks and half of all, a rank if half of these seeds have it. Cells are taken to be missing for
-reasons that have nothing to do with their values.
+missing point. docs/intervals.md says what the sample unit is, and how missing cells are fitted.
 """
 
 from collections.abc import Mapping
@@ -37,7 +24,7 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 def complete(y_GSRC: Floats, x_R: Floats) -> tuple[Floats, Mask]:
-    """``y`` with its missing cells fitted (see the module), NaN where they don't count.
+    """``y`` with its missing cells fitted (docs/intervals.md), NaN where they don't count.
 
     Also returns which cells are measured and count. ``x_R`` is log rank.
     """

@@ -1,13 +1,8 @@
-"""How many seeds an experiment needs, from a pilot of at least three.
+"""How many seeds an experiment needs, from a pilot of at least three (docs/intervals.md).
 
 Of each expectation the pilot gives the standard deviation over seeds. It decides with n seeds if
-the 95 % interval lies within the tolerance, or outside. The power is the probability of that, for
-an estimate that is Gaussian over seeds and a standard deviation that is estimated with it: the
-normal probability of a decision, averaged over the distribution of the estimated deviation (the
-integral of Owen 1965 for two one-sided t-tests). Holm's method is counted: of m rows, the k-th
-easiest is tested at 5 % / (m + 1 - k).
-
-A tolerance is *hopeless* if even a perfect theory is not shown to agree with :data:`MOST_SEEDS`.
+the 95 % interval lies within the tolerance, or outside. A tolerance is *hopeless* if even a perfect
+theory is not shown to agree with :data:`MOST_SEEDS`.
 """
 
 import math

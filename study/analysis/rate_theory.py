@@ -14,30 +14,12 @@ The committed studies decide for the descent on SmolLM2 and for the output on th
 every number of steps; a sweep of others over 35 models lies between (docs/best-rates.md). So the
 prediction is the interval between the two.
 
-**The motion of A.** Under a sign-like rule A moves as well. After T steps, let ``L = lr T``, and
-let ``rho = |dA x| / |A0 x|``. Take one layer, one input x, and a gradient dL/dy that keeps its
-signs u. B starts at 0 and every entry moves by ``lr`` a step, so
-
-    B = -L u sign(A0 x)^T          dA x = L ||x||_1 sign(A0 x)
-
-because the gradient of A is ``gamma B^T dL/dy x^T``, whose sign is ``-sign(A0 x) sign(x)^T``. So A
-moves each component of ``A x`` away from 0, and the output is ``-gamma L u (||A0 x||_1 + L r
-||x||_1)``. The r components of ``A0 x`` are Gaussian with standard deviation s, so ``||A0 x||_1``
-is ``sqrt(2/pi) s r``, ``|A0 x|`` is ``s sqrt(r)``, and rho is ``L ||x||_1 / s``. The output, and
-with it the descent, is
-
-    L M(r) (1 + k rho),    M(r) = sqrt(2/pi) gamma s r,    k = sqrt(pi/2) = 1.25
-
-The best rate makes it the same at every rank. rho is proportional to the rate, by a factor that
-does not depend on rank. So ``log L + log M(r) + log(1 + k rho)`` is constant, and
+**The motion of A.** Under a sign-like rule A moves as well. With ``rho = |dA x| / |A0 x|``, both
+grow as ``lr M(r) (1 + k rho)``, and rho is proportional to the rate (docs/derivations.md). So
 
     d log lr / d log r = -m (1 + k rho) / (1 + 2 k rho),    m = d log M / d log r
 
 from ``-m`` at rho far below 1 to ``-m/2`` far above (muA, arXiv 2602.06204, Corollary 4.4).
-
-With several inputs, the descent is ``gamma L sum_k (|G a_k|_1 + L |G^T sign(G a_k)|_1)`` over the r
-rows of A. Both parts are proportional to r, so only k changes. The part of the output through dA
-bends less than M: its exponent lies between those of the two rules.
 """
 
 import math

@@ -1,32 +1,8 @@
 """Does the best learning rate transfer across ranks? Its exponent with rank, beside theory's.
 
-The prediction is in :mod:`study.analysis.rate_theory`.
-
-Learning rates come in a grid, and that makes an error which all seeds share. An interval over seeds
-does not contain it:
-
-- next to a diverged run, the best rate is one of the grid. The true one is anywhere within half
-  a step h (in log lr) of it: the error is uniform, with standard deviation ``h / sqrt(12)``;
-- elsewhere it is the vertex of the parabola through three points. In a basin ``a u^2 + b u^3``, u
-  being the distance from the minimum in log lr, its error is ``(b / 2a) (3 u^2 - h^2)`` for a
-  middle point at u, to first order in the skew ``k = b h / a``. The constant part is the same at
-  every rank, and u is uniform over a step, so the rest has a standard deviation of
-  ``k h / sqrt(80)``. In basins of two half-parabolas of different widths it is about
-  ``h (k / sqrt(80) + 1.2 k^2)``, by simulation, and this is what is used. The skew is that of a
-  fourth point. It varies with the offset of the grid, so :data:`QUANTILE` over ranks and seeds
-  stands for all. With a skew above :data:`SKEWED` the parabola fails, and with three rates the skew
-  is unknown: both count as the first case.
-
-Seeds whose best rates differ by more than a third of a step average the error out: its common part
-has the variance above times ``exp(-(2 pi s / h)^2)``, the first harmonic of rounding, where s is
-their standard deviation. The half widths of the two intervals, Student's t over seeds and 1.96
-standard deviations of the grid, are added in quadrature.
-
-**The best alpha** at a fixed learning rate is found in the same way, with the roles of alpha and
-the learning rate exchanged. LoRA-alpha (arXiv 2606.12883, abstract) finds the best alpha of LoRA
-to grow as sqrt(r), which makes gamma that of rsLoRA. Under a sign-like rule the descent of a step
-is proportional to ``lr gamma r``, and the motion of A changes the power of lr in this, but not that
-of alpha. So by the descent the best alpha goes as ``r^(p - 1)`` in either case.
+The prediction is in :mod:`study.analysis.rate_theory`. Learning rates come in a grid, which makes
+an error that all seeds share; docs/intervals.md derives its size. The best alpha at a fixed
+learning rate is found in the same way, with the roles of alpha and the learning rate exchanged.
 
 **Horizons.** A run at a constant rate, stopped at step h, is the run of h steps. So every held-out
 loss on the way gives the best rate for training that long.
@@ -72,7 +48,7 @@ class Best(NamedTuple):
     """The learning rate of lowest loss, that loss, and its ``edge``.
 
     - ``step``: the mean of the steps in log lr to the neighbouring rates, NaN at an edge;
-    - ``skew``: ``k`` of the module; NaN if unknown, infinite if the rate is one of the grid.
+    - ``skew``: ``k`` of docs/intervals.md; NaN if unknown, infinite if the rate is one of the grid.
     """
 
     lr: float

@@ -1,38 +1,8 @@
 """Verdicts: does a quantity stay stable as the rank grows, and if not, how much does it change?
 
 The margin is the same ratio in every study, a factor of 1.5 from the lowest to the highest rank:
-``margin = ln(1.5) / ln(rank_max / rank_min)`` in units of the slope. Each word is shown by a t-test
-over seeds, whose level is such that the printed 95 % interval decides:
-
-- **stable**: the interval lies inside ``±margin`` (two one-sided tests, Schuirmann 1987);
-- **collapses**, **explodes**: the interval lies outside it, below or above;
-- **falls**, **rises**: the interval excludes zero, but not all of the margin: the change is real,
-  and may be smaller or larger than the margin;
-- **unclear**: none of these. A missing slope does not prove stability;
-- **one seed**: the sample unit is the seed, so one seed gives no verdict. Two seeds are unclear.
-
-A row that is both non-zero and inside the margin is ``stable``. Inside and outside exclude each
-other, and an interval outside the margin excludes zero.
-
-**Many tests.** A thousand tests at 5 % give fifty false claims by chance, so every p-value is
-adjusted by Holm's method within its group, the rows that are read together:
-
-- the :data:`PRIMARY` rows of a curve, fixed before any run;
-- any other pooled or model-wide row, with all sites and stats of its curve, batch and step that are
-  pooled the same way;
-- the row of a layer, with the layers of its quantity.
-
-**What this guarantees.** A row has one true slope b. If ``|b| >= margin``, only ``stable`` would be
-false; if ``|b| < margin``, only ``collapses`` and ``explodes`` (and, for ``b = 0``, ``falls`` and
-``rises``). In each group, the probability of any false ``stable`` is at most 2.5 %, and so is that
-of any false ``collapses`` or ``explodes`` of a row with a slope, and that of any wrong sign. For
-rows whose slope is zero, the probability that any of them gets one of the four words for a change
-is at most 5 %. Holm's method needs no independence of the rows.
-
-**Lack of fit.** A row is ``bent`` if its points do not lie on a line: the coefficient of
-``(log rank)^2``, estimated in each seed, is shown not to be zero (F(1, seeds - 1) at 5 %, the same
-groups). The slope is then that of the line nearest to a curve, and ``slope_low`` and
-``slope_high`` are those at its ends. It needs three ranks and three seeds.
+``margin = ln(1.5) / ln(rank_max / rank_min)`` in units of the slope. docs/intervals.md says how
+each word is shown, which rows are tested together, and what that guarantees.
 """
 
 import math

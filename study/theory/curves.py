@@ -1,39 +1,7 @@
 """Finite-rank curves: the expected size of a quantity at each rank, the slopes of a curve, and p*.
 
 If the r iid components of a quantity have a mean other than zero, then
-``E|sum|^2 = r (r - 1 + rho) |mean|^2``, exactly. The crossover rho (for Init[A]; K holds the
-cosines between the rows of G, kappa is the excess kurtosis of A's entries, 0 for a Gaussian):
-
-===================  ===============================  ===========================================
-quantity             SGD                              sign-like
-===================  ===============================  ===========================================
-``adapter_out``      2 + r_align + kappa r_diag       r_sign = (pi/2) / mean cos^2(G_o, x)
-``delta_w``          2 + D + kappa                    pi D / 2, less for a uniform A and rows of G
-                                                      that read few inputs
-``adapter_in_grad``  2 + D + kappa                    r_back D, r_back = g^T arcsin(K) g / g^T K g
-===================  ===============================  ===========================================
-
-- The column for SGD is exact for any iid A, on any batches.
-- The column for sign-like rules is exact for a Gaussian A and one gradient (step 1, or the same
-  batch at every step). From step 2 the rows of several gradients, with cosines c, replace pi/2 by
-  ``sum arcsin(c) / sum c`` over all pairs of steps, between 1 and pi/2 for c >= 0. This raises the
-  slope of ``delta_w`` by up to 0.02 at D = 64, and those of the others by up to 0.03.
-- For a uniform A the mean of ``sign(G_o a) a`` is longer: its square is that of a Gaussian times
-  ``1 - kappa q / 12``, to first order in kappa (the Edgeworth series of ``G_o a``), where
-  ``q = 1 / r_rows`` is the concentration of the rows of G. The next order depends on more than q:
-  it is ``kappa^2 q^1.5 / 12`` for rows with a single large entry and near 0 for rows with several.
-  Half of it is taken. On SmolLM2, q is 0.4 in value projections, whose inputs have a few large
-  entries, and 0.01 in output projections. The crossovers of ``adapter_out`` and
-  ``adapter_in_grad`` are not corrected.
-- Adafactor divides by row and column means, not entry by entry. At large rank its update is
-  ``n(G) A^T`` with rows of G of norm 1, linear in A: the crossovers are ``2 + (2/pi) r_sign`` and
-  ``2 + D``. Column means that vary over the rank, as in a G of few directions, bring it nearer to
-  sign-like rules. On gradients of SmolLM2, slopes over ranks 4 to 256 are within 0.02 of simulated.
-- ``r_back`` is pi/2 for one token, and for gradients g unrelated to the training batch. It falls
-  towards 1 in a batch of many tokens.
-
-Data are compared with the slope of the curve, which can be lower than the asymptotic exponent by
-0.1 to 0.4 over ranks 4 to 256.
+``E|sum|^2 = r (r - 1 + rho) |mean|^2``, exactly. docs/derivations.md derives the crossovers rho.
 """
 
 import math

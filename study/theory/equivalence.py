@@ -77,7 +77,7 @@ def descent(rank: float, gamma: float, optimizer: str) -> float:
     """What a first update at a learning rate of 1 lowers the loss by, up to a constant.
 
     The constant depends on neither rank nor gamma. Muon's is for torch's factor ``sqrt(O / r)``, at
-    ranks above the number of directions of the gradient (:mod:`study.theory.spectral`). Raises
+    ranks above the number of directions of the gradient (docs/derivations.md). Raises
     :class:`StudyError` for an unknown optimizer.
     """
     kind = family(optimizer)

@@ -1,48 +1,8 @@
 """The Jensen gap: how far the mean of the log of a quantity lies below the log of its curve.
 
-Data are means of logs over draws of A; a curve is the root of a mean power. The gap between the two
-falls with the rank, so it changes a slope (by 0.1 at most over ranks 4 to 256). It follows from the
-rank, D, the excess kurtosis of A and the alignments. It needs no measured variance.
-
-**One-factor model.** Let ``P = G^T G`` be one direction u with a share ``alpha`` of |G|^2, plus a
-rest spread over many directions, and likewise ``E x x^T`` with a share ``beta`` of E|x|^2. Write
-``z_k`` for component k of A along u, in units of its standard deviation: iid normal, for a u that
-mixes many inputs. The rest of a component averages out. What varies is a function of the z alone:
-
-===========================  =======================================================================
-quantity                     its power, up to a factor; ``Q = sum_k z_k^2``, ``T = sum_k |z_k|``
-===========================  =======================================================================
-``B_grad``, SGD's ``B``      ``alpha Q + (1 - alpha) r``, the square of the norm. Other moments:
-                             ``sum_k h_k^power``, ``h_k^2 = alpha z_k^2 + 1 - alpha``
-SGD's ``A_grad``             the same with ``sqrt(alpha)``: it contains G twice
-SGD's ``descent``            ``alpha Q + (1 - alpha) r``, without a root
-sign-like ``descent``        ``sum_k h_k``
-SGD, ``aligned``             ``alpha beta Q^2 + (alpha (1-beta) + (1-alpha) beta) Q
-                             + (1-alpha) (1-beta) r``, with ``alpha beta = 1 / r_align``
-SGD, ``weight``              ``alpha Q (Q + D - 1) + (1 - alpha) r (r + 1 + D)``
-SGD, ``crossed``             the same with ``sqrt(alpha)``: it is weighted by G once more
-sign-like, all three         ``(pi/2) T^2 + (rho - pi/2) r chi_m^2 / m``, ``m = 2 rho / pi``: the
-                             rest of x has about m directions
-===========================  =======================================================================
-
-The means of logs are integrals over one or two variables, computed numerically. T is taken as a
-gamma variable with its own mean and variance. An update of fixed size (sign-like ``B_update``), the
-frozen base and A itself have no gap to this order. Always clipped, an update is divided by the norm
-over all layers, whose own gap is neglected.
-
-``alpha`` is ``r_eff^(-1/2)`` (:class:`~study.theory.layers.Layer`). If r_eff was not measured, it
-is taken as ``sqrt(r_align)``: the geometric mean of 1, which holds if all of G is one direction,
-and of ``r_align``, which holds if G has the spectrum of x. On the tiny model (14 layers, ranks 4 to
-256) this changes the slope of SGD's ``adapter_out`` by 0.003 in the mean over layers, and by up to
-0.011 in one layer.
-
-For ``aligned``, two more numbers narrow Q. If G and x have several directions in common, Q has
-``r r_joint`` terms (1 if it was not measured: on the tiny model r_joint is 1 in 11 of 14 layers;
-without it a slope can be too flat by 0.02). If u is mostly a single input, the kurtosis matters;
-``r_diag`` tells.
-
-This is an approximation, like the delta method but not limited to small gaps. Monte Carlo
-(``tests/theory/test_theory_log_bias.py``) finds its slopes within 0.01 over ranks 4 to 256.
+Data are means of logs over draws of A; a curve is the root of a mean power. The gap follows from
+the rank, D, the kurtosis of A and the alignments, in a model of one factor (docs/derivations.md).
+It needs no measured variance. It falls with the rank, so it changes a slope.
 """
 
 import math

@@ -1,23 +1,6 @@
 """The share of an adapter's output that rounding takes, if it is added to a rounded output.
 
-A layer in bf16 rounds ``y = W0 x``, adds ``d = gamma B A x`` and rounds the sum. ``y`` lies on the
-grid of bf16, whose spacing near it is ``u = 2^(e - 7)`` for ``2^e <= |y| < 2^(e+1)``. So the layer
-adds not d but the nearest multiple of u: nothing if ``|d| < u / 2``, which is 1/512 to 1/256 of
-``|y|``. Let D be what it adds. The statistic ``swallowed`` is ``1 - E d D / E d^2``.
-
-For a Gaussian d of rms s, independent of y, integration by parts gives for one y
-
-    E d D / s^2 = t sum_k phi((k + 1/2) t) = 1 + 2 sum_m (-1)^m exp(-2 pi^2 m^2 / t^2),  t = u / s
-
-with the density phi of a standard normal, k over all integers, and m from 1 (Poisson's summation).
-It is 1 for ``s`` above u and falls as ``2 t phi(t / 2)`` below. The mean over a Gaussian y is a sum
-over its exponents e.
-
-If base and adapter are added before the sum is rounded, the place of ``W0 x`` between two points of
-the grid is independent of d. Then D is one of the two multiples of u around d, each with the
-probability that gives ``E D = d`` (stochastic rounding): nothing is lost on average.
-
-Derived here; ``tests/theory/test_theory_rounding.py`` compares it with simulation.
+docs/derivations.md derives it; ``tests/theory/test_theory_rounding.py`` simulates it.
 """
 
 import math

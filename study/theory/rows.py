@@ -142,7 +142,7 @@ SIGN: dict[str, PowerLaw] = {
 }
 """Updates of fixed size: Adam as eps goes to 0, and the other sign-like rules."""
 
-POLAR = "derived here: study.theory.spectral"
+POLAR = "derived here: docs/derivations.md"
 SPECTRAL: dict[str, PowerLaw] = {
     **_ANY,
     "B": PowerLaw(0, 0, 0, 1, 1, "-lr c polar(G A^T): |.|^2 = min(r, m)", POLAR, "trained"),

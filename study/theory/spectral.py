@@ -1,43 +1,9 @@
-"""Finite-rank sizes under Muon: an update is the orthogonalised gradient.
+"""Finite-rank sizes under Muon: an update is the orthogonalised gradient (docs/derivations.md).
 
 Every nonzero singular value of an update is lr times the optimizer's factor for the matrix's shape
-(:data:`study.vocabulary.optimizers.ADJUSTMENTS`). Muon's Newton-Schulz steps are taken as exact.
-They leave the singular values between about 0.7 and 1.2, and lower where one is less than about
-1/1000 of the gradient's norm.
-
-For Init[A], let m be the rank of the weight gradient ``G`` [O, D]: at most the number of tokens
-that it sums over, O and D. Let ``polar(M) = (M M^T)^(-1/2) M`` on the range of M. The first
-gradient of B is ``gamma G A^T``, so ``B = -lr c polar(G A^T)``. Its rank is min(r, m), and the
-projector ``P`` [r, r] on its rows is that on the columns of ``A G^T``. P is the identity up to
-r = m.
-
-- **Norm of B**: ``lr c sqrt(min(r, m))``. The first update of A that is not 0, the polar factor of
-  ``B^T G``, has the same rank.
-- **delta_w**: ``|polar(G A^T) A| = |P A|``. Split A into its part in the row space of G, of which
-  P leaves all, and the independent rest, of which P leaves min(r, m) rows:
-  ``E|.|^2 = (lr c gamma)^2 v (r m + min(r, m) (D - m)) = (...) v min(r, m) (D - m + max(r, m))``.
-  It grows as sqrt(r) up to r = m, is flat up to about D, and grows as sqrt(r) again.
-- **adapter_out**: ``|P A x|``. Likewise ``E|.|^2 = (lr c gamma)^2 v |x|^2 ((1 - s) r + s min(r,
-  m))``, where s is the share of |x|^2 outside the row space of G. It is 0 on the inputs that G sums
-  over if there are at most O of them: then the size is a power law at all ranks.
-- **A_grad**: ``gamma B^T G`` has the norm ``lr c gamma |G|`` for r >= m. Below, the norm of the
-  part of G that r random directions reach depends on all of its singular values: no closed form.
-- **descent**: ``lr c gamma |G A^T|_*``, the nuclear norm. It grows as r far below the effective
-  rank of G, and as sqrt(r) far above. :func:`nuclear_norm` computes it from two properties of G.
-  For m = 1 it is ``sqrt(2 v) |G| Gamma((r + 1) / 2) / Gamma(r / 2)``. From step 1, the update
-  contains earlier gradients too. One curve stands for all steps: on gradients of SmolLM2, the slope
-  over ranks 4 to 128 changes by at most 0.02 in the mean over layers.
-- **adapter_in_grad**: ``A^T polar(G A^T)^T g`` contains a square root of a Wishart matrix. Far
-  above m its size is ``sqrt(r + D - m)``, which is exact for m = 1: no closed form otherwise.
-
-**Learning rates across ranks.** Up to r = min(m, O), an update moves the adapter output by ``lr
-gamma sqrt(r)`` times the factor for the shape of B. With torch's factor ``sqrt(O / r)`` this is
-``lr gamma``: a rate transfers at a constant gamma, and under rslora the best rate grows as sqrt(r).
-With ``match_rms_adamw`` (and r below O) it is ``lr gamma sqrt(r)``: a rate transfers under rslora.
-Above O, torch's factor is 1 and the output grows as in the table of rows.
-
-The forms with D are exact for a Gaussian A and one gradient: at step 1, or with the same batch at
-every step. Derived here; ``tests/theory/test_theory_spectral.py`` compares them with Monte Carlo.
+(:data:`study.vocabulary.optimizers.ADJUSTMENTS`). m is the rank of the weight gradient ``G``
+[O, D]: at most the number of tokens that it sums over, O and D. The forms with D are exact for a
+Gaussian A and one gradient: at step 1, or with the same batch at every step.
 """
 
 import math
