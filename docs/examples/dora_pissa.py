@@ -13,19 +13,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import study
 
 RESULTS = sys.argv[1] if len(sys.argv) > 1 else "results/dora_pissa"
-METHODS = {"lora": {}, "dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}}
+VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}}
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
 
 
-def train(method, rank, seed, kind, lr):
+def train(variant, rank, seed, kind, lr):
     """Two steps of rsLoRA's rule on random tokens."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(vocab_size=256, num_hidden_layers=2, **SIZES))
     torch.manual_seed(seed)
-    options = {"use_rslora": True, "target_modules": "all-linear", **METHODS[method]}
+    options = {"use_rslora": True, "target_modules": "all-linear", **VARIANTS[variant]}
     model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=16, **options))
     optimizer = kind([w for w in model.parameters() if w.requires_grad], lr=lr)
-    with study.record(RESULTS, model, optimizer, steps=[0, 1], seed=seed, method=method):
+    with study.record(RESULTS, model, optimizer, steps=[0, 1], seed=seed, variant=variant):
         for _ in range(2):
             ids = torch.randint(256, (8, 64))
             model(input_ids=ids, labels=ids).loss.backward()
@@ -33,8 +33,8 @@ def train(method, rank, seed, kind, lr):
             optimizer.zero_grad()
 
 
-for method in METHODS:
+for variant in VARIANTS:
     for rank in (4, 16, 64):
         for seed in (0, 1, 2):
-            train(method, rank, seed, torch.optim.AdamW, 1e-5)
-            train(method, rank, seed, torch.optim.SGD, 1e-3)
+            train(variant, rank, seed, torch.optim.AdamW, 1e-5)
+            train(variant, rank, seed, torch.optim.SGD, 1e-3)

@@ -52,7 +52,12 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 
 def reads_config(command: Callable[..., None]) -> Callable[..., None]:
     """Add the arguments of the two commands that import a configuration."""
-    usual = {"default": Path("conf"), "show_default": True, "type": PATH, "metavar": "FOLDER"}
+    usual: dict[str, Any] = {
+        "default": Path("conf"),
+        "show_default": True,
+        "type": PATH,
+        "metavar": "FOLDER",
+    }
     lists = "A sweep file of Axolotl: a list of values for each key."
     base = "The model to train: a folder or a hub name.  [default: the file's]"
     name = "Name of the experiment.  [default: that of the entry or the file]"

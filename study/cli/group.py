@@ -1,11 +1,10 @@
 """The command group ``study``, and the arguments that several commands share."""
 
 import json
-import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -155,24 +154,12 @@ def print_tables(output: str, **tables: Any) -> None:
     numbers are finite: missing is null, and infinite numbers are the texts "inf" and "-inf". CSV
     is the first table, which is a frame; missing is empty.
     """
+    from study.dashboard.findings import json_value  # takes a second
+
     if output == "csv":
         next(iter(tables.values())).to_csv(sys.stdout, index=False)
     else:
-        click.echo(json.dumps(_plain(tables), indent=1, allow_nan=False, default=str))
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict"):  # a frame
-        value = value.to_dict("records")
-    if hasattr(value, "tolist"):  # an array or a number of numpy
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return list(map(_plain, value))
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+        click.echo(json.dumps(json_value(tables), indent=1))
 
 
 def say(line: str) -> None:

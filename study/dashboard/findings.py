@@ -201,10 +201,17 @@ def _compared(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def json_value(value: Any) -> Any:
-    """A value that JSON can hold: missing is null, and infinities are strings."""
+    """``value`` for JSON: missing is null, infinities are strings, a frame is a list of rows."""
+    if isinstance(value, pd.DataFrame):
+        value = value.to_dict("records")
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): json_value(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(json_value, value))
     if pd.isna(value):
         return None
-    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return value if isinstance(value, bool | int) else str(value)

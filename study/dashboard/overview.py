@@ -144,7 +144,7 @@ def in_order(quantities: Sequence[Measured]) -> list[Measured]:
 def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
     """What the page shows of one study. Keys of cells begin with ``prefix``."""
     losses, cells = findings.held_out(study), study.tables.cells
-    groups, metrics = losses.pop("groups"), {}
+    groups, metrics = losses.pop("groups"), dict[str, pd.DataFrame]()
     if len(study.tables.metrics):
         by_cell = study.tables.metrics.groupby("cell_id", observed=True)
         metrics = {str(cell): rows for cell, rows in by_cell}

@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import psutil
@@ -139,7 +138,11 @@ class _Impatient(H11Protocol):
 
     def _expect_a_request(self) -> None:
         last = self.cycle
-        close = lambda: self.cycle is last and self.transport.close()  # noqa: E731
+
+        def close() -> None:
+            if self.cycle is last:
+                self.transport.close()
+
         self.loop.call_later(MOST_WAIT, close)
 
 
@@ -159,46 +162,11 @@ def application(
         Middleware(GZipMiddleware, compresslevel=1),
     ]
     return Starlette(
-        routes=[Mount(f"/{token}", routes=_pages(watched))],
+        routes=[Mount(f"/{token}", routes=watched.routes())],
         middleware=guards,
         lifespan=watched.lifespan,
         exception_handlers={404: lambda request, error: PlainTextResponse(NOTHING_HERE, 404)},
     )
-
-
-def _pages(watched: "_Watched") -> list[Route]:
-    def document(request: Request) -> Response:
-        return Response(live_document(watched.page.title), media_type="text/html")
-
-    def plotly(request: Request) -> Response:
-        day = {"Cache-Control": "max-age=86400"}
-        return FileResponse(PLOTLY, media_type="text/javascript", headers=day)
-
-    def overview(request: Request) -> Response:
-        page = watched.page
-        headers = {"ETag": f'"{page.version}"', "Cache-Control": "no-cache"}
-        if page.version in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        return Response(watched.text, media_type="application/json", headers=headers)
-
-    def progress(request: Request) -> Response:
-        return JSONResponse(watched.progress(), headers={"Cache-Control": "no-store"})
-
-    def values(request: Request) -> Response:
-        page = watched.page
-        asked = Measured(*(request.query_params.get(name, "") for name in Measured._fields))
-        if asked not in page.quantities:
-            some = map(" ".join, page.quantities[:MOST_NAMED])
-            return PlainTextResponse(f"{unknown('quantity', ' '.join(asked), some)}\n", 400)
-        return Response(page.message(asked), media_type="application/octet-stream")
-
-    return [
-        Route("/", document),
-        Route("/plotly.js", plotly),
-        Route("/overview", overview),
-        Route("/progress", progress),
-        Route("/values", values),
-    ]
 
 
 class _Watched:
@@ -217,11 +185,45 @@ class _Watched:
         yield
         watching.cancel()
 
-    def progress(self) -> dict[str, Any]:
+    def routes(self) -> list[Route]:
+        """What is below the token."""
+        pages = {
+            "/": self.document,
+            "/plotly.js": self.plotly,
+            "/overview": self.overview,
+            "/progress": self.progress,
+            "/values": self.values,
+        }
+        return [Route(path, page) for path, page in pages.items()]
+
+    def document(self, request: Request) -> Response:
+        return Response(live_document(self.page.title), media_type="text/html")
+
+    def plotly(self, request: Request) -> Response:
+        day = {"Cache-Control": "max-age=86400"}
+        return FileResponse(PLOTLY, media_type="text/javascript", headers=day)
+
+    def overview(self, request: Request) -> Response:
+        version = self.page.version
+        headers = {"ETag": f'"{version}"', "Cache-Control": "no-cache"}
+        if version in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(self.text, media_type="application/json", headers=headers)
+
+    def progress(self, request: Request) -> Response:
         waiting, left = self.ahead
         if left is not None:
             left = max(0.0, left - (time.monotonic() - self.looked_at))
-        return {"waiting": waiting, "seconds_left": left}
+        found = {"waiting": waiting, "seconds_left": left}
+        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
+    def values(self, request: Request) -> Response:
+        page = self.page  # a refresh may replace it
+        asked = Measured(*(request.query_params.get(name, "") for name in Measured._fields))
+        if asked not in page.quantities:
+            some = map(" ".join, page.quantities[:MOST_NAMED])
+            return PlainTextResponse(f"{unknown('quantity', ' '.join(asked), some)}\n", 400)
+        return Response(page.message(asked), media_type="application/octet-stream")
 
     async def _watch(self) -> None:
         problem = ""
@@ -243,9 +245,9 @@ class _Watched:
             self._read()
 
     def _look(self) -> None:
-        waiting, times = zip(*map(self.look_ahead, self.folders), strict=True)
-        known = [seconds for seconds in times if seconds is not None]
-        self.ahead = sum(waiting), max(known, default=None)
+        found = [self.look_ahead(folder) for folder in self.folders]
+        known = [left for _, left in found if left is not None]
+        self.ahead = sum(waiting for waiting, _ in found), max(known, default=None)
         self.looked_at = time.monotonic()
 
     def _read(self) -> None:

@@ -76,9 +76,9 @@ class Values:
             if prefix in (None, own):
                 stats = [stat for stat in SHOWN if stat in table]
                 places = table.groupby(["site", "batch"], observed=True, sort=False)[stats].count()
-                for (site, batch), counts in places.iterrows():
-                    there = counts.index[counts > 0]
-                    found |= dict.fromkeys(Measured(site, str(stat), batch) for stat in there)
+                for (site, batch), counts in zip(places.index, places.to_numpy(), strict=True):
+                    there = [stat for stat, count in zip(stats, counts, strict=True) if count]
+                    found |= dict.fromkeys(Measured(site, stat, batch) for stat in there)
         return list(found)
 
     def message(self, quantity: Measured) -> bytes:

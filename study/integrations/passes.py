@@ -141,7 +141,8 @@ class LoopPasses:
         losses = [loss for one in self.passes for loss in one.losses if loss.value is not None]
         used = [loss for loss in losses if loss.is_given] or losses
         factor = 1.0 if self.rescaled is None else self.rescaled
-        values = [one.value * factor if one.is_weighed else one.value for one in used]
+        parts = [(one.value, factor if one.is_weighed else 1.0) for one in used]
+        values = [value * weight for value, weight in parts if value is not None]
         return together(values).sum() if values else None
 
     @property
@@ -180,7 +181,7 @@ class LoopPasses:
         if first is None:
             self.passes.append(ForwardPass(0, 0))
         else:
-            tokens = first.numel() if real_BT is None else real_BT.sum()
+            tokens: Tensor | int = first.numel() if real_BT is None else real_BT.sum()
             self.passes.append(ForwardPass(first.shape[0], tokens))
         self._watches.close()
         for probe in self.probes:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from study.analysis.exponents import FIT_COLUMNS
+from study.analysis.rates import NOT_OF_A_RULE
+from study.analysis.stable import CONDITIONS, OF_LINES
 from study.analysis.summary import SUMMARY_COLUMNS
 from study.config import (
     UNKNOWN_STEPS,
@@ -51,6 +53,8 @@ from study.vocabulary.quantities import BACKWARD
 
 LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
 """The statistics that a factor of a tensor multiplies."""
+OF_ESTIMATES = ("method", "p_star", "few_seeds", "setting", "how", "distance", "measure", "run")
+"""Columns of p*, best rates, losses and distances that no other constant names."""
 LARGEST_SEED = 2**32 - 1
 """The largest that transformers and Lightning accept. torch draws a larger one if none is set."""
 UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
@@ -441,6 +445,7 @@ def record(
 def _check_varies(varies: Mapping[str, Any]) -> None:
     """Raises :class:`StudyError` for a name that the tables have already, and for odd values."""
     taken = {*FIRST, *inspect.signature(CellConfig).parameters, *SUMMARY_COLUMNS, *FIT_COLUMNS}
+    taken |= {*CONDITIONS, *OF_LINES, *NOT_OF_A_RULE, *OF_ESTIMATES}
     taken |= {name for table in SCHEMAS for name in SCHEMAS[table].names}
     for name, value in varies.items():
         if name in taken or name.startswith("_"):

@@ -109,6 +109,8 @@ def test_refused_models_and_optimizers(script: Script) -> None:
         script.record(rank=4)
     with pytest.raises(StudyError, match="have a column kind already, so write run_kind='dora'"):
         script.record(kind="dora")
+    with pytest.raises(StudyError, match="so write run_method='dora'"):  # of the table of p*
+        script.record(method="dora")
     with pytest.raises(StudyError, match=r"mix=\[1\]: give a number, a string or a bool"):
         script.record(mix=[1])
     assert not script.results.exists()

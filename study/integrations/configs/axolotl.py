@@ -9,14 +9,14 @@ and trains with Axolotl; the reader does the same.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from study.config import CONTEXT
-from study.data.formats import SHAREGPT_ROLES
+from study.errors import StudyError
 from study.integrations.configs.experiment import Experiment, shown
 from study.integrations.configs.keys import (
     ADAMW,
@@ -28,7 +28,6 @@ from study.integrations.configs.keys import (
     Mapped,
     Names,
     Rows,
-    Split,
     Targets,
     TrainingKeys,
     all_targets,
@@ -37,6 +36,7 @@ from study.integrations.configs.keys import (
     note_init,
     put_heldout,
     put_rows,
+    unusual,
 )
 
 OUTSIDE_BLOCKS = {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_out"}
@@ -59,7 +59,16 @@ that change neither rows nor prompts."""
 BUILDERS = ("json", "csv", "parquet")
 """Values of ``path`` if ``data_files`` names the file."""
 RENAME = "rows must have the fields of data.format: rename it"
-PROPERTIES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
+CHATS: dict[str, Sequence[Any]] = {
+    "field_messages": ("messages", "conversations"),
+    "message_field_role": ("role", "from"),
+    "message_field_content": ("content", "value"),
+    "message_property_mappings": (
+        {"role": "from", "content": "value"},
+        {"role": "role", "content": "content"},
+    ),
+}
+"""How a dataset of conversations may name their parts."""
 
 
 class Axolotl(TrainingKeys):
@@ -74,7 +83,7 @@ class Axolotl(TrainingKeys):
     schedule: str = Field("cosine", alias="lr_scheduler")
     seed: int | None = None
     data__sequence_length: int = Field(512, alias="sequence_len")
-    adapter: Literal["lora", "qlora"] | None = None
+    adapter: Literal["lora", "qlora"]
     batch_size: int | None = None
     lora_target_linear: bool = False
     lora_target_modules: Targets
@@ -111,27 +120,18 @@ class Prompted(Keys):
     system_prompt: str = ""
 
 
-class Turns(Keys):
-    """How a dataset of conversations names their parts."""
-
-    field_messages: str = "messages"
-    message_property_mappings: Mapped
-    message_field_role: str = "role"
-    message_field_content: str = "content"
-    roles: Annotated[dict[str, Annotated[list[str], Split]], Field(default_factory=dict)]
-    conversation: str = ""
-
-
 def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment. ``folder`` holds the file ``where``.
 
     Raises :class:`StudyError` for a missing or wrong value, an adapter other than LoRA, bits that
     contradict each other, an init that changes the base, and training on preferences.
     """
+    if not values.get("adapter"):
+        raise StudyError(
+            f"{where}: adapter is missing, which trains all weights: set adapter: lora or qlora"
+        )
     keys = Axolotl.read(values, where)
     rest, bits = keys.rest, keys.bits()
-    if keys.adapter is None:
-        keys.refuse("adapter is missing, which trains all weights: set adapter: lora or qlora")
     for key in ("rl", "reward_model", "process_reward_model"):
         if rest.get(key):
             keys.refuse(f"{key} trains on preferences, study train on targets: remove {key}")
@@ -140,30 +140,32 @@ def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
         keys.refuse(f"adapter: qlora and {given} contradict each other: set load_in_4bit: true")
     if keys.peft.get("loftq_config"):
         keys.refuse("peft.loftq_config changes the base's weights: remove it")
-    experiment, defaults = keys.experiment(folder), []
-    values = experiment.values
-    values["adapter.targets"] = _targets(experiment, keys)
+    experiment, defaults = keys.experiment(folder), list[str]()
+    ours = experiment.values
+    ours["adapter.targets"] = _targets(experiment, keys)
     _put_datasets(experiment, keys, folder)
     note_init(experiment, keys, "peft_init_lora_weights")
     if keys.batch_size is not None and "train__accumulation" in keys.model_fields_set:
         experiment.ignored.append("batch_size (gradient_accumulation_steps decides)")
     elif keys.batch_size is not None:
-        values["train.accumulation"] = max(1, keys.batch_size // max(1, keys.train__batch_size))
-    if "train.warmup" not in values:
-        values["train.warmup"] = USUAL_WARMUP
+        ours["train.accumulation"] = max(1, keys.batch_size // max(1, keys.train__batch_size))
+    if "train.warmup" not in ours:
+        ours["train.warmup"] = USUAL_WARMUP
         defaults.append(f"warmup_ratio {USUAL_WARMUP} (at most 100 steps)")
-    elif values["train.warmup"] == 1:
-        values["train.warmup"] = 2  # Axolotl's builder does it: step 0 would be at 0
+    elif ours["train.warmup"] == 1:
+        ours["train.warmup"] = 2  # Axolotl's builder does it: step 0 would be at 0
     bf16: Any = True if rest.get("bfloat16") else keys.bf16
     if bf16 is None and not (rest.get("fp16") or rest.get("float16")):
         bf16 = "auto"
         defaults.append("bf16 auto")
-    values["precision"] = "float32" if bf16 in (None, False, "false") else "bf16"
+    ours["precision"] = "float32" if bf16 in (None, False, "false") else "bf16"
     for plugin in keys.plugins:
         if INERT_PLUGINS.fullmatch(plugin):
             experiment.ignored.append(f"plugins: {plugin}")
         else:
             experiment.note("plugins", plugin, "it is not run")
+    if isinstance(tokens := rest.get("special_tokens"), dict):  # padding is masked
+        rest["special_tokens"] = {key: tokens[key] for key in tokens if key != "pad_token"}
     if keys.seed is None:
         experiment.defaults.append("seed: Axolotl draws adapters without one (seed=0)")
     keys.finish(experiment, *defaults)
@@ -232,12 +234,11 @@ def _format(experiment: Experiment, entry: Dataset, kind: str | None, where: str
             return None
         experiment.note(f"{where}.type", base, "longer texts are cut, not split into rows")
     if format_ == MESSAGES:
-        rest = entry.rest
-        taken = {key: rest.pop(key) for key in Turns.model_fields if key in rest}
-        turns = Turns.read(taken, entry._where)
-        if turns.conversation == "chatml":  # of sharegpt, in Axolotl before 0.6
+        if entry.rest.pop("conversation", "") == "chatml":  # of sharegpt, in Axolotl before 0.6
             entry.chat_template = entry.chat_template or "chatml"
-        if not _is_usual(experiment, turns, where):
+        if names := unusual(entry.rest, CHATS):
+            why = "messages or conversations with role and content, or from and value, are read"
+            experiment.note(where, names, why)
             return None
     if format_ and variant not in usual:
         experiment.note(f"{where}.type", kind, f"rows and prompts are those of {base}")
@@ -262,25 +263,6 @@ def _prompted(experiment: Experiment, kind: Prompted, where: str) -> tuple[str |
         why = "Alpaca's prompt" if is_alpaca else "the text is the prompt and the answer"
         experiment.note(where, prompts, why)
     return format_, None
-
-
-def _is_usual(experiment: Experiment, turns: Turns, where: str) -> bool:
-    """Whether the toolkit reads the names of a conversation's fields."""
-    parts = turns.message_property_mappings or {
-        "role": turns.message_field_role,
-        "content": turns.message_field_content,
-    }
-    roles = [(SHAREGPT_ROLES.get(name), role) for role, own in turns.roles.items() for name in own]
-    if any(usual != role for usual, role in roles):
-        experiment.note(f"{where}.roles", turns.roles, "roles have their usual names")
-    if parts in PROPERTIES and format_of(turns.field_messages) == MESSAGES:
-        return True
-    experiment.note(
-        f"{where}.field_messages",
-        f"{turns.field_messages} with {shown(parts)}",
-        "messages or conversations with role and content, or from and value, are read",
-    )
-    return False
 
 
 def _chat_template(

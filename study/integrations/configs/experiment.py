@@ -31,6 +31,7 @@ _CHANGES = {
     "the last batch is completed with rows of the next epoch": "dataloader_drop_last",
     "the batch is not adapted to the memory": "auto_find_batch_size",
     "the newest revision is read": "revision revision_of_model model_revision",
+    "roles have their usual names": "roles",
     "a system message is read from the field system": "field_system system",
     "the template has its own system message": "default_system default_system_message",
     "the tokenizer's own chat template is used": "chat_template chat_template_path",
@@ -56,7 +57,7 @@ CHANGES = {key: instead for instead, keys in _CHANGES.items() for key in keys.sp
 
 Every other key that no reader takes is ignored, and named in one line.
 """
-DETAILS = ("deepspeed", "fsdp", "fsdp_config", "special_tokens")
+DETAILS = ("deepspeed", "fsdp", "fsdp_config", "special_tokens", "roles")
 """Such keys that change little, or in some cases only."""
 UNCHANGED: dict[str, Any] = {
     "field_system": "system",

@@ -347,3 +347,9 @@ def first_file(*paths: Path) -> Path | None:
 def format_of(*names: str) -> str | None:
     """The format whose rows have exactly the fields ``names``, the prompt first; None if none."""
     return next((name for name, row in FORMATS.items() if names in row.needs), None)
+
+
+def unusual(values: dict[str, Any], usual: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Take the keys of ``usual`` out of ``values``; returns those that have another value."""
+    taken = {key: values.pop(key) for key in usual if key in values}
+    return {key: value for key, value in taken.items() if value not in usual[key]}

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from study.data.formats import ROLES, SHAREGPT_ROLES
 from study.errors import StudyError, given, short, unknown
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.keys import (
@@ -37,22 +36,21 @@ from study.integrations.configs.keys import (
     note_init,
     put_heldout,
     put_rows,
+    unusual,
 )
 from study.vocabulary.peft_fields import refusal
 from study.vocabulary.sources import AUTO
 
 INFO = "dataset_info.json"
-OUR_ROLES = {
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "system_tag": "system",
-    "observation_tag": "tool",
+TAGS = {
+    "role_tag": ("from", "role"),
+    "content_tag": ("value", "content"),
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+    "system_tag": ("system",),
+    "observation_tag": ("observation", "tool"),
 }
-PARTS = {
-    ("from", "value"): SHAREGPT_ROLES,
-    ("role", "content"): dict(zip(ROLES, ROLES, strict=True)),
-}
-"""The parts of a turn that the toolkit reads, and our role for each name of a role."""
+"""The names of a turn's parts and of its roles that the toolkit reads."""
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 """The columns of other rows, and their usual names."""
 
@@ -105,7 +103,7 @@ def read_llama_factory(values: Mapping[str, Any], where: str, folder: Path) -> E
         )
     if keys.rest.get("pissa_init"):
         keys.refuse("pissa_init changes the base's weights: remove it")
-    defaults = []
+    defaults = list[str]()
     if "adapter__alpha" not in keys.model_fields_set:
         keys.adapter__alpha = 2.0 * keys.adapter__rank
         defaults.append(f"lora_alpha {keys.adapter__alpha}")
@@ -172,12 +170,9 @@ def _format(experiment: Experiment, entry: Entry, name: str, stage: str) -> str 
     """Our format of the entry's rows; None if it can't be read."""
     columns = dict(entry.columns)
     if entry.formatting in ("sharegpt", "openai"):
-        tags = {"user_tag": "human", "assistant_tag": "gpt", **entry.tags}
-        part = str(tags.pop("role_tag", "from")), str(tags.pop("content_tag", "value"))
-        roles = PARTS.get(part, {})
-        usual = all(roles.get(str(tag)) == OUR_ROLES.get(key, "") for key, tag in tags.items())
-        column = columns.pop("messages", "conversations")
-        format_ = MESSAGES if usual and format_of(column) == MESSAGES else None
+        is_chat = format_of(columns.pop("messages", "conversations")) == MESSAGES
+        is_usual = is_chat and entry.tags.keys() <= TAGS.keys()
+        format_ = MESSAGES if is_usual and not unusual(entry.tags, TAGS) else None
         if columns.get("system") == "system":
             del columns["system"]  # data.format=messages reads this field
     else:
@@ -220,8 +215,9 @@ class Trl(TrainingKeys):
     lora_target_parameters: Targets
     bf16: bool | None = None
     data__sample_packing: bool = Field(False, alias="packing")
-    max_length: int | None = None
-    max_seq_length: int | None = None
+    data__sequence_length: int = Field(
+        1024, alias="max_length", validation_alias=AliasChoices("max_length", "max_seq_length")
+    )
     assistant_only_loss: bool = False
     dataset_name: str = ""
     dataset_config: str = ""
@@ -260,19 +256,16 @@ def read_trl(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     keys = Trl.read(values, where)
     if not keys.use_peft:
         keys.refuse("use_peft is not true, which trains all weights: set use_peft: true")
-    experiment, defaults = keys.experiment(folder), []
+    experiment, defaults = keys.experiment(folder), list[str]()
     targets = all_targets(keys.lora_target_modules, keys.lora_target_parameters)
-    length, bf16 = keys.max_length or keys.max_seq_length, keys.bf16
+    bf16 = keys.bf16
     if targets is None:
         defaults.append(f"lora_target_modules {', '.join(USUAL_TARGETS)}")
-    if length is None:
-        defaults.append("max_length 1024")
     if bf16 is None and not values.get("fp16"):
         bf16 = True
         defaults.append("bf16 True")
     experiment.values |= {
         "adapter.targets": targets or USUAL_TARGETS,
-        "data.sequence_length": length or 1024,
         "precision": "bf16" if bf16 else "float32",
     }
     data_sets = []
