@@ -6,6 +6,7 @@ from textwrap import fill
 import numpy as np
 from click.testing import CliRunner
 
+from docs import evidence
 from docs.blocks import Block, study_tables, table
 from docs.external import exponents
 from study.analysis.rate_theory import rate_exponent
@@ -96,7 +97,17 @@ def rate_theories() -> str:
     return "\n".join(lines)
 
 
+def rho_size() -> str:
+    """``0.05 (tiny) and 0.09 (SmolLM2)``: rho over width, rate and steps."""
+    bests = [
+        best for name in evidence.STUDIES for best in evidence.last_bests(evidence.of_study(name))
+    ]
+    sizes = evidence.rho_sizes(bests)
+    return " and ".join(f"{size:.2g} ({model_label(model)})" for model, size in sizes.items())
+
+
 BLOCKS: dict[str, Block] = {
+    "rho-size": rho_size,
     "advice": printed,
     "symptom": symptom,
     "advised": advised,

@@ -58,7 +58,7 @@ def text() -> str:
         "laws": [*(law for found in studies.values() for law in found.laws), law],
         "others": external_rates(),
         "horizon": [-float(np.quantile(slopes, q)) for q in ENDS],
-        "rho": rho_size(bests),
+        "rho": float(np.exp(np.mean(np.log([*rho_sizes(bests).values()])))),
         "bf16": bf16_sizes(),
         "facts": facts(),
     }
@@ -92,13 +92,16 @@ def horizon_slopes(bests: Sequence[Best]) -> list[float]:
     return [float(np.polyfit(np.log(r["steps"]), np.log(r["lr"]), 1)[0]) for r in rules]
 
 
-def rho_size(bests: Sequence[Best]) -> float:
-    """rho over the product of width, rate and steps: medians of two models, their mean log."""
-    sizes = [
-        [b.rho / (width * b.lr * b.steps) for b in bests if b.model == model and b.rho]
+def rho_sizes(bests: Sequence[Best]) -> dict[str, float]:
+    """By model, rho over the product of width, rate and steps: the median of the best rates."""
+    return {
+        model: float(
+            np.median(
+                [b.rho / (width * b.lr * b.steps) for b in bests if b.model == model and b.rho]
+            )
+        )
         for model, width in WIDTHS.items()
-    ]
-    return float(np.exp(np.mean(np.log([np.median(each) for each in sizes]))))
+    }
 
 
 def external_rates() -> list[Best]:
