@@ -30,10 +30,10 @@ from study.analysis.losses import (
     truncation_effects,
 )
 from study.analysis.predictions import lazy_ratios, predicted_curve, with_predictions
-from study.analysis.rates import best_rates, rate_transfer
+from study.analysis.rates import best_rates, exponents_against_rho, rate_transfer
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import headline, summary
-from study.analysis.terminal import render_rates, render_stable, render_table
+from study.analysis.terminal import render_horizons, render_stable, render_table
 from study.analysis.verdicts import VERDICTS, holm, tost, with_verdicts
 from study.store import StudyTables, load_measured
 from study.vocabulary.quantities import QUANTITIES

@@ -1,19 +1,5 @@
 """Two or more studies side by side: the settings that differ; exponents, p* and losses with their
-differences.
-
-**Curves that match.** Two curves are compared if they agree in the columns of
-:func:`matched_columns`: the rule, the optimizer, and every other setting in which some curves of
-both studies agree. The other settings are what the comparison is about. If a study has several
-curves for one of the other, each is compared.
-
-**Ranks and steps.** A slope depends on the ranks that it is over, so both studies are reduced to
-the ranks that they share, if these are two or more. Steps that both studies have are compared; so
-is the last step of each, if these differ.
-
-**Intervals.** The sample unit is the seed (a pair of seed and data seed), as everywhere. A number
-is computed for each seed, from all ranks of the row. If both studies have the same seeds, the
-interval of the difference is Student's t over the differences of single seeds: they share draws and
-batches. Otherwise it is Welch's. Without two seeds in each study there is none.
+differences. docs/intervals.md says which curves, ranks and steps match, and what the intervals are.
 """
 
 from collections import defaultdict
@@ -24,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from study.analysis.exponents import fit_exponents
-from study.analysis.fits import mean_interval, t_critical
+from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
     HASH_OF,
     NOT_A_CURVE,
@@ -53,6 +40,7 @@ from study.vocabulary.quantities import (
     Quantity,
 )
 from study.vocabulary.scaling import POWER, rule_label
+from study.vocabulary.thresholds import CONFIDENCE
 
 EXPONENT, P_STAR, LOSS = "exponent", "p*", "loss"
 """The values of ``what``."""
@@ -280,13 +268,10 @@ def difference_interval(
     if set(one.index) == set(other.index):
         return *mean_interval(other - one), True
     difference = float(other.mean() - one.mean())
-    n = np.array([len(one), len(other)])
-    parts = np.array([one.var(), other.var()]) / n
-    if n.min() < 2 or not parts.sum() > 0:
+    if min(len(one), len(other)) < 2 or not one.var() + other.var() > 0:
         return difference, np.nan, np.nan, False
-    df = parts.sum() ** 2 / (parts**2 / (n - 1)).sum()
-    half_width = float(t_critical(df) * np.sqrt(parts.sum()))
-    return difference, difference - half_width, difference + half_width, False
+    ends = stats.ttest_ind(other, one, equal_var=False).confidence_interval(CONFIDENCE)
+    return difference, float(ends.low), float(ends.high), False
 
 
 # What to read.

@@ -8,22 +8,9 @@ One row per curve (a configuration without its rank and seed), site, stat, batch
 - quantities measured over the whole model (``layer = kind = model``: the gradient and the update of
   all adapters together).
 
-Columns with those of the curve, and of :class:`~study.analysis.fits.Lines`:
-
-- ``interval``: ``seeds`` if ``ci_low`` and ``ci_high`` are the 95 % interval over seeds (pairs of
-  seed and data seed). ``ranks`` if there is one seed: they then show how straight its line is, and
-  are not an interval for other seeds. ``none`` for one seed at two ranks;
-- ``points``: the cells in the fit; ``seeds * ranks - points`` are missing, and fitted
-  (:mod:`~study.analysis.fits`). ``dropped``: the cells of the curve that are not in it, for any
-  reason;
-- ``layers``: the number of layers pooled; 1 for a single layer;
-- ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the exponents of single layers,
-  in the ``mean_log`` row over all kinds.
-
-**Poolings.** Energies are never added over layers: on SmolLM2 one ``down_proj`` holds 95 % of the
-energy of ``adapter_out``, so a pooled norm would be that of this layer. The *logarithm* of the
-statistic is pooled over layers, by mean or median, cell by cell. The spread of the exponents of
-single layers is reported with it.
+The *logarithm* of the statistic is pooled over layers, cell by cell, and energies are never added:
+on SmolLM2 one ``down_proj`` holds 95 % of the energy of ``adapter_out``. :data:`FIT_COLUMNS` says
+what the columns hold.
 
 **Arrays.** One site at a time, probe rows become dense arrays of groups (``G``, a curve at a step
 on a batch), seeds, ranks and layers (``L``). Values are never duplicated: a study can have 20
@@ -185,7 +172,15 @@ FIT_COLUMNS = (
     *("curvature", "se_curvature", "slope_low", "slope_high", "p_skew"),
     *("layer_p05", "layer_median", "layer_p95", "predicted"),
 )
-"""The columns of the table after the curve's; :mod:`study.analysis.predictions` fills the last."""
+"""The columns of the table after the curve's; :mod:`study.analysis.predictions` fills the last.
+
+- ``interval``: ``seeds`` if ``ci_low`` and ``ci_high`` are the 95 % interval over seeds, ``ranks``
+  if there is one seed: they then show how straight its line is. ``none``: one seed at two ranks;
+- ``points``: the cells in the fit; ``seeds * ranks - points`` are missing, and fitted. ``dropped``:
+  the cells of the curve that are not in it, for any reason;
+- ``layers``: the number of layers pooled. ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles
+  of the exponents of single layers, in the ``mean_log`` row over all kinds.
+"""
 
 
 def fit_exponents(

@@ -1,27 +1,9 @@
 """Final held-out losses and scores: does rank help, or only the step size?
 
 A run that diverged or got stuck has a loss of NaN: it bounds the learning rates that work.
-Unfinished cells have no row.
-
-**Rules at equal steps.** LoRA(alpha sqrt(r)) is rsLoRA(alpha). So a difference between the rules at
-the same learning rate and rank is a difference of step sizes, and must vanish at matched steps.
-Three comparisons:
-
-- ``fixed``: every rank at one learning rate, the best at the lowest rank, as tuning a small adapter
-  would choose it;
-- ``best``: every rule and rank at its own best rate, in the mean over seeds (:func:`best_tried`):
-  the best of each seed would be lower by chance;
-- ``matched``: every rule at the lazy step of rsLoRA: ``gamma lr`` under a sign-like optimizer,
-  ``gamma^2 lr`` under a linear one. The step comes from the rule's alpha, from its rate, or from
-  interpolation between two runs, linear in the log of the step; it is never extrapolated.
-
-**Task scores.** At step 0 an adapter adds nothing under any init, so perplexity and exact match of
-step 0 are the base model's.
-
-**Truncations.** delta_w is cut to its k largest singular directions. If the loss barely rises at a
-k far below the rank, then the high rank helped training (a better path, or a larger step) rather
-than the final delta_w, which has a low rank. The cut adapter is compared with the run that was
-trained at the lowest rank: both have a delta_w of that rank, reached by different training.
+Unfinished cells have no row. docs/intervals.md has the three comparisons ``fixed``, ``best`` and
+``matched``, and the question that truncations answer. At step 0 an adapter adds nothing under any
+init, so perplexity and exact match of step 0 are the base model's.
 """
 
 from collections.abc import Sequence

@@ -1,23 +1,11 @@
-"""p*: the exponent of gamma at which a quantity does not change with rank.
+"""p*: the exponent of gamma at which a quantity does not change with rank (docs/intervals.md).
 
-At steps 0 and 1 every slope is exactly linear in p with a known integer factor k (a gradient
-contains gamma once, an SGD update once more), so one rule is enough: ``p* = p + slope / k``. Up to
-step 3 the same holds as long as steps are lazy. Elsewhere, p* is where the slopes measured on a
-grid of p cross zero. Two estimates come from the same
-measurement:
+Two estimates come from the same measurement:
 
 - ``p_star``: over the ranks measured; compare with ``predicted``, theory's p* for those ranks;
 - ``p_star_limit``: corrected for finite rank, by the difference between the p* of the finite-rank
   curve and that of its asymptote; compare with ``limit``, theory's p* for large rank. NaN without a
   prediction.
-
-A change in the law of an update changes k: SGD that is always clipped scales with one power of
-gamma less, Adam with gradients far below its eps with one more. If some of the ranks are in one
-regime and some in the other, there is no k and no row.
-
-**One measurement under several rules.** Rules share their draws of A and their batches. Before
-training moves the weights, a quantity under one rule is that under another times a power of gamma,
-so both give the same p*. Such rows are no evidence for each other.
 """
 
 import math

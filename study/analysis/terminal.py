@@ -22,7 +22,6 @@ from study.analysis.stable import (
 from study.analysis.summary import OVER_MODEL, rule_text
 from study.analysis.wording import (
     INTERVAL,
-    STRAIGHTNESS,
     bracket_notes,
     factor_text,
     interval_text,
@@ -41,23 +40,17 @@ STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow",
 """The style of the terminal for each colour of the vocabulary."""
 
 
-Parts = Sequence[tuple[str, pd.DataFrame]]
-"""The rows of a table under each of its headings."""
-
-
 def render_table(summary: pd.DataFrame) -> Table:
     """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals."""
     by = ["optimizer", "rule", "curve", "batch"]
-    curves = [
-        (", ".join([*filter(None, map(str, key)), BATCH_NAMES.get(str(batch), str(batch))]), rows)
-        for (*key, batch), rows in summary.groupby(by, sort=False, observed=True)
-    ]
     predicted = bool(summary["predicted"].notna().any())
     theory = ["theory"] if predicted else []
     columns = ["quantity", "step", "exponent", "factor", *theory, "verdict"]
-    caption = _caption(summary, curves)
-    table = _table("Scaling exponents with rank", caption, columns, ["quantity", "verdict"])
-    for name, rows in curves:
+    table = _table(
+        "Scaling exponents with rank", _caption(summary), columns, ["quantity", "verdict"]
+    )
+    for (*key, batch), rows in summary.groupby(by, sort=False, observed=True):
+        name = ", ".join([*filter(None, map(str, key)), BATCH_NAMES.get(str(batch), str(batch))])
         table.add_section()
         table.add_row(Text(printable(name), style="bold"))
         for row in rows.to_dict("records"):
@@ -79,12 +72,10 @@ def render_table(summary: pd.DataFrame) -> Table:
     return table
 
 
-def _caption(summary: pd.DataFrame, curves: Parts) -> str:
+def _caption(summary: pd.DataFrame) -> str:
     if summary.empty:
         return "nothing to show: no primary quantity was measured at two ranks"
-    lines = _bracket_lines(curves)
-    if (summary["interval"] == "none").any():
-        lines.append("a slope without brackets has one seed and two ranks")
+    lines = bracket_notes(summary)
     for word in VERDICTS:
         if (summary["verdict"] == word).any():
             lines.append(f"{word}: {meaning(word, STABLE_RATIO)}")
@@ -113,21 +104,6 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
     return "\n".join(lines)
 
 
-def _bracket_lines(parts: Parts) -> list[str]:
-    """What the brackets show. Names the headings if they show different things."""
-    shown: dict[str, list[str]] = {}
-    for name, rows in parts:
-        over = sorted(rows.loc[rows["interval"] == "seeds", "seeds"].unique())
-        kinds = [f"{INTERVAL}s over {seeds:g} seeds" for seeds in over]
-        kinds += [STRAIGHTNESS] if (rows["interval"] == "ranks").any() else []
-        shown.setdefault(" or ".join(kinds), []).append(name)
-    shown.pop("", None)
-    several = len(shown) > 1
-    return [
-        f"[ ] {text}{': ' + '; '.join(names) if several else ''}" for text, names in shown.items()
-    ]
-
-
 def render_stable(stable: pd.DataFrame) -> Table:
     """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table of 80 columns."""
     rows = first_to_read(stable)
@@ -140,14 +116,11 @@ def render_stable(stable: pd.DataFrame) -> Table:
         ", ".join([str(row["optimizer"]), *settings_text(row, settings)])
         for row in rows.to_dict("records")
     ]
-    optimizers: Parts = [
-        (str(name), part) for name, part in rows.groupby(np.array(heads, object), sort=False)
-    ]
     high = sorted(rows["high_rank_min"].dropna().unique())
     above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
     lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
     lines.append(f"read on the {BATCH_NAMES[TRAIN]} batch")
-    lines += _bracket_lines(optimizers)
+    lines += bracket_notes(rows)
     if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
         lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
     table = _table(
@@ -158,9 +131,9 @@ def render_stable(stable: pd.DataFrame) -> Table:
         wrapped=False,
     )
     shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
-    for optimizer, part in optimizers:
+    for optimizer, part in rows.groupby(np.array(heads, object), sort=False):
         table.add_section()
-        table.add_row(Text(printable(optimizer), style="bold"))
+        table.add_row(Text(printable(str(optimizer)), style="bold"))
         for row in part.to_dict("records"):
             rule = rule_text(row["scaling"], row["exponent_p"], prefix="")
             origin = "each rule" if len(row["rules"]) > 1 else rule
@@ -171,30 +144,6 @@ def render_stable(stable: pd.DataFrame) -> Table:
                 interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
                 *(number_text(row[name]) for name in shown),
             )
-    return table
-
-
-def render_rates(transfer: pd.DataFrame) -> Table:
-    """The table of :func:`~study.analysis.rates.rate_transfer` as a rich table of 80 columns."""
-    notes = bracket_notes(transfer[transfer["exponent"].notna()])
-    if (transfer["edges"] > 0).any():
-        notes.append("Ranks with a best rate at an edge of the grid are left out.")
-    table = _table(
-        "Scaling exponents of the best learning rate with rank",
-        "\n".join(notes),
-        ["optimizer, rule", "exponent", "theory", "ranks", "seeds"],
-        left=["optimizer, rule"],
-    )
-    settings = transfer.columns[: list(transfer.columns).index("exponent")]  # those before the fit
-    named = distinguishing(transfer, [str(name) for name in settings if name != "setting"])
-    for row in transfer.to_dict("records"):
-        table.add_row(
-            Text(_rule_name(row, named)),
-            exponent_text(row["exponent"], row["ci_low"], row["ci_high"]),
-            interval_span(row["predicted_low"], row["predicted_high"]),
-            f"{row['rank_min']:g}-{row['rank_max']:g}" if row["ranks"] else "none",
-            str(row["seeds"]),
-        )
     return table
 
 

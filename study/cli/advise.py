@@ -37,7 +37,7 @@ from study.store import find_cell
 from study.store.tables import load_measured
 from study.sweeps.progress import count_noun
 from study.theory import family
-from study.theory.equivalence import converted_alpha, rescaling
+from study.theory.equivalence import converted_alpha
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label
 from study.vocabulary.scaling import RULES, named_rule, rule_words
 from study.vocabulary.sources import DEVICES, MATMUL_SHARE, MODELS, model_label
@@ -266,14 +266,17 @@ def paste_lines(asked: Asked, rate: str) -> list[str]:
 
 
 def product_line(asked: Asked) -> str:
-    """Why alpha and the learning rate are one question, and what is exactly the same run."""
-    old, square = asked.old, "^2" if family(asked.old.optimizer) == "linear" else ""
+    """Why alpha and the learning rate are one question, and what is exactly the same run.
+
+    B grows by its rate times its update, and a linear update grows with gamma.
+    """
+    old = asked.old
+    square, rate = ("^2", 0.25) if family(old.optimizer) == "linear" else ("", 0.5)
     same = " = ".join(
         f"{rule} alpha {converted_alpha(old.alpha, old.rank, old.p, row.p):.4g}"
         for rule, row in RULES.items()
         if row.p is not None
     )
-    rate = rescaling(old.optimizer, 1.0, 0.5).lr_b
     return (
         f"Alpha or rate? Only alpha{square} x rate matters while A hardly moves. The same run at "
         f"rank {old.rank}: {same} = twice that alpha with {rate:g} x B's rate."

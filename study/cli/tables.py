@@ -67,7 +67,8 @@ def analyze(study_dir: Path, output: str | None) -> None:
     if len(found.stable):
         Console().print(analysis.render_stable(found.stable))
     if len(transfer):
-        Console().print(analysis.render_rates(transfer))
+        at_end = found.rates.assign(horizon=found.rates["steps"])
+        Console().print(analysis.render_horizons(analysis.exponents_against_rho(at_end)))
     conclude(found, study_dir)
     say(f"all exponents: {study_dir / 'exponents.parquet'}")
     say(f"next: study report {study_dir}")

@@ -1,14 +1,13 @@
 """Runs that are the same, and runs whose first update is the same: what to set at another rank.
 
 **Exactly the same.** At one rank, two rules with the same gamma are the same run
-(:func:`converted_alpha`). At one gamma, the factors may be scaled too (:func:`rescaling`). Between
-two ranks nothing is exactly the same: A has another number of random rows.
+(:func:`converted_alpha`). Between two ranks nothing is exactly the same: A has another number of
+random rows.
 
 **The same first update.** To leading order in the learning rate, an update lowers the loss by lr
 times :func:`descent`, and moves the adapter's output by lr times :func:`move`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from study.theory.asymptotics import family
@@ -20,23 +19,6 @@ USUAL = Layer(1000, 1000, r_align=5, r_sign=10, r_back=1, r_diag=0, kurtosis=0)
 and r_align 6 on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
 
 
-@dataclass(frozen=True)
-class Rescaling:
-    """Factors on the settings of a run that leave its ``gamma B A`` unchanged at every step.
-
-    ``decay_a`` and ``decay_b`` are for decoupled weight decay.
-    """
-
-    alpha: float
-    init_a: float
-    lr_a: float
-    lr_b: float
-    eps_a: float
-    eps_b: float
-    decay_a: float
-    decay_b: float
-
-
 def converted_alpha(alpha: float, rank: float, p: float, new_p: float) -> float:
     """The alpha with which ``alpha r**-new_p`` is the gamma of the old rule.
 
@@ -44,33 +26,6 @@ def converted_alpha(alpha: float, rank: float, p: float, new_p: float) -> float:
     128.0
     """
     return alpha * float(rank) ** (new_p - p)
-
-
-def rescaling(optimizer: str, a: float, b: float) -> Rescaling:
-    """The run whose A is ``a`` times and whose B is ``b`` times as large, with the same product.
-
-    For B = 0 at the start, only A's init changes. Gamma is divided by ``a b``, so the gradient of A
-    is divided by ``a`` and that of B by ``b``. A sign-like update ignores that, and A must move
-    ``a`` times as far: its rate is multiplied by ``a``. A linear update is divided by ``a`` too, so
-    its rate is multiplied by ``a**2``. Adam's eps is compared with the gradient, and is divided by
-    ``a``.
-
-    Exact for one eps of both factors only if it is 0. Clipping by the global norm keeps its effect
-    only if ``a == b`` and its limit is divided by ``a``. Derived here.
-
-    Raises :class:`StudyError` for an unknown optimizer.
-    """
-    power = 2 if family(optimizer) == "linear" else 1
-    return Rescaling(
-        alpha=1 / (a * b),
-        init_a=a,
-        lr_a=a**power,
-        lr_b=b**power,
-        eps_a=1 / a,
-        eps_b=1 / b,
-        decay_a=a**-power,
-        decay_b=b**-power,
-    )
 
 
 def descent(rank: float, gamma: float, optimizer: str) -> float:

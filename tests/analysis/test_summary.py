@@ -76,7 +76,7 @@ def test_the_table_fits_a_terminal_and_says_what_it_must(study):
         "-0.50 [-0.50, -0.50]",
         "×0.06",
         "sgd, rslora, training",
-        "[ ] 95 % intervals over 3 seeds",
+        "Brackets are 95 % intervals over 3 seeds.",
         "collapses: falls by more than 1.5 times",
         "factor: from rank 4 to 1024; 1.5 is an exponent of ±0.073",
         "mean over 6 layers of the log",
@@ -103,14 +103,14 @@ def test_each_quantity_is_read_on_one_batch_which_the_table_names(study):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seed": 0}, "[ ] straightness of the line, one seed"),
-        ({"seed": 0, "rank": (4, 16)}, "a slope without brackets has one seed and two ranks"),
+        ({"seed": 0}, "Brackets show the straightness of the line, one seed."),
+        ({"seed": 0, "rank": (4, 16)}, "A slope without brackets has one seed and two ranks."),
         ({"rank": (4, 16, 64, math.inf)}, "cells of a curve that its fit leaves out: up to 3"),
         ({"rank": 4}, "nothing to show"),
     ],
 )
 def test_what_the_intervals_are_over_is_said(study, changes, words):
-    text = shown(render_table(summary(judged(study, **changes))))
+    text = " ".join(shown(render_table(summary(judged(study, **changes)))).split())
     assert words in text
     assert ("95 %" in text) == ("fit leaves out" in words)
 
@@ -138,7 +138,7 @@ def test_a_gradient_at_step_0_is_one_measurement_for_every_optimizer(study):
     assert flat.count("Step 0 is before any update, so optimizers agree.") == 1
     assert "Rules in one row" not in flat
     assert flat.count("The first update of AdamW is that of SignSGD up to eps.") == 1
-    assert "[ ] 95 % intervals over 3 seeds" in text
+    assert "Brackets are 95 % intervals over 3 seeds." in flat
     assert max(map(len, text.splitlines())) <= 80
 
 
