@@ -44,7 +44,6 @@ class Cell:
 
     @property
     def study_dir(self) -> Path:
-        """The folder of its study."""
         return Path(self.config.results_dir) / self.config.name
 
     @property
@@ -57,7 +56,6 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether it has results already."""
         return is_done(self.folder, with_adapter=self.config.train.save_adapter)
 
     @property
@@ -138,9 +136,7 @@ def _examples(model: ModelConfig, data: DataConfig) -> str:
 
 
 def _training_rows(model: ModelConfig, data: DataConfig) -> int:
-    """The rows of one epoch."""
-    tokenizer = load_tokenizer(model)
-    return len(build_corpus(data, tokenizer, tokenizer.eos_token_id).train)
+    return len(build_corpus(data, load_tokenizer(model)).train)
 
 
 _NOT_NAMED = (

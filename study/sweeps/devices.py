@@ -40,7 +40,8 @@ def claim_device(
     """
     if choose_device(name).type == "cpu":
         return torch.device("cpu")
-    visible = visible_gpus()
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    visible = [(each, str(torch.cuda.get_device_properties(each).uuid)) for each in devices]
     gpus, sharded = visible, count() > 1
     if sharded:
         number = int(os.environ["LOCAL_RANK"])
@@ -71,14 +72,6 @@ def claim_device(
         found = _free(gpus, held)
     torch.cuda.set_device(found)
     return found
-
-
-def visible_gpus() -> list[tuple[torch.device, str]]:
-    """The GPUs that torch sees, which ``CUDA_VISIBLE_DEVICES`` chooses and orders, with their
-    UUIDs.
-    """
-    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-    return [(d, str(torch.cuda.get_device_properties(d).uuid)) for d in devices]
 
 
 def _free(
