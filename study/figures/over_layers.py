@@ -99,11 +99,11 @@ def exponent_histograms(tables: Tables) -> Figure:
     for panels, quantities in zip(grid, drawn.values(), strict=True):
         for ax, (quantity, by_rule) in style.each(panels, quantities.items()):
             every = pd.concat(list(by_rule.values()))["exponent"]
-            bins = np.histogram_bin_edges(every, 30)
+            bins = list(np.histogram_bin_edges(every, 30))
             for rule, rows in by_rule.items():
                 colour, who = style.tint(rule, list(by_rule)), style.gid(rule)
                 looks[style.name(rule)] = {"color": colour, "linewidth": 4, "alpha": 0.6}
-                ax.hist(rows["exponent"], list(bins), color=colour, alpha=0.6, gid=f"histogram {who}")
+                ax.hist(rows["exponent"], bins, color=colour, alpha=0.6, gid=f"histogram {who}")
                 ax.axvline(rows["exponent"].median(), color=colour, gid=f"median {who}")
                 theory = rows["predicted"].median()
                 ax.axvline(theory, gid=f"theory {who}", **style.PREDICTED)
