@@ -122,10 +122,9 @@ def test_what_can_not_be_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"data\.sequence_length=1"):
         build(tmp_path, examples, length=1)
     corpus = build(tmp_path, examples)
-    padding = EOS + 1
-    corpus.check_tokens(padding + 1, "m")
-    with pytest.raises(StudyError, match=rf"is token {padding} of .* but m has {padding} embedd"):
-        corpus.check_tokens(padding, "m")
+    corpus.check_tokens(EOS + 1, "m")
+    with pytest.raises(StudyError, match=rf"is token {EOS} of .* but m has {EOS} embedd"):
+        corpus.check_tokens(EOS, "m")
 
 
 # The order of rows
