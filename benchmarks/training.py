@@ -50,12 +50,13 @@ from transformers import (
 from study.adapters.bank import AdapterSpec, initial_pair
 from study.config import CellConfig
 from study.config.compose import CONF, parse
-from study.data import IGNORED, Corpus, TokenBatch, build_corpus
-from study.models import FrozenBase, load_tokenizer
+from study.data import IGNORED, Corpus, TokenBatch
+from study.models import FrozenBase
 from study.models.sources import find_model
 from study.store import load_measured
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
+from study.sweeps.packs import build_pack_corpus
 from study.training.devices import choose_device, describe_device
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 
@@ -84,8 +85,7 @@ class TimedRun:
 def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
     """The base and the data of a cell. The base stays loaded for the next call."""
     [cell] = plan([config])
-    corpus = build_corpus(config.data, load_tokenizer(config.model))
-    return worker().base(cell, choose_device(config.device)), corpus
+    return worker().base(cell, choose_device(config.device)), build_pack_corpus(config)
 
 
 @cache
@@ -163,7 +163,7 @@ class Clock(TrainerCallback):
 def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
     """The run's examples in order, as transformers takes them: unshifted labels and a mask."""
     rows = []
-    for batch in _batches(config, build_corpus(config.data, load_tokenizer(config.model))):
+    for batch in _batches(config, build_pack_corpus(config)):
         labels_BT = torch.full_like(batch.targets_BT, IGNORED)
         labels_BT[:, 1:] = batch.targets_BT[:, :-1]
         for ids_T, real_T, labels_T in zip(
@@ -248,8 +248,7 @@ def whole_pack(cells: Sequence[CellConfig]) -> tuple[float, pd.DataFrame]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
-            planned = plan([replace(each, results_dir=folder) for each in cells])
-            sweep.train_all(planned, lambda free: [sweep.train_pack(free, worker())])
+            sweep.run(plan([replace(each, results_dir=folder) for each in cells]), worker())
         wall = time.perf_counter() - began
         return wall, load_measured(Path(folder, cells[0].name)).metrics
 

@@ -124,7 +124,7 @@ def corpus(cell: Callable[..., CellConfig]) -> Corpus:
 
     config = cell()
     tokenizer = load_tokenizer(config.model)
-    return build_corpus(config.data, tokenizer)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
 @pytest.fixture(scope="session", autouse=True)

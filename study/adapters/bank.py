@@ -85,14 +85,26 @@ class Bucket(nn.Module):
         )
         self.forms = forms or ("factored", "factored")
         self.listeners: Listeners | None = None
-        self.needs_product = False
-        """Set by :meth:`LoraBank.listening`."""
+        self._needs_product = False
         self._keeps = False
         self._kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def form(self) -> str:
-        return self.forms[self.needs_product]
+        """The form of the pass that is running."""
+        return self.forms[self._needs_product]
+
+    @contextmanager
+    def listening(self, listeners: Listeners, needs_product: bool) -> Iterator[None]:
+        """Context manager: passes give intermediate tensors to ``listeners``.
+
+        ``needs_product``: it is formed anyway, so passes use the second form.
+        """
+        self.listeners, self._needs_product = listeners, needs_product
+        try:
+            yield
+        finally:
+            self.listeners, self._needs_product = None, False
 
     def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
         """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
@@ -134,6 +146,7 @@ class Bucket(nn.Module):
 
 
 def _padded(factors: Sequence[Tensor]) -> Tensor:
+    """``[..., r, F]`` of several r in one tensor."""
     most = max(factor.shape[-2] for factor in factors)
     return torch.stack([pad(each, (0, 0, 0, most - each.shape[-2])) for each in factors])
 
@@ -174,38 +187,6 @@ class LoraPair(NamedTuple):
     A_RD: Tensor
     B_OR: Tensor
     gamma: float
-
-
-class Stack(NamedTuple):
-    """The adapters of k neighbouring cells, from cell ``first`` on.
-
-    ``gamma_k11`` multiplies ``B A``; ``gammas`` are the same numbers. Ranks lower than R are padded
-    with zeros (:class:`Bucket`). ``gradients``: of A and of B, or None. On experts both factors
-    have another dimension after the first.
-    """
-
-    first: int
-    A_kRD: Tensor
-    B_kOR: Tensor
-    gamma_k11: Tensor
-    gammas: Sequence[float]
-    ranks: Sequence[int]
-    gradients: tuple[Tensor | None, Tensor | None]
-
-    @property
-    def cells(self) -> int:
-        return len(self.gammas)
-
-    @property
-    def each(self) -> slice:
-        """Their places among all cells."""
-        return slice(self.first, self.first + self.cells)
-
-    def pairs(self) -> list[tuple[int, LoraPair]]:
-        """The number and the adapter of each cell."""
-        each = zip(self.A_kRD, self.B_kOR, self.gammas, self.ranks, strict=True)
-        pairs = (LoraPair(A[..., :rank, :], B[..., :rank], gamma) for A, B, gamma, rank in each)
-        return list(enumerate(pairs, self.first))
 
 
 def initial_pair(
@@ -297,26 +278,34 @@ class LoraBank(nn.Module):
         """
         self.pairs = [
             LoraPair(nn.Parameter(A_RD), nn.Parameter(B_OR), gamma)
-            for stack in self.stacks()
-            for _, (A_RD, B_OR, gamma) in stack.pairs()
+            for A_RD, B_OR, gamma in self._each_cell(own)
         ]
 
-    def stacks(self, whole: bool = False) -> list[Stack]:
-        """The adapters of all cells by stack: of divided factors, this process's part.
+    def whole_pairs(self) -> list[LoraPair]:
+        """Each cell's whole factors and gamma, without a gradient.
 
-        ``whole``: divided factors are put together, so all processes must call it at the same time.
-        In a pass they are whole already.
+        All processes must call it at the same time: it puts divided factors together. In a pass
+        they are whole already.
         """
-        read: Callable[[Tensor], Tensor] = undivided if whole else own
-        stacks: list[Stack] = []
-        for bucket in self._buckets():
-            A_kRD, B_kOR = read(bucket.A_kRD.data), read(bucket.B_kOR.data)
-            gamma_k11 = bucket.gamma_k11.view(-1, *[1] * (A_kRD.dim() - 1))
-            gradients = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
-            first = stacks[-1].each.stop if stacks else 0
-            rest = bucket.gammas, bucket.ranks, gradients
-            stacks.append(Stack(first, A_kRD, B_kOR, gamma_k11, *rest))
-        return stacks
+        return self._each_cell(undivided)
+
+    def _each_cell(self, read: Callable[[Tensor], Tensor]) -> list[LoraPair]:
+        return [
+            LoraPair(A_RD[..., :rank, :], B_OR[..., :rank], gamma)
+            for bucket in self._buckets()
+            for A_RD, B_OR, rank, gamma in zip(
+                *(read(bucket.A_kRD.data), read(bucket.B_kOR.data), bucket.ranks, bucket.gammas),
+                strict=True,
+            )
+        ]
+
+    def rank_dimensions(self) -> list[tuple[Tensor, int]]:
+        """The registered factors, each with its dimension that is the rank."""
+        return [
+            (factor, factor.dim() - from_end)
+            for bucket in self._buckets()
+            for factor, from_end in ((bucket.A_kRD, 2), (bucket.B_kOR, 1))
+        ]
 
     def bind_grads(self) -> None:
         """Set the gradients of each cell's pair to its slice of the last backward pass's."""
@@ -335,8 +324,11 @@ class LoraBank(nn.Module):
 
     def dropout_state(self) -> list[Tensor] | None:
         """The state of each cell's dropout stream; None before the first draw."""
-        streams = self._dropout_streams
-        return None if streams is None else [stream.get_state() for stream in streams]
+        return (
+            None
+            if self._dropout_streams is None
+            else [stream.get_state() for stream in self._dropout_streams]
+        )
 
     def set_dropout(self, state: Sequence[Tensor | None] | None) -> None:
         """Set each cell's stream to its ``state``, so that a repeated pass draws the same masks.
@@ -375,6 +367,7 @@ class LoraBank(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
+        """The bias of the frozen linear."""
         return self.base.bias  # type: ignore[return-value]
 
     @contextmanager
@@ -389,14 +382,11 @@ class LoraBank(nn.Module):
         cheaper in all (:class:`Bucket`).
         """
         first = 0
-        for bucket in self._buckets():
-            bucket.listeners, bucket.needs_product = listeners_of(first), needs_products
-            first += bucket.cells
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
             for bucket in self._buckets():
-                bucket.listeners, bucket.needs_product = None, False
+                stack.enter_context(bucket.listening(listeners_of(first), needs_products))
+                first += bucket.cells
+            yield
 
     def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
@@ -483,7 +473,12 @@ class LoraBank(nn.Module):
 
 @contextmanager
 def merged_once(banks: Sequence[LoraBank], ahead: bool = False) -> Iterator[None]:
-    """Context manager: :meth:`Bucket.merged_once` of every bucket. ``ahead``: merge now."""
+    """Context manager: weights are merged once, and all passes reuse them.
+
+    ``W_OD``: merge now, for a compiled pass; None: in the first pass. Factors must not change until
+    the end, where the accumulated gradients of the merged weights (``D O`` floats each) are
+    projected on A and B. A form that does not merge is not affected.
+    """
     with ExitStack() as stack:
         for bank in banks:
             W_OD = dense_weight(bank.base) if ahead else None

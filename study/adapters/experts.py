@@ -53,6 +53,7 @@ class ExpertBank(LoraBank):
 
     @property
     def name(self) -> str:
+        """The name of the weight in its module."""
         return self.layer.rpartition(".")[2]
 
     @property

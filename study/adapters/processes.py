@@ -5,8 +5,10 @@ is then the sum of what the processes have. :class:`Processes` is a process on i
 every method is the identity; :class:`SeveralProcesses` are several, through ``torch.distributed``.
 
 A factor is divided by its features: A by its inputs, B by its outputs. So any rank can be divided.
+Letters: ``P`` processes.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from enum import Enum
 from functools import cache
@@ -45,9 +47,9 @@ class Processes:
         """The norm of a tensor that is divided, from the ``norm`` of each part."""
         return norm
 
-    def joined(self, part: Tensor, dim: int) -> Tensor:
-        """The parts of all processes along ``dim``, in every process. They have one shape."""
-        return part
+    def gathered(self, x: Tensor) -> Tensor:
+        """``x`` of every process, stacked, ``[P, ...]``. The shapes must be the same."""
+        return x[None]
 
     def whole(self, part: Tensor, dim: int) -> Tensor:
         """A tensor divided in ``dim``, whole on the host of process 0; elsewhere ``part``."""
@@ -62,6 +64,10 @@ class Processes:
         missing = -len(x) % self.size
         filled = torch.cat([x, x.new_full((missing, *x.shape[1:]), fill)]) if missing else x
         return list(filled.chunk(self.size))
+
+    def joined(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all processes in order. ``sizes``: how many each has."""
+        return x
 
     def agreed(self, order: Any = None) -> Any:
         """What process 0 gives as ``order``, in every process. Waits for it, but for no device.
@@ -93,18 +99,24 @@ class SeveralProcesses(Processes):
     def norm(self, norm: Tensor) -> Tensor:
         return self.sum(norm.square()).sqrt()
 
-    def joined(self, part: Tensor, dim: int) -> Tensor:
-        part = part.detach().contiguous()
-        parts = [torch.empty_like(part) for _ in range(self.size)]
-        torch.distributed.all_gather(parts, part)
-        return torch.cat(parts, dim)
+    def gathered(self, x: Tensor) -> Tensor:
+        x = x.detach().contiguous()
+        parts = x.new_empty(self.size, *x.shape)
+        torch.distributed.all_gather(list(parts.unbind()), x)
+        return parts
 
     def whole(self, part: Tensor, dim: int) -> Tensor:
-        whole = self.joined(part, dim)
-        return whole.cpu() if self.number == 0 else part
+        parts = self.gathered(part).unbind()
+        return torch.cat(parts, dim).cpu() if self.number == 0 else part
 
     def part(self, whole: Tensor, dim: int) -> Tensor:
         return whole.tensor_split(self.size, dim)[self.number]
+
+    def joined(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        filled = x.new_zeros(max(sizes), *x.shape[1:])
+        filled[: len(x)] = x
+        parts = self.gathered(filled)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def agreed(self, order: Any = None) -> Any:
         orders = [order]

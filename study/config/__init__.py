@@ -21,4 +21,4 @@ from study.config.types import (
     TrainConfig,
     optimizer_config,
 )
-from study.config.values import chosen, interval
+from study.config.values import Interval, chosen, interval

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from study.config.types import MOST_STEPS as MOST_TRAIN_STEPS
 from study.config.types import CellConfig
 from study.config.values import is_whole
 from study.errors import StudyError, given
+
+MOST_STEPS = 1_000_000
+"""Of a schedule: its steps are listed in memory and in the identity of a cell."""
 
 
 def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
@@ -16,12 +20,19 @@ def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
     ``train.epochs`` decides the steps, and a ``train.warmup`` below 1 is a share of them. Both are
     computed as by the Trainer of transformers 5: an epoch has ceil(ceil(rows / batch_size) /
     accumulation) steps. ``rows`` counts the training rows; it is called for epochs only.
+
+    Raises :class:`StudyError` if the steps are too many.
     """
     train = config.train
     steps, warmup = train.steps, train.warmup
     if train.epochs is not None:
         batches = math.ceil(rows() / train.batch_size)
         steps = math.ceil(train.epochs * math.ceil(batches / train.accumulation))
+    if steps > MOST_TRAIN_STEPS:
+        raise StudyError(
+            f"train.epochs={train.epochs:g} takes {steps} steps, over {MOST_TRAIN_STEPS}: "
+            "lower it, or raise train.batch_size"
+        )
     if isinstance(warmup, float):
         warmup = math.ceil(steps * warmup)
     return replace(config, train=replace(train, steps=steps, warmup=warmup))
@@ -30,13 +41,14 @@ def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
 def probe_steps(config: CellConfig) -> tuple[int, ...]:
     """The steps that are measured, ascending. Listed steps after the end of the run are dropped.
 
-    Raises :class:`StudyError` for a bad schedule, and for two schedules at once.
+    Raises :class:`StudyError` for a bad schedule, for two schedules at once, and for over
+    :data:`MOST_STEPS` steps.
     """
     probes, last = config.probes, config.train.steps
     if probes.every is not None and probes.steps is not None:
         raise StudyError("probes.every and probes.steps are both set: set one to null")
     if probes.every is not None:
-        return tuple(sorted({*range(0, last + 1, probes.every), last}))
+        return tuple(sorted(_every("probes.every", probes.every, last) | {last}))
     if probes.steps is None:
         return ()
     steps = {0, last, *_powers(last)} if probes.steps == "log" else _whole_numbers(probes.steps)
@@ -77,15 +89,26 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
 def eval_steps(config: CellConfig) -> frozenset[int]:
     """The steps with a held-out loss: the first, the last and every ``train.eval_every``-th.
 
-    Empty if ``train.eval_every`` is 0.
+    Empty if ``train.eval_every`` is 0. Raises :class:`StudyError` for over :data:`MOST_STEPS`
+    steps.
     """
     last, every = config.train.steps, config.train.eval_every
     if every == 0:
         return frozenset()
-    return frozenset({0, last, *range(0, last + 1, every or last)})
+    return frozenset({0, last} | (_every("train.eval_every", every, last) if every else set()))
+
+
+def _every(key: str, every: int, last: int) -> set[int]:
+    if last // every > MOST_STEPS:
+        raise StudyError(
+            f"{key}={every} stands for {last // every} steps of train.steps={last}: "
+            f"give at least {math.ceil(last / MOST_STEPS)}"
+        )
+    return set(range(0, last + 1, every))
 
 
 def _powers(most: int) -> list[int]:
+    """The powers of two up to ``most``."""
     return [2**i for i in range(most.bit_length())]
 
 
@@ -93,4 +116,4 @@ def _whole_numbers(value: Any) -> set[int] | None:
     """``value``, a number or a list, as whole numbers from 0 up; None if it is anything else."""
     listed = value if isinstance(value, list) else [value]
     are_whole = all(is_whole(number) and number >= 0 for number in listed)
-    return set(listed) if are_whole else None
+    return set(listed) if are_whole and len(listed) <= MOST_STEPS else None

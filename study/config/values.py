@@ -117,14 +117,21 @@ def check_path(path: str, key: str = KEY) -> str:
     return path
 
 
-def interval(key: str, value: Any) -> float:
-    """The interval that ``value`` names: a number of steps, an int, or the seconds of a time such
-    as ``60s``, a float.
+@dataclass(frozen=True)
+class Interval:
+    """Either a number of ``steps`` or a number of ``seconds``; the other one is None."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def interval(key: str, value: Any) -> Interval:
+    """The interval that ``value`` names: a whole number of steps, or a time such as ``60s``.
 
     Raises :class:`StudyError`, naming ``key``, for anything else, and for 0.
     """
     if is_whole(value) and value >= 1:
-        return int(value)
+        return Interval(steps=value)
     found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)([smh])", str(value), re.ASCII)
     seconds = float(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]] if found else 0.0
     if seconds == 0:
@@ -132,7 +139,7 @@ def interval(key: str, value: Any) -> float:
             f"{key}={value} is no interval: give a time such as 60s, 10m or 1h, "
             "a number of steps of at least 1, or null"
         )
-    return seconds
+    return Interval(seconds=seconds)
 
 
 def _no_flag(value: Any) -> Any:

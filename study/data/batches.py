@@ -55,31 +55,40 @@ class TokenBatch:
         """The number of tokens in the loss. On a GPU this blocks: call it before :meth:`to`."""
         return int((self.targets_BT != IGNORED).sum())
 
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.input_ids_BT, self.targets_BT, self.real_BT
-
     @classmethod
     def stacked(cls, batches: Sequence["TokenBatch"]) -> "TokenBatch":
         """The rows of several batches of one length, in one batch."""
-        each = zip(*(batch._tensors for batch in batches), strict=True)
-        ids, targets, real = map(torch.cat, each)
-        return cls(ids, targets, real, [row for batch in batches for row in batch.lengths])
+        return cls(
+            torch.cat([batch.input_ids_BT for batch in batches]),
+            torch.cat([batch.targets_BT for batch in batches]),
+            torch.cat([batch.real_BT for batch in batches]),
+            [row for batch in batches for row in batch.lengths],
+        )
 
     @classmethod
     def in_rows(cls, batches: Sequence["TokenBatch"]) -> "TokenBatch":
         """The real tokens of each batch in one row, ``[len(batches), N]``."""
-        real = zip(*([x[batch.real_BT] for x in batch._tensors] for batch in batches), strict=True)
-        each = zip(real, (0, IGNORED, False), strict=True)
-        padded = [pad_sequence(list(rows), True, padding) for rows, padding in each]
-        lengths = [[length for row in batch.lengths for length in row] for batch in batches]
-        return cls(padded[0], padded[1], padded[2], lengths)
+
+        def rows(name: str, fill: int) -> Tensor:
+            real = [getattr(batch, name)[batch.real_BT] for batch in batches]
+            return pad_sequence(real, batch_first=True, padding_value=fill)
+
+        return cls(
+            rows("input_ids_BT", 0),
+            rows("targets_BT", IGNORED),
+            rows("real_BT", False),
+            [[length for row in batch.lengths for length in row] for batch in batches],
+        )
 
     def trimmed(self, multiple: int = 1) -> "TokenBatch":
         """The same batch with the fewest columns that hold its tokens, and are a ``multiple``."""
         longest = -(-max(map(sum, self.lengths)) // multiple) * multiple
-        ids, targets, real = (x[:, :longest] for x in self._tensors)
-        return TokenBatch(ids, targets, real, self.lengths)
+        return TokenBatch(
+            self.input_ids_BT[:, :longest],
+            self.targets_BT[:, :longest],
+            self.real_BT[:, :longest],
+            self.lengths,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,26 +256,32 @@ class Corpus:
 
         A tokenizer may know more than its model: Gemma's has a token for images.
         """
-        # Both sides share their arrays.
-        highest = int(self.train.tokens.max(initial=self.train.padding_id))
+        highest = int(self.train.tokens.max(initial=0))  # both sides share their arrays
         if highest >= vocabulary:
             text = self.questions.tokenizer.decode([highest])
             raise StudyError(
                 f"the data has {short(text)}, which is token {highest} of the tokenizer, but "
-                f"{named} has {vocabulary} embeddings: remove it from the data, or save the "
-                "tokenizer of this model in its folder"
+                f"{named} has {vocabulary} embeddings: remove it from the data"
             )
 
 
-def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Corpus:
+def build_corpus(
+    config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None
+) -> Corpus:
     """Load, split and tokenise the data set that ``config`` names. Tokens are cached on disk.
 
-    The tokenizer's eos, if it has one, follows every target that leaves room for it.
+    ``eos_token_id`` follows every target that leaves room for it; None: no target has an eos.
 
     Rows with nothing to learn are dropped before the split. Raises :class:`StudyError` as
-    :func:`load_rows` and :func:`split_places` do, and if too few rows are left.
+    :func:`load_rows` and :func:`split_places` do, for a sequence length below 2, and if too few
+    rows are left.
     """
-    length, eos_token_id = config.sequence_length, tokenizer.eos_token_id
+    length = config.sequence_length
+    if length < 2:
+        raise StudyError(
+            f"data.sequence_length={length} is too short to predict a token from another: "
+            "use 2 or more"
+        )
     loaded = load_rows(config, lambda: tokenizer)
     content = fingerprint(loaded.rows)
     text_to_ids = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)

@@ -31,15 +31,17 @@ _AT_ONCE = 256
 """Rows of Parquet in memory at once."""
 _FIX = "name a .jsonl, .json, .csv or .parquet file"
 _WRITE = 'write one object per line, such as {"context": "...", "target": "..."}'
+_BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
     """Yield the rows of a file with a JSON object per line. Blank lines are ignored."""
     # Lines end at \n only: a JSON string may contain U+2028 or a lone carriage return.
     for number, line in enumerate(file, start=1):
-        if line.strip():
+        content = line.removeprefix(_BOM) if number == 1 else line
+        if content.strip():
             where = f"{named}, line {number}"
-            yield where, _parsed(line, where)
+            yield where, _parsed(content, where)
 
 
 def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
@@ -48,16 +50,16 @@ def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
     A file that does not begin with a bracket has an object per line, as many a ``.json`` of the
     hub.
     """
-    if not file.peek(64).decode("utf-8-sig", "ignore").lstrip().startswith("["):
+    if not file.peek(64).removeprefix(_BOM).lstrip().startswith(b"["):
         yield from read_lines(file, named)
         return
-    for number, row in enumerate(_parsed(file.read(), named), start=1):
+    for number, row in enumerate(_parsed(file.read().removeprefix(_BOM), named), start=1):
         yield f"{named}, row {number}", row
 
 
 def _parsed(content: bytes, where: str) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"))  # Windows writes a mark at the beginning
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise StudyError(
             f"{where} is not valid JSON in UTF-8 ({one_line(error)}): {_WRITE}"
@@ -67,20 +69,22 @@ def _parsed(content: bytes, where: str) -> Any:
 def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
     """Yield the rows of a CSV file with a header. Every value is text, also ``NaN`` and ``1``."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+    reader = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+    where = f"{named}, the header"
     try:
-        for row in reader:
+        header = next(reader, [])
+        for row in filter(None, reader):  # blank lines are ignored
             where = f"{named}, line {reader.line_num}"
-            if None in row or None in row.values():
+            if len(row) != len(header):
                 raise StudyError(
-                    f"{where} has more or fewer fields than the header: put texts with commas or "
-                    "line breaks in quotes"
+                    f"{where} has {len(row)} fields, and the header has {len(header)}: put texts "
+                    "with commas or line breaks in quotes"
                 )
-            yield where, row
+            yield where, dict(zip(header, row, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise StudyError(
-            f"{named}, line {reader.line_num} or the row after it is not valid CSV in UTF-8 "
-            f"({error}): write each quote inside a text twice"
+            f"{where} or the row after it is not valid CSV in UTF-8 ({error}): "
+            "write each quote inside a text twice"
         ) from None
 
 
@@ -108,6 +112,7 @@ def is_file_name(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
+    """Whether there is anything at ``path``."""
     return os.path.exists(os.path.expanduser(path))  # False for too long a name, too
 
 
@@ -142,6 +147,7 @@ def read(path: str) -> Iterator[Found]:
 
 
 def is_hub_name(path: str) -> bool:
+    """Whether ``path`` has the form ``org/name``."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None
 
 

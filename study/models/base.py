@@ -53,6 +53,7 @@ class FrozenBase:
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def sent(self, x: Tensor) -> Tensor:
@@ -62,11 +63,13 @@ class FrozenBase:
 
     @property
     def vocabulary(self) -> int:
+        """The number of logits per token."""
         config: Any = self.model.config
         return int(config.get_text_config(decoder=True).vocab_size)
 
     @property
     def trunk(self) -> Any:
+        """The part of the model below its head."""
         return self.model.get_submodule(trunk_name(self.model))
 
     def hidden_states(

@@ -148,7 +148,24 @@ def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> 
         )
     if quant_bits == 4:
         quantised.check_rows(named, card.shapes_by_path)
+    _check_tokens(tokenizer, card.vocabulary, named)
     return card
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int, named: str) -> None:
+    """Raises :class:`StudyError` if a token has no embedding.
+
+    Among the tokens added for other uses only those count that end or pad a text: Gemma has one for
+    images.
+    """
+    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    special = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    highest = max(*ids, *(token for token in special if token is not None), 0)
+    if highest >= vocabulary:
+        raise StudyError(
+            f"{named}: its tokenizer has token {highest}, but the model has {vocabulary} "
+            "embeddings: save the tokenizer of this model in the folder"
+        )
 
 
 def _max_length(config: Any, tokenizer: PreTrainedTokenizerFast, named: str) -> int:

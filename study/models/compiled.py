@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from study.models.base import FrozenBase
 from study.models.card import first_block
@@ -29,10 +29,13 @@ class CompiledBlocks:
 
     The first adapted block is not compiled: its input needs no gradient, so that it would be a
     program of its own. ``layers``: the paths of the adapted linears. Nothing is compiled if they
-    are not all in one list of blocks. ``banks``: modules with the factors, ``A_kRD`` and ``B_kOR``.
+    are not all in one list of blocks. ``ranks``: the factors inside the blocks, each with its
+    dimension that is the rank.
     """
 
-    def __init__(self, base: FrozenBase, layers: Sequence[str], banks: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, base: FrozenBase, layers: Sequence[str], ranks: Sequence[tuple[Tensor, int]]
+    ) -> None:
         self.blocks: list[nn.Module] = []
         if place := first_block(layers):
             path, first = place
@@ -41,11 +44,8 @@ class CompiledBlocks:
         self._programs = {
             block: torch.compile(block.forward, dynamic=False) for block in self.blocks
         }
-        for bank in banks if self.blocks else ():
-            for name, factor in bank.named_parameters():
-                if name.endswith(("A_kRD", "B_kOR")):  # the base of a bank has other parameters
-                    rank = factor.dim() - (2 if name.endswith("A_kRD") else 1)
-                    torch._dynamo.maybe_mark_dynamic(factor, rank)
+        for factor, dimension in ranks if self.blocks else ():
+            torch._dynamo.maybe_mark_dynamic(factor, dimension)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -57,3 +57,13 @@ class CompiledBlocks:
             torch._dynamo.config.patch(settings) if self.blocks else nullcontext(),
         ):
             yield
+
+
+@contextmanager
+def programs(compiled: bool) -> Iterator[None]:
+    """Discard what was compiled inside, if anything was ``compiled``."""
+    try:
+        yield
+    finally:
+        if compiled:
+            torch.compiler.reset()

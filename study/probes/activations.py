@@ -7,9 +7,10 @@ Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence, ``N`` tokens 
 sampled tokens, ``F`` features (``D`` in, ``O`` out).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -17,40 +18,43 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pad_sequence
 
-from study.adapters.bank import LoraBank, LoraPair, Stack
+from study.adapters.bank import LoraBank, LoraPair
 from study.adapters.contraction import Listeners
 from study.adapters.inits import generator_for
-from study.adapters.processes import Processes
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
+from study.probes.layers import Stack
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import TENSORS, Product, SiteSource
 from study.probes.statistics import LOST
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
 
-def see_dropout(module: nn.Dropout, see: Callable[[Tensor], None], hooks: ExitStack) -> None:
-    """Call ``see`` with what the inputs of ``module`` are multiplied by, until ``hooks`` is closed.
+class DropoutSeen:
+    """Two hooks on a dropout module, which call ``see`` with what its inputs are multiplied by.
 
     That is 0 or ``1 / (1 - p)``, ``[1, N, D]``. It is drawn again from the state that the random
     stream had before the module ran, and the stream goes on as if nothing had been drawn.
     """
-    states: list[Tensor] = []
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        if module.training and not in_backward():  # not again, under checkpointing
-            states.append(_random_state(args[0].device))
+    def __init__(self, see: Callable[[Tensor], None]) -> None:
+        self.see = see
+        self._before: Tensor | None = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """The hook before the module."""
+        runs_first = module.training and not in_backward()  # not again, under checkpointing
+        self._before = _random_state(args[0].device) if runs_first else None
 
     @torch.no_grad()
-    def after(_: nn.Module, args: tuple[Any, ...], __: Tensor) -> None:
-        if states:
-            now = _random_state(args[0].device, states.pop())
-            kept = dropout(torch.ones_like(args[0]), module.p)
-            _random_state(args[0].device, now)
-            see(kept.reshape(1, -1, kept.shape[-1]))
-
-    hooks.callback(module.register_forward_pre_hook(before).remove)
-    hooks.callback(module.register_forward_hook(after).remove)
+    def after(self, module: Any, args: tuple[Any, ...], _: Tensor) -> None:
+        """The hook after the module."""
+        if self._before is None:
+            return
+        after = _random_state(args[0].device, self._before)
+        kept = dropout(torch.ones_like(args[0]), module.p)
+        _random_state(args[0].device, after)
+        self.see(kept.reshape(1, -1, kept.shape[-1]))
 
 
 def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
@@ -66,17 +70,27 @@ def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
 class Rows:
     """Which of the rows ``[K, N, F]`` of the cells count, and which of these are sampled.
 
-    At most ``most`` are sampled, evenly spaced.
+    ``reals``: of each process, the rows that count, ``[K, N]``. At most ``most`` of all processes
+    are sampled, evenly spaced.
 
-    - ``real_KN``: those that count, on the device; None if all count. ``count_K``: how many;
+    - ``real_KN``: those of this process, on the device; None if all count. ``count_K``: how many;
     - ``sampled_K``: how many are sampled.
     """
 
-    def __init__(self, real_KN: Tensor, most: int, device: torch.device) -> None:
-        self.count_K: list[int] = real_KN.sum(1).tolist()
-        self.sampled_K = [min(most, count) for count in self.count_K]
-        each = zip(real_KN, self.count_K, strict=True)
-        places = [real_N.nonzero().flatten()[_spaced(count, most)] for real_N, count in each]
+    def __init__(self, found: Measurements, reals: Sequence[Tensor], most: int) -> None:
+        self.world, device = found.world, found.device
+        real_KN, number = reals[self.world.number], self.world.number
+        counts_PK = [real.sum(1).tolist() for real in reals]
+        totals_K = [sum(of_cell) for of_cell in zip(*counts_PK, strict=True)]
+        self.count_K, self.sampled_K = counts_PK[number], [min(most, n) for n in totals_K]
+        places = []
+        for cell, real_N in enumerate(real_KN):
+            spaced = _spaced(totals_K[cell], most)
+            ends = torch.tensor([0, *accumulate(counts[cell] for counts in counts_PK)])
+            bounds = torch.searchsorted(spaced, ends).tolist()
+            self._sizes = [end - start for start, end in pairwise(bounds)]
+            own = spaced[slice(*bounds[number:][:2])] - ends[number]
+            places.append(real_N.nonzero().flatten()[own])
         # A cell with fewer real tokens repeats a row, which does not count.
         firsts_K1 = torch.arange(len(real_KN))[:, None] * real_KN.shape[1]
         self._places_Kn = (pad_sequence(places, True) + firsts_K1).to(device, non_blocking=True)
@@ -85,36 +99,35 @@ class Rows:
             None if real.all() else real.to(device, non_blocking=True)
             for real in (real_KN, sampled_Kn)
         )
+        self._of_stacks: dict[int, Tensor] = {}
 
     def sampled(self, stack: Stack) -> Tensor | None:
-        """The rows ``[k, n]`` of the sample that count; None if all do."""
-        return None if self._sampled_Kn is None else self._sampled_Kn[stack.each]
+        """The rows ``[k, n]`` of the sample that count; None if all do. The same tensor for all
+        layers, so that their sums are computed together."""
+        if self._sampled_Kn is None:
+            return None
+        return self._of_stacks.setdefault(stack.first, self._sampled_Kn[stack.each])
 
     def sample(self, x_kNF: Tensor, first: int = 0) -> Tensor:
         """The sampled rows of the k cells from ``first`` on, ``[k, n, F]`` float32."""
         k, N, F = x_kNF.shape
         places_kn = self._places_Kn[first : first + k]
         places_N = (places_kn - first * N if first else places_kn).flatten()
-        return x_kNF.detach().reshape(-1, F).index_select(0, places_N).float().view(k, -1, F)
+        x_knF = x_kNF.detach().reshape(-1, F).index_select(0, places_N).float().view(k, -1, F)
+        return x_knF if self.world.size == 1 else self.world.joined(x_knF[0], self._sizes)[None]
 
 
 class Activations:
     """Measures activations and their gradients. Hooks exist only inside :meth:`watch`.
 
     ``tokens``: sampled of each cell in every pass. Those of the first pass also give the alignments
-    and rho. Every process measures the rows of all.
+    and rho.
     """
 
     def __init__(
-        self,
-        found: Measurements,
-        delta_w: DeltaW,
-        tokens: int,
-        alignment: Alignment | None,
-        world: Processes,
+        self, found: Measurements, delta_w: DeltaW, tokens: int, alignment: Alignment | None
     ) -> None:
         self.found, self.delta_w, self.tokens, self.alignment = found, delta_w, tokens, alignment
-        self.world = world
         self.rho = "rho" in found.stats and "A" in found.wanted
         self.loses = "swallowed" in found.stats and "adapter_out" in found.wanted
         self.passes = 0
@@ -139,15 +152,15 @@ class Activations:
         In a few families (Zaya) a layer reads other rows than the tokens, such as one of each
         sequence. Then all of them count.
         """
-        cells = self.found.cells
-        parts = [] if real_BT is None else self.world.rows(real_BT.bool().cpu(), False)
-        tokens_KN = torch.cat(parts).reshape(cells, -1) if parts else torch.empty(cells, 0)
+        world, cells = self.found.world, self.found.cells
+        parts = () if real_BT is None else world.rows(real_BT.bool().cpu(), False)
+        reals = [real.reshape(cells, -1) for real in parts]
 
         @cache
         def rows(N: int) -> Rows:
+            of_tokens = [real_KN for real_KN in reals if real_KN.shape[1] == N]
             every_KN = torch.ones(cells, N, dtype=torch.bool)
-            real_KN = tokens_KN if tokens_KN.shape[1] == N else every_KN
-            return Rows(real_KN, self.tokens, self.found.device)
+            return Rows(self.found, of_tokens or [every_KN] * world.size, self.tokens)
 
         return rows
 
@@ -172,8 +185,8 @@ class Activations:
     def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
         """Measure the alignments of sampled inputs, and rho."""
         if self.alignment is not None:
-            given = self.alignment.of, "A", layer, cell, x_nD
-            self.found.write("adapter_out", layer, cell, *given)
+            stats_of = self.alignment.of_inputs
+            self.found.write("adapter_out", layer, cell, stats_of, layer, cell, x_nD)
         if self.rho and (A0_RD := self.found.layers[layer].initial_A(cell)) is not None:
             self.found.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
 
@@ -183,8 +196,8 @@ class Activations:
         Call it as soon as they are known: the step's own weight gradient is added right after.
         """
         if self.alignment is not None:
-            given = self.alignment.of, "B", layer, cell, dy_nO
-            self.found.write("adapter_in_grad", layer, cell, *given)
+            stats_of = self.alignment.of_output_gradients
+            self.found.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
 
     def inputs(self, x: Tensor, rows: Rows) -> tuple[dict[str, list[int]], Tensor | None]:
         """The sums over the inputs of a layer, and the sampled ones, if they are wanted.
@@ -199,11 +212,13 @@ class Activations:
         return self._last_input[1:]
 
     def by_cell(self, x: Tensor) -> Tensor:
-        x = self.world.joined(x.detach(), 0)
-        return x.reshape(self.found.cells, -1, x.shape[-1])
+        """``[K, N, F]``."""
+        return x.detach().reshape(self.found.cells, -1, x.shape[-1])
 
     def sums(self, source: SiteSource, x_KNF: Tensor, rows: Rows) -> dict[str, list[int]]:
         """For each site, the sums over the real tokens."""
+        if self.found.adder.waits and source == "outputs":
+            x_KNF = x_KNF.clone()  # a few models change them in place
         return {
             name: self.found.sums(TENSORS[source][name](x_KNF), rows.real_KN)
             for name in self.found.wanted_of(source)
@@ -230,7 +245,9 @@ class LayerPass:
         if isinstance(module, LoraBank):
             hooks.enter_context(module.listening(self._listeners, self.delta_w.is_wanted))
         if dropout is not None:
-            see_dropout(dropout, partial(self._on_dropped, 0), hooks)
+            seen = DropoutSeen(partial(self._on_dropped, 0))
+            hooks.callback(dropout.register_forward_pre_hook(seen.before).remove)
+            hooks.callback(dropout.register_forward_hook(seen.after).remove)
 
     def _listeners(self, first: int) -> Listeners:
         """The functions that take the tensors of the cells from ``first`` on."""

@@ -95,17 +95,26 @@ class Alignment:
             summed = [of_cell[layer.name].to(device) for of_cell in gradients_K]
             self._G_KOD[index] = torch.stack(summed)
 
-    def of(self, side: str, layer: int, cell: int, x_nF: Tensor) -> dict[str, Tensor]:
-        """The statistics of a layer from float32 inputs, for ``adapter_out`` (``side`` A), or from
-        output gradients, for ``adapter_in_grad`` (``side`` B).
+    def of_inputs(self, layer: int, cell: int, x_nD: Tensor) -> dict[str, Tensor]:
+        """The statistics of the layer's ``adapter_out`` from float32 inputs.
 
         Empty before the first accumulated step.
         """
-        if (G_KOD := self._G_KOD[layer]) is None:
+        G_KOD = self._G_KOD[layer]
+        if G_KOD is None:
             return {}
-        drawn = self.layers[layer].drawn(cell)
-        G_OD = G_KOD[cell] if drawn == "A" else G_KOD[cell].mT
-        return (aligned if side == drawn else crossed)(G_OD, x_nF, self.stats)
+        if self.layers[layer].drawn(cell) == "A":
+            return aligned(G_KOD[cell], x_nD, self.stats)
+        return crossed(G_KOD[cell].mT, x_nD, self.stats)
+
+    def of_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> dict[str, Tensor]:
+        """The statistics of the layer's ``adapter_in_grad`` from float32 output gradients."""
+        G_KOD = self._G_KOD[layer]
+        if G_KOD is None:
+            return {}
+        if self.layers[layer].drawn(cell) == "A":
+            return crossed(G_KOD[cell], dy_nO, self.stats)
+        return aligned(G_KOD[cell].mT, dy_nO, self.stats)
 
     def _on_forward(
         self, layer: int, weights_K11: Tensor, _: nn.Module, args: tuple[Tensor, ...], y: Tensor

@@ -1,17 +1,51 @@
 """The adapted layers of a model: our banks, or PEFT's LoRA layers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, Stack, initial_pair
+from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, initial_pair
+from study.adapters.processes import own, undivided
 from study.errors import StudyError
 from study.vocabulary.inits import INITS
+
+
+class Stack(NamedTuple):
+    """The adapters of k neighbouring cells, from cell ``first`` on.
+
+    ``gamma_k11`` multiplies ``B A``; ``gammas`` are the same numbers. Ranks lower than R are padded
+    with zeros (:class:`study.adapters.bank.Bucket`). ``gradients``: of A and of B, or None. On
+    experts both factors have another dimension after the first.
+    """
+
+    first: int
+    A_kRD: Tensor
+    B_kOR: Tensor
+    gamma_k11: Tensor
+    gammas: Sequence[float]
+    ranks: Sequence[int]
+    gradients: tuple[Tensor | None, Tensor | None]
+
+    @property
+    def cells(self) -> int:
+        """How many."""
+        return len(self.gammas)
+
+    @property
+    def each(self) -> slice:
+        """Their places among all cells."""
+        return slice(self.first, self.first + self.cells)
+
+    def pairs(self) -> list[tuple[int, LoraPair]]:
+        """The number and the adapter of each cell."""
+        each = zip(self.A_kRD, self.B_kOR, self.gammas, self.ranks, strict=True)
+        pairs = (LoraPair(A[..., :rank, :], B[..., :rank], gamma) for A, B, gamma, rank in each)
+        return list(enumerate(pairs, self.first))
 
 
 @dataclass(frozen=True)
@@ -46,10 +80,12 @@ class AdaptedLayer:
 
     @property
     def d_in(self) -> int:
+        """The number of input features."""
         return self.features[0]
 
     @property
     def d_out(self) -> int:
+        """The number of output features."""
         return self.features[1]
 
     @property
@@ -95,7 +131,7 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
             pairs, base = (partial(getattr, module, name) for name in ("pairs", "base"))
-            of_bank = pairs, module.stacks, base
+            of_bank = pairs, partial(_stacks, module), base
             layers.append(
                 AdaptedLayer(module.layer, module, module.features, *of_bank, module.specs)
             )
@@ -111,6 +147,20 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
             "adapt it with PEFT or study.adapters first"
         )
     return layers
+
+
+def _stacks(bank: LoraBank, whole: bool = False) -> list[Stack]:
+    read: Callable[[Tensor], Tensor] = undivided if whole else own
+    buckets: Any = bank.buckets
+    stacks: list[Stack] = []
+    for bucket in buckets:
+        A_kRD, B_kOR = read(bucket.A_kRD.data), read(bucket.B_kOR.data)
+        gamma_k11 = bucket.gamma_k11.view(-1, *[1] * (A_kRD.dim() - 1))
+        gradients = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
+        first = stacks[-1].each.stop if stacks else 0
+        rest = bucket.gammas, bucket.ranks, gradients
+        stacks.append(Stack(first, A_kRD, B_kOR, gamma_k11, *rest))
+    return stacks
 
 
 def active_adapters(model: nn.Module) -> list[str]:

@@ -14,16 +14,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from study.adapters.bank import Stack
-from study.probes.layers import AdaptedLayer
-from study.probes.sites import OF_FACTORS, TENSORS, SiteSource
+from study.adapters.processes import ALONE, Processes
+from study.probes.layers import AdaptedLayer, Stack
+from study.probes.sites import OF_FACTORS, TENSORS, WHOLE, SiteSource
 from study.probes.statistics import (
     MAX,
+    OF_A_PART,
     WRITTEN,
     ScaledSums,
     added_up,
     chunks_of,
     combine,
+    joined,
     no_sums,
     statistics,
     unscaled,
@@ -52,6 +54,7 @@ class HostCopy:
         return self._copied is None or bool(self._copied.query())
 
     def numpy(self) -> np.ndarray:
+        """The numbers. Waits for the copy."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._on_host.numpy()
@@ -60,17 +63,23 @@ class HostCopy:
 class Measurements:
     """Numbers by site, layer and cell: entered on the device, sent to the host in one copy, read.
 
-    ``wanted``: the sites to measure. ``stats``: what to measure there.
+    ``wanted``: the sites to measure. ``stats``: what to measure there. ``world``: the processes
+    that measure together. They enter as many numbers at the same places in the same order, and read
+    the sums of all; so a number that is the same in every process is entered by one of them.
     """
 
     def __init__(
-        self, layers: Sequence[AdaptedLayer], wanted: Set[str], stats: Sequence[str]
+        self,
+        layers: Sequence[AdaptedLayer],
+        wanted: Set[str],
+        stats: Sequence[str],
+        world: Processes = ALONE,
     ) -> None:
-        self.layers, self.wanted, self.stats = layers, wanted, stats
+        self.layers, self.wanted, self.stats, self.world = layers, wanted, stats, world
         stacks = layers[0].stacks()
         self.cells, self.device = sum(each.cells for each in stacks), stacks[0].A_kRD.device
         self.sites = tuple(name for name in SITES if name in wanted)
-        self.adder = ScaledSums(added_up(stats))
+        self.adder = ScaledSums(added_up(stats), self.device)
         self._pass: int | None = None
         self._sums: list[tuple[int, int, int, Sequence[int], Sequence[int], int | None]] = []
         """Of each entry the site, the layer, the first cell, the rows of the sums that the adder
@@ -79,6 +88,8 @@ class Measurements:
         """Of each entry the site, the layer, the first cell, the column, the value of each cell,
         and the pass."""
         self._copy: HostCopy | None = None
+        self._order: list[int] = []
+        self._counts = np.zeros((world.size, 0))
 
     def wanted_of(self, source: SiteSource) -> list[str]:
         """The wanted sites that are computed from ``source``."""
@@ -100,6 +111,7 @@ class Measurements:
             self._pass = before
 
     def forget(self, passes: Collection[int]) -> None:
+        """Drop the numbers of some passes."""
         self._sums = [entry for entry in self._sums if entry[-1] not in passes]
         self._written = [entry for entry in self._written if entry[-1] not in passes]
 
@@ -139,6 +151,8 @@ class Measurements:
                 count_k = [n * r // most for n, r in zip(count_k, stack.ranks, strict=True)]
             if real_kn is not None:
                 count_k = [rows * x.shape[-1] for rows in rows_k]
+            if source in WHOLE and self.world.number:
+                count_k = [0]
             self.enter(name, layer, stack.first, self.sums(x, real_kn), count_k)
 
     def enter(
@@ -146,7 +160,7 @@ class Measurements:
     ) -> None:
         """Add the :meth:`sums` of the cells from ``first`` on to those of the same place.
 
-        ``count_k``: the elements of each cell.
+        ``count_k``: the elements of each cell. 0: sums that another process enters too.
         """
         self._sums.append((self.sites.index(site), layer, first, rows, count_k, self._pass))
 
@@ -168,6 +182,8 @@ class Measurements:
         place = self.sites.index(site), layer, first
         with self.measuring():
             for stat, value_k in stats_of(*parts).items():
+                if stat not in OF_A_PART and self.world.number:
+                    value_k = torch.zeros_like(value_k)
                 self._written.append((*place, WRITTEN[stat], value_k.reshape(-1), self._pass))
 
     def send(self) -> None:
@@ -175,14 +191,33 @@ class Measurements:
         parts = []
         with self.measuring():
             if self._sums:
-                parts.append(self.adder.found().flatten().double())
+                scaled, self._order = self.adder.found()
+                if self.world.size > 1:
+                    scaled = self._joined(scaled)
+                parts.append(scaled.flatten().double())
             if self._written:
                 parts.append(torch.cat([entry[4] for entry in self._written]).double())
             if parts:
-                self._copy = HostCopy(torch.cat(parts))
+                self._copy = HostCopy(self.world.gathered(torch.cat(parts)))
+        counts = [count for entry in self._sums for count in entry[4]]
+        self._counts = self.world.gathered(torch.tensor(counts, dtype=torch.float64)).numpy()
+
+    def _joined(self, scaled: Tensor) -> Tensor:
+        """A row for each entry, which is 0 if another process enters it too.
+
+        Processes then send as many numbers, however many chunks each has.
+        """
+        places, rows = {row: place for place, row in enumerate(self._order)}, []
+        for entry in self._sums:
+            row = joined(scaled[[places[row] for row in entry[3]]], self.adder.columns)
+            rows.append(row if sum(entry[4]) else torch.zeros_like(row))
+        self._sums = [(*e[:3], [row], *e[4:]) for row, e in enumerate(self._sums)]
+        self._order = list(range(len(rows)))
+        return torch.cat(rows)
 
     @property
     def arrived(self) -> bool:
+        """Whether all numbers are on the host."""
         return self._copy is None or self._copy.arrived
 
     @cached_property
@@ -196,27 +231,25 @@ class Measurements:
         if self._copy is None:
             return sums, counts
         columns = (*self.adder.columns, MAX)
-        count = sum(len(entry[4]) for entry in self._written)
-        numbers = self._copy.numpy()
-        scaled, written = np.split(numbers, [len(numbers) - count])
+        scaled, written = np.split(self._copy.numpy(), [len(columns) * len(self._order)], axis=1)
         if self._sums:
             places = [(k, *e[:2]) for e in self._sums for k, _ in enumerate(e[4], e[2])]
             rows = [[row + k for row in e[3]] for e in self._sums for k, _ in enumerate(e[4])]
             index = tuple(np.repeat(places, [len(of_place) for of_place in rows], axis=0).T)
-            of_rows = [row for of_place in rows for row in of_place]
-            counted = [count for entry in self._sums for count in entry[4]]
-            np.add.at(counts, tuple(np.array(places).T), counted)
-            found = scaled.reshape(-1, len(columns))[of_rows]
-            moments = unscaled(found, self.adder.columns)
-            for column, of_chunks in zip(self.adder.columns, moments.T, strict=False):
-                np.add.at(sums[..., column], index, of_chunks)
-            np.maximum.at(sums[..., MAX], index, moments[:, -1])
+            of_rows = np.argsort(self._order)[[row for of_place in rows for row in of_place]]
+            for of_process, each in zip(scaled, self._counts, strict=True):
+                np.add.at(counts, tuple(np.array(places).T), each)
+                found = of_process.reshape(-1, len(columns))[of_rows]
+                moments = unscaled(found, self.adder.columns)
+                for column, of_chunks in zip(self.adder.columns, moments.T, strict=False):
+                    np.add.at(sums[..., column], index, of_chunks)
+                np.maximum.at(sums[..., MAX], index, moments[:, -1])
         if self._written:
             ends = ((e, e[2] + len(e[4])) for e in self._written)
             each_k = [(k, *e[:2], e[3]) for e, end in ends for k in range(e[2], end)]
             index = tuple(np.array(each_k).T)
             sums[index] = 0.0
-            np.add.at(sums, index, written)
+            np.add.at(sums, index, written.sum(0))
         return sums, counts
 
 

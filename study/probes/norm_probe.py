@@ -26,12 +26,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from study.adapters.bank import Stack
-from study.adapters.processes import ALONE, DIVIDED, Processes
+from study.adapters.processes import ALONE, Processes
 from study.probes.activations import Activations
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
-from study.probes.layers import adapted_layers
+from study.probes.layers import Stack, adapted_layers
 from study.probes.measurements import Measurements, Sent
 from study.probes.statistics import chunks_of
 from study.vocabulary.quantities import (
@@ -60,6 +59,7 @@ class Update:
         self._products: list[Tensor] = []
 
     def numel(self) -> int:
+        """The number of its elements."""
         return self.weight.numel()
 
     def chunks(self) -> Iterator[Tensor]:
@@ -80,22 +80,12 @@ class Update:
 class Weights:
     """Reads the adapters. ``descent``: whether it is wanted."""
 
-    def __init__(self, measurements: Measurements, descent: bool, world: Processes) -> None:
-        self.measurements, self.descent, self.world = measurements, descent, world
+    def __init__(self, measurements: Measurements, descent: bool) -> None:
+        self.measurements, self.descent = measurements, descent
         self._moved = [site in measurements.wanted for site in UPDATES]
         """Whether the updates of A and of B are wanted."""
         self._before: list[list[Stack]] = []
         self._gradients: Gradients | None = None
-
-    def _whole(self, stack: Stack, gradients: tuple[Tensor | None, Tensor | None]) -> Stack:
-        """A stack with these gradients, put together if they are divided among processes."""
-        joined = self.world.joined
-        A_kRD, B_kOR = (joined(x, dim) for x, dim in zip(stack[1:3], DIVIDED, strict=True))
-        dA_kRD, dB_kOR = (
-            None if dx is None else joined(dx, dim)
-            for dx, dim in zip(gradients, DIVIDED, strict=True)
-        )
-        return stack._replace(A_kRD=A_kRD, B_kOR=B_kOR, gradients=(dA_kRD, dB_kOR))
 
     def before_update(self, gradients: Gradients | None) -> None:
         """See :meth:`study.probes.NormProbe.before_update`."""
@@ -110,10 +100,10 @@ class Weights:
                 )
                 before.append(stack._replace(A_kRD=A_kRD, B_kOR=B_kOR))
                 # The copy is read, not the weight: it is in the cache.
-                whole = self._whole(before[-1], of_stack)
-                self.measurements.add("weights", index, whole, whole)
-                self.measurements.add("gradients", index, whole, *whole.gradients)
+                self.measurements.add("weights", index, stack, before[-1])
+                self.measurements.add("gradients", index, stack, *of_stack)
             self._before.append(before)
+        self.measurements.adder.add_up()  # before clipping and the update change them in place
 
     def after_update(self, clip_factors: Sequence[float] | Tensor | None) -> None:
         """See :meth:`study.probes.NormProbe.after_update`."""
@@ -126,14 +116,13 @@ class Weights:
             stacks = measurements.layers[index].stacks()
             for place, (stack, before) in enumerate(zip(stacks, befores, strict=True)):
                 given = self._gradients
-                after = self._whole(stack, given[index][place] if given else stack.gradients)
-                before = self._whole(before, (None, None))
-                each = zip(self._moved, after[1:3], before[1:3], after.gradients, strict=True)
+                gradients = given[index][place] if given else stack.gradients
+                each = zip(self._moved, stack[1:3], before[1:3], gradients, strict=True)
                 updates = [
                     Update(new, old, gradient if self.descent else None) if moved else None
                     for moved, new, old, gradient in each
                 ]
-                measurements.add("updates", index, after, *updates)
+                measurements.add("updates", index, stack, *updates)
                 for site, update in zip(UPDATES, updates, strict=True):
                     if update is not None and update.gradient is not None:
                         factor_k = factor_K[stack.each]
@@ -180,13 +169,13 @@ class NormProbe:
         self._reset()
 
     def _reset(self) -> None:
-        self._measurements = Measurements(self.layers, self._wanted, self.stats)
+        self._measurements = Measurements(self.layers, self._wanted, self.stats, self.world)
         self._delta_w = DeltaW(self._measurements)
         self._activations = Activations(
-            self._measurements, self._delta_w, self.tokens, self.alignment, self.world
+            self._measurements, self._delta_w, self.tokens, self.alignment
         )
         descent = DESCENT.stat in self.stats and DESCENT.site in self.sites
-        self._weights = Weights(self._measurements, descent, self.world)
+        self._weights = Weights(self._measurements, descent)
 
     @property
     def needs_backward(self) -> bool:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from study.adapters.bank import Stack
+from study.probes.layers import Stack
 from study.probes.statistics import chunk_size, chunks_of
 
 
@@ -48,6 +48,7 @@ class Product:
         return self.numel() < self.stack.A_kRD.numel() + self.stack.B_kOR.numel()
 
     def numel(self) -> int:
+        """The number of its elements."""
         return self.stack.B_kOR.shape[:-1].numel() * self.stack.A_kRD.shape[-1]
 
     def chunks(self) -> Iterator[Tensor]:
@@ -66,6 +67,7 @@ class Product:
                 yield (some * gamma.view(-1, 1, 1)) @ A
 
     def formed(self) -> "Product":
+        """The same, with the product held."""
         if self.BA_kOD is not None:
             return self
         return Product(self.stack, self.stack.B_kOR.float() @ self.stack.A_kRD.float())
@@ -97,6 +99,10 @@ SiteSource = Literal[
 ]
 OF_FACTORS: tuple[SiteSource, ...] = ("weights", "gradients", "updates")
 """The sources whose tensors have the padding of :class:`study.probes.layers.Stack`."""
+WHOLE: tuple[SiteSource, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
+"""The sources that every process has whole (:mod:`study.adapters.processes`). Of the others each
+has a part."""
+
 TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
     "inputs": {"adapter_in": lambda x_KND: x_KND},
     "outputs": {"layer_out": lambda y_KNO: y_KNO},

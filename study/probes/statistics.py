@@ -10,7 +10,9 @@ A row of sums has the columns below. Sums add over micro-batches, over A and B, 
 Norms of tensors are known only after the micro-batches are added: :func:`with_norms` fills them in.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +71,10 @@ WRITTEN: dict[str, int] = {
 }
 """Columns that hold a statistic itself or, for ``swallowed``, a sum that hooks compute; by name.
 Those of several micro-batches add."""
+
+OF_A_PART = ("descent",)
+"""The written statistics that each process computes of its part. They add. Of the others every
+process computes the same number."""
 
 SUMS = TENSORS + 1 + len(WRITTEN)
 """The number of columns."""
@@ -141,11 +147,17 @@ class ScaledSums:
 
     ``columns``: those of :data:`POWERS` to add up. The scale keeps fourth powers of small gradients
     within float32. Does not synchronise.
+
+    On a GPU (``waits``), tensors of one shape are collected until they fill a chunk, because
+    launching one operation per tensor takes longer than computing it. Until then they may not
+    change.
     """
 
-    def __init__(self, columns: Sequence[int]) -> None:
-        self.columns = columns
-        self._rows = 0
+    def __init__(self, columns: Sequence[int], device: torch.device) -> None:
+        self.columns, self.waits = columns, device.type != "cpu"
+        self._waiting: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
+        self._elements = self._rows = 0
+        self._order: list[int] = []
         self._found: list[Tensor] = []
 
     def of(self, chunks: Iterable[Tensor], real_km: Tensor | None = None) -> list[int]:
@@ -155,24 +167,39 @@ class ScaledSums:
         """
         firsts, start = [], 0
         for chunk in chunks:
-            end = start + chunk.shape[1]
-            real = None if real_km is None else real_km[:, start:end]
-            self._found.append(_scaled(chunk.abs(), real, self.columns))
+            key = chunk.shape, chunk.dtype, real_km, 0 if real_km is None else start
+            self._waiting[key].append((self._rows, chunk))
             firsts.append(self._rows)
-            self._rows, start = self._rows + len(chunk), end
+            self._rows, start = self._rows + len(chunk), start + chunk.shape[1]
+            self._elements += chunk.numel()
+            if not self.waits or self._elements >= GPU_CHUNK:
+                self.add_up()
         return firsts
 
-    def found(self) -> Tensor:
-        """All sums, ``[rows, len(columns) + 1]`` float32."""
-        return torch.cat(self._found)
+    def found(self) -> tuple[Tensor, list[int]]:
+        """All sums, ``[rows, len(columns) + 1]`` float32, and the number of each row."""
+        self.add_up()
+        found, self._found = torch.cat(self._found), []
+        return found, self._order
+
+    def add_up(self) -> None:
+        """Read the tensors that wait."""
+        for ((cells, rows, _), _, real_km, start), waiting in self._waiting.items():
+            firsts, chunks = zip(*waiting, strict=True)
+            self._order += [first + cell for first in firsts for cell in range(cells)]
+            real = None if real_km is None else real_km[:, start : start + rows]
+            absolute = chunks[0].abs()[None] if len(chunks) == 1 else torch.stack(chunks).abs_()
+            self._found.append(_scaled(absolute, real, self.columns))
+        self._waiting.clear()
+        self._elements = 0
 
 
 def _scaled(t: Tensor, real_km: Tensor | None, columns: Sequence[int]) -> Tensor:
-    """The row of sums of each of k matrices of absolute values, ``[k, m, F]``. Changes them, to
-    read memory once: ``pow(4)``, ``isfinite`` and norms take several times as long."""
+    """The row of sums of each of ``S k`` matrices of absolute values, ``[S, k, m, F]``. Changes
+    them, to read memory once: ``pow(4)``, ``isfinite`` and norms take several times as long."""
     if real_km is not None:
         t.masked_fill_(~real_km[..., None], 0.0)
-    t = t.flatten(1).float()
+    t = t.flatten(0, 1).flatten(1).float()
     largest, sums = t.amax(1), {}
     if columns:
         tiny = torch.finfo(torch.float32).tiny
@@ -184,6 +211,14 @@ def _scaled(t: Tensor, real_km: Tensor | None, columns: Sequence[int]) -> Tensor
     if FOURTH in columns:
         sums[FOURTH] = t.square_().sum(1)
     return torch.stack([*(sums[column] for column in columns), largest], 1)
+
+
+def joined(scaled: Tensor, columns: Sequence[int] = tuple(POWERS)) -> Tensor:
+    """The rows of :class:`ScaledSums` of several chunks as one, ``[1, len(columns) + 1]``."""
+    largest = scaled[:, -1:].amax(0, keepdim=True)
+    powers = torch.tensor([POWERS[column] for column in columns], device=scaled.device)
+    ratio = scaled[:, -1:] / largest.clamp_min(torch.finfo(scaled.dtype).tiny)
+    return torch.cat([(scaled[:, :-1] * ratio**powers).sum(0, keepdim=True), largest], dim=1)
 
 
 def unscaled(scaled: np.ndarray, columns: Sequence[int] = tuple(POWERS)) -> np.ndarray:

@@ -131,9 +131,8 @@ def check_study(study_dir: Path) -> Iterator[Problem]:
             again = f"# get {study_dir} again"
             yield Problem(folder, reason, again if is_archived(folder) else repair)
         elif record["status"] not in ENDED and not files.is_claimed(folder):
-            for path, found in checkpoints.tried(folder):
-                if isinstance(found, str):
-                    yield Problem(path, found, shlex.join(["rm", "--", str(path)]))
+            for path, why in checkpoints.unusable(folder, folder.name):
+                yield Problem(path, why, shlex.join(["rm", "--", str(path)]))
     try:
         distances_of(study_dir)
     except StudyError as error:

@@ -43,6 +43,7 @@ class Checkpoint:
     - ``state``: what JSON can hold.
     """
 
+    cell_id: str
     step: int
     tensors: Mapping[str, np.ndarray] = field(repr=False)
     state: Mapping[str, Any] = field(repr=False)
@@ -68,7 +69,8 @@ def save(
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
     file = files.write_bytes(path, to_bytes(arrays, {"state": json.dumps(checkpoint.state)}))
     before_rename()
-    files.write_text(note, json.dumps(_about(folder, checkpoint.step) | {"file": file}))
+    about = {"format": FORMAT, "cell_id": checkpoint.cell_id, "step": checkpoint.step, "file": file}
+    files.write_text(note, json.dumps(about))
     newest = sorted(_notes(place).items())[-KEPT:]
     kept = {file for _, note in newest for file in (note, note.with_suffix(".safetensors"))}
     for other in set(place.iterdir()) - kept:  # older ones, and what a killed process left
@@ -81,39 +83,46 @@ def newest_step(folder: Path) -> int:
     return max(_notes(folder / CHECKPOINTS), default=0)
 
 
-def load_newest(folder: Path, say: Callable[[str], None] = _log.warning) -> Checkpoint | None:
+def load_newest(
+    folder: Path, cell_id: str, say: Callable[[str], None] = _log.warning
+) -> Checkpoint | None:
     """The newest usable checkpoint of the cell in ``folder``; None if there is none.
 
     Usable is one of this format and cell, with the hash of its content and finite weights. ``say``
     gets one line about each that is not usable. Costs reading the file twice.
     """
-    for note, read in tried(folder):
+    for note, read in _tried(folder, cell_id):
         if isinstance(read, Checkpoint):
             return read
-        say(f"cell {folder.name}: its checkpoint {note.name} can't be used ({read})")
+        say(f"cell {cell_id}: its checkpoint {note.name} can't be used ({read})")
     return None
 
 
-def tried(folder: Path) -> Iterator[tuple[Path, Checkpoint | str]]:
-    """Each checkpoint of the cell in ``folder``, the newest first, or why it can't be used."""
+def unusable(folder: Path, cell_id: str) -> Iterator[tuple[Path, str]]:
+    """The files that :func:`load_newest` can't use, with the reason."""
+    for note, read in _tried(folder, cell_id):
+        if isinstance(read, str):
+            yield note, read
+
+
+def _tried(folder: Path, cell_id: str) -> Iterator[tuple[Path, Checkpoint | str]]:
+    """Each checkpoint, the newest first, or why it can't be used."""
     for step, note in sorted(_notes(folder / CHECKPOINTS).items(), reverse=True):
         try:
-            yield note, _read(note, _about(folder, step))
+            yield note, _read(note, cell_id, step)
         except _DAMAGE as error:
             yield note, one_line(error)
 
 
-def _about(folder: Path, step: int) -> dict[str, Any]:
-    return {"format": FORMAT, "cell_id": folder.name, "step": step}
-
-
 def _notes(place: Path) -> dict[int, Path]:
+    """The JSON files of checkpoints by step."""
     named = ((_NAME.fullmatch(path.name), path) for path in place.glob("step-*.json"))
     return {int(match[1]): path for match, path in named if match}
 
 
-def _read(note: Path, wanted: Mapping[str, Any]) -> Checkpoint:
+def _read(note: Path, cell_id: str, step: int) -> Checkpoint:
     about = json.loads(note.read_bytes())
+    wanted = {"format": FORMAT, "cell_id": cell_id, "step": step}
     if found := {key: about[key] for key, value in wanted.items() if about[key] != value}:
         raise ValueError(f"it has {short(found)}")
     path = note.with_suffix(".safetensors")
@@ -124,4 +133,4 @@ def _read(note: Path, wanted: Mapping[str, Any]) -> Checkpoint:
     for name, tensor in tensors.items():
         if name.startswith(WEIGHTS) and not np.isfinite(tensor).all():
             raise ValueError(f"{name} is not finite")
-    return Checkpoint(wanted["step"], tensors, state)
+    return Checkpoint(cell_id, step, tensors, state)

@@ -293,10 +293,13 @@ def provenance() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     root, git = Path(__file__).parents[2], None
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty"]
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            run = subprocess.run([*command, "--abbrev=40"], capture_output=True, check=True)
-            commit, _, dirty = run.stdout.decode().strip().partition("-")
-            git = {"commit": commit, "dirty": bool(dirty)}
+            changed = bool(ask("status", "--porcelain", "-uno"))
+            git = {"commit": ask("rev-parse", "HEAD"), "dirty": changed}
     return {"versions": found, "git": git}

@@ -83,6 +83,7 @@ class Stream:
         return content
 
     def sync(self) -> None:
+        """Wait until all rows are on disk."""
         files.sync(self.path)
 
     def read(self) -> pa.Table:
@@ -93,6 +94,7 @@ class Stream:
         return table
 
     def close(self) -> None:
+        """Close the file and keep it."""
         with contextlib.suppress(OSError):  # its rows are on disk already, or were reported
             os.close(self._file)
 

@@ -11,7 +11,6 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +37,19 @@ _JOBS = ("n_jobs", "array_parallelism")
 """The settings of joblib and of submitit that bound how many jobs run at the same time."""
 
 
-OmegaConf.register_new_resolver(
-    # Hydra's template takes one $ for a placeholder.
-    "reference",
-    lambda _root_: reference(_root_).replace("$", "$$"),
-    replace=True,
-)
+def _reference(_root_: DictConfig) -> str:
+    return reference(_root_).replace("$", "$$")  # Hydra's template takes one $ for a placeholder
+
+
+def _visible_gpus() -> int:
+    import torch  # takes seconds
+
+    return max(1, torch.cuda.device_count())
+
+
+OmegaConf.register_new_resolver("reference", _reference, replace=True)
 """For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
-OmegaConf.register_new_resolver(
-    "gpus", lambda: max(1, import_module("torch").cuda.device_count()), replace=True
-)
+OmegaConf.register_new_resolver("gpus", _visible_gpus, replace=True)
 """For ``conf/launcher``: ``${gpus:}`` is the number of GPUs that this process sees, at least 1."""
 
 

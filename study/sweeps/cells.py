@@ -44,6 +44,7 @@ class Cell:
 
     @property
     def study_dir(self) -> Path:
+        """The folder of its study."""
         return Path(self.config.results_dir) / self.config.name
 
     @property
@@ -56,6 +57,7 @@ class Cell:
 
     @property
     def done(self) -> bool:
+        """Whether it has results already."""
         return is_done(self.folder, with_adapter=self.config.train.save_adapter)
 
     @property
@@ -136,7 +138,9 @@ def _examples(model: ModelConfig, data: DataConfig) -> str:
 
 
 def _training_rows(model: ModelConfig, data: DataConfig) -> int:
-    return len(build_corpus(data, load_tokenizer(model)).train)
+    """The rows of one epoch."""
+    tokenizer = load_tokenizer(model)
+    return len(build_corpus(data, tokenizer, tokenizer.eos_token_id).train)
 
 
 _NOT_NAMED = (

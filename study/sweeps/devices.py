@@ -40,8 +40,7 @@ def claim_device(
     """
     if choose_device(name).type == "cpu":
         return torch.device("cpu")
-    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-    visible = [(each, str(torch.cuda.get_device_properties(each).uuid)) for each in devices]
+    visible = visible_gpus()
     gpus, sharded = visible, count() > 1
     if sharded:
         number = int(os.environ["LOCAL_RANK"])
@@ -72,6 +71,14 @@ def claim_device(
         found = _free(gpus, held)
     torch.cuda.set_device(found)
     return found
+
+
+def visible_gpus() -> list[tuple[torch.device, str]]:
+    """The GPUs that torch sees, which ``CUDA_VISIBLE_DEVICES`` chooses and orders, with their
+    UUIDs.
+    """
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return [(d, str(torch.cuda.get_device_properties(d).uuid)) for d in devices]
 
 
 def _free(

@@ -7,11 +7,12 @@ of the cells. :mod:`study.analysis.distances` measures.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,21 @@ def measure_study(
     runs = sum(1 + len(finite) + len(free) for finite, free in work)
     steps = max(max(probe_steps(config)) for finite, _ in work for config in finite)
     say(f"{runs} runs of up to {steps} steps, each from its start: {len(work)} of them limits")
-    numbers = count(1)
+    said = _numbered(runs, say)
+    parts = [table for finite, free in work for table in _measure_group(finite, free, said)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _numbered(runs: int, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says that a run begins, with its number and the time left, if all take the same time."""
+    began, numbers = time.monotonic(), iter(range(runs))
 
     def begins(run: str) -> None:
-        say(f"{next(numbers)}/{runs} {run}")
+        done = next(numbers)
+        left = (time.monotonic() - began) * (runs - done) / max(1, done)
+        say(f"{done + 1}/{runs} {run}" + (f"; {timedelta(seconds=round(left))} left" * (done > 0)))
 
-    parts = [table for finite, free in work for table in _measure_group(finite, free, begins)]
-    return pd.concat(parts, ignore_index=True)
+    return begins
 
 
 def has_limit(config: CellConfig) -> bool:
@@ -185,7 +194,8 @@ def _measure_group(
     """Runs with the same limit, which is trained first and kept at every step."""
     config = finite[0]
     base = load_base(config.model, choose_device(config.device), config.precision)
-    corpus = build_corpus(config.data, load_tokenizer(config.model))
+    tokenizer = load_tokenizer(config.model)
+    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     say(f"seed {config.seed}: the limit of {config.optimizer.name} {config.adapter.scaling}")
     large = math.inf if _is_exact(config) else STAND_IN * finite[-1].adapter.rank
     bank = InfiniteRankBank if _is_exact(config) else LoraBank

@@ -123,7 +123,7 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """
     config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)
-    corpus = build_corpus(config.data, load_tokenizer(config.model))
+    corpus = build_pack_corpus(config)
     corpus.check_tokens(cells[0].card.vocabulary, cells[0].card.name)
     if train.answer_tokens and not corpus.questions.contexts:
         raise StudyError(
@@ -154,6 +154,12 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
         check_fits(cell.config, fold_bytes([need]), device)
         prepared.append(Prepared(cell, run, need))
     return Pack(prepared, device, corpus)
+
+
+def build_pack_corpus(config: CellConfig) -> Corpus:
+    """The tokenised data of a cell."""
+    tokenizer = load_tokenizer(config.model)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
 def folds(pack: Pack) -> Iterator[Sequence[Prepared]]:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from study.sweeps import signals
 from study.sweeps.cells import Cell
 from study.sweeps.devices import claim_device, count
 from study.sweeps.packs import prepare
+from study.training.checkpoint import Snapshot
 from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
 
@@ -80,8 +82,7 @@ def world(device: torch.device) -> Processes:
     """The processes that train together, each on a ``device`` of its type."""
     if count() == 1:
         return ALONE
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    _join()
     return SeveralProcesses(device)
 
 
@@ -90,6 +91,12 @@ def device_of_base(device: torch.device) -> torch.device:
     copies of it, and otherwise on ``device``.
     """
     return device if count() == 1 else torch.device("cpu")
+
+
+@cache
+def _join() -> None:
+    """Connect this process to the others, once."""
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def together(train_first: Callable[[], None]) -> None:
@@ -131,10 +138,10 @@ def _follow_pack(cells: Sequence[Cell]) -> None:
         runs = {each.cell.id: each.run for each in pack.cells}
         while (order := world_here.agreed()) is not None:
             cell_id, step = order
-            found = load_newest(cells[0].folder.parent / cell_id) if step else None
+            found = load_newest(cells[0].folder.parent / cell_id, cell_id) if step else None
             if step and (found is None or found.step != step):
                 raise RuntimeError(f"cell {cell_id} has no checkpoint of step {step} here")
-            states = [found] if found else []
+            states = [Snapshot.of(found)] if found else []
             steps = train(base, pack.corpus, [runs[cell_id]], states, world=world_here)
             with contextlib.closing(steps):
                 _follow_steps(steps, world_here)

@@ -167,6 +167,7 @@ def must_stop(posted: Path | None) -> bool:
 
 
 def live_sweeps(study_dir: Path) -> list[LiveSweep]:
+    """The live sweeps of a study, oldest first."""
     held = (path for path in sorted(study_dir.glob("sweep-*.json")) if is_held(path))
     return [sweep for path in held if (sweep := LiveSweep.read(path))]
 

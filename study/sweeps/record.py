@@ -29,11 +29,12 @@ from study.store import (
     replacing,
     rows_of,
 )
-from study.store.checkpoints import Checkpoint, save
+from study.store.checkpoints import save
 from study.sweeps.cells import Cell
 from study.sweeps.packs import Prepared
 from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
+from study.training.checkpoint import Snapshot
 from study.training.devices import describe_device, peak_memory_gb
 from study.training.loop import CellStep
 from study.training.peft_format import write_adapter
@@ -53,7 +54,7 @@ class Held:
 
     prepared: Prepared
     writer: CellWriter
-    state: Checkpoint | None
+    state: Snapshot | None
     status: str = "complete"
     fields: dict[str, Any] = field(default_factory=dict)
     stuck: StuckCheck = field(default_factory=StuckCheck)
@@ -62,6 +63,7 @@ class Held:
 
     @property
     def cell(self) -> Cell:
+        """Its configuration and identity."""
         return self.prepared.cell
 
     @property
@@ -130,7 +132,8 @@ class Recorder:
         try:
             for result in alive:
                 held = self.fold[result.cell]
-                save(held.cell.folder, result.snapshot(), held.writer.sync)
+                state = result.snapshot().checkpoint(held.cell.id)
+                save(held.cell.folder, state, held.writer.sync)
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)
             folder = self.fold[0].cell.folder
@@ -144,9 +147,9 @@ class Recorder:
         """Whether to write a checkpoint after ``step``. After the last step the cells end."""
         if self._every is None or step >= self.fold[0].cell.config.train.steps:
             return False
-        if isinstance(self._every, int):
-            return step - self._checkpointed >= self._every
-        least = max(self._every, COST_SHARE * self._cost)
+        if self._every.steps is not None:
+            return step - self._checkpointed >= self._every.steps
+        least = max(self._every.seconds or 0.0, COST_SHARE * self._cost)
         return time.perf_counter() - self._since >= least
 
     def _write_all(self) -> None:
@@ -269,4 +272,5 @@ def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) 
 
 
 def now() -> str:
+    """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

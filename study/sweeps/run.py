@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from study.config import AUTO_COMPILE
 from study.config.values import literal
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
+from study.models.compiled import programs
 from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
 from study.store.checkpoints import load_newest
 from study.store.files import remove
@@ -27,6 +29,7 @@ from study.sweeps.packs import Pack, Prepared, folds, prepare
 from study.sweeps.progress import Display, Outcome, count_noun, must_stop
 from study.sweeps.record import Held, Recorder, record_of
 from study.tracking.runs import Tracker, tracker
+from study.training.checkpoint import Snapshot
 from study.training.devices import is_out_of_memory, keep_freed_memory, release_memory
 from study.training.loop import train
 
@@ -69,11 +72,22 @@ class Worker(contextlib.ExitStack):
         return self._base[1]
 
 
+def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:
+    """Train the cells of one pack until all have results, of this process or of another.
+
+    ``worker``: with a base that stays loaded afterwards. A cell that fails is recorded as
+    ``failed`` and the others go on. Afterwards this raises :class:`StudyError` naming the first
+    failure.
+    """
+    with Worker() if worker is None else nullcontext(worker) as own:
+        train_all(pack, lambda free: [train_pack(free, own)])
+
+
 def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Outcome]]) -> None:
     """Call ``launch`` with the cells to train until every cell has results, of whichever process.
 
     ``launch`` makes one pass: it leaves out cells that other processes hold. Those are waited for.
-    A cell that fails is recorded as ``failed``, is not tried again, and the others go on.
+    A cell that has failed here is not tried again.
 
     Raises :class:`StudyError` naming the first failure, and :class:`~study.sweeps.signals.Stopped`
     if a signal ended a pass.
@@ -121,11 +135,9 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
     base = worker.base(todo[0], processes.device_of_base(device))
     with (
         Display(todo[0].study_dir, len(todo), pack.config.train.steps, posted) as display,
-        contextlib.ExitStack() as held,
+        programs(compiles),
         signals.patience(),
     ):
-        if compiles:
-            held.callback(torch.compiler.reset)
         if pack.config.pack.compile == AUTO_COMPILE:
             display.say(f"pack.compile=auto: {'compiled' if compiles else 'not compiled'}")
         if dropped := pack.corpus.rows["dropped"]:
@@ -180,7 +192,7 @@ class _Pass:
                 if cell.done:  # another process has trained it since the pack was made
                     claimed.release()
                     continue
-                found = load_newest(cell.folder, self.display.say)
+                found = load_newest(cell.folder, cell.id, self.display.say)
                 step = found.step if found else 0
                 if opened and step != opened[0].step:
                     claimed.release()
@@ -195,7 +207,7 @@ class _Pass:
                     remove(cell.folder / CHECKPOINTS)
                     others.append(prepared)
                     continue
-                opened.append(Held(prepared, writer, found))
+                opened.append(Held(prepared, writer, Snapshot.of(found) if found else None))
         except BaseException:
             for held in opened:
                 held.writer.interrupt()

@@ -81,6 +81,7 @@ class Listener:
             os._exit(stopped.exit_code)
 
     def stopped(self, signum: int) -> Stopped:
+        """The exception that ends the sweep."""
         return Stopped(signum, self.command)
 
 

@@ -1,6 +1,6 @@
 """The state of one cell between two steps: captured from a fold, and restored into another.
 
-A cell that goes on from its state, in a fold of the same cells, follows the same path bit for bit
+A cell that goes on from a snapshot, in a fold of the same cells, follows the same path bit for bit
 on a CPU, and in another fold within rounding. A step's batch and measurements depend on its number
 only, so the state is what the steps change:
 
@@ -11,6 +11,8 @@ only, so the state is what the steps change:
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +27,28 @@ OPTIMIZER, DROPOUT, ALIGNMENT = "optimizer/", "dropout/", "alignment/"
 """The beginnings of the names of tensors that are not weights."""
 
 
-def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Checkpoint:
-    """The state of one cell after ``step``. On a CPU it is in the memory that training changes.
+@dataclass(frozen=True)
+class Snapshot:
+    """A cell's state before ``step``. ``tensors``: by name; ``state``: what JSON can hold."""
+
+    step: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    state: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Snapshot":
+        """The state in a checkpoint. Its tensors share the memory of the arrays."""
+        tensors = {name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()}
+        return cls(checkpoint.step, tensors, checkpoint.state)
+
+    def checkpoint(self, cell_id: str) -> Checkpoint:
+        """The state as a checkpoint. On a CPU its arrays share the memory of the tensors."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
+        return Checkpoint(cell_id, self.step, arrays, self.state)
+
+
+def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
+    """The state of one cell after ``step``. Its tensors are those that training changes.
 
     Process 0 tells the others to take part, if there are others, and alone gets the whole state.
     Raises ``RuntimeError`` when the fold has left the step.
@@ -55,19 +77,18 @@ def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Checkpoint:
         "seconds": fold.seconds_K[cell],
         "device": fold.base.device.type,
     }
-    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    return Checkpoint(fold.step + 1, arrays, state)
+    return Snapshot(fold.step + 1, tensors, state)
 
 
-def start(fold: Fold, resume: Sequence[Checkpoint]) -> int:
-    """Give every cell of a new fold the state of its checkpoint. Returns the first step to run.
+def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
+    """Give every cell of a new fold the state of its snapshot. Returns the first step to run.
 
-    Raises :class:`StudyError` if a checkpoint does not fit its cell, and ``ValueError`` if there is
-    not one of the same step for each cell. Without checkpoints the first step is 0.
+    Raises :class:`StudyError` if a snapshot does not fit its cell, and ``ValueError`` if there is
+    not one snapshot of the same step for each cell. Without snapshots the first step is 0.
     """
     if not resume:
         return 0
-    steps = [checkpoint.step for checkpoint in resume]
+    steps = [snapshot.step for snapshot in resume]
     if len(steps) != len(fold.cells) or len(set(steps)) != 1:
         raise ValueError(f"{len(fold.cells)} cells can't go on from the steps {steps}")
     try:
@@ -80,28 +101,26 @@ def start(fold: Fold, resume: Sequence[Checkpoint]) -> int:
     return steps[0]
 
 
-def _restore(fold: Fold, resume: Sequence[Checkpoint]) -> None:
-    tensors_K = [{n: torch.from_numpy(x) for n, x in of.tensors.items()} for of in resume]
-    for cell, tensors in enumerate(tensors_K):
+def _restore(fold: Fold, resume: Sequence[Snapshot]) -> None:
+    for cell, snapshot in enumerate(resume):
         for bank in fold.banks:
             for name, factor, dim in _factors(bank, cell):
-                stored = fold.world.part(tensors[name], dim)
+                stored = fold.world.part(snapshot.tensors[name], dim)
                 if stored.shape != factor.shape:
                     raise ValueError(f"{name} is {list(stored.shape)}, not {list(factor.shape)}")
                 factor.data.copy_(stored)
-        state = resume[cell].state
-        fold.learners[cell].restore(_part(tensors, OPTIMIZER), state)
-        fold.tokens_K[cell] = int(state["tokens"])
-        fold.earlier_K[cell] = float(state["seconds"])
+        fold.learners[cell].restore(_part(snapshot.tensors, OPTIMIZER), snapshot.state)
+        fold.tokens_K[cell] = int(snapshot.state["tokens"])
+        fold.earlier_K[cell] = float(snapshot.state["seconds"])
     # What the cells of a fold hold together: dropout streams and accumulated gradients.
     for bank in fold.banks:
-        streams = [tensors.get(DROPOUT + bank.layer) for tensors in tensors_K]
+        streams = [snapshot.tensors.get(DROPOUT + bank.layer) for snapshot in resume]
         if any(stream is not None for stream in streams):
             bank.set_dropout(streams)
     if resume[0].step > fold.aligned_until:
         fold.alignment = None  # as it is after the step that measures it last
     if fold.alignment is not None:
-        fold.alignment.set_gradients([_part(tensors, ALIGNMENT) for tensors in tensors_K])
+        fold.alignment.set_gradients([_part(s.tensors, ALIGNMENT) for s in resume])
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -21,8 +21,7 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.models.base import recomputing
 from study.models.compiled import CompiledBlocks
-from study.store.checkpoints import Checkpoint
-from study.training.checkpoint import start
+from study.training.checkpoint import Snapshot, start
 from study.training.fold import Fold
 from study.training.measuring import (
     exact_matches,
@@ -37,12 +36,14 @@ from study.training.sharding import copy_to_divide, divide
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
+__all__ = ["CellStep", "Fold", "Snapshot", "train"]
+
 
 def train(
     base: FrozenBase,
     corpus: Corpus,
     runs: Sequence[Run],
-    resume: Sequence[Checkpoint] = (),
+    resume: Sequence[Snapshot] = (),
     world: Processes = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
@@ -122,5 +123,6 @@ def _folded(
     ):
         fold = Fold(base, corpus, [run.config for run in runs], banks, world)
         if shared.pack.compile is True:
-            fold.compiled = CompiledBlocks(base, layers, banks)
+            ranks = [factor for bank in banks for factor in bank.rank_dimensions()]
+            fold.compiled = CompiledBlocks(base, layers, ranks)
         yield fold

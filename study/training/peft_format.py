@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from study.adapters.bank import LoraPair
 from study.adapters.inject import path_pattern
 from study.adapters.peft_experts import flat, is_wrapped, places, target_names, unflat, with_experts
-from study.config.values import read
 from study.errors import StudyError, one_line, short
 from study.reading import open_file, read_object
 from study.vocabulary.peft_fields import refusal
@@ -216,10 +215,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     named = str(folder / CONFIG)
     config = read_object(folder / CONFIG, named, _fix(folder, CONFIG), _LARGEST_CONFIG)
     try:
-        read(_Fields, config)
-    except StudyError as error:
-        fix = f"give an {CONFIG} of LoRA as PEFT writes it"
-        raise StudyError(f"{named}: {error}: {fix}") from None
+        _Fields.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        value = "" if first["type"] == "missing" else f"={short(first['input'])}"
+        key = ".".join(map(str, first["loc"]))
+        raise StudyError(
+            f"{named} has {key}{value}: {first['msg']}: give an {CONFIG} of LoRA as PEFT writes it"
+        ) from None
     if refused := refusal(config, trained=True):
         raise StudyError(f"{named}: {refused}")
     return config

@@ -12,8 +12,7 @@ from torch import Tensor
 from study.adapters import LoraPair
 from study.probes import Sent
 from study.probes.measurements import HostCopy
-from study.store.checkpoints import Checkpoint
-from study.training.checkpoint import capture
+from study.training.checkpoint import Snapshot, capture
 from study.training.fold import Fold
 
 
@@ -68,10 +67,11 @@ class CellStep:
     sent: Sequence[Sent] = field(repr=False)
     adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
     truncations: pd.DataFrame | None = field(default=None, repr=False)
-    capture: Callable[[], Checkpoint] | None = field(default=None, repr=False, compare=False)
+    capture: Callable[[], Snapshot] | None = field(default=None, repr=False, compare=False)
 
     @property
     def step(self) -> int:
+        """The number of the step."""
         return self.numbers.step
 
     @property
@@ -86,7 +86,7 @@ class CellStep:
         """
         return not self.numbers.alive_K[self.cell]
 
-    def snapshot(self) -> Checkpoint:
+    def snapshot(self) -> Snapshot:
         """The cell's state after this step, in the memory that training changes.
 
         It is valid until the loop goes on: copy or write it before. Raises ``RuntimeError`` later,
@@ -145,9 +145,5 @@ def _trained_adapter(fold: Fold, cell: int, step: int) -> dict[str, LoraPair] | 
     train = fold.cells[cell].train
     if step < train.steps or not train.save_adapter:
         return None
-    found = {}
-    for bank in fold.banks:
-        pairs = dict(pair for stack in bank.stacks(whole=True) for pair in stack.pairs())
-        A_RD, B_OR, gamma = pairs[cell]
-        found[bank.layer] = LoraPair(A_RD.cpu().clone(), B_OR.cpu().clone(), gamma)
-    return found
+    pairs = ((bank.layer, bank.whole_pairs()[cell]) for bank in fold.banks)
+    return {name: LoraPair(A.cpu().clone(), B.cpu().clone(), g) for name, (A, B, g) in pairs}

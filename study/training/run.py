@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
 from study.adapters import AdapterSpec, Contraction
 from study.config import CellConfig
-from study.data import Corpus
+from study.data import Corpus, TokenTable
 from study.training.peft_format import read_adapter
 
 COMPILED_COLUMNS = 64
@@ -61,16 +62,29 @@ def typical_step(config: CellConfig, corpus: Corpus) -> tuple[int, int]:
 
     Both are means over the first batches. Of a base that needs the padding, it is not counted.
     """
-    train, multiple = config.train, columns([config])
+    size = config.train.batch_size, config.train.accumulation
     free = config.pack.padding_free if may_leave_out_padding([config]) else False
+    return _typical_step(corpus.train, config.data.seed, *size, columns([config]), free)
+
+
+@lru_cache(maxsize=1024)
+def _typical_step(
+    table: TokenTable,
+    seed: int,
+    batch_size: int,
+    accumulation: int,
+    multiple: int,
+    padding_free: bool | str,
+) -> tuple[int, int]:
+    """:func:`typical_step`; a thousand cells of a sweep have a few orders of their batches."""
     tokens = supervised = 0
     for position in range(SAMPLED_BATCHES):
-        batch = corpus.train.batch(config.data.seed, position, train.batch_size).trimmed(multiple)
+        batch = table.batch(seed, position, batch_size)
         supervised += batch.supervised
+        batch = batch.trimmed(multiple)
         real, places = int(batch.real_BT.sum()), batch.real_BT.numel()
-        tokens += real if free and pays(free, real, places) else places
-    of_step = train.accumulation / SAMPLED_BATCHES
-    return int(tokens * of_step), int(supervised * of_step)
+        tokens += real if padding_free and pays(padding_free, real, places) else places
+    return tokens * accumulation // SAMPLED_BATCHES, supervised * accumulation // SAMPLED_BATCHES
 
 
 def columns(cells: Sequence[CellConfig]) -> int:

@@ -39,11 +39,12 @@ def build(
     examples: list[Example],
     length: int = 32,
     tokenizer: Any = PLAIN,
+    eos: int | None = EOS,
 ) -> Corpus:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(vars(example)) + "\n" for example in examples))
     config = DataConfig("file", str(file), sequence_length=length, heldout=8, seed=0)
-    return build_corpus(config, tokenizer)
+    return build_corpus(config, tokenizer, eos)
 
 
 def sides(examples: list[Example]) -> list[list[Example]]:

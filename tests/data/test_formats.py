@@ -185,7 +185,7 @@ FILES: list[tuple[str, bytes, str]] = [
     ("x.json", b'[{"text": "a"},', "is not valid JSON"),
     ("x.json", b'["a", "b"]', "row 1 is of type str"),
     ("x.csv", "text\né\n".encode("latin-1"), "is not valid CSV in UTF-8"),
-    ("x.csv", b"prompt,completion\na\n", "line 2 has more or fewer fields"),
+    ("x.csv", b"prompt,completion\na\n", "line 2 has 1 fields, and the header"),
     ("x.csv", b'text\n"a\n', "is not valid CSV"),
 ]
 
@@ -207,7 +207,7 @@ MORE = [*TURNS, *say(("user", "more"), ("assistant", "b"))]
 
 def corpus_of(path: Path, length: int, **keys: Any) -> Any:
     about = DataConfig("file", str(path), sequence_length=length, heldout=2, seed=0, **keys)
-    return build_corpus(about, tiny.tokenizer())
+    return build_corpus(about, tiny.tokenizer(), 256)
 
 
 def test_every_token_of_a_text_is_learned_as_in_trl(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def corpus(file: Path, **options: object) -> Corpus:
     config = DataConfig("file", str(file), 64, heldout=4, seed=0)
     for key, value in options.items():
         setattr(config, key, value)
-    return build_corpus(config, TOKENIZER)
+    return build_corpus(config, TOKENIZER, TOKENIZER.eos_token_id)
 
 
 def texts(rows: TokenTable) -> list[str]:

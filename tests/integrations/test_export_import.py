@@ -21,8 +21,8 @@ from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer, tiny
 from study.store import load_records
 from study.sweeps.cells import plan
+from study.sweeps.run import run
 from study.training.peft_format import CONFIG, read_adapter
-from tests.trained import run
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)
@@ -209,7 +209,7 @@ def test_import_continues_training_a_peft_adapter(
 def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:
     """PEFT's loss on the batch of step 0."""
     tokenizer = load_tokenizer(config.model)
-    corpus = build_corpus(config.data, tokenizer)
+    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     batch = corpus.train.batch(config.data.seed, 0, config.train.batch_size)
     with torch.no_grad():
         model = peft.PeftModel.from_pretrained(copy.deepcopy(base.model), folder).eval()

@@ -13,7 +13,7 @@ from study.store import load_cells, load_records
 from study.sweeps.cells import plan
 from study.sweeps.launch import announce
 from study.sweeps.packs import packs
-from tests.trained import run
+from study.sweeps.run import run
 
 from .small import mixtral
 

@@ -16,8 +16,9 @@ from study.data import Corpus
 from study.models import FrozenBase, describe, load_base
 from study.store import is_done, load_records
 from study.sweeps.cells import plan
+from study.sweeps.run import run
 from study.training.loop import CellStep
-from tests.trained import run, series, trained
+from tests.trained import series, trained
 
 from .small import mixtral
 

@@ -24,7 +24,7 @@ STATE = {"tokens": 2**53 - 1, "lr": 0.1 + 0.2, "groups": [{"betas": [0.9, None],
 
 
 def at(step: int, **changed: Any) -> Checkpoint:
-    return Checkpoint(step, TENSORS | changed, STATE)
+    return Checkpoint(CELL, step, TENSORS | changed, STATE)
 
 
 def names(folder: Path) -> list[str]:
@@ -33,11 +33,11 @@ def names(folder: Path) -> list[str]:
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    path = save(tmp_path / CELL, at(40, transposed=transposed))
-    assert path == tmp_path / CELL / "checkpoints" / "step-00000040.safetensors"
-    found = load_newest(tmp_path / CELL)
+    path = save(tmp_path, at(40, transposed=transposed))
+    assert path == tmp_path / "checkpoints" / "step-00000040.safetensors"
+    found = load_newest(tmp_path, CELL)
     assert found is not None
-    assert (found.step, found.state) == (40, STATE)
+    assert (found.cell_id, found.step, found.state) == (CELL, 40, STATE)
     assert set(found.tensors) == {*TENSORS, "transposed"}
     for name, array in {**TENSORS, "transposed": transposed}.items():
         loaded = found.tensors[name]
@@ -52,22 +52,20 @@ def pair(step: int) -> list[str]:
 
 
 def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(tmp_path: Path) -> None:
-    save(tmp_path / CELL, at(5))
-    (tmp_path / CELL / "checkpoints" / "step-00000006.safetensors.99.abc.partial").write_bytes(
-        b"half"
-    )
-    (tmp_path / CELL / "checkpoints" / "step-00000007.safetensors").write_bytes(b"without its note")
+    save(tmp_path, at(5))
+    (tmp_path / "checkpoints" / "step-00000006.safetensors.99.abc.partial").write_bytes(b"half")
+    (tmp_path / "checkpoints" / "step-00000007.safetensors").write_bytes(b"without its note")
     for step in (10, 15, 20):
-        save(tmp_path / CELL, at(step))
-    assert names(tmp_path / CELL) == pair(15) + pair(20)
-    (tmp_path / CELL / "checkpoints" / "step-00000020.json").write_text("{")
-    assert load_newest(tmp_path / CELL, lambda line: None).step == 15  # type: ignore[union-attr]
+        save(tmp_path, at(step))
+    assert names(tmp_path) == pair(15) + pair(20)
+    (tmp_path / "checkpoints" / "step-00000020.json").write_text("{")
+    assert load_newest(tmp_path, CELL, lambda line: None).step == 15  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "json"])
 def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) -> None:
-    save(tmp_path / CELL, at(5))
-    path = save(tmp_path / CELL, at(10)).with_suffix(f".{kind}")
+    save(tmp_path, at(5))
+    path = save(tmp_path, at(10)).with_suffix(f".{kind}")
     whole = path.read_bytes()
     draw = np.random.default_rng(0)
     for place in draw.random(40):
@@ -76,7 +74,7 @@ def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) ->
             path.write_bytes(whole)
             flip(path, place)
         said: list[str] = []
-        found = load_newest(tmp_path / CELL, said.append)
+        found = load_newest(tmp_path, CELL, said.append)
         assert found is not None
         assert found.step == 5
         [line] = said
@@ -86,18 +84,18 @@ def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) ->
 
 @pytest.mark.parametrize("changed", [{"format": 3}, {"cell_id": "another"}, {"step": 9}])
 def test_another_format_cell_or_step_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
-    note = save(tmp_path / CELL, at(10)).with_suffix(".json")
+    note = save(tmp_path, at(10)).with_suffix(".json")
     note.write_text(json.dumps(json.loads(note.read_text()) | changed))
     said: list[str] = []
-    assert load_newest(tmp_path / CELL, said.append) is None
+    assert load_newest(tmp_path, CELL, said.append) is None
     assert f"can't be used (ValueError: it has {changed})" in said[0]
 
 
 def test_weights_that_are_not_finite_fall_back(tmp_path: Path) -> None:
-    save(tmp_path / CELL, at(5))
-    save(tmp_path / CELL, at(10, **{"weights/a/B": np.array([1.0, np.nan])}))
+    save(tmp_path, at(5))
+    save(tmp_path, at(10, **{"weights/a/B": np.array([1.0, np.nan])}))
     said: list[str] = []
-    found = load_newest(tmp_path / CELL, said.append)
+    found = load_newest(tmp_path, CELL, said.append)
     assert found is not None
     assert found.step == 5
     assert "weights/a/B is not finite" in said[0]

@@ -16,7 +16,6 @@ from study.sweeps import record
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
 from tests.sweeps.test_signals import same_tables
-from tests.trained import run
 
 Cli = Callable[..., Any]
 Cells = Callable[..., list[Cell]]
@@ -76,13 +75,13 @@ def full_disk() -> StorageError:
 def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
     cells: Cells, break_at: Callable[..., None], hook: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    run(cells("whole"))
+    sweep.run(cells("whole"))
     for index, step in ((0, 2), (1, 4), (2, 4)):
         break_at(step, full_disk())
         with pytest.raises(StorageError):
-            run([cells("results")[index]])
+            sweep.run([cells("results")[index]])
     sizes = hook(lambda fold, step: None)
-    run(cells("results", "pack.fold=3"))
+    sweep.run(cells("results", "pack.fold=3"))
     assert sizes == [1, 2], "those at one step go on together"
     one, two = (load_measured(tmp_path / folder / "default") for folder in ("whole", "results"))
     losses = list(one.metrics["loss"])
@@ -93,13 +92,13 @@ def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
 def test_a_cell_that_failed_continues_from_the_checkpoint_before(
     cells: Cells, break_at: Callable[..., None], tmp_path: Path
 ) -> None:
-    run(cells("whole")[:1])
+    sweep.run(cells("whole")[:1])
     break_at(5, RuntimeError("the driver was restarted"))
     one = cells("results")[0]
     assert list(sweep.train_pack([one], sweep.Worker()).failures) == [one.folder]
     assert load_cells(one.study_dir)["status"].item() == "failed"
     break_at(-1, RuntimeError())
-    run([one])
+    sweep.run([one])
     [written] = load_records(one.study_dir)
     assert [each["step"] for each in written["resumed"]] == [6]
     same_tables(tmp_path / "whole/default", tmp_path / "results/default")
@@ -139,7 +138,7 @@ def test_checkpoints_are_written_when_they_are_due(
     monkeypatch.setattr(record, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(record, "save", save)
     monkeypatch.setattr(record.Recorder, "add", add)
-    run(cells("results", f"checkpoint.every={every}", ranks=(2,)))
+    sweep.run(cells("results", f"checkpoint.every={every}", ranks=(2,)))
     assert written == expected
     assert max(kept, default=0) <= 2
 
@@ -163,7 +162,7 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
 
     sizes = hook(act)
     with pytest.raises(StudyError, match="1 of 4 cells failed"):
-        run(cells("results", "pack.fold=4", ranks=(2, 3, 4, 5)))
+        sweep.run(cells("results", "pack.fold=4", ranks=(2, 3, 4, 5)))
     assert sizes == [4, 2, 2, 1, 1], "halves, in the order of the cells"
     tables = load_measured(tmp_path / "results/default")
     assert list(tables.cells.sort_values("rank")["status"]) == ["complete"] * 3 + ["failed"]

@@ -96,7 +96,7 @@ def test_the_command_measures_cells_and_rank_free_runs(
     said = re.findall(rf"^(\d+)/{runs} seed \d: (.*)", ran.err, re.M)
     assert [int(number) for number, _ in said] == [*range(1, int(runs) + 1)]
     assert sum(run.startswith("the limit of sgd") for _, run in said) == int(limits)
-    assert said[1][1] == "rank 4, explicit"
+    assert re.fullmatch(r"rank 4, explicit; \d:\d\d:\d\d left", said[1][1])
     assert "explicit frobenius, step 1: exponent -0." in ran.out
     assert "rank-free frobenius, step 1: exponent -0." in ran.out
     tables = load(folder)

@@ -20,13 +20,13 @@ from study.config import CellConfig, ModelConfig
 from study.data import Corpus
 from study.models import FrozenBase, load_base, tiny
 from study.probes.alignment import weight_gradient
-from study.store.checkpoints import Checkpoint
+from study.training.checkpoint import Snapshot
 from study.training.devices import is_out_of_memory
 from study.training.loop import CellStep, train
 from study.training.optimizers import build_optimizer, step_if
 from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import STATS
+from study.vocabulary.quantities import MOMENTS, STATS
 from tests.pretend_gpu import PretendGpu, PretendTensor, move, register
 from tests.trained import copied
 
@@ -78,7 +78,7 @@ class OnGpu:
         base: FrozenBase,
         corpus: Corpus,
         cells: Sequence[CellConfig],
-        resume: Sequence[Checkpoint] = (),
+        resume: Sequence[Snapshot] = (),
         see: Callable[[list[CellStep | None]], object] = lambda rows: None,
     ) -> None:
         self.steps: Rows = []
@@ -98,7 +98,7 @@ class OnGpu:
 
 
 def on_cpu(
-    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Sequence[Checkpoint] = ()
+    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Sequence[Snapshot] = ()
 ) -> Rows:
     return list(train(base, corpus, [Run.of(config, corpus) for config in cells], resume))
 
@@ -181,10 +181,13 @@ def test_a_probed_and_evaluated_step_never_waits(both: Callable[..., Any], cell:
 def test_the_operations_of_a_step_of_30_layers(
     corpus: Corpus, cell: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of eight cells of eight ranks, counted with two layers and with three."""
+    """Of eight cells of eight ranks: a plain step, and one with the probes of ``quick``. Counted
+    with two layers and with three.
+    """
     monkeypatch.setattr(_foreach_utils, "_foreach_supported_types", [torch.Tensor, PretendTensor])
     shared = (
-        *("train.eval_every=0", "probes.steps=null"),
+        *("probes.batch=[train,heldout]", f"probes.stats=[{','.join(MOMENTS)}]"),
+        *("train.eval_every=0", "probes.steps=[1]"),
         *("adapter.contraction=factored", "pack.padding_free=false"),
     )
     cells = [cell(*shared, f"adapter.rank={rank}") for rank in (2, 4, 6, 8, 16, 24, 32, 64)]
@@ -195,8 +198,9 @@ def test_the_operations_of_a_step_of_30_layers(
         with Gpu():
             move(base.model, GPU)
         counts.append(OnGpu(base, corpus, cells).operations)
-    _, _, plain, _ = (two + 28 * (three - two) for two, three in zip(*counts, strict=True))
+    _, probed, plain, _ = (two + 28 * (three - two) for two, three in zip(*counts, strict=True))
     assert plain <= 8_000
+    assert probed - plain <= 15_000
 
 
 @pytest.mark.parametrize("resumed_on", ["the device", "the CPU"])
@@ -205,7 +209,7 @@ def test_a_resumed_step(
 ) -> None:
     """A snapshot of the device continues there bit for bit, and on a CPU within rounding."""
     cells = [cell(*PLAIN, f"optimizer={name}", FEW) for name in ("adamw", "momentum")]
-    taken: list[list[Checkpoint]] = []
+    taken: list[list[Snapshot]] = []
 
     def see(rows: list[CellStep | None]) -> None:
         taken.append([copied(row.snapshot()) for row in rows if row])

@@ -46,7 +46,7 @@ def learning(cell: Build, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 def task(cell: Build, learning: list[str]) -> Corpus:
     config = cell(*learning)
     tokenizer = load_tokenizer(config.model)
-    return build_corpus(config.data, tokenizer)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
 def test_answers_are_those_of_a_plain_generate_on_merged_weights(

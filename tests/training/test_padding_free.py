@@ -59,7 +59,7 @@ def test_packed_examples_have_the_loss_that_each_has_alone(
 
     def losses(packing: str) -> list[float]:
         config = cell("data.sequence_length=192", f"data.sample_packing={packing}")
-        rows = build_corpus(config.data, tokenizer).train
+        rows = build_corpus(config.data, tokenizer, tokenizer.eos_token_id).train
         found: list[float] = []
         for batch in rows.batches(4):
             hidden_BTd = tiny_base.hidden_states(batch.input_ids_BT, batch.lengths)

@@ -91,7 +91,7 @@ TOLERANCES = {"adamw": 1e-4, "sgd": 1e-5}
 
 def compare(base: FrozenBase, config: CellConfig) -> None:
     tokenizer = load_tokenizer(config.model)
-    corpus = build_corpus(config.data, tokenizer)
+    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     ours, theirs = our_run(base, config, corpus), peft_run(base, config, corpus)
     assert_same(ours, theirs, TOLERANCES[config.optimizer.name])
 

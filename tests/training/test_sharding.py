@@ -12,8 +12,8 @@ from study.config import CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
-from study.store.checkpoints import Checkpoint
 from study.sweeps import processes
+from study.training.checkpoint import Snapshot
 from study.training.loop import train
 from study.training.run import Run
 from study.vocabulary.quantities import STATS
@@ -52,7 +52,7 @@ def trained(
         snapshot = copied(result.snapshot()) if is_stop and world.number == 0 else None
         held = 0
         if world.number and world.agreed() is Order.CAPTURE:
-            held = sum(x.size for x in result.snapshot().tensors.values())
+            held = sum(x.numel() for x in result.snapshot().tensors.values())
             world.agreed()
         elif world.number == 0:
             world.agreed(Order.GO_ON)
@@ -78,7 +78,7 @@ def bases(configs: dict[str, CellConfig]) -> dict[str, FrozenBase]:
 def corpus(configs: dict[str, CellConfig]) -> Corpus:
     config = configs["sgd"]
     tokenizer = load_tokenizer(config.model)
-    return build_corpus(config.data, tokenizer)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +128,9 @@ def test_a_run_goes_on_with_another_number_of_processes(
     bases: Any, corpus: Corpus, configs: Any, alone: Any, divided: Any
 ) -> None:
     state = divided["clipped"][STOP]["snapshot"]
-    assert isinstance(state, Checkpoint)
+    assert isinstance(state, Snapshot)
     assert state.tensors.keys() == alone["clipped"][STOP]["snapshot"].tensors.keys()
-    whole = sum(x.size for x in state.tensors.values())
+    whole = sum(x.numel() for x in state.tensors.values())
     assert divided["held"] == pytest.approx(whole / 2, rel=0.01), "the other process: its part"
     by_one = trained(bases["float32"], corpus, configs["clipped"], ALONE, [state])
     for resumed in (by_one, divided["resumed"]):
