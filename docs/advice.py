@@ -68,7 +68,7 @@ def advised() -> str:
     return "\n".join(lines)
 
 
-RATE_STUDIES = ("rate_rivals", "learning_rate_rho", "learning_rate_rho_tiny")
+RATE_STUDIES = ("rate_rivals", "rate_rivals_gemma3", "learning_rate_rho", "learning_rate_rho_tiny")
 
 
 def rate_theories() -> str:

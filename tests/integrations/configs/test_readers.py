@@ -207,7 +207,7 @@ AXOLOTL_CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         CHAT,
         "",
     ),
-    (chat(message_property_mappings={"role": "who"}), NOTHING, 'messages with {"role": "who"}'),
+    (chat(message_property_mappings={"role": "who"}), NOTHING, '{"role": "who"}} (messages or'),
     (chat(roles_to_train=["user"]), CHAT, "datasets[0].roles_to_train"),
     (
         chat(split="train[:20%]", name="english"),
