@@ -105,8 +105,8 @@ def exponent_histograms(tables: Tables) -> Figure:
                 looks[style.name(rule)] = {"color": colour, "linewidth": 4, "alpha": 0.6}
                 ax.hist(rows["exponent"], bins, color=colour, alpha=0.6, gid=f"histogram {who}")
                 ax.axvline(rows["exponent"].median(), color=colour, gid=f"median {who}")
-                theory = rows["predicted"].median()
-                ax.axvline(theory, gid=f"theory {who}", **style.PREDICTED)
+                if len(theory := rows["predicted"].dropna()):
+                    ax.axvline(theory.median(), gid=f"theory {who}", **style.PREDICTED)
             step = int(pd.concat(list(by_rule.values()))["step"].max())
             ax.set_title(f"{quantity.noun}\n{quantity.symbol}", linespacing=1.2)
             ax.set_xlabel(f"scaling exponent, step {step}")
