@@ -190,7 +190,7 @@ def test_the_studies_of_a_folder_are_listed(
     [
         ("infinite_rank", 80, "model tiny"),
         ("optimizer_history", 80, "model smollm2, scaling"),
-        ("bf16_dead_zone", 80, "model smollm2, optimizer adamw, scaling lora"),
+        ("bf16_dead_zone", 80, "model smollm2, optimizer adamw"),
     ],
 )
 def test_a_status_fits_a_terminal_of_80_columns(
