@@ -34,7 +34,7 @@ from study.vocabulary.statuses import DONE, ENDED, note
 WAITING = "waiting"
 """The state of a cell that a live sweep has not begun."""
 STATES = (*STATUSES, WAITING)
-NUMBERS = ("lr", "rank", "seed", "steps", "seconds")
+NUMBERS = ("lr", "rank", "seed", "steps", "sec")
 WIDE = 10_000
 """Columns of text where there is no terminal: a line per cell for other programs."""
 LINE_EVERY = 10.0
@@ -262,7 +262,7 @@ def render(cells: pd.DataFrame) -> str:
         "rank": words("rank", "{:g}"),
         "seed": words("seed", "{:.0f}"),
         "steps": done + words("steps", "{:.0f}"),
-        "seconds": words("seconds", "{:.1f}"),
+        "sec": words("seconds", "{:.1f}"),
         **({"note": notes} if any(notes) else {}),
     }
     in_words = printable(", ".join(f"{name} {max(of)}" for name, of in shared.items() if max(of)))
