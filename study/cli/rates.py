@@ -36,7 +36,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     """Print how the best learning rate changes with rank.
 
     At every horizon, which is a step with a held-out loss: the best rate of each rank, its exponent
-    with rank, and rho, the motion of A relative to its init. With --refine: a line per rule and rank
+    with rank, and rho, how far A moved from its init. With --refine: a line per rule and rank
     that trains rates in steps of 2 around its best one, or beyond it at an edge. With --search:
     train them, and ask again. Rates far from the best one of a rank are not trained at that rank.
     """
