@@ -13,6 +13,7 @@ handler is called after the step too, when the cells have checkpoints (:func:`ha
 """
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -43,11 +44,11 @@ class Stopped(BaseException):
 
 
 class Listener:
-    """The handler of a process's signals, and what it has heard.
+    """The handler of a process's signals, and the signals that came.
 
-    ``command``: what continues the sweep. ``is_worker``: whether a launcher has started the
-    process. ``asked``: the first signal. ``handed``: one that the launcher's handler is still to
-    get. ``patient``: what to do at the first signal, for each open :func:`patience`.
+    ``command`` resumes the sweep. ``is_worker``: a launcher started the process. ``asked``: the
+    first signal. ``handed``: one for the launcher's handler. ``patient``: what to call at the first
+    signal, for each open :func:`patience`.
     """
 
     def __init__(self, command: str = "", is_worker: bool = False) -> None:
@@ -56,29 +57,28 @@ class Listener:
         self.handed: int | None = None
         self.launchers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self.patient: list[Callable[[], None]] = []
-        self._asked_at = 0.0
+        self._one_request_ends = math.inf
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """A signal came."""
-        now = time.monotonic()
         if signum in self.launchers:
             self.handed = signum
             if not self.patient:
                 hand_over()
         elif self.asked is not None:
-            if now - self._asked_at > _ONE_REQUEST:
-                self._asked_at = now
+            if (now := time.monotonic()) > self._one_request_ends:
+                self._one_request_ends = now + _ONE_REQUEST
                 raise self.stopped(self.asked)
         elif self.patient or self.is_worker:
-            self.asked, self._asked_at = signum, now
+            self.asked = signum
             if not self.is_worker:
                 say("study: finishing this step, then stopping; press Ctrl-C again to stop at once")
+            self._one_request_ends = time.monotonic() + _ONE_REQUEST
             for on_first in self.patient:
                 on_first()
         else:
-            stopped = self.stopped(signum)
-            say(stopped.line)
-            os._exit(stopped.exit_code)
+            say(self.stopped(signum).line)
+            os._exit(self.stopped(signum).exit_code)
 
     def stopped(self, signum: int) -> Stopped:
         """The exception that ends the sweep."""
@@ -86,7 +86,7 @@ class Listener:
 
 
 def current() -> Listener:
-    """The listener of this process; a deaf one if there is none, or outside the main thread."""
+    """The listener of this process; one that gets no signal if there is none."""
     found = signal.getsignal(signal.SIGTERM)
     return found if isinstance(found, Listener) else Listener()
 

@@ -40,6 +40,11 @@ class Process:
         assert self.code is not None
         return self.code
 
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until it holds. The process must not end before that."""
+        wait_for(lambda: condition() or self.has_ended())
+        assert condition(), self.said
+
     @property
     def said(self) -> str:
         return self.err.read_text()

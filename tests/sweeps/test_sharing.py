@@ -57,7 +57,7 @@ def test_a_sweep_waits_for_a_cell_that_another_process_trains(
         os._exit(claimed is None)
     wait_for(lambda: is_claimed(folder))
     process = begin(*small, "adapter.rank=2,3")
-    wait_for(lambda: "waiting for" in process.said)
+    process.wait_for(lambda: "waiting for" in process.said)
     assert "study: waiting for 1 cell that another process trains\n" in process.said
     assert trained(process.said) == 1
     assert not process.has_ended()
