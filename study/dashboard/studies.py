@@ -23,7 +23,7 @@ TABLES = (".json", ".parquet", ".arrows")
 class Study:
     """A study at the moment when it was read, and what it shows so far.
 
-    - ``tables``: measured and derived. The latter are empty if there is a ``note``: it says why;
+    - ``tables``: measured and derived. ``note``: why there are no exponents;
     - ``unreadable``: why, by the id of each cell that can't be read;
     - ``answer``: the report's sentences.
     """
@@ -54,10 +54,9 @@ class Study:
             found = with_derived(tables)
         except StudyError as error:
             return cls(name, tables, unreadable, f"No exponents: {error}")
-        if found.exponents.empty:
-            note = "No exponents yet: no quantity has been measured at two ranks."
-            return cls(name, tables, unreadable, note)
-        return cls(name, found, unreadable, answer=answer(found))
+        none = "No exponents yet: no quantity has been measured at two ranks."
+        note = none if found.exponents.empty else ""
+        return cls(name, found, unreadable, note, answer(found))
 
 
 def read_studies(folders: Sequence[Path]) -> list[Study]:

@@ -44,13 +44,15 @@ MOST_CAVEATS = 8
 """Caveats that are shown at once."""
 INCH = 120
 """Pixels of the page per inch of a figure. An 8 point label is then as large as 10 point text."""
-UNBROKEN = r"[-+]?\d\.\d+ \[[-+]?\d\.\d+, [-+]?\d\.\d+\]|\d %"
+UNBROKEN = r"[−+]?\d\.\d+ \[[−+]?\d\.\d+, [−+]?\d\.\d+\]|\d %"
 """``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
 NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference")
 """Markdown that the report's texts don't use. A name that contains it stays text."""
 SHOWN = ["optimizer", "rule", "curve", "quantity", "batch", "step"]
 SHOWN += ["estimate", "predicted", "verdict"]
 """The columns of :func:`study.analysis.summary` in a notebook."""
+MINUS = re.compile(r"(?<![^\s\[(^])-(?=\d)")
+"""The hyphen before a number, which the report writes as a minus sign."""
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 PART = re.compile(
     r"^<details>\n<summary>(?P<summary>.+)</summary>\n\n(?P<details>(?s:.+?))\n\n</details>$"
@@ -103,7 +105,7 @@ def report_text(
         pictures=pictures,
         provenance=provenance_lines(tables, records),
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return MINUS.sub("−", re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n"
 
 
 def _contents(text: str) -> str:

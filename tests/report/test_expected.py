@@ -137,7 +137,7 @@ def test_the_section_counts_and_lists_them(tables: Any) -> None:
     whole = {"expects": [vars(NORM), vars(wrong), {"what": "nonsense"}]}
     found = text(whole, whole)
     assert "Of 2 comparisons: 1 agrees and 1 **differs**." in found
-    assert "| 0 ± 0.02 | 0.000 [-0.004, 0.004] | agrees | Theorem 3.2 | a slope \\|" in found
+    assert "| 0 ± 0.02 | 0.000 [−0.004, 0.004] | agrees | Theorem 3.2 | a slope \\|" in found
     assert "only some" not in found
     [right, wrong] = compare([NORM, wrong], tables)
     assert verdict_counts([right, right, wrong, wrong]) == "2 agree and 2 **differ**"
@@ -166,7 +166,7 @@ def test_the_primary_test_leads(tables: Any) -> None:
 
     stated = text(expects=[vars(primary), *rows])
     assert stated.index("Primary test: agrees") < stated.index("Of 2 comparisons")
-    assert "intercept 0.000 [-0.004, 0.004], slope 1.000 [1.000, 1.000]" in stated
+    assert "intercept 0.000 [−0.004, 0.004], slope 1.000 [1.000, 1.000]" in stated
     assert "from theory 0.000, from the rival (no change with the rank) 0.354" in stated
     assert "after the cells" not in stated
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)

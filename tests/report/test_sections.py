@@ -82,7 +82,7 @@ def test_a_study_with_two_batches_says_which_one_was_read(on_disk: OnDisk) -> No
     rows = rows_of(part(text, CONDITION))
     assert all(row[2] == ("training" if "norm" in row[1] else "held-out") for row in rows)
     [output] = [row for row in rows if row[:2] == ["SGD, rsLoRA", "adapter output, rms"]]
-    assert "-0.12 [" in output[3]
+    assert "−0.12 [" in output[3]
     assert (
         "Measured on the held-out batch: the adapter output and the gradient into the inputs. "
         "Measured on the training batch: the gradient norm."
@@ -119,7 +119,7 @@ def test_a_bent_line_has_its_slopes_at_both_ends(on_disk: OnDisk) -> None:
     text = section(on_disk(norm=flat, outputs={"train": bent}), CONDITION)
     ends = ((4, 32), (32, 256))
     low, high = (-0.5 * math.log((b + 30) / (a + 30)) / math.log(b / a) for a, b in ends)
-    assert f"bent: {low:.2f} at the lowest ranks, {high:.2f} at the highest" in text
+    assert f"bent: −{-low:.2f} at the lowest ranks, −{-high:.2f} at the highest" in text
 
 
 def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
@@ -127,8 +127,8 @@ def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
     text = section(on_disk(), EXPONENTS)
     found = {tuple(row[:3]): row[3:] for row in rows_of(text)}
     norm, descent = "gradient norm over all adapters", "descent of an update"
-    assert found["SGD, LoRA", norm, "0"][0] == "-0.50 [-0.50, -0.50]"
-    assert found["SGD, LoRA", descent, "1"][1:4] == ["×0.016", "-1.00", "**collapses**"]
+    assert found["SGD, LoRA", norm, "0"][0] == "−0.50 [−0.50, −0.50]"
+    assert found["SGD, LoRA", descent, "1"][1:4] == ["×0.016", "−1.00", "**collapses**"]
     assert found["SGD, rsLoRA", norm, "0"][1:4] == ["×1.00", "0.00", "stable"]
     assert "| exponent [95 % interval] |" in text
     assert "*collapses*: falls by more than 1.5 times" in text
