@@ -71,8 +71,3 @@ def table(name: str) -> pd.DataFrame:
     if not path.exists():
         raise NoTables(f"no {path.relative_to(ROOT)}")
     return pd.read_parquet(path)
-
-
-def minus(text: str) -> str:
-    """``text`` with true minus signs before its numbers."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)

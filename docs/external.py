@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from docs.blocks import ROOT, minus
+from docs.blocks import ROOT
 from study.analysis.fits import mean_interval
 from study.analysis.losses import INSIDE
 from study.analysis.rates import bottom
 from study.analysis.wording import interval_text
 from study.figures import style
+from study.report.text import minus
 
 TABLE = ROOT / "results/external/tinker_sft_sweep.csv"
 LEAST_RANKS = 3

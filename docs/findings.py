@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, minus, study_tables
+from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
 from study.analysis.expectations import Compared, compare
 from study.analysis.primary import Answer
 from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
@@ -32,7 +32,7 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.provenance import records_of, total_seconds
-from study.report.text import bullets, count_noun, distinct, joined, number_list, table
+from study.report.text import bullets, count_noun, distinct, joined, minus, number_list, table
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
 from study.vocabulary.sources import model_label

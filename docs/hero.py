@@ -5,12 +5,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from docs.blocks import minus, study_tables
+from docs.blocks import study_tables
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Rule
+from study.report.text import minus
 from study.vocabulary.scaling import formula, rule_label
 
 STUDY = "paper_learning_rate"

@@ -10,10 +10,10 @@ where ``gamma^2 r T`` is the same.
 import numpy as np
 import pandas as pd
 
-from docs.blocks import minus, study_tables
+from docs.blocks import study_tables
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
-from study.report.text import table
+from study.report.text import minus, table
 from study.vocabulary.quantities import HELDOUT
 from study.vocabulary.scaling import RULES
 

@@ -4,12 +4,12 @@ import textwrap
 
 from rich.console import Console
 
-from docs.blocks import QUICK, Block, minus, study_tables
+from docs.blocks import QUICK, Block, study_tables
 from study.analysis import render_table, summary
 from study.figures.captions import settings
 from study.report.answer import answer
 from study.report.sections import condition_section, p_star_section
-from study.report.text import bullets, table_of
+from study.report.text import bullets, minus, table_of
 from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE, TRAIN
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning

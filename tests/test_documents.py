@@ -9,8 +9,9 @@ from PIL import Image
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
 from docs import blocks, findings, make
-from docs.blocks import BLOCK, NoTables, minus, rewrite
+from docs.blocks import BLOCK, NoTables, rewrite
 from study.figures import save
+from study.report.text import minus
 
 DOCUMENTS = [str(path.relative_to(blocks.ROOT)) for path in make.documents()]
 MEASURED = re.compile(r"\[[-−+]?\d+\.\d+, [-−+]?\d|\d\.\d+ ?×|×\d+\.\d|\d (minutes|hours)\b")

@@ -31,6 +31,7 @@ from study.report.text import (
     bullets,
     count_noun,
     distinct,
+    minus,
     number_list,
     row_list,
     rule_of_row,
@@ -51,8 +52,6 @@ NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference
 SHOWN = ["optimizer", "rule", "curve", "quantity", "batch", "step"]
 SHOWN += ["estimate", "predicted", "verdict"]
 """The columns of :func:`study.analysis.summary` in a notebook."""
-MINUS = re.compile(r"(?<![^\s\[(^])-(?=\d)")
-"""The hyphen before a number, which the report writes as a minus sign."""
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 PART = re.compile(
     r"^<details>\n<summary>(?P<summary>.+)</summary>\n\n(?P<details>(?s:.+?))\n\n</details>$"
@@ -105,7 +104,7 @@ def report_text(
         pictures=pictures,
         provenance=provenance_lines(tables, records),
     )
-    return MINUS.sub("−", re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n"
+    return minus(re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n"
 
 
 def _contents(text: str) -> str:

@@ -162,3 +162,8 @@ def legend(rows: pd.DataFrame) -> str:
     found = set(rows["verdict"].astype(str))
     meanings = [f"*{word}*: {meaning(word, STABLE_RATIO)}" for word in VERDICTS if word in found]
     return f"{'; '.join(meanings)}.{'' if found <= {ONE_SEED} else f' {TESTED}'}"
+
+
+def minus(text: str) -> str:
+    """``text`` with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
