@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_documents.py")  # the longest test first
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
