@@ -200,6 +200,6 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
             if kinds & {P_STAR, P_STAR_LIMIT}:
                 exponents = with_predictions(fits, cells, metrics, probes)
                 stable = stable_exponents(exponents)
-        rates = best_rates(cells, metrics, probes) if BEST_RATE in kinds else pd.DataFrame()
+        rates = tables.rates[tables.rates["seed"] == one] if len(tables.rates) else tables.rates
         own = {"exponents": exponents, "stable": stable, "rates": rates, "distances": distances}
         yield replace(tables, cells=cells, metrics=metrics, probes=probes, **own)
