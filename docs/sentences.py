@@ -12,7 +12,7 @@ SHOWN = 40
 SKIPPED = re.compile(
     r"```[\s\S]*?```|<!--[\s\S]*?-->|^\|.*$|^#.*$|!?\[|\]\([^)]*\)|\]|\*\*|`", re.MULTILINE
 )
-END = re.compile(r"(?<=[\w)%*][.!?:])\s+|\n\s*\n|\n- ")
+END = re.compile(r"(?<=[\w)%*$][.!?:])\s+|\n\s*\n|\n- ")
 
 
 def sentences(text: str) -> Iterator[str]:
