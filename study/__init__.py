@@ -1,9 +1,9 @@
 """How does an adapter's scaling behave as its rank grows?
 
-- ``study.load("results/quick")`` reads the tables of a finished or running study into a notebook;
-- ``study.record("results/mine", peft_model, optimizer)`` writes your own training as a study.
+- ``study.load("results/quick")`` returns the tables of a finished or running study;
+- ``study.record("results/mine", peft_model, optimizer)`` records your own training as a study.
 
-Everything else is in the console script (``study --help``).
+The console script does everything else (``study --help``).
 """
 
 import logging
@@ -19,7 +19,7 @@ from study import errors as errors  # so that `except study.errors.StudyError` n
 
 __version__ = "0.1.0"
 PLUGINS = "STUDY_PLUGINS"
-"""The environment variable with the plug-ins of this process and of those that it starts."""
+"""The environment variable with the plug-ins of this process and of its child processes."""
 
 if TYPE_CHECKING:
     from study.report import Study
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def load_plugins(named: Iterable[str] = ()) -> None:
     """Import plug-ins: modules that add rows to the tables of the package (docs/extending.md).
 
-    They are those that the variable :data:`PLUGINS` names, those of installed packages (entry
-    points ``study.plugins``), and those ``named``. Modules in the working directory are found too.
-    Call it before anything else. Processes that this one starts load the same plug-ins. Raises
+    Loads the modules in the variable :data:`PLUGINS`, those of installed packages (entry points
+    ``study.plugins``), and those ``named``. Modules in the working directory are found too. Call it
+    before anything else. Child processes load the same plug-ins. Raises
     :class:`study.errors.StudyError` if a module can't be imported.
     """
     installed = [point.value for point in entry_points(group="study.plugins")]
@@ -50,9 +50,9 @@ def load_plugins(named: Iterable[str] = ()) -> None:
 def load(study_dir: str | os.PathLike[str]) -> "Study":
     """A study's tables as pandas frames: ``cells``, ``metrics``, ``probes``, ``exponents``, ...
 
-    A notebook shows what was found, and ``load(...).report()`` writes the report. The exponents
-    are computed from the others; if the study does not allow it, they are empty and a warning says
-    why. Raises :class:`study.errors.StudyError` if ``study_dir`` holds no study.
+    A notebook shows what was found, and ``load(...).report()`` writes the report. The exponents are
+    computed from the other tables. If that is impossible, they are empty and a warning says why.
+    Raises :class:`study.errors.StudyError` if ``study_dir`` holds no study.
     """
     # Here, so that `import study` stays instant.
     from study.analysis import with_derived
@@ -68,11 +68,11 @@ def load(study_dir: str | os.PathLike[str]) -> "Study":
 
 
 def __getattr__(name: str) -> Any:
-    """``record``, on first use: its module imports torch, which readers of tables do without."""
+    """``record``, on first use. Its module imports torch, which readers of tables do not need."""
     if name == "record":
         return import_module("study.integrations.recording").record
     raise AttributeError(f"module 'study' has no attribute {name!r}")
 
 
-if os.environ.get(PLUGINS):  # a process that a sweep has started, or a notebook
+if os.environ.get(PLUGINS):  # a child process of a sweep, or a notebook
     load_plugins()

@@ -21,8 +21,8 @@ class StudyError(ValueError):
 def printable(value: object, most: int = 300) -> str:
     r"""``value`` as one line of visible text. The middle is left out beyond ``most`` characters.
 
-    Control characters, line breaks, marks that turn the direction of text around and lone
-    surrogates are written as Python writes them.
+    Control characters, line breaks, direction marks and lone surrogates are escaped as in Python's
+    repr.
 
     >>> printable("a\nb\u202ec")
     'a\\nb\\u202ec'

@@ -1,7 +1,7 @@
-"""Files that others wrote: read and parsed, or refused in one line; and the memory that is free.
+"""Read files that others wrote; and how much memory is free.
 
-Every function raises :class:`StudyError` for what it can't read. The message is one line: ``named``
-(the file as the user gave it), the cause, and ``fix``.
+Every function raises :class:`StudyError` for a file it can't read. The message is one line:
+``named`` (the file as the user gave it), the cause, and ``fix``.
 """
 
 import json
@@ -19,8 +19,7 @@ from study.errors import StudyError, short
 def open_file(path: str | Path, named: str, fix: str) -> BufferedReader:
     """Open a regular file for reading. ``~`` in ``path`` is the user's home folder.
 
-    Nothing else can be opened: a pipe can be read only once, and every process reads its files
-    again.
+    Pipes are refused: they can be read only once, and every process reads its files again.
     """
     try:
         place = Path(path).expanduser()
@@ -71,8 +70,8 @@ def check_memory(need: int, free: int, named: str, fix: str) -> None:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: what the machine has free, within the limits of the
-    process (``ulimit -v``) and of its control group (a container's or Slurm's).
+    """Bytes that this process can still allocate: the machine's free memory, within the limits of
+    the process (``ulimit -v``) and of its control group (a container's or Slurm's).
     """
     free = psutil.virtual_memory().available
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -89,7 +88,7 @@ def free_memory() -> int:
 
 @cache
 def all_memory() -> int:
-    """Bytes that this process could take if nothing else were in memory, within the same limits.
+    """Bytes that this process could allocate in an empty memory, within the same limits.
 
     Asked once: a sweep compares every cell with it.
     """

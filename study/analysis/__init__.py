@@ -1,15 +1,15 @@
-"""From stored tables to statements: exponents with intervals, predictions, verdicts, comparisons.
+"""Exponents with intervals, predictions, verdicts and comparisons, from stored tables.
 
 >>> found = load_tables("results/quick")                           # doctest: +SKIP
 >>> rich.print(render_table(summary(found.exponents)))             # doctest: +SKIP
 
-Nothing here imports torch, so a study can be analysed on a laptop from its stored tables.
+Nothing here imports torch, so a laptop can analyse a study from its stored tables.
 
-The table of probes goes through four modules on its way to a verdict: ``grouping`` (which cells
-form a curve), ``exponents`` (layers are pooled; ``fits`` has its lines), ``predictions`` and
-``verdicts``. ``stable`` finds p*; ``summary``, ``expectations`` and ``terminal`` read the result.
-``losses``, ``rates``, ``rate_theory`` and ``distances`` are about losses, the best learning rates,
-and infinite rank.
+Four modules compute verdicts from the table of probes: ``grouping`` (which cells form a curve),
+``exponents`` (layers are pooled; ``fits`` has its lines), ``predictions`` and ``verdicts``.
+``stable`` finds p*; ``summary``, ``expectations`` and ``terminal`` read the result. ``losses``,
+``rates``, ``rate_theory`` and ``distances`` are about losses, the best learning rates, and infinite
+rank.
 """
 
 import os
@@ -39,13 +39,13 @@ from study.store import StudyTables, load_measured
 from study.vocabulary.quantities import QUANTITIES
 
 HIGH_RANKS = 32.0
-"""p* is estimated over all ranks and again over ranks from here. A bend at low rank makes the two
-differ."""
+"""p* is estimated over all ranks, and again over ranks from here. They differ if the curve bends at
+low rank."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The derived tables of a study, computed whenever it is read; empty if it does not allow one.
+    """The derived tables of a study, computed whenever it is read; empty without enough data.
 
     - ``exponents``: see :func:`~study.analysis.exponents.fit_exponents`;
     - ``stable``: p*, over all ranks and over ranks from :data:`HIGH_RANKS` (``rank_min`` tells

@@ -1,16 +1,16 @@
-"""Which learning rate belongs to a rank, a rule and an alpha, and on what the answer rests.
+"""The learning rate for a rank, a rule and an alpha, and the evidence for it.
 
 A step at the rate lr lowers the loss by ``lr D`` to first order (:func:`log_descent`), and moves
-the adapters' output by ``lr M`` (:func:`log_output`). The best rate goes between ``D^-s`` and
+the adapters' output by ``lr M`` (:func:`log_output`). The best rate is between ``D^-s`` and
 ``M^-s`` (:mod:`study.analysis.rate_theory`). Under SGD s is 1. Under other rules it falls from 1,
 while A hardly moves, to 1/2. There are five kinds of evidence, the strongest first (:func:`rest`):
 
-- **measured**: best rates of a study of the user's own, or of a committed one on the same model,
+- **measured**: best rates of the user's study, or of a committed one on the same model. They are
   interpolated in log rank within a rule and alpha, and then in log D between these;
 - **exponent**: the user's rate times the growth with the rank that a study measured under the rule;
 - **theory**: the user's rate times the middle of both, or **yours**: that rate, if nothing changes
   it;
-- **others**: the best rates of 35 models in a sweep that others ran.
+- **others**: the best rates of 35 models in a published sweep.
 
 ``advice.json`` holds the committed evidence; ``docs/evidence.py`` writes it.
 """
@@ -63,7 +63,7 @@ def power(log: float, exponents: Sequence[float]) -> Span:
 
 @dataclass(frozen=True)
 class Setting:
-    """A run. None, or an empty name, stands for what is not known.
+    """A run. None, or an empty name, means unknown.
 
     ``ratio``: B's learning rate over A's, which ``lr`` is. ``width``: of the hidden states.
     """
@@ -138,11 +138,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Basis:
-    """One answer, and what it rests on.
+    """One answer, and its evidence.
 
     ``rate``: a learning rate or, if ``relative``, a factor on the run's own, which is not known.
-    ``exponent``: that of the best rate with the rank. ``inside``: whether the run is between what
-    was measured.
+    ``exponent``: of the best rate with the rank. ``inside``: whether the run is within the range
+    of the measurements.
     """
 
     kind: Literal["measured", "exponent", "theory", "yours", "others"]
@@ -211,12 +211,12 @@ def _known(value: float) -> float | None:
 
 
 def log_descent(run: Setting) -> float:
-    """log D: what a first step of size 1 lowers the loss by, up to a constant."""
+    """log D: the decrease of the loss in a first step of size 1, up to a constant."""
     return math.log(descent(run.rank, run.gamma, run.optimizer) * run.ratio)
 
 
 def log_output(run: Setting) -> float:
-    """log M: what a first step of size 1 moves the output of a usual layer by, up to a constant."""
+    """log M: the change of a usual layer's output in a first step of size 1, up to a constant."""
     if family(run.optimizer) == "spectral":  # the closed form needs more of the layer
         return log_descent(run)
     return math.log(move(run.rank, run.gamma, run.optimizer) * run.ratio)
@@ -228,8 +228,8 @@ def share(rho: float) -> float:
 
 
 def theory(old: Setting, new: Setting) -> Span:
-    """The factor on the best rate from one run to another, for a rho within a factor of 3: the
-    middle between an equal descent and an equal output, and the range of both."""
+    """The factor on the best rate from one run to another, for a rho known within a factor of 3:
+    the middle between an equal descent and an equal output, and the range of both."""
     slopes = SLOPES if old.rho is None else [share(old.rho * x) for x in (1.0, 3.0, 1 / 3)]
     if family(old.optimizer) == "linear":
         slopes = (1.0, 1.0, 1.0)
@@ -239,11 +239,11 @@ def theory(old: Setting, new: Setting) -> Span:
 
 
 def measured(new: Setting, bests: Sequence[Best]) -> Basis | None:
-    """The best rate of ``new`` by those of one study; None without any inside its grid.
+    """The best rate of ``new`` from one study; None without best rates inside its grid.
 
-    It is that of its own rule and alpha, interpolated in log rank. Without them, it is interpolated
-    in log D between those of the others at its rank, or at the nearest rank that they have. It is
-    changed to the steps of ``new``, as ``steps^-h`` with the h of the committed studies.
+    It is interpolated in log rank for its own rule and alpha. If the study lacks these, it is
+    interpolated in log D between the other rules at its rank, or at the nearest rank. It is then
+    scaled to the steps of ``new``, as ``steps^-h`` with the h of the committed studies.
     """
     rules: dict[Any, dict[int, Best]] = {}
     for best in sorted(bests, key=lambda best: -_unlike(best.steps, new.steps)):  # last: nearest
@@ -293,9 +293,9 @@ def _unlike(steps: int, wanted: int | None) -> float:
 def exponent(old: Setting, new: Setting, laws: Sequence[Law]) -> Basis | None:
     """The rate of ``old`` moved to the rank of ``new`` by the nearest law of its rule.
 
-    The nearest law has the model, then the optimizer, then the rho of the run, if both are known,
-    or its alpha. Its exponent is then changed by what theory expects between the two rho. Its range
-    holds the exponents of all laws of the rule. Laws of AdamW stand for every sign-like rule.
+    The nearest law agrees in the model, then the optimizer, then rho if both are known, or alpha.
+    Theory corrects its exponent for the difference in rho. The range holds the exponents of all
+    laws of the rule. Laws of AdamW count for every sign-like rule.
     """
     start = replace(new, rank=old.rank)  # its alpha need not be that of the old run
     m = (log_descent(new) - log_descent(start)) / math.log(new.rank / old.rank)
@@ -333,11 +333,11 @@ def _times(kind: Any, old: Setting, factor: Span, **others: Any) -> Basis:
 
 
 def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> list[Basis]:
-    """What the rate of ``new`` can rest on, the strongest first. The first is pasted.
+    """The evidence for the rate of ``new``, the strongest first. The first is proposed.
 
-    ``own``: a study of the user's. Its rates count as they are if its model is that of the run;
-    otherwise only its exponents do. ``known``: the committed studies. If the number of steps is not
-    known, rates come after exponents. Factors on an unknown rate come last.
+    ``own``: the user's study. Its rates count if it has the model of the run; otherwise only its
+    exponents do. ``known``: the committed studies. If the number of steps is not known, rates come
+    after exponents. Factors on an unknown rate come last.
     """
     found: list[Basis | None] = []
     mine = [best for best in (own or Evidence()).bests if new.model in ("", best.model)]
@@ -361,7 +361,7 @@ def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> l
 
 
 def lost_in_bf16(run: Setting, lr: float) -> dict[int, float]:
-    """The share of the adapter's output that rounding takes, by step: if it is added to a rounded
+    """The share of the adapter's output that rounding loses, by step, if it is added to a rounded
     output, with the sizes of SmolLM2 under AdamW. Empty for other families."""
     moved = lr * math.exp(log_output(run))
     sizes = committed()["bf16"] if family(run.optimizer) == "sign" else {}

@@ -45,7 +45,7 @@ from study.vocabulary.thresholds import CONFIDENCE
 EXPONENT, P_STAR, LOSS = "exponent", "p*", "loss"
 """The values of ``what``."""
 CLOSE = {EXPONENT: 0.01, P_STAR: 0.01, LOSS: 0.0}
-"""Numbers that differ by at most this agree, however narrow the interval of the difference."""
+"""Numbers that differ by at most this agree, even if the interval excludes 0."""
 RULE = ("scaling", "exponent_p", "optimizer")
 """Settings that are matched before others."""
 AXES = ("rank", "seed", "data_seed")
@@ -94,8 +94,8 @@ def compare(studies: Mapping[str, StudyTables]) -> Comparison:
 
 def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
     """The columns of ``cells`` whose values differ between studies: ``setting``, and the values in
-    each study as text. Columns that records of an older version lack are left out, and a hash if
-    the name of what it is a hash of differs too."""
+    each study as text. Columns that records of an older version lack are left out. So is a hash if
+    the name of its source differs too."""
     cells = {name: tables.cells for name, tables in studies.items()}
     columns = [str(column) for column in next(iter(cells.values()))]
     kept = [c for c in columns if c in AXES or c not in NOT_A_CURVE | {"study"}]
@@ -278,7 +278,7 @@ def difference_interval(
 
 
 def conclusions(rows: pd.DataFrame) -> list[str]:
-    """What the differences say together, in a sentence for exponents, for p* and for losses."""
+    """A summary of the differences: a sentence each for exponents, p* and losses."""
     nouns = {EXPONENT: "exponents", P_STAR: "p*", LOSS: "losses"}
     found = []
     for what, mine in rows.groupby("what", sort=False):

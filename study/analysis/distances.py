@@ -13,9 +13,8 @@ measure             definition                                          after on
                     of step s, in nats; over the whole model
 ==================  ==================================================  ====================
 
-``input_weighted`` is the one that matters for the model, because the inputs of a layer occupy few
-directions. After one step of a sign-like rule, r_sign - 1 and pi D / 2 - 1 take the places of
-1 + r_align and D + 1.
+``input_weighted`` matters for the model, because the inputs of a layer occupy few directions. After
+one step of a sign-like rule, r_sign - 1 and pi D / 2 - 1 replace 1 + r_align and D + 1.
 
 The law r^-1/2 holds under SGD for a few lazy steps; later the motion of A, of order 1/r a step,
 bends it. Under sign-like rules with eps -> 0 it holds at every step. An eps above 0 adds a
@@ -63,9 +62,9 @@ class RunState:
 def compare(limit: RunState, run: RunState, variances: float = 0.0) -> pd.DataFrame:
     """The rows of one run at one step.
 
-    ``variances``: the variance of the limit over that of the run. It is 0 for an exact limit, and
-    r / R for a run of rank r against a run of a large rank R with an A of its own. Their squared
-    distance is ``1 + r / R`` times that from the exact limit, so distances are divided by its root.
+    ``variances``: the variance of the limit over that of the run. It is 0 for an exact limit. For a
+    run of rank r against one of a large rank R with another A, it is r / R. Their squared distance
+    is ``1 + r / R`` times that from the exact limit, so distances are divided by its root.
 
     Columns: ``step``, ``layer``, ``kind``, ``measure``, ``distance``, and the properties of the
     limit's layer that theory depends on: ``d_in``, ``d_out``, ``r_align``, ``r_diag``, ``r_sign``.

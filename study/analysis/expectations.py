@@ -1,8 +1,8 @@
-"""Expectations compared with what was measured, each with a verdict by equivalence.
+"""Expectations compared with measurements, each with a verdict by equivalence.
 
-An expectation (:mod:`study.config.expectations`) is about every curve that it matches, and each
-has a row of its own. docs/intervals.md has the tests. A factor is compared as its logarithm. The
-interval of a p* from several rules need not be symmetric; its longer half counts.
+An expectation (:mod:`study.config.expectations`) has a row for every curve that it matches.
+docs/intervals.md has the tests. A factor is compared as its logarithm. The interval of a p* from
+several rules need not be symmetric; its longer half counts.
 """
 
 import math

@@ -8,9 +8,9 @@ One row per curve (a configuration without its rank and seed), site, stat, batch
 - quantities measured over the whole model (``layer = kind = model``: the gradient and the update of
   all adapters together).
 
-The *logarithm* of the statistic is pooled over layers, cell by cell, and energies are never added:
-on SmolLM2 one ``down_proj`` holds 95 % of the energy of ``adapter_out``. :data:`FIT_COLUMNS` says
-what the columns hold.
+The *logarithm* of the statistic is pooled over layers, cell by cell. Energies are not added,
+because on SmolLM2 one ``down_proj`` holds 95 % of the energy of ``adapter_out``.
+:data:`FIT_COLUMNS` defines the columns.
 
 **Arrays.** One site at a time, probe rows become dense arrays of groups (``G``, a curve at a step
 on a batch), seeds, ranks and layers (``L``). Values are never duplicated: a study can have 20
@@ -189,8 +189,8 @@ def fit_exponents(
     """Fit every statistic in ``probes`` against the rank of its cell, per seed and then over seeds.
 
     Only the cells given are fitted: filter ``cells``, not ``probes``. A fit leaves out infinite
-    rank, rows of a cell from its ``diverged_step`` on (all of them if that step is unknown), and
-    values without a logarithm (zero, negative, not finite).
+    rank and values without a logarithm (zero, negative, not finite). It leaves out the rows of a
+    cell from its ``diverged_step`` on, or all if that step is unknown.
 
     ``stats`` are by default all those measured that the vocabulary does not exclude from fits. A
     quantity with fewer than two ranks has no row.

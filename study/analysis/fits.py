@@ -16,7 +16,7 @@ from scipy import special, stats
 from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL, ROUNDING
 
 SEEDS_FOR_SKEW = 8
-"""Fewer seeds can't show that their slopes are skewed."""
+"""The least seeds for a test that slopes are skewed."""
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -79,8 +79,8 @@ class Lines:
     - ``se_*``, ``cov``: the standard errors of the two coefficients and their covariance; NaN, with
       a ``df`` of 0, without an interval;
     - ``points``: the number of cells used;
-    - ``curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit, with its standard error
-      over seeds (NaN with one seed or too many missing cells); NaN for fewer than three ranks;
+    - ``curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit; NaN for fewer than
+      three ranks. Its standard error over seeds is NaN with one seed or too many missing cells;
     - ``slope_low``, ``slope_high``: between the two lowest and between the two highest ranks;
     - ``p_skew``: of the test that the slopes of seeds are not skewed (D'Agostino 1970); NaN for
       fewer than :data:`SEEDS_FOR_SKEW` seeds.
@@ -145,8 +145,8 @@ def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.
     """The line of each seed about its own centre ``(x, y)``, all ``[G, S, C]`` or ``[G, S, 1]``.
 
     ``sxx``, ``rss``: the sums of squares of x about the centre, and of the residuals. The quadratic
-    is fitted through ``q``, which is ``x^2`` less its projection on 1 and x. First the centre and
-    then the slope: an exact power law is recovered exactly.
+    is fitted through ``q``, which is ``x^2`` less its projection on 1 and x. The centre is computed
+    before the slope, so an exact power law is recovered exactly.
     """
     there = there_GSRC
     if (there == there[..., :1]).all():  # all columns lack the same points: one x for all

@@ -24,8 +24,7 @@ NOT_A_CURVE = frozenset(
         *("probes_truncations", "eval_every", "answer_tokens"),
     }
 )
-"""The columns of ``cells`` that do not separate curves. Every other column does, also one that is
-not known here."""
+"""The columns of ``cells`` that do not separate curves. All others do, also unknown ones."""
 
 CURVE_FIRST = (
     *("study", "model", "quant_bits", "data", "optimizer", "scaling", "exponent_p", "alpha", "lr"),
@@ -47,10 +46,10 @@ def curve_columns(table: pd.DataFrame) -> list[str]:
 
 
 def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
-    """Those of ``columns`` that a label must name to separate the curves of ``rows``.
+    """The ``columns`` that a label must name to separate the curves of ``rows``.
 
-    The optimizer and the rule are not among them: labels name both in any case. Omits columns that
-    are constant within an optimizer, such as eps, and hashes that are constant within a name.
+    Optimizer and rule are left out, because labels always name both. So are columns that are
+    constant within an optimizer, such as eps, and hashes that are constant within a name.
     """
 
     def varies(column: str, *within: str) -> bool:
@@ -94,7 +93,7 @@ def firsts(number: Ints) -> Ints:
 
 
 def codes(column: "pd.Series[str]") -> tuple[Ints, list[str]]:
-    """A column of strings as integers, and the strings they stand for."""
+    """A column of strings as integers, and the string of each integer."""
     values = column.astype("category").cat
     return values.codes.to_numpy(), [str(name) for name in values.categories]
 
@@ -141,10 +140,9 @@ def design(cells: pd.DataFrame) -> pd.DataFrame:
     """By ``cell_id``: the ``curve``, ``seed`` and ``rank`` of a cell, and ``end``, the first step
     whose rows are not used (0 at infinite rank).
 
-    Raises :class:`StudyError` if a curve has two cells of one rank and seed, of which one would
-    count twice, or if there are several ranks and no curve has two. The exception is a sweep with
-    learning rates of its own at each rank (:mod:`study.config.compose`): the best rates are read
-    from it.
+    Raises :class:`StudyError` if a curve has two cells of one rank and seed, or if there are
+    several ranks and no curve has two. The exception is a sweep whose ranks have different learning
+    rates (:mod:`study.config.compose`): it gives the best rates.
     """
     ids = pd.Index(cells["cell_id"].astype(str))
     curve, rank = curve_numbers(cells), cells["rank"].to_numpy(float)

@@ -101,8 +101,8 @@ def common_rates(runs: pd.DataFrame) -> list[float]:
     """The learning rates that every finite rank and every seed of ``runs`` was run at, ascending.
 
     ``runs`` are those of one rule, or of one of its ranks, with ``rank``, ``seed`` and ``lr``. Only
-    these rates compare ranks: in a sweep that was interrupted, some ranks lack the rates that are
-    best elsewhere. A run that diverged counts.
+    these rates compare ranks: after an interruption, some ranks lack the best rates of others. A
+    run that diverged counts.
     """
     runs = runs.loc[np.isfinite(runs["rank"].astype(float)), ["rank", "seed", "lr"]]
     runs = runs.drop_duplicates()
@@ -220,8 +220,8 @@ def compared_losses(
     """Final held-out losses in the three comparisons.
 
     Columns: ``how`` (``fixed``, ``best`` or ``matched``), those of the curve, ``rank``, ``seed``,
-    ``lr`` and ``alpha`` (in ``matched`` those of the rsLoRA run), ``loss`` (NaN if the run
-    diverged), ``edge``, ``parameters``, ``flops`` (per trained token).
+    ``lr``, ``alpha``, ``loss`` (NaN if the run diverged), ``edge``, ``parameters``, ``flops`` (per
+    trained token). In ``matched``, ``lr`` and ``alpha`` are those of the rsLoRA run.
     """
     ends = final_losses(cells, metrics, probes)
     parts = []
@@ -339,12 +339,11 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
 def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per curve and rank with complete cells.
 
-    Columns: those of the curve, ``rank``, ``seeds``, ``rates``; and for ``perplexity`` (exp of the
-    mean loss per target token) and ``exact_match`` each ``base_*``, the mean over seeds after
-    training, and its t-interval ``*_low``, ``*_high`` (NaN with one seed). All are NaN if the score
-    was not measured. If several learning rates were tried, a rank's row is that of its best rate,
-    as in the loss tables (:func:`~study.analysis.losses.best_tried`), and ``rates`` is the
-    number of rates that all ranks and seeds were run at.
+    Columns: those of the curve, ``rank``, ``seeds``, ``rates``. ``perplexity`` (exp of the mean
+    loss per target token) and ``exact_match`` have ``base_*``, the mean over seeds after training,
+    and its t-interval ``*_low``, ``*_high`` (NaN with one seed). All are NaN if not measured. If
+    several learning rates were tried, a rank has the row of its best rate, as in the loss tables
+    (:func:`~study.analysis.losses.best_tried`). ``rates`` counts the rates of all ranks and seeds.
     """
     done = cells[cells["status"].isin(DONE)].reset_index(drop=True)
     if done.empty:
@@ -387,7 +386,7 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
 
 
 KEPT = 0.95
-"""A cut adapter is enough if it keeps this share of the loss reduction of training."""
+"""A cut adapter is good enough if it keeps this share of training's loss reduction."""
 
 
 def truncated_losses(cells: pd.DataFrame, truncations: pd.DataFrame) -> pd.DataFrame:

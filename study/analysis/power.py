@@ -1,8 +1,8 @@
 """How many seeds an experiment needs, from a pilot of at least three (docs/intervals.md).
 
-Of each expectation the pilot gives the standard deviation over seeds. It decides with n seeds if
-the 95 % interval lies within the tolerance, or outside. A tolerance is *hopeless* if even a perfect
-theory is not shown to agree with :data:`MOST_SEEDS`.
+The pilot gives the standard deviation over seeds of each expectation. With n seeds, the verdict is
+decided if the 95 % interval lies within the tolerance, or outside. A tolerance is *hopeless* if
+:data:`MOST_SEEDS` seeds cannot show that even a perfect theory agrees.
 """
 
 import math
@@ -62,10 +62,10 @@ def seeds_for(power: Callable[[int], float]) -> float:
 class Need:
     """What an expectation needs, or the primary test (``row`` is None).
 
-    - ``off``: measured minus expected. ``sd``: of a seed. Of the primary test, those of its
+    - ``off``: measured minus expected. ``sd``: of a seed. For the primary test, of its
       intercept or slope, whichever scatters more;
-    - ``if_exact``: the seeds that show that it agrees if theory is exact. ``as_pilot``: those that
-      decide, if the truth is as in the pilot. NaN: more than :data:`MOST_SEEDS`.
+    - ``if_exact``: the seeds that show agreement if theory is exact. ``as_pilot``: the seeds that
+      decide if the truth is as in the pilot. NaN: more than :data:`MOST_SEEDS`.
     """
 
     row: Compared | None

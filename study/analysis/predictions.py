@@ -1,12 +1,12 @@
 """The column ``predicted`` of ``exponents``: the slope that theory predicts for the same ranks.
 
-A prediction depends on what the tables hold of a curve: its rule and init, the sizes and alignments
-of its layers, whether gradients were clipped or small next to eps, and whether its steps were lazy
-(the loss changed as its linearisation predicts). If one of these is missing, the quantities that
+A prediction depends on facts about a curve in the tables: its rule and init, the sizes and
+alignments of its layers, gradients that were clipped or small next to eps, and whether steps were
+lazy (the loss changed as its linearisation predicts). If a fact is missing, the quantities that
 depend on it have no prediction.
 
-Sizes and alignments are geometric means over the ranks and seeds of a curve: they do not depend on
-rank or seed while training is lazy. At a large learning rate they do, so curves are kept apart.
+Sizes and alignments are geometric means over the ranks and seeds of a curve. They do not depend on
+rank or seed while training is lazy. At a large learning rate they do, so each curve has its own.
 """
 
 import math
@@ -44,7 +44,7 @@ from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LAZY_WITHIN
 RECORDED = ("d_in", "d_out", *ALIGNMENTS)
 """The columns of ``probes`` that finite-rank curves depend on."""
 LAYER_FIELDS = tuple(dict.fromkeys([*RECORDED, "r_eff", "g_rank"]))
-"""The fields of :class:`study.theory.Layer` that tables tell."""
+"""The fields of :class:`study.theory.Layer` that come from tables."""
 LAYERS_AGREE = 0.02
 """The median over layers has a prediction if those of its layers span less than this."""
 
@@ -99,8 +99,8 @@ def eps_ratios(
 ) -> Floats:
     """By row the smallest rms(gradient) / eps, median over layers; infinite if it is not known.
 
-    It is that of the random factor for that factor's own sites, and that of the trained factor,
-    which moves first, for all others.
+    The sites of the random factor use its own ratio. All others use that of the trained factor,
+    which moves first.
     """
     if "eps" not in cells or cells["eps"].isna().all() or "rms" not in probes:
         return np.full(len(exponents), math.inf)
@@ -156,8 +156,8 @@ def with_predictions(
 ) -> pd.DataFrame:
     """``exponents`` with ``predicted``, the slope of each row's finite-rank curve over its ranks.
 
-    NaN stands for no prediction. Three columns say what the prediction depends on, over all cells
-    of the curve and all steps up to the row's:
+    NaN means no prediction. Three columns hold its conditions, over all cells of the curve and all
+    steps up to the row's:
 
     - ``lazy``: 1 if every probed step was lazy, 0 if one was not, NaN if that was not recorded;
     - ``clipped``: whether gradients were clipped ``never``, ``always`` or at ``some`` steps;
@@ -168,10 +168,10 @@ def with_predictions(
     depend on the number of seeds (:mod:`study.theory.log_gaps`). A ``mean_log`` row is predicted by
     the mean of the predictions for its layers (the slope of a mean is the mean of the slopes). A
     ``median`` row is predicted only if the predictions for its layers agree within
-    :data:`LAYERS_AGREE`. The descent of the whole model is the sum of those of its layers; where
-    their slopes differ, as under Muon, it is predicted by their mean, weighted by descent. There is
-    no prediction for an init whose variance is not a power of the rank, nor for an optimizer that
-    is not in the vocabulary.
+    :data:`LAYERS_AGREE`. The descent of the whole model is the sum over its layers. If their slopes
+    differ, as under Muon, the prediction is their mean, weighted by descent. There is no prediction
+    for an init whose variance is not a power of the rank, nor for an optimizer that is not in the
+    vocabulary.
     """
     cells = cells[np.isfinite(cells["rank"])]
     curves = RowCurves.of(exponents, cells)
@@ -234,8 +234,7 @@ def predicted_curve(
 
 def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame) -> Floats:
     """Theory's slopes for the rows of :func:`_asked`, over the finite ranks of each row's curve
-    between its lowest and highest. Most rows ask the same as another: each question is answered
-    once."""
+    between its lowest and highest. Many rows have equal inputs: each is computed once."""
     number = numbered(asked, asked.columns)
     rank = cells["rank"].to_numpy(float)
     by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}
@@ -255,8 +254,8 @@ def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
 def _asked(
     rows: pd.DataFrame, curves: RowCurves, place: Ints, probes: pd.DataFrame
 ) -> pd.DataFrame:
-    """What theory is asked about each row: the numbers of its layer and its conditions. ``place``:
-    of the rows in the table of ``curves``."""
+    """The inputs of theory for each row: the numbers of its layer and its conditions. ``place``: of
+    the rows in the table of ``curves``."""
     curve = curves.curve_R[place]
     lazy = rows["lazy"].to_numpy(float)
     decay = np.full(len(rows), "none", object)
@@ -381,11 +380,10 @@ def layer_numbers(
 def _of_spectral_rules(numbers: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """``numbers`` with ``g_rank``, the rank of the layer's gradient.
 
-    That rank is at most the number of tokens of a step and the smaller side of the layer. It is
-    given for rows whose ranks do not exceed this bound, where theory needs no more than that they
-    do not: the gradients of several steps have more directions, and padded batches fewer.
-    ``g_rank`` and ``r_nuc`` are NaN where fewer Newton-Schulz steps leave the singular values
-    unequal.
+    That rank is at most the number of tokens of a step and the smaller side of the layer. Only rows
+    whose ranks do not exceed this bound get it, because theory only needs to know that they do not.
+    The exact rank varies: gradients of several steps have more directions, padded batches fewer.
+    ``g_rank`` and ``r_nuc`` are NaN if few Newton-Schulz steps leave singular values unequal.
     """
     unequal = np.zeros(len(rows), bool)
     if "ns_steps" in rows:

@@ -1,17 +1,17 @@
-"""What theory predicts for the exponent of the best learning rate with rank: an interval.
+"""Theory's interval for the exponent of the best learning rate with rank.
 
-Two rules say what the best rate keeps the same at every rank. Near the init, with steps of size
-``lr``, they are
+By either of two theories, the best rate keeps a quantity the same at every rank. Near the init,
+with steps of size ``lr``, it is
 
-- the *descent*, by which a step lowers the loss to first order:
+- the *descent*, the decrease of the loss in a step to first order:
   ``lr gamma r`` under sign-like rules, ``lr gamma^2 r`` under linear ones. Its slope is m = 1 - p,
   or 1 - 2p, at all ranks;
-- the *output*, by which a step moves the adapter's output: ``lr`` times the finite-rank curve
+- the *output*, the change of the adapter's output in a step: ``lr`` times the finite-rank curve
   of ``adapter_out`` (:mod:`study.theory.curves`), such as ``gamma sqrt(r (r - 1 + r_sign))``. It
   has the same slope at high rank, and bends at low rank. m is its slope over the ranks measured.
 
-The committed studies decide for the descent on SmolLM2 and for the output on the tiny model, at
-every number of steps; a sweep of others over 35 models lies between (docs/best-rates.md). So the
+The committed studies support the descent on SmolLM2, and the output on the tiny model, at every
+number of steps. A published sweep over 35 models lies between (docs/best-rates.md). So the
 prediction is the interval between the two.
 
 **The motion of A.** Under a sign-like rule A moves as well. With ``rho = |dA x| / |A0 x|``, both
@@ -42,7 +42,7 @@ K = math.sqrt(math.pi / 2)
 OUTPUT = "log_output"
 """The column of ``rates`` with the log of the output that a step of size 1 moves."""
 LARGE = 1e9
-"""Stands for an unknown number of features, D."""
+"""The number of features D, if it is unknown."""
 
 
 def rate_exponent(m: float, rho: Numbers) -> Numbers:
@@ -57,8 +57,8 @@ def rate_exponent(m: float, rho: Numbers) -> Numbers:
 def log_outputs(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.Series:
     """:data:`OUTPUT` at each rank of the runs of one rule, up to a constant: the mean over layers.
 
-    Without recorded alignments, inputs are taken as unrelated to the gradient (r_align = D), which
-    bends the most. NaN for an init or optimizer without theory.
+    Without recorded alignments, inputs are assumed unrelated to the gradient (r_align = D), the
+    strongest bend. NaN for an init or optimizer without theory.
     """
     ranks = np.unique(runs["rank"].to_numpy(float))
     first = runs.iloc[0]

@@ -1,11 +1,11 @@
-"""Does the best learning rate transfer across ranks? Its exponent with rank, beside theory's.
+"""Does the best learning rate transfer across ranks? Its exponent with rank, and theory's.
 
-The prediction is in :mod:`study.analysis.rate_theory`. Learning rates come in a grid, which makes
+The prediction is in :mod:`study.analysis.rate_theory`. Learning rates come in a grid, which causes
 an error that all seeds share; docs/intervals.md derives its size. The best alpha at a fixed
-learning rate is found in the same way, with the roles of alpha and the learning rate exchanged.
+learning rate is found in the same way, with alpha and the learning rate exchanged.
 
-**Horizons.** A run at a constant rate, stopped at step h, is the run of h steps. So every held-out
-loss on the way gives the best rate for training that long.
+**Horizons.** At a constant rate, the first h steps of a run are a run of h steps. So every held-out
+loss gives the best rate for training up to its step.
 """
 
 import math
@@ -35,8 +35,8 @@ SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
 NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 QUANTILE = 0.75
-"""Of the skews of a rule. Intervals then cover 93 to 99 %, if one half-parabola is 3 to 20 times as
-steep as the other."""
+"""The quantile of a rule's skews that is used. Intervals then cover 93 to 99 %, if one
+half-parabola is 3 to 20 times as steep as the other."""
 NOT_OF_A_RULE = (
     *("rank", "seed", "best_lr", "best_loss", "edge", "tried", "grid_step", "grid_sd"),
     *("rho", OUTPUT, "parameters", "flops"),
@@ -61,9 +61,9 @@ class Best(NamedTuple):
 def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     """The best learning rate of every rule, rank and seed.
 
-    Of each rank only the rates count that all its seeds were run at; a rank with fewer than two has
-    no rows. Ranks need not share a grid. In a sweep that was interrupted, a rank may lack the rates
-    around its best one: the best of the others is then at an edge, and no exponent is fitted to it.
+    Only the rates that all seeds of a rank have count. A rank with fewer than two has no rows.
+    Ranks need not share a grid. In an interrupted sweep, a rank may lack the rates around its best
+    one. Then the best of the others is at an edge, and no exponent is fitted to it.
 
     Columns: those of the curve without ``lr``, ``setting``, ``rank``, ``seed``, and
 
@@ -123,8 +123,8 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     """The minimum of the loss over learning rates: the vertex of a parabola in log ``lr``.
 
     The parabola passes through the best rate tried and its two neighbours. A loss of NaN is a run
-    that diverged: a rate next to it is no edge, and is returned as it is. At least one loss must
-    be finite, and rates must be distinct.
+    that diverged. A best rate next to it is no edge, and is returned unchanged. At least one loss
+    must be finite, and rates must be distinct.
     """
     order = np.argsort(lr)
     x, y = np.log(lr[order]), loss[order]
@@ -164,7 +164,7 @@ def bottom(lr: Floats, loss: Floats) -> Best:
 
 def grid_errors(found: list[Best]) -> Floats:
     """The standard deviations of the grid's errors in the log best rates of one rule (see the
-    module). NaN at an edge."""
+    module); NaN at an edge."""
     step, skew = (np.array([getattr(best, name) for best in found]) for name in ("step", "skew"))
     known = skew[np.isfinite(skew)]
     shared = float(np.quantile(known, QUANTILE)) if len(known) else math.inf
@@ -178,7 +178,7 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
 
     ``rates`` is the table of :func:`best_rates`. Per seed a line is fitted through the ranks at
     which no seed has its best rate at an edge. The interval is Student's t over seeds, widened by
-    the error of the grid. With one seed it only shows how straight the line over ranks is.
+    the error of the grid. With one seed it only measures how straight the line over ranks is.
 
     Columns: ``exponent`` (NaN for fewer than two ranks), ``ci_low``, ``ci_high``, ``interval``,
     ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``se_grid`` (the grid's part of the standard
@@ -267,10 +267,11 @@ def alpha_transfer(alphas: pd.DataFrame) -> pd.DataFrame:
 def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:
     """Is a large alpha with a small learning rate better? A row per rule and rank.
 
-    ``gap``: the held-out loss at the best alpha of the lowest learning rate, minus that at the best
-    alpha of the highest one, in nats per token, with its t-interval over seeds. Only learning rates
-    whose best alpha is inside the grid for every seed of the rank count. Further columns:
-    ``lr_low``, ``lr_high``, ``rank`` (also as ``rank_min``, ``rank_max``), ``seeds``, the rule's.
+    ``gap``, in nats per token, is the difference of two held-out losses: at the best alpha of the
+    lowest learning rate, minus at the best alpha of the highest one. Its t-interval is over seeds.
+    Only learning rates whose best alpha is inside the grid for every seed of the rank count.
+    Further columns: ``lr_low``, ``lr_high``, ``rank`` (also as ``rank_min``, ``rank_max``),
+    ``seeds``, the rule's.
     """
     rows = []
     rule = ["setting", "scaling", "exponent_p", "rank"]
@@ -318,13 +319,13 @@ def rates_by_horizon(
 
 
 def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
-    """:func:`rate_transfer` of each rule and horizon, beside rho.
+    """:func:`rate_transfer` of each rule and horizon, with rho.
 
-    ``rates`` is the table of :func:`rates_by_horizon`. Further columns: ``horizon``; ``rho``, the
-    geometric mean over the ranks of the fit and the seeds, at the best rate; ``rho_low`` and
-    ``rho_high``, its range; ``output_slope``, m of the output of
-    :mod:`study.analysis.rate_theory`; ``at_rho_low`` and ``at_rho_high``, the interval that it
-    predicts there, from the descent to the output. NaN without rho, or without a prediction.
+    ``rates`` is the table of :func:`rates_by_horizon`. Further columns: ``horizon``. ``rho``: the
+    geometric mean over the ranks of the fit and the seeds, at the best rate. ``rho_low``,
+    ``rho_high``: its range. ``output_slope``: m of the output of :mod:`study.analysis.rate_theory`.
+    ``at_rho_low``, ``at_rho_high``: the interval predicted there, from the descent to the output.
+    NaN without rho, or without a prediction.
     """
     rows = []
     unknown = ("rho", "rho_low", "rho_high", "output_slope", "at_rho_low", "at_rho_high")
@@ -350,7 +351,7 @@ STEP = 2.0
 SLACK = 1.2
 """A step of up to ``STEP * SLACK`` counts as one of ``STEP``: rates are rounded."""
 BEYOND = 2
-"""Rates that are asked for beyond an edge."""
+"""The number of rates to train beyond an edge."""
 
 
 @dataclass(frozen=True)
@@ -379,11 +380,11 @@ class Missing:
 def missing_rates(
     cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
 ) -> list[Missing]:
-    """What each rule and rank lacks; empty if nothing. Ranks with one rate or no seed are left out.
+    """The rates that each rule and rank lacks. Ranks with one rate or no seed are left out.
 
-    Rates of a rank should lie in steps of 2 around its best one, with none of the best at an edge.
-    A best rate at an edge asks for the next two beyond; a wider step next to it, for a rate half or
-    twice as large. What one seed needs is trained for all: the seeds of a rank share a grid.
+    Rates of a rank should lie in steps of 2 around its best one, and no best rate at an edge. A
+    best rate at an edge needs the next two rates beyond. A wider step next to it needs a rate half
+    or twice as large. The seeds of a rank share a grid, so all train what one needs.
     """
     ends = final_losses(cells, metrics, probes)
     ends = ends.sort_values(["setting", "scaling", "exponent_p", "alpha", "rank", "seed"])
@@ -408,7 +409,7 @@ def missing_rates(
 
 
 def _wanted(lr: Floats, loss: Floats) -> set[float]:
-    """The rates that the runs of one rule, rank and seed ask for, tried ones among them."""
+    """The rates that the runs of one rule, rank and seed need, including those already tried."""
     if not np.isfinite(loss).any():
         return {float(lr.min()) / STEP**n for n in range(1, BEYOND + 1)}
     edge, best = bottom(lr, loss).edge, float(lr[np.nanargmin(loss)])

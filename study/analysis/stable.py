@@ -40,8 +40,8 @@ from study.vocabulary.thresholds import (
 )
 
 SAME = 5e-4
-"""Rows are one measurement if their p* and intervals differ by less than this. It is far below what
-another batch or another draw of A would change, and above rounding and the effect of eps."""
+"""Rows are one measurement if their p* and intervals differ by less than this. It is far below the
+effect of another batch or draw of A, and above rounding and the effect of eps."""
 NUMBERS = ["p_star", "ci_low", "ci_high", "predicted", "p_star_limit", "high_p_star"]
 QUANTITY = ["site", "stat", "batch", "step", "kind", "layer"]
 FIT = ["interval", "seeds", "ranks", "rank_min", "rank_max"]
@@ -218,9 +218,8 @@ def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
     """The rows over all ranks, each with the estimate over its higher ranks alone.
 
     That estimate is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high`` and
-    ``high_predicted`` (NaN without one). One measurement is one row, also if it belongs to several
-    optimizers: step 0 is before any update, so all but the updates is bit for bit the same for
-    each. The optimizer of such a row is :data:`EVERY_OPTIMIZER`.
+    ``high_predicted`` (NaN without one). Step 0 is before any update, so all numbers except the
+    updates are equal under all optimizers. They share a row with :data:`EVERY_OPTIMIZER`.
     """
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
     if stable.empty:
@@ -270,9 +269,9 @@ def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.
 
 
 def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """Of the rules that give p* of a quantity at a step, the row of the one to read.
+    """One row per quantity and step: of the rules that give a p*, the best one.
 
-    Its steps are small, if those of any are, and its interval is the narrowest of those.
+    It is the rule with the narrowest interval among those with small steps, or among all.
     """
     lazy = -rows["lazy"].fillna(0.0).to_numpy(float)
     width = (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float)
@@ -282,7 +281,7 @@ def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFra
 
 
 def shared_rules(rows: pd.DataFrame) -> list[str]:
-    """What a reader of :func:`one_per_measurement` must know, in sentences for a caption."""
+    """Sentences for the caption of :func:`one_per_measurement`."""
     if not (rows["rules"].map(len) > 1).any():
         return []
     return ["Rules in one row share their draws and batches: they are one measurement."]

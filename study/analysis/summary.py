@@ -3,9 +3,9 @@
 **The condition.** Kalajdzievski 2023 (Definition 3.1, Theorem 3.2): the outputs of an adapter, and
 the gradients that it passes to its input, must not depend on the rank, at any step of training.
 They are read on one fixed batch that is never trained on, if the study probed it; otherwise on the
-training batch. The gradient norm over all adapters (the paper's Figure 3) stands next to them.
+training batch. The gradient norm over all adapters (the paper's Figure 3) is shown with them.
 
-Nothing is fitted or tested here: the rows are those of ``exponents``, with their words.
+Nothing is fitted or tested here: the rows come from ``exponents``, with their verdicts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,7 +39,7 @@ LOST, FAILS, HOLDS, LATE, OPEN = ANSWERS = (
     "stable at the last step and not at the first",
     "not decided",
 )
-"""What the verdicts of a curve say together, in the order of a report: what is lost comes first."""
+"""Combined verdicts of a curve, in the order of a report: lost stability comes first."""
 
 SUMMARY_COLUMNS = (
     *("optimizer", "scaling", "exponent_p", "rule", "curve", "site", "stat", "quantity"),
@@ -136,7 +136,7 @@ def answer(first: Iterable[str], last: Iterable[str]) -> str:
     """One of :data:`ANSWERS`, from the verdicts at the first and at the last step."""
 
     def all_stable(words: Iterable[str]) -> bool | None:
-        """None if some test showed nothing, and none a slope."""
+        """None if some test was not decided and none showed a slope."""
         found = set(words)
         if found - {STABLE, UNCLEAR, ONE_SEED}:
             return False

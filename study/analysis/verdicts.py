@@ -1,8 +1,8 @@
 """Verdicts: does a quantity stay stable as the rank grows, and if not, how much does it change?
 
-The margin is the same ratio in every study, a factor of 1.5 from the lowest to the highest rank:
-``margin = ln(1.5) / ln(rank_max / rank_min)`` in units of the slope. docs/intervals.md says how
-each word is shown, which rows are tested together, and what that guarantees.
+The margin is a factor of 1.5 from the lowest to the highest rank in every study. In units of the
+slope, ``margin = ln(1.5) / ln(rank_max / rank_min)``. docs/intervals.md has the tests, the groups
+that are tested together, and the guarantees.
 """
 
 import math
@@ -21,7 +21,7 @@ from study.vocabulary.verdicts import VERDICTS as WORDS
 
 VERDICTS = tuple(WORDS)
 FEWEST_VARIANCES = 4
-"""Rows whose variances are pooled. Fewer do not show how much variances differ."""
+"""The least rows whose variances are pooled. Fewer do not show how much variances differ."""
 
 
 def rows_of(
@@ -37,10 +37,10 @@ def rows_of(
 def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     """``exponents``, the table of :func:`~study.analysis.exponents.fit_exponents`, with
 
-    - ``factor``: by which the line changes from the lowest to the highest rank;
+    - ``factor``: the change of the line from the lowest to the highest rank;
     - ``margin``: of the exponent;
     - ``p_stable``, ``p_slope``, ``p_beyond``, ``p_bent``: of the four tests, adjusted within the
-      group. A word is given at 5 % or less. NaN for fewer than three seeds;
+      group; significant at 5 % or less. NaN for fewer than three seeds;
     - ``bent``: whether a straight line is rejected;
     - ``primary``: whether the row was among the study's questions before any run;
     - ``verdict``: a key of :data:`study.vocabulary.verdicts.VERDICTS`.
@@ -161,8 +161,8 @@ def moderated(variance: npt.ArrayLike, df: npt.ArrayLike) -> tuple[Floats, Float
         return variance, df
     half = d[once] / 2
     e = log_v[once] - special.psi(half) + np.log(half)
-    # Few rows place the spread of the variances badly. At its estimate, false words would be twice
-    # as frequent as allowed, so it is taken one standard error higher.
+    # Few rows estimate the spread of the variances poorly. With the estimate itself, false verdicts
+    # would be twice as frequent as allowed. So it is raised by one standard error.
     spread = e.var(ddof=1) * (1 + math.sqrt(2 / (len(e) - 1)))
     excess = spread - special.polygamma(1, half).mean()
     prior_df, log_prior = math.inf, float(e.mean())

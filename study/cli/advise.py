@@ -46,14 +46,14 @@ MOST_LINES = 15
 USUAL_ALPHA, UNKNOWN_RATE = 16.0, 1e-2
 WIDTHS = {"tiny": 64, "smollm2": 576}
 CHECK, CHECK_STEPS, CHECK_SEEDS, TENTHS = "check", 20, "0,1", (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Of the check: its name, steps, seeds, and its rates in powers of ten about the advised one."""
+"""The check's name, steps, seeds, and rates (in powers of ten around the advised one)."""
 OF_THE_CHECK = re.compile(
     r"(train\.(epochs|steps|warmup|schedule|save_adapter|eval_every)|adapter\.(rank|alpha|scaling|"
     r"exponent)|optimizer|optimizer\.lr|(data\.)?seed|data\.heldout|name|probes\.\w+)=|"
     r"(adapter\.dropout|optimizer\.weight_decay)=0\.0$|train\.accumulation=1$|"
     r"adapter\.targets=all-linear$|precision=float32$|model\.quant_bits=null$"
 )
-"""Settings that the check makes itself, leaves at their defaults, or that are the defaults."""
+"""Settings that the check sets itself or leaves at their defaults."""
 NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
 BF16_MATTERS = 0.1
@@ -62,10 +62,10 @@ NOT_KNOWN = "not known: run the check"
 
 @dataclass(frozen=True)
 class Asked:
-    """A run ``old`` and the run ``new`` that it becomes, with their rules in words.
+    """The run ``old`` and the advised run ``new``, with their rules in words.
 
-    ``words``: what was read, as overrides of ``study train``. ``cannot``: what the advice does not
-    cover. ``assumed``: what the run does not say.
+    ``words``: the settings read, as overrides of ``study train``. ``cannot``: settings without
+    advice. ``assumed``: settings that the configuration lacks.
     """
 
     origin: str
@@ -97,9 +97,9 @@ def read_settings(
 
 
 def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]) -> Asked:
-    """What is asked about the configuration ``path``, or about the options ``given`` alone.
+    """The question about the configuration ``path``, or about the options ``given`` alone.
 
-    Raises :class:`StudyError` for whatever cannot be read, and for a value out of range.
+    Raises :class:`StudyError` for a file that cannot be read, and for a value out of range.
     """
     rank, rule, alpha, model = (given[key] for key in ("rank", "rule", "alpha", "model"))
     if path is None and rank is None:
@@ -148,7 +148,7 @@ def _adapters(
 ) -> tuple[AdapterConfig, AdapterConfig]:
     """The adapter of the run, and that with the new rank and rule.
 
-    Without ``alpha``, the new alpha is that with which the run at its own rank has the rule.
+    Without ``alpha``, the new alpha gives the same run at the old rank under the new rule.
     """
     own = {key: settings.get(f"adapter.{key}") for key in ("rank", "alpha", "scaling", "exponent")}
     if own["exponent"] != own["exponent"]:  # of a cell
@@ -168,7 +168,7 @@ def _adapters(
 
 
 def steps_of(settings: Mapping[str, Any]) -> int | None:
-    """The optimizer's steps. Epochs have some only if the file of the rows is here."""
+    """The optimizer's steps. From epochs they are known only if the data file is here."""
     if settings.get("train.steps"):
         return int(settings["train.steps"])
     path, epochs = settings.get("data.path"), settings.get("train.epochs")
@@ -232,7 +232,7 @@ HEADS = {
 
 
 def basis_line(basis: Basis, new: Setting) -> str:
-    """The answer of one basis, what was measured where, and how far the user's setting is."""
+    """The answer of one basis, where it was measured, and how the user's setting differs."""
     law = span(basis.exponent, ".2f") if basis.exponent else ""
     line = f"{HEADS[basis.kind].format(law)}: {rate_words(basis)}"
     if (where := basis.where) is None:
@@ -266,7 +266,7 @@ def paste_lines(asked: Asked, rate: str) -> list[str]:
 
 
 def product_line(asked: Asked) -> str:
-    """Why alpha and the learning rate are one question, and what is exactly the same run.
+    """Why alpha and the learning rate are one question, and which settings give the same run.
 
     B grows by its rate times its update, and a linear update grows with gamma.
     """
@@ -297,7 +297,7 @@ def change_words(asked: Asked, rate: float | None) -> Iterator[str]:
 
 
 def notes_on(asked: Asked, rate: float | None, own: Evidence | None) -> Iterator[str]:
-    """Lines on bf16, and on what of the user's studies does not count."""
+    """Lines on bf16, and on the user's studies that do not count."""
     lost = lost_in_bf16(asked.new, rate) if rate and "precision=bf16" in asked.words else {}
     if lost.get(10, 0.0) > BF16_MATTERS:
         yield (
@@ -320,14 +320,14 @@ def notes_on(asked: Asked, rate: float | None, own: Evidence | None) -> Iterator
 
 
 def check_of(asked: Asked, rate: float | None, typed: list[str]) -> dict[str, Any]:
-    """The command that measures the best rates on the user's model, its cost, and what reads it."""
+    """The command that measures the best rates on the user's model, its cost, and the next one."""
     new, old = asked.new, asked.old
     rule = asked.rules[1] if asked.rules[1] in RULES else f"{new.p:g}"
     shared = [word for word in asked.words if not OF_THE_CHECK.match(word)]
     shared += [f"optimizer={new.optimizer}", f"adapter.scaling={rule}", "probes.steps=null"]
     shared += [f"adapter.alpha={new.alpha:.10g}", f"train.steps={CHECK_STEPS}"]
     ranks = sorted((new.rank, old.rank if old.rank != new.rank else new.rank // 4 or 4))
-    # The best rate of a short run is higher. A run of unknown length is taken as 10 times as long.
+    # The best rate of a short run is higher. A run of unknown length counts as 10 times as long.
     longer = (new.steps or 10 * CHECK_STEPS) / CHECK_STEPS
     centre = (rate or UNKNOWN_RATE) * longer ** committed()["horizon"][0]
     rates = [f"{centre * 10 ** (tenth * (1 if rate else 2)):.2g}" for tenth in TENTHS]
@@ -343,7 +343,7 @@ def check_of(asked: Asked, rate: float | None, typed: list[str]) -> dict[str, An
 
 
 def cost_words(shared: list[str], ranks: list[int], cells: int) -> str:
-    """The time of the check: here, if the base is here; otherwise on a GPU, by its name's size."""
+    """The time of the check: on this machine if it has the base, otherwise on a GPU."""
     values = dict(text.split("=", 1) for text in shared)
     model, place = values.get("model", "smollm2"), values.get("model.path", "").strip("'")
     sizes = ("train.batch_size", "8"), ("train.accumulation", "1"), ("data.sequence_length", "48")
@@ -373,7 +373,7 @@ def cost_words(shared: list[str], ranks: list[int], cells: int) -> str:
 def advise_of(
     asked: Asked, bases: list[Basis], own: Evidence | None, typed: list[str]
 ) -> dict[str, Any]:
-    """Everything that the command says, as ``--json`` prints it."""
+    """Everything that the command prints, as ``--json`` prints it."""
     first, new = (bases[0] if bases else None), asked.new
     value = first.rate.value if first and not first.relative else None
     return {
@@ -430,10 +430,10 @@ def advise(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Say which alpha and learning rate to set at a rank and a rule, and on what that rests.
+    """Print alpha and learning rate for a rank and a rule, with the evidence.
 
     CONFIG is a configuration of PEFT, Axolotl, LLaMA-Factory, TRL, Unsloth or FinLoRA, or a cell:
-    RESULTS/NAME/cells/ID. Options alone describe a run as well: --rank 64 --optimizer adamw.
+    RESULTS/NAME/cells/ID. Options can also describe a run: --rank 64 --optimizer adamw.
     """
     if symptom is not None:
         facts = committed()["facts"]

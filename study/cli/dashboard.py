@@ -43,8 +43,8 @@ def dashboard(
 ) -> None:
     """Show every layer in a browser, also during training.
 
-    Of several studies, the page shows one at a time, and a table compares them. It waits for a
-    study that has no cell yet.
+    The page shows one of several studies at a time, and a table compares them. It waits for a study
+    that has no cell yet.
     """
     if wandb:
         from study.report import plots_folder
@@ -85,10 +85,10 @@ def dashboard(
 
 
 def wait_for_cells(study_dir: Path) -> None:
-    """Return when a study has a cell, and say so if it has none yet.
+    """Wait until a study has a cell, and print a line if it has none yet.
 
-    Raises :class:`StudyError` if no sweep will write to that folder, because it holds studies, or
-    because it or a folder above it is a file.
+    Raises :class:`StudyError` if no sweep can write to that folder: it holds studies, or it or a
+    folder above it is a file.
     """
     is_below_a_file = any(place.is_file() for place in (study_dir, *study_dir.parents))
     if is_below_a_file or any(study_dir.glob("*/cells")):
@@ -100,7 +100,7 @@ def wait_for_cells(study_dir: Path) -> None:
 
 
 def look_ahead(study_dir: Path) -> tuple[int, float | None]:
-    """The cells that the live sweeps of a study have still to begin, and the seconds left."""
+    """The cells that live sweeps of a study have not begun yet, and the seconds left."""
     waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
     times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
     return len(waiting), max((t for t in times if t is not None), default=None)

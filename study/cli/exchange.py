@@ -41,8 +41,8 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool, fold_scaling:
 def import_(folder: Path, overrides: tuple[str, ...]) -> None:
     """Check a PEFT adapter and print commands to train it.
 
-    The commands train the adapter in DIR further, or only measure it. Its base is the one that it
-    names, or model=... model.path=...
+    The commands continue to train the adapter in DIR, or only measure it. Its base is the one that
+    it names, or model=... model.path=...
     """
     from study.integrations import exporting
 

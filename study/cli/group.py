@@ -57,7 +57,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 """Every command with its module and a line of help, as the help groups them. A module is imported
-when its command runs, because what it imports takes seconds."""
+when its command runs, because imports take seconds."""
 COMMANDS = {name: module for rows in GROUPS.values() for name, (module, _) in rows.items()}
 
 ALIASES = {"transfer": "advise"}

@@ -35,10 +35,10 @@ ALONE = ("optimizer.lr", "seed", "data.seed")
 def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> None:
     """Print how the best learning rate changes with rank.
 
-    At every horizon, which is a step with a held-out loss: the best rate of each rank, its exponent
-    with rank, and rho, how far A moved from its init. With --refine: a line per rule and rank
-    that trains rates in steps of 2 around its best one, or beyond it at an edge. With --search:
-    train them, and ask again. Rates far from the best one of a rank are not trained at that rank.
+    A horizon is a step with a held-out loss. Prints for each horizon the best rate of each rank,
+    its exponent with rank, and rho, the relative motion of A from its init. --refine prints a
+    command per rule and rank that trains rates in steps of 2 around the best one, or beyond an
+    edge. --search trains them and repeats. It trains no rates far from the best one of a rank.
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2:
@@ -68,7 +68,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
 
 
 def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:
-    """Train what :func:`_refining` yields until it yields nothing, and say what was not trained."""
+    """Run the commands of :func:`_refining` until there are none, and say what was not trained."""
     had = len(tables.cells)
     while lines := list(_refining(tables, study_dir)):
         for line in lines:
@@ -101,9 +101,9 @@ NOT_TOLD = ("name", "results_dir", "plots_dir", "device", "tracker", "checkpoint
 def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str]) -> list[str]:
     """The overrides for a cell's recorded ``config``, without the keys ``varied``.
 
-    They begin with the experiment of the study's name, if ``conf/`` has one, and then also give
-    every key that it sweeps over. Keys that the files of its data set and optimizer lack have their
-    defaults in a record, and are left out.
+    If ``conf/`` has an experiment of the study's name, they begin with it and set every key that it
+    sweeps over. Keys that the files of its data set and optimizer lack have their defaults in a
+    record, and are left out.
     """
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]

@@ -1,4 +1,4 @@
-"""``study advise --symptom``: what is seen when training goes wrong, why, and what to set."""
+"""``study advise --symptom``: symptoms of failed training, their causes and fixes."""
 
 SYMPTOMS: dict[str, dict[str, str]] = {
     "no-learning": {
@@ -57,5 +57,5 @@ SYMPTOMS: dict[str, dict[str, str]] = {
         "page": "docs/no-learning.md#in-bf16",
     },
 }
-"""What is seen, why, what to set and how to check it, in sentences; and the page with more. Numbers
-in braces are ``facts`` of ``study/analysis/advice.json``."""
+"""Symptom, cause, fix and check in sentences, and the page with more. Numbers in braces are
+``facts`` of ``study/analysis/advice.json``."""

@@ -155,8 +155,8 @@ def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: s
 def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     """Write one page, and print what the study found.
 
-    The page is report.md and report.html: verdicts, p*, caveats and figures. With --to, it needs no
-    right to write to the study's folder.
+    The page is report.md and report.html: verdicts, p*, caveats and figures. With --to, it works on
+    a read-only study.
     """
     usual = plots or (to / "figures" if to else plots_folder(study_dir))
     say("analyzing the cells and drawing the figures ...")
@@ -174,7 +174,7 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
 def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> None:
     """Compare studies: settings that differ; exponents, p* and losses with their differences.
 
-    Each study is compared with the first one, at the steps that both have and at the last step of
+    Compares each study with the first one, at the steps that both have and at the last step of
     each. Draws compare_B.png and .pdf in the figures' folder of the first study. --json prints
     every common step, with the intervals of each study.
     """
@@ -215,9 +215,9 @@ def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> N
 def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -> None:
     """Examine a PEFT adapter: rule, gamma, size and rank of each layer.
 
-    Prints what is multiplied, which layers have not moved, how large gamma B A is (and next to W0,
-    with --base), how many directions it uses, and what a server that ignores use_rslora would do.
-    Draws audit.png and .pdf, every layer as a tile.
+    Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to W0)
+    and its number of directions. It also prints the effect of a server that ignores use_rslora.
+    Draws audit.png and .pdf, with a tile per layer.
     """
     from study.integrations.auditing import audit as examine
     from study.integrations.auditing import by_kind, findings
@@ -300,7 +300,7 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
     problems, folders = list(check_study(study_dir)), cell_folders(study_dir)
     for problem in problems:
         line = printable(f"{problem.path}: {problem.reason}", MOST_CHARACTERS)
-        if repair:  # a comment of the shell where a name could not be copied from a terminal
+        if repair:  # a shell comment if the name can't be copied from a terminal
             line = problem.repair if problem.repair.isprintable() else f"# {line}"
         click.echo(line)
     summary = count_noun(len(folders), "cell")
@@ -326,9 +326,9 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
 def archive(study_dir: Path, to: Path, plots: str) -> None:
     """Write a study into one file per table, for a repository or a paper.
 
-    FOLDER/cells.parquet holds the configuration and the record of every cell that has ended,
-    FOLDER/metrics.parquet and FOLDER/probes.parquet its rows. Every command that reads a study
-    reads FOLDER in place, and so does pandas. Adapters are left out.
+    FOLDER/cells.parquet holds the configuration and the record of every cell that has ended.
+    FOLDER/metrics.parquet and FOLDER/probes.parquet hold its rows. Commands and pandas can read
+    FOLDER in place. Adapters are left out.
     """
     if left_out := write_archive(study_dir, to, plots):
         say(f"left out, because they have not ended: {', '.join(left_out)}")

@@ -55,7 +55,7 @@ def complete_overrides(
 ) -> list[CompletionItem]:
     """The completions of the last word of ``study train ...``.
 
-    Bash takes ``=`` for a word of its own, which click drops at the end of a line.
+    Bash splits words at ``=``, and click drops a ``=`` at the end of a line.
     """
     from study.config.hints import complete
 
@@ -128,7 +128,7 @@ def list_studies(folder: Path, output: str | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
     """Time training, inference and large studies."""
-    # In a wheel the benchmarks are a subpackage, in a clone a package.
+    # In a wheel the benchmarks are a subpackage; in a clone, they are a package.
     package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
     import_module(f"{package}.commands").main(arguments)
 

@@ -1,6 +1,6 @@
-"""What concerns several fields of a cell, and needs neither its model nor its data.
+"""Checks of several fields of a cell that need neither its model nor its data.
 
-The types and limits of single fields stand in :mod:`study.config.types`.
+The types and limits of single fields are in :mod:`study.config.types`.
 """
 
 import math
@@ -115,7 +115,7 @@ def _in_training(config: CellConfig) -> Iterator[str]:
 
 
 def _in_sharding(config: CellConfig) -> Iterator[str]:
-    """``train.shard`` divides factors and batches, so what needs them whole is refused."""
+    """``train.shard`` divides factors and batches. Refuse options that need them whole."""
     adapter, optimizer = config.adapter, config.optimizer.name
     bits, fold = config.model.quant_bits, config.pack.fold
     compiled, answers = str(config.pack.compile).lower(), config.train.answer_tokens

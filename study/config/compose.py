@@ -1,13 +1,13 @@
 """Hydra configurations to typed cells; where ``conf/`` is; the resolvers that ``conf/`` uses.
 
-The resolver ``near_best`` gives learning rates around the expected best one of each cell, which
-depends on p, alpha and rank by orders of magnitude. In an experiment
+The resolver ``near_best`` gives learning rates around the expected best one of each cell, because
+that varies with p, alpha and rank by orders of magnitude. In an experiment
 
     optimizer.lr: "${near_best:-1,85,9.8,10},${near_best:0,85,9.8,10}"
 
 sweeps half of and once the expected best rate of each cell. A cell's identity and record hold the
-number that results. The four arguments are the distance from the expected best rate, in doublings,
-and ``move``, ``r_sign`` and ``crossover`` of :func:`expected_best`.
+resulting number. The four arguments are the distance from the expected best rate, in doublings, and
+``move``, ``r_sign`` and ``crossover`` of :func:`expected_best`.
 """
 
 import copy
@@ -58,7 +58,7 @@ def without_hydra(composed: DictConfig) -> DictConfig:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error of OmegaConf, led by the key that it is about."""
+    """The key that an error of OmegaConf is about, and its first line."""
     line = str(error).splitlines()[0]
     key = getattr(error, "full_key", None)
     return f"{key}: {line}" if key and key not in line else line
@@ -70,8 +70,8 @@ def compose(
     """The typed configuration of every cell.
 
     ``name`` is the primary config; ``shared`` are the overrides of all cells; ``cells`` holds each
-    cell's own. Hydra takes 50 ms to compose a configuration. So it composes one for each choice of
-    groups, and each cell sets its values on a copy of it, as Hydra does.
+    cell's own. Hydra takes 50 ms to compose a configuration. So it composes one per choice of
+    groups, and each cell sets its values on a copy, as Hydra does.
     """
     parser = OverridesParser.create(config_loader=loader)
 
@@ -81,7 +81,7 @@ def compose(
 
     @cache
     def is_value(text: str) -> bool:
-        """Whether an override sets a key of the configuration, and chooses and adds nothing."""
+        """Whether an override only sets a key: it chooses no group and adds no key."""
         override = parsed(text)
         if override.is_add() or override.is_force_add() or override.is_delete():
             return False
@@ -105,9 +105,9 @@ def compose(
 
 
 def search_path(hydra_overrides: Iterable[str]) -> list[str]:
-    """The overrides of ``hydra.searchpath``, which Hydra keeps apart from those of a task.
+    """The overrides of ``hydra.searchpath``, which Hydra separates from those of a task.
 
-    They are the user's own folders of configuration files. Composing a cell needs both.
+    They are the user's folders of configuration files. Composing a cell needs both.
     """
     return [override for override in hydra_overrides if override.startswith("hydra.searchpath=")]
 
@@ -119,8 +119,7 @@ def _by(name: str, table: DictConfig) -> object:
 
 
 OmegaConf.register_new_resolver("by", _by, replace=True)
-"""For ``conf/``: ``${by:${optimizer.name},{sgd: 1e-4, adamw: 3e-6}}`` is a value that depends on
-another choice."""
+"""For ``conf/``: ``${by:${optimizer.name},{sgd: 1e-4, adamw: 3e-6}}`` depends on another value."""
 
 
 def expected_best(
@@ -130,8 +129,8 @@ def expected_best(
 
     After ``steps`` steps at ``lr``, A has moved by ``rho = crossover lr steps`` relative to its
     init, and the output by ``lr steps gamma sqrt(r (r + r_sign - 1)) (1 + rho)``
-    (:mod:`study.analysis.rate_theory`). ``move`` and ``crossover`` are read off a first try,
-    ``r_sign`` is that of the probes at step 1.
+    (:mod:`study.analysis.rate_theory`). ``move`` and ``crossover`` come from a first try,
+    ``r_sign`` from the probes at step 1.
     """
     asked = move / (gamma * math.sqrt(rank * (rank + r_sign - 1)))
     # The positive root x = lr steps of crossover x^2 + x = asked, without cancellation.
@@ -146,8 +145,8 @@ def _near_best(
     rank = float(adapter.rank)
     gamma = scaling.gamma(rule, float(adapter.alpha), rank, power)
     rate = expected_best(gamma, rank, int(_root_.train.steps), move, r_sign, crossover)
-    # Machines round powers and roots differently in the last place. With three digits, a rate, and
-    # with it the identity of a cell, is the same on all of them.
+    # Machines round powers and roots differently in the last digit. With three digits a rate, and
+    # so the identity of a cell, is the same on all machines.
     return float(f"{rate * 2.0**doublings:.2e}")
 
 

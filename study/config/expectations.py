@@ -1,8 +1,8 @@
 """What an experiment expects: the entries of ``expects:`` in ``conf/experiment/``.
 
 An expectation is written down before the tables of its study exist. A cell's ``config.yaml`` and
-record keep those that stood in the experiment when the cell began. They are no part of the cell's
-identity. One entry may be the primary test, which is about all the others of some kinds together.
+record keep the expectations that the experiment had when the cell began. They do not change the
+cell's identity. One entry may be the primary test: it is about all others of some kinds together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ Sentence = Annotated[str, Field(pattern=r"\S")]
 class Expectation:
     """One expected number.
 
-    - ``what``: one of :data:`NEEDS`;
+    - ``what``: a key of :data:`NEEDS`;
     - ``optimizer``, ``rule``: of the curves that it is about. ``rule`` is a name of
       :data:`study.vocabulary.scaling.RULES` or a p; null: every rule;
     - ``site``, ``stat``, ``batch``: of the quantity. ``layer``, ``kind``: null for the whole model,
@@ -161,8 +161,8 @@ class Primary:
     """The primary test of an experiment: its exponents, measured against predicted.
 
     - ``rows``: kinds of :data:`EXPONENTS`. Its rows are the experiment's expectations of these;
-    - ``rival``: the theory that is right if this one is not. ``rival_predicts``: its exponent, for
-      all rows or as a list in their order, in which null leaves a row out of the test;
+    - ``rival``: the alternative theory. ``rival_predicts``: its exponent, for all rows or as a list
+      in their order, in which null leaves a row out of the test;
     - ``tolerance``: the line of measured on predicted exponents has a slope of 1 and an intercept
       of 0, each within this;
     - ``source``, ``refuted_by``: as of an :class:`Expectation`.
@@ -213,7 +213,7 @@ def check_entries(entries: Sequence[Entry]) -> None:
 
 
 def read_entries(entries: Sequence[object]) -> list[Entry]:
-    """The entries of a record's ``expects``, without any that is none."""
+    """The valid entries of a record's ``expects``."""
     found: list[Entry] = []
     for entry in entries:
         try:

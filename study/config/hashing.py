@@ -19,7 +19,7 @@ LATEST = 2
 bf16 cell rounds no gamma, measures ``swallowed`` and, unless it is factored, rounds the sum of base
 and adapter once."""
 UNKNOWN_STEPS = 1_000_000
-"""Stands for the length of a loop in its identity, if it is not known before the end."""
+"""The length of a loop in its identity, if it is not known before the end."""
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
 SAMPLED = ("adapter_out", "adapter_in_grad")

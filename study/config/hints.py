@@ -1,4 +1,4 @@
-"""What a user probably meant, in one line; the help and the completion of ``study train``."""
+"""One-line corrections of mistakes; the help and the completion of ``study train``."""
 
 import re
 import traceback
@@ -54,12 +54,12 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 def as_study_errors() -> Iterator[None]:
     """Context manager: an error that Hydra reports becomes a :class:`StudyError` of one line.
 
-    Hydra checks few types. For some mistakes it raises a ``TypeError`` or a ``ValueError`` from
-    its own code, so whatever its code raises is taken for a mistake of the user.
+    Hydra checks few types. For some mistakes it raises a ``TypeError`` or a ``ValueError`` from its
+    own code. So every error of its code counts as a mistake of the user.
     """
     try:
         yield
-    except (StudyError, BrokenPipeError):  # the reader of a pipe, such as head, has enough
+    except (StudyError, BrokenPipeError):  # the reader of a pipe, such as head, has ended
         raise
     except Exception as error:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -70,7 +70,7 @@ def as_study_errors() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    """What is wrong, by the innermost cause, and what was probably meant."""
+    """The innermost cause, and what the user probably meant."""
     if isinstance(error, MissingConfigException):
         options = error.options or []
         near = get_close_matches(Path(error.missing_cfg_file or "").name, options, 1)
@@ -112,7 +112,7 @@ def _meant(likely: Sequence[str]) -> str:
 
 @cache
 def known_keys() -> dict[str, tuple[str, ...]]:
-    """Every dotted key of a cell, with the words that it may hold if it takes no others."""
+    """Every dotted key of a cell, with its words if it takes no other values."""
     parts: list[tuple[str, Any]] = [(part.name, part.type) for part in fields(CellConfig)]
     parts += [("optimizer", optimizer_config(name)) for name in OPTIMIZERS]
     found: dict[str, tuple[str, ...]] = {}
@@ -128,8 +128,8 @@ def known_keys() -> dict[str, tuple[str, ...]]:
 def reference(root: DictConfig) -> str:
     """The groups with their options, and each key of the composed configuration ``root``.
 
-    A key's value is that of ``root``, its meaning is its comment in ``conf/``, and its choices are
-    those of its type.
+    The value of a key comes from ``root``, its meaning from its comment in ``conf/``, and its
+    choices from its type.
     """
     composed: Any = OmegaConf.to_container(root, resolve=False)
     chosen = root.hydra.runtime.choices
@@ -168,7 +168,7 @@ def _table() -> Table:
 
 
 def _described(key: str, value: Any, meaning: str) -> tuple[str, str]:
-    """A key with its value, and its meaning. Choices follow a meaning that does not name them."""
+    """A key with its value, and its meaning, with the choices if the meaning does not name them."""
     words = [word for word in known_keys().get(key, ()) if word != "null"]
     if not all(word in meaning for word in words):
         meaning = f"{meaning} [{' | '.join(words)}]"
@@ -177,7 +177,7 @@ def _described(key: str, value: Any, meaning: str) -> tuple[str, str]:
 
 
 def meanings(files: Iterable[Path]) -> dict[str, str]:
-    """The first comment of each key in some YAML files: of its line, and of the lines below."""
+    """The first comment of each key in some YAML files, on its line and the lines below."""
     found: dict[str, str] = {}
     for text in (file.read_text() for file in files if file.is_file()):
         entries = re.findall(r"^(\w+):.*?#\s+(.*(?:\n\s+#.*)*)", text, re.MULTILINE)
@@ -193,9 +193,9 @@ class _Words(DefaultCompletionPlugin):
 
 
 def complete(overrides: Sequence[str], word: str) -> list[str]:
-    """What ``word`` may become after ``overrides``, which stand before it on the command line.
+    """Completions of ``word`` after ``overrides`` on the command line.
 
-    Those are Hydra's completions and, for the value of a key, the choices of its type.
+    They are Hydra's completions and, for the value of a key, the choices of its type.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):

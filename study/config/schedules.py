@@ -1,4 +1,4 @@
-"""The steps and ranks that epochs, shares and short words such as ``log`` stand for."""
+"""Convert epochs, shares and words such as ``log`` to steps and ranks."""
 
 import math
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from study.config.values import is_whole
 from study.errors import StudyError, given
 
 MOST_STEPS = 1_000_000
-"""Of a schedule: its steps are listed in memory and in the identity of a cell."""
+"""The most steps of a schedule: they are listed in memory and in the identity of a cell."""
 
 
 def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
     """``config`` with whole numbers for ``train.steps`` and ``train.warmup``.
 
-    ``train.epochs`` decides the steps, and a ``train.warmup`` below 1 is a share of them. Both are
-    computed as by the Trainer of transformers 5: an epoch has ceil(ceil(rows / batch_size) /
-    accumulation) steps. ``rows`` counts the training rows; it is called for epochs only.
+    ``train.epochs`` decides the steps, and a ``train.warmup`` below 1 is a share of them, as in the
+    Trainer of transformers 5: an epoch has ceil(ceil(rows / batch_size) / accumulation) steps.
+    ``rows`` counts the training rows; it is called for epochs only.
 
     Raises :class:`StudyError` if the steps are too many.
     """
@@ -70,8 +70,8 @@ def late_probes(config: CellConfig) -> str | None:
 def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float, ...]:
     """The ranks at which the trained adapter's held-out loss is measured, ascending.
 
-    Its own rank is the last. Empty if no truncation is asked for. ``log`` stands for 0, 1, 2, 4,
-    ... Ranks from ``most`` on, the largest that a layer's ``delta_w`` can have, are dropped.
+    Its own rank is the last. Empty without truncations. ``log`` means 0, 1, 2, 4, ... Ranks from
+    ``most`` on, the largest that a layer's ``delta_w`` can have, are dropped.
 
     Raises :class:`StudyError` for anything but ``log``, a rank or a list of ranks.
     """
@@ -113,7 +113,7 @@ def _powers(most: int) -> list[int]:
 
 
 def _whole_numbers(value: Any) -> set[int] | None:
-    """``value``, a number or a list, as whole numbers from 0 up; None if it is anything else."""
+    """``value``, a number or a list, as whole numbers from 0; None for anything else."""
     listed = value if isinstance(value, list) else [value]
     are_whole = all(is_whole(number) and number >= 0 for number in listed)
     return set(listed) if are_whole and len(listed) <= MOST_STEPS else None

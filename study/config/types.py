@@ -1,7 +1,7 @@
 """The typed configuration of a cell: each field with its type and its limits.
 
-Defaults and meanings stand in ``conf/``, where users read them (``study train --help``). A key that
-``conf/`` leaves out has a default here.
+Defaults and meanings are in ``conf/``, where users read them (``study train --help``). A key that
+``conf/`` lacks has a default here.
 """
 
 import math
@@ -53,11 +53,11 @@ MOST_RANK = 1 << 24
 MOST_STEPS = 10**8
 MOST_EXPONENT = 16
 Few = Annotated[Count, Field(le=10**6)]
-"""A number of sequences or tokens, or of passes over them."""
+"""The most sequences, tokens, or passes over them."""
 
 
 class Part:
-    """A part of the configuration: a key that it lacks is refused."""
+    """A part of the configuration. Unknown keys are refused."""
 
     __pydantic_config__ = ConfigDict(
         extra="forbid", coerce_numbers_to_str=True, validate_default=True
@@ -119,12 +119,12 @@ class ModelConfig(Part):
 
 
 def _today(name: Any) -> Any:
-    """Records of an earlier version call ``file`` ``jsonl``."""
+    """In records of an earlier version, ``file`` is called ``jsonl``."""
     return "file" if name == "jsonl" else name
 
 
 CONTEXT = "{context}"
-"""Stands in ``data.prompt`` for the question of a row."""
+"""Placeholder in ``data.prompt`` for the question of a row."""
 
 
 def _check_prompt(prompt: str) -> str:
@@ -144,7 +144,7 @@ def _check_paths(paths: Any) -> Any:
 
 @dataclass
 class DataConfig(Part):
-    """What is read, and how a row of it becomes text and tokens."""
+    """The data, and how a row becomes text and tokens."""
 
     name: Annotated[str, BeforeValidator(_today), one_of(DATASETS)] = MISSING
     path: Annotated[Any, Checked(_check_paths)] | None = None
@@ -200,7 +200,7 @@ class AdapterConfig(Part):
 
 @dataclass
 class OptimizerConfig(Part):
-    """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+)."""
+    """Options of every optimizer. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+)."""
 
     name: str = MISSING
     lr: Annotated[Positive, Field(le=1e30)] = MISSING
@@ -241,7 +241,7 @@ for _name in OPTIMIZERS:
 
 
 def _read_optimizer(options: Any) -> OptimizerConfig:
-    """The options of an optimizer as the type that its name asks for."""
+    """The options of an optimizer as the type for its name."""
     name = options.get("name") if isinstance(options, dict) else options
     if not isinstance(name, str) or name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
@@ -256,7 +256,7 @@ def _read_expects(entries: Any) -> Any:
 
 @dataclass
 class TrainConfig(Part):
-    """How long, on how many sequences, and at which rates is trained."""
+    """The length of training, the batch, and the schedule of the learning rate."""
 
     steps: Annotated[Count, Field(le=MOST_STEPS)] = MISSING
     batch_size: Few = MISSING
@@ -308,7 +308,7 @@ class CheckpointConfig(Part):
 class TrackerConfig(Part):
     """Where results are sent in addition to the store.
 
-    It holds no account key: trackers have settings of their own, so no record contains one.
+    It holds no account key, so no record contains one: trackers have their own settings.
     """
 
     name: Annotated[str, one_of(ChainMap(TRACKERS, {NONE: Tracker("none")}))] = NONE
@@ -322,8 +322,8 @@ class TrackerConfig(Part):
 
 @dataclass
 class CellConfig:
-    """One configuration trained once. ``expects``: what its experiment predicts. Keys that no cell
-    has are left out."""
+    """One configuration trained once. ``expects``: predictions of its experiment. Unknown keys are
+    left out."""
 
     __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
 

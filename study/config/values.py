@@ -1,4 +1,4 @@
-"""The kinds of values that a configuration holds, for pydantic, and the line about a wrong one."""
+"""Types of configuration values for pydantic, and the message about a wrong value."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -11,16 +11,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from study.errors import StudyError, short, unknown
 
 MISSING: Any = "???"
-"""OmegaConf's mark for a value that is not set. It is written out here because the types of the
-configuration are also read where OmegaConf can't be imported, such as with Axolotl."""
+"""OmegaConf's mark for a missing value. It is repeated here because OmegaConf can't be imported
+everywhere, such as with Axolotl."""
 KEY = "{key}"
-"""Stands for the key in the message of a check. :func:`read` replaces it by the key."""
+"""Placeholder for the key in the message of a check. :func:`read` replaces it."""
 LARGEST = 2**63 - 1
 """The largest whole number that files and tensors hold."""
 LARGEST_FLOAT = 3e38
 """The largest number that float32 holds. Tensors are multiplied by the numbers of a cell."""
 LONGEST_NAME = 200
-"""Bytes of a folder's name. File systems allow 255; the rest is for endings."""
+"""The most bytes of a folder's name. File systems allow 255; the rest is for suffixes."""
 
 T = TypeVar("T")
 
@@ -29,14 +29,14 @@ T = TypeVar("T")
 class Checked(AfterValidator):
     """A function that returns a value, or raises :class:`StudyError` with :data:`KEY` in its line.
 
-    ``words``: the words that the value may be, for help and completion.
+    ``words``: the words it accepts, for help and completion.
     """
 
     words: tuple[str, ...] = ()
 
 
 def one_of(choices: Collection[Any]) -> Checked:
-    """One of a few values; of a table's, those that it has when a value is checked."""
+    """One of a few values, or one of the keys that a table has when a value is checked."""
 
     def check(value: Any) -> Any:
         if value not in list(choices):  # a list has no place in a table
@@ -64,7 +64,7 @@ def some_of(choices: Collection[str]) -> Checked:
 
 
 def whole_or(least: int, *words: Any) -> Checked:
-    """A whole number from ``least``, or one of a few words or null."""
+    """A whole number of at least ``least``, one of a few words, or null."""
     shown = tuple(map(_word, words))
 
     def check(value: Any) -> Any:
@@ -83,8 +83,8 @@ def chosen(
 ) -> tuple[str, ...]:
     """The members of ``choices`` that ``value`` asks for, in the order of ``choices``.
 
-    ``value`` is ``all``, one name or a list. ``all`` stands for ``usual``, by default every choice,
-    and may stand in a list with other names. Raises :class:`StudyError` for an unknown name.
+    ``value`` is ``all``, one name or a list, which may contain ``all``. ``all`` means ``usual``, by
+    default every choice. Raises :class:`StudyError` for an unknown name.
     """
     names = tuple(choices)
     wanted = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
@@ -160,16 +160,16 @@ Share = Annotated[Real, Field(ge=0, lt=1)]
 
 
 def literal(value: Any) -> Any:
-    r"""``value`` as a config has to hold it, so that no interpolation in it is resolved.
+    r"""``value`` escaped for a config, so that no interpolation in it is resolved.
 
-    Text of a file that someone else wrote may name a variable of the environment, such as a token.
-    Lists and dictionaries are escaped inside.
+    Text from others could name a variable of the environment, such as a token. Lists and
+    dictionaries are escaped inside.
 
     >>> literal(["${oc.env:HF_TOKEN}", 1])
     ['\\${oc.env:HF_TOKEN}', 1]
     """
     if isinstance(value, str):
-        # Two backslashes before an interpolation stand for one, and one makes it text.
+        # Two backslashes before an interpolation mean one backslash; one makes it text.
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, dict):
         return {literal(key): literal(part) for key, part in value.items()}
@@ -186,8 +186,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def read(kind: type[T], values: Any, prefix: str = "") -> T:
     """A dataclass from a nested dictionary: every value is converted to its type and checked.
 
-    ``prefix``: of its keys in messages. Raises :class:`StudyError`, one line, for the first value
-    that is missing, unknown or wrong.
+    ``prefix``: put before its keys in messages. Raises :class:`StudyError`, one line, for the
+    first value that is missing, unknown or wrong.
     """
     try:
         found: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Activations and their gradients, read by hooks during a pass; what is computed from a few tokens.
 
-Hooks cannot read the adapter's own output and input gradient in every implementation, so these are
-computed from (x, dL/dy, A, B, gamma) on a sample of the tokens, as are rho and the alignments.
+Hooks cannot read the adapter's own output and input gradient in every implementation. So these are
+computed from (x, dL/dy, A, B, gamma) on a sample of the tokens. So are rho and the alignments.
 
 Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence, ``N`` tokens of a cell, ``n``
 sampled tokens, ``F`` features (``D`` in, ``O`` out).
@@ -31,10 +31,10 @@ from study.vocabulary.quantities import BACKWARD, FORWARD
 
 
 class DropoutSeen:
-    """Two hooks on a dropout module, which call ``see`` with what its inputs are multiplied by.
+    """Two hooks on a dropout module, which call ``see`` with its mask.
 
-    That is 0 or ``1 / (1 - p)``, ``[1, N, D]``. It is drawn again from the state that the random
-    stream had before the module ran, and the stream goes on as if nothing had been drawn.
+    The mask is 0 or ``1 / (1 - p)``, ``[1, N, D]``. It is drawn again from the state of the random
+    stream before the module ran. Afterwards the stream continues as if nothing had been drawn.
     """
 
     def __init__(self, see: Callable[[Tensor], None]) -> None:
@@ -147,7 +147,7 @@ class Activations:
                 self._last_input = None
 
     def _rows_of(self, real_BT: Tensor | None) -> Callable[[int], Rows]:
-        """The function of one pass that says what counts of ``[K, N, F]``, from N.
+        """The function of one pass that returns the :class:`Rows` of ``[K, N, F]``, from N.
 
         In a few families (Zaya) a layer reads other rows than the tokens, such as one of each
         sequence. Then all of them count.
@@ -292,7 +292,7 @@ class LayerPass:
 
     @torch.no_grad()
     def _measure_lost(self, rows: Rows, x_knD: Tensor, y_knO: Tensor, product: Product) -> None:
-        """Measure the part of the adapter's output that rounding takes, for ``swallowed``.
+        """Measure the part of the adapter's output that rounding loses, for ``swallowed``.
 
         ``x_knD``, ``y_knO``: of the layer. The base's own outputs are computed again: ``2 n D O``.
         """
@@ -349,6 +349,6 @@ def _lost(
 def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:
     """``||dA x|| / ||A0 x||`` over the tokens, Frobenius norms.
 
-    dA is formed first: ``A x - A0 x`` would lose it to rounding.
+    dA is computed first, because ``A x - A0 x`` would lose it to rounding.
     """
     return {"rho": (x_nD @ (pair.A_RD - A0_RD).mT).norm() / (x_nD @ A0_RD.mT).norm()}

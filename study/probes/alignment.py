@@ -1,4 +1,4 @@
-"""Alignment: how inputs and output gradients are oriented relative to the weight gradient.
+"""Alignment of inputs and output gradients with the weight gradient.
 
 The finite-rank curves of a layer depend on it. After s lazy SGD steps, ``B = -gamma G A0^T`` with
 ``G = sum_t lr_t G_t`` over the updates so far, where ``G_t = dL/dW`` at step t. Momentum and the
@@ -60,7 +60,7 @@ class Alignment:
         """Add the weight gradients of the backward pass inside, times each cell's weight.
 
         The weight is the learning rate of the update that uses them. Enter this after a probe's
-        ``watch``, so that the probe measures before the gradients of its own step are added.
+        ``watch``, so that the probe measures before the gradients of its step are added.
         """
         device = self.layers[0].pairs()[0].A_RD.device
         weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
@@ -84,9 +84,9 @@ class Alignment:
         }
 
     def set_gradients(self, gradients_K: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on from every cell's :meth:`gradients`. Raises ``KeyError`` if a layer is missing.
+        """Continue from every cell's :meth:`gradients`. Raises ``KeyError`` if a layer is missing.
 
-        Experts have none: their inputs are not seen.
+        Experts have none, because hooks do not see their inputs.
         """
         for index, layer in enumerate(self.layers):
             if layer.experts:

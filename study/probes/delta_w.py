@@ -1,9 +1,9 @@
-"""``gamma B A`` of every layer: formed once in a step.
+"""``gamma B A`` of every layer: computed once per step.
 
-A step that merges the adapters into the weights forms it anyway, and shows it
-(:class:`study.adapters.contraction.Listeners`). Otherwise the probe forms it.
+A step that merges the adapters into the weights computes it anyway, and passes it to
+:class:`study.adapters.contraction.Listeners`. Otherwise the probe computes it.
 
-Its largest singular value takes no decomposition of a large matrix. A product is reduced to a small
+Its largest singular value needs no decomposition of a large matrix. A product is reduced to a small
 core with the same value: exactly for a low rank, otherwise by block Krylov iteration with a
 Rayleigh-Ritz step over all its blocks (Musco and Musco 2015, arXiv 1504.05477, algorithm 2). The
 cores of many layers are then solved together. The relative error for a trained ``gamma B A`` is
@@ -26,7 +26,7 @@ from study.vocabulary.quantities import SPECTRA
 
 BLOCK, BLOCKS = 16, 8
 SMALL = BLOCK * (BLOCKS - 1)
-"""The rank up to which a core is exact: so many columns would span every row anyway."""
+"""The rank up to which a core is exact: this many columns span all rows anyway."""
 SQUARINGS = 20
 """The 2^20-th root of the trace is within a factor of 128^(2^-20) = 1 + 5e-6 of the largest
 eigenvalue."""
@@ -66,7 +66,7 @@ def core(*factors: Tensor) -> Core:
         for factor in factors:
             image = factor.mT @ image
         blocks.append(image / image.norm(dim=0).clamp_min(torch.finfo(image.dtype).tiny))
-    # Only here: decompositions are slow on a GPU, and the largest value needs no others.
+    # The only decomposition: they are slow on a GPU, and the largest value needs no others.
     basis = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
     image = _product(basis, factors)
     largest = _largest(image)
@@ -146,7 +146,7 @@ class DeltaW:
         return self.is_wanted and of_plain_lora and (layer, first) not in self._measured
 
     def take(self, layer: int, first: int, BA_kOD: Tensor) -> None:
-        """Take the products of the cells from ``first`` on, which a pass has formed."""
+        """Take the products of the cells from ``first`` on, which a pass has computed."""
         if not in_backward():  # not the second run of a checkpointed layer
             stacks = self.measurements.layers[layer].stacks()
             self._measure(layer, Product(next(s for s in stacks if s.first == first), BA_kOD))

@@ -53,7 +53,7 @@ class AdaptedLayer:
     """One adapted linear, or one adapted weight of experts.
 
     - ``name``: its path in the base model;
-    - ``module``: the module that computes ``W0 x + gamma B A x``. That of experts is never called,
+    - ``module``: the module that computes ``W0 x + gamma B A x``. For experts it is never called,
       so their activations are not measured;
     - ``features``: of its inputs and of its outputs;
     - ``pairs``: returns its K adapters: of divided factors, this process's part;
@@ -101,7 +101,7 @@ class AdaptedLayer:
         return INITS[self.specs[cell].init].drawn
 
     def initial_A(self, cell: int) -> Tensor | None:
-        """``A0_RD``, drawn again rather than kept. None if it is unknown or 0."""
+        """``A0_RD``, drawn again when needed. None if it is unknown or 0."""
         if self.specs is None or self.drawn(cell) != "A":
             return None
         shape = self.d_in, self.d_out, self.experts

@@ -1,4 +1,4 @@
-"""The measurements of one step: entered by the parts of a probe, sent to the host, put in a table.
+"""The measurements of one step, from the parts of a probe to a table on the host.
 
 All numbers of a step come to the host in one copy. Letters: ``K`` cells, ``S`` sites, ``L`` layers.
 """
@@ -63,9 +63,9 @@ class HostCopy:
 class Measurements:
     """Numbers by site, layer and cell: entered on the device, sent to the host in one copy, read.
 
-    ``wanted``: the sites to measure. ``stats``: what to measure there. ``world``: the processes
-    that measure together. They enter as many numbers at the same places in the same order, and read
-    the sums of all; so a number that is the same in every process is entered by one of them.
+    ``wanted``: the sites to measure. ``stats``: the statistics. ``world``: the processes that
+    measure together. All enter the same places in the same order, and read the sums over processes.
+    So only one process enters a number that is the same in all.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class Measurements:
         self._written = [entry for entry in self._written if entry[-1] not in passes]
 
     def sums(self, x: Any, real_km: Tensor | None = None) -> list[int]:
-        """Add up the elements of k tensors ``[k, ..., F]``, or of what yields their ``chunks()``,
-        for :meth:`enter`. ``real_km``: the rows that count."""
+        """Add up the elements of k tensors ``[k, ..., F]``, or of an object with ``chunks()``, for
+        :meth:`enter`. ``real_km``: the rows that count."""
         with self.measuring():
             whole = isinstance(x, Tensor)
             chunks = chunks_of(x.reshape(len(x), -1, x.shape[-1])) if whole else x.chunks()
@@ -205,7 +205,7 @@ class Measurements:
     def _joined(self, scaled: Tensor) -> Tensor:
         """A row for each entry, which is 0 if another process enters it too.
 
-        Processes then send as many numbers, however many chunks each has.
+        So all processes send equally many numbers, whatever their chunks.
         """
         places, rows = {row: place for place, row in enumerate(self._order)}, []
         for entry in self._sums:

@@ -1,6 +1,6 @@
 """Measure every adapted layer at one optimizer step.
 
-:func:`study.record` does this around somebody else's loop and writes a study. By hand::
+:func:`study.record` does this around your own loop and writes a study. By hand::
 
     probe = NormProbe(model)
     ...
@@ -11,8 +11,8 @@
     probe.after_update()
     table = probe.collect(step)[0]         # one frame per cell; the probe is empty again
 
-All sums stay on the device and leave it in one copy, in :meth:`NormProbe.collect`. To avoid
-blocking on the device, use :meth:`NormProbe.send`.
+All sums stay on the device until :meth:`NormProbe.collect` copies them to the host at once. To
+avoid blocking on the device, use :meth:`NormProbe.send`.
 
 Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence.
 """
@@ -49,7 +49,7 @@ Gradients = Sequence[Sequence[tuple[Tensor | None, Tensor | None]]]
 
 
 class Update:
-    """What a step added to a stack of weights, ``[k, m, F]``, subtracted chunk by chunk.
+    """The change of a stack of weights in a step, ``[k, m, F]``, subtracted chunk by chunk.
 
     ``gradient``: the chunks are also multiplied by it, for :meth:`descent`; None if not.
     """
@@ -68,7 +68,7 @@ class Update:
         for new, old, *gradient in zip(*(chunks_of(x.flatten(1, -2)) for x in read), strict=True):
             chunk = new.float() - old.float()
             if gradient:
-                # A BLAS product could round otherwise in another run: it asks where memory begins.
+                # A BLAS product could round differently in another run (memory alignment).
                 self._products.append((gradient[0].float() * chunk).flatten(1).sum(1))
             yield chunk
 
@@ -142,11 +142,11 @@ class NormProbe:
     - ``world``: the processes that train the model together.
 
     All other moments are over the real tokens and all features of one optimizer step. Gradients are
-    read as backward leaves them: of the mean loss if the loss is a mean.
+    those of backward: of the mean loss if the loss is a mean.
 
-    Passes that PEFT runs with its adapters off are not measured. Where a layer's output is not ``W0
-    x + gamma B A x`` (DoRA), the sites of ``gamma B A`` are left out; :attr:`variants` names such
-    layers.
+    Passes with PEFT's adapters off are not measured. If a layer's output is not
+    ``W0 x + gamma B A x`` (DoRA), the sites of ``gamma B A`` are left out; :attr:`variants` names
+    such layers.
 
     Raises :class:`study.errors.StudyError` if ``model`` has no LoRA layer, or none of ``adapter``.
     """
@@ -212,7 +212,7 @@ class NormProbe:
         """Measure the weights, and their gradients if there are any.
 
         Call it after backward and before clipping, or with copies of the ``gradients`` from before
-        clipping. They also stand for ``.grad`` in :meth:`after_update`.
+        clipping. They also replace ``.grad`` in :meth:`after_update`.
         """
         self._delta_w.measure()
         self._weights.before_update(gradients)

@@ -1,7 +1,7 @@
 """The tensor of every site: one function each, under the source it is computed from.
 
-The rows of :data:`study.vocabulary.quantities.SITES` say what each means. To add a site, add a row
-there and a function in :data:`TENSORS`. The probe feeds every source to all of its functions:
+The rows of :data:`study.vocabulary.quantities.SITES` define them. To add a site, add a row there
+and a function in :data:`TENSORS`. The probe feeds every source to all of its functions:
 
 - :mod:`study.probes.activations` feeds ``inputs``, ``outputs`` and ``output_gradients``, which
   hooks read: ``[K, N, F]`` for the N tokens of each cell, padding included;
@@ -100,8 +100,8 @@ SiteSource = Literal[
 OF_FACTORS: tuple[SiteSource, ...] = ("weights", "gradients", "updates")
 """The sources whose tensors have the padding of :class:`study.probes.layers.Stack`."""
 WHOLE: tuple[SiteSource, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
-"""The sources that every process has whole (:mod:`study.adapters.processes`). Of the others each
-has a part."""
+"""The sources that every process holds whole (:mod:`study.adapters.processes`). Each process holds
+a part of the others."""
 
 TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
     "inputs": {"adapter_in": lambda x_KND: x_KND},

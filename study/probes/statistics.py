@@ -1,9 +1,9 @@
 """Sums over the elements of a tensor, and the statistics that are computed from them.
 
-A tensor is read once, in chunks that stay in the cache, and leaves a few sums on its device. The
-statistics are computed from the sums on the host: one function each. The rows of
-:data:`study.vocabulary.quantities.STATS` say what each means. To add one, add a row there and a
-function here. A stat without a function is computed on the device and written as it is
+A tensor is read once, in chunks that stay in the cache, and reduced to a few sums on its device.
+The host computes the statistics from the sums: one function each. The rows of
+:data:`study.vocabulary.quantities.STATS` define them. To add one, add a row there and a function
+here. A stat without a function is computed on the device and written as it is
 (:meth:`study.probes.measurements.Measurements.write`).
 
 A row of sums has the columns below. Sums add over micro-batches, over A and B, and over layers.
@@ -73,8 +73,8 @@ WRITTEN: dict[str, int] = {
 Those of several micro-batches add."""
 
 OF_A_PART = ("descent",)
-"""The written statistics that each process computes of its part. They add. Of the others every
-process computes the same number."""
+"""The written statistics that each process computes of its part, and that add. All processes
+compute the same number for the others."""
 
 SUMS = TENSORS + 1 + len(WRITTEN)
 """The number of columns."""
@@ -83,7 +83,7 @@ SUMS = TENSORS + 1 + len(WRITTEN)
 def no_sums(shape: Sequence[int]) -> np.ndarray:
     """``[*shape, SUMS]`` before anything is measured: NaN in the written columns, else 0.
 
-    Descent is 0 too: it adds over A and B, of which one may have no gradient.
+    Descent is 0 too: it adds over A and B, and one of them may have no gradient.
     """
     sums = np.zeros((*shape, SUMS))
     sums[..., TENSORS + 1 :] = np.nan
@@ -125,9 +125,9 @@ POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
 """The power of |x| that each column adds up."""
 
 CHUNK, GPU_CHUNK = 2**20, 2**26
-"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the last cache. Smaller chunks
-would fit into the cache of a core, but their many calls take the time that this saves. On a GPU a
-chunk bounds temporary memory and nothing else."""
+"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the last-level cache. Smaller
+chunks would fit into the cache of a core, but more calls cost the time that this saves. On a GPU a
+chunk only limits temporary memory."""
 
 
 def chunk_size(device: torch.device) -> int:
@@ -161,7 +161,7 @@ class ScaledSums:
         self._found: list[Tensor] = []
 
     def of(self, chunks: Iterable[Tensor], real_km: Tensor | None = None) -> list[int]:
-        """Take the rows of k matrices in chunks, or those that are true in ``real_km``.
+        """Take the rows of k matrices in chunks, or only the rows that are true in ``real_km``.
 
         Returns the number of the first of k rows of :meth:`found`, for each chunk.
         """

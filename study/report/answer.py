@@ -1,7 +1,7 @@
 """The answer: a few sentences that say what a study found.
 
-The terminal, the report and the README print the same sentences. Every number and every word in
-them is of a table; a sentence without its data is left out.
+The terminal, the report and the README print the same sentences. All numbers and verdicts come from
+tables; a sentence without data is left out.
 """
 
 import math
@@ -33,15 +33,15 @@ from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISE
 class Curve:
     """One rule in one setting, at one learning rate.
 
-    - ``beside``: what separates its setting from the others of the study, such as the optimizer;
-      empty if there is one. ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``. ``name``: with the
-      formula, ``rsLoRA (AdamW, γ = α/√r)``;
+    - ``beside``: the settings that differ between the curves of the study, such as the optimizer;
+      empty if none does. ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``. ``name``: with the formula,
+      ``rsLoRA (AdamW, γ = α/√r)``;
     - ``setting``: equal for curves that differ in the rule only;
     - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`; ``last``: those at
       the last step measured;
     - ``descent``: the row of ``exponents`` with the descent of the first update, or None;
     - ``losses``: by rank, the final held-out loss in nats per token, the mean over seeds. A rank at
-      which a run diverged or got stuck has none. ``base``: that before training, or NaN;
+      which a run diverged or got stuck has none. ``base``: the loss before training, or NaN;
     - ``gain``: its row of :func:`~study.analysis.losses.rank_effects`; None without two such ranks.
     """
 
@@ -65,8 +65,8 @@ class Curve:
 def curves(tables: StudyTables) -> list[Curve]:
     """Every curve with a fitted quantity or a final loss, in the order of the cells.
 
-    Of several learning rates, a setting is read at the one that is best at its lowest rank, as
-    tuning a small adapter would choose it; without final losses, at the lowest.
+    If a setting has several learning rates, the best one at its lowest rank counts: tuning a small
+    adapter would find it. Without final losses, the lowest rate counts.
     """
     cells = curve_labels(tables.cells)
     columns = [str(name) for name in cells]
@@ -206,7 +206,7 @@ def _of_rules(found: Sequence[Curve]) -> Iterator[str]:
 
 
 def _extremes(found: Sequence[Curve]) -> str:
-    """The rules of a setting under which each quantity changes least and most with the rank."""
+    """For each quantity, the rules of a setting with the least and the largest change with rank."""
     parts = []
     for place, quantity in enumerate(CONDITION):
         rows = [(c.rule, r) for c in found for r in c.last if r.place == place and r.factor > 0]
@@ -232,7 +232,7 @@ def _extremes(found: Sequence[Curve]) -> str:
 def _of_rule(curve: Curve) -> str:
     """``rsLoRA (γ = α/√r), rank 256 against rank 4: at step 0 the gradient norm is ...``
 
-    The last step is described, after the first one where its word is another.
+    Describes the last step, after the first one if its verdict differs.
     """
     loss = _loss_text(curve) if curve.losses else ""
     if not curve.condition:
@@ -289,7 +289,7 @@ def size_text(factor: float) -> str:
 def _loss_text(curve: Curve) -> str:
     """``held-out perplexity falls from 26.5 at rank 4 to 18.0 at rank 256 (38.9 before training)``.
 
-    A change is one that the interval of the slope over seeds shows and that its ends agree with.
+    It counts as a change if the interval of the slope over seeds and the two ends show it.
     """
     low, high = min(curve.losses), max(curve.losses)
     at_low, at_high, *base = perplexities(
@@ -317,7 +317,7 @@ def gain_sign(curve: Curve) -> int:
 
 
 def perplexities(*losses: float) -> list[str]:
-    """exp of some losses, with as many digits as tell them apart, three at least."""
+    """exp of some losses, with at least three digits, and enough to distinguish them."""
     values = [float(np.exp(min(loss, 700.0))) for loss in losses]
     for digits in (3, 4, 5):
         texts = [f"{value:#.{digits}g}".removesuffix(".") for value in values]
@@ -354,7 +354,7 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
 
 
 def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
-    """Why a larger output and a lower loss go together, for the first curve that shows both.
+    """Why a larger output comes with a lower loss, for the first curve that shows both.
 
     ``several``: whether the study has several learning rates.
     """

@@ -40,9 +40,9 @@ SHORT = 100
 
 
 def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
-    """A sentence each, those that change a reader's conclusion most first.
+    """A sentence per caveat, the most important first.
 
-    ``records``: of all cells, those that can't be read among them.
+    ``records``: of all cells, including unreadable ones.
     """
     return [
         *_lost_cells(tables.cells, records),
@@ -95,7 +95,7 @@ def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def _coverage(exponents: pd.DataFrame) -> Iterator[str]:
-    """Where intervals over seeds may cover less than they say; simulated in the tests."""
+    """Cases in which intervals over seeds may cover less than 95 %; simulated in the tests."""
     if exponents.empty:
         return
     rows = exponents[exponents["primary"] & (exponents["seeds"] >= SEEDS_FOR_VERDICT)]
@@ -119,7 +119,7 @@ def _coverage(exponents: pd.DataFrame) -> Iterator[str]:
 
 
 def _noted(records: Sequence[Record]) -> Iterator[str]:
-    """What records say of the base: the share that has adapters, other weights, notes."""
+    """Notes in records on the base: the share that has adapters, other weights, notes."""
     found: dict[str, None] = {}
     for record in records:
         share = record.get("adapted_share")
@@ -257,7 +257,7 @@ def _two_regimes(tables: StudyTables) -> Iterator[str]:
 
 
 def _several_machines(records: Sequence[Record]) -> Iterator[str]:
-    """What may differ between cells apart from their settings: code and device."""
+    """Differences between cells other than their settings: code and device."""
     gits = [record.get("git") or {} for record in records]
     commits = {str(git["commit"])[:HASH_DIGITS] for git in gits if git.get("commit")}
     devices = {str(r["device_name"]) for r in records if r.get("device_name")}

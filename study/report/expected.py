@@ -1,4 +1,4 @@
-"""The report's section on what the experiment expected, compared with what was measured."""
+"""The report's section that compares the experiment's expectations with the measurements."""
 
 import math
 from collections import Counter
@@ -29,10 +29,10 @@ from study.vocabulary.verdicts import AGREES, DIFFERS
 def expected_section(
     tables: StudyTables, records: Sequence[Record], late: Sequence[Entry] = ()
 ) -> dict[str, Any]:
-    """The primary test, and every expectation compared with what was measured, with verdicts.
+    """The primary test and every expectation, with measured values and verdicts.
 
-    ``late``: entries whose primary test was stated after the cells had run. It counts if no cell
-    holds one. Empty if nothing was expected.
+    ``late``: entries whose primary test was stated after the cells had run; used if no cell holds
+    one. Empty without expectations.
     """
     held = held_expectations(records)
     found = compare([one for one, _ in held], tables)
@@ -121,7 +121,7 @@ def verdict_counts(rows: Sequence[Compared] | Sequence[Answer]) -> str:
 
 
 def _bold(word: str, text: str) -> str:
-    """``text``, which stands for ``word``; bold if that is a difference."""
+    """``text``, in bold if the verdict ``word`` is a difference."""
     return f"**{text}**" if word == DIFFERS else text
 
 

@@ -44,7 +44,7 @@ from study.vocabulary.optimizers import label
 MOST_CAVEATS = 8
 """Caveats that are shown at once."""
 INCH = 120
-"""Pixels of the page per inch of a figure. An 8 point label is then as large as 10 point text."""
+"""Pixels of the page per inch of a figure. Labels of 8 points then look like 10 point text."""
 UNBROKEN = r"[−+]?\d\.\d+ \[[−+]?\d\.\d+, [−+]?\d\.\d+\]|\d %"
 """``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
 NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference")
@@ -59,7 +59,7 @@ PART = re.compile(
     r"|^\[(?P<contents>.+)\]\(#.+\)$",
     re.MULTILINE,
 )
-"""What of the Markdown is not text: closed parts, pictures, and the line of contents."""
+"""Parts of the Markdown that are not text: closed parts, pictures, and the line of contents."""
 
 
 def report_text(
@@ -130,8 +130,8 @@ def draw_figures(
 ) -> Iterator[Path]:
     """Draw every figure into ``plots``, as PNG and PDF. Yields the path of each file.
 
-    ``left_out`` gets a line for each figure whose data are missing; without it, a warning does.
-    Figures of an earlier call whose data are gone are deleted.
+    ``left_out`` gets a line for each figure without data; by default that is a warning. Deletes
+    figures of an earlier call that have no data now.
     """
     drawn = set()
     for name, figure in draw_all(tables, left_out) if left_out else draw_all(tables):
@@ -163,7 +163,7 @@ def write_report(
 def plots_folder(study_dir: Path) -> Path:
     """The folder of a study's figures: ``plots_dir/NAME``, by the configuration of a cell.
 
-    A record may come from somebody else, so only a folder beside ``results_dir`` is taken from it.
+    A record may come from somebody else, so only a folder next to ``results_dir`` is accepted.
     """
     records = filter(None, map(read_record, cell_folders(study_dir)))
     config: dict[str, object] = next((r["config"] for r in records if r["config"]), {})
@@ -204,8 +204,8 @@ def picture(caption: str, path: Path, folder: Path) -> str:
 def as_html(text: str, title: str, folder: Path) -> str:
     """The report as a whole HTML page, with its pictures embedded. ``folder``: where it will lie.
 
-    The only files in it are those of its pictures, and its only links lead to its sections. Names
-    in the texts can't become markup, because HTML, links and pictures are not read from them.
+    It embeds only its pictures and links only to its sections. Names in the texts can't become
+    markup, because HTML, links and pictures in them are not parsed.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(list(NOT_OURS))
 
@@ -221,7 +221,7 @@ def as_html(text: str, title: str, folder: Path) -> str:
         end = found.end()
         if source := found["source"]:
             png = (folder / unquote(source)).read_bytes()
-            # A figure for a column of a paper stays half as wide as one for a page.
+            # A one-column figure stays half as wide as a full-page one.
             width = round(INCH * int.from_bytes(png[16:20]) / DPI)
             parts[-1] |= {"data": base64.b64encode(png).decode(), "width": width}
     parts.append({"text": text[end:]})
@@ -229,7 +229,7 @@ def as_html(text: str, title: str, folder: Path) -> str:
         loader=PackageLoader("study.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= {"markdown": markdown, "inline": reader.renderInline, "anchor": anchor}
-    titles = HEADING.findall(text)[1:]  # without what was found, which stands above the contents
+    titles = HEADING.findall(text)[1:]  # without the answer, which is above the contents
     return page.get_template("page.html").render(title=title, titles=titles, parts=parts)
 
 

@@ -1,4 +1,4 @@
-"""The records of a study, and what was run: model, data, device, versions, times."""
+"""The records of a study, and its provenance: model, data, device, versions, times."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,7 +93,7 @@ def _model(model: Any, records: Sequence[Record]) -> str:
 
 
 def _hash(record: Record, source: str) -> str:
-    """The first digits of a source's hash. A Trainer hands over no files that could be hashed."""
+    """The first digits of a source's hash. A Trainer gives no files to hash."""
     if "trained_by" in record:
         return "content not hashed"
     return "sha256 " + str(record.get("sources", {}).get(source, "unknown"))[:HASH_DIGITS]

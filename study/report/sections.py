@@ -56,11 +56,11 @@ from study.vocabulary.quantities import BATCH_NAMES
 from study.vocabulary.scaling import rule_label
 
 Section = dict[str, Any]
-"""Values of a section; empty if it has no data. A table is a list of rows: entries by head."""
+"""Values of a section; empty without data. A table is a list of rows: entries by column name."""
 
 
 def curve_name(row: Any) -> str:
-    """``AdamW, rsLoRA``: optimizer and rule of a row, and what else separates its curve."""
+    """``AdamW, rsLoRA``: optimizer and rule of a row, and the settings that name its curve."""
     rule = rule_label(str(row.scaling), row.exponent_p)
     return ", ".join(filter(None, (label(str(row.optimizer)), rule, str(row.curve))))
 
@@ -274,7 +274,7 @@ def loss_section(tables: StudyTables) -> Section:
     if effects.empty:
         return {}
     differences = rule_differences(losses)
-    # The rules stand next to each other within one comparison.
+    # The rules are next to each other within one comparison.
     effects = effects.assign(place=effects["how"].map(list(COMPARED).index))
     effects = effects.sort_values(["optimizer", "place", "lr", "exponent_p"], kind="stable")
     of_rank = [

@@ -39,8 +39,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def table_of(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table of rows, which are entries by head. A space at the end of a head tells it apart from
-    an equal one.
+    """A table of rows, which are entries by column name. A trailing space distinguishes equal
+    column names.
     """
     return table([head.strip() for head in rows[0]], [list(row.values()) for row in rows])
 
