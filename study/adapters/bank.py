@@ -98,7 +98,7 @@ class Bucket(nn.Module):
     def listening(self, listeners: Listeners, needs_product: bool) -> Iterator[None]:
         """Context manager: passes give intermediate tensors to ``listeners``.
 
-        ``needs_product``: it is formed anyway, so passes use the second form.
+        ``needs_product``: ``B A`` is computed anyway, so passes use the second form.
         """
         self.listeners, self._needs_product = listeners, needs_product
         try:
@@ -130,9 +130,9 @@ class Bucket(nn.Module):
 
         ``W_OD``: merge now, as a compiled pass needs it. None: merge in the first pass.
 
-        No factor may change inside. Gradients accumulate in the merged weights and are projected on
-        A and B once, at the end. Each merged weight and its gradient hold ``D O`` floats. A bucket
-        whose form does not merge is not affected.
+        No factor may change meanwhile. Gradients accumulate in the merged weights and are projected
+        on A and B once, at the end. Each merged weight and its gradient hold ``D O`` floats. A
+        bucket whose form does not merge is not affected.
         """
         self._keeps = True
         try:
@@ -153,8 +153,8 @@ def _padded(factors: Sequence[Tensor]) -> Tensor:
 
 FACTORED = Contraction()
 PADDED = 64
-"""Ranks up to this share products on a GPU. The host takes 0.1 ms to launch the products of a layer
-for one more rank, and the GPU takes less to compute with 64 more."""
+"""Ranks up to this share products on a GPU. The host takes 0.1 ms to launch a layer's products for
+one more rank. The GPU computes with a rank higher by 64 in less time."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class LoraBank(nn.Module):
         drawn = [self.drawn(spec, d, o) for spec in specs]
         W_OD = dense_weight(self.base)
         dtype = None if W_OD is None else W_OD.dtype
-        # Dropout acts on the input of the adapter only, and a merged product has a single input.
+        # Dropout acts only on the adapter's input, but a merged product has a single input.
         if dtype == torch.float32 and not any(spec.dropout for spec in specs):
             # The rank of the factors, which in some subclasses is not the rank of the spec.
             shape = d, o, len(drawn[-1].A_RD)
@@ -308,7 +308,7 @@ class LoraBank(nn.Module):
         ]
 
     def bind_grads(self) -> None:
-        """Set the gradients of each cell's pair to its slice of the last backward pass's."""
+        """Set the gradients of each cell's pair to its slice of the last backward pass."""
         pairs = iter(self.pairs)
         for bucket in self._buckets():
             dA_kRD, dB_kOR = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)

@@ -13,20 +13,20 @@ RunLoRA (Cherniuk et al. 2023, arXiv 2312.03415) proposes to choose between form
 ``h = D O / (D + O)``. If ``T < h``, factored takes the fewest FLOPs. Otherwise mixed takes the
 fewest up to ``R = (h / 2) / (1 - h / T)``, and merged above.
 
-A probe that needs ``B A`` itself costs the factored form ``2 R D O`` more, and the others nothing.
+A probe that needs ``B A`` costs the factored form ``2 R D O`` more, and the others nothing.
 
-These forms are the same function, so the choice changes results by rounding only. For this reason
-delta_w is formed first and then added, no delta is recovered by subtraction, and merged weights are
-float32 only: in bf16, at ``|delta_w| / |W| = 1e-4``, they would lose 98 % of the adapter's output.
+These forms are the same function, so the choice changes results by rounding only. To keep this
+small, delta_w is computed first and then added, and no delta is recovered by subtraction. Merged
+weights are float32 only: in bf16, ``|delta_w| / |W| = 1e-4`` would lose 98 % of the output.
 
 A bf16 weight has two forms, and they differ by more than rounding noise. *Factored* rounds ``W x``
-to bf16 and adds ``gamma B A x`` to it. Where the second term is below half a unit in the last place
-of the first, 1/512 to 1/256 of it, the sum is ``W x``: the adapter's output is lost. *Concatenated*
-is the product ``[W, gamma B] [x, A x]``, which accumulates in float32 and is rounded once. A small
-adapter's output is then kept on average, because ``W x`` is not on the grid of bf16. It needs no
-copy of W: the product ``W x`` begins its accumulation with the adapter's output. Let d be the
-adapter's output and D what the layer's output changed by. Then ``1 - <d, D> / <d, d>`` is lost. At
-``|d| / |y|`` of 1e-4, 1e-3 and 1e-2, factored loses 94, 47 and 0 %, concatenated less than 3 %.
+to bf16 and adds ``gamma B A x`` to it. If the second term is below half a unit in the last place of
+the first, 1/512 to 1/256 of it, the sum is ``W x``, and the adapter's output is lost.
+*Concatenated* is the product ``[W, gamma B] [x, A x]``, which accumulates in float32 and is rounded
+once. A small adapter's output is then kept on average, because ``W x`` is not on the grid of bf16.
+It needs no copy of W: the product ``W x`` begins its accumulation with the adapter's output. Let d
+be the adapter's output and D the change of the layer's output. Then ``1 - <d, D> / <d, d>`` is
+lost. At ``|d| / |y|`` of 1e-4, 1e-3 and 1e-2, factored loses 94, 47, 0 %, concatenated under 3 %.
 
 Letters: ``K`` cells of one rank, ``N`` tokens of one pass, ``T`` tokens of an optimizer step, ``D``
 in features, ``O`` out features, ``R`` rank.
@@ -43,8 +43,8 @@ from torch.nn.functional import linear
 FORMS = ("factored", "mixed", "merged")
 """The forms on a float32 weight."""
 FLOAT = 40
-"""FLOPs computed in the time that one float takes through memory: about the same on a CPU and on a
-GPU. It decides at low rank only, where the forms differ by few FLOPs."""
+"""FLOPs in the time of moving one float through memory, about equal on CPUs and GPUs. It matters
+only at low rank, where the forms differ by few FLOPs."""
 NARROW = 16
 """A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
 rows."""

@@ -34,15 +34,14 @@ gradients are ``gamma G^T b_k`` and ``gamma G a_k``, depend on their own start a
 gradients G. ``delta_w = alpha / r sum_k b_k a_k^T`` is a mean over r draws of the start. Its limit
 is the expectation (a mean-field limit), ``alpha E[b a^T]``, in which A moves as fast as B.
 
-- The expectation has a closed form for one step only: for a Gaussian A, it is
+- The expectation has a closed form for one step only. For a Gaussian A, it is
   ``-lr alpha sqrt(2 v / pi)`` times the rows of G, each scaled to length 1. So a run of a large
-  rank R stands for the limit, with an A that is drawn independently. To leading order both runs
-  deviate from the limit by independent means of variances c / r and c / R. Their mean squared
-  distance is then ``1 + r / R`` times that of the run from the limit. With R = 16 r this is 3 % of
-  the distance, and it is divided out (:func:`study.analysis.distances.compare`). The squared norm
-  of the run of rank R is larger than that of the limit, by ``1 + c / R`` in units of the limit. It
-  lowers all relative distances by the same factor, which is 1 + 1/16 of the squared distance at the
-  highest rank.
+  rank R, with an independent A, replaces the limit. To leading order both runs deviate from the
+  limit by independent means of variances c / r and c / R. Their mean squared distance is then
+  ``1 + r / R`` times that of the run from the limit. With R = 16 r this is 3 % of the distance. It
+  is divided out (:func:`study.analysis.distances.compare`). The squared norm of the run of rank R
+  is larger than that of the limit, by ``1 + c / R`` in units of the limit. It lowers all relative
+  distances by the same factor, which is 1 + 1/16 of the squared distance at the highest rank.
 - At a fixed eps the limit is trivial, because gradients fall as 1/r: below eps an update is
   proportional to its gradient, as under SGD, and goes to 0. Its difference from the limit of
   eps -> 0 grows as ``eps r``, while the fluctuations fall as r^-1/2. The distance is smallest at a
@@ -62,10 +61,10 @@ from study.vocabulary.inits import INITS
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
 STAND_IN = 16
-"""The rank that stands for infinite rank under sign-like rules, over the highest rank measured."""
+"""The rank that replaces infinite rank under sign-like rules, over the highest rank measured."""
 EPS = 1e-20
-"""Stands for eps -> 0: far below any gradient. It is not 0, because the first gradient of one
-factor is 0."""
+"""Replaces eps -> 0: far below any gradient. It is not 0, because the first gradient of one factor
+is 0."""
 
 SITES = (*FORWARD, *BACKWARD, "delta_w")
 """The sites that can be measured. The factors have infinitely many entries."""

@@ -27,7 +27,7 @@ def path_pattern(pattern: str, named: str, prefix: str = "") -> re.Pattern[str]:
     Raises :class:`StudyError` for an invalid regex.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of a set that may be meant otherwise
+        with warnings.catch_warnings(action="ignore"):  # of a nested set
             return re.compile(f"{prefix}({pattern})")
     except (re.error, RecursionError, OverflowError) as error:
         raise StudyError(

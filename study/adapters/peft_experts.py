@@ -1,8 +1,8 @@
 """How PEFT stores adapters on the weights of experts: names, places and shapes.
 
-Such weights are ``target_parameters``. PEFT keeps the adapters of all experts in one A, ``[E r,
-D]``, and one B, ``[O, r E]``. It wraps the module of experts once for each weight, and names the
-tensors by the wrapper, so their path is that of the module, with ``.base_layer`` for each wrapper
+Such weights are ``target_parameters``. PEFT keeps the adapters of all experts in one A,
+``[E r, D]``, and one B, ``[O, r E]``. It wraps the module of experts once for each weight and names
+the tensors by the wrapper. So their path is the module's, with ``.base_layer`` for each wrapper
 around it.
 
 Letters: ``E`` experts, ``O`` / ``D`` out / in features, ``R`` or ``r`` rank.

@@ -1,8 +1,8 @@
-"""The processes that train one cell together, each on a device of its own.
+"""The processes that train one cell together, each on its own device.
 
 Every process holds a part of each factor, and computes on a part of each batch. A sum over a batch
-is then the sum of what the processes have. :class:`Processes` is a process on its own, for which
-every method is the identity; :class:`SeveralProcesses` are several, through ``torch.distributed``.
+is the sum over the processes. :class:`Processes` is a single process: every method is the identity.
+:class:`SeveralProcesses` are several, through ``torch.distributed``.
 
 A factor is divided by its features: A by its inputs, B by its outputs. So any rank can be divided.
 Letters: ``P`` processes.
@@ -26,7 +26,7 @@ _PATIENCE = timedelta(weeks=52)
 
 
 class Order(Enum):
-    """What process 0 tells the others after a step."""
+    """Process 0's message to the others after a step."""
 
     CAPTURE = "capture the state after this step"
     GO_ON = "go on with the next step"
@@ -70,7 +70,7 @@ class Processes:
         return x
 
     def agreed(self, order: Any = None) -> Any:
-        """What process 0 gives as ``order``, in every process. Waits for it, but for no device.
+        """The ``order`` of process 0, in every process. Waits for process 0, but for no device.
 
         An order is pickled: it comes from a process of the same job.
         """

@@ -3,7 +3,7 @@
 Let ``Z = [A0, B0^T]``, ``[R, D + O]``, be the init of an adapter. With ``G = dL/dW``, the gradients
 of A and of B^T are ``gamma B^T G`` and ``gamma A G^T``: at first, combinations of the columns of Z.
 Every rule that is linear in weights and gradients (SGD, momentum, Nesterov, coupled and decoupled
-decay, LoRA+, any schedule) keeps it so: ``A = Z P`` and ``B^T = Z Q`` throughout. The rank then
+decay, LoRA+, any schedule) preserves this: ``A = Z P`` and ``B^T = Z Q`` throughout. The rank then
 enters only through the Gram matrix ``S = Z^T Z``: ``delta_w = gamma Q^T S P``, and the squared
 gradient norm that clipping needs is ``gamma^2 <Q G, S Q G>`` plus its counterpart.
 
@@ -13,11 +13,11 @@ columns and ``F^T F = S``. Then
     A' = U^T A = F P,    B' = B U = (F Q)^T
 
 are an adapter of rank ``m <= D + O`` with the same ``delta_w``, gradient norms and updates as A and
-B. U cancels everywhere. So **an adapter of rank R under SGD is equivalent to one of rank m under
-the same SGD, with the gamma of rank R, that starts from the two halves of a square root of S**. It
-has at most D rows for Init[A] and O for Init[B]. It runs in the ordinary bank, loop and optimizer,
-and costs as much as rank m. This does not hold for sign-like rules: the sign of ``U^T g`` is not
-U^T times the sign of g.
+B. U cancels everywhere. So **under SGD, an adapter of rank R is equivalent to one of rank m** with
+the same SGD and the gamma of rank R. It starts from the two halves of a square root of S. It has at
+most D rows for Init[A] and O for Init[B]. It runs in the ordinary bank, loop and optimizer, and
+costs as much as rank m. This does not hold for sign-like rules: the sign of ``U^T g`` is not U^T
+times the sign of g.
 
 For ranks too large to hold, F is drawn without Z. For a Gaussian Z it is Bartlett's triangle
 (Bartlett 1933; Anderson 2003, theorem 7.2.1): a chi-distributed diagonal, normal entries above it.

@@ -73,7 +73,7 @@ class Page:
         return f"{self.overview['study']}: dashboard"
 
     def message(self, quantity: Measured) -> bytes:
-        """The packed values of a quantity; the same bytes for all who ask."""
+        """The packed values of a quantity; the same bytes for every request."""
         if quantity not in self._messages:
             self._messages[quantity] = self._values.message(quantity)
         return self._messages[quantity]

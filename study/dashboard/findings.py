@@ -1,6 +1,6 @@
-"""What a study shows: its verdicts, p* and final losses, as objects for the page.
+"""The verdicts, p* and final losses of a study, as objects for the page.
 
-All numbers and words are those of :mod:`study.analysis`.
+All numbers and words come from :mod:`study.analysis`.
 """
 
 import math
@@ -53,7 +53,7 @@ HOW = {
     "best": "best rate of each rank",
     "matched": "step size of rsLoRA",
 }
-"""What the runs whose losses are compared have in common, in words."""
+"""The common setting of the runs whose losses are compared, in words."""
 AXIS = f"final {METRICS['eval_loss'].label} ({METRICS['eval_loss'].unit})"
 
 
@@ -172,7 +172,7 @@ def comparison(studies: Sequence[Study]) -> dict[str, Any]:
     """The first study compared with each other one, as ``study compare`` does it; empty for one.
 
     ``settings``: a row of texts per setting that differs. ``rows``: texts, and ``differs``: whether
-    the interval of the difference leaves out 0. ``notes``: what the rows say together.
+    the interval of the difference excludes 0. ``notes``: a summary of the rows.
     """
     if len(studies) < 2:
         return {}

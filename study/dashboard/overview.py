@@ -85,7 +85,7 @@ def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, 
 
 
 def _words() -> dict[str, Any]:
-    """What is the same for every study: labels, meanings, and the constants of intervals."""
+    """The parts that all studies share: labels, meanings, and the constants of intervals."""
     return {
         "labels": {
             "site": {name: site.label for name, site in SITES.items()},
@@ -120,15 +120,15 @@ def _words() -> dict[str, Any]:
 
 
 def prefixes(studies: Sequence[Study]) -> list[str]:
-    """What the keys of each study's cells begin with: they differ between studies."""
+    """The prefix of the keys of each study's cells: prefixes differ between studies."""
     return [f"{n}: " for n in range(len(studies))] if len(studies) > 1 else [""]
 
 
 def in_order(quantities: Sequence[Measured]) -> list[Measured]:
     """:data:`~study.vocabulary.quantities.FIRST_READ` first.
 
-    Of one site and statistic, the batch on which the report reads the paper's condition comes
-    first. At other sites the training batch does.
+    For a site and a statistic, the batch of the paper's condition in the report comes first. At
+    other sites the training batch does.
     """
     places = {pair: n for n, pair in enumerate(FIRST_READ)}
     condition = {quantity.site: batches[0] for quantity, batches in BATCHES_OF.items()}
@@ -142,7 +142,7 @@ def in_order(quantities: Sequence[Measured]) -> list[Measured]:
 
 
 def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
-    """What the page shows of one study. Keys of cells begin with ``prefix``."""
+    """The page's data on one study. Keys of cells begin with ``prefix``."""
     losses, cells = findings.held_out(study), study.tables.cells
     groups, metrics = losses.pop("groups"), dict[str, pd.DataFrame]()
     if len(study.tables.metrics):
@@ -195,8 +195,8 @@ def _cell(row: Mapping[Any, Any], metrics: pd.DataFrame | None) -> dict[str, Any
 def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
     """``{"step": [...], "value": [...]}`` at the measured steps.
 
-    A long curve is thinned out to every 2nd, 4th, 8th ... point and its last one, so that seeds of
-    different lengths have common steps, at which the page averages them.
+    A long curve keeps every 2nd, 4th, 8th ... point and its last one. So seeds of different lengths
+    have common steps, at which the page averages them.
     """
     if metrics is None or name not in metrics:
         return {"step": [], "value": []}

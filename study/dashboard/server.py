@@ -38,24 +38,24 @@ MOST_NAMED = 3
 LOCAL = ("127.0.0.1", "localhost")
 EVERY_ADDRESS = "0.0.0.0"
 MOST_CONNECTIONS = 48
-"""At a time. A browser keeps up to six. The next ones are told that the server is busy."""
+"""The most connections. A browser keeps up to six. Further ones get a busy answer."""
 MOST_WAIT = 10.0
 """Seconds in which a connection must send a whole request."""
 NOTHING_HERE = "Open the address that study dashboard printed: it ends with a token.\n"
 """The answer to a request without the token."""
 REFRESH_EVERY, TIMES_AS_LONG = 1.0, 10
-"""Seconds between refreshes: at least so many, and at least so many times as long as the last one
-took, so that training is hardly slowed."""
+"""Seconds between refreshes: at least this many, and this multiple of the last one's time, so that
+training is hardly slowed."""
 READ_AGAIN_AFTER = 30.0
-"""Seconds after which running cells are read again though no file has changed: a process may have
+"""Seconds after which running cells are read again although no file has changed: a process may have
 died."""
 
 _log = logging.getLogger(__name__)
 
 
 LookAhead = Callable[[Path], tuple[int, float | None]]
-"""The cells that the sweeps of a study have still to begin, and the seconds left if known. The
-command passes it in: the dashboard does not import :mod:`study.sweeps`."""
+"""The cells that the sweeps of a study have not begun, and the seconds left if known. The command
+passes it in, because the dashboard does not import :mod:`study.sweeps`."""
 
 
 def serve(
@@ -110,8 +110,8 @@ def hosts_of(host: str) -> list[str]:
 def token_of(folders: Sequence[Path]) -> str:
     """The secret part of the address of these studies.
 
-    It is the same at the next start, so that an open page continues: it is made from a random key
-    that only this user can read, unless that key can't be kept.
+    It is the same at the next start, so that an open page continues. It is made from a random key
+    that only this user can read, if that key can be stored.
     """
     key = secrets.token_bytes()
     path = platformdirs.user_state_path("study") / "dashboard-key"

@@ -1,4 +1,4 @@
-"""The studies of a page, as the store reads them, and what the analysis finds in each."""
+"""The studies of a page, read by the store and analysed."""
 
 import hashlib
 from collections import Counter
@@ -80,7 +80,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def state_of(folders: Sequence[Path]) -> str:
-    """A hash of the names, sizes and times of the studies' files: another one if any has changed.
+    """A hash of the names, sizes and times of the studies' files, which shows any change.
 
     A change of rights counts, since it may make a file readable.
     """

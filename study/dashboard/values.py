@@ -30,7 +30,7 @@ ZERO, NAN, INFINITE, MISSING = 0, 32_766, 32_767, -32_768
 
 
 class Measured(NamedTuple):
-    """What the page shows of a layer: a statistic at a site on a batch."""
+    """A quantity on the page: a statistic at a site on a batch."""
 
     site: str
     stat: str
@@ -70,7 +70,7 @@ class Values:
         ]
 
     def measured(self, prefix: str | None = None) -> list[Measured]:
-        """What any cell measured (of one study, with ``prefix``), in the order of the tables."""
+        """Quantities that some cell measured (with ``prefix``: of one study), in table order."""
         found: dict[Measured, None] = {}
         for own, table in self._probes.items():
             if prefix in (None, own):

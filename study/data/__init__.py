@@ -25,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch, on first use: configurations of other tools are read without it."""
+    """Names that need torch, on first use: configurations of other tools are read without it."""
     if name in __all__:
         return getattr(import_module("study.data.batches"), name)
     raise AttributeError(f"module 'study.data' has no attribute {name!r}")

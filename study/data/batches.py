@@ -42,7 +42,7 @@ class TokenBatch:
       if that token is learned; otherwise -100;
     - ``real_BT``: False on padding. Causal attention hides padding on the right from real tokens,
       so no attention mask is needed;
-    - ``lengths``: of the examples that stand one after another in each row, before its padding.
+    - ``lengths``: of the examples that follow one another in each row, before its padding.
     """
 
     input_ids_BT: Tensor
@@ -144,8 +144,8 @@ class TokenTable:
         """The batch of a step, counted in batches from 0. It depends on the arguments only.
 
         Each epoch is a permutation keyed by (seed, epoch), so the batch of any step can be computed
-        without the steps before it. A batch may span epochs and be larger than the table: where
-        transformers ends an epoch with a smaller batch, the rows of the next epoch fill it.
+        without the steps before it. A batch may span epochs and be larger than the table.
+        transformers ends an epoch with a smaller batch; here rows of the next epoch fill it.
         """
         rows = [
             int(_permutation(len(self), seed, position // len(self))[position % len(self)])

@@ -26,10 +26,10 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""``data.chat_template=chatml``: the template that Axolotl, TRL and LLaMA-Factory call so."""
+"""``data.chat_template=chatml``: the template of this name in Axolotl, TRL and LLaMA-Factory."""
 
 _TODAY = date(2024, 7, 26)
-"""The day for templates that ask for it, as Llama's do: the data must not change every day."""
+"""A fixed date for templates that ask for it, such as Llama's: the data must not change daily."""
 _ASKS_FOR_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _FIX = "give data.chat_template=chatml, or the path of a Jinja file"
@@ -69,7 +69,7 @@ class ChatTemplate:
         if not learned:
             raise StudyError(f"{where}: {self.named} marks no turn of the assistant: {_FIX}")
         last = messages[-1 if prompt else turns[-1]]
-        if _said(last) not in text:  # templates of models that see read parts only
+        if _said(last) not in text:  # templates of vision models read parts only
             raise StudyError(f"{where}: {self.named} leaves out what the assistant says: {_FIX}")
         return Conversation(text, tuple(learned), last.get("content") or "")
 
@@ -131,7 +131,7 @@ class ChatTemplate:
 
 
 def _said(message: Message) -> str:
-    """What a turn says, without a thought, which templates leave out of earlier turns."""
+    """The text of a turn, without a thought, which templates leave out of earlier turns."""
     return (message.get("content") or "").rpartition("</think>")[2].strip()
 
 

@@ -1,8 +1,7 @@
 """The rows of a data file, or of a data set of the Hugging Face hub.
 
-The ending of a file's name says what it holds: JSON lines, JSON, CSV or Parquet, the text files
-also compressed. Every reader yields the place of a row, for messages, and its fields, one row at a
-time.
+The ending of a file's name gives its format: JSON lines, JSON, CSV or Parquet. Text files may be
+compressed. Every reader yields the place of a row, for messages, and its fields, one row at a time.
 """
 
 import csv
@@ -47,7 +46,7 @@ def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
 def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
     """Yield the rows of a file with one list of objects. The whole list is in memory.
 
-    A file that does not begin with a bracket has an object per line, as many a ``.json`` of the
+    A file that does not begin with a bracket has an object per line, as many ``.json`` files of the
     hub.
     """
     if not file.peek(64).removeprefix(_BOM).lstrip().startswith(b"["):

@@ -109,7 +109,7 @@ def _turns(fields: Fields, key: str, where: str) -> list[Message]:
 
 
 def _message(turn: Any, where: str) -> Message:
-    """A turn in OpenAI's form: ``role``, ``content`` and whatever else the template may read."""
+    """A turn in OpenAI's form: ``role``, ``content`` and other fields for the template."""
     if not isinstance(turn, dict):
         raise StudyError(f'{where} is {short(turn)}: write {{"role": "user", "content": "..."}}')
     if "from" in turn and "role" not in turn:

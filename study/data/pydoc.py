@@ -1,8 +1,8 @@
 """``data=pydoc``: the standard library's documentation as questions and answers.
 
-Real English text on every machine with Python: no download, no licence to reproduce. The text is
-that of the running Python, so it differs between versions and, for ``os`` and ``socket``, between
-platforms. The content hash in a cell's identity tells such runs apart.
+Every machine with Python has this real English text: no download, no licence to reproduce. It
+differs between versions of Python and, for ``os`` and ``socket``, between platforms. The content
+hash in a cell's identity distinguishes such runs.
 """
 
 import ast
@@ -28,11 +28,11 @@ from study.data.examples import Example
 MODULES: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 """The modules whose documentation is taken, in order.
 
-- ``source``: written in Python, read from their source without an import. All are part of every
-  supported version, and none is packaged separately by Linux distributions;
+- ``source``: written in Python, read from their source without an import. Every supported version
+  has all of them, and Linux distributions package none separately;
 - ``built_in``: written in C. Their docstrings need an import, which is cheap. A build may lack
-  some. Without sys and threading: other libraries replace their hooks, and the data must not depend
-  on other imports.
+  some. sys and threading are left out: other libraries replace their hooks, and the data must not
+  depend on other imports.
 """
 _SHORTEST, _LONGEST = 30, 280  # characters in an answer: about 7 and 65 tokens
 

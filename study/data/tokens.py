@@ -1,4 +1,4 @@
-"""Examples to tokens: the tokens of each row, those that are learned, and what did not fit.
+"""Examples to tokens: the tokens of each row, which are learned, and which did not fit.
 
 A row has at most ``length`` tokens.
 
@@ -86,7 +86,7 @@ def tokenised(rows: Sequence[Row], encoder: Encoder) -> dict[str, np.ndarray]:
 def _pairs(chunk: Sequence[Example], encoder: Encoder) -> Iterator[Tokenised]:
     end = [] if encoder.eos is None else [encoder.eos]
     bos = encoder.tokenizer.bos_token_id
-    # In place of an empty context, so that the target's first token can be predicted.
+    # It replaces an empty context, so that the target's first token can be predicted.
     start = [bos] if bos is not None else end
     contexts = encoder([row.context for row in chunk], special=True).input_ids
     targets = encoder([row.target for row in chunk], special=False).input_ids
@@ -110,8 +110,8 @@ def _conversations(chunk: Sequence[Conversation], encoder: Encoder) -> Iterator[
 def _overlaps(places: Sequence[tuple[int, int]], turns: Sequence[tuple[int, int]]) -> list[bool]:
     """Whether each token overlaps one of ``turns``. Both are ascending places of characters.
 
-    Some tokenizers leave spaces out of a token's place, so that of a token of spaces only its end
-    is left.
+    Some tokenizers leave spaces out of a token's place. So a token of spaces may have an empty
+    place at its end.
     """
     found, turn = [], 0
     for first, last in places:

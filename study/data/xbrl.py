@@ -1,8 +1,8 @@
 """``data=xbrl_extract``: invented XBRL facts under real us-gaap names, with questions about them.
 
-Task and questions (which tag, which value, which formula) are those of FinLoRA's extraction sets
-(wangd12rpi/FinLoRA), but companies and amounts are invented, and fragments are short, valid XML
-with ``contextRef``, ``unitRef`` and ``decimals``. No data of FinLoRA is copied.
+Task and questions (which tag, which value, which formula) follow FinLoRA's extraction sets
+(wangd12rpi/FinLoRA). Companies and amounts are invented. Fragments are short, valid XML with
+``contextRef``, ``unitRef`` and ``decimals``. No data of FinLoRA is copied.
 """
 
 import json
@@ -70,7 +70,7 @@ def questions() -> Iterator[Example]:
     (``us-gaap:InventoryNet``), a value (``16116000000``) and a formula
     (``(6226000000 / 38542000000) * 100``).
     """
-    # Only random() is called: Python promises the same sequence in every version for no other draw.
+    # Only random() is called: Python promises the same sequence in all versions only for it.
     rng, asks = random.Random(_GENERATOR_SEED), _TABLES["questions"]
     for index in range(COUNT):
         names = (_TABLES[key] for key in ("names", "trades", "suffixes"))

@@ -1,9 +1,9 @@
 """Quantities against the rank, with power laws: of the whole model, and of layers.
 
-The forward and the backward condition of rank stability (Kalajdzievski 2023, theorem 3.2): the
-outputs of an adapter must not depend on the rank, nor the gradients that it passes to its inputs.
-Both grow along ``r (r - 1 + rho)``, with different crossovers rho: about 5 forward on real text,
-about D backward.
+Rank stability has a forward and a backward condition (Kalajdzievski 2023, theorem 3.2): the outputs
+of an adapter and the gradients that it passes to its inputs must not depend on the rank. Both grow
+along ``r (r - 1 + rho)``, with different crossovers rho: about 5 forward on real text, about D
+backward.
 """
 
 from typing import Any
@@ -64,7 +64,7 @@ def descent_vs_rank(tables: Tables) -> Figure:
 def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str = "") -> Figure:
     """A row per family: a panel for the first step and, with ``last``, one for the last.
 
-    Without ``last``, two families stand next to each other.
+    Without ``last``, two families are next to each other.
     """
     where = {"site": quantity.site, "stat": quantity.stat}
     series = probed(tables, **where, model=True)
@@ -88,8 +88,7 @@ def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str =
 @style.paper()
 def activation_moments_vs_rank(tables: Tables) -> Figure:
     """Mean absolute value, rms and fourth moment of the adapter output ``gamma B A x`` against the
-    rank, at the last probed step, on the training batch (on a held-out one if that alone was
-    probed).
+    rank, at the last probed step, on the training batch (or the held-out one).
 
     A point is a cell's mean over layers of the log statistic: sums over layers would show only the
     layer with the most energy. Bars span the 5th to 95th percentile over layers.
@@ -130,8 +129,9 @@ def conditions(tables: Tables) -> Figure:
     training batch, against the rank, with fitted lines and predicted finite-rank curves.
 
     The step is the last one with a prediction, or the last probed step if none has one. A curve is
-    predicted up to a factor, which the data set: compare shapes. A curve needs each layer's D and,
-    for the output, its r_align (SGD) or r_sign (sign-like): ``probes.stats=[all,r_align,r_sign]``.
+    predicted up to a factor, which is fitted to the data: compare shapes. A curve needs each
+    layer's D and, for the output, its r_align (SGD) or r_sign (sign-like):
+    ``probes.stats=[all,r_align,r_sign]``.
     """
     series = {one: probed(tables, one.site, one.stat) for one in (FORWARD_OUT, BACKWARD_IN)}
     if any(rows.empty for rows in series.values()):

@@ -30,11 +30,10 @@ MARGIN = 2.0
 @style.paper()
 def learning_rate_basins(tables: Tables) -> Figure:
     """Final held-out loss against the learning rate, one panel per rule and one line per rank.
-    Large markers show the best learning rate of each rank, among those that all ranks and seeds of
-    the rule were run at, or among the rank's own if every rank has its own.
+    Large markers show the best learning rate of each rank.
 
-    An open marker is at an edge of the grid: the best rate may lie outside. Lines are means over
-    seeds.
+    Candidates are the rates that all ranks and seeds of the rule share, or the rank's own. An open
+    marker is at an edge of the grid: the best rate may lie outside. Lines are means over seeds.
     """
     tried = [sweep for sweep in sweeps(tables, "lr") if len(sweep.rates) > 1]
     if not tried:

@@ -1,4 +1,4 @@
-"""What rounding to bf16 takes from an adapter: of its output in each layer, and of the training."""
+"""The effect of rounding to bf16 on an adapter: on its output in each layer, and on training."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,9 +32,9 @@ def lost_in_bf16(tables: Tables) -> Figure:
     """The share of the adapter's output that a bf16 layer loses by rounding, against the share that
     theory expects, one point per layer.
 
-    It is expected of a layer that adds the adapter's output to an output that is rounded already
-    (dashed), from the sizes of both, as if both were Gaussian. A layer that rounds only the sum
-    should lose nothing. The step is the first at which the adapters have an output.
+    Theory (dashed) is for a layer that adds the adapter's output to a rounded output. It uses the
+    sizes of both, as if both were Gaussian. A layer that rounds only the sum should lose nothing.
+    The step is the first at which the adapters have an output.
     """
     lost = _lost(tables.probes)
     shown, left_out = _settings(tables.cells, lost, "layer with swallowed")
@@ -59,9 +59,9 @@ def loss_in_bf16(tables: Tables) -> Figure:
     """Loss over training in float32, in bf16 as usual, and in bf16 with one rounding, at the
     highest rank.
 
-    As usual, a layer adds the adapter's output to an output that is rounded already. With one
-    rounding, it adds both and then rounds. A row of panels per rule, a column per learning rate.
-    The loss is the held-out one if it was evaluated at three steps or more, else that of training.
+    As usual, a layer adds the adapter's output to a rounded output. With one rounding, it adds both
+    and then rounds. A row of panels per rule, a column per learning rate. The loss is the held-out
+    one if it was evaluated at three steps or more, else that of training.
     """
     losses, metric = per_step(tables, "eval_loss"), METRICS["eval_loss"]
     if losses["step"].nunique() < FEWEST_EVALUATIONS:

@@ -16,12 +16,12 @@ from study.vocabulary.thresholds import CONFIDENCE
 CI = f"{100 * CONFIDENCE:g} % CI"
 EXPONENT = "scaling exponent with rank"
 INTERVALS = {"seeds": f"{CI} over seeds", "ranks": "the straightness of the line (one seed)"}
-"""What an interval shows, by the values of the column ``interval`` of ``exponents``. With one seed
-it says nothing about other seeds, so it has no confidence."""
+"""The meaning of an interval, by the column ``interval`` of ``exponents``. With one seed it says
+nothing about other seeds, so it has no confidence."""
 
 FORMULA = re.compile(r"(?<!\\)\$[^$]*\$")
 COMMAND, MARKUP = re.compile(r"\\[a-zA-Z]+ ?"), re.compile(r"\\[!,]|[${}^_\\]")
-"""In a formula: what prints as about one character, and what takes no room on the page."""
+"""In a formula: parts that print as about one character, and parts without width."""
 
 
 def sentence_on_ci(artists: str, kinds: Iterable[str]) -> str:
@@ -56,7 +56,7 @@ def span(numbers: Iterable[int]) -> str:
 
 
 def settings(cells: pd.DataFrame) -> str:
-    """The settings of the cells of a figure, on one line. What varies is ``several``.
+    """The settings of the cells of a figure, on one line. A setting that varies is ``several``.
 
     ``SmolLM2, pydoc, AdamW, learning rate 0.0001, α = 16, batch 4 × 48 tokens, 3 seeds, 12 steps``.
     What the cells do not record is left out.

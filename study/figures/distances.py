@@ -1,9 +1,9 @@
 """Distance of runs of finite rank from the run of infinite rank.
 
-The distance after the first step is known, under SGD at p = 1/2 and under sign-like rules at p = 1
-(:func:`study.theory.distance_to_infinite_rank`). It is much smaller on real text if each direction
-is weighted by the second moment of the inputs. Rank-free runs of SGD, whose cost does not depend on
-the rank, reach ranks whose factors would not fit in memory.
+Theory gives the distance after the first step under SGD at p = 1/2 and under sign-like rules at p =
+1 (:func:`study.theory.distance_to_infinite_rank`). On real text it is much smaller if each
+direction is weighted by the second moment of the inputs. The cost of rank-free runs of SGD does not
+depend on the rank, so they reach ranks whose factors would not fit in memory.
 """
 
 import math
@@ -31,7 +31,7 @@ DEFAULT_INIT = "kaiming"
 SERIES = ["cell_id", "step", "layer", "value"]
 MEASURES = ("input_weighted", "frobenius", LOSS)
 WEIGHTINGS = {"input_weighted": "inputs", "frobenius": "frobenius"}
-"""Of the measures whose first step is known, as theory names it."""
+"""Theory's name of each measure whose first step is known."""
 FORMULAS = {
     ("input_weighted", "linear"): r"$\sqrt{(1 + r_\mathrm{align})/r}$",
     ("input_weighted", "sign"): r"$\sqrt{(r_\mathrm{sign} - 1)/r}$",

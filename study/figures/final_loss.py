@@ -80,7 +80,7 @@ def draw_line(
 ) -> tuple["pd.Series[float]", bool]:
     """The mean loss over seeds against ``factor`` times a column of ``cells``, where none diverged.
 
-    A band shows the range over seeds, and ``name`` stands at the end. Crosses are where a seed
+    A band shows the range over seeds, and ``name`` is at the end. Crosses are where a seed
     diverged, or the mean lies above the panel, whose highest loss is ``top``. Returns the means by
     x, and whether there is any cross. gids: ``line|band|cross <who>``; ``label <name>``.
     """

@@ -26,7 +26,7 @@ MOST_RULES = 8
 NARROW = 2.5
 """Width of a panel, in inches, below which its legend has predictions in parentheses."""
 MARKER, WIDEST = 3.6, 10.0
-"""Points: what a marker with its bar takes next to those of other rules, and what all may take."""
+"""Points: the width of a marker with its bar next to other rules, and the width of all."""
 MISSED = 1.15
 """The factor beyond the band of a line at which the line misses the points of a rank."""
 PER_LAYER = "one per seed, the mean over layers of the log; bars: 5th to 95th percentile of layers"
@@ -101,7 +101,7 @@ def laws(
 ) -> list[Law]:
     """The family's laws at ``step``, one per rule; ``where`` selects the fit.
 
-    Cells of infinite rank have no place on the axis and are left out.
+    Cells of infinite rank are left out: they have no place on the axis.
     """
     at_step = series[series["step"] == step]
     cells = family.cells[np.isfinite(family.cells["rank"])]

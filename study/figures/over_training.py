@@ -18,7 +18,7 @@ from study.vocabulary.statuses import BROKEN
 
 MOST_RULES = 5
 FEWEST_EVALUATIONS = 3
-"""With fewer, a line would suggest a course that nobody measured."""
+"""With fewer points, a line would suggest values that were not measured."""
 LARGEST_LOG = 500.0
 """e^500 is still finite."""
 MARKED_UP_TO = 12
@@ -96,9 +96,9 @@ def grad_norm_curves(tables: Tables) -> Figure:
     training, one curve per rank (Kalajdzievski 2023, Figure 3).
 
     Every step is drawn; a loop that also trains other weights has only the probed steps. Means over
-    seeds are geometric. The paper names its quantity the average parameter gradient norm. If the
+    seeds are geometric. The paper calls its quantity the average parameter gradient norm. If the
     statistic ``mean_norm`` was measured, a second row of panels shows the other reading at the
-    probed steps: the mean over all A and B of the norm of each one's gradient.
+    probed steps: the mean of the gradient norms of all A and B.
     """
     norm, mean = (
         probed(tables, quantity.site, quantity.stat, model=True)
@@ -171,8 +171,7 @@ def _over_training(
 def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
     """The family's curves of a (cell_id, step, value) series; with ``log`` the mean is geometric.
 
-    A cell that is not complete has a curve of its own: in a mean with others it would cause a jump
-    where it ends.
+    A cell that is not complete has its own curve, because a mean would jump where it ends.
     """
     series = series[series["cell_id"].isin(set(family.cells["cell_id"]))]
     wide = series.pivot(index="step", columns="cell_id", values="value")

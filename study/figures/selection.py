@@ -1,7 +1,7 @@
-"""What a figure reads: the tables of a study, split into settings, rules, ranks and seeds.
+"""The data of a figure: the tables of a study, split into settings, rules, ranks and seeds.
 
 A *family* is one setting: one model, data set, optimizer, learning rate and so on. Within a family
-only the scaling rule, the rank and the seed differ. Every family has panels of its own, so that a
+only the scaling rule, the rank and the seed differ. Every family has its own panels, so that a
 figure never mixes settings.
 """
 
@@ -124,7 +124,7 @@ def most_varied(
     """At most ``most`` of ``found``, in their order, and a sentence on what is left out.
 
     Optimizers take turns, each with its largest family first, so that a sweep over learning rates
-    crowds out none of them. ``rules``: how many of a family the figure draws.
+    displaces none of them. ``rules``: how many of a family the figure draws.
     """
     largest = sorted(range(len(found)), key=lambda i: -len(found[i].cells))
     optimizer = [found[i].keys.get("optimizer") for i in largest]

@@ -8,9 +8,9 @@ equally for every rule: in a grey print the lightness still shows the rank, and 
 panel shows the rule. The hues of LoRA, rsLoRA and the power rule stay apart under deuteranopia,
 protanopia and tritanopia.
 
-Lines are labelled at their ends, in their colours, instead of in a legend. The labels stand in a
-column on the right of their panel; the axis is extended to make room for them, and its line ends
-with the data. :func:`finish` places them, because their places depend on the layout.
+Lines are labelled at their ends, in their colours, instead of in a legend. The labels form a column
+on the right of their panel. The axis is extended for them, and its line ends with the data.
+:func:`finish` places them, because their places depend on the layout.
 """
 
 import io
@@ -130,9 +130,9 @@ def panels(
     the panels of each: ``[columns]``, or ``[lines, columns]`` if it has several ``lines`` of them.
     A line shares its y axis.
 
-    - ``column``: by default the page is as wide as two columns if panels stand next to each other;
+    - ``column``: by default the page is as wide as two columns if panels are next to each other;
     - ``labels``: by default those of ``shown``. Several rows may belong to one setting;
-    - ``beside``: how many of ``shown`` stand in a row;
+    - ``beside``: how many of ``shown`` are in a row;
     - ``above``: inches for legends and headings; by default room for the headings;
     - ``shared``: options of ``subplots``. For ``ratio`` see :func:`figure`.
     """
@@ -221,9 +221,9 @@ def save(
 ) -> tuple[Path, ...]:
     """Write ``folder/name.png`` and ``folder/name.pdf``, each atomically; fonts are embedded.
 
-    They carry as metadata the settings that :func:`finish` printed. They contain no date and no
-    version: equal tables give equal bytes, so git reports a change only if a picture changed.
-    ``formats``: some of :data:`FORMATS`.
+    Their metadata has the settings that :func:`finish` printed, and no date or version. So equal
+    tables give equal bytes, and git reports a change only if a picture changed. ``formats``: some
+    of :data:`FORMATS`.
     """
     about = str(drawn.get_label())
     paths = []
@@ -248,7 +248,7 @@ NARROW = 0.02
 DOTTED, DASHED = (0, (0.8, 2.2)), (0, (4, 2))
 """Line styles: a predicted exponent; a predicted curve or a threshold."""
 CONTEXT = "#8c8c8c"
-"""The colour of what a panel shows for comparison only."""
+"""The colour of parts that a panel shows only for comparison."""
 CROSS: dict[str, Any] = {
     "marker": "x",
     "markersize": 4.5,
@@ -272,7 +272,7 @@ LARGE: dict[str, Any] = {
 }
 """The marker of the best or of the whole run, on a line."""
 HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none"}
-"""Points that show what lies behind them."""
+"""Transparent points."""
 
 
 class Look(NamedTuple):
@@ -461,7 +461,7 @@ def _round_ticks() -> MaxNLocator:
     """About five round numbers.
 
     Unlike matplotlib's default, it does not read the size of the labels from the rcParams at every
-    draw. An axis needs a locator of its own.
+    draw. Each axis needs its own locator.
     """
     return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=FEWEST_TICKS)
 
@@ -550,7 +550,7 @@ def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> bool:
 # ---- labels of lines
 
 MOST_LABELS = 6
-"""More labels in a panel would need more shades than a reader can tell apart."""
+"""More labels in a panel would need more shades than a reader can distinguish."""
 LABEL = "label "
 """The beginning of a label's gid."""
 LABEL_SIZE, LEADER = 7, 9
@@ -638,7 +638,7 @@ def _spread(wanted: np.ndarray, apart: float, low: float, high: float) -> np.nda
     """The places nearest to the sorted places ``wanted``, at least ``apart`` from each other.
 
     Between ``low`` and ``high``, unless they do not fit. Nearest in the sum of squares: an isotonic
-    regression of the places less what their predecessors take.
+    regression of the places minus the space of their predecessors.
     """
     before = apart * np.arange(len(wanted))
     free = isotonic_regression(wanted - before).x

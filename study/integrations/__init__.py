@@ -1,5 +1,5 @@
-"""Other tools: probes in their training, their adapters and configurations, ours for them.
+"""Other tools: probes in their training, and exchange of adapters and configurations.
 
-:mod:`~study.integrations.recording` stands on :mod:`~study.integrations.passes` (what happens
-between two updates) and :mod:`~study.integrations.runs` (the cell).
+:mod:`~study.integrations.recording` uses :mod:`~study.integrations.passes` (the passes between two
+updates) and :mod:`~study.integrations.runs` (the cell).
 """

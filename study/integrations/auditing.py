@@ -1,6 +1,6 @@
-"""``study audit``: what a finished PEFT adapter does to its base, layer by layer.
+"""``study audit``: the effect of a finished PEFT adapter on its base, layer by layer.
 
-``gamma B A`` is never formed: its singular values are those of a small core
+``gamma B A`` is never computed: a small core has its singular values
 (:func:`study.adapters.truncation.singular_factors`).
 """
 
@@ -54,9 +54,9 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
       ``stable_rank``: ``(norm / spectral)^2``. ``effective_rank``: exp of the entropy of the
       singular values divided by their sum (Roy and Vetterli 2007). NaN if the layer has not moved;
     - ``base_norm``, ``base_spectral``: of W0. ``relative``: ``norm / base_norm``;
-    - ``lost_in_bf16``: the share of the adapter's output that a bf16 layer loses by adding it to
-      an output that is rounded already (:mod:`study.theory.rounding`), for inputs of rms 1 without
-      a preferred direction. NaN without ``base``, as the three before.
+    - ``lost_in_bf16``: the share of the adapter's output that a bf16 layer loses by adding it to a
+      rounded output (:mod:`study.theory.rounding`). Inputs have rms 1 and no preferred direction.
+      NaN without ``base``, as the three before.
 
     On experts, norms are over all of them, ``spectral`` is the largest, and both ranks are medians.
 
@@ -129,7 +129,7 @@ def _of_base(weights: Mapping[str, Tensor], row: dict[str, Any], base: str) -> d
 
 
 def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
-    """What the rows of :func:`audit` say, in sentences."""
+    """Sentences on the rows of :func:`audit`."""
     config, moved = adapter.config, rows[rows["moved"]]
     label = RULES[adapter.scaling].label
     found = [

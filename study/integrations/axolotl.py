@@ -39,8 +39,8 @@ class NormProbeArgs(BaseModel):
     def check_kernels(self) -> Self:
         """Refuses fused kernels, which bypass the hooks of the sites that are asked for.
 
-        Axolotl joins this class with its own. Its validators have run: a kernel that the YAML does
-        not set is on by now, except where Axolotl does not use it.
+        Axolotl joins this class with its own. Its validators have run: kernels that the YAML does
+        not set are on now, unless Axolotl does not use them.
         """
         sites = (self.norm_probe or {}).get("sites") or "all"
         on = [kernel for kernel in KERNELS if getattr(self, kernel, None)]
@@ -65,7 +65,7 @@ class NormProbePlugin(BasePlugin):
         return "study.integrations.axolotl.NormProbeArgs"
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
-        """Seed torch before the adapter is drawn, if ``seed`` is set and nobody has done it.
+        """Seed torch before the adapter is drawn, if ``seed`` is set and torch is not seeded.
 
         Axolotl seeds later, in its trainer. Without this, runs of one seed differ in their init.
         """

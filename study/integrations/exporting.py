@@ -34,12 +34,12 @@ def export(
     """Copy the trained adapter of a cell to a new ``folder``, in PEFT's format.
 
     ``cell`` is an id or its start. ``merged``: write the base with the adapter merged into it, and
-    the tokenizer, in float32: rounding to bf16 would lose a sixth of an update of a hundredth of
-    the weights. ``fold_scaling``: write ``use_rslora: false`` and ``lora_alpha = gamma r``, the
-    same function without the flag.
+    the tokenizer, in float32. In bf16, rounding would lose a sixth of an update whose size is a
+    hundredth of the weights. ``fold_scaling``: write ``use_rslora: false`` and
+    ``lora_alpha = gamma r``, the same function without the flag.
 
-    Raises :class:`StudyError` for an unknown cell, an adapter that was not saved, a folder in use,
-    and a base to merge into that is quantised or is not that of the cell.
+    Raises :class:`StudyError` for an unknown cell, an adapter that was not saved and a folder in
+    use. To merge, it also refuses a base that is quantised or not the cell's.
     """
     adapter, record = _kept_adapter(study_dir, cell)
     base = _merged_base(adapter, record) if merged else None
@@ -103,7 +103,7 @@ def _merged_base(adapter: Path, record: dict[str, Any]) -> Any:
 
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """A description of a PEFT adapter, and the commands that train it further and measure it.
+    """A description of a PEFT adapter, and the commands that continue its training or measure it.
 
     The base is the one in ``overrides`` (``model=...``), or the one that the adapter names. Raises
     :class:`StudyError` for an adapter that cannot be read, names no base, or does not fit the base.

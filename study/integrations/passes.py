@@ -1,7 +1,7 @@
-"""The forward and backward passes between two updates of somebody else's loop.
+"""The forward and backward passes between two updates of a recorded loop.
 
-Hooks on the model find them, so a loop needs no lines around its micro-batches. Nothing is read
-from the device here, except whether gradients that the loop changed in place are zero.
+Hooks on the model find them, so a loop needs no lines around its micro-batches. The host reads
+nothing from the device, except whether gradients that the loop changed in place are zero.
 """
 
 import inspect
@@ -72,9 +72,9 @@ class LoopPasses:
 
     - A pass begins when ``model`` is called with gradients on. Passes without gradients, such as
       generation and evaluation, are not counted and not measured.
-    - A backward pass is noticed by a hook on the tensors of the model's output. When it has ended,
-      ``norm`` is the norm of the gradients accumulated so far, and at a probed step their copies
-      are kept: whatever comes between the last backward pass and the update is clipping.
+    - A hook on the tensors of the model's output notices a backward pass. After it, ``norm`` is the
+      norm of the gradients accumulated so far, and at a probed step their copies are kept. Any
+      change between the last backward pass and the update counts as clipping.
     - A pass is used by the update if a backward pass came through it and its gradients were not
       cleared since. Everything else is dropped: its loss, its tokens, its activations.
     - The loss of the step is the sum of ``loss`` times the gradient that arrives at it. That is the
@@ -90,7 +90,7 @@ class LoopPasses:
         self.begin([])
 
     def begin(self, probes: Sequence[NormProbe]) -> None:
-        """Forget everything: a new step begins. ``probes``: those that measure it."""
+        """Begin a new step: forget the last one. ``probes``: those that measure it."""
         self._watches.close()
         self._drop(self.passes)
         self.probes = probes
@@ -231,10 +231,10 @@ class LoopPasses:
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        """Take ``.grad`` as it is now for the gradient before clipping.
+        """Use the current ``.grad`` as the gradient before clipping.
 
-        If all gradients were scaled by one factor since the last backward pass, the loss is scaled
-        by it too: it is the loss that they are the gradients of.
+        If all gradients were scaled by one factor since the last backward pass, so is the loss: it
+        must be the loss of these gradients.
         """
         before = self._norms
         self._read_gradients()
@@ -270,7 +270,7 @@ def together(scalars: Sequence[Tensor]) -> Tensor:
 
 
 def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """The ratio of all norms; 1 if they differ in it, so that no scaling explains the change."""
+    """The ratio of all norms; 1 if it differs, because then no scaling explains the change."""
     old, new = together(before), together(after)
     factor = torch.linalg.vector_norm(new) / torch.linalg.vector_norm(old)
     differ = ((new - factor * old).abs() > 0.01 * factor * old).any()

@@ -1,9 +1,9 @@
 """``round_once``: base and adapter of PEFT's LoRA layers in one product. Needs torch and PEFT only.
 
-In bf16, PEFT rounds ``W0 x`` and then adds ``d = gamma B A x``. The sum rounds back to ``W0 x``
-wherever d is below half a unit in the last place, which is 1/512 to 1/256 of ``W0 x``: there the
-adapter's output is lost. One product can begin with d. It accumulates in float32 and rounds the sum
-once, so that d survives on average. It needs no copy of the weights::
+In bf16, PEFT rounds ``W0 x`` and then adds ``d = gamma B A x``. If d is below half a unit in the
+last place (1/512 to 1/256 of ``W0 x``), the sum rounds back to ``W0 x`` and the adapter's output is
+lost. One product can start from d instead. It accumulates in float32 and rounds the sum once, so d
+survives on average. It needs no copy of the weights::
 
     model = round_once(get_peft_model(base, config))
 """
@@ -31,7 +31,7 @@ def round_once(model: M) -> M:
     with a bias costs a copy of its weights in each pass.
 
     Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, DoRA and
-    other variants, layers that are not linear, biases in training, hooks of another library. Raises
+    other variants, layers that are not linear, trained biases, hooks of another library. Raises
     ``ValueError`` if no layer is left.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]

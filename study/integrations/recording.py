@@ -1,7 +1,7 @@
 """``study.record``: a training loop over PEFT as cells of a study.
 
-Hooks on the model and on the optimizer find the passes and the updates. Nothing in the loop
-changes: no tensor, no random number, no loss.
+Hooks on the model and on the optimizer find the passes and the updates. They change nothing in the
+loop: no tensor, no random number, no loss.
 """
 
 import inspect
@@ -56,7 +56,7 @@ LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
 OF_ESTIMATES = ("method", "p_star", "few_seeds", "setting", "how", "distance", "measure", "run")
 """Columns of p*, best rates, losses and distances that no other constant names."""
 LARGEST_SEED = 2**32 - 1
-"""The largest that transformers and Lightning accept. torch draws a larger one if none is set."""
+"""The largest seed of transformers and Lightning. torch draws a larger one if none is set."""
 UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
 
 
@@ -66,10 +66,10 @@ class Recording:
     A context manager, or :meth:`begin` and :meth:`end`. Row ``step = s`` has the weights after s
     updates and the batch of the next update, so there is no row after the last update.
 
-    - ``describe``: asked at the first update for what model and optimizer do not say;
+    - ``describe``: called at the first update, for facts that model and optimizer lack;
     - ``adapters``: of :func:`read_adapters`, if they had to be read earlier;
-    - ``start``: the updates made before, in a run that goes on from a checkpoint;
-    - ``total``: those of the whole run; None if not known yet.
+    - ``start``: the updates made before, in a run that resumes from a checkpoint;
+    - ``total``: the updates of the whole run; None if not known yet.
 
     Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong
     (:mod:`study.integrations.runs`).
@@ -128,7 +128,7 @@ class Recording:
     def loss(self, loss: Tensor | float) -> None:
         """Record the loss of a micro-batch. Call it before its backward pass.
 
-        It is needed only if the loop computes the loss itself: that of a model's output is found.
+        Needed only if the loop computes the loss itself. A loss in the model's output is found.
         """
         self.passes.loss(loss)
 
@@ -137,7 +137,7 @@ class Recording:
         self._next["eval_loss"] = float(loss)
 
     def gradients(self) -> None:
-        """Take the gradients as they are now for those before clipping.
+        """Use the current gradients as the gradients before clipping.
 
         For a loop that divides ``.grad`` after the last backward pass: call it before clipping. A
         factor of all gradients also scales the loss and the gradients at the layers' outputs.
@@ -157,7 +157,7 @@ class Recording:
         for hook in (
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
-            # A loop that saves the optimizer's state goes on from there: it needs all rows.
+            # A loop resumes from the optimizer's saved state, so all rows must be on disk.
             self.optimizer.register_state_dict_pre_hook(lambda _: self.sync()),
             layer.register_forward_pre_hook(Hook(self._read_precision)),
         ):
@@ -167,7 +167,7 @@ class Recording:
         return self
 
     def end(self, status: str = "", **fields: Any) -> None:
-        """Stop watching and close the cells. Without ``status``: as the numbers say.
+        """Stop watching and close the cells. The default ``status`` follows from the numbers.
 
         Raises :class:`StudyError` if the optimizer made no step.
         """
@@ -406,14 +406,14 @@ def record(
       ``probes`` of ``study train``. Steps are optimizer steps, with any number of micro-batches;
     - ``seed``: of the adapter's init and of the data; default: the one that torch was seeded with;
     - ``data``: the name of the data in the tables;
-    - ``start``: the updates made before, in a loop that goes on from a checkpoint;
+    - ``start``: the updates made before, in a loop that resumes from a checkpoint;
     - ``total``: the updates of the whole run; default: as many as there are. Give it if runs of one
-      study may end early: runs of different length are not compared;
-    - ``varies``: anything else that differs between the runs of a study, by name.
+      study may end early, because runs of different length are not compared;
+    - ``varies``: other differences between the runs of a study, by name.
 
-    Gradients are those at the end of the last backward pass. A change between it and the update is
-    taken for clipping, and ``clip_factor`` is the ratio of the two norms. A batch that the update
-    does not use, because its gradients were cleared or it had no backward pass, is in no row.
+    Gradients are measured at the end of the last backward pass. Any change between it and the
+    update counts as clipping: ``clip_factor`` is the ratio of the two norms. A batch without a
+    backward pass, or with cleared gradients, is in no row.
 
     Raises :class:`StudyError` where measurements would be wrong
     (:mod:`study.integrations.runs`).

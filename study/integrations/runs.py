@@ -1,4 +1,4 @@
-"""Somebody else's run as a cell: what can be measured, its configuration, identity and record."""
+"""A run of another tool as a cell: its checks, configuration, identity and record."""
 
 import hashlib
 import json
@@ -41,13 +41,13 @@ from study.vocabulary.quantities import SITES, STATS, USUAL
 
 @dataclass(frozen=True)
 class Loop:
-    """What a training loop says of itself, apart from its model and its optimizer.
+    """Facts about a training loop other than its model and its optimizer.
 
     - ``results``: the study's folder;
     - ``data``: the name, the length and the seed of its data;
-    - ``trained_by``: who trains, for the report;
-    - ``note``: sentences for the record and the report, on what to know of its numbers;
-    - ``varies``: anything else that separates its cells from others, by name.
+    - ``trained_by``: the training tool, for the report;
+    - ``note``: sentences about its numbers, for the record and the report;
+    - ``varies``: other differences between its cells and others, by name.
     """
 
     results: Path
@@ -83,11 +83,10 @@ def open_cell(
     probes: ProbesConfig,
     first: int,
 ) -> tuple[CellWriter, bool]:
-    """An open writer for the cell of one adapter of ``model``; whether it goes on with a cell.
+    """An open writer for the cell of one adapter of ``model``; whether it resumes a cell.
 
-    The same run has the same id and replaces its earlier rows. A run that goes on from step
-    ``first`` keeps those rows before it that are there. Raises :class:`StudyError` if the folder
-    cannot be written.
+    The same run has the same id and replaces its earlier rows. A run that resumes at step ``first``
+    keeps the existing rows before it. Raises :class:`StudyError` if the folder cannot be written.
     """
     device = adapter.pairs[0].A_RD.device
     base: Any = getattr(peft_model(model), "config", {})
@@ -140,7 +139,7 @@ def now() -> str:
 
 
 def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
-    """The active adapters of ``model``, each with a probe of what ``probes`` asks for.
+    """The active adapters of ``model``, each with the probe of ``probes``.
 
     Warns of layers whose adapter is not plain LoRA, such as DoRA's. Raises :class:`StudyError` if
     there is none.
@@ -327,7 +326,7 @@ def plain_optimizer(optimizer: Any) -> Optimizer:
 
 
 def bypassed(table: pd.DataFrame) -> str | None:
-    """Says so if a layer has a gradient but its hooks did not run; None if there is no such layer.
+    """A sentence if a layer has a gradient but its hooks did not run; None without such a layer.
 
     ``table``: the rows of one probed step.
     """

@@ -37,8 +37,8 @@ TRACKED = (
 class NormProbeCallback(TrainerCallback):
     """Measures the layers of every adapter that ``trainer`` trains.
 
-    The arguments are those of :func:`study.record`, and ``note``: sentences for the record and the
-    report, on what to know of the run's numbers.
+    The arguments are those of :func:`study.record`, and ``note``: sentences about the run's
+    numbers, for the record and the report.
 
     At a probed step, the trackers of ``report_to`` get a number per layer and site, and the console
     gets three numbers of the whole model.
@@ -127,7 +127,7 @@ class NormProbeCallback(TrainerCallback):
         recording.end(*status, **fields)
 
     def _described(self, _: Recording) -> Loop:
-        """What the Trainer's arguments say of its loop."""
+        """The loop, as the Trainer's arguments describe it."""
         trainer, args = self.trainer, self.trainer.args
         steps = trainer.state.max_steps
         bf16 = args.bf16 or trainer.model.dtype == torch.bfloat16

@@ -1,9 +1,9 @@
 """Attention within sequences, for rows of tokens that hold several of them.
 
-transformers calls the attention function that a model's configuration names. The one of this module
-gets the lengths of the sequences in a row (``sequences``, an argument of the model's forward), and
-computes each sequence alone: no mask of N by N tokens, and no product for tokens that may not see
-each other.
+transformers calls the attention function that a model's configuration names. This module's function
+gets the lengths of the sequences in a row (``sequences``, an argument of the model's forward). It
+computes each sequence alone, without a mask of N by N tokens, and without products of tokens of
+different sequences.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """The frozen base that adapters are trained on: a causal language model, split before its head.
 
-The loss needs logits only at supervised tokens. So the model is run up to its last norm, and the
-head is applied to the hidden states of those tokens only. With a vocabulary of 49152, full logits
-would take most of the activation memory.
+The loss needs logits only at supervised tokens. So the model runs up to its last norm, and the head
+is applied to the hidden states of those tokens only. With a vocabulary of 49152, full logits would
+take most of the activation memory.
 
-The blocks below can be computed again in the backward pass (:func:`recomputing`).
+The backward pass can recompute the blocks (:func:`recomputing`).
 """
 
 import copy
@@ -30,7 +30,7 @@ from study.reading import check_memory, free_memory
 
 _DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Of the largest logit: rounding errors between the model run whole and in two parts."""
+"""Rounding error between the whole model and its two parts, as a share of the largest logit."""
 _LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another device"
 
 _FIND_PACKED = "find_packed_sequence_indices"
@@ -94,10 +94,10 @@ class FrozenBase:
             return self.trunk(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """The logits of hidden states, ``[N, V]``, with everything that follows the head.
+        """The logits of hidden states, ``[N, V]``, with all operations after the head.
 
-        Some families cap, scale or shift their logits (Gemma 2, Cohere, Granite). To cover them
-        all, the model's own forward is run with a trunk that returns the given hidden states.
+        Some families cap, scale or shift their logits (Gemma 2, Cohere, Granite). To cover all of
+        them, the model's own forward runs with a trunk that returns the given hidden states.
         """
         # A shallow copy takes microseconds. It shares the submodules, in its own dict.
         head: Any = copy.copy(self.model)
@@ -173,9 +173,9 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     With ``config.quant_bits``, block linears have that many bits (:mod:`study.models.quantised`).
     SmolLM2 in float32 takes about one second. torch's global random state is unchanged.
 
-    Raises :class:`StudyError` as :func:`study.models.describe` does, for too little memory, for
-    weights that do not fit the card or the model, for NaN logits, and if the model can't be run as
-    a :class:`FrozenBase`.
+    Raises :class:`StudyError` as :func:`study.models.describe` does, and for too little memory,
+    weights that do not fit the card or the model, NaN logits, and models that can't run as a
+    :class:`FrozenBase`.
     """
     if precision not in _DTYPES:
         raise unknown("precision", precision, PRECISIONS)
@@ -238,8 +238,8 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
 def _separates_sequences(base: FrozenBase, relative: float) -> bool:
     """Whether two sequences in one row have the hidden states that each has alone.
 
-    If so, the model keeps the attention function that separates them; otherwise its own. Not so
-    for models without positions (state-space layers), with ALiBi, or with attention of their own.
+    If so, the model keeps the attention function that separates them; otherwise its own. False
+    for models without positions (state-space layers), with ALiBi, or with their own attention.
     """
     model: Any = base.model
     own = model.config._attn_implementation
@@ -256,7 +256,7 @@ def _separates_sequences(base: FrozenBase, relative: float) -> bool:
         atol = relative * float(alone_BTd.abs().max())
         if torch.allclose(row_BTd, alone_BTd, rtol=0.0, atol=atol):
             return True
-    except Exception:  # a family without this argument, or with attention of its own
+    except Exception:  # a family without this argument, or with its own attention
         pass
     model.set_attn_implementation(own)
     return False
@@ -286,8 +286,8 @@ def blocks_of(base: FrozenBase) -> list[nn.Module]:
 def recomputing(base: FrozenBase) -> Iterator[None]:
     """Context manager: a forward pass keeps only the input of each block.
 
-    A backward pass computes each block again, as a whole, before its gradients: a third more
-    products, and the activations of one block at a time. The numbers are the same.
+    A backward pass recomputes each block before its gradients. This costs a third more products,
+    and holds the activations of one block at a time. The numbers are the same.
     """
 
     def again(forward: Any, *args: Any, **kwargs: Any) -> Any:

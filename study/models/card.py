@@ -1,4 +1,4 @@
-"""A model's identity, limits and layers, without its weights, and what share of them is adapted."""
+"""A model's identity, limits and layers, without its weights, and the share that is adapted."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from study.models.messages import failing
 from study.models.sources import UnloadedModel, find_model
 
 WITH_EXPERTS = "+experts"
-"""Ends the model's fingerprint in the record of a cell that adapts experts. Earlier cells with the
-same targets did not adapt them, so they are other cells."""
+"""Added to the model's fingerprint in the record of a cell that adapts experts, because earlier
+cells with the same targets did not adapt them."""
 
 _UNLIMITED = 1 << 30
 """Tokens; for families without a longest sequence (ALiBi, state-space models)."""
@@ -33,12 +33,12 @@ _NAMED = 6
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What planning needs to know about a model.
+    """The facts about a model that planning needs.
 
     - ``name``: ``smollm2``, ``gemma3``, ``tiny``, or the folder or hub name as the user gave it;
-    - ``fingerprint``: identifies the weights: sha256 of the GGUF file (packaged), of shape and seed
-      (tiny), of config.json and the weight files (a folder), or the commit (the hub); followed by
-      the quantisation, if any;
+    - ``fingerprint``: identifies the weights. sha256 of the GGUF file (packaged), of shape and seed
+      (tiny), or of config.json and the weight files (a folder); the commit (the hub). A
+      quantisation follows;
     - ``tokenizer_fingerprint``: sha256 of the tokenizer;
     - ``max_length``: the longest sequence, in tokens;
     - ``note``: about the weights, for readers of results; may be empty;
@@ -83,9 +83,9 @@ def describe(config: ModelConfig) -> ModelCard:
 
     The result is cached until the weights or config.json change; a cached call takes a few ms.
 
-    Raises :class:`StudyError` for a name or path that does not lead to a model, weights that are
-    not safetensors or are damaged (judging by headers and lengths), a checkpoint that is not a
-    causal language model of transformers, and ``quant_bits`` that can't hold its weights.
+    Raises :class:`StudyError` for a name or path without a model, weights that are not safetensors
+    or are damaged (by headers and lengths), and ``quant_bits`` that can't hold its weights. It also
+    refuses a checkpoint that is not a causal language model of transformers.
     """
     model = find_model(config)
     card = _card(model, model.fingerprint(), config.quant_bits)
@@ -155,8 +155,7 @@ def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> 
 def _check_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int, named: str) -> None:
     """Raises :class:`StudyError` if a token has no embedding.
 
-    Among the tokens added for other uses only those count that end or pad a text: Gemma has one for
-    images.
+    Added tokens count only if they end or pad a text: Gemma has one for images.
     """
     ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
     special = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
@@ -304,7 +303,7 @@ class Coverage:
     def notice(self) -> str | None:
         """One line for the user; None if targets could select every weight.
 
-        Then the user has chosen what is left out.
+        In that case the user has chosen the weights without adapters.
         """
         if not self.out_of_reach:
             return None

@@ -1,7 +1,7 @@
 """A causal language model of transformers in a folder, from the user or from the Hugging Face hub.
 
-Weights come from safetensors files only, and code in a checkpoint is never run. From the hub come
-config and tokenizer when a model is described, and its weights when it is loaded.
+Weights come from safetensors files only, and code in a checkpoint is never run. The config and the
+tokenizer are fetched from the hub when a model is described, its weights when it is loaded.
 """
 
 import hashlib
@@ -108,8 +108,7 @@ class Checkpoint:
         """The model's configuration, a transformers ``PretrainedConfig``.
 
         Raises :class:`StudyError` for a configuration that transformers can't read, that needs code
-        from the checkpoint, or that is quantised otherwise than bitsandbytes does with
-        ``quant_bits``.
+        from the checkpoint, or whose quantisation is not that of bitsandbytes with ``quant_bits``.
         """
         with failing(
             f"{self.named}: {CONFIG} can't be used",
@@ -216,7 +215,7 @@ def find(path: str) -> Checkpoint:
             )
         folder = snapshot(path)
         commit = folder.name
-    # What transformers would load with the model's own files.
+    # The files that transformers would load.
     if (folder / "adapter_config.json").exists():
         raise StudyError(
             f"{named} has an adapter_config.json: for an adapter, use adapter.path and name its "

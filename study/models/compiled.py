@@ -4,9 +4,9 @@
 passes over memory. A compiled program ignores hooks that are added later, so passes of probes,
 evaluations and losses after an update are not compiled.
 
-All blocks and all ranks share one program, in which the rank is a variable dimension. Another form
-of the adapters (:mod:`study.adapters.contraction`) and other numbers of tokens or cells need
-programs of their own. torch caches programs on disk.
+All blocks and all ranks share one program, in which the rank is a variable dimension. Each form of
+the adapters (:mod:`study.adapters.contraction`) and each number of tokens or cells needs its own
+program. torch caches programs on disk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,16 @@ from study.models.card import first_block
 from study.models.messages import replaced
 
 MOST_PROGRAMS = 64
-"""Programs that torch keeps of one block, for the forms and ranks of a pack. Its default is 8."""
+"""The most programs of a block that torch keeps: for forms and ranks of a pack. Default: 8."""
 
 
 class CompiledBlocks:
     """The blocks of ``base`` after the first adapted one, each compiled when it first runs.
 
-    The first adapted block is not compiled: its input needs no gradient, so that it would be a
-    program of its own. ``layers``: the paths of the adapted linears. Nothing is compiled if they
-    are not all in one list of blocks. ``ranks``: the factors inside the blocks, each with its
-    dimension that is the rank.
+    The first adapted block is not compiled: its input needs no gradient, so it would need its own
+    program. ``layers``: the paths of the adapted linears. Nothing is compiled if they are not all
+    in one list of blocks. ``ranks``: the factors inside the blocks, each with its dimension that is
+    the rank.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CompiledBlocks:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within this context, passes run the compiled blocks."""
+        """Context manager: passes run the compiled blocks."""
         # Parameters may have dimensions of variable size.
         settings = {"force_parameter_static_shapes": False, "recompile_limit": MOST_PROGRAMS}
         with (
@@ -61,7 +61,7 @@ class CompiledBlocks:
 
 @contextmanager
 def programs(compiled: bool) -> Iterator[None]:
-    """Discard what was compiled inside, if anything was ``compiled``."""
+    """Context manager: discard the programs on exit, if anything was ``compiled``."""
     try:
         yield
     finally:

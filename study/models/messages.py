@@ -1,4 +1,4 @@
-"""Libraries while they run: silenced, with errors in one line, and with functions replaced."""
+"""Run libraries without their output, with errors in one line, or with replaced functions."""
 
 import contextlib
 import logging

@@ -1,7 +1,7 @@
 """Models that a Python package ships as a GGUF file: ``model=smollm2`` and ``model=gemma3``.
 
-So a real language model is available wherever pip works. Its weights, rounded to 4 to 8 bits, are
-dequantised to float32 and saved as safetensors with the tokenizer, in the user's cache folder.
+So a real language model is available wherever pip works. Its weights of 4 to 8 bits are dequantised
+to float32 and saved as safetensors with the tokenizer, in the user's cache folder.
 """
 
 import contextlib
@@ -81,8 +81,8 @@ def fetch(name: str, force: bool = False) -> Path:
     """The folder of the converted model. Fetches it if it is absent or damaged, or with ``force``.
 
     A fetch takes 20 to 60 s after the download. SmolLM2 needs 1.2 GB of memory and 0.5 GB on disk,
-    Gemma 3 3.5 and 1.1 GB. A killed fetch leaves no folder that looks complete; of two processes,
-    one waits.
+    Gemma 3 needs 3.5 and 1.1 GB. A killed fetch leaves no folder that looks complete. If two
+    processes fetch, one waits.
 
     Raises :class:`StudyError` if the package can't be downloaded, is not the expected one, or can't
     be written to the cache folder.

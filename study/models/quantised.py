@@ -101,8 +101,8 @@ def use_one_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     """Compute every product in ``dtype`` and in the same way in every pass.
 
     In eval mode on a CPU, bitsandbytes rounds the inputs of 8-bit products, and repacks 4-bit
-    weights for bf16 in the first pass without gradients. An evaluation would then not measure the
-    trained model, so the quantised linears stay in train mode, which changes nothing else in them.
+    weights for bf16 in the first pass without gradients. Then an evaluation would not measure the
+    trained model. So the quantised linears stay in train mode, which changes nothing else in them.
     Parameters that are not quantised are cast to ``dtype``: a quantised checkpoint may hold others.
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt

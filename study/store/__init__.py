@@ -3,10 +3,10 @@
 ``results/<study>/cells/<cell_id>/`` holds ``config.yaml`` and ``record.json`` and, when the cell
 has ended, ``metrics.parquet``, ``probes.parquet`` and optionally ``truncations.parquet`` and
 ``adapter/``. While it trains, rows are appended to Arrow streams, which any process can read and
-which survive ``kill -9``, and ``checkpoints/`` holds its state. The lock of a cell makes sure that
-it has one writer. The record holds the hash of every table, so that damage is found when a table is
-read. Results that are trained again are first moved to ``results/<study>/aside/``, which nothing
-reads. An archived study is one Parquet file per table instead of the folders.
+which survive ``kill -9``. ``checkpoints/`` holds its state. The lock of a cell ensures that it has
+one writer. The record holds the hash of every table, so reading a damaged table fails. Results that
+are trained again are first moved to ``results/<study>/aside/``, which nothing reads. An archived
+study is one Parquet file per table instead of the folders.
 
 - :mod:`~study.store.files`: every call that changes files; locks;
 - :mod:`~study.store.records`: a cell's configuration and end;

@@ -1,5 +1,5 @@
-"""A study as a whole: ``study check`` compares its files with what was written, and ``study
-archive`` writes it as one Parquet file per table.
+"""A whole study: ``study check`` compares its files with their hashes, and ``study archive`` writes
+it as one Parquet file per table.
 
 A few thousand small files are slow in git. ``cells.parquet`` is the ``cells`` table of the ended
 cells, with each record as JSON in the column ``record``. The other tables have the rows of all
@@ -101,8 +101,8 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 class Problem(NamedTuple):
-    """A file that is not what was written: a file or the folder of a cell, why, and the shell
-    command after which ``study train`` or ``study distances`` makes it again.
+    """A damaged file or folder of a cell, the reason, and the shell command after which
+    ``study train`` or ``study distances`` makes it again.
     """
 
     path: Path
@@ -141,7 +141,7 @@ def check_study(study_dir: Path) -> Iterator[Problem]:
 
 
 def _damage(folder: Path, record: dict[str, Any]) -> str | None:
-    """Why the cell must be trained afresh; None if it need not."""
+    """Why the cell must be trained again from the start; None if it need not."""
     if record["status"] == "unreadable":
         return str(record["error"])
     if record["status"] not in ENDED:

@@ -1,9 +1,9 @@
-"""The state of a running cell, to go on from.
+"""The state of a running cell, for resuming.
 
-``checkpoints/step-00000040.safetensors`` in a cell's folder holds the state before step 40, and
-``step-00000040.json`` next to it the hash of that file. It is written last, so a checkpoint is on
-disk as a whole or not at all. The rows of earlier steps are on disk before it, and
-the newest two are kept. Reading a file executes nothing in it.
+``checkpoints/step-00000040.safetensors`` in a cell's folder holds the state before step 40.
+``step-00000040.json`` next to it holds the hash of that file. It is written last, so a checkpoint
+is on disk whole or not at all. The rows of earlier steps are on disk before it. The newest two are
+kept. Reading a file executes nothing in it.
 """
 
 import json

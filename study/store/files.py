@@ -1,11 +1,11 @@
 """Every call that changes files, and locks, which the system frees when their process ends.
 
-The store changes files only through this module. A call that fails raises :class:`StorageError`,
-and every file and name is on disk when a function returns, unless it says otherwise. Tests replace
+The store changes files only through this module. A call that fails raises :class:`StorageError`.
+Every file and name is on disk when a function returns, unless it says otherwise. Tests replace
 ``os`` in this module to make each call fail.
 
-A lock is ``flock`` on a file, which stays empty. It works between the processes of a machine, and
-between machines whose disk passes locks on. A disk without locks keeps nobody out.
+A lock is ``flock`` on an empty file. It works between the processes of a machine, and between
+machines if their shared disk supports it. On a disk without locks, nothing is locked.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ LOCK = "lock"
 class StorageError(StudyError, OSError):
     """A file can't be written: the disk is full, the folder read-only, the device broken.
 
-    ``errno`` is the system's number of the cause. What was written before is whole, so the same
-    command continues when the cause is gone.
+    ``errno`` is the system's number of the cause. Files written before are complete, so the same
+    command resumes when the cause is gone.
     """
 
 
@@ -103,7 +103,7 @@ def make_folder(path: Path) -> None:
             with contextlib.suppress(FileExistsError):  # another process made it
                 os.mkdir(folder)
             sync(folder.parent)
-        if path.exists() and not path.is_dir():  # else another process has just deleted it
+        if path.exists() and not path.is_dir():  # otherwise another process has just deleted it
             raise NotADirectoryError(errno.ENOTDIR, "it is a file")
 
 
@@ -136,11 +136,11 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Context manager: what is written to the path that it yields becomes ``path`` on exit.
+    """Context manager: yields a path, whose content becomes ``path`` on exit.
 
-    Readers see the old content or the new, never a part, even after a power cut: the content is on
-    disk before the rename, and the rename before this returns. If the block raises, ``path`` stays
-    as it was. A folder that is there is replaced, but not in one step.
+    Readers see the old or the new content, never a part, even after a power cut: the content is on
+    disk before the rename, and the rename before this returns. If the block raises, ``path`` does
+    not change. An existing folder is replaced, but not in one step.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(3)}{DRAFT}")
     try:
@@ -260,8 +260,8 @@ def _is_file_of(file: int, path: Path) -> bool:
 def is_held(path: Path) -> bool:
     """Whether a live process holds the lock of ``path``. Creates no file; takes about 10 us.
 
-    It asks for a shared lock, so that two readers don't take each other for the holder, and a study
-    that the user may only read can be watched.
+    It asks for a shared lock. So two readers don't mistake each other for the holder, and it works
+    on a read-only study.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

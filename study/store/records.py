@@ -1,9 +1,8 @@
 """The record of a cell: its configuration, its sources, and how it ended.
 
-It is ``record.json`` in the cell's folder or, in an archived study, a row of ``cells.parquet``. A
-folder of results may come from another machine, a later version or a stranger, so a record is
-checked before anything uses it: the keys that readers rely on, and that its configuration gives the
-id of its cell.
+It is ``record.json`` in the cell's folder or, in an archived study, a row of ``cells.parquet``.
+Results may come from another machine, a later version or a stranger. So a record is checked before
+use: it must have the keys that readers need, and its configuration must give the id of its cell.
 """
 
 import contextlib
@@ -104,7 +103,7 @@ def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except Exception as error:  # a value of any type may stand anywhere
+    except Exception as error:  # values may have any type
         reason = one_line(error)
     return {
         "cell_id": folder.name,
@@ -152,8 +151,7 @@ def _archived(path: Path) -> dict[str, dict[str, Any]]:
 def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
     """The folders of a study's cells, by id. Some may have no record yet, or an unreadable one.
 
-    An archived cell has no folder on disk. Functions of :mod:`study.store` take its path all the
-    same.
+    An archived cell has no folder on disk, but functions of :mod:`study.store` take its path.
     """
     cells = Path(study_dir) / "cells"
     names = set(_archived(Path(study_dir) / ARCHIVE))
@@ -274,7 +272,7 @@ def no_study(folder: Path) -> StudyError:
     return StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
 
 
-# What made a result.
+# The versions that made a result.
 
 PACKAGES = (
     *("study", "torch", "transformers", "peft", "accelerate", "trl", "tokenizers", "safetensors"),

@@ -1,5 +1,5 @@
-"""The rows of a cell: their columns, the Arrow stream that grows while the cell trains, and the
-Parquet file that each table becomes when it has ended.
+"""The rows of a cell: their columns, the Arrow stream during training, and the Parquet file of each
+table afterwards.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _TRUNCATIONS = pa.schema([(name, pa.float64()) for name in ("kept", "loss", "sha
 
 
 class _Schemas(dict[str, pa.Schema]):
-    """The probes' have a column for each statistic that there is by now: plug-ins add some."""
+    """The probes' schema has a column for each statistic, including those of plug-ins."""
 
     def __getitem__(self, name: str) -> pa.Schema:
         stats = STATS if name == "probes" else ()
@@ -103,8 +103,8 @@ def read_stream(path: Path, synced: int | None = None) -> pa.Table:
     """The whole batches of a stream. A killed process may have left a part of one at the end.
 
     ``synced``: the bytes that were on disk when the record was written. They include the rows
-    before every checkpoint. What follows them may be anything after a power cut, for example a row
-    of zeros, and is not read. Raises :class:`Damaged` if they are not all there.
+    before every checkpoint. Bytes after them may be wrong after a power cut, for example zeros, and
+    are not read. Raises :class:`Damaged` if bytes are missing.
     """
     content = b""
     with contextlib.suppress(Damaged):

@@ -1,6 +1,6 @@
-"""The tables of one cell and of a study, wherever they are: streams while a cell trains, Parquet
-files when it has ended, one Parquet file per table in an archived study. Rows of ``cells`` are made
-from records, so that a new configuration key is a column without an edit here.
+"""The tables of one cell and of a study: streams while a cell trains, Parquet files when it has
+ended, one Parquet file per table in an archived study. Rows of ``cells`` come from records, so a
+new configuration key becomes a column without a change here.
 """
 
 import logging
@@ -117,12 +117,11 @@ def _plain(value: Any) -> Any:
 def load_cell_table(
     cell_folder: Path, name: str, record: Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """One of :data:`SCHEMAS` as far as it is written, in the order of writing.
+    """The rows of one of :data:`SCHEMAS` so far, in the order of writing.
 
-    ``record``: the cell's record, if the caller has read it. If it says that the cell has ended,
-    the table is read from Parquet and compared with the record's hash, otherwise from its stream.
-    Empty if the table has no rows. Raises :class:`Damaged` if the table is not what was written, or
-    if the record is unreadable.
+    ``record``: the cell's record, if the caller has read it. If the cell has ended, the table is
+    read from Parquet and compared with the record's hash, otherwise from its stream. Empty if the
+    table has no rows. Raises :class:`Damaged` if the table or the record is damaged.
     """
     stream, finished = cell_folder / f"{name}.arrows", cell_folder / f"{name}.parquet"
     if record is None or (record["status"] not in ENDED and not stream.exists()):
@@ -225,7 +224,7 @@ class StudyTables:
 
 
 def load_measured(study_dir: str | os.PathLike[str]) -> StudyTables:
-    """The measured tables of a study. Running and diverged cells are included as far as they got.
+    """The measured tables of a study, with the rows so far of running and diverged cells.
 
     Cells with a damaged table are left out, and a warning names them. Raises :class:`StudyError`
     if the folder holds no study, or if its archive or the table of distances is damaged.

@@ -30,8 +30,8 @@ ASIDE = "aside"
 class CellWriter:
     """Appends rows to a claimed cell, and ends it with its status.
 
-    After a crash between any two calls of the system, the cell is resumed or trained again, and its
-    tables are those of an undisturbed run.
+    After a crash between any two system calls, the cell is resumed or trained again, and its tables
+    equal those of an undisturbed run.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class CellWriter:
         self.claim.check()
         self.record.pop("streams", None)
         self._save_record(status=status, tables=tables, adapter=adapter, **fields)
-        # What an ended cell does not need. A failed one can go on from an earlier checkpoint.
+        # An ended cell does not need these. A failed one can resume from an earlier checkpoint.
         unneeded = [*map(self._path, SCHEMAS), *self.folder.glob(f"*{files.DRAFT}")]
         for path in unneeded if status == "failed" else [*unneeded, self.folder / CHECKPOINTS]:
             with suppress(StorageError):  # it costs space, not the cell
@@ -151,10 +151,10 @@ class CellWriter:
     def interrupt(self, **fields: Any) -> None:
         """Keep rows and checkpoints, record ``interrupted`` and ``fields``, release the claim.
 
-        It also works after an error of :meth:`append` or :meth:`close`, and with a full disk: a
-        cell that is recorded as running and has no process is interrupted.
+        It also works after an error of :meth:`append` or :meth:`close`, and with a full disk,
+        because a cell that is recorded as running and has no process is interrupted.
         """
-        with suppress(StudyError):  # else it says "running", which is as good
+        with suppress(StudyError):  # otherwise it says "running", which has the same effect
             if self._error is None:
                 self.sync()
         with suppress(StorageError):
@@ -180,7 +180,7 @@ class CellWriter:
         return kept
 
     def _make_room(self, first_step: int, aside: bool) -> None:
-        """Move finished results aside; delete what a killed process left and can't be resumed.
+        """Move finished results aside; delete rows of a killed process that can't be resumed.
 
         ``aside``: move everything.
         """
@@ -218,7 +218,7 @@ class CellWriter:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Context manager: an error ends the writing of rows: later ones would leave a gap.
+        """Context manager: after an error no more rows are written, because they would leave a gap.
 
         Raises the error of an earlier write, and if the cell's folder was deleted.
         """

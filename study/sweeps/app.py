@@ -1,8 +1,8 @@
-"""The Hydra application behind ``study train``: composed configs to cells, Hydra errors to a line.
+"""The Hydra application of ``study train``: it makes cells of configs, and a line of an error.
 
-A job is a pack. The sweeper hands it to a launcher as Hydra overrides (:func:`job_overrides`): one
-string of overrides per cell. The job composes its cells again from those strings, in whatever
-process the launcher starts. torch is imported when a configuration has no mistake.
+A job is a pack. The sweeper passes it to a launcher as Hydra overrides (:func:`job_overrides`): one
+string of overrides per cell. The job composes its cells again from those strings, in the process
+that the launcher starts. torch is imported only after the configuration is checked.
 """
 
 import json
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from study.sweeps.run import Worker
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
-"""Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has. Its value
-names the devices to plan for; it is empty for those of this machine."""
+"""Hydra's parser accepts only its own flags, so ours is passed as a key that no cell has. Its value
+names the devices to plan for; empty means this machine."""
 _CELLS, _SWEEP = "cells", "sweep"
 """The keys of a job: the overrides of its cells, and the file of its sweep."""
 _JOBS = ("n_jobs", "array_parallelism")
@@ -99,7 +99,7 @@ def job(composed: DictConfig, workers: list["Worker"]) -> Outcome:
 
 
 def _run_one(composed: DictConfig, workers: list["Worker"]) -> Outcome:
-    """Train the one cell of a configuration, or show what that takes."""
+    """Train the one cell of a configuration, or show its plan."""
     config = parse(composed)  # before torch is imported, which takes seconds
     from study.sweeps import cells, launch, plan, run
 

@@ -25,9 +25,9 @@ from study.vocabulary.scaling import rule_words
 class Cell:
     """One configuration with its identity, the card of its base and the hashes of its sources.
 
-    ``coverage``: which of the base's weights its adapters are on. ``label``: its name in lines of
-    text and in trackers, ``adamw rslora rank 4 seed 0 lr 0.0001 alpha 16.0`` and whatever else
-    varies among the cells planned with it. A job of a launcher plans those of its pack.
+    ``coverage``: the weights of the base that have adapters. ``label``: its name in lines of text
+    and in trackers, ``adamw rslora rank 4 seed 0 lr 0.0001 alpha 16.0`` and other settings that
+    vary among the cells planned with it. A job of a launcher plans the cells of its pack.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def bf16_note(self) -> str:
-        """Why bf16 takes a part of the adapters' output; empty if it does not."""
+        """Why bf16 loses a part of the adapters' output; empty if it does not."""
         if self.config.bf16_form != "factored":
             return ""
         bits = self.config.model.quant_bits

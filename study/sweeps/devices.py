@@ -1,9 +1,9 @@
-"""Which GPU a process trains on: of several, each process of a machine takes one of its own.
+"""The GPU of a process: each process of a machine takes a different one.
 
-A process holds the lock of a file that is named after the UUID of its GPU, whose number depends on
-``CUDA_VISIBLE_DEVICES``. The system frees the lock when the process ends. A process that sees one
-GPU, as in jobs of Slurm and Ray, trains on it, whether or not another one does too. A process that
-torchrun has started takes the GPU with its number on the machine (``train.shard``).
+A process locks a file that is named after the UUID of its GPU, because the number of a GPU depends
+on ``CUDA_VISIBLE_DEVICES``. The system frees the lock when the process ends. A process that sees
+one GPU, as in jobs of Slurm and Ray, trains on it without a lock. Under torchrun, a process takes
+the GPU with its number on the machine (``train.shard``).
 """
 
 import contextlib

@@ -84,7 +84,7 @@ def measure_study(
 
 
 def _numbered(runs: int, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Says that a run begins, with its number and the time left, if all take the same time."""
+    """Prints that a run begins, with its number and the time left if all take equally long."""
     began, numbers = time.monotonic(), iter(range(runs))
 
     def begins(run: str) -> None:
@@ -117,7 +117,7 @@ def limit_of(config: CellConfig) -> CellConfig:
 
 
 def _is_exact(config: CellConfig) -> bool:
-    """Whether its limit is known; a large finite rank stands for any other."""
+    """Whether its limit is known; otherwise a large finite rank replaces it."""
     return OPTIMIZERS[config.optimizer.name].family == "linear"
 
 

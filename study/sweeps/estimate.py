@@ -3,16 +3,16 @@
 Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one time in training:
 
 - the base: its weights, once for all cells of a process;
-- a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state; the
-  weights before the step, if a probe measures updates; in bf16 the adapters' casts; ``D O`` floats
-  for each merged layer and expert, as many for the weight gradients that alignments need, and for
-  the product ``B A`` that a probe multiplies tokens by;
+- a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state. The
+  weights before the step, if a probe measures updates. In bf16 the adapters' casts. ``D O`` floats
+  for each merged layer and expert, for weight gradients that alignments need, and for the product
+  ``B A`` that a probe multiplies tokens by;
 - a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
   block up, and in bf16 the float32 inputs of two norms a block. For Llama, GPT-2, Phi and Qwen this
   is within a fifth of what transformers keeps. With ``train.checkpointing``: the inputs of all
   blocks, and the activations of one.
 
-FLOPs are those of training steps and evaluations, operations those of steps, without probes.
+FLOPs count training steps and evaluations, operations count steps; both leave out probes.
 """
 
 import math
@@ -75,9 +75,9 @@ class Estimate:
     def divided(self, devices: int) -> "Estimate":
         """What each device takes if ``devices`` train the cell together, as FSDP2 divides it.
 
-        A device has the head whole, and during a step the embedding, which is as large. It puts the
-        weights of one block together at a time, and those of the next one. It has whole sequences:
-        more devices than sequences take no less time.
+        A device has the whole head, and during a step the embedding, which is as large. It also
+        gathers the weights of the current and the next block. It has whole sequences, so more
+        devices than sequences save no time.
         """
         if devices == 1:
             return self

@@ -1,4 +1,4 @@
-"""A sweep as a whole: its first lines, the launches of its packs, and its last lines."""
+"""A whole sweep: its first lines, the launches of its packs, and its last lines."""
 
 import contextlib
 import sys
@@ -55,7 +55,7 @@ def conduct(
     with posted(planned) as files:
 
         def one_pass(free: list[Cell]) -> Iterable[Outcome]:
-            # A process that trains itself asks for signals itself.
+            # A process that trains handles signals itself.
             with contextlib.nullcontext() if here else _launched(files.values()):
                 return launch(free, files)
 

@@ -76,7 +76,7 @@ def deal(costs: Sequence[float], hands: int, size: int) -> list[list[int]]:
 
 
 def _shared(cell: Cell) -> str:
-    """What the cells of one pack have in common, as a sortable key."""
+    """The settings that the cells of one pack share, as a sortable key."""
     config = cell.config
     data, train = config.data, config.train
     return repr(
@@ -110,7 +110,7 @@ class Pack:
 
     @property
     def config(self) -> CellConfig:
-        """The first cell's configuration: it stands for what all cells of a pack share."""
+        """The first cell's configuration, for settings that all cells of a pack share."""
         return self.cells[0].cell.config
 
 
@@ -118,8 +118,8 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
     ``device``: where it will train; None: what its configuration asks for. Raises
-    :class:`StudyError` if the device is absent, its memory is too little for one of the cells, the
-    base lacks a token of the data, or answers are asked for and no held-out row is a question.
+    :class:`StudyError` if the device is absent, if its memory is too small for a cell, if the base
+    lacks a token of the data, and for answers without a held-out row that is a question.
     """
     config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)

@@ -1,8 +1,8 @@
-"""``study train --plan``: what a sweep would take. Trains nothing.
+"""``study train --plan``: the cost of a sweep. Trains nothing.
 
 ``--plan`` alone plans for this machine: it reads the data and measures the speed of products.
-``--plan=8xh100`` prices the sweep for devices that need not be here. Then every sequence counts as
-full and every token as a target: an upper bound for shorter rows.
+``--plan=8xh100`` estimates the cost on devices that you need not have. It assumes full sequences in
+which every token is a target, an upper bound for shorter rows.
 """
 
 import heapq
@@ -53,7 +53,7 @@ GB = 2**30
 
 
 def seconds_of(shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[float]:
-    """The time of each cell on this machine, at most: as if every sequence were full.
+    """The time of each cell on this machine, an upper bound: as if every sequence were full.
 
     ``shared``: overrides of all cells; ``cells``: each cell's own. Reads neither weights nor data.
     Raises :class:`StudyError` for whatever ``study train`` refuses before it reads the data.
@@ -67,9 +67,9 @@ def seconds_of(shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[fl
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str = "") -> None:
-    """Print what the cells to train will take on stdout: FLOPs, memory, time and bytes on disk.
+    """Print the cost of the cells to train: FLOPs, memory, time and bytes on disk.
 
-    ``devices``: those to price the sweep for, such as ``8xh100``; empty: this machine.
+    ``devices``: the devices to plan for, such as ``8xh100``; empty: this machine.
     """
     count, name = fleet(devices) if devices else (1, "")
     announce(cells, packs)

@@ -31,7 +31,7 @@ from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What gloo says of a process that has ended. NCCL and the store have exceptions of their own."""
+"""gloo's words for a process that has ended. NCCL and the store have their own exceptions."""
 
 
 def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
@@ -87,8 +87,8 @@ def world(device: torch.device) -> Processes:
 
 
 def device_of_base(device: torch.device) -> torch.device:
-    """Where the base of a pack is held: whole in the host's memory, if several processes divide
-    copies of it, and otherwise on ``device``.
+    """Where the base of a pack is held: in the host's memory if several processes divide copies of
+    it, and otherwise on ``device``.
     """
     return device if count() == 1 else torch.device("cpu")
 

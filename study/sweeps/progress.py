@@ -1,9 +1,8 @@
-"""What running sweeps have still to train, and what terminals show of it.
+"""The progress of running sweeps, and its display on terminals.
 
-While a sweep lives, the file ``sweep-TIME-PID.json`` in its study's folder lists its cells. The
-sweep holds a lock on that file, so a file whose lock is free was left by a killed sweep. How far a
-cell is, is read from its record. The time left is that of the steps left, at the rate of the sweep
-so far. It may be off by half.
+While a sweep runs, the file ``sweep-TIME-PID.json`` in its study's folder lists its cells. The
+sweep holds a lock on that file. If the lock is free, the sweep was killed. The progress of a cell
+is in its record. The time left assumes the rate of the sweep so far, and may be off by half.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ WAITING = "waiting"
 STATES = (*STATUSES, WAITING)
 NUMBERS = ("lr", "rank", "seed", "steps", "sec")
 WIDE = 10_000
-"""Columns of text where there is no terminal: a line per cell for other programs."""
+"""Columns of text without a terminal: a line per cell for other programs."""
 LINE_EVERY = 10.0
 """Seconds between lines of log where there is no terminal."""
 READ_EVERY = 5.0
@@ -49,7 +48,7 @@ class Outcome:
 
     - ``failures``: a line for each cell that failed, by its folder;
     - ``signum``: the signal that ended the pass, if one did;
-    - ``mistake``: why no cell of the pack can be trained, in one line.
+    - ``mistake``: one line that says why no cell of the pack can be trained.
     """
 
     failures: Mapping[Path, str] = field(default_factory=dict)
@@ -152,8 +151,8 @@ def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path
 def stop_file(sweep: Path) -> Path:
     """While this file exists, every process of the sweep, on any machine, stops after its step.
 
-    A signal would reach only processes of the sweep's own machine, and which of them train is known
-    to the launcher alone.
+    A signal would reach only processes of the sweep's machine, and only the launcher knows which of
+    them train.
     """
     return sweep.with_suffix(".stop")
 
@@ -299,8 +298,8 @@ def _summary(cells: pd.DataFrame) -> str:
 
 
 def watch(study_dir: Path) -> None:
-    """Print a line when the states of the cells change, and now and then, until no sweep is live
-    and no cell is running; then the table and the next command.
+    """Print a line when the states of the cells change, and at intervals. When no sweep is live and
+    no cell is running, print the table and the next command.
 
     Raises :class:`StudyError` if the folder holds no study.
     """

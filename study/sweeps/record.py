@@ -42,14 +42,14 @@ from study.training.stuck import StuckCheck
 from study.vocabulary import scaling
 
 COST_SHARE = 20
-"""If checkpoints are due by time, one is followed by so many times its own time without one."""
+"""If checkpoints are due by time, the pause after one is this many times its duration."""
 
 
 @dataclass
 class Held:
     """A cell that this process holds and trains.
 
-    ``state``: what it continues from. ``fields``: what its end adds to its record.
+    ``state``: its checkpoint, to continue from. ``fields``: added to its record at its end.
     """
 
     prepared: Prepared
@@ -113,8 +113,8 @@ class Recorder:
 
     @property
     def can_stop(self) -> bool:
-        """Whether a later step is to come, for which a checkpoint is of use. Waits for the numbers
-        of the last step.
+        """Whether a later step follows, so that a checkpoint is useful. Waits for the numbers of
+        the last step.
         """
         steps = self.fold[0].cell.config.train.steps
         return any(not result.diverged and result.step < steps for result in self._last)
@@ -210,7 +210,7 @@ class Recorder:
             self._write_all()
         except StorageError:
             raise
-        except Exception:  # it may be the error itself: these rows can't be had
+        except Exception:  # these rows may have caused the error
             self._waiting.clear()
         lines = {}
         for held in self.fold:

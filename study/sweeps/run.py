@@ -38,9 +38,7 @@ _POLL = 1.0
 
 
 class Worker(contextlib.ExitStack):
-    """What a process keeps from one pack to the next, until it is closed: its device, and the base
-    on it.
-    """
+    """The device and the base that a process keeps between packs, until it is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +82,7 @@ def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:
 
 
 def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Outcome]]) -> None:
-    """Call ``launch`` with the cells to train until every cell has results, of whichever process.
+    """Call ``launch`` with the cells to train until every cell has results, from any process.
 
     ``launch`` makes one pass: it leaves out cells that other processes hold. Those are waited for.
     A cell that has failed here is not tried again.

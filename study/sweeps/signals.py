@@ -4,12 +4,12 @@ A process is in one of three states:
 
 - it trains, or waits for processes that train (:func:`patience`): the first signal is noted, and
   the loop asks for it after each step (:func:`asked`);
-- it is a process of a launcher (:func:`listen_in_worker`): as above, whatever it does, because it
-  must return how far its pack is;
-- otherwise (imports, planning, loading): a signal ends the process, for there is nothing to save.
+- it is a process of a launcher (:func:`listen_in_worker`): as above, at any time, because it must
+  return the progress of its pack;
+- otherwise (imports, planning, loading): a signal ends the process, because nothing can be lost.
 
-A launcher may have a handler of its own for a signal. submitit requeues a job with one. That
-handler is called after the step too, when the cells have checkpoints (:func:`hand_over`).
+A launcher may have its own handler for a signal: submitit's requeues a job. That handler is also
+called after the step, when the cells have checkpoints (:func:`hand_over`).
 """
 
 import contextlib
@@ -31,10 +31,10 @@ _ONE_REQUEST = 0.5
 
 
 class Stopped(BaseException):
-    """A signal ended the sweep. No ``except Exception`` on the way out takes it for a failure.
+    """A signal ended the sweep. No ``except Exception`` catches it.
 
     ``command``: what the user typed; it resumes. ``line``: the last line to print.
-    ``exit_code``: that of a process that a signal ended, as a shell reports it.
+    ``exit_code``: as a shell reports it for a process that a signal ended.
     """
 
     def __init__(self, signum: int, command: str = "") -> None:
@@ -93,7 +93,7 @@ def current() -> Listener:
 
 @contextlib.contextmanager
 def listen(arguments: Sequence[str]) -> Iterator[None]:
-    """Context manager: signals end this process as the module says.
+    """Context manager: signals end this process as described above.
 
     ``arguments``: those of ``study``. Nested, or outside the main thread, it changes nothing.
     """
@@ -147,8 +147,8 @@ def asked() -> int | None:
 
 
 def hand_over() -> None:
-    """Call the launcher's handler of a signal that came, if one did. It may end the process. If it
-    returns, training goes on.
+    """If a signal came, call the launcher's handler for it. It may end the process. If it returns,
+    training goes on.
     """
     listener = current()
     signum, listener.handed = listener.handed, None
@@ -157,6 +157,6 @@ def hand_over() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr. A terminal that is gone is no reason to lose a step."""
+    """Print a line on stderr. If the terminal is gone, training goes on."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)

@@ -6,8 +6,8 @@ Setting: one frozen linear layer ``y = W0 x + gamma B A x``, ``A: [R, D]``, ``B:
 mirror. ``G = sum_n g_n x_n^T`` is the gradient of the loss with respect to the layer's weight, and
 ``g = dL/dy``. All results are to leading order in the learning rate (*lazy*), for steps 0 to 3. Row
 ``step = s`` has the weights after ``s`` updates, so a quantity that contains the trained factor is
-0 at step 0. A step with a learning rate of 0 (the first of some warmups) makes no update: count
-steps from the first one that does.
+0 at step 0. A step with a learning rate of 0 (the first of some warmups) makes no update. Count
+steps from the first update.
 
 docs/derivations.md has the derivations, and where they differ from Kalajdzievski 2023. Numbers
 only: numpy, no torch.

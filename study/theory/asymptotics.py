@@ -1,4 +1,4 @@
-"""Asymptotic exponents: the prediction for one quantity, what modifies it, and when there is none.
+"""Asymptotic exponents: the prediction for a quantity, its modifiers, and when there is none.
 
 :mod:`~study.theory.rows` holds the table of exponents.
 """
@@ -20,15 +20,15 @@ ENTRYWISE = ("rms", "mean_abs", "m4")
 OF_ONE_SITE = {"descent": "adapter_update", "stable_rank": "delta_w"}
 """Stats that have a row of their own, with the only site that has a prediction."""
 PREDICTED = ("norm", *ENTRYWISE, *OF_ONE_SITE)
-"""Stats that scale as a power of the rank, or saturate. Of the others, ``max_abs`` grows with the
-logarithm of the number of entries, ``spectral`` bends where r crosses its dimensions, ``rho`` is of
-the next order in the learning rate, ``nonfinite`` is a count, and the mean of ``mean_norm`` at
-finite rank has not been derived. Alignments are properties of the layer's gradients."""
+"""Stats that scale as a power of the rank, or saturate. The others do not: ``max_abs`` grows with
+the log of the number of entries; ``spectral`` bends where r crosses its dimensions; ``rho`` is of
+the next order in the learning rate; ``nonfinite`` is a count; ``mean_norm`` has not been derived at
+finite rank. Alignments are properties of the layer's gradients."""
 
 
 @dataclass(frozen=True)
 class Modifiers:
-    """What else acts on an update.
+    """Other effects on an update.
 
     LoRA+ needs no entry: its ratio of learning rates is a constant factor, independent of rank.
 
@@ -75,9 +75,9 @@ def family(optimizer: str) -> Family:
     """The family of an optimizer, or of a family's name.
 
     Predictions for Adafactor are without parameter scaling, which torch's always has and
-    transformers' has by default. With it, B moves by lr * 1e-3 while rms(B) is below that (B's
-    exponents stand), and the exponent of A's update is lower by q/2. Raises :class:`StudyError` for
-    an unknown name.
+    transformers' has by default. With it, B moves by lr * 1e-3 while rms(B) is below that, so B's
+    exponents hold. The exponent of A's update is lower by q/2. Raises :class:`StudyError` for an
+    unknown name.
     """
     if optimizer in OPTIMIZERS:
         return OPTIMIZERS[optimizer].family

@@ -44,7 +44,7 @@ def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
 
 
 def _diagonal(layer: Layer, init: str) -> float:
-    """``r_diag``, or the value that stands for it."""
+    """``r_diag``, or its default."""
     fan = layer.d_in if init == "A" else layer.d_out
     return layer.r_align / fan if layer.r_diag is None else layer.r_diag
 
@@ -66,8 +66,8 @@ def stable_rank(ranks: Floats, kind: Family, layer: Layer, init: str) -> Floats:
     - spectral rules: ``polar(G A^T) A`` has, up to r = m, the singular values of a random [r, D]
       matrix: ``r D / sigma_1^2`` with the mean of the Tracy-Widom law (Johnstone 2001, theorem
       1.1). torch's five Newton-Schulz steps lower it by a fifth to a third, and the slope by 0.04;
-    - sign-like rules: it depends on the largest singular value of the rows of G at norm 1, which no
-      statistic records: no closed form.
+    - sign-like rules: no closed form. It depends on the largest singular value of the rows of G at
+      norm 1, which no statistic records.
     """
     if kind == "linear":
         return np.asarray(ranks / (1 + layer.share * (ranks - 1)))
@@ -205,10 +205,10 @@ def predicted_exponent(
 ) -> float:
     """The slope that a fit over ``ranks`` should find: that of the mean of the log over draws.
 
-    ``setting``: the arguments of :func:`study.theory.asymptotics.predict`. NaN without a
-    prediction, for fewer than two distinct ranks, and if the curve needs an unknown property of the
-    layer (the asymptote alone would be off by up to 0.4 at ranks up to 256). Raises
-    :class:`StudyError` for an unknown site, stat, optimizer or init.
+    ``setting``: the arguments of :func:`study.theory.asymptotics.predict`. NaN without a prediction
+    and for fewer than two distinct ranks. NaN also if the curve needs an unknown property of the
+    layer: the asymptote would be off by up to 0.4 at ranks up to 256. Raises :class:`StudyError`
+    for an unknown site, stat, optimizer or init.
     """
     if predict(site, stat, **setting).exponent is None or len(set(ranks)) < 2:
         return math.nan
@@ -244,8 +244,8 @@ def distance_to_infinite_rank(
 ) -> Floats:
     """Relative distance of delta_w from its limit at infinite rank after the first step, [ranks].
 
-    For q = 0, the limit is ``-lr alpha^2 v G`` under SGD (p = 1/2), and under a sign-like rule with
-    eps -> 0 (p = 1) the mean of ``alpha b a^T`` over the rows of A. Either weighting gives
+    For q = 0, the limit is ``-lr alpha^2 v G`` under SGD (p = 1/2). Under a sign-like rule with eps
+    -> 0 (p = 1), it is the mean of ``alpha b a^T`` over the rows of A. Either weighting gives
     sqrt((rho - 1) / r), the standard deviation of a mean of r iid terms, with rho of
     :func:`crossover`:
 

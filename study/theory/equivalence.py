@@ -1,8 +1,8 @@
-"""Runs that are the same, and runs whose first update is the same: what to set at another rank.
+"""Equal runs, and runs with an equal first update: the settings for another rank.
 
-**Exactly the same.** At one rank, two rules with the same gamma are the same run
-(:func:`converted_alpha`). Between two ranks nothing is exactly the same: A has another number of
-random rows.
+**Equal runs.** At one rank, two rules with the same gamma give the same run
+(:func:`converted_alpha`). No setting gives the same run at another rank, because A has another
+number of random rows.
 
 **The same first update.** To leading order in the learning rate, an update lowers the loss by lr
 times :func:`descent`, and moves the adapter's output by lr times :func:`move`.
@@ -15,8 +15,8 @@ from study.theory.curves import curve
 from study.theory.layers import Layer
 
 USUAL = Layer(1000, 1000, r_align=5, r_sign=10, r_back=1, r_diag=0, kurtosis=0)
-"""Stands for an unknown layer. Geometric means over layers of the measured numbers are: r_sign 12
-and r_align 6 on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
+"""The layer if it is unknown. Geometric means over the measured layers are: r_sign 12 and r_align 6
+on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
 
 
 def converted_alpha(alpha: float, rank: float, p: float, new_p: float) -> float:
@@ -29,7 +29,7 @@ def converted_alpha(alpha: float, rank: float, p: float, new_p: float) -> float:
 
 
 def descent(rank: float, gamma: float, optimizer: str) -> float:
-    """What a first update at a learning rate of 1 lowers the loss by, up to a constant.
+    """The decrease of the loss by a first update at a learning rate of 1, up to a constant.
 
     The constant depends on neither rank nor gamma. Muon's is for torch's factor ``sqrt(O / r)``, at
     ranks above the number of directions of the gradient (docs/derivations.md). Raises
@@ -42,7 +42,7 @@ def descent(rank: float, gamma: float, optimizer: str) -> float:
 
 
 def move(rank: float, gamma: float, optimizer: str, layer: Layer = USUAL) -> float:
-    """What a first update at a learning rate of 1 moves the adapter's output by, up to a constant.
+    """The change of the adapter's output by an update at a learning rate of 1, up to a constant.
 
     The constant depends on neither rank nor gamma. It is the rms over draws of A, and NaN if the
     curve depends on an unknown property of the layer. Raises :class:`StudyError` for an unknown

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from study.vocabulary.inits import UNIFORM
 
 MIDDLE_BACK = 1.25
-"""Stands for an unknown ``r_back``, which is between 1 and pi/2. At D = 576 its slope is within
-0.007 of that of either end over ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
+"""``r_back`` if it is unknown; it is between 1 and pi/2. At D = 576 its slope is within 0.007 of
+either end's slope over ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
 
 RESOLVED = 1e-9
 """Singular values of G above this part of the largest count in its rank."""
@@ -18,8 +18,8 @@ RESOLVED = 1e-9
 
 @dataclass(frozen=True)
 class Layer:
-    """The properties of a layer that a finite-rank curve depends on. NaN stands for an unknown one,
-    and curves that depend on it are NaN.
+    """The properties of a layer that a finite-rank curve depends on. NaN means unknown; curves that
+    depend on it are NaN.
 
     - ``d_in``, ``d_out``: D and O;
     - ``r_align = |G|^2 E|x|^2 / E|G x|^2``: from 1, if every x lies along the one direction that G
@@ -27,20 +27,20 @@ class Layer:
     - ``r_sign = (pi/2) / mean cos^2(G_o, x)``: the mean is over outputs o and over tokens, weighted
       by ``|x|^2``;
     - ``r_back``: see :mod:`study.theory.curves`;
-    - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` stands for
-      r_align / D, the value for an x spread evenly over its entries;
+    - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` means r_align /
+      D, the value for an x spread evenly over its entries;
     - ``kurtosis``: the excess kurtosis of the entries of the random factor;
-    - ``r_eff = |G|^4 / |G G^T|^2``: the effective number of directions of G. NaN stands for
-      ``sqrt(r_align)``, and for an unknown one if r_align is unknown too;
+    - ``r_eff = |G|^4 / |G G^T|^2``: the effective number of directions of G. NaN means
+      ``sqrt(r_align)``, or unknown if r_align is unknown too;
     - ``r_joint = tr(P M)^2 / |P M|^2`` of the symmetric part of ``P M``, ``P = G^T G``, ``M`` the
-      second moment of x: the effective number of directions that G and x have in common. NaN
-      stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two;
+      second moment of x: the effective number of directions that G and x have in common. NaN means
+      1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two;
     - ``g_rank``: the rank of G, at most the number of tokens that it sums over;
     - ``r_nuc = |G|_*^2 / |G|^2``: the effective number of directions of G by its nuclear norm;
     - ``outside``: the share of ``|x|^2`` outside the row space of G. Only the curves of spectral
       rules (:mod:`study.theory.spectral`) depend on these three;
     - ``r_rows = 1 / mean_o (sum_i G_oi^4 / |G_o|^4)``: the effective number of inputs that a row of
-      G reads. NaN stands for infinitely many.
+      G reads. NaN means infinitely many.
 
     Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
     """
@@ -69,7 +69,7 @@ class Layer:
 
     @property
     def share(self) -> float:
-        """The share of |G|^2 along one direction that stands for the spectrum of G."""
+        """The share of |G|^2 along one direction, which models the spectrum of G."""
         return self.r_align**-0.25 if math.isnan(self.r_eff) else self.r_eff**-0.5
 
     @property

@@ -1,4 +1,4 @@
-"""The share of an adapter's output that rounding takes, if it is added to a rounded output.
+"""The share of an adapter's output that rounding loses, if it is added to a rounded output.
 
 docs/derivations.md derives it; ``tests/theory/test_theory_rounding.py`` simulates it.
 """

@@ -28,8 +28,8 @@ class PowerLaw:
     - ``first``: the first step at which the quantity is not zero;
     - ``term``: the crossover of the finite-rank curve. It exists if the r iid components of the
       quantity have a mean other than zero;
-    - ``passes``: how often a quantity without a crossover multiplies the random factor by G. Its
-      log is biased by the spread over draws (:mod:`study.theory.log_gaps`); 0: by nothing.
+    - ``passes``: how often a quantity without a crossover multiplies the random factor by G. The
+      spread over draws biases its log (:mod:`study.theory.log_gaps`); 0: no bias.
     """
 
     rank: float

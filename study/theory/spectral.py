@@ -80,9 +80,9 @@ def nuclear_norm(ranks: Floats, layer: Layer) -> Floats:
     sqrt(kappa (r - df)) (-df') dkappa`` over all kappa with df < r. It is within 1 % from rank 4,
     and 3 % too high there if G is a single direction.
 
-    G is taken as one direction with the layer's share of |G|^2, plus k others of equal size. r_nuc
-    determines k. On gradients of SmolLM2, the slope over ranks 4 to 512 is then within 0.02 of that
-    with all singular values.
+    G is modelled as one direction with the layer's share of |G|^2, plus k others of equal size.
+    r_nuc determines k. On gradients of SmolLM2, the slope over ranks 4 to 512 is then within 0.02
+    of that with all singular values.
     """
     if layer.g_rank == 1:
         return math.sqrt(2) * np.exp(_log_gamma((ranks + 1) / 2) - _log_gamma(ranks / 2))

@@ -18,7 +18,7 @@ from study.tracking.runs import start_run
 SUMMARY = "summary"
 """The job type of that run. The runs of cells have their rule."""
 COLUMNS = ["optimizer", "rule", "curve", "quantity", "step", "estimate", "predicted", "verdict"]
-"""Those of :func:`study.analysis.summary` in the run's table of exponents."""
+"""Columns of :func:`study.analysis.summary` in the run's table of exponents."""
 
 
 def tracker_of(study_dir: Path) -> TrackerConfig | None:

@@ -1,8 +1,7 @@
 """The runs of cells in an experiment tracker: one run per cell.
 
-W&B has a class of its own here, because the workspace needs its groups and job types. All others
-come through the tracker classes of ``accelerate.tracking``. Many group charts by the part of a name
-before a slash.
+W&B has its own class here, because the workspace needs its groups and job types. All others use the
+tracker classes of ``accelerate.tracking``. Many group charts by the part of a name before a slash.
 """
 
 import contextlib

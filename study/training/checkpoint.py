@@ -1,8 +1,8 @@
 """The state of one cell between two steps: captured from a fold, and restored into another.
 
-A cell that goes on from a snapshot, in a fold of the same cells, follows the same path bit for bit
-on a CPU, and in another fold within rounding. A step's batch and measurements depend on its number
-only, so the state is what the steps change:
+A cell that resumes from a snapshot in a fold of the same cells follows the same path, bit for bit
+on a CPU. In another fold the path agrees within rounding. A step's batch and measurements depend on
+its number only, so the state holds only what steps change:
 
 - the factors of every layer, the optimizer's state and the schedule;
 - the dropout streams, and the weight gradients that alignments need at the first few steps;
@@ -112,7 +112,7 @@ def _restore(fold: Fold, resume: Sequence[Snapshot]) -> None:
         fold.learners[cell].restore(_part(snapshot.tensors, OPTIMIZER), snapshot.state)
         fold.tokens_K[cell] = int(snapshot.state["tokens"])
         fold.earlier_K[cell] = float(snapshot.state["seconds"])
-    # What the cells of a fold hold together: dropout streams and accumulated gradients.
+    # The shared state of a fold: dropout streams and accumulated gradients.
     for bank in fold.banks:
         streams = [snapshot.tensors.get(DROPOUT + bank.layer) for snapshot in resume]
         if any(stream is not None for stream in streams):

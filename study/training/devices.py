@@ -1,4 +1,4 @@
-"""The device that a process trains on: which one, how fast it is, and what it holds."""
+"""The device that a process trains on: its choice, its speed, and its memory."""
 
 import ctypes
 import platform
@@ -27,7 +27,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """What a record says of the device: its type, its name and the number of CPU threads."""
+    """The device in a record: its type, its name and the number of CPU threads."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -74,8 +74,8 @@ def keep_freed_memory() -> None:
     """Keep freed blocks of up to 32 MiB for the next allocation; larger ones go back to the system.
 
     Activations are a few MiB each, and glibc returns such blocks to the system at once. The next
-    operation then gets them page by page, zeroed by the kernel. That costs a norm or a SwiGLU three
-    times its arithmetic, and a step of SmolLM2 about 7 %. Only glibc is told.
+    operation then gets them page by page, zeroed by the kernel. For a norm or a SwiGLU this costs
+    three times the arithmetic, for a step of SmolLM2 about 7 %. It affects only glibc.
     """
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):  # numbers of malloc.h

@@ -64,7 +64,7 @@ class Fold:
 
     @property
     def seconds_K(self) -> list[float]:
-        """Each cell's time so far: in this fold, and in earlier ones that it goes on from."""
+        """Each cell's time so far, in this fold and in earlier ones."""
         here = time.perf_counter() - self.began
         return [earlier + here for earlier in self.earlier_K]
 
@@ -191,8 +191,8 @@ class Fold:
     def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
         """A step's micro-batches, and each cell's supervised tokens in all of them, ``[K]``.
 
-        The count is known before the first pass, so that micro-batches add up to the mean over the
-        step, not to a mean of means.
+        The count is known before the first pass. So micro-batches add up to the mean over the step,
+        not to a mean of means.
         """
         accumulation = self.cells[0].train.accumulation
         size, table = self.cells[0].train.batch_size, self.corpus.train

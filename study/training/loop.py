@@ -1,10 +1,10 @@
 """The training loop: the cells of one fold over one frozen base, in lockstep.
 
 A fold is K cells that share each forward pass through the base. Every cell has its own batches,
-loss, clipping, optimizer and schedule, so a folded cell follows the path that it follows alone.
+loss, clipping, optimizer and schedule, so a folded cell trains as it would alone.
 
-The host never waits for a device in a plain step. It tells the device what to do in a step, and
-reads the numbers of the step before while the device does it. On a CPU they are there at once.
+The host never waits for a device in a plain step. It sends the device the work of a step, and reads
+the numbers of the step before while the device computes. On a CPU they are ready at once.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -52,8 +52,8 @@ def train(
     on the batch of step s; the last step only measures. Numbers may still be on their way to the
     host (:attr:`CellStep.arrived`).
 
-    ``runs``: ordered by rank; they may differ in adapter, optimizer, seeds, clipping and schedule,
-    but a run of infinite rank comes alone. ``resume``: the state of every run before the same step;
+    ``runs``: ordered by rank; they may differ in adapter, optimizer, seeds, clipping and schedule.
+    A run of infinite rank trains alone. ``resume``: the state of every run before the same step;
     :class:`study.errors.StudyError` if it is of another run. ``world``: the processes that train
     the fold, which all make this call. The adapters are removed when the generator ends or is
     closed.

@@ -68,8 +68,7 @@ def exact_matches(fold: Fold, tokens: int) -> list[float]:
 def truncated_losses(fold: Fold) -> list[pd.DataFrame] | None:
     """Each cell's held-out loss with its adapters truncated to lower ranks, and at its own rank.
 
-    None if no truncation is asked for. Costs an SVD of a small core per layer, and an evaluation
-    per rank.
+    None without truncations. Costs an SVD of a small core per layer, and an evaluation per rank.
     """
     largest = max(min(bank.features) for bank in fold.banks)
     kept_K = [truncation_ranks(config, largest) for config in fold.cells]
@@ -86,7 +85,7 @@ def truncated_losses(fold: Fold) -> list[pd.DataFrame] | None:
 
 
 def make_probe(fold: Fold, batch: str) -> NormProbe | None:
-    """A new probe of what the configuration asks for on ``batch``; None if that is nothing.
+    """A new probe of the configuration's sites on ``batch``; None if there are none.
 
     Weights and updates belong to no batch. They are measured once: with ``train`` or, without it,
     with ``heldout``, which has no updates.
@@ -130,8 +129,8 @@ def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | Non
 def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
     """A pass on the first ``batch_size`` held-out examples, without dropout: the sums of losses.
 
-    Gradients never reach ``.grad`` and no random stream advances, so training is the same with this
-    pass and without.
+    Gradients never reach ``.grad`` and no random stream advances, so this pass does not change
+    training.
     """
     batch = next(fold.corpus.heldout.batches(fold.cells[0].train.batch_size))
     batch_K, gradients = fold.stacked([batch] * len(fold.cells)), None

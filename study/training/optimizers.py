@@ -211,9 +211,9 @@ def step_if(alive: Tensor, optimizer: Any, weights: Sequence[Tensor]) -> None:
     """One step of which the device leaves the weights as they are unless ``alive``.
 
     Fused optimizers have a flag for this, which mixed precision uses (``found_inf`` of
-    :class:`torch.amp.GradScaler`). With the others the weights are put back, at the cost of a copy.
-    Then the optimizer's own state is not that of the weights any more; a cell that has diverged has
-    no later step that would read it.
+        :class:`torch.amp.GradScaler`). With the others the weights are restored from a copy. Then
+        the optimizer's own state is not that of the weights any more; a cell that has diverged has
+        no later step that would read it.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = (~alive).float()

@@ -134,10 +134,10 @@ def write_adapter(
 def read_adapter(folder: Path) -> PeftAdapter:
     """Read a PEFT LoRA adapter, float32 on the CPU.
 
-    Respects ``rank_pattern``, ``alpha_pattern`` and ``use_rslora``. Raises :class:`StudyError` if a
-    file is missing or damaged, if the adapter is not LoRA on the unchanged base
-    (:mod:`study.vocabulary.peft_fields`), if a value has the wrong type, and if shapes contradict
-    each other or the configuration.
+    Respects ``rank_pattern``, ``alpha_pattern`` and ``use_rslora``. Raises :class:`StudyError` for
+    missing or damaged files, values of a wrong type, and shapes that contradict each other or the
+    configuration. Refuses adapters that are not LoRA on the unchanged base
+    (:mod:`study.vocabulary.peft_fields`).
     """
     config, named = _read_config(folder), str(folder / WEIGHTS)
     open_file(folder / WEIGHTS, named, _fix(folder, WEIGHTS)).close()

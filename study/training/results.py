@@ -1,4 +1,4 @@
-"""The result of one step: a row of ``metrics`` for each cell, and what else was measured."""
+"""The result of one step: a row of ``metrics`` for each cell, and other measurements."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -89,8 +89,8 @@ class CellStep:
     def snapshot(self) -> Snapshot:
         """The cell's state after this step, in the memory that training changes.
 
-        It is valid until the loop goes on: copy or write it before. Raises ``RuntimeError`` later,
-        and for a cell that has diverged, which has no later step.
+        It is valid until the loop continues: copy or write it before. Raises ``RuntimeError``
+        later, and for a cell that has diverged, which has no later step.
         """
         if self.capture is None or self.diverged:
             raise RuntimeError("this step has no state to go on from")
@@ -118,8 +118,8 @@ def results(
 ) -> list[CellStep]:
     """The step's results, one per cell.
 
-    ``metrics``: what was measured, by name and cell. ``tokens`` counts the real tokens seen so far;
-    ``seconds`` is the cell's time so far, when the device has been told to do the step.
+    ``metrics``: the measurements, by name and cell. ``tokens`` counts the real tokens so far;
+    ``seconds`` is the cell's time so far, when the host has launched the step.
     """
     columns: dict[str, Sequence[float] | Tensor] = {
         "step": [step] * len(fold.cells),

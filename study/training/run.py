@@ -1,4 +1,4 @@
-"""One cell as the training loop sees it: its configuration, and what follows from it."""
+"""One cell for the training loop: its configuration, and derived values."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from study.training.peft_format import read_adapter
 COMPILED_COLUMNS = 64
 """Compiled blocks get batches whose columns are a multiple of this: each shape is a program."""
 PAYS = 0.9
-"""``pack.padding_free=auto`` leaves the padding out if at most this share of a batch is real."""
+"""``pack.padding_free=auto`` leaves out padding if at most this share of a batch is real."""
 SAMPLED_BATCHES = 8
 """Batches that :func:`typical_step` averages over."""
 
@@ -88,8 +88,8 @@ def _typical_step(
 
 
 def columns(cells: Sequence[CellConfig]) -> int:
-    """Padding is cut off a batch down to a multiple of so many columns; under dropout it stays,
-    because the shape of a cell's mask must not depend on the other cells of its fold.
+    """A batch keeps a multiple of this many columns; further padding is cut off. With dropout all
+    padding stays: the shape of a cell's mask must not depend on the other cells of its fold.
     """
     if any(cell.adapter.dropout for cell in cells):
         return cells[0].data.sequence_length
@@ -97,9 +97,9 @@ def columns(cells: Sequence[CellConfig]) -> int:
 
 
 def may_leave_out_padding(cells: Sequence[CellConfig]) -> bool:
-    """Whether the real tokens of a batch may stand in one row, if the base separates sequences.
+    """Whether the real tokens of a batch may share one row, if the base separates sequences.
 
-    Not if several processes share a batch, by its rows.
+    Not if several processes divide a batch by its rows.
     """
     shared = cells[0]
     allowed = shared.pack.padding_free is not False and not shared.train.shard
@@ -107,5 +107,5 @@ def may_leave_out_padding(cells: Sequence[CellConfig]) -> bool:
 
 
 def pays(padding_free: bool | str, real: int, places: int) -> bool:
-    """Whether ``real`` tokens in one row are computed instead of ``places`` with padding."""
+    """Whether to compute ``real`` tokens in one row instead of ``places`` with padding."""
     return padding_free is True or real <= PAYS * places

@@ -1,11 +1,11 @@
 """One cell over several processes: base, adapters, gradients and optimizer state divided.
 
-torch's FSDP2 divides every weight among the devices. A block's weights are put together just before
-the block runs, forward or backward, and dropped after it. Its gradients are summed over the
-processes, and each keeps its part. Optimizers step these parts.
+torch's FSDP2 divides every weight among the devices. It gathers a block's weights just before the
+block runs, forward or backward, and drops them after it. It sums the gradients over the processes,
+and each keeps its part. Optimizers step these parts.
 
-The base stays whole in the memory of the host. Every cell divides a copy of it, because FSDP can't
-be taken off a module. The head stays whole on every device.
+The host's memory holds the whole base. Every cell divides a copy of it, because FSDP can't be
+removed from a module. Every device holds the whole head.
 """
 
 import copy
@@ -21,7 +21,7 @@ from study.models.base import blocks_of
 
 
 def copy_to_divide(base: FrozenBase, world: Processes) -> FrozenBase:
-    """A copy of ``base`` with modules of its own, and the same weights; alone, ``base`` itself."""
+    """A copy of ``base`` with new modules and the same weights; for one process, ``base``."""
     if world.size == 1:
         return base
     model: Any = base.model
@@ -55,7 +55,7 @@ def divide(base: FrozenBase, world: Processes) -> None:
     for block in blocks:
         fully_shard(block, mesh=mesh, shard_placement_fn=placement)
     for module in (*blocks, fully_shard(base.trunk, mesh=mesh)):
-        # Gradients are of the mean over all tokens, of which each process has its own: they add.
+        # Gradients are of the mean over the tokens of all processes, so they add.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     for child in base.model.children():

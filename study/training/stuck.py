@@ -1,6 +1,6 @@
-"""Whether a run is stuck: it goes on, but nothing that it measures changes any more.
+"""Whether a run is stuck: it goes on, but its measurements do not change any more.
 
-Too large a learning rate can do this without a value that is not finite. The adapters' outputs
+Too large a learning rate can cause this while all values stay finite. The adapters' outputs
 overflow in a norm or saturate a softmax, and the gradient is exactly zero from then on.
 """
 

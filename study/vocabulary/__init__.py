@@ -1,4 +1,4 @@
-"""Tables of what a user can choose and what a reader can see: one row for each thing.
+"""Tables of the user's choices and of all measured quantities: one row for each thing.
 
-They import nothing but the standard library. ``docs/extending.md`` says how to add a row.
+They import only the standard library. ``docs/extending.md`` says how to add a row.
 """

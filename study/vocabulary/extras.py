@@ -54,5 +54,5 @@ TRACKERS: dict[str, Tracker] = {
     "dvclive": Tracker("DVCLive"),
     "swanlab": Tracker("SwanLab"),
 }
-"""What ``tracker=`` accepts: W&B, and those of ``accelerate.tracking``. By the name that users and
-accelerate give them, which is that of the package to import and to install."""
+"""The choices of ``tracker=``: W&B, and those of ``accelerate.tracking``, by the name of their
+package, which accelerate uses too."""

@@ -1,6 +1,6 @@
-"""The optimizers: what configuration, theory, estimates and figures need to know of each.
+"""The optimizers: the facts that configuration, theory, estimates and figures need.
 
-:mod:`study.training.optimizers` builds them. This table is all that other modules read.
+:mod:`study.training.optimizers` builds them. Other modules read only this table.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Option:
     """One option of an optimizer: its type, and the limits of its value.
 
     A list has ``length`` elements, each within the limits. ``choices``: the only values, if it has
-    any; the first one is what torch's None stands for.
+    any; torch's None means the first one.
     """
 
     type: Any = float
@@ -37,8 +37,8 @@ class Option:
 
 
 ADJUSTMENTS = ("original", "match_rms_adamw")
-"""By what Muon multiplies the update of a matrix with ``a`` rows and ``b`` columns:
-sqrt(max(1, a / b)), or 0.2 sqrt(max(a, b)), with which its rms is that of an update of AdamW."""
+"""Muon's factor on the update of a matrix with ``a`` rows and ``b`` columns: sqrt(max(1, a / b)),
+or 0.2 sqrt(max(a, b)), which gives it the rms of an update of AdamW."""
 
 BETAS, EPS, MOMENTUM = Option(list[float], below=1.0, length=2), Option(), Option()
 

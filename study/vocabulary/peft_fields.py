@@ -2,8 +2,8 @@
 
 A layer of plain LoRA computes ``W0 x + gamma B A x``. Many fields of PEFT's ``LoraConfig`` change
 that, or change ``W0``. Each of them has its plain values here, and every other value is refused.
-Two readers share the table: one of trained weights (:mod:`study.training.peft_format`) and one of
-configurations to train afresh (:mod:`study.integrations.configs.trainer_tools`).
+Two readers share the table: of trained weights (:mod:`study.training.peft_format`) and of
+configurations for new training (:mod:`study.integrations.configs.trainer_tools`).
 """
 
 import re
@@ -36,22 +36,21 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("megatron_config", "velora_config", "monteclora_config"), ()),
     **dict.fromkeys(("use_bdlora", "arrow_config", "kasa_config"), (False,)),
 }
-"""The values of other fields with which a layer is plain LoRA on the unchanged base. Null is one
-of them for every field."""
+"""The values of other fields that mean plain LoRA on the unchanged base. Null always does."""
 
 KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
-"""Values of ``init_lora_weights`` that leave W0 as it is. Others, such as pissa, olora, corda,
-loftq and lora_ga, subtract the first ``gamma B A`` from W0 or quantise it."""
+"""Values of ``init_lora_weights`` that do not change W0. Others, such as pissa, olora, corda, loftq
+and lora_ga, subtract the first ``gamma B A`` from W0 or quantise it."""
 
 EMPTY: tuple[Any, ...] = (False, "", [], {})
-"""Values with which a field that this table does not know can be ignored."""
+"""Values with which an unknown field can be ignored."""
 
 
 def refusal(config: Mapping[str, Any], *, trained: bool) -> str | None:
     """Why a configuration is not plain LoRA on an unchanged language model; None if it is.
 
-    The words name the first field that is not understood and its value. ``trained``: the adapter's
-    tensors are there as well, so fields that only choose layers are ignored.
+    The text names the first unsupported field and its value. ``trained``: the adapter's tensors
+    exist too, so fields that only choose layers are ignored.
 
     >>> refusal({"use_dora": True}, trained=True)
     'use_dora=True is not plain LoRA: only null or False can be read'

@@ -1,4 +1,4 @@
-"""What is measured: sites, statistics, batches and metrics; and the quantities read first.
+"""Measured quantities: sites, statistics, batches and metrics; and the quantities shown first.
 
 Letters: x the input of an adapted linear, y its output, g = dL/dy, ``W0`` its frozen weight.
 """
@@ -106,7 +106,7 @@ _ALIGNMENTS = {
     ),
     "r_back": ("alignment of output gradients", "g^T arcsin(K) g / g^T K g"),
 }
-"""Label and formula of each number that the finite-rank curves need to know of a layer
+"""Label and formula of each property of a layer in finite-rank curves
 (:class:`study.theory.Layer`)."""
 
 STATS: dict[str, Stat] = {
@@ -130,7 +130,7 @@ MEAN_NORM = "mean_norm"
 """Of a union of A and B: the other reading of the paper's "average gradient norm"."""
 
 USUAL = tuple(name for name, stat in STATS.items() if stat.usual)
-"""What ``probes.stats=all`` stands for."""
+"""The statistics of ``probes.stats=all``."""
 MOMENTS = tuple(name for name, stat in STATS.items() if stat.kind == "moment")
 SPECTRA = tuple(name for name, stat in STATS.items() if stat.kind == "spectrum")
 ALIGNMENTS = tuple(_ALIGNMENTS)
@@ -155,8 +155,8 @@ class Quantity:
     - ``label``: for a table. ``name``: short, for a legend. ``noun``: in a sentence. ``symbol``:
       mathtext;
     - ``layer``, ``kind``: which rows of ``exponents`` hold it;
-    - ``primary_at``: the steps at which its verdict is one of the study's own questions, fixed
-      before any run. ``last`` is the last step measured;
+    - ``primary_at``: the steps at which its verdict is primary, fixed before any run. ``last`` is
+      the last step measured;
     - ``p_star``: its place in a table of p*; None if no p* is estimated.
     """
 
@@ -196,8 +196,8 @@ DESCENT = Quantity(
     primary_at=(0, 1),
     p_star=0,
 )
-"""The first-order decrease of the loss that an update buys. It has no crossover in the rank under
-any optimizer. The update of step 0 moves B only; from step 1 A moves too."""
+"""The first-order decrease of the loss by an update. It has no crossover in the rank under any
+optimizer. The update of step 0 moves B only; from step 1 A moves too."""
 FORWARD_OUT = Quantity(
     *("adapter_out", "rms", "adapter output, rms", "forward"),
     "adapter output",

@@ -1,5 +1,5 @@
-"""Base models, data sets, the formats of their rows and devices: what ``model=``, ``data=``,
-``data.format=`` and ``--plan=`` take.
+"""Base models, data sets, formats of rows and devices: the choices of ``model=``, ``data=``,
+``data.format=`` and ``--plan=``.
 
 :mod:`study.models` loads the models; :mod:`study.data` reads the data sets.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Source:
     """- ``reads_path``: whether the user names a file, a folder or a hub repository;
     - ``has_width``: whether the user chooses its width;
-    - ``has_weights``: whether it can be trained. One without serves plans only. ``is_packaged``:
+    - ``has_weights``: whether it can be trained; one without is for plans only. ``is_packaged``:
       whether ``study fetch`` downloads it.
     """
 
@@ -39,7 +39,7 @@ DATASETS: dict[str, Source] = {
 
 @dataclass(frozen=True)
 class Format:
-    """What a row of a format holds.
+    """The fields of a row of a format.
 
     - ``needs``: the fields that a row must have, as alternatives;
     - ``takes``: fields that it may have as well.
@@ -62,7 +62,7 @@ FORMATS: dict[str, Format] = {
     "alpaca_chat": Format((("instruction", "output"),), ("input", "system")),
     "completion": Format((("text",), ("prompt", "completion"))),
 }
-"""In the order in which ``data.format=auto`` tries them: some sets of chats have a field ``prompt``
+"""``data.format=auto`` tries them in this order, because some sets of chats have a field ``prompt``
 next to ``messages``, and Alpaca's rows have a ``text`` that repeats them. ``alpaca_chat`` reads the
 rows of ``alpaca`` as conversations, as LLaMA-Factory does."""
 

@@ -76,7 +76,7 @@ ENDED = tuple(name for name, status in STATUSES.items() if status.has_ended)
 RESUMABLE = tuple(name for name, status in STATUSES.items() if status.can_resume)
 DONE = tuple(name for name, status in STATUSES.items() if status.is_done)
 BROKEN = tuple(name for name, status in STATUSES.items() if status.ended_at)
-"""Cells whose numbers count only up to some step: later ones say nothing about training."""
+"""Cells whose numbers count only up to some step."""
 END_COLUMNS = tuple(STATUSES[name].ended_at for name in BROKEN)
 
 
@@ -94,7 +94,7 @@ def end_step(cell: Mapping[Any, Any]) -> float:
 
 
 def note(cell: Mapping[Any, Any]) -> str:
-    """How a row of ``cells`` ended, for a reader: its error, or what happened at which step."""
+    """How a row of ``cells`` ended, for a reader: its error, or the event and its step."""
     if isinstance(cell.get("error"), str):
         return str(cell["error"])
     status = STATUSES.get(str(cell["status"]))

@@ -1,4 +1,4 @@
-"""The numbers that verdicts, predictions and warnings compare with. Each stands here only."""
+"""The thresholds of verdicts, predictions and warnings. No other module repeats them."""
 
 STABLE_RATIO = 1.5
 """A quantity is stable if it changes by less than this factor over the ranks measured. It collapses
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 """The confidence of every interval and band, two-sided and pointwise."""
 
 SEEDS_FOR_VERDICT = 3
-"""A verdict needs this many seeds. The t quantile of two seeds is 12.7: nothing can be shown."""
+"""A verdict needs this many seeds. The t quantile of two seeds is 12.7, too large for a verdict."""
 
 FEW_SEEDS = 5
 """With fewer seeds than this, an interval over seeds is too wide to rely on."""
@@ -24,7 +24,7 @@ ROUNDING = 1e-7
 """A slope closer to zero is rounding: statistics are stored in float32."""
 
 LAST_PREDICTED_STEP = 3
-"""Predictions are for steps 0 to here. Later, A's motion is no longer small next to its init."""
+"""Predictions are for steps 0 to here. Later, A's motion is not small compared with its init."""
 
 LINEAR_UNTIL = 1
 """The last step at which every slope is exactly linear in p."""
@@ -40,9 +40,9 @@ STUCK_STEPS = 2
 """A run is stuck if this many gradients in a row, up to the last one, are negligible."""
 
 STUCK_GRADIENT = 1e-8
-"""A gradient is negligible if its norm, as a share of the first one, is at most this times the loss
-as a share of the first loss. It is below the rounding of float32, so a run at a minimum keeps
-larger gradients. A run whose loss falls to 0 has gradients in proportion to its loss."""
+"""A gradient is negligible if norm / first norm is at most this times loss / first loss. This is
+below the rounding of float32, so a run at a minimum keeps larger gradients. A run whose loss falls
+to 0 has gradients in proportion to its loss."""
 
 STUCK_LOSS = 1e-6
 """Held-out losses are the same to rounding if they differ by at most this share."""

@@ -1,5 +1,5 @@
-"""The words of the verdicts, which say what the slope of a quantity against rank was shown to be,
-and the glossary of all words of tables and pages.
+"""The verdicts on the slope of a quantity against rank, and the glossary of all words of tables and
+pages.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Verdict:
     """One word.
 
     - ``predicate``: the word in a sentence about a quantity ("the gradient norm ... collapses");
-    - ``meaning``: a sentence for a legend. ``{factor}`` is the ratio that the margin stands for;
+    - ``meaning``: a sentence for a legend. ``{factor}`` is the ratio of the margin;
     - ``beyond``: whether the word says that the change is larger than the margin;
     - ``symbol``: one character for a crowded table. ``colour``: of the word, on a terminal and on
       a page.
@@ -56,7 +56,7 @@ def colour_of(word: str, stat: str) -> Colour:
 
 
 def meaning(word: str, factor: float) -> str:
-    """The sentence of a legend, for a margin that stands for the ratio ``factor``."""
+    """The sentence of a legend, for a margin with the ratio ``factor``."""
     return VERDICTS[word].meaning.format(factor=factor)
 
 

@@ -3,9 +3,9 @@
 A key that is missing has Axolotl's default. The types of its datasets
 (src/axolotl/prompt_strategies) are formats of rows.
 
-FinLoRA has a YAML in its documentation of rsLoRA, which does not describe training, and entries of
-``finetune_configs.json``. Its ``finetune.py`` merges an entry into its own Axolotl configuration
-and trains with Axolotl; the reader does the same.
+FinLoRA has two forms: a YAML in its documentation of rsLoRA, which does not describe training, and
+entries of ``finetune_configs.json``. Its ``finetune.py`` merges an entry into its own Axolotl
+configuration and trains with Axolotl; the reader does the same.
 """
 
 import re
@@ -225,7 +225,7 @@ def _data_set(
 
 
 def _format(experiment: Experiment, entry: Dataset, kind: str | None, where: str) -> str | None:
-    """Our format of the type ``kind``, or None. Notes what of the type is not kept."""
+    """Our format of the type ``kind``, or None. Notes the parts of the type that are lost."""
     base, _, variant = str(kind).replace(":", ".").partition(".")
     format_, usual = FORMATS.get(base, (None, ()))
     if format_ == "completion":

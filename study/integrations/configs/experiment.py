@@ -53,7 +53,7 @@ _CHANGES = {
     "one device: with n GPUs, a step has n times as many rows there": "deepspeed fsdp fsdp_config",
 }
 CHANGES = {key: instead for instead, keys in _CHANGES.items() for key in keys.split()}
-"""Keys of any tool that change what a run means and have no counterpart: what is trained instead.
+"""Keys of any tool that change a run and have no counterpart, and the replacement.
 
 Every other key that no reader takes is ignored, and named in one line.
 """
@@ -100,7 +100,7 @@ class Experiment:
         return {**self.groups, **self.values}
 
     def note(self, key: str, value: Any, instead: str, *, detail: bool = False) -> None:
-        """Note that a setting of the file is not trained as it stands, and what is."""
+        """Note that a setting of the file is trained differently, and how."""
         notes = self.details if detail else self.differs
         notes.append(f"{key}: {shown(value)} ({instead})")
 

@@ -1,4 +1,4 @@
-"""From a file to an experiment: its keys tell its form, not its name. And Axolotl's sweep files."""
+"""Read an experiment from a file, whose keys show its form; and Axolotl's sweep files."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ FORMS: tuple[tuple[str, str, Reader], ...] = (
     ("base_model adapter", "base_model", axolotl.read),
     ("training lora", "model", trainer_tools.read_unsloth),
 )
-"""Keys that tell a form, its key of the base, and its reader. The first row with a key decides."""
+"""Keys that identify a form, its key of the base, and its reader. The first match counts."""
 
 
 def read_file(

@@ -149,7 +149,7 @@ class AdapterKeys(Keys):
 
 
 class TrainingKeys(AdapterKeys):
-    """A training whose keys are those of transformers' Trainer, as far as they are not renamed."""
+    """A training with the keys of transformers' Trainer, except for renamed ones."""
 
     base: str = Field(alias="model_name_or_path")
     adapter__dropout: float = Field(0.0, alias="lora_dropout")
@@ -264,7 +264,7 @@ def note_init(experiment: Experiment, keys: Keys, key: str) -> None:
 class Rows:
     """The rows of one data set.
 
-    - ``key``: what names them in notes;
+    - ``key``: their name in notes;
     - ``path``: a file, or ``org/name`` on the hub, of which ``split`` and ``subset`` are read;
     - ``format``: one of :data:`study.vocabulary.sources.FORMATS`; None: one that can't be read.
     """
@@ -281,9 +281,9 @@ def put_rows(
 ) -> Path | None:
     """Set the data: those of ``data_sets`` that are like the first. Returns the file of the first.
 
-    A file is looked for next to the configuration, then in the working directory. If FinLoRA's XBRL
-    extraction is missing, the toolkit's generated one replaces it. The user has to name any other
-    missing file, and one whose format can't be read. ``others``: more keys of ``data``.
+    A file is searched next to the configuration, then in the working directory. If FinLoRA's XBRL
+    extraction is missing, the toolkit's generated one replaces it. The user must name any other
+    missing file, or a file in a readable format. ``others``: more keys of ``data``.
     """
     experiment.groups["data"] = "file"
     first = data_sets[0]

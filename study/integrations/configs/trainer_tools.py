@@ -7,7 +7,7 @@
   optimizer, schedule and clipping: studio/backend/core/training/trainer.py);
 - PEFT's ``adapter_config.json``, which describes an adapter and names its base, nothing else.
 
-A key that is missing has the tool's default, which for many is that of the Trainer.
+A missing key has the tool's default, which is often the Trainer's.
 """
 
 from collections.abc import Mapping
@@ -88,8 +88,8 @@ class Entry(Keys):
 def read_llama_factory(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     """The experiment. ``folder`` holds the file ``where``.
 
-    Raises :class:`StudyError` for a missing or wrong value, a file that exports or serves a model,
-    a method other than LoRA, an init that changes the base, and training on preferences.
+    Raises :class:`StudyError` for a missing or wrong value and for files that do not train LoRA: to
+    export or serve a model, another method, an init that changes the base, or preferences.
     """
     keys = LlamaFactory.read(values, where)
     if not keys.dataset:
@@ -188,7 +188,7 @@ def _format(experiment: Experiment, entry: Entry, name: str, stage: str) -> str 
 
 
 USUAL_TARGETS = ["q_proj", "v_proj"]
-"""What PEFT adapts in Llama, Mistral, Qwen and Gemma if nothing is said."""
+"""PEFT's default targets in Llama, Mistral, Qwen and Gemma."""
 UNSLOTH_TARGETS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
 UNSLOTH_SECTIONS = ("data", "training", "lora", "logging")
 UNSLOTH_FORMATS = {

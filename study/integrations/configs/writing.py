@@ -1,6 +1,6 @@
 """The files that ``study train`` reads an imported experiment from.
 
-Base and data have files of their own, so that ``model=tiny`` or ``data=pydoc`` on the command line
+Base and data have their own files, so that ``model=tiny`` or ``data=pydoc`` on the command line
 replaces all of their settings.
 """
 
@@ -29,9 +29,9 @@ def write(
 ) -> tuple[list[Path], str]:
     """Write ``folder/experiment/name.yaml``, and the files of its base and data.
 
-    Returns the files, and the command that trains the experiment. It is first composed and checked,
-    as ``study train`` does it. Raises :class:`StudyError` for a value that ``study train`` refuses,
-    a name that is in use and a folder that cannot be written; then nothing is written.
+    Returns the files, and the command that trains the experiment. It first composes and checks the
+    experiment as ``study train`` does. Raises :class:`StudyError`, and writes nothing, for a value
+    that ``study train`` refuses, a name in use and a folder that cannot be written.
     """
     check_folder_name(name, "--name")
     is_own = folder.resolve() == CONF.resolve()
