@@ -20,8 +20,8 @@ small, delta_w is computed first and then added, and no delta is recovered by su
 weights are float32 only: in bf16, ``|delta_w| / |W| = 1e-4`` would lose 98 % of the output.
 
 A bf16 weight has two forms, and they differ by more than rounding noise. *Factored* rounds ``W x``
-to bf16 and adds ``gamma B A x`` to it. If the second term is below half a unit in the last place of
-the first, 1/512 to 1/256 of it, the sum is ``W x``, and the adapter's output is lost.
+to bf16 and adds ``gamma B A x`` to it. If the second term is below 1/512 to 1/256 of the first
+(half a unit in the last place), the sum is ``W x``, and the adapter's output is lost.
 *Concatenated* is the product ``[W, gamma B] [x, A x]``, which accumulates in float32 and is rounded
 once. A small adapter's output is then kept on average, because ``W x`` is not on the grid of bf16.
 It needs no copy of W: the product ``W x`` begins its accumulation with the adapter's output. Let d

@@ -1,5 +1,5 @@
 """Two or more studies side by side: the settings that differ; exponents, p* and losses with their
-differences. docs/intervals.md says which curves, ranks and steps match, and what the intervals are.
+differences. docs/intervals.md says which curves, ranks and steps match, and defines the intervals.
 """
 
 from collections import defaultdict
@@ -51,7 +51,7 @@ RULE = ("scaling", "exponent_p", "optimizer")
 AXES = ("rank", "seed", "data_seed")
 ROW = ["what", "quantity", "site", "stat", "batch", "rank"]
 LAST = -1
-"""Stands for the last step of each study, where these differ."""
+"""Means the last step of each study, if these differ."""
 MOST_VALUES = 8
 """A longer list of values is cut in the middle."""
 

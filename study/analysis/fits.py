@@ -1,8 +1,8 @@
 """Straight lines against log rank, hundreds of thousands at once, each with its standard errors.
 
 Everything is closed form over whole arrays. Letters: ``G`` groups (a curve at one step on one
-batch), ``S`` seeds, ``R`` ranks, ``C`` columns (layers and poolings of layers). NaN stands for a
-missing point. docs/intervals.md says what the sample unit is, and how missing cells are fitted.
+batch), ``S`` seeds, ``R`` ranks, ``C`` columns (layers and poolings of layers). NaN is a missing
+point. docs/intervals.md explains the sample unit, and how missing cells are fitted.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """The column ``predicted`` of ``exponents``: the slope that theory predicts for the same ranks.
 
-A prediction depends on facts about a curve in the tables: its rule and init, the sizes and
-alignments of its layers, gradients that were clipped or small next to eps, and whether steps were
-lazy (the loss changed as its linearisation predicts). If a fact is missing, the quantities that
-depend on it have no prediction.
+A prediction depends on facts about a curve in the tables: its rule and init, and the sizes and
+alignments of its layers; whether gradients were clipped or small next to eps; and whether steps
+were lazy, so that the loss changed as its linearisation predicts. If a fact is missing, the
+quantities that depend on it have no prediction.
 
 Sizes and alignments are geometric means over the ranks and seeds of a curve. They do not depend on
 rank or seed while training is lazy. At a large learning rate they do, so each curve has its own.

@@ -1,4 +1,4 @@
-"""What ``study analyze`` and ``study rates`` print: rich tables of exponents, p* and rates."""
+"""The output of ``study analyze`` and ``study rates``: rich tables of exponents, p* and rates."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal

@@ -83,7 +83,7 @@ class Asked:
 def read_settings(
     path: Path, entry: str | None, base: str | None
 ) -> tuple[str, dict[str, Any], list[str], list[str]]:
-    """Where a run was read; its settings by dotted key, and as overrides; what is not covered."""
+    """The source of a run; its settings by dotted key, and as overrides; those without advice."""
     if path.parent.name == "cells":
         folder, record = find_cell(path.parent.parent, path.name)
         [flat] = pd.json_normalize([record["config"]]).to_dict("records")
@@ -187,7 +187,7 @@ def short_model(name: str) -> str:
 
 
 def own_evidence(folders: tuple[Path, ...]) -> Evidence | None:
-    """What the user's studies measured. Raises :class:`StudyError` for one without rates."""
+    """The evidence of the user's studies. Raises :class:`StudyError` for one without rates."""
     bests, laws = [], []
     for folder in folders:
         tables = load_measured(folder)

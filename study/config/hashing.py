@@ -28,7 +28,7 @@ SAMPLED = ("adapter_out", "adapter_in_grad")
 
 @dataclass(frozen=True)
 class Sources:
-    """sha256 of what a cell reads: base weights, tokenizer, examples, an adapter to continue."""
+    """sha256 of a cell's inputs: base weights, tokenizer, examples, an adapter to continue."""
 
     model: str
     tokenizer: str
@@ -98,7 +98,7 @@ def recorded_identities(
     """The :func:`identity` of a recorded configuration, and those of earlier versions.
 
     ``config``: groups of plain values. Keys that the record lacks have their defaults, and others
-    are ignored. ``of_loop``: the cell is of somebody else's loop; also the ids that it has with
+    are ignored. ``of_loop``: the cell is of a recorded loop; also the ids that it has with
     :data:`UNKNOWN_STEPS`. Any exception may be raised if a value has another type.
     """
 

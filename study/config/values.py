@@ -81,7 +81,7 @@ def whole_or(least: int, *words: Any) -> Checked:
 def chosen(
     key: str, value: Any, choices: Iterable[str], usual: Iterable[str] | None = None
 ) -> tuple[str, ...]:
-    """The members of ``choices`` that ``value`` asks for, in the order of ``choices``.
+    """The members of ``choices`` that ``value`` selects, in the order of ``choices``.
 
     ``value`` is ``all``, one name or a list, which may contain ``all``. ``all`` means ``usual``, by
     default every choice. Raises :class:`StudyError` for an unknown name.

@@ -249,7 +249,7 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGBA:
-    """The rule's hue, lightest at the highest rank, so that it stands out on a dark page."""
+    """The rule's hue, lightest at the highest rank, to be visible on a dark page."""
     if math.isinf(rank):
         return (1.0, 1.0, 1.0, 1.0)
     finite = [r for r in ranks if math.isfinite(r)]

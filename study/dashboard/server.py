@@ -186,7 +186,7 @@ class _Watched:
         watching.cancel()
 
     def routes(self) -> list[Route]:
-        """What is below the token."""
+        """The routes below the token."""
         pages = {
             "/": self.document,
             "/plotly.js": self.plotly,

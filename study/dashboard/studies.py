@@ -21,7 +21,7 @@ TABLES = (".json", ".parquet", ".arrows")
 
 @dataclass(frozen=True)
 class Study:
-    """A study at the moment when it was read, and what it shows so far.
+    """A study when it was read, with its results so far.
 
     - ``tables``: measured and derived. ``note``: why there are no exponents;
     - ``unreadable``: why, by the id of each cell that can't be read;

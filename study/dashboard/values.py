@@ -128,8 +128,8 @@ def pack_values(
 ) -> tuple[dict[str, float], bytes]:
     """Values of steps by layers in ``2 S W`` bytes, and their scale.
 
-    The scale is ``base``, the logarithm that the code 1 stands for, and ``resolution``, the step
-    from code to code. ``missing_SW``: whether a value was not measured. A measured one can be NaN.
+    The scale is ``base``, the logarithm of the code 1, and ``resolution``, the step from code to
+    code. ``missing_SW``: whether a value was not measured. A measured one can be NaN.
     """
     values = values_SW.astype(np.float64)
     has_log = np.isfinite(values) & (values != 0) & ~missing_SW

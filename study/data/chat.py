@@ -52,7 +52,7 @@ class ChatTemplate:
     ) -> Conversation:
         """The text of ``messages``, and where in it the assistant's turns are.
 
-        A turn is what the template marks with ``{% generation %}``, or else the text from the
+        The template marks a turn with ``{% generation %}``; otherwise it is the text from the
         generation prompt to the end of the turn. If the first ``prompt`` messages are a prompt, all
         that follows is one turn, as in TRL's data sets of prompts and completions.
 

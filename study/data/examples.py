@@ -24,7 +24,7 @@ class Conversation:
     """A conversation as the chat template writes it.
 
     - ``learned``: the turns of the assistant, as places of characters in ``text``, ascending;
-    - ``answer``: what the assistant says in the last of them.
+    - ``answer``: the text of the last of them.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Document:
 
 
 Row = Example | Conversation | Document
-"""What a data set has many of. All rows of one are of one kind."""
+"""A row of a data set. All rows of one data set are of one kind."""
 
 
 def fingerprint(examples: Sequence[Row]) -> str:

@@ -94,7 +94,7 @@ def loss_in_bf16(tables: Tables) -> Figure:
 def _lost(probes: pd.DataFrame) -> pd.DataFrame:
     """By layer and cell: the share lost at the first step that has any, and the share expected.
 
-    A layer's size is taken from its mean absolute value: a few large outputs dominate an rms.
+    A layer's size comes from its mean absolute value, because a few large outputs dominate an rms.
     """
     keys = ["cell_id", "step", "layer"]
     rows = probes.reindex(columns=[*keys, "site", "batch", "mean_abs", "rms", "swallowed"])

@@ -61,8 +61,8 @@ class Sweep(Family):
         return best_tried(own, rates if len(rates) > 1 else [])
 
     def has_own_rates(self, rule: Rule) -> bool:
-        """Whether each of several ranks has rates of its own (:mod:`study.config.compose`): those
-        of no rank contain those of another. In an interrupted sweep they do.
+        """Whether each of several ranks has its own rates (:mod:`study.config.compose`): those of
+        no rank contain those of another. In an interrupted sweep they do.
         """
         rates = self.of(rule).groupby("rank")["lr"].agg(frozenset).tolist()
         return len(rates) > 1 and not any(a <= b for a, b in permutations(rates, 2))

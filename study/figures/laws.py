@@ -242,7 +242,7 @@ def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D
 def _legend_text(law: Law, digits: int, *, short: bool) -> str:
     """``LoRA  −0.50 [−0.52, −0.48], theory −0.50``.
 
-    ``short``: the prediction in parentheses, and a rule without a p of its own is ``p = 0.75``.
+    ``short``: the prediction in parentheses, and a rule without a fixed p is ``p = 0.75``.
     """
     name = f"p = {law.rule.p:g}" if short and not law.rule.has_own_p else style.name(law.rule)
     if law.fit is None:

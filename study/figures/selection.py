@@ -41,7 +41,7 @@ class Rule:
 
     @classmethod
     def of(cls, scaling: str, exponent: float | None) -> "Rule":
-        """The rule of a cell; ``exponent`` is used only if the rule has no p of its own."""
+        """The rule of a cell; ``exponent`` is used only if the rule has no fixed p."""
         p = exponent if RULES[scaling].p is None else RULES[scaling].p
         assert p is not None
         return cls(list(RULES).index(scaling), str(scaling), float(p))

@@ -37,7 +37,7 @@ class NormProbeArgs(BaseModel):
 
     @model_validator(mode="after")
     def check_kernels(self) -> Self:
-        """Refuses fused kernels, which bypass the hooks of the sites that are asked for.
+        """Refuses fused kernels, which bypass the hooks of the wanted sites.
 
         Axolotl joins this class with its own. Its validators have run: kernels that the YAML does
         not set are on now, unless Axolotl does not use them.

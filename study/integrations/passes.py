@@ -39,8 +39,8 @@ class Hook:
 class Loss:
     """A loss that the loop (``is_given``) or the model named.
 
-    ``value`` is what it adds to the loss of the step: None until its backward pass, then it is
-    multiplied by the gradient that arrived at it (``is_weighed``).
+    ``value`` is its part of the loss of the step: None until its backward pass, then multiplied by
+    the gradient that arrived at it (``is_weighed``).
     """
 
     value: Tensor | None
@@ -151,7 +151,7 @@ class LoopPasses:
         return int(sum(one.tokens for one in self.passes))
 
     def end_watch(self) -> None:
-        """Remove the probes' hooks, and drop what the update does not use."""
+        """Remove the probes' hooks, and drop passes that the update does not use."""
         self._watches.close()
         self._drop([one for one in self.passes if not one.reached])
 

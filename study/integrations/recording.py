@@ -100,7 +100,7 @@ class Recording:
         types = {weight.dtype for weight in self.model.parameters()}
         self.precision = "bf16" if torch.bfloat16 in types else "float32"
         self.tables: list[pd.DataFrame] = []
-        """What was measured at the newest update, a frame for each adapter; empty if nothing."""
+        """The measurements of the newest update, a frame for each adapter; may be empty."""
         weights = [w for group in self.optimizer.param_groups for w in group["params"]]
         probed = {id(w) for adapter in self.adapters for pair in adapter.pairs for w in pair[:2]}
         trained = {id(weight) for weight in weights} - probed
@@ -402,7 +402,7 @@ def record(
     parts of a LightningModule. The cell's configuration is read from them and from the first step.
 
     - ``results``: the study's folder, ``RESULTS/NAME``;
-    - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: what is measured and when, as under
+    - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: when and what to measure, as under
       ``probes`` of ``study train``. Steps are optimizer steps, with any number of micro-batches;
     - ``seed``: of the adapter's init and of the data; default: the one that torch was seeded with;
     - ``data``: the name of the data in the tables;

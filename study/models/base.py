@@ -84,7 +84,7 @@ class FrozenBase:
         options: dict[str, Any] = {}
         if lengths is not None and any(len(row) > 1 for row in lengths):
             T = input_ids_BT.shape[1]
-            # The padding of a row is a sequence of its own.
+            # The padding of a row is a separate sequence.
             sequences = [[*row, T - sum(row)] if sum(row) < T else [*row] for row in lengths]
             positions = [torch.cat([torch.arange(n) for n in row]) for row in sequences]
             positions_BT = self.sent(torch.stack(positions))

@@ -1,4 +1,4 @@
-"""Activations and their gradients, read by hooks during a pass; what is computed from a few tokens.
+"""Activations and their gradients, from hooks; and statistics of a sample of the tokens.
 
 Hooks cannot read the adapter's own output and input gradient in every implementation. So these are
 computed from (x, dL/dy, A, B, gamma) on a sample of the tokens. So are rho and the alignments.
@@ -226,7 +226,7 @@ class Activations:
 
 
 class LayerPass:
-    """One layer in one pass: its hooks, and what they keep of it until its backward pass."""
+    """One layer in one pass: its hooks, and the tensors they keep until its backward pass."""
 
     def __init__(self, activations: Activations, index: int, rows: Callable[[int], Rows]) -> None:
         self.activations, self.index, self.rows = activations, index, rows

@@ -1,4 +1,4 @@
-"""The answer: a few sentences that say what a study found.
+"""The answer: a few sentences on the findings of a study.
 
 The terminal, the report and the README print the same sentences. All numbers and verdicts come from
 tables; a sentence without data is left out.

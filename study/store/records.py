@@ -172,7 +172,7 @@ def read_record(cell_folder: Path) -> dict[str, Any] | None:
 
 
 def is_archived(cell_folder: Path) -> bool:
-    """Whether a cell is in its study's archive and has no folder of its own."""
+    """Whether a cell is in its study's archive and has no folder."""
     in_archive = _archived(cell_folder.parents[1] / ARCHIVE)
     return cell_folder.name in in_archive and not (cell_folder / RECORD).exists()
 

@@ -142,7 +142,7 @@ def read_parquet(
     """A table, with the columns of ``schema`` if it is given; those that the file lacks are null.
 
     ``expected``: the ``bytes`` and the ``sha256`` of the file. Without them, only the checksums of
-    its pages are compared. Raises :class:`Damaged` if the file is not what was written.
+    its pages are compared. Raises :class:`Damaged` if the file has changed.
     """
     content = files.read(path, expected)
     try:

@@ -102,7 +102,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Pack:
-    """The cells of one process, ordered by rank, and what they read."""
+    """The cells of one process, ordered by rank, and their data."""
 
     cells: Sequence[Prepared]
     device: torch.device
@@ -118,8 +118,8 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
     ``device``: where it will train; None: what its configuration asks for. Raises
-    :class:`StudyError` if the device is absent, if its memory is too small for a cell, if the base
-    lacks a token of the data, and for answers without a held-out row that is a question.
+    :class:`StudyError` if the device is absent or its memory is too small for a cell. Raises it
+    also if the base lacks a token of the data, or no held-out row is a question to answer.
     """
     config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)

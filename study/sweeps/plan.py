@@ -56,7 +56,7 @@ def seconds_of(shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[fl
     """The time of each cell on this machine, an upper bound: as if every sequence were full.
 
     ``shared``: overrides of all cells; ``cells``: each cell's own. Reads neither weights nor data.
-    Raises :class:`StudyError` for whatever ``study train`` refuses before it reads the data.
+    Raises :class:`StudyError` as ``study train`` does before it reads the data.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"), as_study_errors():
@@ -160,7 +160,7 @@ def _price_lines(
 
 
 def _data_lines(pack: Pack) -> Iterator[str]:
-    """What a pack reads: its rows, those that don't fit, and the steps of its epochs."""
+    """The data of a pack: its rows, those that don't fit, and the steps of its epochs."""
     rows, data, train = pack.corpus.rows, pack.config.data, pack.config.train
     form = f" of data.format={rows['format']}" if rows["format"] else ""
     packed = f", packed into {rows['packed']} rows," if "packed" in rows else ""

@@ -158,7 +158,7 @@ def stop_file(sweep: Path) -> Path:
 
 
 def must_stop(posted: Path | None) -> bool:
-    """Whether this process must stop after its step: a signal came, or its sweep asks for it.
+    """Whether this process must stop after its step, because of a signal or its sweep.
 
     ``posted``: the file of its sweep; None for a pack without a sweep.
     """

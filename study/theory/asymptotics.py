@@ -18,11 +18,11 @@ CLIPS = ("never", "always", "some")
 
 ENTRYWISE = ("rms", "mean_abs", "m4")
 OF_ONE_SITE = {"descent": "adapter_update", "stable_rank": "delta_w"}
-"""Stats that have a row of their own, with the only site that has a prediction."""
+"""Stats with their own row, and the only site that has a prediction."""
 PREDICTED = ("norm", *ENTRYWISE, *OF_ONE_SITE)
-"""Stats that scale as a power of the rank, or saturate. The others do not: ``max_abs`` grows with
-the log of the number of entries; ``spectral`` bends where r crosses its dimensions; ``rho`` is of
-the next order in the learning rate; ``nonfinite`` is a count; ``mean_norm`` has not been derived at
+"""Stats that scale as a power of the rank, or saturate. The others do not. ``max_abs`` grows with
+the log of the number of entries. ``spectral`` bends where r crosses its dimensions. ``rho`` is of
+the next order in the learning rate. ``nonfinite`` is a count. ``mean_norm`` has not been derived at
 finite rank. Alignments are properties of the layer's gradients."""
 
 

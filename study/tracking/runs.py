@@ -153,9 +153,9 @@ ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "mode": "cloud" if about.is_online else "offline",
     },
 }
-"""By tracker, the arguments of accelerate's class, from what it is told about a run
-(:meth:`Tracker.open`). They switch off what records the machine: arguments, code and environment
-may be private.
+"""By tracker, the arguments of accelerate's class, from the facts about a run
+(:meth:`Tracker.open`). They switch off records of the machine, because arguments, code and
+environment may be private.
 """
 
 

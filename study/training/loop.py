@@ -110,7 +110,7 @@ def _folded(
     runs: Sequence[Run],
     world: Processes,
 ) -> Iterator[Fold]:
-    """Context manager: the base has the adapters of ``runs`` and runs as these ask for."""
+    """Context manager: the base has the adapters of ``runs``, and their settings."""
     base, shared = copy_to_divide(base, world), runs[0].config
     layers = resolve_targets(base.card.targets, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank

@@ -167,7 +167,7 @@ class Learner:
                 is_divided = value.dim() > 1
                 part = self.world.part(value, self.dims[int(number)]) if is_divided else value
                 weight = stepped[int(number)]
-                # A fused step asks for the strides of the weight.
+                # A fused step needs the strides of the weight.
                 like = weight if part.shape == weight.shape else part
                 value = torch.empty_like(like, dtype=part.dtype, device=part.device).copy_(part)
             restored.setdefault(int(number), {})[name] = value

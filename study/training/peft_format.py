@@ -34,7 +34,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
 _AGAIN = "save the adapter again (model.save_pretrained)"
 _LARGEST_CONFIG = 2 << 20
-"""Bytes. A rank of its own for each of 10,000 layers takes about one MiB."""
+"""Bytes. Different ranks for each of 10,000 layers take about one MiB."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ EXTRAS = {
     "ray": "a Ray cluster",
     "submitit": "a Slurm cluster",
 }
-"""The key of ``[project.optional-dependencies]`` in pyproject.toml, and what it is for."""
+"""The key of ``[project.optional-dependencies]`` in pyproject.toml, and its purpose."""
 
 
 def install(extra: str) -> str:

@@ -70,7 +70,7 @@ Kind = Literal["moment", "spectrum", "alignment", "motion"]
 
 @dataclass(frozen=True)
 class Stat:
-    """What a probe measures at a site.
+    """A statistic of a site.
 
     - ``label``: in words. ``formula``: its definition;
     - ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular

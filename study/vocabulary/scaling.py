@@ -56,8 +56,8 @@ def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | N
 def exponent(scaling: str, power: float | None = None) -> float:
     """The rule's p in ``gamma = alpha * rank ** -p``.
 
-    Raises ``ValueError`` for an unknown rule, for a rule without an exponent of its own if
-    ``power`` is None, and for any other rule if it is not.
+    Raises ``ValueError`` for an unknown rule, for a rule without a fixed exponent if ``power`` is
+    None, and for any other rule if it is not.
     """
     if scaling not in RULES:
         raise ValueError(f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}")

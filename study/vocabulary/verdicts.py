@@ -97,7 +97,7 @@ TERMS: dict[str, str] = {
     "failed": "The cell ended with an error.",
     "unreadable": "The files of the cell are damaged.",
 }
-"""Words without a table of their own."""
+"""Words that are in no other table."""
 
 
 def glossary() -> dict[str, str]:

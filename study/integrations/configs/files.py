@@ -36,8 +36,7 @@ def read_file(
 
     ``entry`` names one configuration of a file that holds several. ``changed`` replaces values
     before they are read; ``base`` replaces the base. Raises :class:`StudyError` for a file that
-    cannot be read, has none of the known forms or lacks the entry, and for whatever its reader
-    refuses.
+    cannot be read, has no known form or lacks the entry, and for values that its reader refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
     for keys, base_key, reader in FORMS:
