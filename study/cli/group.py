@@ -23,7 +23,7 @@ STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
 
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Decide": {
-        "advise": ("advise", "Say which alpha and learning rate to set, and on what that rests."),
+        "advise": ("advise", "Print alpha and learning rate at a rank and rule, with evidence."),
         "rates": ("rates", "Print how the best learning rate changes with rank."),
         "power": ("tables", "Print how many seeds each expectation needs, from a pilot."),
     },

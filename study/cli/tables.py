@@ -279,8 +279,8 @@ def power(study_dir: Path, experiment: Path | None) -> None:
     click.echo(
         f"{seeds} seeds here, {hours:.2g} hours a seed. if exact: the seeds that show agreement if "
         "theory is exact; as here: those that decide if the truth is as measured here; hours: of "
-        "the latter. hopeless: an exact theory would not be shown to agree with "
-        f"{MOST_SEEDS} seeds, so widen the tolerance or measure more closely."
+        f"the latter. hopeless: {MOST_SEEDS} seeds could not show that an exact theory agrees, so "
+        "widen the tolerance or measure more closely."
     )
 
 

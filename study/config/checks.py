@@ -109,8 +109,8 @@ def _in_training(config: CellConfig) -> Iterator[str]:
         )
     if train.checkpointing and config.pack.compile:
         yield (
-            "train.checkpointing=true and pack.compile: a compiled block chooses itself what it "
-            "keeps, so set one of them to false"
+            "train.checkpointing=true and pack.compile: a compiled block decides which activations "
+            "it keeps, so set one of them to false"
         )
 
 

@@ -78,8 +78,8 @@ def _line(error: BaseException) -> str:
         return first_line(error).rpartition("': ")[2] + choices + _meant(near)
     if isinstance(error, OverrideParseException):
         return (
-            f"can't read {given(error.override)} ({first_line(error)}): write key=value, and a "
-            "value with other signs than a to z in quotes of its own, such as \"name='été'\""
+            f"can't read {given(error.override)} ({first_line(error)}): write key=value, and "
+            "quote a value with other characters than a to z, such as \"name='été'\""
         )
     if isinstance(error, yaml.YAMLError):
         return f"a file of the configuration is not valid YAML: {' '.join(str(error).split())}"

@@ -101,7 +101,7 @@ def eval_steps(config: CellConfig) -> frozenset[int]:
 def _every(key: str, every: int, last: int) -> set[int]:
     if last // every > MOST_STEPS:
         raise StudyError(
-            f"{key}={every} stands for {last // every} steps of train.steps={last}: "
+            f"{key}={every} gives {last // every} steps of train.steps={last}: "
             f"give at least {math.ceil(last / MOST_STEPS)}"
         )
     return set(range(0, last + 1, every))

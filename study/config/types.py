@@ -129,7 +129,7 @@ CONTEXT = "{context}"
 
 def _check_prompt(prompt: str) -> str:
     if CONTEXT not in prompt:
-        raise StudyError(f"{KEY}={short(prompt)} has no {CONTEXT}: write where the question stands")
+        raise StudyError(f"{KEY}={short(prompt)} has no {CONTEXT}: add it where the question goes")
     return prompt
 
 

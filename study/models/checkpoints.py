@@ -183,7 +183,7 @@ class Checkpoint:
         if self.fingerprint(again=True) != before:
             raise StudyError(
                 f"{self.named}: its files have changed since they were last hashed: "
-                "run the same command again, which trains cells of the new weights"
+                "rerun the command to train cells of the new weights"
             )
         return model
 
@@ -225,8 +225,8 @@ def find(path: str) -> Checkpoint:
     config = read_object(folder / CONFIG, f"{named}: {CONFIG}", fix, _MOST_BYTES)
     if found := _ASKS_FOR_MORE.search(json.dumps(config)):
         raise StudyError(
-            f"{named}: {CONFIG} has {found[1] or found[2]}, with which other weights or code are "
-            "loaded: remove the key"
+            f"{named}: {CONFIG} has {found[1] or found[2]}, which loads other weights "
+            "or code: remove the key"
         )
     return Checkpoint(folder, path, named, path, commit)
 

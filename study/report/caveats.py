@@ -66,7 +66,7 @@ def _lost_cells(cells: pd.DataFrame, records: Sequence[Record]) -> Iterator[str]
         reasons = [f"{record.get('cell_id')}: {record.get('error')}" for record in damaged]
         yield (
             f"**{count_noun(len(damaged), 'cell')} unreadable** ({first_of(reasons)}): no number "
-            "here contains them until a sweep trains them afresh."
+            "here contains them until a sweep trains them again."
         )
     for status, about in STATUSES.items():
         own = cells[cells["status"] == status]
@@ -113,8 +113,8 @@ def _coverage(exponents: pd.DataFrame) -> Iterator[str]:
         most = (1 - missing["points"] / (missing["seeds"] * missing["ranks"])).max()
         yield (
             f"**Missing cells**: {len(missing)} of {len(rows)} rows lack up to {100 * most:.0f} % "
-            "of their cells, whose values are fitted. They count as missing for no reason of "
-            "their own: a cell that diverged may be the one that would have changed the slope."
+            "of their cells, whose values are fitted. The fit assumes that cells are missing at "
+            "random, but a diverged cell may be one that would change the slope."
         )
 
 
@@ -150,11 +150,11 @@ def _rounded(tables: StudyTables) -> Iterator[str]:
     layers = lost.loc[(lost["cell_id"] == worst) & (lost["step"] == step), "swallowed"]
     yield (
         f"**bf16 loses most of the adapters' output**: in {count_noun(len(cells), 'cell')} "
-        f"({cell_list(cells)}) rounding took more than half of it in the median layer, as late as "
-        f"step {most.index.get_level_values('step').max()}, and at worst {100 * most.max():.0f} %, "
+        f"({cell_list(cells)}) rounding lost more than half of it in the median layer, as late as "
+        f"step {most.index.get_level_values('step').max()}. The worst is {100 * most.max():.0f} %, "
         f"with more than half in {(layers > MOST_LOST).sum()} of {len(layers)} layers "
-        f"({cell_list(_of_ids(tables, [worst]))}, step {step}), so these cells learn less than in "
-        "float32 or than cells that round once (docs/bf16.md)."
+        f"({cell_list(_of_ids(tables, [worst]))}, step {step}). These cells learn less than in "
+        "float32, or than cells that round once (docs/bf16.md)."
     )
 
 
@@ -176,9 +176,9 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
     yield (
         f"**Steps too large for the linear theory**: at {len(off)} of {len(ratios)} probed updates "
         f"({cell_list(_of_ids(tables, off['cell_id']))}) the loss did not change by the predicted "
-        f"amount within {100 * LAZY_WITHIN:.0f} %, at worst by {100 * worst['ratio']:.0f} % of it "
-        f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}), so their "
-        "rules have no predictions from there on."
+        f"amount within {100 * LAZY_WITHIN:.0f} %. The worst change is {100 * worst['ratio']:.0f} "
+        f"% of it ({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}). "
+        "From there on, their rules have no predictions."
     )
 
 
@@ -204,8 +204,8 @@ def _losses(tables: StudyTables) -> Iterator[str]:
         ends = " or ".join(sorted(set(edges["edge"])))
         yield (
             f"**Best learning rate at the edge of the grid**: {len(edges)} of {len(tables.rates)} "
-            f"best rates are the {ends} rate tried, so the true best may lie outside, and the "
-            "exponent of the best rate leaves them out."
+            f"best rates are the {ends} rate tried. The true best may lie outside, so the exponent "
+            "of the best rate leaves them out."
         )
     if "steps" in tables.cells and len(tables.losses):
         steps = int(tables.cells["steps"].max())
@@ -235,7 +235,7 @@ def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
             f"**{names}'s eps affects the updates of {factor}**: in "
             f"{count_noun(len(cells), 'cell')} ({cell_list(cells)}) the median layer's rms "
             f"gradient is below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
-            f"({cell_list(_of_ids(tables, [worst]))}, step {step}), so updates are not fully "
+            f"({cell_list(_of_ids(tables, [worst]))}, step {step}). So updates are not fully "
             "sign-like."
         )
 

@@ -51,7 +51,7 @@ def storing(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = "free some space" if full else "check the path, its rights and the disk"
         cause = os.strerror(error.errno) if error.errno else error
-        told = StorageError(f"can't write {path}: {cause}; {fix}, then run the same command again")
+        told = StorageError(f"can't write {path}: {cause}; {fix}, then rerun the command")
         told.errno = error.errno
         raise told from None
 

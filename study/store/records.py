@@ -110,7 +110,7 @@ def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
         "study": folder.parents[1].name,
         "status": "unreadable",
         "error": f"record.json is damaged or of a later version of study ({reason}): "
-        "`study train` trains the cell afresh",
+        "`study train` trains the cell again",
         "started": "",
         "config": {},
     }

@@ -55,7 +55,7 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
             "train.shard=true, or start study without torchrun"
         )
     if not launched_here:
-        raise StudyError("torchrun trains with the launcher of its own: leave launcher=... out")
+        raise StudyError("torchrun starts the processes itself: leave launcher=... out")
     for cell in cells:
         block_path(cell.card)
         for layer in resolve_targets(cell.card.targets, cell.config.adapter.targets):

@@ -64,7 +64,7 @@ class Worker(contextlib.ExitStack):
             if base.card.fingerprint != planned:
                 raise StudyError(
                     f"{base.card.name} has other weights than when the sweep was planned: "
-                    "run the same command again, which trains cells of the new weights"
+                    "rerun the command to train cells of the new weights"
                 )
             self._base = wanted, base
         return self._base[1]

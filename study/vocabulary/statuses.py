@@ -37,7 +37,7 @@ STATUSES = {
         "■",
         "yellow",
         can_resume=True,
-        fits="Fits use the steps so far. The same `study train` command continues.",
+        fits="Fits use the steps so far. Rerun the `study train` command to resume.",
     ),
     "diverged": Status(
         "✕",
@@ -63,7 +63,7 @@ STATUSES = {
         "?",
         "red",
         fits="Its files are damaged, and nothing uses them. The same `study train` command moves "
-        "them aside and trains it afresh.",
+        "them aside and trains it again.",
     ),
 }
 """Every state, by name.

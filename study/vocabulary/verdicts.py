@@ -91,7 +91,7 @@ TERMS: dict[str, str] = {
     "complete": "The cell was trained to its last step.",
     "running": "A process trains the cell.",
     "waiting": "A running sweep has the cell on its list and has not begun it.",
-    "interrupted": "The cell stopped before its end. The same command continues it.",
+    "interrupted": "The cell stopped before its end. Rerun the command to resume.",
     "diverged": "A loss or gradient of the cell was not finite.",
     "stuck": "The gradient was zero and the loss did not change.",
     "failed": "The cell ended with an error.",

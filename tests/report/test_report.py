@@ -50,7 +50,7 @@ CAVEATS: list[tuple[dict[str, Any], list[str]]] = [
         {"lazy": only(0.6, 1.05, scaling="rslora", rank=256, seed=3)},
         [
             "**Steps too large for the linear theory**: at 2 of 60 probed updates",
-            *("rsLoRA r = 256", "at worst by 60 % of it"),
+            *("rsLoRA r = 256", "worst change is 60 % of it"),
         ],
     ),
     (

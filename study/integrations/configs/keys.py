@@ -295,7 +295,7 @@ def put_rows(
         found = first_file(folder / rows.path, Path(rows.path))
         is_hub = files.is_hub_name(rows.path) and not files.is_file_name(rows.path)
         if common(rows) != common(first):
-            why = "it has not the format, split and subset of the first, which is trained on"
+            why = "its format, split or subset differs from the first one, which is trained on"
             experiment.note(rows.key, rows.path, why)
         elif rows.format is None:
             continue

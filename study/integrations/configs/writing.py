@@ -41,7 +41,7 @@ def write(
     for group in texts:
         path = folder / group / f"{name}.yaml"
         if not is_own and (CONF / group / path.name).exists():
-            raise StudyError(f"{group}={name} is one of the toolkit's own: give another --name")
+            raise StudyError(f"{group}={name} is a name of the toolkit: give another --name")
         if path.exists() and not force:
             raise StudyError(
                 f"{path} already exists: give another --name, or --force to overwrite it"

@@ -83,7 +83,7 @@ SWEEPS = {
         ("import-config finetune_configs.json", "has 2 entries: choose one with --entry, from"),
         ("import-config finetune_configs.json --entry x", "'x': choose from formula_8bits_r8"),
         ("import-config rslora.yaml --entry x", "has no entry 'x': leave out --entry"),
-        ("import-config rslora.yaml --name quick", "experiment=quick is one of the toolkit's own"),
+        ("import-config rslora.yaml --name quick", "experiment=quick is a name of the toolkit"),
         ("import-config rslora.yaml --to train.jsonl", "cannot write"),
         ("sweep-from rslora.yaml --rules lorra", "unknown adapter.scaling 'lorra'"),
         ("import-config axolotl.yml --sweep pairs.yml", "'_' pairs values"),

@@ -70,8 +70,8 @@ seed: 42
 def test_llama_factory() -> None:
     experiment = read_exactly("factory.yaml", None, LLAMA_FACTORY)
     assert experiment.differs == [
-        "dataset: org/more (it has not the format, split and subset of the first, which is trained "
-        "on)"
+        "dataset: org/more (its format, split or subset differs from the first one, which is "
+        "trained on)"
     ]
     assert (
         "template: qwen3_nothink (the tokenizer's own chat template is used)" in experiment.details
