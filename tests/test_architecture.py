@@ -88,9 +88,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_few_imports_are_deferred() -> None:
-    """Imports stand at the top of a module. Those of the command line that take seconds, of torch
-    where a sweep starts, and of optional packages stand in functions.
-    """
+    """Imports are at the top, except slow ones of the command line and optional packages."""
     found = {
         (file.relative_to(ROOT).as_posix(), line.lineno)
         for file in (ROOT / "study").rglob("*.py")

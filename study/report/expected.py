@@ -57,9 +57,7 @@ def expected_section(
 
 
 def held_expectations(records: Sequence[Record]) -> list[tuple[Expectation, int]]:
-    """Every expectation that some cell holds, in the order of the cells' beginning, and the number
-    of cells that hold it.
-    """
+    """Every expectation in the order of the cells' beginning, and its number of cells."""
     held: list[tuple[Expectation, int]] = []
     for record in sorted(records, key=lambda record: str(record.get("started", ""))):
         for one in read_entries(record.get("expects", [])):
@@ -160,9 +158,7 @@ def expected_text(one: Expectation) -> str:
 
 
 def measured_text(row: Compared) -> str:
-    """``0.502 [0.499, 0.505]``: the value and its 95 % interval. Three digits, because tolerances
-    may be as small as 0.01.
-    """
+    """``0.502 [0.499, 0.505]``. Three digits, because tolerances may be as small as 0.01."""
     numbers = row.measured, row.low, row.high
     if math.isnan(row.measured):
         return ""

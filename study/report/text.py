@@ -39,9 +39,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def table_of(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table of rows, which are entries by column name. A trailing space distinguishes equal
-    column names.
-    """
+    """A table of rows (entries by column name). A trailing space distinguishes equal names."""
     return table([head.strip() for head in rows[0]], [list(row.values()) for row in rows])
 
 
@@ -133,9 +131,7 @@ def signed_interval(value: float, low: float, high: float) -> str:
 
 
 def rule_of_row(row: Any) -> str:
-    """``LoRA, γ = α/r``: the rule of a row of ``cells`` or of a derived table; only the formula for
-    a rule whose exponent the user gives.
-    """
+    """``LoRA, γ = α/r``: the rule of a row; only the formula if the user gives the exponent."""
     rule = RULES[str(row.scaling)]
     p = row.exponent_p if hasattr(row, "exponent_p") else row.exponent
     return formula(p) if rule.p is None else f"{rule.label}, {formula(rule.p)}"

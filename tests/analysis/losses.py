@@ -35,8 +35,7 @@ def runs(
     steps: Sequence[int] = (50,),
     **fixed: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``cells`` and ``metrics``. ``loss``: of a cell and its ``step``, the held-out loss; NaN: the
-    run diverged."""
+    """``cells`` and ``metrics``. ``loss``: held-out, of a cell and step; NaN: it diverged."""
     cells, metrics = [], []
     axes = itertools.product(rules, ranks, rates, alphas, seeds)
     for (scaling, exponent), rank, lr, alpha, seed in axes:

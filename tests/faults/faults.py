@@ -1,6 +1,4 @@
-"""Kills, failing file calls and losses of power. Afterwards the same command completes the sweep,
-and its results are those of an undisturbed one.
-"""
+"""Kills, failing file calls and losses of power: the sweep resumes with equal results."""
 
 import errno
 import json

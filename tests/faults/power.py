@@ -20,8 +20,7 @@ from typing import Any
 REBOOT = 600.0
 """Seconds until a machine that has lost power is used again."""
 LEAST, NAMES_ONLY = 0, 1
-"""Two seeds that are not drawn: nothing that was not synced is kept, and all names but no content.
-"""
+"""Two seeds that are not drawn: keep only what was synced, or all names but no content."""
 
 
 @dataclass(eq=False)

@@ -117,8 +117,7 @@ LAYERS = {
 
 
 def lazy(*, optimizer: str = "sgd", eps: float = EPS) -> SimpleNamespace:
-    """A study near the predicted curves, at steps 0 and 1: adapter_out, adapter_in_grad and the
-    gradients of A and B."""
+    """A study near the predicted curves: adapter_out, adapter_in_grad, and gradients."""
     cells, probes, rng = [], [], np.random.default_rng(0)
     fixed = {"optimizer": optimizer, "exponent": np.nan, "lr": 1e-4, "alpha": 16.0}
     fixed |= {"init": "kaiming", "status": "complete"}

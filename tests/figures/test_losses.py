@@ -44,8 +44,7 @@ def study(
 
 
 def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, loss=None, **more: Any):
-    """A sweep over learning rates. ``loss(cell)``: the final loss, by default a parabola in the log
-    of the step size."""
+    """A sweep over rates. ``loss(cell)``: by default a parabola in the log of the step."""
     power = 2 if optimizer == "sgd" else 1
 
     def parabola(cell: dict) -> float:

@@ -41,8 +41,7 @@ class Captured:
 
 
 def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    """Two updates at different learning rates, two micro-batches each; A is drawn in one cell, B in
-    the other."""
+    """Two updates of two micro-batches each; A is drawn in one cell, B in the other."""
     schedule = ["train.schedule=linear", "train.accumulation=2", f"probes.tokens={TOKENS}"]
     stats = "probes.stats=[norm,r_align,r_sign,r_diag,r_eff,r_nuc,r_rows,r_joint,r_back]"
     cells = [

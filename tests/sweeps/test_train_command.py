@@ -56,9 +56,7 @@ def test_the_same_line_again_trains_nothing_and_a_longer_one_the_rest(
 def test_a_single_cell_without_m_imports_only_what_it_uses(
     small: list[str], tmp_path: Path
 ) -> None:
-    """transformers' optimizers and schedules import PEFT, and that bitsandbytes and torch's
-    compiler: more than a second.
-    """
+    """transformers' optimizers import PEFT, bitsandbytes and torch's compiler: over a second."""
     command = ["study", "train", *small, "adapter.rank=3", "name=one"]
     unused = {"peft", "bitsandbytes", "pytorch_optimizer", "matplotlib"}
     unused |= {"torch._inductor.compile_fx"}

@@ -1,6 +1,4 @@
-"""A cell that goes on from a snapshot follows the same path: bit for bit in a fold of the same
-cells, and within rounding in any other.
-"""
+"""A cell that resumes follows the same path: bit for bit in the same fold."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
