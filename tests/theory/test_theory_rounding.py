@@ -1,4 +1,4 @@
-"""The share that rounding takes, against a simulation that rounds to bf16."""
+"""The share that rounding loses, against a simulation that rounds to bf16."""
 
 import numpy as np
 import pytest
