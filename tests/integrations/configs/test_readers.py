@@ -102,7 +102,7 @@ seed: 42
 def test_trl() -> None:
     experiment = read_exactly("trl.yaml", None, TRL)
     said = "\n".join(experiment.differs)
-    for note in ("the first, which is trained on", "chat_template", "assistant_only_loss"):
+    for note in ("the first one, which is trained on", "chat_template", "assistant_only_loss"):
         assert note in said
     assert experiment.defaults[0].startswith("TRL's defaults: lora_dropout 0.05, max_grad_norm 1.0")
 
