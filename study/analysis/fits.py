@@ -16,7 +16,7 @@ from scipy import special, stats
 from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL, ROUNDING
 
 SEEDS_FOR_SKEW = 8
-"""The least seeds for a test that slopes are skewed."""
+"""The fewest seeds for a test that slopes are skewed."""
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]

@@ -21,7 +21,7 @@ from study.vocabulary.verdicts import VERDICTS as WORDS
 
 VERDICTS = tuple(WORDS)
 FEWEST_VARIANCES = 4
-"""The least rows whose variances are pooled. Fewer do not show how much variances differ."""
+"""The fewest rows whose variances are pooled. Fewer do not show how much variances differ."""
 
 
 def rows_of(
