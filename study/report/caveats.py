@@ -40,7 +40,7 @@ SHORT = 100
 
 
 def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
-    """A sentence per caveat, the most important first.
+    """A line per caveat, the most important first.
 
     ``records``: of all cells, including unreadable ones.
     """
