@@ -17,11 +17,10 @@ from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats, mean_interval, t_critical
 from study.analysis.grouping import seed_numbers
 from study.analysis.predictions import with_predictions
-from study.analysis.rates import NORMAL, best_rates
+from study.analysis.rates import NORMAL
 from study.analysis.stable import stable_exponents
 from study.analysis.verdicts import beyond, tost
 from study.config.expectations import (
-    BEST_RATE,
     P_STAR,
     P_STAR_LIMIT,
     Entry,
