@@ -159,7 +159,8 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
         return []
     stable = one.what in (P_STAR, P_STAR_LIMIT)
     if one.what in (BEST_RATE, BEST_ALPHA, ALPHA_GAP, DIFFERENCE):
-        known = [name for name in ("rank", "alpha", "lr", "setting") if name in found]
+        known = ["steps" if found["steps"].nunique() > 1 else "setting"] if "steps" in found else []
+        known = ["rank", "alpha", "lr", *known]
     else:
         if one.lr is None:  # those at the lowest learning rate
             found = found[found["lr"] == found["lr"].min()]

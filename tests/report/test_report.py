@@ -108,7 +108,7 @@ def test_what_rounding_takes(on_disk: OnDisk) -> None:
     out = (rows["site"] == "adapter_out") & rows["cell_id"].isin(set(ids))
     rows["swallowed"] = (0.9 - 0.04 * rows["step"]).where(out)
     [line] = [line for line in caveats(tables, []) if "bf16" in line]
-    for words in ("in 5 cells (LoRA r = 256)", "as late as step 1,", "86 %", "2 of 2 layers"):
+    for words in ("in 5 cells (LoRA r = 256)", "as late as step 1. ", "86 %", "2 of 2 layers"):
         assert words in line
     rows["swallowed"] = 0.1
     assert not [line for line in caveats(tables, []) if "bf16" in line]
