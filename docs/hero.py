@@ -35,10 +35,11 @@ def rate_change(scaling: str) -> str:
     return f"{factor:.1f} times higher" if factor > 1 else f"{1 / factor:.1f} times lower"
 
 
-def best_gap(scaling: str) -> str:
+def best_gap(scaling: str, study: str = STUDY, steps: str = "20") -> str:
     """The loss of the highest rank less that of the lowest, each at its best rate, over seeds."""
-    rates = study_tables(STUDY).rates
-    of_rank = rates[rates["scaling"] == scaling].pivot(index="seed", columns="rank")["best_loss"]
+    rates = study_tables(study).rates
+    own = rates[(rates["scaling"] == scaling) & (rates["steps"] == int(steps))]
+    of_rank = own.pivot(index="seed", columns="rank")["best_loss"]
     gap = of_rank.iloc[:, -1] - of_rank.iloc[:, 0]
     return minus(interval_text(*mean_interval(gap), places=3))
 
