@@ -161,8 +161,7 @@ def facts() -> dict[str, float]:
     for step in (1, 10):
         rows = measured_in("bf16_dead_zone", "adapter_out", step)
         rows = rows[(rows["rank"] == 4) & (rows["lr"] == lost_lr) & (rows["precision"] == "bf16")]
-        rows = rows[rows["scaling"] == "lora"]
-        rows = rows[rows["contraction"] == "factored"]
+        rows = rows[(rows["scaling"] == "lora") & (rows["contraction"] == "factored")]
         found[f"lost_{step}"] = float(rows["swallowed"].median())
     return found | {"high_lr": high, "lost_lr": lost_lr}
 
