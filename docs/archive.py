@@ -57,9 +57,8 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
 
 
 THINNED: dict[str, Thin] = {
-    **dict.fromkeys(
-        ("alpha_against_lr_tiny", "learning_rate_rho_tiny", "longer_training"), evaluated
-    ),
+    **dict.fromkeys(("alpha_against_lr_tiny", "learning_rate_rho_tiny"), evaluated),
+    "longer_training": evaluated,
     **dict.fromkeys(
         (
             *("alpha_against_lr", "infinite_rank_adam", "learning_rate_rho", "optimizer_history"),

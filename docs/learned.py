@@ -1,10 +1,9 @@
-"""The block ``learned`` of FINDINGS.md: why the gradient into the inputs falls less under LoRA.
+"""How much was learned: the block ``learning``, and ``learned``, which explains a slower growth.
 
 Under SGD, while the model has learned little, the gradient into the inputs is a multiple of
-``gamma^2 sqrt(r (r + 1 + d_in))`` times the number of steps (``study/theory/curves.py``). What an
-adapter has learned after T steps goes as ``gamma^2 r T``. If having learned is why the gradient
-grows more slowly, an adapter of the same rank under another rule has lost the same share of it
-where ``gamma^2 r T`` is the same.
+``gamma^2 sqrt(r (r + 1 + d_in))`` times the number of steps (``study/theory/curves.py``). Learning
+after T steps goes as ``gamma^2 r T``. If it slows the gradient's growth, an adapter of the same rank
+under another rule has lost the same share at the same ``gamma^2 r T``.
 """
 
 import numpy as np
@@ -18,6 +17,7 @@ from study.vocabulary.quantities import HELDOUT
 from study.vocabulary.scaling import RULES
 
 STUDY, OPTIMIZER, MEASURED, OTHER = "theorem_over_training", "sgd", "lora", "rslora"
+FORMS = ("float32", "factored", "concatenated")
 
 
 def shares() -> pd.DataFrame:
@@ -98,3 +98,18 @@ def learned() -> str:
         f"{_slopes(rows, rows['predicted']).split()[0]} by theory before anything is learned."
     )
     return minus(f"{table(heads, body)}\n\n{exponents}")
+
+
+def learning(study: str, step: str) -> str:
+    """A row per rule and rate: the exponent of the fall of the held-out loss, in each form."""
+    tables = study_tables(study)
+    cells = tables.cells.astype({"contraction": str, "precision": str})
+    ends = tables.metrics.pivot(index="cell_id", columns="step", values="eval_loss")[[0, int(step)]]
+    cells["fall"] = -ends.diff(axis=1)[int(step)].reindex(cells["cell_id"]).to_numpy()
+    cells["form"] = cells["contraction"].where(cells["precision"] == "bf16", "float32")
+    body = [
+        [RULES[str(rule)].label, f"{lr:g}"]
+        + [_slopes(rows[rows["form"] == form], rows["fall"]) for form in FORMS]
+        for (rule, lr), rows in cells.groupby(["scaling", "lr"], observed=True)
+    ]
+    return minus(table(["rule", "lr", "float32", "bf16, two products", "bf16, one product"], body))

@@ -13,9 +13,8 @@ from PIL import Image, PngImagePlugin
 
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
-from docs import advice, bench, evidence, external, findings, hero, quick
+from docs import advice, bench, evidence, external, findings, hero, learned, quick
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, rewrite, study_tables, table
-from docs.learned import learned
 from study.figures import FIGURES, draw_all, save
 from study.report import report_of
 from study.store import write_output
@@ -27,7 +26,8 @@ BLOCKS: dict[str, Block] = {
     **bench.BLOCKS,
     **findings.BLOCKS,
     **advice.BLOCKS,
-    "learned": learned,
+    "learned": learned.learned,
+    "learning": learned.learning,
     "external": external.external,
     "rate-change": hero.rate_change,
     "best-gap": hero.best_gap,

@@ -10,7 +10,6 @@ from study.figures.captions import settings
 from study.report.answer import answer
 from study.report.sections import condition_section, p_star_section
 from study.report.text import bullets, minus, table_of
-from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE, TRAIN
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
 
@@ -33,18 +32,6 @@ def condition() -> str:
     """The paper's condition in the quick study, at the first and at the last step."""
     found = condition_section(study_tables())
     return minus(f"{table_of(found['rows'])}\n\n{found['legend']}")
-
-
-def largest_layer() -> str:
-    """``43 to 86 %``: the share of one layer in the adapters' output energy, over the cells."""
-    probes = study_tables().probes
-    rows = probes[(probes["site"] == FORWARD_OUT.site) & (probes["layer"] != MODEL_WIDE)]
-    rows = rows[(rows["batch"] == TRAIN) & (rows["rms"] > 0)]
-    # Energy: the mean square of a feature, times the features.
-    energy = rows["rms"].astype(float) ** 2 * rows["d_out"]
-    by_cell = energy.groupby([rows["cell_id"].astype(str), rows["step"]])
-    share = 100 * by_cell.max() / by_cell.sum()
-    return f"{share.min():.0f} to {share.max():.0f} %"
 
 
 def verdict_lines() -> str:
@@ -73,7 +60,6 @@ def p_star() -> str:
 BLOCKS: dict[str, Block] = {
     "printed-answer": printed_answer,
     "condition": condition,
-    "largest-layer": largest_layer,
     "verdict-lines": verdict_lines,
     "verdict-words": verdict_words,
     "p-star": p_star,
