@@ -2,8 +2,8 @@
 
 Under SGD, while the model has learned little, the gradient into the inputs is a multiple of
 ``gamma^2 sqrt(r (r + 1 + d_in))`` times the number of steps (``study/theory/curves.py``). Learning
-after T steps goes as ``gamma^2 r T``. If it slows the gradient's growth, an adapter of the same rank
-under another rule has lost the same share at the same ``gamma^2 r T``.
+after T steps goes as ``gamma^2 r T``. If it slows the gradient, an adapter of the same rank under
+another rule has lost the same share at the same ``gamma^2 r T``.
 """
 
 import numpy as np
