@@ -343,13 +343,13 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
     fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
     if 0 < len(fitted) <= MOST_CURVES:
         several = fitted["optimizer"].nunique() > 1
+        settings = distinguishing(fitted, map(str, fitted.loc[:, :"setting"].columns[:-1]))
         laws = []
-        for row in row_list(fitted):
-            rule = rule_label(str(row.scaling), row.exponent_p)
-            names = [label(str(row.optimizer)), rule] if several else [rule]
-            laws.append(
-                f"r^{interval(row.exponent, row.ci_low, row.ci_high)} under {' with '.join(names)}"
-            )
+        for row in fitted.to_dict("records"):
+            names = [label(str(row["optimizer"]))] if several else []
+            names += [rule_label(str(row["scaling"]), row["exponent_p"])]
+            law = interval(row["exponent"], row["ci_low"], row["ci_high"])
+            laws.append(f"r^{law} under {' with '.join([*names, *settings_text(row, settings)])}")
         yield f"The best learning rate changes with the rank r as {joined(laws)}."
 
 
