@@ -21,6 +21,7 @@ from study.analysis.rates import bottom
 from study.store.files import write_text
 from study.store.tables import load_measured
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
+from study.vocabulary.scaling import RULES
 
 FILE = ROOT / "study/analysis/advice.json"
 TINY = "learning_rate_rho_tiny"
@@ -126,9 +127,8 @@ def measured_in(name: str, site: str, step: int) -> pd.DataFrame:
     texts = {"cell_id": str, "layer": str, "site": str, "batch": str}
     probes, cells = tables.probes.astype(texts), tables.cells.astype({"cell_id": str})
     asked = (probes["site"] == site) & (probes["step"] == step) & (probes["batch"] == TRAIN)
-    settings = ["cell_id", "rank", "alpha", "lr", "scaling", "precision"]
-    form = [name for name in ("contraction",) if name in cells]
-    return probes[asked].merge(cells[[*settings, *form]], on="cell_id")
+    settings = ["cell_id", "rank", "alpha", "lr", "scaling", "precision", "contraction"]
+    return probes[asked].merge(cells[[n for n in settings if n in cells]], on="cell_id")
 
 
 def bf16_sizes() -> dict[str, float]:
@@ -138,9 +138,10 @@ def bf16_sizes() -> dict[str, float]:
         sites = [measured_in("bf16_dead_zone", site, step) for site in ("adapter_out", "layer_out")]
         rows = sites[0].merge(sites[1][["cell_id", "layer", "rms"]], on=["cell_id", "layer"])
         rows = rows[rows["precision"] == "float32"]
-        runs = rows[["rank", "alpha", "lr"]].to_numpy()
-        moves = [lr * np.exp(log_output(Setting(int(r), a, 1.0, "adamw"))) for r, a, lr in runs]
-        found[str(step)] = float((rows["rms_x"] / rows["rms_y"] / moves).median())
+        runs = rows[["rank", "alpha", "scaling"]].to_numpy()
+        sized = [log_output(Setting(int(r), a, RULES[str(of)].p, "adamw")) for r, a, of in runs]
+        ratio = rows["rms_x"] / rows["rms_y"] / rows["lr"]
+        found[str(step)] = float((ratio / np.exp(sized)).median())
     return found
 
 

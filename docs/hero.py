@@ -37,8 +37,7 @@ def rate_change(scaling: str) -> str:
 
 def best_gap(scaling: str, study: str = STUDY, steps: str = "20") -> str:
     """The loss of the highest rank less that of the lowest, each at its best rate, over seeds."""
-    rates = study_tables(study).rates
-    own = rates[(rates["scaling"] == scaling) & (rates["steps"] == int(steps))]
+    own = study_tables(study).rates.query(f"scaling == '{scaling}' and steps == {steps}")
     of_rank = own.pivot(index="seed", columns="rank")["best_loss"]
     gap = of_rank.iloc[:, -1] - of_rank.iloc[:, 0]
     return minus(interval_text(*mean_interval(gap), places=3))
