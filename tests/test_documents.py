@@ -26,9 +26,7 @@ def no_tables() -> str:
 
 
 def test_documents_have_the_numbers_of_the_committed_tables() -> None:
-    """If this fails, run ``make figures`` and read what has changed. One process reads each study
-    once.
-    """
+    """If this fails, run ``make figures``. It is one test, so that each study is read once."""
     changed = [n for n, text in TEXTS.items() if rewrite(text, make.BLOCKS, lambda _: None) != text]
     assert changed == []
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from joblib.externals.loky import reusable_executor
 
-PATIENCE = 600.0
-"""Seconds after which a process that has not ended hangs."""
+PATIENCE = 600.0  # seconds after which a process that has not ended hangs
 
 
 @dataclass
