@@ -40,10 +40,7 @@ def expected_section(
     cells = sum(record.get("status") != UNREADABLE for record in records)
     return (
         {
-            "primary": [
-                primary_text(found, is_late)
-                for found, is_late in primary_answers(tables, records, late)
-            ],
+            "primary": [primary_text(*one) for one in primary_answers(tables, records, late)],
             "rows": [compared_row(row) for row in found],
             "counts": verdict_counts(found),
             "some": sum(count < cells for _, count in held),
@@ -75,13 +72,14 @@ def primary_answers(
     """The result of every primary test, and whether it was stated ``late``."""
     held = {repr(record.get("expects", [])): record.get("expects", []) for record in records}
     stated = [entries for entries in map(read_entries, held.values()) if _primary(entries)]
-    tests = [(entries, False) for entries in stated] or [(list(late), True)]
-    return [
-        (found, is_late)
-        for entries, is_late in tests
+    # A record may have more single expectations than another: a test is one of equal rows.
+    tests = {
+        repr((one, one.of(entries))): (one, entries)
+        for entries in stated or [list(late)]
         for one in _primary(entries)
-        if (found := answer(one, entries, tables))
-    ]
+    }
+    found = [answer(one, entries, tables) for one, entries in tests.values()]
+    return [(one, not stated) for one in found if one]
 
 
 def _primary(entries: Sequence[Entry]) -> list[Primary]:

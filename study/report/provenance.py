@@ -74,10 +74,9 @@ def total_seconds(cells: pd.DataFrame, records: Sequence[Record]) -> float:
     """The time of all cells. Those of a fold were trained at the same time, so they count once."""
     if "seconds" not in cells:
         return 0.0
-    ids = cells["cell_id"].astype(str)
     fold_of = {str(record.get("cell_id")): record.get("fold") for record in records}
-    folds = ids.map(fold_of).fillna(ids)
-    return float(cells["seconds"].astype(float).groupby(folds.to_numpy()).max().sum())
+    folds = [fold_of.get(one) or one for one in cells["cell_id"].astype(str)]
+    return float(cells["seconds"].astype(float).groupby(pd.Index(folds)).max().sum())
 
 
 def _model(model: Any, records: Sequence[Record]) -> str:

@@ -162,13 +162,16 @@ def test_the_primary_test_leads(tables: Any) -> None:
     rows = [vars(NORM), vars(lora)]
 
     def text(late: Sequence[Any] = (), **record: Any) -> str:
-        return report_text("known", tables, [{"status": "complete", **record}], late=late)
+        later = {**record, "expects": [*record["expects"], {**rows[0], "what": "factor"}]}
+        records = [{"status": "complete", **one} for one in (record, later)]
+        return report_text("known", tables, records, late=late)
 
     stated = text(expects=[vars(primary), *rows])
-    assert stated.index("Primary test: agrees") < stated.index("Of 2 comparisons")
+    assert stated.index("Primary test: agrees") < stated.index("comparisons:")
     assert "intercept 0.000 [−0.004, 0.004], slope 1.000 [1.000, 1.000]" in stated
     assert "from theory 0.000, from the rival (no change with the rank) 0.354" in stated
     assert "after the cells" not in stated
+    assert stated.count("Primary test") == 1
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
     wrong = replace(primary, rival_predicts=[0, -0.5])
     assert "Primary test: differs" in text(
