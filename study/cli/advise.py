@@ -237,7 +237,7 @@ def basis_line(basis: Basis, new: Setting) -> str:
     line = f"{HEADS[basis.kind].format(law)}: {rate_words(basis)}"
     if (where := basis.where) is None:
         return line
-    far = [] if basis.inside else ["extrapolated"]
+    far = [] if basis.inside else ["outside its ranks or rates"]
     far.append("same model" if where.model == new.model else "other model")
     if where.optimizer != new.optimizer:
         far.append(f"{label(new.optimizer)}, not {label(where.optimizer)}")

@@ -97,10 +97,10 @@ def primary_text(found: Answer, is_late: bool) -> str:
     near, far = (found.deviation(theory) for theory in (found.predicted, found.rival))
     late = " The test was stated after the cells had run." if is_late else ""
     return (
-        f"**Primary test: {found.verdict}.** Regression of measured on predicted exponents "
-        f"({len(found.predicted)} exponents, {count_noun(found.seeds, 'seed')}): {of_line} "
-        f"(tolerance {found.primary.tolerance:g}). Root mean square deviation from theory "
-        f"{near:.3f}, from the rival ({found.primary.rival}) {far:.3f}.{late}"
+        f"**Primary test: {found.verdict}.** {len(found.predicted)} measured exponents "
+        f"({count_noun(found.seeds, 'seed')}) are {near:.3f} from theory, as a root mean square, "
+        f"and {far:.3f} from the rival ({found.primary.rival}). The line of measured on predicted "
+        f"exponents: {of_line} (tolerance {found.primary.tolerance:g}).{late}"
     )
 
 

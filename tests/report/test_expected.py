@@ -169,7 +169,7 @@ def test_the_primary_test_leads(tables: Any) -> None:
     stated = text(expects=[vars(primary), *rows])
     assert stated.index("Primary test: agrees") < stated.index("comparisons:")
     assert "intercept 0.000 [−0.004, 0.004], slope 1.000 [1.000, 1.000]" in stated
-    assert "from theory 0.000, from the rival (no change with the rank) 0.354" in stated
+    assert "0.000 from theory, as a root mean square, and 0.354 from the rival (no change" in stated
     assert "after the cells" not in stated
     assert stated.count("Primary test") == 1
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
