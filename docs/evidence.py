@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 
 from docs.blocks import QUICK, RESULTS, ROOT
-from docs.external import TABLE, exponents
+from docs.external import best_rates, exponents
 from study.analysis.advice import Best, Evidence, Law, Setting, log_output, study_evidence
 from study.analysis.fits import mean_interval
 from study.analysis.losses import INSIDE, final_losses
-from study.analysis.rates import bottom
 from study.store.files import write_text
 from study.store.tables import load_measured
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
@@ -41,6 +40,8 @@ ALPHA = 32.0
 """Its file has no alpha. This is that of LoRA Without Regret (Schulman et al. 2025), by the same
 authors."""
 WIDTHS = {"tiny": 64, "smollm2": 576}
+LAZY = 1e-4
+"""The highest rate of bf16_dead_zone at which outputs grow in proportion to it for 10 steps."""
 ENDS = (0.5, 0.05, 0.95)
 """Quantiles over models, or over rules and ranks."""
 
@@ -107,15 +108,9 @@ def rho_sizes(bests: Sequence[Best]) -> dict[str, float]:
 
 def external_rates() -> list[Best]:
     """Per rank the median best rate over models, and its quantiles :data:`ENDS`."""
-    runs = pd.read_csv(TABLE).groupby(["model", "rank", "lr"], as_index=False)["nll"].mean()
-    rows: dict[int, list[float]] = {}
-    for (_, rank), here in runs.groupby(["model", "rank"]):
-        best = bottom(here["lr"].to_numpy(), here["nll"].to_numpy())
-        if best.edge == INSIDE:
-            rows.setdefault(int(rank), []).append(best.lr)
     found = []
-    for rank, rates in sorted(rows.items()):
-        lr, low, high = map(float, np.quantile(rates, ENDS))
+    for rank, rates in pd.DataFrame(best_rates()).sort_index().iterrows():
+        lr, low, high = map(float, np.quantile(rates.dropna(), ENDS))
         here = {"ranks": [rank], "alpha": ALPHA, "ratio": 1.0, "edge": INSIDE}
         found.append(Best(**OTHERS, **here, lr=lr, low=low, high=high))
     return found
@@ -137,7 +132,7 @@ def bf16_sizes() -> dict[str, float]:
     for step in (1, 10):
         sites = [measured_in("bf16_dead_zone", site, step) for site in ("adapter_out", "layer_out")]
         rows = sites[0].merge(sites[1][["cell_id", "layer", "rms"]], on=["cell_id", "layer"])
-        rows = rows[rows["precision"] == "float32"]
+        rows = rows[(rows["precision"] == "float32") & (rows["lr"] <= LAZY)]
         runs = rows[["rank", "alpha", "scaling"]].to_numpy()
         sized = [log_output(Setting(int(r), a, RULES[str(of)].p, "adamw")) for r, a, of in runs]
         ratio = rows["rms_x"] / rows["rms_y"] / rows["lr"]

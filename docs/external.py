@@ -24,28 +24,34 @@ R_SIGN = 12
 """Of the theory's curve, as measured on SmolLM2; it is not known of these models."""
 
 
+def best_rates() -> dict[str, dict[int, float]]:
+    """By model and rank: the vertex of the parabola through the lowest loss and its neighbours.
+
+    A rank whose lowest loss is at the end of its rates is left out.
+    """
+    found: dict[str, dict[int, float]] = {}
+    runs = pd.read_csv(TABLE).groupby(["model", "rank", "lr"], as_index=False)["nll"].mean()
+    for (model, rank), here in runs.groupby(["model", "rank"]):
+        best = bottom(here["lr"].to_numpy(), here["nll"].to_numpy())
+        if best.edge == INSIDE:
+            found.setdefault(model, {})[int(rank)] = best.lr
+    return found
+
+
 def exponents() -> pd.DataFrame:
     """Per model the exponent of the best rate with the rank, and the theory's.
 
-    The best rate of a rank is the vertex of the parabola through the lowest loss and its two
-    neighbours. A rank whose lowest loss is at the end of its rates is left out, and a model with
-    fewer than :data:`LEAST_RANKS` others. ``low``, ``high``: a 95 % interval, with the scatter of
-    the ranks about their lines pooled over models. ``predicted``: the slope over the same ranks of
-    the rate at which a step moves the adapter's output equally at p = 1. That of equal descents
-    is 0.
+    A model with fewer than :data:`LEAST_RANKS` best rates is left out. ``low``, ``high``: a 95 %
+    interval, with the scatter of the ranks about their lines pooled over models. ``predicted``: the
+    slope over the same ranks of the rate at which a step moves the adapter's output equally at
+    p = 1. That of equal descents is 0.
     """
     rows, scatter, df = [], 0.0, 0
-    runs = pd.read_csv(TABLE).groupby(["model", "rank", "lr"], as_index=False)["nll"].mean()
-    for model, of_model in runs.groupby("model"):
-        best = {
-            float(rank): bottom(here["lr"].to_numpy(), here["nll"].to_numpy())
-            for rank, here in of_model.groupby("rank")
-        }
-        inside = {rank: one.lr for rank, one in best.items() if one.edge == INSIDE}
-        if len(inside) < LEAST_RANKS:
+    for model, best in best_rates().items():
+        if len(best) < LEAST_RANKS:
             continue
-        rank = np.array(list(inside))
-        x, y = np.log(rank), np.log(list(inside.values()))
+        rank = np.array(list(best), float)
+        x, y = np.log(rank), np.log(list(best.values()))
         line, spread = stats.linregress(x, y), ((x - x.mean()) ** 2).sum()
         scatter += ((y - line.intercept - line.slope * x) ** 2).sum()
         df += len(x) - 2

@@ -18,7 +18,9 @@ import yaml
 
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
 from study.analysis.expectations import Compared, compare
+from study.analysis.power import MOST_SEEDS, seeds_needed
 from study.analysis.primary import Answer
+from study.analysis.wording import interval_text
 from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
@@ -251,6 +253,22 @@ def decided() -> str:
     )
 
 
+def undecided() -> str:
+    """What would decide each unclear primary test, if the truth is as measured."""
+    heads = ["study", "intercept", "slope", "tolerance", "seeds here", "seeds needed", "hours"]
+    body = []
+    for name in STUDIES:
+        for found in (one for one, _ in primaries(name) if one.verdict == UNCLEAR):
+            need = seeds_needed(entries(name), study_tables(name))[0].as_pilot
+            hours = total_seconds(study_tables(name).cells, records(name)) / 3600 / found.seeds
+            ends = (found.interval(0), found.interval(1))
+            row = [interval_text(*end, places=3) if end[0] == end[0] else "" for end in ends]
+            cost = [f"{need:.0f}", f"{need * hours:.1f}"] if need > 0 else [f"> {MOST_SEEDS}", ""]
+            row += [f"{found.primary.tolerance:g}", str(found.seeds), *cost]
+            body.append([_link(name), *row])
+    return minus(table(heads, body))
+
+
 def studies() -> str:
     """A row per study: its question, size, what was found, and where it ran."""
     heads = ["study", "question", "primary test", "single expectations", "cells", "time", "ran on"]
@@ -393,6 +411,7 @@ BLOCKS: dict[str, Block] = {
     "coverage": coverage,
     "failed": failed,
     "decided": decided,
+    "undecided": undecided,
     "studies": studies,
     "order": order,
     "study": study_block,
