@@ -20,13 +20,7 @@ from study.analysis.predictions import with_predictions
 from study.analysis.rates import NORMAL
 from study.analysis.stable import stable_exponents
 from study.analysis.verdicts import beyond, tost
-from study.config.expectations import (
-    P_STAR,
-    P_STAR_LIMIT,
-    Entry,
-    Expectation,
-    Primary,
-)
+from study.config.expectations import LAST, P_STAR, P_STAR_LIMIT, Entry, Expectation, Primary
 from study.store import StudyTables
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
@@ -181,8 +175,8 @@ def line(predicted: Floats, measured: Floats, grid: Floats) -> tuple[Floats, Flo
 def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[StudyTables]:
     """The tables of each seed, with what ``rows`` need of its cells alone."""
     number, ids = seed_numbers(tables.cells), tables.cells["cell_id"].astype(str)
-    sites = {row.site for row in rows if row.site}
-    stats = sorted({row.stat for row in rows if row.stat})
+    asked = {(row.site, row.stat, row.step) for row in rows if row.site}
+    sites, stats = {site for site, _, _ in asked}, sorted({str(stat) for _, stat, _ in asked})
     kinds, layers = {row.what for row in rows}, {row.place["layer"] for row in rows if row.site}
     for one in range(number.max() + 1):
         mine = set(ids[number == one])
@@ -193,6 +187,8 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
         exponents = stable = pd.DataFrame()
         if sites:
             fits = fit_exponents(cells, probes[probes["site"].isin(sites)], stats=stats)
+            places = zip(fits["site"], fits["stat"], fits["step"], strict=True)
+            fits = fits[[(a, b, c) in asked or (a, b, LAST) in asked for a, b, c in places]]
             if P_STAR_LIMIT not in kinds:  # it alone needs the predictions of all layers
                 fits = fits[fits["layer"].isin(layers)]
             exponents = fits
