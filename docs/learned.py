@@ -101,7 +101,8 @@ def learned() -> str:
 
 
 def learning(study: str, step: str) -> str:
-    """A row per rule and rate: the exponent of the fall of the held-out loss, in each form."""
+    """A row per rule and rate that every form has at two ranks: the exponent of the fall of the
+    held-out loss, in each form."""
     tables = study_tables(study)
     cells = tables.cells.astype({"contraction": str, "precision": str})
     ends = tables.metrics.pivot(index="cell_id", columns="step", values="eval_loss")[[0, int(step)]]
@@ -111,5 +112,6 @@ def learning(study: str, step: str) -> str:
         [RULES[str(rule)].label, f"{lr:g}"]
         + [_slopes(rows[rows["form"] == form], rows["fall"]) for form in FORMS]
         for (rule, lr), rows in cells.groupby(["scaling", "lr"], observed=True)
+        if (rows.groupby("rank")["form"].nunique() == len(FORMS)).sum() > 1
     ]
     return minus(table(["rule", "lr", "float32", "bf16, two products", "bf16, one product"], body))

@@ -1,5 +1,6 @@
 """The effect of rounding to bf16 on an adapter: on its output in each layer, and on training."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -60,15 +61,17 @@ def loss_in_bf16(tables: Tables) -> Figure:
     highest rank.
 
     As usual, a layer adds the adapter's output to a rounded output. With one rounding, it adds both
-    and then rounds. A row of panels per rule, a column per learning rate. The loss is the held-out
-    one if it was evaluated at three steps or more, else that of training.
+    and then rounds. A row of panels per rule, a column for each of the three learning rates with
+    most cells. The loss is the held-out one if it was evaluated at three steps or more, else that
+    of training.
     """
     losses, metric = per_step(tables, "eval_loss"), METRICS["eval_loss"]
     if losses["step"].nunique() < FEWEST_EVALUATIONS:
         losses, metric = per_step(tables, LOSS), METRICS[LOSS]
     shown, left_out = _settings(tables.cells, losses, "loss in bf16")
     rules = sorted({rule for family in shown for rule in family.rules})
-    rates = sorted({rate for family in shown for rate in family.cells["lr"]})[:3]
+    cells_at = Counter(sorted(rate for family in shown for rate in family.cells["lr"]))
+    rates = sorted(rate for rate, _ in cells_at.most_common(3))
     size: dict[str, Any] = {"lines": len(rules), "ratio": 0.33 * max(2, len(rates)), "sharex": True}
     page, grid = style.panels(shown, len(rates), **size)
     seeds: set[int] = set()
