@@ -7,11 +7,13 @@ import numpy as np
 from click.testing import CliRunner
 
 from docs import evidence
-from docs.blocks import Block, study_tables, table
+from docs.blocks import Block, study_tables
+from docs.blocks import table as read
 from docs.external import exponents
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.cli.group import cli
+from study.report.text import table
 from study.vocabulary.optimizers import label
 from study.vocabulary.sources import model_label
 
@@ -36,36 +38,24 @@ def symptom(name: str) -> str:
 
 def advised() -> str:
     """A row for each configuration of ``benchmarks/advice.py``, and how many are right."""
-    lines = [
-        "| from | to | rests on | advised | check | best | advised / best | check / best |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    rows = table("advice/advised")
+    heads = ["from", "to", "rests on", "advised", "check", "best", "advised / best", "check / best"]
+    rows, body = read("advice/advised"), []
     for row in rows.to_dict("records"):
         ratio = f", LoRA+ {row['ratio']:g}" if row["ratio"] != 1 else ""
         old = f"{row['rule']} r {row['rank']} α {row['alpha']:g}, {label(row['optimizer'])}{ratio}"
         new = f"{row['new_rule']} r {row['new_rank']} α {row['new_alpha']:.4g}"
         rates = [row[key] for key in ("advised", "checked", "best")]
-        off = [rate / row["best"] for rate in rates[:2]]
-        cells = [
-            old,
-            new,
-            row["source"],
-            *(f"{rate:.2g}" for rate in rates),
-            *(f"{x:.2f}" for x in off),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    counts = [
+        off = [f"{rate / row['best']:.2f}" for rate in rates[:2]]
+        body.append([old, new, row["source"], *(f"{rate:.2g}" for rate in rates), *off])
+    right = [
         int((np.abs(np.log(rows[key] / rows["best"])) <= np.log(WITHIN)).sum())
         for key in ("advised", "checked")
     ]
-    lines += [
-        "",
-        f"The advised rate is within a factor of {WITHIN:g} of the best one in {counts[0]} of "
-        f"{len(rows)} rows, and with the check in {counts[1]}. 40 steps, 3 seeds, rates in steps "
-        "of 2.",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{table(heads, body)}\n\nThe advised rate is within a factor of {WITHIN:g} of the best "
+        f"one in {right[0]} of {len(rows)} rows, and with the check in {right[1]}. 40 steps, "
+        "3 seeds, rates in steps of 2."
+    )
 
 
 RATE_STUDIES = ("rate_rivals", "rate_rivals_gemma3", "learning_rate_rho", "learning_rate_rho_tiny")
@@ -87,14 +77,12 @@ def rate_theories() -> str:
     others = exponents()
     off = [others["exponent"], others["exponent"] - others["predicted"]]
     rows.append(("tinker-cookbook, p = 1", "35 models", 780, "1 to 128", off))
-    lines = [
-        "| study | model | steps | ranks | exponents | off the descent | off the output |",
-        "|---|---|---|---|---|---|---|",
+    heads = ["study", "model", "steps", "ranks", "exponents", "off the descent", "off the output"]
+    body = [
+        [*map(str, facts), str(len(off[0])), *(f"{np.sqrt(np.mean(each**2)):.3f}" for each in off)]
+        for *facts, off in rows
     ]
-    for *facts, off in rows:
-        far = [f"{np.sqrt(np.mean(each**2)):.3f}" for each in off]
-        lines.append(f"| {' | '.join(map(str, [*facts, len(off[0]), *far]))} |")
-    return "\n".join(lines)
+    return table(heads, body)
 
 
 def rho_size() -> str:

@@ -142,7 +142,7 @@ def tests() -> str:
     body = [
         [
             claim["claim"],
-            ": ".join([claim["by"], *filter(None, [test.get("part")])]),
+            ": ".join(filter(None, [claim["by"], test.get("part")])),
             *entries_of(test),
         ]
         for claim in CLAIMS

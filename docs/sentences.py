@@ -8,7 +8,6 @@ from pathlib import Path
 from docs.blocks import BLOCK, ROOT
 from docs.make import documents
 
-SHOWN = 40
 SKIPPED = re.compile(
     r"```[\s\S]*?```|<!--[\s\S]*?-->|^\|.*$|^#.*$|!?\[|\]\([^)]*\)|\]|\*\*|`", re.MULTILINE
 )
@@ -37,5 +36,5 @@ if __name__ == "__main__":
     modules = sorted((ROOT / "study").rglob("*.py"))
     found += [(len(one.split()), path, one) for path in modules for one in messages(path)]
     print("| words | where | sentence |\n|---|---|---|")
-    for words, path, one in sorted(found, key=lambda row: -row[0])[:SHOWN]:
+    for words, path, one in sorted(found, key=lambda row: -row[0])[:40]:
         print(f"| {words} | {path.relative_to(ROOT)} | {one} |")
