@@ -140,13 +140,9 @@ def tests() -> str:
     """A row per test of a claim: regime, what was expected and measured, the verdict."""
     heads = ["claim", "by", "regime", "expected", "measured", "so the claim"]
     body = [
-        [
-            claim["claim"],
-            ": ".join(filter(None, [claim["by"], test.get("part")])),
-            *entries_of(test),
-        ]
-        for claim in CLAIMS
-        for test in claim["tests"]
+        [one["claim"], ": ".join(filter(None, [one["by"], test.get("part")])), *entries_of(test)]
+        for one in CLAIMS
+        for test in one["tests"]
     ]
     return minus(table(heads, body))
 
