@@ -10,11 +10,13 @@ from docs import evidence
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
 from docs.external import exponents
+from study.analysis.advice import Setting, lost_in_bf16
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.cli.group import cli
 from study.report.text import table
 from study.vocabulary.optimizers import label
+from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
 WITHIN = 2.0
@@ -94,7 +96,19 @@ def rho_size() -> str:
     return " and ".join(f"{size:.2g} ({model_label(model)})" for model, size in sizes.items())
 
 
+def lost(alpha: str, lr: str, *ranks: str) -> str:
+    """The share of an adapter's output that bf16 loses by theory: a row per rule and rank."""
+    body = []
+    for rule in (RULES["lora"], RULES["rslora"]):
+        for rank in ranks:
+            run = Setting(int(rank), float(alpha), float(rule.p or 0), "adamw")
+            shares = lost_in_bf16(run, float(lr)).values()
+            body.append([rule.label, rank, *(f"{100 * share:.0f} %" for share in shares)])
+    return table(["rule", "rank", "lost after 1 update", "after 10"], body)
+
+
 BLOCKS: dict[str, Block] = {
+    "lost": lost,
     "rho-size": rho_size,
     "advice": printed,
     "symptom": symptom,

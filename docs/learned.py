@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from docs.blocks import study_tables
+from docs.evidence import measured_in
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
 from study.report.text import minus, table
@@ -115,3 +116,15 @@ def learning(study: str, step: str) -> str:
         if (rows.groupby("rank")["form"].nunique() == len(FORMS)).sum() > 1
     ]
     return minus(table(["rule", "lr", "float32", "bf16, two products", "bf16, one product"], body))
+
+
+def lost_by_step(study: str) -> str:
+    """The share of the output that two products lose, median over layers and seeds, by step."""
+    rows = pd.concat(measured_in(study, "adapter_out", step) for step in (1, 10, 40))
+    usual = rows[rows["contraction"] == "factored"].astype({"scaling": str})
+    shares = usual.groupby(["scaling", "lr", "rank", "step"])["swallowed"].median().unstack()
+    body = [
+        [RULES[rule].label, f"{lr:g}", f"{rank:g}", *(f"{100 * share:.0f} %" for share in row)]
+        for (rule, lr, rank), row in zip(shares.index, shares.to_numpy(), strict=True)
+    ]
+    return table(["rule", "lr", "rank", *(f"step {step}" for step in shares)], body)

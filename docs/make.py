@@ -28,6 +28,7 @@ BLOCKS: dict[str, Block] = {
     **advice.BLOCKS,
     "learned": learned.learned,
     "learning": learned.learning,
+    "lost-by-step": learned.lost_by_step,
     "external": external.external,
     "rate-change": hero.rate_change,
     "best-gap": hero.best_gap,
