@@ -33,8 +33,9 @@ from study.report.expected import (
     primary_text,
     verdict_counts,
 )
-from study.report.provenance import records_of, total_seconds
+from study.report.provenance import total_seconds
 from study.report.text import bullets, count_noun, distinct, joined, minus, number_list, table
+from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
 from study.vocabulary.sources import model_label
@@ -64,7 +65,7 @@ MOST_SENTENCES = 5
 @cache
 def records(study: str) -> list[dict[str, Any]]:
     """The records of a committed study."""
-    return records_of(RESULTS / study, study_tables(study))
+    return load_records(RESULTS / study)
 
 
 @cache
