@@ -76,9 +76,9 @@ def _share_at(found: pd.DataFrame, rank: int, seed: int, learned: float) -> floa
 
 def _slopes(rows: pd.DataFrame, values: pd.Series) -> str:
     """The exponent of ``values`` with the rank: its mean over seeds, and the 95 % interval."""
-    if (values <= 0).any():
+    if (values[rows.index] <= 0).any():
         return "no fall in a seed"
-    logs = rows.assign(x=np.log(rows["rank"]), y=np.log(values))
+    logs = rows.assign(x=np.log(rows["rank"]), y=np.log(values[rows.index]))
     found = [np.polyfit(one["x"], one["y"], 1)[0] for _, one in logs.groupby("seed")]
     return interval_text(*mean_interval(found))
 
