@@ -274,7 +274,7 @@ def studies() -> str:
         tables, found = study_tables(name), records(name)
         seconds = total_seconds(tables.cells, found)
         whole, cells = whole + seconds, cells + len(tables.cells)
-        primary = ", ".join(answer.verdict for answer, _ in primaries(name))
+        primary = ", ".join(answer.verdict for answer, _ in primaries(name)) or NOT_MEASURED
         singles = verdict_counts(compared(name))
         devices = [f"{r['device_name']}, {count_noun(r['threads'], 'thread')}" for r in found]
         commits = distinct(f"`{record['git']['commit'][:7]}`" for record in found)
@@ -326,7 +326,7 @@ def order() -> str:
         row = [_link(name), *map(str, (len(dates), words["yes"], words["some"], words["no"]))]
         primary = [stated(name, found.primary) for found, _ in primaries(name)]
         said = {"before" if date and date < min(began) else "after" for date in primary}
-        body.append([*row, joined(sorted(said)), looks(name)])
+        body.append([*row, " and ".join(sorted(said)) or NOT_MEASURED, looks(name)])
     return table(heads, body)
 
 
