@@ -22,6 +22,7 @@ from study.analysis.power import MOST_SEEDS, seeds_needed
 from study.analysis.primary import Answer
 from study.analysis.wording import interval_text
 from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
+from study.errors import count_noun
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import (
@@ -34,7 +35,7 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.provenance import total_seconds
-from study.report.text import bullets, count_noun, distinct, joined, minus, number_list, table
+from study.report.text import bullets, distinct, joined, minus, number_list, table
 from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN

@@ -1,4 +1,4 @@
-"""The exception for a user's mistake, and the wording of its messages."""
+"""The exception for a user's mistake, and the wording of messages."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -32,6 +32,11 @@ def printable(value: object, most: int = 300) -> str:
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     half = most // 2
     return text if len(text) <= most else f"{text[: half - 5]} ... {text[-half:]}"
+
+
+def count_noun(number: int, noun: str, plural: str = "") -> str:
+    """``1 cell``, ``2 cells``. ``plural``: if it is not the noun with an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:

@@ -30,12 +30,11 @@ from study.config import AdapterConfig
 from study.config.types import MOST_RANK, MOST_STEPS
 from study.config.values import read
 from study.data import files
-from study.errors import StudyError, unknown
+from study.errors import StudyError, count_noun, unknown
 from study.integrations.configs import read_file
 from study.integrations.configs.writing import written
 from study.store import find_cell
 from study.store.tables import load_measured
-from study.sweeps.progress import count_noun
 from study.theory import family
 from study.theory.equivalence import converted_alpha
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label

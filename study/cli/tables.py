@@ -29,7 +29,7 @@ from study.cli.group import (
 )
 from study.config.expectations import read_entries
 from study.dashboard.studies import names_of
-from study.errors import MOST_CHARACTERS, StudyError, printable, unknown
+from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.audit import adapter_tiles
 from study.figures.captions import settings
@@ -41,7 +41,6 @@ from study.report.provenance import records_of, total_seconds
 from study.store import StudyTables, load_measured, write_table
 from study.store.archive import check_study, write_archive
 from study.store.records import cell_folders, is_archived
-from study.sweeps.progress import count_noun
 
 
 @cli.command()

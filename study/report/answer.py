@@ -18,8 +18,9 @@ from study.analysis.losses import NOT_A_SETTING
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import batch_words, settings_text
+from study.errors import count_noun
 from study.report.sections import answer_of
-from study.report.text import broken_list, count_noun, interval, joined, number_list, row_list
+from study.report.text import broken_list, interval, joined, number_list, row_list
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM
@@ -34,7 +35,7 @@ class Curve:
     """One rule in one setting, at one learning rate.
 
     - ``beside``: the settings that differ between the curves of the study, such as the optimizer;
-      empty if none does. ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``. ``name``: with the formula,
+      empty if none does. ``label``: ``rsLoRA``. ``name``: with settings and formula,
       ``rsLoRA (AdamW, γ = α/√r)``;
     - ``setting``: equal for curves that differ in the rule only;
     - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`; ``last``: those at
@@ -46,7 +47,7 @@ class Curve:
     """
 
     beside: str
-    rule: str
+    label: str
     name: str
     setting: str
     lr: float
@@ -56,6 +57,11 @@ class Curve:
     losses: dict[float, float]
     base: float
     gain: Any | None
+
+    @property
+    def rule(self) -> str:
+        """``rsLoRA``, or ``rsLoRA (AdamW)``."""
+        return f"{self.label} ({self.beside})" if self.beside else self.label
 
     @property
     def last(self) -> list[Any]:
@@ -102,7 +108,7 @@ def curves(tables: StudyTables) -> list[Curve]:
         found.append(
             Curve(
                 beside=", ".join(beside),
-                rule=f"{rule} ({', '.join(beside)})" if beside else rule,
+                label=rule,
                 name=f"{rule} ({', '.join([*beside, formula(row['exponent_p'])])})",
                 setting=str(_key(of_curve.head(1), beside_rule).iloc[0]),
                 lr=float(row["lr"]),
@@ -209,7 +215,7 @@ def _extremes(found: Sequence[Curve]) -> str:
     """For each quantity, the rules of a setting with the least and the largest change with rank."""
     parts = []
     for place, quantity in enumerate(CONDITION):
-        rows = [(c.rule, r) for c in found for r in c.last if r.place == place and r.factor > 0]
+        rows = [(c.label, r) for c in found for r in c.last if r.place == place and r.factor > 0]
         if rows:
             rows.sort(key=lambda pair: abs(math.log(pair[1].factor)))
             (least, first), (most, last) = rows[0], rows[-1]
@@ -217,7 +223,7 @@ def _extremes(found: Sequence[Curve]) -> str:
                 f"at step {first.step} the {quantity.noun} changes least under {least} "
                 f"({size_text(first.factor)}) and most under {most} ({size_text(last.factor)})"
             )
-    ends = [(c.losses[max(c.losses)], max(c.losses), c.rule) for c in found if c.losses]
+    ends = [(c.losses[max(c.losses)], max(c.losses), c.label) for c in found if c.losses]
     if ends:
         loss, rank, rule = min(ends)
         parts.append(

@@ -9,11 +9,11 @@ import pandas as pd
 from study.analysis import holm, lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
+from study.errors import count_noun
 from study.report.provenance import HASH_DIGITS, UNREADABLE, Record
 from study.report.text import (
     broken_list,
     cell_list,
-    count_noun,
     distinct,
     first_of,
     joined,

@@ -17,8 +17,9 @@ from study.config.expectations import (
     Primary,
     read_entries,
 )
+from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
-from study.report.text import count_noun, joined, quantity_text
+from study.report.text import joined, quantity_text
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DISTANCES, TRAIN

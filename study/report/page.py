@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from study.analysis import summary
 from study.analysis.wording import TESTED
 from study.config.expectations import Entry
-from study.errors import printable
+from study.errors import count_noun, printable
 from study.figures import FIGURES, draw_all, save
 from study.figures.style import DPI
 from study.report import sections
@@ -29,7 +29,6 @@ from study.report.text import (
     MOST_OF_AN_ENTRY,
     anchor,
     bullets,
-    count_noun,
     distinct,
     minus,
     number_list,

@@ -64,11 +64,6 @@ def joined(parts: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def count_noun(number: int, noun: str, plural: str = "") -> str:
-    """``1 cell``, ``2 cells``. ``plural``: if it is not the noun with an s."""
-    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
-
-
 def first_of(parts: Sequence[str], separator: str = "; ") -> str:
     """The first :data:`MOST_NAMED` parts; the others are counted."""
     more = len(parts) - MOST_NAMED

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from study.config.schedules import late_probes
-from study.errors import StudyError, one_line
+from study.errors import StudyError, count_noun, one_line
 from study.store import load_cells
 from study.store.checkpoints import newest_step
 from study.store.files import remove
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.progress import Outcome, count_noun, counts, posted, stop_file
+from study.sweeps.progress import Outcome, counts, posted, stop_file
 from study.sweeps.run import train_all
 from study.vocabulary.extras import WANDB
 from study.vocabulary.sources import MODELS

@@ -20,7 +20,7 @@ from study.adapters import resolve_targets
 from study.config import chosen, probe_steps
 from study.config.compose import CONF, compose
 from study.config.hints import as_study_errors
-from study.errors import StudyError, short, unknown
+from study.errors import StudyError, count_noun, short, unknown
 from study.models import describe
 from study.sweeps.cells import Cell, data_name
 from study.sweeps.estimate import (
@@ -35,7 +35,7 @@ from study.sweeps.estimate import (
 )
 from study.sweeps.launch import announce
 from study.sweeps.packs import Pack, prepare
-from study.sweeps.progress import count_noun, table_lines
+from study.sweeps.progress import table_lines
 from study.training.devices import choose_device, matmul_rate
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from study.errors import StudyError, printable
+from study.errors import StudyError, count_noun, printable
 from study.store import STATUSES, Lock, cell_row, is_held, load_cells, read_cell
 from study.store.files import make_folder, remove, storing
 from study.sweeps import signals
@@ -229,11 +229,6 @@ def counts(states: Iterable[str]) -> str:
     """``3 complete, 1 running``."""
     found = Counter(states)
     return ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
-
-
-def count_noun(number: int, noun: str) -> str:
-    """``1 cell``, ``2 cells``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def render(cells: pd.DataFrame) -> str:

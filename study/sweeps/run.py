@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from study.adapters.processes import Order, Processes
 from study.config import AUTO_COMPILE
 from study.config.values import literal
-from study.errors import StudyError
+from study.errors import StudyError, count_noun
 from study.models import FrozenBase, load_base
 from study.models.compiled import programs
 from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
@@ -26,7 +26,7 @@ from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.devices import claim_device
 from study.sweeps.packs import Pack, Prepared, folds, prepare
-from study.sweeps.progress import Display, Outcome, count_noun, must_stop
+from study.sweeps.progress import Display, Outcome, must_stop
 from study.sweeps.record import Held, Recorder, record_of
 from study.tracking.runs import Tracker, tracker
 from study.training.checkpoint import Snapshot
