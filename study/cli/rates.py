@@ -20,6 +20,7 @@ from study.errors import StudyError
 from study.integrations.configs.writing import written
 from study.store import StudyTables, read_record
 from study.store.tables import load_measured
+from study.vocabulary.scaling import POWER
 
 ALONE = ("optimizer.lr", "seed", "data.seed")
 """The keys that a line of ``--refine`` sweeps over."""
@@ -102,25 +103,33 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     """The overrides for a cell's recorded ``config``, without the keys ``varied``.
 
     If ``conf/`` has an experiment of the study's name, they begin with it and set every key that it
-    sweeps over. Keys that the files of its data set and optimizer lack have their defaults in a
-    record, and are left out.
+    sweeps over, on which others may depend. Keys that the files of its data set and optimizer lack
+    have their defaults in a record, and are left out.
     """
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
+    own = {k: value for k, value in _leaves(config) if k.split(".")[0] not in NOT_TOLD}
+    if own["adapter.scaling"] == POWER:
+        own |= {"adapter.scaling": _short(own["adapter.exponent"]), "adapter.exponent": None}
     with initialize_config_dir(str(CONF), version_base=None):
         usual = compose("config", said, return_hydra_config=True)
         swept = {str(key) for key in usual.hydra.sweeper.get("params") or {}}
         for group in NAMED_GROUPS:
             if group in swept or config[group]["name"] != usual[group]["name"]:
                 said.append(f"{group}={config[group]['name']}")
-        before = dict(_leaves(OmegaConf.to_container(compose("config", said), resolve=True)))
+        places = [f"{key}={written(own[key])}" for key in own if key in swept]
+        here = compose("config", said + places)
+        before = dict(_leaves(OmegaConf.to_container(here, resolve=True)))
     return said + [
         f"{key}={written(value)}"
-        for key, value in _leaves(config)
-        if key.split(".")[0] not in NOT_TOLD
-        and key not in varied
-        and (key in swept or before.get(key, value) != value)
+        for key, value in own.items()
+        if key not in varied and (key in swept or before.get(key, value) != value)
     ]
+
+
+def _short(p: float) -> float:
+    """The exponent as it is typed: 0 and 0.5."""
+    return int(p) if p == int(p) else p
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,8 +6,11 @@ from typing import Any
 
 import study
 from study.analysis.grouping import NOT_A_CURVE
+from study.cli.rates import ALONE, overrides_of
+from study.store import load_records
 
 Cli = Callable[..., Any]
+REFERENCE = Path(__file__).parents[2] / "results/reference"
 SWEEP = (
     *("train", "-m", "model=tiny", "name=swept", "adapter.rank=4,8", "adapter.scaling=0.5"),
     *("optimizer.lr=8e-3,1.6e-2", "train.steps=2", "train.batch_size=2", "train.eval_every=1"),
@@ -45,6 +48,17 @@ def test_a_search_trains_what_is_missing_until_nothing_is(study_cli: Cli, tmp_pa
 
 
 def test_a_study_of_one_rate_is_refused(study_cli: Cli) -> None:
-    ran = study_cli("rates", str(Path(__file__).parents[2] / "results/reference/quick"))
+    ran = study_cli("rates", str(REFERENCE / "quick"))
     assert ran.code == 2
     assert "has one learning rate: sweep over some" in ran.err
+
+
+def test_a_setting_that_depends_on_a_swept_one_is_left_to_the_experiment() -> None:
+    """Its alpha depends on the rule, and its table of them lacks the default rule."""
+    name = "rate_rivals_muon"
+    cells = [overrides_of(one["config"], name, ALONE) for one in load_records(REFERENCE / name)]
+    assert {tuple(cell) for cell in cells} == {
+        (f"experiment={name}", f"adapter.rank={rank}", f"adapter.scaling={rule}")
+        for rank in (4, 128)
+        for rule in ("0", "rslora")
+    }
