@@ -35,10 +35,11 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.provenance import total_seconds
-from study.report.text import bullets, distinct, joined, minus, number_list, table
+from study.report.text import bullets, distinct, joined, minus, number_list, table, table_of
 from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
+from study.vocabulary.scaling import named_rule, rule_label
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
@@ -227,6 +228,22 @@ def _time(seconds: float) -> str:
     return count_noun(round(seconds / 60), "minute")
 
 
+def by_setting(study: str) -> str:
+    """A row per setting of a study, which names what most others have otherwise; a column per
+    expectation."""
+    rows = compared(study)
+    words = Counter(word for row in rows for word in row.curve.split(", "))
+    body: dict[str, dict[str, str]] = {}
+    for row in rows:
+        one = compared_row(row)
+        setting = [w for w in row.curve.split(", ") if words[w] <= len(rows) / 2]
+        rule = rule_label(*named_rule(str(row.expectation.rule)))
+        head = f"{rule}: {one['quantity']}, step {one['step']} ({one['expected']})"
+        mark = "" if row.verdict == AGREES else f" {one['verdict']}"
+        body.setdefault(", ".join(setting) or "none", {})[head] = one["measured"] + mark
+    return minus(table_of([{"setting": setting, **cells} for setting, cells in body.items()]))
+
+
 def failed() -> str:
     """Every expectation that was shown to be wrong."""
     heads = ["study", "optimizer, rule", "quantity", "what", "step", "expected", "measured"]
@@ -344,7 +361,7 @@ def looks(study: str) -> str:
         last[seed] = max(began, last.get(seed, began))
     later = sorted(seed for seed, began in last.items() if began > first)
     said = []
-    if later and len(later) < len(last):
+    if later and min(started(study)) < first:
         said.append(f"results were committed before the last cells of seeds {number_list(later)}")
     named = _git("log", "-p", "--format=", "--", file_of(study))
     lists = re.findall(r"^[ +]+seed: ([\d,]+)$", named, re.MULTILINE)
@@ -407,6 +424,7 @@ BLOCKS: dict[str, Block] = {
     "claims": claims,
     "tests": tests,
     "coverage": coverage,
+    "by-setting": by_setting,
     "failed": failed,
     "decided": decided,
     "undecided": undecided,

@@ -110,26 +110,21 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
     own = {k: value for k, value in _leaves(config) if k.split(".")[0] not in NOT_TOLD}
     if own["adapter.scaling"] == POWER:
-        own |= {"adapter.scaling": _short(own["adapter.exponent"]), "adapter.exponent": None}
+        p = own["adapter.exponent"]
+        own |= {"adapter.scaling": int(p) if p == int(p) else p, "adapter.exponent": None}
     with initialize_config_dir(str(CONF), version_base=None):
         usual = compose("config", said, return_hydra_config=True)
         swept = {str(key) for key in usual.hydra.sweeper.get("params") or {}}
         for group in NAMED_GROUPS:
             if group in swept or config[group]["name"] != usual[group]["name"]:
                 said.append(f"{group}={config[group]['name']}")
-        places = [f"{key}={written(own[key])}" for key in own if key in swept]
-        here = compose("config", said + places)
-        before = dict(_leaves(OmegaConf.to_container(here, resolve=True)))
+        axes = [f"{key}={written(own[key])}" for key in own if key in swept]
+        before = dict(_leaves(OmegaConf.to_container(compose("config", said + axes), resolve=True)))
     return said + [
         f"{key}={written(value)}"
         for key, value in own.items()
         if key not in varied and (key in swept or before.get(key, value) != value)
     ]
-
-
-def _short(p: float) -> float:
-    """The exponent as it is typed: 0 and 0.5."""
-    return int(p) if p == int(p) else p
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -35,8 +35,8 @@ class Curve:
     """One rule in one setting, at one learning rate.
 
     - ``beside``: the settings that differ between the curves of the study, such as the optimizer;
-      empty if none does. ``label``: ``rsLoRA``. ``name``: with settings and formula,
-      ``rsLoRA (AdamW, γ = α/√r)``;
+      empty if none does. ``label``: ``rsLoRA``. ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``.
+      ``name``: with settings and formula, ``rsLoRA (AdamW, γ = α/√r)``;
     - ``setting``: equal for curves that differ in the rule only;
     - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`; ``last``: those at
       the last step measured;
@@ -60,7 +60,6 @@ class Curve:
 
     @property
     def rule(self) -> str:
-        """``rsLoRA``, or ``rsLoRA (AdamW)``."""
         return f"{self.label} ({self.beside})" if self.beside else self.label
 
     @property
