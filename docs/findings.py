@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,17 @@ def claims() -> str:
             for word, count in words.items():
                 some = f" ({count} of {words.total()})" if len(words) > 1 else ""
                 regimes[word if word in SAID else "open"].append(test["regime"] + some)
-        body.append([claim["claim"], claim["by"], *map("; ".join, regimes.values())])
+        body.append([claim["claim"], claim["by"], *map(_merged, regimes.values())])
     return table(["claim", "by", *SAID], body)
+
+
+def _merged(regimes: Sequence[str]) -> str:
+    """``SmolLM2 and Gemma 3, SGD, 1 step``: regimes that differ in the first word only."""
+    firsts: dict[str, list[str]] = {}
+    for regime in regimes:
+        first, comma, rest = regime.partition(", ")
+        firsts.setdefault(comma + rest, []).append(first)
+    return "; ".join(joined(own) + rest for rest, own in firsts.items())
 
 
 def tests() -> str:
@@ -349,19 +358,17 @@ def order() -> str:
 
 
 def looks(study: str) -> str:
-    """Seeds whose cells began after tables of the study had been committed, with earlier ones,
-    and seeds that no version of its file names; empty if there are none."""
-    dates = _git("log", "--reverse", "--format=%aI", "--", f"results/reference/{study}")
-    first = (
-        datetime.fromisoformat(dates.splitlines()[0]) if dates else datetime.max.replace(tzinfo=UTC)
-    )
+    """Seeds with cells that began after other cells of the study had been committed, and seeds that
+    no version of its file names; empty if there are none."""
+    log = _git("log", "--reverse", "--format=%aI", "--", f"results/reference/{study}")
+    dates, began = map(datetime.fromisoformat, log.splitlines()), started(study)
+    first = next((date for date in dates if date > min(began)), max(began))
     last: dict[int, datetime] = {}
-    for record, began in zip(records(study), started(study), strict=True):
+    for record, start in zip(records(study), began, strict=True):
         seed = record["config"]["seed"]
-        last[seed] = max(began, last.get(seed, began))
-    later = sorted(seed for seed, began in last.items() if began > first)
+        last[seed] = max(start, last.get(seed, start))
     said = []
-    if later and min(started(study)) < first:
+    if later := sorted(seed for seed, start in last.items() if start > first):
         said.append(f"results were committed before the last cells of seeds {number_list(later)}")
     named = _git("log", "-p", "--format=", "--", file_of(study))
     lists = re.findall(r"^[ +]+seed: ([\d,]+)$", named, re.MULTILINE)
