@@ -250,7 +250,8 @@ def by_setting(study: str) -> str:
         head = f"{rule}: {one['quantity']}, step {one['step']} ({one['expected']})"
         mark = "" if row.verdict == AGREES else f" {one['verdict']}"
         body.setdefault(", ".join(setting) or "none", {})[head] = one["measured"] + mark
-    return minus(table_of([{"setting": setting, **cells} for setting, cells in body.items()]))
+    found = sorted(body.items(), key=lambda row: row[0] != "none")
+    return minus(table_of([{"setting": setting, **cells} for setting, cells in found]))
 
 
 def failed() -> str:
@@ -432,6 +433,7 @@ BLOCKS: dict[str, Block] = {
     "tests": tests,
     "coverage": coverage,
     "by-setting": by_setting,
+    "singles": lambda study: verdict_counts(compared(study)),
     "failed": failed,
     "decided": decided,
     "undecided": undecided,

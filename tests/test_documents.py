@@ -1,16 +1,11 @@
 """Every measured number in the documents is that of the committed tables: ``make figures``."""
 
 import re
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from benchmarks.inference_costs import infer_cost
-from benchmarks.summary import speed
 from docs import blocks, findings, make
 from docs.blocks import BLOCK, NoTables, rewrite
-from study.figures import save
 from study.report.text import minus
 
 TEXTS = {path.relative_to(blocks.ROOT): path.read_text() for path in make.documents()}
@@ -86,13 +81,3 @@ def test_minus_signs_of_numbers_are_true_ones() -> None:
     assert minus("-0.50 [-0.52, -0.48], 1e-4, SmolLM2-135M, x-1") == (
         "−0.50 [−0.52, −0.48], 1e-4, SmolLM2-135M, x-1"
     )
-
-
-def test_pictures_of_benchmarks_are_the_same_bytes_and_say_what_they_show(tmp_path: Path) -> None:
-    for draw in (
-        lambda: speed(blocks.table("bench/sweep"), blocks.table("bench/large-steps")),
-        lambda: infer_cost(blocks.table("infer_cost/infer_cost")),
-    ):
-        first, again = (save(draw(), tmp_path, name)[0].read_bytes() for name in ("a", "b"))
-        assert first == again
-        assert Image.open(tmp_path / "a.png").info["Description"].startswith("SmolLM2, float32")

@@ -25,7 +25,7 @@ PACKAGE_LINES = {
     "study/probes": 1_881,
     "study/report": 1_816,
     "study/store": 1_684,
-    "study/sweeps": 2_768,
+    "study/sweeps": 2_763,
     "study/theory": 1_085,
     "study/tracking": 558,
     "study/training": 1_645,
@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 33_636,
     "tests": 22_760,
     "benchmarks": 1_757,
-    "docs": 1_936,
+    "docs": 1_964,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

@@ -49,8 +49,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     if search:
         tables = _searched(tables, study_dir)
     if refine:
-        lines = list(_refining(tables, study_dir))
-        for line in lines:
+        for line in (lines := list(_refining(tables, study_dir))):
             click.echo(line)
         if not lines:
             say("no rate is missing: steps of 2 around every best rate")
@@ -88,8 +87,7 @@ def _refining(tables: StudyTables, study_dir: Path) -> Iterator[str]:
         record = read_record(study_dir / "cells" / missing.cell_id)
         assert record is not None  # its tables were just read
         own = overrides_of(record["config"], study_dir.resolve().name, ALONE)
-        folder = str(study_dir.parent)
-        place = [] if folder == "results" else [f"results_dir={folder}"]
+        place = [] if study_dir.parent == Path("results") else [f"results_dir={study_dir.parent}"]
         yield shlex.join(["study", "train", "-m", *own, *place, *missing.swept])
 
 

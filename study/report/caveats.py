@@ -176,7 +176,7 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
     yield (
         f"**Steps too large for the linear theory**: at {len(off)} of {len(ratios)} probed updates "
         f"({cell_list(_of_ids(tables, off['cell_id']))}) the loss did not change by the predicted "
-        f"amount within {100 * LAZY_WITHIN:.0f} %. The worst change is {100 * worst['ratio']:.0f} "
+        f"amount within {100 * LAZY_WITHIN:.0f} %. The worst change is {100 * worst['ratio']:z.0f} "
         f"% of it ({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}). "
         "From there on, their rules have no predictions."
     )
