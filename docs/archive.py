@@ -64,7 +64,7 @@ THINNED: dict[str, Thin] = {
             *("alpha_against_lr", "infinite_rank_adam", "learning_rate_rho", "optimizer_history"),
             *("quantised", "stable_exponent", "theorem_over_training", "width_by_rank"),
             *("theorem_over_training_frozen", "theorem_over_training_tiny"),
-            "stable_exponent_gemma3",
+            *("stable_exponent_gemma3", "theorem_over_training_gemma3"),
         ),
         read_moments,
     ),
