@@ -239,8 +239,9 @@ def _time(seconds: float) -> str:
 
 def by_setting(study: str) -> str:
     """A row per setting of a study, which names what most others have otherwise; a column per
-    expectation."""
-    rows = compared(study)
+    expectation, and the difference of the losses of rsLoRA's highest and lowest rank."""
+    gap = unstated(what=LOSS_GAP, optimizer="adamw", rule="rslora")
+    rows = [*compared(study), *compare([gap], study_tables(study))]
     words = Counter(word for row in rows for word in row.curve.split(", "))
     body: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -249,9 +250,12 @@ def by_setting(study: str) -> str:
         rule = rule_label(*named_rule(str(row.expectation.rule)))
         head = f"{rule}: {one['quantity']}, step {one['step']} ({one['expected']})"
         mark = "" if row.verdict == AGREES else f" {one['verdict']}"
+        if row.expectation is gap:
+            head, mark = f"{rule}: loss, highest minus lowest rank", ""
         body.setdefault(", ".join(setting) or "none", {})[head] = one["measured"] + mark
+    heads = dict.fromkeys((head for cells in body.values() for head in cells), "")
     found = sorted(body.items(), key=lambda row: row[0] != "none")
-    return minus(table_of([{"setting": setting, **cells} for setting, cells in found]))
+    return minus(table_of([{"setting": setting, **heads, **cells} for setting, cells in found]))
 
 
 def failed() -> str:

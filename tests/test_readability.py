@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 33_636,
     "tests": 22_760,
     "benchmarks": 1_757,
-    "docs": 1_964,
+    "docs": 1_968,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

@@ -178,7 +178,7 @@ def test_the_studies_of_a_folder_are_listed(
     for command in ("status", "list"):
         ran = study_cli(command)
         assert (ran.code, ran.err) == (0, "")
-        assert ran.out.splitlines()[1].split() == ["results/here", "smollm2", "18", "complete"]
+        assert ran.out.splitlines()[1].split() == ["results/here", "smollm2", "30", "complete"]
     ran = study_cli("list", str(REFERENCE), "--json")
     found = Studies.model_validate_json(ran.out, strict=True).studies
     assert {study.study: study.complete for study in found}[str(REFERENCE / "paper_fig5")] == 18
