@@ -18,7 +18,7 @@ import yaml
 
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
 from study.analysis.expectations import Compared, compare
-from study.analysis.power import MOST_SEEDS, seeds_needed
+from study.analysis.power import MOST_SEEDS, need_of_primary
 from study.analysis.primary import Answer
 from study.analysis.wording import interval_text
 from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
@@ -288,7 +288,7 @@ def undecided() -> str:
     body = []
     for name in STUDIES:
         for found in (one for one, _ in primaries(name) if one.verdict == UNCLEAR):
-            need = seeds_needed(entries(name), study_tables(name))[0].as_pilot
+            need = need_of_primary(found).as_pilot
             hours = total_seconds(study_tables(name).cells, records(name)) / 3600 / found.seeds
             ends = (found.interval(0), found.interval(1))
             row = [interval_text(*end, places=3) if end[0] == end[0] else "" for end in ends]

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from study.analysis.expectations import Compared, compare
-from study.analysis.primary import answer
+from study.analysis.primary import Answer, answer
 from study.analysis.rates import NORMAL
 from study.config.expectations import Entry, Expectation, Primary
 from study.store import StudyTables
@@ -101,33 +101,35 @@ def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
             needs(row, SIGNIFICANCE / (len(rows) - k)) for row, k in zip(rows, place, strict=True)
         ]
 
-    joint = [_of_primary(one, entries, tables) for one in entries if isinstance(one, Primary)]
+    found = [answer(one, entries, tables) for one in entries if isinstance(one, Primary)]
+    joint = [need_of_primary(one) for one in found if one and one.seeds >= SEEDS_FOR_VERDICT]
     both = zip(rows, by_row(True), by_row(False), strict=True)
     single = [Need(row, row.off, row.sd, row.margin, *seeds) for row, *seeds in both]
-    return [*filter(None, joint), *single]
+    return [*joint, *single]
 
 
-def _of_primary(one: Primary, entries: Sequence[Entry], tables: StudyTables) -> Need | None:
-    """The need of the primary test, whose line must lie within the tolerance in both numbers."""
-    found = answer(one, entries, tables)
-    if found is None or found.seeds < SEEDS_FOR_VERDICT:
-        return None
+def need_of_primary(found: Answer) -> Need:
+    """The need of a primary test, whose line must lie within the tolerance in both numbers.
+
+    ``found``: its result in the pilot, of at least three seeds.
+    """
+    tolerance = found.primary.tolerance
     sd = found.lines_S2.std(axis=0, ddof=1)
     off = found.lines_S2.mean(axis=0) - [0.0, 1.0]
     parts = [k for k in (0, 1) if math.isfinite(off[k])]
 
     def power(n: int, exact: bool) -> float:
         of = [
-            decided(n, 0.0 if exact else off[k], sd[k], one.tolerance, grid=found.se_grid_2[k])
+            decided(n, 0.0 if exact else off[k], sd[k], tolerance, grid=found.se_grid_2[k])
             for k in parts
         ]
         if not exact:
             square, scatter = found.squares_S.mean(), found.squares_S.std(ddof=1)
-            of.append(decided(n, square, scatter, one.tolerance**2, grid=found.se_grid_square))
+            of.append(decided(n, square, scatter, tolerance**2, grid=found.se_grid_square))
         agrees = 1 - sum(1 - agreed for agreed, _ in of)  # of all, at least
         return agrees if exact else max(agrees, *(differed for _, differed in of))
 
     worst = max(parts, key=lambda k: sd[k])
-    numbers = float(off[worst]), float(sd[worst]), one.tolerance
+    numbers = float(off[worst]), float(sd[worst]), tolerance
     seeds = seeds_for(lambda n: power(n, True)), seeds_for(lambda n: power(n, False))
     return Need(None, *numbers, *seeds)

@@ -27,7 +27,7 @@ _MODULES = {
     "exponent_against_p": "against_p",
     "local_slopes_by_width": "local_slopes",
     "exponents_over_training": "exponents",
-    "exponents_by_bits": "exponents",
+    "exponents_by_setting": "exponents",
     "loss_in_bf16": "bf16",
     "lost_in_bf16": "bf16",
     "exponent_heatmap": "over_layers",

@@ -108,10 +108,9 @@ def loss_against_alpha(tables: Tables) -> Figure:
         is_sign = str(sweep.keys.get("optimizer")) in of_family("sign")
         for rule in sweep.rules:
             cells = sweep.of(rule)
-            label = ", ".join(filter(None, (sweep.label, style.name(rule))))
             # Two learning rates at two alphas each.
             if is_sign and (cells.groupby("lr")["alpha"].nunique() > 1).sum() > 1:
-                parts.append(replace(sweep, label=label, cells=cells))
+                parts.append(replace(sweep, words=(*sweep.words, style.name(rule)), cells=cells))
     if not parts:
         raise Absent("a loss against alpha x lr needs runs at two alphas of two learning rates")
     shown, left_out = most_varied(parts)

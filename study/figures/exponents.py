@@ -1,7 +1,8 @@
 """Scaling exponents over training, where a quantity that is stable at step 0 may not stay so, and
-with and without quantisation of the base's weights.
+in several settings.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from study.analysis.summary import rows_of_condition
 from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.laws import fits, rows_of
-from study.figures.selection import Absent, Family, Rule, Tables, holding
+from study.figures.selection import Absent, Family, Rule, Tables, families, holding
+from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import HELDOUT, PRIMARY
 from study.vocabulary.thresholds import STABLE_RATIO
 
@@ -30,18 +32,14 @@ SHORT_LINES: dict[str, Any] = {
 }
 Fits = dict[tuple[Rule, str], pd.DataFrame]
 """By rule and name of quantity: the fits, one row per step."""
-AS_LOADED = 0.0
-"""For a base that is not quantised."""
-NAMES = {AS_LOADED: "as loaded", 8.0: "8 bits", 4.0: "NF4"}
-LOOKS: dict[float, dict[str, Any]] = {
-    AS_LOADED: {"marker": "o", "color": style.INK},
-    8.0: {"marker": "s", "color": "#2b6fc2"},
-    4.0: {"marker": "D", "color": "#c2185b"},
-}
-"""By the number of bits. The hues differ from those of the rules."""
+UNCHANGED = "no change"
+"""The name of the setting that has what most others have."""
+SETTING_LOOKS = [{"color": colour, "marker": marker} for colour, marker in style.QUANTITY_LOOKS]
 MARKER: dict[str, Any] = {"markersize": 3.4, "linestyle": "none"}
-APART = 0.22
-"""Distance between two numbers of bits, in rows."""
+LINE, APART, BELOW = 0.34, 0.09, 0.45
+"""Inches: for one quantity and step at least, between two of its settings, and below a panel."""
+FILLED = 0.8
+"""The part of a line that its settings take."""
 
 
 @style.paper()
@@ -130,76 +128,98 @@ def _draw(
 
 
 @style.paper()
-def exponents_by_bits(tables: Tables) -> Figure:
-    """Scaling exponents of the primary quantities, on the training batch, by the number of bits of
-    the base's weights.
+def exponents_by_setting(tables: Tables) -> Figure:
+    """Scaling exponents of the primary quantities, on the training batch, in several settings.
 
-    A panel per rule, a row of panels per setting. A quantity is shown at the first step at which it
-    has an exponent.
+    A panel per rule, a row of panels per optimizer. A quantity is shown at the first and at the
+    last step at which it has an exponent. A setting is named by what most others have otherwise. Of
+    several learning rates, the lowest one is shown.
     """
     cells, exponents = tables.cells, tables.exponents
     if exponents.empty or cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
-    absent = "exponents by bits need a study over model.quant_bits: sweep model.quant_bits=null,8,4"
-    there = set(cells.get("quant_bits", pd.Series(dtype=float)).astype(float).fillna(AS_LOADED))
-    bits = [one for one in LOOKS if one in there]
-    if len(bits) < 2 or "quant_bits" not in exponents:
-        raise Absent(absent)
-    exponents = exponents.assign(bits=exponents["quant_bits"].astype(float).fillna(AS_LOADED))
-
-    def of_family(family: Family) -> dict[Rule, pd.DataFrame]:
-        return {rule: _exponents(family, rule, exponents) for rule in family.rules[:MOST_RULES]}
-
-    drawn, left_out = holding(cells.drop(columns="quant_bits"), of_family, absent, rules=MOST_RULES)
-    columns = max(map(len, drawn.values()))
-    above = 0.35 + 0.25 * len(drawn)
-    page, grid = style.panels(list(drawn), columns, ratio=0.62, above=above, sharex=True)
-    places = {one: APART * (place - (len(bits) - 1) / 2) for place, one in enumerate(bits)}
-    for panels, by_rule in zip(grid, drawn.values(), strict=True):
-        for ax, (rule, rows) in style.each(panels, by_rule.items()):
-            _draw_bits(ax, rows, places)
-            ax.set_title(style.title(rule), loc="left")
-    style.legend(page, {NAMES[one]: LOOKS[one] | MARKER for one in bits})
-    every = pd.concat([rows for by_rule in drawn.values() for rows in by_rule.values()])
+    drawn: dict[Family, pd.DataFrame] = {}
+    for name, own in cells.groupby(cells["optimizer"].astype(str), sort=False):
+        settings = families(own[own["lr"] == own["lr"].min()])
+        rows = _exponents(settings, exponents)
+        if rows["setting"].nunique() > 1:
+            drawn[Family((label(str(name)),), {}, own)] = rows
+    if not drawn:
+        raise Absent("exponents by setting need two settings of one optimizer: sweep another key")
+    every = pd.concat(drawn.values())
+    names = sorted(dict.fromkeys(every["setting"]), key=lambda name: name != UNCHANGED)
+    looks = dict(zip(names, SETTING_LOOKS, strict=False))
+    drawn = {family: rows[rows["setting"].isin(looks)] for family, rows in drawn.items()}
+    rules = {family: sorted(set(rows["rule"])) for family, rows in drawn.items()}
+    most = max(map(len, rules.values()))
+    columns = min(most, MOST_RULES)
+    lines = max(rows["place"].nunique() for rows in drawn.values())
+    inches = BELOW + lines * max(LINE, len(looks) * APART)
+    page, grid = style.panels(
+        list(drawn),
+        columns,
+        ratio=inches * columns / style.WIDTH[style.FULL],
+        above=0.35 + 0.25 * len(drawn),
+        column=style.FULL,
+        labels=[family.label if len(drawn) > 1 else "" for family in drawn],
+        sharex=True,
+    )
+    for panels, (family, rows) in zip(grid, drawn.items(), strict=True):
+        for ax, rule in style.each(panels, rules[family]):
+            _draw_settings(ax, rows, rule, looks)
+    style.legend(page, {name: look | MARKER for name, look in looks.items()}, min(3, len(looks)))
     return style.finish(
         page,
         sentence_on_ci("Bars", every["interval"]),
         "Dotted: theory. Grey line: independent of rank.",
         on_batch(),
-        left_out,
+        f"{len(looks)} of {len(names)} settings are drawn." if len(looks) < len(names) else "",
+        f"{columns} of {most} rules are drawn." if columns < most else "",
     )
 
 
-def _exponents(family: Family, rule: Rule, exponents: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each primary quantity at its first step, with its ``name`` and ``noun``."""
-    found = []
-    for quantity in PRIMARY:
-        fit = fits(exponents, family, rule, quantity)
-        fit = fit[fit["step"] == fit["step"].min()]
-        fit = fit[~fit["bits"].duplicated(keep=False)]
-        found.append(fit.assign(name=quantity.name, noun=quantity.noun))
-    return pd.concat(found)
-
-
-def _draw_bits(ax: Axes, rows: pd.DataFrame, places: Mapping[float, float]) -> None:
-    """The exponents of one rule. ``places``: the number of bits above or below its quantity.
-
-    gids: ``<bits>|bars <bits>|theory <bits> <quantity's name>``.
+def _exponents(settings: list[Family], exponents: pd.DataFrame) -> pd.DataFrame:
+    """The fits of each primary quantity at its first and last step, with the name of the
+    ``setting``, the ``rule``, and the ``place`` on the axis: quantity and step.
     """
-    names = rows[["name", "noun", "step"]].drop_duplicates("name")
-    lines = {name: line for line, name in enumerate(names["name"])}
-    for row in rows[rows["bits"].isin(list(places))].to_dict("records"):
-        y, look = lines[row["name"]] + places[row["bits"]], LOOKS[row["bits"]]
-        who = f"{row['bits']:g} {row['name']}"
-        ax.plot([row["exponent"]], [y], **look, **MARKER, zorder=3, gid=who)
+    common = Counter(word for one in settings for word in one.words)
+    found = []
+    for one in settings:
+        named = ", ".join(word for word in one.words if 2 * common[word] <= len(settings))
+        for rule in one.rules:
+            for quantity in PRIMARY:
+                fit = fits(exponents, one, rule, quantity)
+                about: dict[str, Any] = {"setting": named or UNCHANGED, "rule": rule}
+                about |= {"noun": quantity.noun, "order": PRIMARY.index(quantity)}
+                found.append(fit.assign(**about))
+    rows = pd.concat(found)
+    steps = rows.groupby("order")["step"]
+    rows = rows[(rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))]
+    return rows.sort_values(["order", "step"], kind="stable").assign(
+        place=rows["noun"] + "\nstep " + rows["step"].astype(str)
+    )
+
+
+def _draw_settings(
+    ax: Axes, rows: pd.DataFrame, rule: Rule, looks: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The exponents of one rule. gids: ``point|bar|theory <setting>: <place>``."""
+    places = list(dict.fromkeys(rows["place"]))
+    apart = FILLED / len(looks)
+    shifts = {name: apart * (n - (len(looks) - 1) / 2) for n, name in enumerate(looks)}
+    for row in rows[rows["rule"] == rule].to_dict("records"):
+        y, look = places.index(row["place"]) + shifts[row["setting"]], looks[row["setting"]]
+        who = f"{row['setting']}: {row['place']}".replace("\n", ", ")
+        ax.plot([row["exponent"]], [y], **look, **MARKER, zorder=3, gid=f"point {who}")
         bar: dict[str, Any] = {"color": look["color"], "linewidth": 0.8, "zorder": 2}
-        ax.hlines([y], row["ci_low"], row["ci_high"], gid=f"bars {who}", **bar)
+        ax.hlines([y], row["ci_low"], row["ci_high"], gid=f"bar {who}", **bar)
         if np.isfinite(row["predicted"]):
             dots: dict[str, Any] = {"width": 1.4, "linestyle": style.DOTTED, "zorder": 1.5}
-            ends = [row["predicted"]], y - APART / 2, y + APART / 2
+            ends = [row["predicted"]], y - apart / 2, y + apart / 2
             style.bars(ax, *ends, style.INK, f"theory {who}", **dots)
     ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
-    ax.set_yticks(range(len(names)), [f"{row.noun}\nstep {row.step}" for row in names.itertuples()])
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_yticks(range(len(places)), places)
+    ax.set_ylim(len(places) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(EXPONENT)
+    ax.set_title(style.title(rule), loc="left")

@@ -121,7 +121,7 @@ def sweeps(tables: Tables, *free: str) -> list[Sweep]:
         own = own[np.isfinite(own["loss"]) | broken]
         if np.isfinite(own["loss"]).any():
             start = float(own["cell_id"].map(first).mean())
-            found.append(Sweep(family.label, family.keys, own, start))
+            found.append(Sweep(family.words, family.keys, own, start))
     if not found:
         raise Absent("no finished run with a held-out loss after its first step")
     return found

@@ -55,13 +55,17 @@ class Rule:
 class Family:
     """The cells of one setting, with their rule in the column ``rule``.
 
-    ``label``: how the setting differs from the others of the study; ``""`` if it is the only one.
-    ``keys``: the columns of ``cells`` that define the setting, with their values.
+    ``words``: how the setting differs from others of the study, a column each; empty if it is the
+    only one. ``keys``: the columns of ``cells`` that define the setting, with their values.
     """
 
-    label: str
+    words: tuple[str, ...]
     keys: dict[str, Any]
     cells: pd.DataFrame
+
+    @property
+    def label(self) -> str:
+        return ", ".join(self.words)
 
     @property
     def rules(self) -> list[Rule]:
@@ -85,6 +89,8 @@ PREFIX = {
     **dict.fromkeys(("study", "model", "optimizer"), ""),
 }
 """The words before a value in a label; by default the column's name."""
+BASES = {8.0: "base in 8 bits", 4.0: "base in NF4"}
+"""By the number of bits of the base's weights."""
 
 
 def families(cells: pd.DataFrame) -> list[Family]:
@@ -102,13 +108,15 @@ def families(cells: pd.DataFrame) -> list[Family]:
     found = []
     for group in groups:
         keys = {c: group[c].iloc[0] for c in columns}
-        found.append(Family(", ".join(_named(c, keys[c]) for c in named), keys, group))
+        found.append(Family(tuple(_named(c, keys[c]) for c in named), keys, group))
     return found
 
 
 def _named(column: str, value: Any) -> str:
     """A value in a label: ``AdamW``, ``learning rate 0.0001``, ``no clip``, ``targets q_proj``."""
     words = column.replace("_", " ")
+    if column == "quant_bits":
+        return BASES.get(value, "base as loaded")
     if pd.isna(value):
         return printable(f"no {words}")
     if isinstance(value, numbers.Number):

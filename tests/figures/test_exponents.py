@@ -1,4 +1,4 @@
-"""Exponents against p, over layers, over training and by bits: the figures show the tables."""
+"""Exponents against p, over layers, over training and by setting: the figures show the tables."""
 
 import itertools
 
@@ -8,8 +8,9 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from study.figures.against_p import exponent_against_p
-from study.figures.exponents import exponents_by_bits, exponents_over_training
+from study.figures.exponents import exponents_by_setting, exponents_over_training
 from study.figures.over_layers import exponent_heatmap, exponent_histograms
+from study.figures.selection import Absent
 from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
@@ -95,18 +96,40 @@ def test_the_conditions_of_the_paper_are_read_on_held_out_inputs() -> None:
     assert problems(figure) == []
 
 
-def test_markers_and_bars_by_bits_show_the_table() -> None:
+def test_points_and_bars_by_setting_show_the_table() -> None:
     tables = tiny(settings=BITS)
-    figure = exponents_by_bits(tables)
-    assert [ax.get_title(loc="left").split()[0] for ax in figure.axes] == ["LoRA", "rsLoRA"]
+    figure = exponents_by_setting(tables)
+    assert [ax.get_title(loc="left").split()[0] for ax in panels(figure)] == ["LoRA", "rsLoRA"]
     fits = tables.exponents.assign(bits=tables.exponents["quant_bits"].fillna(0))
-    for ax, scaling in zip(figure.axes, ("lora", "rslora"), strict=True):
-        for bits in (0, 8, 4):
-            where = {"site": "adapter_grad", "step": 0, "scaling": scaling, "bits": bits}
-            fit, who = row(fits, **where), f"{bits} gradient norm"
-            assert only(figure, who, ax).get_xdata()[0] == fit["exponent"]
-            (bar,) = only(figure, f"bars {who}", ax).get_segments()
-            np.testing.assert_allclose(bar[:, 0], [fit["ci_low"], fit["ci_high"]])
-            (theory,) = only(figure, f"theory {who}", ax).get_segments()
-            assert theory[0, 0] == fit["predicted"]
-    assert "as loaded" in said(figure)
+    last = int(fits.loc[fits["site"] == "adapter_grad", "step"].max())
+    for ax, scaling in zip(panels(figure), ("lora", "rslora"), strict=True):
+        for bits, name in ((0, "base as loaded"), (8, "base in 8 bits"), (4, "base in NF4")):
+            for step in (0, last):
+                where = {"site": "adapter_grad", "step": step, "scaling": scaling, "bits": bits}
+                fit, who = row(fits, **where), f"{name}: gradient norm, step {step}"
+                assert only(figure, f"point {who}", ax).get_xdata()[0] == fit["exponent"]
+                (bar,) = only(figure, f"bar {who}", ax).get_segments()
+                np.testing.assert_allclose(bar[:, 0], [fit["ci_low"], fit["ci_high"]])
+                theory = [
+                    one.get_segments()[0][0, 0] for one in artists(figure, f"theory {who}", ax)
+                ]
+                assert theory == ([fit["predicted"]] if np.isfinite(fit["predicted"]) else [])
+            assert len(artists(figure, f"theory {name}: gradient norm, step 0", ax)) == 1
+
+
+def test_a_setting_is_named_by_what_most_others_have_otherwise() -> None:
+    """The lowest learning rate is shown, and two optimizers have rows of their own."""
+    most = {"optimizer": "adamw", "lr": 1e-3, "dropout": 0.0, "weight_decay": 0.0}
+    changes = [{}, {"dropout": 0.1}, {"weight_decay": 0.1}, {"lr": 1e-2}]
+    adamw = [most | change for change in changes]
+    sgd = [one | {"optimizer": "sgd"} for one in adamw[:2]]
+    figure = exponents_by_setting(tiny(settings=[*adamw, *sgd]))
+    of_adamw, of_sgd = (
+        {one.get_gid().split(":")[0] for one in artists(figure, "point", ax)}
+        for ax in panels(figure)[::2]
+    )
+    assert of_adamw == {"point no change", "point dropout 0.1", "point weight decay 0.1"}
+    assert of_sgd == {"point dropout 0", "point dropout 0.1"}
+    assert [part.get_suptitle() for part in figure.subfigs] == ["AdamW", "SGD"]
+    with pytest.raises(Absent, match="two settings of one optimizer"):
+        exponents_by_setting(tiny())
