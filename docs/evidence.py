@@ -1,7 +1,6 @@
 """``study/analysis/advice.json``: what ``study advise`` knows of the committed studies.
 
-The wheel holds this file and none of the tables in ``results/reference``, which it is made from.
-``make figures`` writes it.
+``make figures`` writes it from the tables in ``results/reference``, which the wheel lacks.
 """
 
 import json
@@ -17,6 +16,7 @@ from docs.external import best_rates, exponents
 from study.analysis.advice import Best, Evidence, Law, Setting, log_output, study_evidence
 from study.analysis.fits import mean_interval
 from study.analysis.losses import INSIDE, final_losses
+from study.cli.advise import WIDTHS
 from study.store.files import write_text
 from study.store.tables import load_measured
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
@@ -26,6 +26,8 @@ FILE = ROOT / "study/analysis/advice.json"
 TINY = "learning_rate_rho_tiny"
 STUDIES = ("paper_learning_rate", "learning_rate_rho", TINY)
 """The studies that swept learning rates at several ranks."""
+RIVALS = ("rate_rivals", "rate_rivals_gemma3", "rate_rivals_muon")
+"""Of these only the exponents count: their large alpha and few steps keep A near its init."""
 OTHERS: dict[str, Any] = {
     "source": "tinker-cookbook",
     "model": "35 models",
@@ -39,7 +41,6 @@ OTHERS: dict[str, Any] = {
 ALPHA = 32.0
 """Its file has no alpha. This is that of LoRA Without Regret (Schulman et al. 2025), by the same
 authors."""
-WIDTHS = {"tiny": 64, "smollm2": 576}
 LAZY = 1e-4
 """The highest rate of bf16_dead_zone at which outputs grow in proportion to it for 10 steps."""
 ENDS = (0.5, 0.05, 0.95)
@@ -50,14 +51,13 @@ def text() -> str:
     """The content of the file: a line for each row."""
     studies = {name: of_study(name) for name in STUDIES}
     bests = [best for found in studies.values() for best in last_bests(found)]
-    pooled = dict(
-        zip(("exponent", "low", "high"), mean_interval(exponents()["exponent"]), strict=True)
-    )
-    law = Law(**OTHERS, alpha=None, ranks=[1, 128], **pooled)
+    laws = [law for found in (*studies.values(), *map(of_study, RIVALS)) for law in found.laws]
+    pooled = zip(("exponent", "low", "high"), mean_interval(exponents()["exponent"]), strict=True)
+    laws.append(Law(**OTHERS, alpha=None, ranks=[1, 128], **dict(pooled)))
     slopes = horizon_slopes(studies[TINY].bests)
     parts: dict[str, Any] = {
         "bests": bests,
-        "laws": [*(law for found in studies.values() for law in found.laws), law],
+        "laws": laws,
         "others": external_rates(),
         "horizon": [-float(np.quantile(slopes, q)) for q in ENDS],
         "rho": float(np.exp(np.mean(np.log([*rho_sizes(bests).values()])))),

@@ -170,10 +170,8 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     if stable:  # one for all rules of a setting
         found = one_per_optimizer(one_per_measurement(found, names), names)
     found = found[found[value].notna()]
-    ends = [value, low, high, "seeds", "rank_min", "rank_max", "se_grid", "step", "exponent_p"]
-    shown = [name for name in dict.fromkeys([*ends, *names]) if name in found]
     rows = []
-    for row in found[shown].to_dict("records"):
+    for row in found.to_dict("records"):
         settings = settings_text(row, names)
         if one.rule is None and not stable:
             settings = [f"p={row['exponent_p']:g}", *settings]

@@ -109,12 +109,9 @@ def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
 
 
 def need_of_primary(found: Answer) -> Need:
-    """The need of a primary test, whose line must lie within the tolerance in both numbers.
-
-    ``found``: its result in the pilot, of at least three seeds.
-    """
-    tolerance = found.primary.tolerance
-    sd = found.lines_S2.std(axis=0, ddof=1)
+    """The need of a primary test with this result in a pilot of at least three seeds. Its line must
+    lie within the tolerance in both numbers."""
+    tolerance, sd = found.primary.tolerance, found.lines_S2.std(axis=0, ddof=1)
     off = found.lines_S2.mean(axis=0) - [0.0, 1.0]
     parts = [k for k in (0, 1) if math.isfinite(off[k])]
 

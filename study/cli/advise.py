@@ -182,7 +182,8 @@ def steps_of(settings: Mapping[str, Any]) -> int | None:
 def short_model(name: str) -> str:
     """The name by which studies on the same model are found."""
     last = name.rstrip("/").rpartition("/")[2].lower()
-    return "smollm2" if last.startswith("smollm2-135m") else last
+    starts = {"smollm2-135m": "smollm2", "gemma-3-270m": "gemma3"}
+    return next((short for start, short in starts.items() if last.startswith(start)), last)
 
 
 def own_evidence(folders: tuple[Path, ...]) -> Evidence | None:
@@ -288,7 +289,7 @@ def change_words(asked: Asked, rate: float | None) -> Iterator[str]:
         yield "Adam (lora's rate holds at every rank, rslora's falls)"
         return
     yield "SGD (rslora's rate holds at every rank, lora's grows)"
-    if (p := asked.new.p) != 1:
+    if (p := asked.new.p) != 1 and family(asked.new.optimizer) == "sign":
         rho = replace(asked.new, lr=rate).rho
         here = f" (here about {rho:.2g})" if rho else ""
         yield f"rho{here}: r^{p - 1:g} if A hardly moves, r^{(p - 1) / 2:g} if far"

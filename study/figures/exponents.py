@@ -16,7 +16,6 @@ from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.laws import fits, rows_of
 from study.figures.selection import Absent, Family, Rule, Tables, families, holding
-from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import HELDOUT, PRIMARY
 from study.vocabulary.thresholds import STABLE_RATIO
 
@@ -38,8 +37,6 @@ SETTING_LOOKS = [{"color": colour, "marker": marker} for colour, marker in style
 MARKER: dict[str, Any] = {"markersize": 3.4, "linestyle": "none"}
 LINE, APART, BELOW = 0.34, 0.09, 0.45
 """Inches: for one quantity and step at least, between two of its settings, and below a panel."""
-FILLED = 0.8
-"""The part of a line that its settings take."""
 
 
 @style.paper()
@@ -131,73 +128,56 @@ def _draw(
 def exponents_by_setting(tables: Tables) -> Figure:
     """Scaling exponents of the primary quantities, on the training batch, in several settings.
 
-    A panel per rule, a row of panels per optimizer. A quantity is shown at the first and at the
-    last step at which it has an exponent. A setting is named by what most others have otherwise. Of
-    several learning rates, the lowest one is shown.
+    A panel per rule. A quantity is shown at the first and at the last step at which it has an
+    exponent. A setting is named by what most others have otherwise. Of several learning rates of an
+    optimizer, the lowest one is shown.
     """
     cells, exponents = tables.cells, tables.exponents
     if exponents.empty or cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
-    drawn: dict[Family, pd.DataFrame] = {}
-    for name, own in cells.groupby(cells["optimizer"].astype(str), sort=False):
-        settings = families(own[own["lr"] == own["lr"].min()])
-        rows = _exponents(settings, exponents)
-        if rows["setting"].nunique() > 1:
-            drawn[Family((label(str(name)),), {}, own)] = rows
-    if not drawn:
-        raise Absent("exponents by setting need two settings of one optimizer: sweep another key")
-    every = pd.concat(drawn.values())
-    names = sorted(dict.fromkeys(every["setting"]), key=lambda name: name != UNCHANGED)
+    cells = cells[cells["lr"] == cells.groupby("optimizer", observed=True)["lr"].transform("min")]
+    rows = _exponents(families(cells), exponents)
+    names = sorted(dict.fromkeys(rows["setting"]), key=lambda name: name != UNCHANGED)
+    if len(names) < 2:
+        raise Absent("exponents by setting need two settings, such as two batch sizes")
     looks = dict(zip(names, SETTING_LOOKS, strict=False))
-    drawn = {family: rows[rows["setting"].isin(looks)] for family, rows in drawn.items()}
-    rules = {family: sorted(set(rows["rule"])) for family, rows in drawn.items()}
-    most = max(map(len, rules.values()))
-    columns = min(most, MOST_RULES)
-    lines = max(rows["place"].nunique() for rows in drawn.values())
-    inches = BELOW + lines * max(LINE, len(looks) * APART)
-    page, grid = style.panels(
-        list(drawn),
-        columns,
-        ratio=inches * columns / style.WIDTH[style.FULL],
-        above=0.35 + 0.25 * len(drawn),
-        column=style.FULL,
-        labels=[family.label if len(drawn) > 1 else "" for family in drawn],
-        sharex=True,
-    )
-    for panels, (family, rows) in zip(grid, drawn.items(), strict=True):
-        for ax, rule in style.each(panels, rules[family]):
-            _draw_settings(ax, rows, rule, looks)
+    rows = rows[rows["setting"].isin(looks)]
+    rules = sorted(set(rows["rule"]))
+    inches = BELOW + rows["place"].nunique() * max(LINE, len(looks) * APART)
+    columns = min(len(rules), MOST_RULES)
+    options: dict[str, Any] = {"above": 0.35, "column": style.FULL, "sharex": True}
+    options |= {"ratio": inches * columns / style.WIDTH[style.FULL]}
+    page, [panels] = style.panels([Family((), {}, cells)], columns, **options)
+    for ax, rule in style.each(panels, rules):
+        _draw_settings(ax, rows, rule, looks)
     style.legend(page, {name: look | MARKER for name, look in looks.items()}, min(3, len(looks)))
     return style.finish(
         page,
-        sentence_on_ci("Bars", every["interval"]),
+        sentence_on_ci("Bars", rows["interval"]),
         "Dotted: theory. Grey line: independent of rank.",
         on_batch(),
         f"{len(looks)} of {len(names)} settings are drawn." if len(looks) < len(names) else "",
-        f"{columns} of {most} rules are drawn." if columns < most else "",
+        f"{columns} of {len(rules)} rules are drawn." if columns < len(rules) else "",
     )
 
 
 def _exponents(settings: list[Family], exponents: pd.DataFrame) -> pd.DataFrame:
-    """The fits of each primary quantity at its first and last step, with the name of the
-    ``setting``, the ``rule``, and the ``place`` on the axis: quantity and step.
-    """
+    """The fits of each primary quantity at its first and last step, with ``setting``, ``rule`` and
+    ``place``, which is the quantity and the step."""
     common = Counter(word for one in settings for word in one.words)
     found = []
     for one in settings:
         named = ", ".join(word for word in one.words if 2 * common[word] <= len(settings))
         for rule in one.rules:
-            for quantity in PRIMARY:
-                fit = fits(exponents, one, rule, quantity)
+            for order, quantity in enumerate(PRIMARY):
                 about: dict[str, Any] = {"setting": named or UNCHANGED, "rule": rule}
-                about |= {"noun": quantity.noun, "order": PRIMARY.index(quantity)}
-                found.append(fit.assign(**about))
+                about |= {"noun": quantity.noun, "order": order}
+                found.append(fits(exponents, one, rule, quantity).assign(**about))
     rows = pd.concat(found)
     steps = rows.groupby("order")["step"]
     rows = rows[(rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))]
-    return rows.sort_values(["order", "step"], kind="stable").assign(
-        place=rows["noun"] + "\nstep " + rows["step"].astype(str)
-    )
+    rows = rows.assign(place=rows["noun"] + "\nstep " + rows["step"].astype(str))
+    return rows.sort_values(["order", "step"], kind="stable")
 
 
 def _draw_settings(
@@ -205,14 +185,15 @@ def _draw_settings(
 ) -> None:
     """The exponents of one rule. gids: ``point|bar|theory <setting>: <place>``."""
     places = list(dict.fromkeys(rows["place"]))
-    apart = FILLED / len(looks)
+    apart = 0.8 / len(looks)  # in lines
     shifts = {name: apart * (n - (len(looks) - 1) / 2) for n, name in enumerate(looks)}
     for row in rows[rows["rule"] == rule].to_dict("records"):
         y, look = places.index(row["place"]) + shifts[row["setting"]], looks[row["setting"]]
         who = f"{row['setting']}: {row['place']}".replace("\n", ", ")
         ax.plot([row["exponent"]], [y], **look, **MARKER, zorder=3, gid=f"point {who}")
-        bar: dict[str, Any] = {"color": look["color"], "linewidth": 0.8, "zorder": 2}
-        ax.hlines([y], row["ci_low"], row["ci_high"], gid=f"bar {who}", **bar)
+        ax.hlines(
+            [y], row["ci_low"], row["ci_high"], look["color"], linewidth=0.8, gid=f"bar {who}"
+        )
         if np.isfinite(row["predicted"]):
             dots: dict[str, Any] = {"width": 1.4, "linestyle": style.DOTTED, "zorder": 1.5}
             ends = [row["predicted"]], y - apart / 2, y + apart / 2

@@ -77,7 +77,7 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
     """By heading: the points (rule, rank, loss, edge) of a panel."""
     fixed = fixed_rate(sweep.cells)
     at_fixed = sweep.cells[sweep.cells["lr"] == fixed].assign(edge=False)
-    found = {f"learning rate {_rate(fixed)}": at_fixed}
+    found = {f"learning rate {fixed:g}": at_fixed}
     if len(sweep.rates) > 1:
         best = []
         groups: Any = sweep.cells.groupby(["rule", "rank"])
@@ -94,8 +94,8 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
         at_rate = [matched for _, matched in compared.groupby("lr")]
         if at_rate:
             matched = max(at_rate, key=lambda one: (len(one), -one["loss"].mean()))
-            rate = _rate(matched["lr"].iloc[0])
-            found[f"steps matched to {RULES['rslora'].label} at {rate}"] = matched
+            rate = matched["lr"].iloc[0]
+            found[f"steps matched to {RULES['rslora'].label} at {rate:g}"] = matched
     return {heading: points[np.isfinite(points["loss"])] for heading, points in found.items()}
 
 
@@ -130,7 +130,3 @@ def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -
     if len(limit):
         dashed = {"color": colour, "linestyle": "dashed", "linewidth": 0.8, "zorder": 1}
         ax.axhline(limit.mean(), gid=f"limit {who}", **dashed)
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:g}".replace("e-0", "e-")

@@ -89,8 +89,6 @@ PREFIX = {
     **dict.fromkeys(("study", "model", "optimizer"), ""),
 }
 """The words before a value in a label; by default the column's name."""
-BASES = {8.0: "base in 8 bits", 4.0: "base in NF4"}
-"""By the number of bits of the base's weights."""
 
 
 def families(cells: pd.DataFrame) -> list[Family]:
@@ -115,8 +113,6 @@ def families(cells: pd.DataFrame) -> list[Family]:
 def _named(column: str, value: Any) -> str:
     """A value in a label: ``AdamW``, ``learning rate 0.0001``, ``no clip``, ``targets q_proj``."""
     words = column.replace("_", " ")
-    if column == "quant_bits":
-        return BASES.get(value, "base as loaded")
     if pd.isna(value):
         return printable(f"no {words}")
     if isinstance(value, numbers.Number):
