@@ -31,12 +31,11 @@ SHORT_LINES: dict[str, Any] = {
 }
 Fits = dict[tuple[Rule, str], pd.DataFrame]
 """By rule and name of quantity: the fits, one row per step."""
-UNCHANGED = "no change"
-"""The name of the setting that has what most others have."""
+UNCHANGED = "no change"  # from what most settings have
 SETTING_LOOKS = [{"color": colour, "marker": marker} for colour, marker in style.QUANTITY_LOOKS]
 MARKER: dict[str, Any] = {"markersize": 3.4, "linestyle": "none"}
 LINE, APART, BELOW = 0.34, 0.09, 0.45
-"""Inches: for one quantity and step at least, between two of its settings, and below a panel."""
+"""Inches: for a quantity and step at least, between two of its settings, below a panel."""
 
 
 @style.paper()
@@ -202,5 +201,6 @@ def _draw_settings(
     ax.set_yticks(range(len(places)), places)
     ax.set_ylim(len(places) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=6)  # a number that does not depend on the layout
     ax.set_xlabel(EXPONENT)
     ax.set_title(style.title(rule), loc="left")
