@@ -26,7 +26,6 @@ PLAIN = (
 """The figures that every synthetic study has data for. The others have tests of their own."""
 BOTH = [("lora", np.nan), ("rslora", np.nan)]
 WIDE = tuple(4 * 2**k for k in range(10))
-REST = {"batch_size": 4, "accumulation": 1, "sequence_length": 48, "steps": 6}
 LONG = {"model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj", "lr": 0.1}
 STUDIES = {
     "one rank": {"ranks": (64,)},
@@ -41,7 +40,6 @@ STUDIES = {
     "optimizers and rates": {
         "settings": [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "lr": 0.1}]
     },
-    "two rates": {"settings": [REST | {"lr": lr} for lr in (1e-4, 1e-3)]},
     "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
     "not analysed": {"fitted": False},
 }
@@ -61,11 +59,7 @@ def test_nothing_collides_in_unusual_studies(kind: str) -> None:
         for name, figure in draw_all(tiny(**STUDIES[kind])):
             assert problems(figure) == [], name
             drawn.append(name)
-            line = str(figure.get_label())
-            assert line in said(figure), f"{name} ends with the settings of its cells"
-            if kind == "two rates":
-                several = "several learning rates, α = 16, batch 4 × 48 tokens, 2 seeds, 6 steps"
-                assert several in line, name
+            assert str(figure.get_label()) in said(figure), f"{name}: the settings of its cells"
     assert set(FEWER.get(kind, PLAIN)) <= set(drawn)
     assert drawn == [name for name in FIGURES if name in drawn]
 

@@ -10,7 +10,6 @@ from matplotlib.collections import QuadMesh
 from study.figures.against_p import exponent_against_p
 from study.figures.exponents import exponents_by_setting, exponents_over_training
 from study.figures.over_layers import exponent_heatmap, exponent_histograms
-from study.figures.selection import Absent
 from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
@@ -120,5 +119,3 @@ def test_a_setting_is_named_by_what_most_others_have_otherwise() -> None:
     figure = exponents_by_setting(tiny(settings=[most | change for change in changes]))
     names = {one.get_gid().split(":")[0] for one in artists(figure, "point")}
     assert names == {f"point {n}" for n in ("no change", "dropout 0.1", "weight decay 0.1", "SGD")}
-    with pytest.raises(Absent, match="need two settings"):
-        exponents_by_setting(tiny())
