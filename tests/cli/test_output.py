@@ -181,7 +181,7 @@ def test_the_studies_of_a_folder_are_listed(
         assert ran.out.splitlines()[1].split() == ["results/here", "smollm2", "30", "complete"]
     ran = study_cli("list", str(REFERENCE), "--json")
     found = Studies.model_validate_json(ran.out, strict=True).studies
-    assert {study.study: study.complete for study in found}[str(REFERENCE / "paper_fig5")] == 18
+    assert {study.study: study.complete for study in found}[str(REFERENCE / "paper_fig5")] == 60
     assert all(study.cells == study.complete + study.diverged for study in found)
 
 
