@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_643,
-    "study/analysis": 4_748,
-    "study/cli": 1_578,
+    "study/analysis": 4_757,
+    "study/cli": 1_575,
     "study/config": 1_554,
     "study/dashboard": 1_155,
     "study/data": 1_538,
-    "study/figures": 3_647,
+    "study/figures": 3_641,
     "study/integrations": 3_277,
     "study/models": 1_667,
     "study/probes": 1_881,
@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 33_636,
     "tests": 22_760,
     "benchmarks": 1_757,
-    "docs": 1_968,
+    "docs": 1_966,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

@@ -1,6 +1,7 @@
 """The numbers of a row of ``exponents`` as text: the same in the report, the dashboard and W&B."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ TESTED = (
     "Verdicts are stricter than the intervals, because many quantities are tested at once (Holm)."
 )
 """How verdicts are tested, for the text below a table."""
+UNCHANGED = "no change"  # the name of the setting that has what most others have
 BRACKETS = {"seeds": INTERVAL, "ranks": STRAIGHTNESS}
 """What brackets show, by the value of the column ``interval``."""
 
@@ -65,6 +67,13 @@ def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[st
     """``lr=0.001``, one for each of the columns ``names``. Only bf16 has a contraction."""
     known = (name for name in names if name != "contraction" or pd.notna(row[name]))
     return [f"{name}={setting_text(row[name])}" for name in known]
+
+
+def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each setting: its words that at most half of all have, or :data:`UNCHANGED`."""
+    common = Counter(word for words in settings for word in words)
+    rare = ([word for word in words if 2 * common[word] <= len(settings)] for words in settings)
+    return [", ".join(words) or UNCHANGED for words in rare]
 
 
 def bracket_head(rows: pd.DataFrame) -> str:

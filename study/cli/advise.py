@@ -367,9 +367,6 @@ def cost_words(shared: list[str], ranks: list[int], cells: int) -> str:
     return f"{words}: at most {math.ceil(cells * sum(of_ranks))} s here"
 
 
-# The command.
-
-
 def advise_of(
     asked: Asked, bases: list[Basis], own: Evidence | None, typed: list[str]
 ) -> dict[str, Any]:

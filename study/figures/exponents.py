@@ -1,8 +1,5 @@
-"""Scaling exponents over training, where a quantity that is stable at step 0 may not stay so, and
-in several settings.
-"""
+"""Scaling exponents over training, and in several settings."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.summary import rows_of_condition
+from study.analysis.wording import UNCHANGED, setting_names
 from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.laws import fits, rows_of
@@ -31,11 +29,9 @@ SHORT_LINES: dict[str, Any] = {
 }
 Fits = dict[tuple[Rule, str], pd.DataFrame]
 """By rule and name of quantity: the fits, one row per step."""
-UNCHANGED = "no change"  # from what most settings have
 SETTING_LOOKS = [{"color": colour, "marker": marker} for colour, marker in style.QUANTITY_LOOKS]
 MARKER: dict[str, Any] = {"markersize": 3.4, "linestyle": "none"}
-LINE, APART, BELOW = 0.34, 0.09, 0.45
-"""Inches: for a quantity and step at least, between two of its settings, below a panel."""
+LINE, APART, BELOW = 0.34, 0.09, 0.45  # inches: a line at least, between settings, below a panel
 
 
 @style.paper()
@@ -163,19 +159,17 @@ def exponents_by_setting(tables: Tables) -> Figure:
 def _exponents(settings: list[Family], exponents: pd.DataFrame) -> pd.DataFrame:
     """The fits of each primary quantity at its first and last step, with ``setting``, ``rule`` and
     ``place``, which is the quantity and the step."""
-    common = Counter(word for one in settings for word in one.words)
     found = []
-    for one in settings:
-        named = ", ".join(word for word in one.words if 2 * common[word] <= len(settings))
+    for one, name in zip(settings, setting_names([one.words for one in settings]), strict=True):
         for rule in one.rules:
             for order, quantity in enumerate(PRIMARY):
-                about: dict[str, Any] = {"setting": named or UNCHANGED, "rule": rule}
-                about |= {"noun": quantity.noun, "order": order}
+                about: dict[str, Any] = {"setting": name, "rule": rule, "order": order}
                 found.append(fits(exponents, one, rule, quantity).assign(**about))
     rows = pd.concat(found)
     steps = rows.groupby("order")["step"]
     rows = rows[(rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))]
-    rows = rows.assign(place=rows["noun"] + "\nstep " + rows["step"].astype(str))
+    places = zip(rows["order"], rows["step"], strict=True)
+    rows = rows.assign(place=[f"{PRIMARY[n].noun}\nstep {step}" for n, step in places])
     return rows.sort_values(["order", "step"], kind="stable")
 
 
@@ -190,13 +184,12 @@ def _draw_settings(
         y, look = places.index(row["place"]) + shifts[row["setting"]], looks[row["setting"]]
         who = f"{row['setting']}: {row['place']}".replace("\n", ", ")
         ax.plot([row["exponent"]], [y], **look, **MARKER, zorder=3, gid=f"point {who}")
-        ax.hlines(
-            [y], row["ci_low"], row["ci_high"], look["color"], linewidth=0.8, gid=f"bar {who}"
-        )
+        ends = [y], row["ci_low"], row["ci_high"], look["color"]
+        ax.hlines(*ends, linewidth=0.8, gid=f"bar {who}")
         if np.isfinite(row["predicted"]):
             dots: dict[str, Any] = {"width": 1.4, "linestyle": style.DOTTED, "zorder": 1.5}
-            ends = [row["predicted"]], y - apart / 2, y + apart / 2
-            style.bars(ax, *ends, style.INK, f"theory {who}", **dots)
+            x, low, high = [row["predicted"]], y - apart / 2, y + apart / 2
+            style.bars(ax, x, low, high, style.INK, f"theory {who}", **dots)
     ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
     ax.set_yticks(range(len(places)), places)
     ax.set_ylim(len(places) - 0.5, -0.5)

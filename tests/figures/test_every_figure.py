@@ -40,6 +40,7 @@ STUDIES = {
     "optimizers and rates": {
         "settings": [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "lr": 0.1}]
     },
+    "two rates": {"settings": [{"lr": lr} for lr in (1e-4, 1e-3)]},
     "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
     "not analysed": {"fitted": False},
 }

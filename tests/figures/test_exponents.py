@@ -113,7 +113,6 @@ def test_points_and_bars_by_setting_show_the_table() -> None:
 
 
 def test_a_setting_is_named_by_what_most_others_have_otherwise() -> None:
-    """Of an optimizer, the lowest learning rate is shown."""
     most = {"optimizer": "adamw", "lr": 1e-3, "dropout": 0.0, "weight_decay": 0.0}
     changes = [{}, {"dropout": 0.1}, {"weight_decay": 0.1}, {"lr": 1e-2}, {"optimizer": "sgd"}]
     figure = exponents_by_setting(tiny(settings=[most | change for change in changes]))
