@@ -9,9 +9,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from study.analysis.grouping import CURVE_FIRST, curve_columns, distinguishing, groups
+from study.analysis.grouping import curve_columns, distinguishing, groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST
-from study.analysis.rates import OF_A_RULE
+from study.analysis.rates import OF_A_RULE, rate_settings
 from study.analysis.stable import (
     first_to_read,
     one_per_measurement,
@@ -257,7 +257,7 @@ def _table(
 
 def _by_rule(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The rows of each rule with its name, by p and alpha."""
-    named = distinguishing(rows, [name for name in CURVE_FIRST if name in rows and name != "lr"])
+    named = rate_settings(rows)
     rows = rows.sort_values(list(OF_A_RULE))
     for rule in groups(rows, OF_A_RULE):
         yield _rule_name(rule.iloc[0], named), rule

@@ -15,6 +15,7 @@ import pandas as pd
 from study.analysis import rank_effects, rate_transfer
 from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.losses import NOT_A_SETTING
+from study.analysis.rates import rate_settings
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import batch_words, settings_text
@@ -348,7 +349,7 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
     fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
     if 0 < len(fitted) <= MOST_CURVES:
         several = fitted["optimizer"].nunique() > 1
-        settings = distinguishing(fitted, map(str, fitted.loc[:, :"setting"].columns[:-1]))
+        settings = rate_settings(fitted)
         laws = []
         for row in fitted.to_dict("records"):
             names = [label(str(row["optimizer"]))] if several else []

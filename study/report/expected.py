@@ -126,7 +126,8 @@ def compared_row(row: Compared) -> dict[str, str]:
     """A row of the section's table."""
     one = row.expectation
     rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
-    rate = f"lr={one.lr:g}" if one.lr else ""
+    given = {"alpha": one.alpha, "lr": one.lr, "eps": one.eps}
+    settings = [f"{name}={value:g}" for name, value in given.items() if value is not None]
     quantity = (
         quantity_text(one.site, str(one.stat)) if one.site else DISTANCES.get(one.measure or "", "")
     )
@@ -136,8 +137,9 @@ def compared_row(row: Compared) -> dict[str, str]:
     batch = BATCH_NAMES[one.batch] if (one.site or one.of) and one.batch != TRAIN else ""
     place = ", ".join(filter(None, (one.layer or one.kind, batch)))
     step = one.step if row.step is None else row.step
+    curve = (label(one.optimizer), rule, *settings, row.curve)
     return {
-        "optimizer, rule": ", ".join(filter(None, (label(one.optimizer), rule, rate, row.curve))),
+        "optimizer, rule": ", ".join(filter(None, curve)),
         "quantity": f"{quantity} ({place})" if place else quantity,
         "what": WHAT_LABELS[one.what],
         "step": "" if step is None else str(step),

@@ -20,6 +20,7 @@ from study.analysis import (
 )
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import KEPT
+from study.analysis.rates import rate_settings
 from study.analysis.stable import (
     one_per_measurement,
     one_per_optimizer,
@@ -231,10 +232,15 @@ def rate_section(tables: StudyTables) -> Section:
     transfer = rate_transfer(tables.rates)
     if transfer.empty:
         return {}
+    settings = rate_settings(transfer)
+
+    def named(row: Any) -> dict[str, str]:
+        rule = ", ".join([rule_of_row(row), *settings_text(row._asdict(), settings)])
+        return {"optimizer": label(row.optimizer), "rule": rule}
+
     exponents = [
         {
-            "optimizer": label(row.optimizer),
-            "rule": rule_of_row(row),
+            **named(row),
             "exponent of the best rate": exponent_text(row.exponent, row.ci_low, row.ci_high),
             "theory": interval_span(row.predicted_low, row.predicted_high),
             "ranks": str(row.ranks),
@@ -244,16 +250,16 @@ def rate_section(tables: StudyTables) -> Section:
         }
         for row in row_list(transfer)
     ]
-    by = ["optimizer", "scaling", "exponent_p", "rank"]
-    medians = tables.rates.groupby(by, observed=True, sort=True)["best_lr"].median().reset_index()
+    by = ["optimizer", "scaling", "exponent_p", *settings, "rank"]
+    logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
+    means = logs.groupby(by, observed=True, dropna=False)["log_lr"].mean().reset_index()
     best = [
         {
-            "optimizer": label(row.optimizer),
-            "rule": rule_of_row(row),
+            **named(row),
             "rank": f"{row.rank:g}",
-            "best learning rate": f"{row.best_lr:.2g}",
+            "best learning rate": f"{np.exp(row.log_lr):.2g}",
         }
-        for row in row_list(medians)
+        for row in row_list(means)
     ]
     notes = bracket_notes(transfer[transfer["exponent"].notna()])
     return {"exponents": exponents, "best": best, "legend": "".join(f"{note} " for note in notes)}

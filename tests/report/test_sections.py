@@ -1,17 +1,22 @@
 """The report's sections: numbers and words on studies whose laws are known."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from study.analysis import load_tables
+from study.analysis.losses import INSIDE
 from study.analysis.summary import FAILS, HOLDS, LATE, LOST, OPEN, answer
 from study.report import report_text
 from study.report.answer import answer as said
-from study.store import load_records
+from study.report.sections import rate_section
+from study.store import StudyTables, load_records
 
 OnDisk = Callable[..., Path]
 Cell = Mapping[str, Any]
@@ -174,6 +179,29 @@ def test_best_rates_have_an_exponent(on_disk: OnDisk, study_cli: Callable[..., A
     assert "95 % intervals over 5 seeds" in text
     assert "95 % intervals over 5 seeds" in printed.out
     assert "best learning rate with rank" in printed.out
+
+
+def test_each_alpha_has_its_own_best_rates() -> None:
+    """The best rate is 1/alpha at alpha 4, and 1/(alpha r) at alpha 256."""
+    alpha, rank, seed = np.array(list(itertools.product((4, 256), (4, 64), (0, 1))), float).T
+    rule = {"optimizer": "adamw", "scaling": "lora", "exponent_p": 1.0, "alpha": alpha}
+    best = {"best_lr": np.where(alpha == 4, 1, 1 / rank) / alpha, "edge": INSIDE}
+    grid = {"grid_step": 0.7, "grid_sd": 0.0, "rho": 0.1, "log_output": 0.0}
+    cells = {**rule, "setting": 0, "rank": rank, "seed": seed, **best, **grid}
+    rates, none = pd.DataFrame(cells, index=range(len(rank))), pd.DataFrame()
+    found = rate_section(StudyTables(none, none, none, rates=rates))
+    laws = [(row["rule"], row["exponent of the best rate"]) for row in found["exponents"]]
+    assert laws == [
+        ("LoRA, γ = α/r, alpha=4", "0.00 [0.00, 0.00]"),
+        ("LoRA, γ = α/r, alpha=256", "-1.00 [-1.00, -1.00]"),
+    ]
+    best_rates = [(row["rule"], row["rank"], row["best learning rate"]) for row in found["best"]]
+    assert best_rates == [
+        ("LoRA, γ = α/r, alpha=4", "4", "0.25"),
+        ("LoRA, γ = α/r, alpha=4", "64", "0.25"),
+        ("LoRA, γ = α/r, alpha=256", "4", "0.00098"),
+        ("LoRA, γ = α/r, alpha=256", "64", "6.1e-05"),
+    ]
 
 
 def test_at_one_rank_nothing_is_fitted(on_disk: OnDisk) -> None:
