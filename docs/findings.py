@@ -20,7 +20,7 @@ from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
 from study.analysis.expectations import Compared, compare
 from study.analysis.power import MOST_SEEDS, need_of_primary
 from study.analysis.primary import Answer
-from study.analysis.wording import UNCHANGED, interval_text, setting_names
+from study.analysis.wording import COMMON, interval_text
 from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
 from study.errors import count_noun
 from study.figures.captions import settings
@@ -243,16 +243,16 @@ def by_setting(study: str) -> str:
     gap = unstated(what=LOSS_GAP, optimizer="adamw", rule="rslora")
     rows = [*compared(study), *compare([gap], study_tables(study))]
     body: dict[str, dict[str, str]] = {}
-    for row, name in zip(rows, setting_names([x.curve.split(", ") for x in rows]), strict=True):
+    for row in rows:
         one = compared_row(row)
         rule = rule_label(*named_rule(str(row.expectation.rule)))
         head = f"{rule}: {one['quantity']}, step {one['step']} ({one['expected']})"
         mark = "" if row.verdict == AGREES else f" {one['verdict']}"
         if row.expectation is gap:
             head, mark = f"{rule}: loss, highest minus lowest rank", ""
-        body.setdefault(name, {})[head] = one["measured"] + mark
+        body.setdefault(row.curve, {})[head] = one["measured"] + mark
     heads = dict.fromkeys((head for cells in body.values() for head in cells), "")
-    found = sorted(body.items(), key=lambda row: row[0] != UNCHANGED)
+    found = sorted(body.items(), key=lambda row: row[0] != COMMON)
     return minus(table_of([{"setting": setting, **heads, **cells} for setting, cells in found]))
 
 

@@ -17,10 +17,17 @@ from study.analysis.distances import of_cells
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.losses import loss_differences, loss_gaps
-from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
+from study.analysis.rates import (
+    NORMAL,
+    alpha_gaps,
+    alpha_transfer,
+    best_alphas,
+    rate_settings,
+    rate_transfer,
+)
 from study.analysis.stable import one_per_measurement, one_per_optimizer, side_by_side
 from study.analysis.verdicts import beyond, holm, moderated, tost
-from study.analysis.wording import settings_text
+from study.analysis.wording import setting_labels
 from study.config.expectations import (
     ALPHA_GAP,
     BEST_ALPHA,
@@ -158,9 +165,10 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     if found.empty or value not in found:
         return []
     stable = one.what in (P_STAR, P_STAR_LIMIT)
-    if one.what in (BEST_RATE, BEST_ALPHA, ALPHA_GAP, DIFFERENCE):
-        known = ["steps" if found["steps"].nunique() > 1 else "setting"] if "steps" in found else []
-        known = ["rank", "alpha", "lr", *known]
+    if one.what in (BEST_RATE, BEST_ALPHA):
+        known = rate_settings(found)
+    elif one.what in (ALPHA_GAP, DIFFERENCE):
+        known = ["rank", "alpha", "lr", "steps"]
     else:
         if one.lr is None:  # those at the lowest learning rate
             found = found[found["lr"] == found["lr"].min()]
@@ -171,12 +179,11 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
         found = one_per_optimizer(one_per_measurement(found, names), names)
     found = found[found[value].notna()]
     rows = []
-    for row in found.to_dict("records"):
-        settings = settings_text(row, names)
-        if one.rule is None and not stable:
-            settings = [f"p={row['exponent_p']:g}", *settings]
+    labels = setting_labels(found, names)
+    for row, setting in zip(found.to_dict("records"), labels, strict=True):
+        rule = f"p={row['exponent_p']:g}" if one.rule is None and not stable else ""
         measured: Value = {
-            "curve": ", ".join(settings),
+            "curve": ", ".join(filter(None, (rule, setting))),
             "value": float(row[value]),
             "low": float(row[low]),
             "high": float(row[high]),

@@ -14,7 +14,7 @@ import pandas as pd
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
 from study.analysis.verdicts import at_primary_steps, rows_of
-from study.analysis.wording import interval_text, settings_text
+from study.analysis.wording import interval_text, setting_labels
 from study.vocabulary.quantities import (
     BACKWARD_IN,
     FORWARD_OUT,
@@ -119,7 +119,7 @@ def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.Data
 def _curve_texts(rows: pd.DataFrame, exponents: pd.DataFrame) -> list[str]:
     """By row the values that separate its curve from the others of ``rows``: ``lr=0.001``."""
     named = distinguishing(rows, curve_columns(exponents))
-    return [", ".join(settings_text(row, named)) for row in rows.to_dict("records")]
+    return setting_labels(rows, named)
 
 
 def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The output of ``study analyze`` and ``study rates``: rich tables of exponents, p* and rates."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from study.analysis.wording import (
     interval_text,
     number_text,
     rounded,
-    settings_text,
+    setting_labels,
 )
 from study.errors import printable
 from study.vocabulary.optimizers import label
@@ -112,10 +112,8 @@ def render_stable(stable: pd.DataFrame) -> Table:
     rows = side_by_side(rows[~early])
     settings = distinguishing(rows, curve_columns(rows))
     rows = one_per_measurement(rows, settings)
-    heads = [
-        ", ".join([str(row["optimizer"]), *settings_text(row, settings)])
-        for row in rows.to_dict("records")
-    ]
+    named = zip(rows["optimizer"], setting_labels(rows, settings), strict=True)
+    heads = [", ".join(filter(None, map(str, words))) for words in named]
     high = sorted(rows["high_rank_min"].dropna().unique())
     above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
     lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
@@ -257,16 +255,11 @@ def _table(
 
 def _by_rule(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The rows of each rule with its name, by p and alpha."""
-    named = rate_settings(rows)
-    rows = rows.sort_values(list(OF_A_RULE))
-    for rule in groups(rows, OF_A_RULE):
-        yield _rule_name(rule.iloc[0], named), rule
-
-
-def _rule_name(row: Mapping[Any, Any] | Any, named: Sequence[str]) -> str:
-    """``AdamW, rsLoRA``, and the settings that are ``named``."""
-    rule = rule_label(str(row["scaling"]), row["exponent_p"])
-    return printable(", ".join([label(str(row["optimizer"])), rule, *settings_text(row, named)]))
+    rows = rows.assign(named=setting_labels(rows, rate_settings(rows)))
+    for rule in groups(rows.sort_values(list(OF_A_RULE)), OF_A_RULE):
+        row = rule.iloc[0]
+        words = rule_label(str(row["scaling"]), row["exponent_p"]), str(row["named"])
+        yield printable(", ".join(filter(None, (label(str(row["optimizer"])), *words)))), rule
 
 
 def exponent_text(exponent: float, low: float, high: float) -> str:

@@ -16,7 +16,8 @@ TESTED = (
     "Verdicts are stricter than the intervals, because many quantities are tested at once (Holm)."
 )
 """How verdicts are tested, for the text below a table."""
-UNCHANGED = "no change"  # the name of the setting that has what most others have
+COMMON = "common setting"
+"""The name of the setting with the most frequent value of every key."""
 BRACKETS = {"seeds": INTERVAL, "ranks": STRAIGHTNESS}
 """What brackets show, by the value of the column ``interval``."""
 
@@ -70,10 +71,25 @@ def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[st
 
 
 def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
-    """A name for each setting: its words that at most half of all have, or :data:`UNCHANGED`."""
-    common = Counter(word for words in settings for word in words)
-    rare = ([word for word in words if 2 * common[word] <= len(settings)] for words in settings)
-    return [", ".join(words) or UNCHANGED for words in rare]
+    """A name for each of some different settings.
+
+    If one of them consists of words that more than half of all have, it is :data:`COMMON`, and the
+    others are named by their other words. Otherwise a name has all words.
+    """
+    count = Counter(word for words in settings for word in words)
+    rare = [[word for word in words if 2 * count[word] <= len(settings)] for words in settings]
+    return [", ".join(words) or COMMON for words in (settings if all(rare) else rare)]
+
+
+def setting_labels(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    """By row the name of its setting, from the values of ``columns``; empty without columns."""
+    names = list(columns)
+    words = [tuple(settings_text(row, names)) for row in rows.to_dict("records")]
+    settings = list(dict.fromkeys(words))
+    if len(settings) < 2:
+        return [", ".join(one) for one in words]
+    named = dict(zip(settings, setting_names(settings), strict=True))
+    return [named[one] for one in words]
 
 
 def bracket_head(rows: pd.DataFrame) -> str:

@@ -29,7 +29,7 @@ from study.analysis.wording import (
     factor_text,
     interval_text,
     number_text,
-    settings_text,
+    setting_labels,
 )
 from study.dashboard.studies import Study
 from study.errors import StudyError
@@ -102,17 +102,22 @@ def p_star(study: Study) -> dict[str, Any]:
     settings = distinguishing(rows, columns)
     rows = one_per_optimizer(one_per_measurement(rows, settings), settings)
     return {
-        "rows": [_p_star(row, settings) for row in rows.to_dict("records")],
+        "rows": [
+            _p_star(row, setting)
+            for row, setting in zip(
+                rows.to_dict("records"), setting_labels(rows, settings), strict=True
+            )
+        ],
         "notes": [*shared_rules(rows), *shared_measurements(rows)],
     }
 
 
-def _p_star(row: Mapping[Any, Any], settings: list[str]) -> dict[str, Any]:
+def _p_star(row: Mapping[Any, Any], setting: str) -> dict[str, Any]:
     labels = {(q.site, q.stat): q.label for q in QUANTITIES}
     corrected = row["p_star_limit"], row["limit_low"], row["limit_high"]
     return {
         "optimizer": label(str(row["optimizer"])),
-        "setting": ", ".join(settings_text(row, settings)),
+        "setting": setting,
         "label": labels[row["site"], row["stat"]],
         "site": row["site"],
         "stat": row["stat"],

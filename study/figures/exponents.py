@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis.summary import rows_of_condition
-from study.analysis.wording import UNCHANGED, setting_names
+from study.analysis.wording import COMMON, setting_names
 from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.laws import fits, rows_of
@@ -132,7 +132,7 @@ def exponents_by_setting(tables: Tables) -> Figure:
         raise Absent("no exponents in the tables: analyze the study first")
     cells = cells[cells["lr"] == cells.groupby("optimizer", observed=True)["lr"].transform("min")]
     rows = _exponents(families(cells), exponents)
-    names = sorted(dict.fromkeys(rows["setting"]), key=lambda name: name != UNCHANGED)
+    names = sorted(dict.fromkeys(rows["setting"]), key=lambda name: name != COMMON)
     if len(names) < 2:
         raise Absent("exponents by setting need two settings, such as two batch sizes")
     looks = dict(zip(names, SETTING_LOOKS, strict=False))

@@ -18,7 +18,7 @@ from study.analysis.losses import NOT_A_SETTING
 from study.analysis.rates import rate_settings
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
-from study.analysis.wording import batch_words, settings_text
+from study.analysis.wording import batch_words, setting_labels
 from study.errors import count_noun
 from study.report.sections import answer_of
 from study.report.text import broken_list, interval, joined, number_list, row_list
@@ -91,7 +91,7 @@ def curves(tables: StudyTables) -> list[Curve]:
         rate = _key(cells, of_setting).map(best).fillna(rate)
     cells = cells[cells["lr"] == rate]
     several = cells["optimizer"].nunique() > 1
-    settings = distinguishing(cells, columns)
+    cells["named"] = setting_labels(cells, distinguishing(cells, columns))
     keys = [_key(table, columns) for table in (condition, exponents, losses)]
     beside_rule = [name for name in columns if name not in ("scaling", "exponent_p")]
     found = []
@@ -103,7 +103,7 @@ def curves(tables: StudyTables) -> list[Curve]:
             continue
         row = of_curve.iloc[0]
         beside = [label(str(row["optimizer"]))] if several else []
-        beside += settings_text(row, settings)
+        beside += [str(row["named"])] if row["named"] else []
         rule = rule_label(str(row["scaling"]), row["exponent_p"])
         found.append(
             Curve(
@@ -349,13 +349,12 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
     fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
     if 0 < len(fitted) <= MOST_CURVES:
         several = fitted["optimizer"].nunique() > 1
-        settings = rate_settings(fitted)
-        laws = []
-        for row in fitted.to_dict("records"):
+        laws, settings = [], setting_labels(fitted, rate_settings(fitted))
+        for row, setting in zip(fitted.to_dict("records"), settings, strict=True):
             names = [label(str(row["optimizer"]))] if several else []
             names += [rule_label(str(row["scaling"]), row["exponent_p"])]
             law = interval(row["exponent"], row["ci_low"], row["ci_high"])
-            laws.append(f"r^{law} under {' with '.join([*names, *settings_text(row, settings)])}")
+            laws.append(f"r^{law} under {' with '.join(filter(None, (*names, setting)))}")
         yield f"The best learning rate changes with the rank r as {joined(laws)}."
 
 

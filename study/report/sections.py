@@ -35,7 +35,7 @@ from study.analysis.wording import (
     bracket_head,
     bracket_notes,
     factor_text,
-    settings_text,
+    setting_labels,
 )
 from study.report.text import (
     interval,
@@ -154,7 +154,10 @@ def p_star_section(tables: StudyTables) -> Section:
         sentences.append(f"**{label(str(optimizer))}**: {joined(parts)}.")
     return {
         "sentences": sentences,
-        "rows": [_p_star_row(row, settings, high, others) for row in rows.to_dict("records")],
+        "rows": [
+            _p_star_row(row, settings, high, others)
+            for row in rows.assign(named=setting_labels(rows, settings)).to_dict("records")
+        ],
         "notes": " ".join(notes),
         "note": note,
     }
@@ -165,7 +168,6 @@ def _p_star_row(
 ) -> Mapping[str, str]:
     grid = row["method"] == "grid"
     rules = ["several rules"] if grid else [rule_label(*rule) for rule in row["rules"]]
-    values = settings_text(row, settings)
     at_high = {
         f"p\\*, ranks from {high}": interval(
             row["high_p_star"], row["high_ci_low"], row["high_ci_high"]
@@ -176,7 +178,9 @@ def _p_star_row(
         "optimizer": label(row["optimizer"]),
         "quantity": quantity_text(row["site"], row["stat"]),
         "step": str(row["step"]),
-        "estimated from": ", ".join([*rules, *values, *_apart(row, others, settings)]),
+        "estimated from": ", ".join(
+            filter(None, (*rules, row["named"], *_apart(row, others, settings)))
+        ),
         "p\\*, measured ranks": interval(row["p_star"], row["ci_low"], row["ci_high"]),
         "theory, same ranks": number(row["predicted"]),
         **(at_high if high else {}),
@@ -235,7 +239,7 @@ def rate_section(tables: StudyTables) -> Section:
     settings = rate_settings(transfer)
 
     def named(row: Any) -> dict[str, str]:
-        rule = ", ".join([rule_of_row(row), *settings_text(row._asdict(), settings)])
+        rule = ", ".join(filter(None, (rule_of_row(row), row.named)))
         return {"optimizer": label(row.optimizer), "rule": rule}
 
     exponents = [
@@ -248,7 +252,7 @@ def rate_section(tables: StudyTables) -> Section:
             "ρ": span(row.rho_min, row.rho_max) or "not recorded",
             "seeds": str(row.seeds),
         }
-        for row in row_list(transfer)
+        for row in row_list(transfer.assign(named=setting_labels(transfer, settings)))
     ]
     by = ["optimizer", "scaling", "exponent_p", *settings, "rank"]
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
@@ -259,7 +263,7 @@ def rate_section(tables: StudyTables) -> Section:
             "rank": f"{row.rank:g}",
             "best learning rate": f"{np.exp(row.log_lr):.2g}",
         }
-        for row in row_list(means)
+        for row in row_list(means.assign(named=setting_labels(means, settings)))
     ]
     notes = bracket_notes(transfer[transfer["exponent"].notna()])
     return {"exponents": exponents, "best": best, "legend": "".join(f"{note} " for note in notes)}
@@ -343,8 +347,7 @@ def task_section(tables: StudyTables) -> Section:
         if scores.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1
     ]
     body = []
-    for row in row_list(scores):
-        values = settings_text(row._asdict(), settings)
+    for row in row_list(scores.assign(named=setting_labels(scores, settings))):
         score = interval(row.exact_match, row.exact_match_low, row.exact_match_high)
         exact = {
             "exact match: base model": number(row.base_exact_match) if score else "",
@@ -353,7 +356,7 @@ def task_section(tables: StudyTables) -> Section:
         body.append(
             {
                 "optimizer": label(row.optimizer),
-                "rule": ", ".join([rule_of_row(row), *values]),
+                "rule": ", ".join(filter(None, (rule_of_row(row), row.named))),
                 "rank": number_list([row.rank]),
                 "learning rate": f"{row.lr:g}",
                 "perplexity: base model": number(row.base_perplexity),

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from study.analysis import fit_exponents, summary, with_verdicts
+from study.analysis.wording import setting_labels
 
 Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 SLOPES = {
@@ -34,3 +35,18 @@ def test_labels_omit_what_the_optimizer_implies(study: Study) -> None:
     cells, probes = study(law, optimizer=("adamw", "rmsprop"))
     implied = cells["optimizer"].map({"adamw": "0.9,0.999", "rmsprop": None})
     assert set(labels(cells.assign(betas=implied), probes)) == {""}
+
+
+def test_a_setting_is_named_by_what_it_has_otherwise_than_most() -> None:
+    """If no setting has the most frequent value of every column, a name has all values."""
+    rows = pd.DataFrame({"dropout": [0.0, 0.1, 0.0, 0.0], "warmup": [0, 0, 5, 0], "rank": 8})
+    columns = ["dropout", "warmup"]
+    names = ["common setting", "dropout=0.1", "warmup=5", "common setting"]
+    assert setting_labels(rows, columns) == names
+    grid = pd.DataFrame({"alpha": [4.0, 256.0, 256.0], "lr": [1e-3, 1e-3, 1e-4]})
+    assert setting_labels(grid, list(grid)) == ["alpha=4", "common setting", "lr=0.0001"]
+    others = pd.DataFrame({"alpha": [4.0, 256.0, 256.0], "lr": [1e-3, 1e-4, 1e-5]})
+    full = ["alpha=4, lr=0.001", "alpha=256, lr=0.0001", "alpha=256, lr=1e-05"]
+    assert setting_labels(others, list(others)) == full
+    assert setting_labels(rows, ["rank"]) == ["rank=8"] * 4
+    assert setting_labels(rows, []) == [""] * 4

@@ -117,4 +117,6 @@ def test_a_setting_is_named_by_what_most_others_have_otherwise() -> None:
     changes = [{}, {"dropout": 0.1}, {"weight_decay": 0.1}, {"lr": 1e-2}, {"optimizer": "sgd"}]
     figure = exponents_by_setting(tiny(settings=[most | change for change in changes]))
     names = {one.get_gid().split(":")[0] for one in artists(figure, "point")}
-    assert names == {f"point {n}" for n in ("no change", "dropout 0.1", "weight decay 0.1", "SGD")}
+    assert names == {
+        f"point {n}" for n in ("common setting", "dropout 0.1", "weight decay 0.1", "SGD")
+    }
