@@ -203,14 +203,8 @@ def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFra
     rows = metrics[["cell_id", "step", name]].dropna().astype({"cell_id": str})
     rows = rows.merge(facts.assign(cell_id=cells["cell_id"].astype(str)), on="cell_id")
     rows = rows[(rows["step"] > 0) & (rows["step"] < rows["end"])]
-    about: dict[str, Any] = {
-        "what": LOSS,
-        "quantity": METRICS[name].label,
-        "site": "",
-        "stat": name,
-        "ranks": 1,
-    }
-    about["batch"] = TRAIN if name == "loss" else HELDOUT
+    about: dict[str, Any] = {"what": LOSS, "quantity": METRICS[name].label, "ranks": 1}
+    about |= {"site": "", "stat": name, "batch": TRAIN if name == "loss" else HELDOUT}
     return rows.assign(**about, value=rows[name], span=rows["rank"].map("{:g}".format))
 
 
@@ -302,16 +296,11 @@ def to_read(rows: pd.DataFrame) -> pd.DataFrame:
     """
     ranks = ["" if pd.isna(rank) else f", rank {rank:g}" for rank in rows["rank"]]
     pairs = zip(rows["step"], rows["other_step"], strict=True)
+    numbers = {"a": ["value", "low", "high"], "b": ["other", "other_low", "other_high"]}
+    numbers["change"] = ["difference", "ci_low", "ci_high"]
     texts = {
-        text: [
-            interval_text(value, low, high, 3)
-            for value, low, high in rows[list(names)].to_numpy(float)
-        ]
-        for text, names in {
-            "a": ("value", "low", "high"),
-            "b": ("other", "other_low", "other_high"),
-            "change": ("difference", "ci_low", "ci_high"),
-        }.items()
+        text: [interval_text(a, b, c, 3) for a, b, c in rows[names].to_numpy(float)]
+        for text, names in numbers.items()
     }
     steps = ["|".join(dict.fromkeys((f"{a:g}", f"{b:g}"))) for a, b in pairs]
     rows = rows.assign(line=rows["quantity"] + pd.Series(ranks, rows.index), steps=steps, **texts)

@@ -17,14 +17,7 @@ from study.analysis.distances import of_cells
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.losses import loss_differences, loss_gaps
-from study.analysis.rates import (
-    NORMAL,
-    alpha_gaps,
-    alpha_transfer,
-    best_alphas,
-    rate_settings,
-    rate_transfer,
-)
+from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
 from study.analysis.stable import one_per_measurement, one_per_optimizer, side_by_side
 from study.analysis.verdicts import beyond, holm, moderated, tost
 from study.analysis.wording import setting_labels
@@ -165,15 +158,15 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     if found.empty or value not in found:
         return []
     stable = one.what in (P_STAR, P_STAR_LIMIT)
-    if one.what in (BEST_RATE, BEST_ALPHA):
-        known = rate_settings(found)
-    elif one.what in (ALPHA_GAP, DIFFERENCE):
+    if one.what in (ALPHA_GAP, DIFFERENCE):
         known = ["rank", "alpha", "lr", "steps"]
+    elif one.what in (BEST_RATE, BEST_ALPHA):
+        known = curve_columns(found)
     else:
         if one.lr is None:  # those at the lowest learning rate
             found = found[found["lr"] == found["lr"].min()]
         found = side_by_side(found) if stable else found
-        known = curve_columns(found) if stable else curve_columns(exponents)
+        known = curve_columns(found if stable else exponents)
     names = distinguishing(found, [name for name in known if name in found])
     if stable:  # one for all rules of a setting
         found = one_per_optimizer(one_per_measurement(found, names), names)

@@ -41,8 +41,8 @@ HASH_OF = {
 
 
 def curve_columns(table: pd.DataFrame) -> list[str]:
-    """The columns of ``exponents`` or ``stable`` that identify the curve: those before ``site``."""
-    return list(takewhile(lambda name: name != "site", table.columns))
+    """The columns that identify the curve: those before ``site`` or, of ``rates``, ``setting``."""
+    return list(takewhile(lambda name: name not in ("site", "setting"), table.columns))
 
 
 def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:

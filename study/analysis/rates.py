@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
-from study.analysis.grouping import distinguishing, groups
+from study.analysis.grouping import groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
     OUTPUT,
@@ -106,11 +106,6 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
             table = pd.DataFrame(rows).assign(grid_sd=grid_errors(found))
             parts.append(table.join(log_outputs(rule, probes), on="rank"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def rate_settings(rates: pd.DataFrame) -> list[str]:
-    """The columns that separate the rules of a table of this module, for their names."""
-    return distinguishing(rates, map(str, rates.loc[:, :"setting"].columns[:-1]))
 
 
 def _rho(probes: pd.DataFrame) -> dict[str, float]:

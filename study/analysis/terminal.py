@@ -11,7 +11,7 @@ from rich.text import Text
 
 from study.analysis.grouping import curve_columns, distinguishing, groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST
-from study.analysis.rates import OF_A_RULE, rate_settings
+from study.analysis.rates import OF_A_RULE
 from study.analysis.stable import (
     first_to_read,
     one_per_measurement,
@@ -255,7 +255,7 @@ def _table(
 
 def _by_rule(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The rows of each rule with its name, by p and alpha."""
-    rows = rows.assign(named=setting_labels(rows, rate_settings(rows)))
+    rows = rows.assign(named=setting_labels(rows, distinguishing(rows, curve_columns(rows))))
     for rule in groups(rows.sort_values(list(OF_A_RULE)), OF_A_RULE):
         row = rule.iloc[0]
         words = rule_label(str(row["scaling"]), row["exponent_p"]), str(row["named"])

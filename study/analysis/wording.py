@@ -78,7 +78,8 @@ def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
     """
     count = Counter(word for words in settings for word in words)
     rare = [[word for word in words if 2 * count[word] <= len(settings)] for words in settings]
-    return [", ".join(words) or COMMON for words in (settings if all(rare) else rare)]
+    names = settings if all(rare) or len(settings) < 2 else [words or [COMMON] for words in rare]
+    return list(map(", ".join, names))
 
 
 def setting_labels(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
@@ -86,8 +87,6 @@ def setting_labels(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     names = list(columns)
     words = [tuple(settings_text(row, names)) for row in rows.to_dict("records")]
     settings = list(dict.fromkeys(words))
-    if len(settings) < 2:
-        return [", ".join(one) for one in words]
     named = dict(zip(settings, setting_names(settings), strict=True))
     return [named[one] for one in words]
 

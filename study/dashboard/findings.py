@@ -98,26 +98,21 @@ def p_star(study: Study) -> dict[str, Any]:
     # Of the estimates from several rules, the one at the last step is enough.
     early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
     rows = side_by_side(rows[~early])
-    columns = curve_columns(rows)
-    settings = distinguishing(rows, columns)
+    settings = distinguishing(rows, curve_columns(rows))
     rows = one_per_optimizer(one_per_measurement(rows, settings), settings)
+    rows = rows.assign(named=setting_labels(rows, settings))
     return {
-        "rows": [
-            _p_star(row, setting)
-            for row, setting in zip(
-                rows.to_dict("records"), setting_labels(rows, settings), strict=True
-            )
-        ],
+        "rows": [_p_star(row) for row in rows.to_dict("records")],
         "notes": [*shared_rules(rows), *shared_measurements(rows)],
     }
 
 
-def _p_star(row: Mapping[Any, Any], setting: str) -> dict[str, Any]:
+def _p_star(row: Mapping[Any, Any]) -> dict[str, Any]:
     labels = {(q.site, q.stat): q.label for q in QUANTITIES}
     corrected = row["p_star_limit"], row["limit_low"], row["limit_high"]
     return {
         "optimizer": label(str(row["optimizer"])),
-        "setting": setting,
+        "setting": row["named"],
         "label": labels[row["site"], row["stat"]],
         "site": row["site"],
         "stat": row["stat"],

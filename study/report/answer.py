@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
-from study.analysis.grouping import curve_labels, distinguishing
+from study.analysis.grouping import curve_columns, curve_labels, distinguishing
 from study.analysis.losses import NOT_A_SETTING
-from study.analysis.rates import rate_settings
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import batch_words, setting_labels
@@ -102,8 +101,8 @@ def curves(tables: StudyTables) -> list[Curve]:
         if not len(own_condition) and not len(own_losses):
             continue
         row = of_curve.iloc[0]
-        beside = [label(str(row["optimizer"]))] if several else []
-        beside += [str(row["named"])] if row["named"] else []
+        words = label(str(row["optimizer"])) if several else "", str(row["named"])
+        beside = list(filter(None, words))
         rule = rule_label(str(row["scaling"]), row["exponent_p"])
         found.append(
             Curve(
@@ -349,7 +348,8 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
     fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
     if 0 < len(fitted) <= MOST_CURVES:
         several = fitted["optimizer"].nunique() > 1
-        laws, settings = [], setting_labels(fitted, rate_settings(fitted))
+        settings = setting_labels(fitted, distinguishing(fitted, curve_columns(fitted)))
+        laws = []
         for row, setting in zip(fitted.to_dict("records"), settings, strict=True):
             names = [label(str(row["optimizer"]))] if several else []
             names += [rule_label(str(row["scaling"]), row["exponent_p"])]

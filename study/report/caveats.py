@@ -11,14 +11,7 @@ from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
 from study.errors import count_noun
 from study.report.provenance import HASH_DIGITS, UNREADABLE, Record
-from study.report.text import (
-    broken_list,
-    cell_list,
-    distinct,
-    first_of,
-    joined,
-    quantity_text,
-)
+from study.report.text import broken_list, cell_list, distinct, first_of, joined, quantity_text
 from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN

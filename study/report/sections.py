@@ -20,7 +20,6 @@ from study.analysis import (
 )
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import KEPT
-from study.analysis.rates import rate_settings
 from study.analysis.stable import (
     one_per_measurement,
     one_per_optimizer,
@@ -142,6 +141,7 @@ def p_star_section(tables: StudyTables) -> Section:
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     others = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
     rows = one_per_optimizer(others, settings)
+    rows = rows.assign(named=setting_labels(rows, settings))
     high = " or ".join(f"{rank:g}" for rank in sorted(rows["high_rank_min"].dropna().unique()))
     notes = [*shared_rules(rows), *shared_measurements(rows), *bracket_notes(rows)]
     first = rows[rows["step"] == rows.groupby(["site", "stat"])["step"].transform("min")]
@@ -154,10 +154,7 @@ def p_star_section(tables: StudyTables) -> Section:
         sentences.append(f"**{label(str(optimizer))}**: {joined(parts)}.")
     return {
         "sentences": sentences,
-        "rows": [
-            _p_star_row(row, settings, high, others)
-            for row in rows.assign(named=setting_labels(rows, settings)).to_dict("records")
-        ],
+        "rows": [_p_star_row(row, settings, high, others) for row in rows.to_dict("records")],
         "notes": " ".join(notes),
         "note": note,
     }
@@ -168,6 +165,7 @@ def _p_star_row(
 ) -> Mapping[str, str]:
     grid = row["method"] == "grid"
     rules = ["several rules"] if grid else [rule_label(*rule) for rule in row["rules"]]
+    words = filter(None, (*rules, row["named"], *_apart(row, others, settings)))
     at_high = {
         f"p\\*, ranks from {high}": interval(
             row["high_p_star"], row["high_ci_low"], row["high_ci_high"]
@@ -178,9 +176,7 @@ def _p_star_row(
         "optimizer": label(row["optimizer"]),
         "quantity": quantity_text(row["site"], row["stat"]),
         "step": str(row["step"]),
-        "estimated from": ", ".join(
-            filter(None, (*rules, row["named"], *_apart(row, others, settings)))
-        ),
+        "estimated from": ", ".join(words),
         "p\\*, measured ranks": interval(row["p_star"], row["ci_low"], row["ci_high"]),
         "theory, same ranks": number(row["predicted"]),
         **(at_high if high else {}),
@@ -236,11 +232,10 @@ def rate_section(tables: StudyTables) -> Section:
     transfer = rate_transfer(tables.rates)
     if transfer.empty:
         return {}
-    settings = rate_settings(transfer)
+    settings = distinguishing(transfer, curve_columns(transfer))
 
     def named(row: Any) -> dict[str, str]:
-        rule = ", ".join(filter(None, (rule_of_row(row), row.named)))
-        return {"optimizer": label(row.optimizer), "rule": rule}
+        return {"optimizer": label(row.optimizer), "rule": rule_of_row(row, row.named)}
 
     exponents = [
         {
@@ -258,11 +253,7 @@ def rate_section(tables: StudyTables) -> Section:
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
     means = logs.groupby(by, observed=True, dropna=False)["log_lr"].mean().reset_index()
     best = [
-        {
-            **named(row),
-            "rank": f"{row.rank:g}",
-            "best learning rate": f"{np.exp(row.log_lr):.2g}",
-        }
+        {**named(row), "rank": f"{row.rank:g}", "best learning rate": f"{np.exp(row.log_lr):.2g}"}
         for row in row_list(means.assign(named=setting_labels(means, settings)))
     ]
     notes = bracket_notes(transfer[transfer["exponent"].notna()])
@@ -284,13 +275,16 @@ def loss_section(tables: StudyTables) -> Section:
     if effects.empty:
         return {}
     differences = rule_differences(losses)
+    settings = losses.drop_duplicates("setting")
+    shown = [n for n in distinguishing(settings, curve_columns(losses)) if n not in ("alpha", "lr")]
+    named = dict(zip(settings["setting"], setting_labels(settings, shown), strict=True))
     # The rules are next to each other within one comparison.
     effects = effects.assign(place=effects["how"].map(list(COMPARED).index))
     effects = effects.sort_values(["optimizer", "place", "lr", "exponent_p"], kind="stable")
     of_rank = [
         {
             "optimizer": label(row.optimizer),
-            "rule": rule_of_row(row),
+            "rule": rule_of_row(row, named[row.setting]),
             "α": f"{row.alpha:g}",
             "compared at": _compared_at(row),
             "gain per doubling of the rank": signed_interval(row.gain, row.ci_low, row.ci_high),
@@ -303,7 +297,7 @@ def loss_section(tables: StudyTables) -> Section:
         {
             "optimizer": label(row.optimizer),
             "compared at": _compared_at(row),
-            "rule": rule_of_row(row),
+            "rule": rule_of_row(row, named[row.setting]),
             "rank": f"{row.rank:g}",
             "loss minus rsLoRA's at equal rank": signed_interval(
                 row.difference, row.ci_low, row.ci_high
@@ -356,7 +350,7 @@ def task_section(tables: StudyTables) -> Section:
         body.append(
             {
                 "optimizer": label(row.optimizer),
-                "rule": ", ".join(filter(None, (rule_of_row(row), row.named))),
+                "rule": rule_of_row(row, row.named),
                 "rank": number_list([row.rank]),
                 "learning rate": f"{row.lr:g}",
                 "perplexity: base model": number(row.base_perplexity),

@@ -125,11 +125,12 @@ def signed_interval(value: float, low: float, high: float) -> str:
     return text if np.isnan(low) else f"{text} [{low:+.4f}, {high:+.4f}]"
 
 
-def rule_of_row(row: Any) -> str:
-    """``LoRA, γ = α/r``: the rule of a row; only the formula if the user gives the exponent."""
+def rule_of_row(row: Any, setting: str = "") -> str:
+    """``LoRA, γ = α/r``, and a setting. Only the formula if the user gives the exponent."""
     rule = RULES[str(row.scaling)]
     p = row.exponent_p if hasattr(row, "exponent_p") else row.exponent
-    return formula(p) if rule.p is None else f"{rule.label}, {formula(rule.p)}"
+    words = [formula(p)] if rule.p is None else [rule.label, formula(rule.p)]
+    return ", ".join(filter(None, (*words, setting)))
 
 
 def quantity_text(site: str, stat: str) -> str:

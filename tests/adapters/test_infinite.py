@@ -58,10 +58,7 @@ def distances(recipe: Recipe, side: str, reference: list[synthetic.Step]) -> np.
     return np.sqrt(squares)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "side"),
-    [("all", "A"), ("all, decoupled", "B")],
-)
+@pytest.mark.parametrize(("recipe", "side"), [("all", "A"), ("all, decoupled", "B")])
 def test_finite_ranks_converge_to_it(recipe: str, side: str) -> None:
     """Over four decades of rank, so that a reference wrong by 1e-3 would show."""
     reference = train(*limit(side), RECIPES[recipe], fixed=side)

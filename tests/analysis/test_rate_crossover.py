@@ -20,10 +20,7 @@ def trained(
     A0 = rng.standard_normal((rank, D)) / math.sqrt(3 * D)
     A, B = A0.copy(), np.zeros((O, rank))
     for _ in range(steps):
-        B, A = (
-            B - L / steps * np.sign(dy.T @ (x @ A.T)),
-            A - L / steps * np.sign((dy @ B).T @ x),
-        )
+        B, A = (B - L / steps * np.sign(dy.T @ (x @ A.T)), A - L / steps * np.sign((dy @ B).T @ x))
     rho = np.linalg.norm(x @ (A - A0).T) / np.linalg.norm(x @ A0.T)
     output = x @ A.T @ B.T
     return float(np.sqrt(np.mean(output**2))), float(rho), -float(np.sum(output * dy))

@@ -75,9 +75,7 @@ def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
         assert len(own["verdicts"]) == 1
 
 
-def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(
-    tmp_path: Path,
-) -> None:
+def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(tmp_path: Path) -> None:
     folders = [of_slope(tmp_path / place / "same", 0.0, (4,)) for place in ("a", "b")]
     assert names_of(folders) == [str(folder) for folder in folders]
     with pytest.raises(StudyError, match="same is given twice: give each study once"):

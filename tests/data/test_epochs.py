@@ -20,11 +20,7 @@ Build = Callable[..., CellConfig]
 
 @pytest.mark.parametrize(
     ("rows", "batch", "accumulation", "epochs", "warmup"),
-    [
-        (61, 4, 3, 3.0, 0.5),
-        (100, 7, 2, 2.55, 0.07),
-        (10, 3, 2, 1.5, 3),
-    ],
+    [(61, 4, 3, 3.0, 0.5), (100, 7, 2, 2.55, 0.07), (10, 3, 2, 1.5, 3)],
 )
 def test_steps_are_those_of_the_trainer(
     cell: Build,

@@ -44,11 +44,7 @@ STUDIES = {
     "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
     "not analysed": {"fitted": False},
 }
-FEWER = {
-    "one rank": PLAIN[:2],
-    "not analysed": PLAIN[:5],
-    "still running": PLAIN[:7],
-}
+FEWER = {"one rank": PLAIN[:2], "not analysed": PLAIN[:5], "still running": PLAIN[:7]}
 
 
 @pytest.mark.parametrize("kind", STUDIES)

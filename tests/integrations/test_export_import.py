@@ -82,10 +82,7 @@ def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
 def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
     """The logits of our banks with a trained adapter."""
     pairs = read_adapter(adapter).pairs
-    with (
-        adapted(base.model, list(pairs), [AdapterSpec(6, 1.0, start=pairs)]),
-        torch.no_grad(),
-    ):
+    with adapted(base.model, list(pairs), [AdapterSpec(6, 1.0, start=pairs)]), torch.no_grad():
         return base.model(IDS).logits
 
 

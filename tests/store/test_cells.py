@@ -15,12 +15,7 @@ Build = Callable[..., CellConfig]
 
 def record(config: CellConfig) -> dict[str, Any]:
     about = {"cell_id": "x", "study": "s", "model": "tiny", "data": "d", "gamma": 1.0}
-    return {
-        **about,
-        "status": "running",
-        "config": asdict(config),
-        "sources": asdict(SOURCES),
-    }
+    return {**about, "status": "running", "config": asdict(config), "sources": asdict(SOURCES)}
 
 
 OTHERS: dict[str, Any] = {

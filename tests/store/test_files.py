@@ -5,12 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from study.store import (
-    Lock,
-    is_held,
-    replacing,
-    write_text,
-)
+from study.store import Lock, is_held, replacing, write_text
 
 
 def half_written(path: Path) -> None:

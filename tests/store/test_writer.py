@@ -12,15 +12,7 @@ import pytest
 
 import study
 from study.errors import StudyError
-from study.store import (
-    CellWriter,
-    Damaged,
-    is_done,
-    load_cells,
-    load_measured,
-    read_cell,
-    rows_of,
-)
+from study.store import CellWriter, Damaged, is_done, load_cells, load_measured, read_cell, rows_of
 from study.sweeps.progress import render
 from study.vocabulary.quantities import STATS
 from tests.store.small_cells import append, complete, flip

@@ -147,10 +147,7 @@ def test_checkpoints_are_written_when_they_are_due(
 
 
 def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
-    cells: Cells,
-    hook: Callable[..., list[int]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cells: Cells, hook: Callable[..., list[int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rank 5 fails alone, with an error of the allocator of CPUs."""
 

@@ -53,11 +53,7 @@ def assert_logits_in_peft(model: nn.Module, folder: Path, expected: torch.Tensor
 
 @pytest.mark.parametrize(
     ("rule", "power", "targets"),
-    [
-        ("lora", None, "all"),
-        ("rslora", None, "all"),
-        ("power", 0.75, "some"),
-    ],
+    [("lora", None, "all"), ("rslora", None, "all"), ("power", 0.75, "some")],
 )
 def test_peft_loads_it_with_equal_logits(
     tiny_base: FrozenBase, tmp_path: Path, rule: str, power: float | None, targets: str
