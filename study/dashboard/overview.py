@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.summary import BATCHES_OF
-from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words
+from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words, setting_labels
 from study.dashboard import findings
 from study.dashboard.findings import json_value
 from study.dashboard.studies import Study
@@ -210,13 +210,9 @@ def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
 
 
 def _settings(cells: pd.DataFrame) -> list[str]:
-    """By cell, the settings that differ within its optimizer, without rule, rank and seed."""
+    """By cell, the name of its setting, as the table of exponents has it in ``curve``."""
     labels = curve_labels(cells).astype(object)
-    differing = distinguishing(labels, map(str, labels))
-    return [
-        ", ".join(f"{name} {_text(row[name])}" for name in differing)
-        for row in labels[differing].to_dict("records")
-    ] or [""] * len(cells)
+    return setting_labels(labels, distinguishing(labels, map(str, labels)))
 
 
 def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:

@@ -47,5 +47,4 @@ def test_a_setting_is_named_by_what_it_has_otherwise_than_most() -> None:
     others = pd.DataFrame({"alpha": [4.0, 256.0, 256.0], "lr": [1e-3, 1e-4, 1e-5]})
     full = ["alpha=4, lr=0.001", "alpha=256, lr=0.0001", "alpha=256, lr=1e-05"]
     assert setting_labels(others, list(others)) == full
-    assert setting_labels(rows, ["rank"]) == ["rank=8"] * 4
     assert setting_labels(rows, []) == [""] * 4

@@ -88,6 +88,8 @@ def test_one_seed_has_no_interval_and_no_verdict(exported: Watched) -> None:
     words = page.evaluate("page.overview.verdicts.map(v => [v.optimizer + v.curve, v.verdict])")
     assert {word for curve, word in words if curve.startswith("adamw")} == {"one seed"}
     assert {word for curve, word in words if curve == "sgdlr=0.01"} == {"unclear"}
+    settings = page.evaluate("page.overview.cells.map(c => c.optimizer + c.setting)")
+    assert {word for word, _ in words} <= set(settings)
     assert "brackets: straightness of the line, one seed" in page.locator("#fit-title").inner_text()
     assert "95 %" not in page.locator("#fit-title").inner_text()
 

@@ -310,6 +310,6 @@ function chooseVerdict({ site, stat, batch, step, layer, optimizer, curve, rule 
   choose({
     ...{ tab: "layers", site, stat, batch, step, optimizer, rules },
     layer: layer === "mean" ? MEAN : layer,
-    setting: curve.replaceAll("=", " "),
+    setting: curve,
   });
 }
