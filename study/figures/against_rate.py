@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.analysis.losses import INSIDE, common_rates
+from study.analysis.losses import INSIDE
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.figures import style
@@ -32,8 +32,8 @@ def learning_rate_basins(tables: Tables) -> Figure:
     """Final held-out loss against the learning rate, one panel per rule and one line per rank.
     Large markers show the best learning rate of each rank.
 
-    Candidates are the rates that all ranks and seeds of the rule share, or the rank's own. An open
-    marker is at an edge of the grid: the best rate may lie outside. Lines are means over seeds.
+    Candidates are the rates that all seeds of the rank were run at. An open marker is at an edge of
+    them: the best rate may lie outside. Lines are means over seeds.
     """
     tried = [sweep for sweep in sweeps(tables, "lr") if len(sweep.rates) > 1]
     if not tried:
@@ -41,7 +41,7 @@ def learning_rate_basins(tables: Tables) -> Figure:
     shown, left_out = most_varied(tried, rules=MOST_RULES)
     columns = min(max(len(sweep.rules) for sweep in shown), MOST_RULES)
     page, grid = style.panels(shown, columns, ratio=0.33 * max(columns, 2), sharex=True)
-    crosses = edges = uneven = own_rates = False
+    crosses = edges = False
     for panels, sweep in zip(grid, shown, strict=True):
         for ax, rule in style.each(panels, sweep.rules):
             for rank in style.ranks_to_draw(sweep.ranks):
@@ -53,21 +53,16 @@ def learning_rate_basins(tables: Tables) -> Figure:
             style.log_ticks(ax.xaxis, (rates[0], rates[-1]), minor)
             ax.set_xlabel("learning rate")
             style.heading(ax, rule, columns)
-            own_rates = own_rates or sweep.has_own_rates(rule)
-            runs = sweep.of(rule)
-            uneven = uneven or len(common_rates(runs)) < runs["lr"].nunique()
         panels[0].set_ylim(*sweep.y_range)
         style.y_axis(panels, *LABEL)
     seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
-    of_all = "The best is among the rates that all ranks were run at." if uneven else ""
     return style.finish(
         page,
         style.on_ranks(sweep.ranks for sweep in shown),
         f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
         "Large: the best learning rate of each rank"
-        + ("; open: at an edge of the grid." if edges else "."),
+        + ("; open: at an edge of its rates." if edges else "."),
         "×: diverged, or loss above the panel." if crosses else "",
-        "Each rank has rates of its own." if own_rates else of_all,
         left_out,
     )
 

@@ -48,16 +48,16 @@ class Sweep(Family):
     def of(self, rule: Rule) -> pd.DataFrame:
         return self.cells[self.cells["rule"] == rule]
 
-    def best(self, rule: Rule, rank: float) -> Tried:
+    def best(self, rule: Rule, rank: float, shared: bool = False) -> Tried:
         """The best learning rate of a rank in the mean over seeds.
 
-        It is among the rates that all ranks share, as in the table ``losses``, or among the rank's
-        own (:meth:`has_own_rates`). NaN if a seed diverged at every rate, or if there are fewer
-        than two rates.
+        It is among the rank's own rates. If ``shared``, it is among those that all ranks share, as
+        in the table ``losses``, unless each rank has others (:meth:`has_own_rates`). NaN if a seed
+        diverged at every rate, or if there are fewer than two rates.
         """
         cells = self.of(rule)
         own = cells[cells["rank"] == rank]
-        rates = common_rates(own if self.has_own_rates(rule) else cells)
+        rates = common_rates(cells if shared and not self.has_own_rates(rule) else own)
         return best_tried(own, rates if len(rates) > 1 else [])
 
     def has_own_rates(self, rule: Rule) -> bool:

@@ -82,7 +82,7 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
         best = []
         groups: Any = sweep.cells.groupby(["rule", "rank"])
         for (rule, rank), cells in groups:
-            tried = sweep.best(rule, rank)
+            tried = sweep.best(rule, rank, shared=True)
             best.append(cells[cells["lr"] == tried.lr].assign(edge=tried.edge != INSIDE))
         found["best learning rate of each rank"] = pd.concat(best)
         own = tables.cells[tables.cells["cell_id"].isin(set(sweep.cells["cell_id"]))]
