@@ -60,7 +60,7 @@ def advised() -> str:
     )
 
 
-RATE_STUDIES = ("rate_rivals", "rate_rivals_gemma3", "learning_rate_rho", "learning_rate_rho_tiny")
+RATE_STUDIES = (*evidence.RIVALS, "learning_rate_rho", evidence.TINY)
 
 
 def rate_theories() -> str:

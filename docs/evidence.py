@@ -24,10 +24,10 @@ from study.vocabulary.scaling import RULES
 
 FILE = ROOT / "study/analysis/advice.json"
 TINY = "learning_rate_rho_tiny"
-STUDIES = ("paper_learning_rate", "learning_rate_rho", TINY)
+STUDIES = ("paper_learning_rate", "paper_learning_rate_gemma3", "learning_rate_rho", TINY)
 """The studies that swept learning rates at several ranks."""
-RIVALS = ("rate_rivals", "rate_rivals_gemma3", "rate_rivals_muon")
-"""Of these only the exponents count: their large alpha and few steps keep A near its init."""
+RIVALS = ("rate_rivals", "rate_rivals_gemma3", "rate_rivals_muon", "rho_ends", "rho_ends_gemma3")
+"""Of these only the exponents count: nobody trains with their alphas."""
 OTHERS: dict[str, Any] = {
     "source": "tinker-cookbook",
     "model": "35 models",

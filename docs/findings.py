@@ -234,7 +234,7 @@ def study_block(name: str) -> str:
 def _time(seconds: float) -> str:
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} hours"
-    return count_noun(round(seconds / 60), "minute")
+    return count_noun(max(1, round(seconds / 60)), "minute")
 
 
 def by_setting(study: str) -> str:
