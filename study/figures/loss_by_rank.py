@@ -94,9 +94,8 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
         at_rate = [matched for _, matched in compared.groupby("lr")]
         if at_rate:
             matched = max(at_rate, key=lambda one: (len(one), -one["loss"].mean()))
-            found[f"steps matched to {RULES['rslora'].label} at {matched['lr'].iloc[0]:g}"] = (
-                matched
-            )
+            rate = matched["lr"].iloc[0]
+            found[f"steps matched to {RULES['rslora'].label} at {rate:g}"] = matched
     return {heading: points[np.isfinite(points["loss"])] for heading, points in found.items()}
 
 
