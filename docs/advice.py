@@ -1,6 +1,5 @@
 """What ``study advise`` prints, and what following it was worth, for the documents."""
 
-import json
 from textwrap import fill
 
 import numpy as np
@@ -10,10 +9,11 @@ from docs import evidence
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
 from docs.external import exponents
-from study.analysis.advice import Setting, lost_in_bf16
+from study.analysis.advice import Setting, committed, lost_in_bf16
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.cli.group import cli
+from study.cli.symptoms import SYMPTOMS
 from study.report.text import table
 from study.vocabulary.optimizers import label
 from study.vocabulary.scaling import RULES
@@ -33,9 +33,7 @@ def printed(*arguments: str) -> str:
 
 def symptom(name: str) -> str:
     """Why something goes wrong, with its numbers."""
-    return str(
-        json.loads(CliRunner().invoke(cli, ["advise", "--symptom", name, "--json"]).output)["why"]
-    )
+    return SYMPTOMS[name]["why"].format(**committed()["facts"])
 
 
 def advised() -> str:
@@ -96,6 +94,16 @@ def rho_size() -> str:
     return " and ".join(f"{size:.2g} ({model_label(model)})" for model, size in sizes.items())
 
 
+def steps_law() -> str:
+    """The exponent of the best rate with the number of steps, as ``study advise`` has it."""
+    value, *ends = committed()["horizon"]
+    laws = map(evidence.step_law, evidence.OF_STEPS)
+    parts = ", ".join(f"{law:.2f} in {few} to {many} steps" for few, many, law in laws)
+    return (
+        f"steps^-{value:.2f} in our studies of a random model ({parts}; range -{max(ends):g} to 0)"
+    )
+
+
 def lost(alpha: str, lr: str, *ranks: str) -> str:
     """The share of an adapter's output that bf16 loses by theory: a row per rule and rank."""
     body = []
@@ -110,6 +118,7 @@ def lost(alpha: str, lr: str, *ranks: str) -> str:
 BLOCKS: dict[str, Block] = {
     "lost": lost,
     "rho-size": rho_size,
+    "steps-law": steps_law,
     "advice": printed,
     "symptom": symptom,
     "advised": advised,

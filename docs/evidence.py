@@ -6,6 +6,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from study.vocabulary.scaling import RULES
 
 FILE = ROOT / "study/analysis/advice.json"
 TINY = "learning_rate_rho_tiny"
+LONGER = "longer_training"
+OF_STEPS = (TINY, LONGER)
+"""The studies whose best rates were measured after several numbers of steps."""
 STUDIES = ("paper_learning_rate", "paper_learning_rate_gemma3", "learning_rate_rho", TINY)
 """The studies that swept learning rates at several ranks."""
 RIVALS = ("rate_rivals", "rate_rivals_gemma3", "rate_rivals_muon", "rho_ends", "rho_ends_gemma3")
@@ -44,7 +48,10 @@ authors."""
 LAZY = 1e-4
 """The highest rate of bf16_dead_zone at which outputs grow in proportion to it for 10 steps."""
 ENDS = (0.5, 0.05, 0.95)
-"""Quantiles over models, or over rules and ranks."""
+"""Quantiles over models."""
+STEPS_RANGE = (0.0, 0.5)
+"""Of the exponent of 1 / steps: from a rate that keeps to the highest that short runs show. Both
+studies are of random models; runs of a pretrained one gave 0.08 to 0.26."""
 
 
 def text() -> str:
@@ -53,13 +60,13 @@ def text() -> str:
     bests = [best for found in studies.values() for best in last_bests(found)]
     laws = [law for found in (*studies.values(), *map(of_study, RIVALS)) for law in found.laws]
     pooled = zip(("exponent", "low", "high"), mean_interval(exponents()["exponent"]), strict=True)
-    laws.append(Law(**OTHERS, alpha=None, ranks=[1, 128], **dict(pooled)))
-    slopes = horizon_slopes(studies[TINY].bests)
+    ranks = [best.ranks[0] for best in external_rates()]
+    laws.append(Law(**OTHERS, alpha=None, ranks=[1, 128], points=len(ranks), **dict(pooled)))
     parts: dict[str, Any] = {
         "bests": bests,
         "laws": laws,
         "others": external_rates(),
-        "horizon": [-float(np.quantile(slopes, q)) for q in ENDS],
+        "horizon": [-float(np.mean([step_law(name)[2] for name in OF_STEPS])), *STEPS_RANGE],
         "rho": float(np.exp(np.mean(np.log([*rho_sizes(bests).values()])))),
         "bf16": bf16_sizes(),
         "facts": facts(),
@@ -75,6 +82,7 @@ def written(part: Any) -> str:
     return json.dumps(json.loads(json.dumps(part), parse_float=lambda x: float(f"{float(x):.4g}")))
 
 
+@cache
 def of_study(name: str) -> Evidence:
     """What a committed study measured."""
     tables = load_measured(RESULTS / name)
@@ -87,11 +95,15 @@ def last_bests(found: Evidence) -> list[Best]:
     return [best for best in found.bests if best.steps == last and not best.edge]
 
 
-def horizon_slopes(bests: Sequence[Best]) -> list[float]:
-    """d log lr / d log steps of each rule and rank, by a line through its horizons."""
-    rows = pd.DataFrame([{**asdict(b), "rank": b.ranks[0]} for b in bests if not b.edge])
-    rules = [rule for _, rule in rows.groupby(["p", "alpha", "rank"]) if len(rule) > 2]
-    return [float(np.polyfit(np.log(r["steps"]), np.log(r["lr"]), 1)[0]) for r in rules]
+def step_law(name: str) -> tuple[int, int, float]:
+    """The fewest and the most steps, and the exponent of the best rate with them: the mean over the
+    rules and ranks of a study whose best rates span a factor of two in steps."""
+    bests = [best for best in of_study(name).bests if not best.edge]
+    rows = pd.DataFrame([{**asdict(best), "rank": best.ranks[0]} for best in bests])
+    rules = [rule for _, rule in rows.groupby(["p", "alpha", "rank"])]
+    rules = [rule for rule in rules if rule["steps"].max() >= 2 * rule["steps"].min()]
+    lines = [np.polyfit(np.log(rule["steps"]), np.log(rule["lr"]), 1) for rule in rules]
+    return int(rows["steps"].min()), int(rows["steps"].max()), float(np.mean(lines, axis=0)[0])
 
 
 def rho_sizes(bests: Sequence[Best]) -> dict[str, float]:
@@ -103,6 +115,7 @@ def rho_sizes(bests: Sequence[Best]) -> dict[str, float]:
             )
         )
         for model, width in WIDTHS.items()
+        if any(b.rho for b in bests if b.model == model)
     }
 
 

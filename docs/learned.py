@@ -1,9 +1,7 @@
-"""How much was learned: the block ``learning``, and ``learned``, which explains a slower growth.
+"""How much was learned after T steps, ``gamma^2 r T`` under SGD, and how it slows the gradient.
 
-Under SGD, while the model has learned little, the gradient into the inputs is a multiple of
-``gamma^2 sqrt(r (r + 1 + d_in))`` times the number of steps (``study/theory/curves.py``). Learning
-after T steps goes as ``gamma^2 r T``. If it slows the gradient, an adapter of the same rank under
-another rule has lost the same share at the same ``gamma^2 r T``.
+Before anything is learned, the gradient into the inputs is a multiple of
+``gamma^2 sqrt(r (r + 1 + d_in)) T`` (``study/theory/curves.py``).
 """
 
 import numpy as np
@@ -22,12 +20,10 @@ FORMS = ("float32", "factored", "concatenated")
 
 
 def shares() -> pd.DataFrame:
-    """By ``scaling``, ``rank``, ``seed`` and ``step``: the gradient, as measured and as predicted.
+    """The gradient on held-out inputs, as measured and predicted: geometric means over layers.
 
-    - ``measured``: the geometric mean over the layers of the rms on held-out inputs;
-    - ``learned``: ``gamma^2 r T``; ``predicted``: that of ``gamma^2 sqrt(r (r + 1 + d_in)) T``;
-    - ``share``: ``measured / predicted``, over that of the cell that has learned least:
-      ``MEASURED`` at its highest rank, same seed and step.
+    ``share``: ``measured / predicted``, over that of the cell that has learned least: ``MEASURED``
+    at its highest rank, same seed and step.
     """
     tables = study_tables(STUDY)
     cells = tables.cells[tables.cells["optimizer"] == OPTIMIZER]
@@ -52,11 +48,8 @@ def shares() -> pd.DataFrame:
 
 
 def compared_shares() -> pd.DataFrame:
-    """The ranks of ``MEASURED`` at the last step: ``share``, and ``other``, that of ``OTHER``.
-
-    ``other`` is read at the same rank, seed and ``learned``, between the steps on both sides; it is
-    1 for the reference, which has learned less than every cell of ``OTHER``.
-    """
+    """The shares of ``MEASURED`` at the last step, and of ``OTHER`` at the same rank, seed and
+    ``learned``; 1 for the reference, which has learned less than every cell of ``OTHER``."""
     found = shares()
     last = found[(found["scaling"] == MEASURED) & (found["step"] == found["step"].max())].copy()
     highest = last["rank"].max()

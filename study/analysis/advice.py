@@ -3,16 +3,8 @@
 A step at the rate lr lowers the loss by ``lr D`` to first order (:func:`log_descent`), and moves
 the adapters' output by ``lr M`` (:func:`log_output`). The best rate is between ``D^-s`` and
 ``M^-s`` (:mod:`study.analysis.rate_theory`). Under SGD s is 1. Under other rules it falls from 1,
-while A hardly moves, to 1/2. There are five kinds of evidence, the strongest first (:func:`rest`):
-
-- **measured**: best rates of the user's study, or of a committed one on the same model. They are
-  interpolated in log rank within a rule and alpha, and then in log D between these;
-- **exponent**: the user's rate times the growth with the rank that a study measured under the rule;
-- **theory**: the user's rate times the middle of both, or **yours**: that rate, if nothing changes
-  it;
-- **others**: the best rates of 35 models in a published sweep.
-
-``advice.json`` holds the committed evidence; ``docs/evidence.py`` writes it.
+while A hardly moves, to 1/2. :func:`rest` orders the evidence, which docs/choose.md explains.
+``advice.json`` holds what is committed; ``docs/evidence.py`` writes it.
 """
 
 import json
@@ -37,7 +29,7 @@ from study.theory.rounding import swallowed
 SLOPES = (0.75, 0.5, 1.0)
 """s if rho is not known: a middle and the two ends."""
 FAR = 10.0
-"""Studies on the same model count if their number of steps differs by at most this factor."""
+"""Best rates count for a run whose number of steps differs by at most this factor."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +115,9 @@ class Best(Measured):
 
 @dataclass(frozen=True)
 class Law(Measured):
-    """The exponent of the best rate with the rank, and its interval (``rate_transfer``)."""
+    """The exponent of the best rate with the rank. ``ranks``: the ends of its ``points`` ranks."""
 
+    points: int
     exponent: float
 
 
@@ -190,6 +183,7 @@ def study_evidence(
             ends = (value if end is None else end for end in (low, high))  # two ranks and one seed
             where |= dict(zip(("low", "high"), ends, strict=True))
             where |= {"ranks": [int(row["rank_min"]), int(row["rank_max"])]}
+            where |= {"points": int(row["ranks"])}
             where |= {"rho": _known(math.sqrt(row["rho_min"] * row["rho_max"]))}
             laws.append(Law(**where, exponent=value))
     return Evidence(bests, laws)
@@ -246,7 +240,7 @@ def measured(new: Setting, bests: Sequence[Best]) -> Basis | None:
     scaled to the steps of ``new``, as ``steps^-h`` with the h of the committed studies.
     """
     rules: dict[Any, dict[int, Best]] = {}
-    for best in sorted(bests, key=lambda best: -_unlike(best.steps, new.steps)):  # last: nearest
+    for best in sorted(bests, key=lambda best: -unlike(best.steps, new.steps)):  # last: nearest
         if best.optimizer == new.optimizer and not best.edge:
             rules.setdefault((best.p, best.alpha, best.ratio), {})[best.ranks[0]] = best
     own = (new.p, new.alpha, new.ratio)
@@ -285,7 +279,7 @@ def _at_rank(new: Setting, bests: list[Best]) -> tuple[float, list[float], Best]
     return log_descent(run), at_rank, first
 
 
-def _unlike(steps: int, wanted: int | None) -> float:
+def unlike(steps: int, wanted: int | None) -> float:
     """How much numbers of steps differ; the longest is nearest to an unknown one."""
     return -steps if wanted is None else abs(math.log(steps / wanted))
 
@@ -335,15 +329,16 @@ def _times(kind: Any, old: Setting, factor: Span, **others: Any) -> Basis:
 def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> list[Basis]:
     """The evidence for the rate of ``new``, the strongest first. The first is proposed.
 
-    ``own``: the user's study. Its rates count if it has the model of the run; otherwise only its
-    exponents do. ``known``: the committed studies. If the number of steps is not known, rates come
-    after exponents. Factors on an unknown rate come last.
+    ``own``: the user's study. Its rates count if it has the model of the run, and its steps within
+    a factor of :data:`FAR`; otherwise only its exponents do. ``known``: the committed studies. If
+    the number of steps is not known, rates come after exponents. Factors on an unknown rate come
+    last.
     """
     found: list[Basis | None] = []
     mine = [best for best in (own or Evidence()).bests if new.model in ("", best.model)]
     same = [best for best in known.bests if best.model == new.model and new.steps]
-    same = [best for best in same if _unlike(best.steps, new.steps) <= math.log(FAR)]
     for bests, laws in ((mine, (own or Evidence()).laws), (same, known.laws)):
+        bests = [best for best in bests if unlike(best.steps, new.steps) <= math.log(FAR)]
         of_rank = exponent(old, new, laws) if new.rank != old.rank else None
         both = [measured(new, bests), of_rank]
         found += both if new.steps or old.lr is None or of_rank is None else both[::-1]
@@ -354,7 +349,7 @@ def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> l
     rows = [Best(**row) for row in committed()["others"]]
     theirs = rows[0].optimizer
     if new.optimizer in (theirs, theirs.removesuffix("w")):  # with or without weight decay
-        is_far = _unlike(rows[0].steps, new.steps) > math.log(FAR)
+        is_far = unlike(rows[0].steps, new.steps) > math.log(FAR)
         basis = measured(replace(new, optimizer=theirs, steps=None if is_far else new.steps), rows)
         found.append(basis and replace(basis, kind="others"))
     return sorted((basis for basis in found if basis), key=lambda basis: basis.relative)

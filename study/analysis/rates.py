@@ -62,8 +62,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     """The best learning rate of every rule, rank and seed.
 
     Only the rates that all seeds of a rank have count. A rank with fewer than two has no rows.
-    Ranks need not share a grid. In an interrupted sweep, a rank may lack the rates around its best
-    one. Then the best of the others is at an edge, and no exponent is fitted to it.
+    Ranks need not share a grid.
 
     Columns: those of the curve without ``lr``, ``setting``, ``rank``, ``seed``, and
 
@@ -362,6 +361,7 @@ class Missing:
     """
 
     cell_id: str
+    rank: float
     rates: tuple[float, ...]
     seeds: tuple[tuple[int, int], ...]
 
@@ -378,9 +378,12 @@ class Missing:
 
 
 def missing_rates(
-    cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
+    cells: pd.DataFrame,
+    metrics: pd.DataFrame,
+    probes: pd.DataFrame,
+    within: tuple[float, float] = (0.0, math.inf),
 ) -> list[Missing]:
-    """The rates that each rule and rank lacks. Ranks with one rate or no seed are left out.
+    """The rates ``within`` limits that each rule and rank lacks. Ranks with one rate have none.
 
     Rates of a rank should lie in steps of 2 around its best one, and no best rate at an edge. A
     best rate at an edge needs the next two rates beyond. A wider step next to it needs a rate half
@@ -398,18 +401,20 @@ def missing_rates(
             wanted |= _wanted(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
         rates: list[float] = []
         for rate in sorted(wanted):  # without those near one that was tried, or near an earlier one
-            if (np.abs(np.log(rate / np.array([*tried, *rates]))) > np.log(SLACK)).all():
+            off = np.abs(np.log(rate / np.array([*tried, *rates])))
+            if within[0] <= rate <= within[1] and (off > np.log(SLACK)).all():
                 rates.append(float(f"{rate:.3g}"))
         if rates:
             of_rank = by_id.loc[list(runs["cell_id"])]
             seeds = of_rank[[n for n in ("seed", "data_seed") if n in of_rank]].drop_duplicates()
             pairs = sorted((int(row[0]), int(row[-1])) for row in seeds.to_numpy())
-            found.append(Missing(str(runs["cell_id"].iloc[0]), tuple(rates), tuple(pairs)))
+            first = runs.iloc[0]
+            found.append(Missing(str(first["cell_id"]), first["rank"], tuple(rates), tuple(pairs)))
     return found
 
 
 def _wanted(lr: Floats, loss: Floats) -> set[float]:
-    """The rates that the runs of one rule, rank and seed need, including those already tried."""
+    """The rates that the runs of one rule, rank and seed need, tried or not."""
     if not np.isfinite(loss).any():
         return {float(lr.min()) / STEP**n for n in range(1, BEYOND + 1)}
     edge, best = bottom(lr, loss).edge, float(lr[np.nanargmin(loss)])

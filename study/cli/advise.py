@@ -13,17 +13,21 @@ import click
 import pandas as pd
 
 from study.analysis.advice import (
+    FAR,
     Basis,
     Evidence,
+    Law,
     Setting,
     Span,
     committed,
     committed_evidence,
     lost_in_bf16,
+    power,
     rest,
     study_evidence,
+    unlike,
 )
-from study.cli.group import PATH, cli
+from study.cli.group import PATH, cli, say
 from study.cli.rates import overrides_of
 from study.cli.symptoms import SYMPTOMS
 from study.config import AdapterConfig
@@ -39,13 +43,15 @@ from study.theory import family
 from study.theory.equivalence import converted_alpha
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label
 from study.vocabulary.scaling import RULES, named_rule, rule_words
-from study.vocabulary.sources import DEVICES, MATMUL_SHARE, MODELS, model_label
+from study.vocabulary.sources import MODELS, model_label
 
 MOST_LINES = 15
 USUAL_ALPHA, UNKNOWN_RATE = 16.0, 1e-2
-WIDTHS = {"tiny": 64, "smollm2": 576}
+WIDTHS = {"tiny": 64, "smollm2": 576, "gemma3": 640}
 CHECK, CHECK_STEPS, CHECK_SEEDS, TENTHS = "check", 20, "0,1", (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""The check's name, steps, seeds, and rates (in powers of ten around the advised one)."""
+"""The check's name, fewest steps, seeds, and rates (in powers of ten around the advised one)."""
+HIGHEST_RATE = 0.02
+"""Of a check under Adam. Recipes for pretrained models have far lower ones."""
 OF_THE_CHECK = re.compile(
     r"(train\.(epochs|steps|warmup|schedule|save_adapter|eval_every)|adapter\.(rank|alpha|scaling|"
     r"exponent)|optimizer|optimizer\.lr|(data\.)?seed|data\.heldout|name|probes\.\w+)=|"
@@ -75,6 +81,11 @@ class Asked:
     cannot: list[str]
     assumed: list[str]
 
+    @property
+    def rule(self) -> str:
+        """The new rule as a value of ``adapter.scaling``."""
+        return self.rules[1] if self.rules[1] in RULES else f"{self.new.p:g}"
+
 
 # Reading.
 
@@ -87,7 +98,11 @@ def read_settings(
         folder, record = find_cell(path.parent.parent, path.name)
         [flat] = pd.json_normalize([record["config"]]).to_dict("records")
         settings = {str(key).removesuffix(".name"): value for key, value in flat.items()}
-        origin = f"cell {folder.name} of {path.parent.parent.name}"
+        origin = f"cell {folder.name} of {folder.parent.parent.resolve().name}"
+        if "peft" in record:  # of a loop, whose model and data have no names
+            same = ("precision", "train.batch_size", "train.accumulation")
+            words = [f"{key}={settings[key]}" for key in same if settings[key] is not None]
+            return f"PEFT's {origin}", settings, words, []
         return origin, settings, overrides_of(record["config"], CHECK, ()), []
     found = read_file(path / "adapter_config.json" if path.is_dir() else path, entry, base=base)
     settings = found.settings()
@@ -103,8 +118,8 @@ def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]
     rank, rule, alpha, model = (given[key] for key in ("rank", "rule", "alpha", "model"))
     if path is None and rank is None:
         raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
-    settings: dict[str, Any] = {"adapter.rank": rank, "adapter.alpha": alpha or USUAL_ALPHA}
-    settings["adapter.scaling"] = rule or "lora"
+    settings: dict[str, Any] = {"adapter.rank": rank, "adapter.scaling": rule or "lora"}
+    settings["adapter.alpha"] = USUAL_ALPHA if alpha is None else alpha
     origin, words, cannot = "the options", list[str](), list[str]()
     if path is not None:
         base = None if model in MODELS else model
@@ -118,10 +133,11 @@ def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]
     assumed += [f"alpha {USUAL_ALPHA:g} (--alpha)"] if path is None and alpha is None else []
     if (init := settings.get("adapter.init")) in ("scaled", "init_b"):
         cannot.append(f"adapter.init={init} (read as kaiming)")
-    adapters = _adapters(origin, settings, rank, rule, alpha)
     rate = settings.get("optimizer.lr") if given["lr"] is None else given["lr"]
-    if rate is not None and not 0 < rate < math.inf:
-        raise StudyError(f"--lr={rate:g}: give a learning rate above 0")
+    for option, value in (("alpha", alpha), ("lr", rate)):
+        if value is not None and not 0 < value < math.inf:
+            raise StudyError(f"--{option}={value:g}: give a number above 0")
+    adapters = _adapters(origin, settings, rank, rule, alpha)
     base = short_model(model or known)
     old, new = (
         Setting(
@@ -134,7 +150,7 @@ def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]
         )
         for adapter in adapters
     )
-    if model in MODELS or not (known or words):
+    if model in MODELS or not any(word.startswith("model") for word in words):
         hub = ["model=hf", f"model.path={model or 'YOUR_MODEL'}"]
         words = [word for word in words if not word.startswith("model")]
         words += [f"model={model}"] if model in MODELS else hub
@@ -224,7 +240,7 @@ def about_run(run: Setting, rule: str) -> str:
 
 HEADS = {
     "measured": "measured",
-    "exponent": "measured, r^{}",
+    "exponent": "measured, {}",
     "theory": "theory, from equal descents to equal outputs",
     "yours": "yours, nothing changes the best rate",
     "others": "measured by others",
@@ -233,15 +249,20 @@ HEADS = {
 
 def basis_line(basis: Basis, new: Setting) -> str:
     """The answer of one basis, where it was measured, and how the user's setting differs."""
-    law = span(basis.exponent, ".2f") if basis.exponent else ""
+    law, where = "", basis.where
+    if isinstance(where, Law) and basis.exponent:
+        law = f"r^{span(basis.exponent, '.2f')}"
+        if where.points == 2:
+            factor = power(math.log(where.ranks[1] / where.ranks[0]), [*basis.exponent])
+            law = f"x {span(factor)} between ranks {where.ranks[0]} and {where.ranks[1]}"
     line = f"{HEADS[basis.kind].format(law)}: {rate_words(basis)}"
-    if (where := basis.where) is None:
+    if where is None:
         return line
     far = [] if basis.inside else ["outside its ranks or rates"]
     far.append("same model" if where.model == new.model else "other model")
     if where.optimizer != new.optimizer:
         far.append(f"{label(new.optimizer)}, not {label(where.optimizer)}")
-    far.append(f"{new.steps / where.steps:.2g} x the steps" if new.steps else "--steps not given")
+    far.append(f"{new.steps / where.steps:.3g} x the steps" if new.steps else "--steps not given")
     alpha = f", alpha {where.alpha:g}" if where.alpha else ""
     return (
         f"{line} ({where.source}: {model_label(where.model)}, ranks {where.ranks[0]} to "
@@ -250,63 +271,73 @@ def basis_line(basis: Basis, new: Setting) -> str:
     )
 
 
-def paste_lines(asked: Asked, rate: str) -> list[str]:
-    """Lines for PEFT and for Axolotl. Both know two rules: any other is written as LoRA's."""
-    new, is_rslora = asked.new, asked.rules[1] == "rslora"
-    theirs = new.alpha if is_rslora else converted_alpha(new.alpha, new.rank, new.p, 1.0)
-    alpha, whole = f"{theirs:.10g}", theirs == round(theirs)
-    return [
-        f"PEFT: LoraConfig(r={new.rank}, lora_alpha={alpha}, use_rslora={is_rslora})",
-        f"lora_r: {new.rank}  # Axolotl",
-        f"lora_alpha: {alpha}{'' if whole else '  # round it: Axolotl takes whole numbers'}",
-        f"peft_use_rslora: {str(is_rslora).lower()}",
-        f"learning_rate: {rate}",
-        *([f"loraplus_lr_ratio: {new.ratio:g}"] if new.ratio != 1 else []),
-    ]
+KEYS = {
+    "Axolotl": ("lora_r", "peft_use_rslora"),
+    "LLaMA-Factory": ("lora_rank", "use_rslora"),
+    "TRL": ("lora_r", "use_rslora"),
+    "Unsloth": ("lora_r", "use_rslora"),
+    "FinLoRA": ("lora_rank", "use_rsLoRA"),
+}
+"""By tool the keys of the rank and of rsLoRA. FinLoRA's JSON has those of Axolotl."""
 
 
-def product_line(asked: Asked) -> str:
-    """Why alpha and the learning rate are one question, and which settings give the same run.
+def paste_lines(asked: Asked, lr: str) -> list[str]:
+    """The new settings in the keys of the user's tool; PEFT's without a file.
 
-    B grows by its rate times its update, and a linear update grows with gamma.
+    ``lr``: a number that YAML 1.1 reads as one, or words, which become a comment. The tools know
+    two rules: any other is written as LoRA's.
     """
-    old = asked.old
-    square, rate = ("^2", 0.25) if family(old.optimizer) == "linear" else ("", 0.5)
-    same = " = ".join(
-        f"{rule} alpha {converted_alpha(old.alpha, old.rank, old.p, row.p):.4g}"
-        for rule, row in RULES.items()
-        if row.p is not None
-    )
-    return (
-        f"Alpha or rate? Only alpha{square} x rate matters while A hardly moves. The same run at "
-        f"rank {old.rank}: {same} = twice that alpha with {rate:g} x B's rate."
-    )
+    new, is_json = asked.new, asked.origin.endswith(".json")
+    tool = asked.origin.partition("'s ")[0]
+    if tool.startswith("cell"):
+        ours = f"adapter.rank={new.rank} adapter.alpha={new.alpha:.10g}"
+        return [f"{ours} adapter.scaling={asked.rule} optimizer.lr={lr}"]
+    is_rslora, rate = asked.rules[1] == "rslora", f"{'# ' if ' ' in lr else ''}learning_rate"
+    alpha = new.alpha if is_rslora else converted_alpha(new.alpha, new.rank, new.p, 1.0)
+    if tool not in KEYS:
+        config = f"r={new.rank}, lora_alpha={alpha:.10g}, use_rslora={is_rslora}"
+        return [f"LoraConfig({config})", f"{rate} = {lr}"]
+    names = KEYS["Axolotl" if tool == "FinLoRA" and is_json else tool]
+    whole = "" if alpha == round(alpha) or is_json else f"  # round it: {tool} has whole numbers"
+    values = {names[0]: new.rank, "lora_alpha": f"{alpha:.10g}{whole}"}
+    values |= {names[1]: str(is_rslora).lower(), rate: lr}
+    values |= {"loraplus_lr_ratio": f"{new.ratio:g}"} if new.ratio != 1 else {}
+    if is_json:
+        return [f'"{key}": {value},' for key, value in values.items()]
+    lines = [f"{key}: {value}" for key, value in values.items()]
+    if tool == "Unsloth":
+        lines = ["lora:", *(f"  {line}" for line in lines[:3]), "training:", f"  {lines[3]}"]
+    return lines
 
 
 def change_words(asked: Asked, rate: float | None) -> Iterator[str]:
     """What would change the advice."""
     if family(asked.new.optimizer) == "linear":
-        yield "Adam (lora's rate holds at every rank, rslora's falls)"
         return
-    yield "SGD (rslora's rate holds at every rank, lora's grows)"
     if (p := asked.new.p) != 1 and family(asked.new.optimizer) == "sign":
         rho = replace(asked.new, lr=rate).rho
         here = f" (here about {rho:.2g})" if rho else ""
         yield f"rho{here}: r^{p - 1:g} if A hardly moves, r^{(p - 1) / 2:g} if far"
-    yield f"10 x the steps: {10 ** -committed()['horizon'][0]:.1g} x the rate"
+    yield f"10 x the steps: {span(power(-math.log(FAR), committed()['horizon']))} x the rate"
 
 
 def notes_on(asked: Asked, rate: float | None, own: Evidence | None) -> Iterator[str]:
-    """Lines on bf16, and on the user's studies that do not count."""
+    """Lines on bf16, on the data of the check, and on the user's studies that do not count."""
     lost = lost_in_bf16(asked.new, rate) if rate and "precision=bf16" in asked.words else {}
     if lost.get(10, 0.0) > BF16_MATTERS:
         yield (
             f"bf16: PEFT loses about {lost[1]:.0%} of the adapter's output after 1 update, "
             f"{lost[10]:.0%} after 10 (theory, sizes of SmolLM2): docs/bf16.md"
         )
-    for best in own.bests if own else ():
-        if asked.new.model not in ("", best.model):
-            yield f"{best.source} is of {best.model}: only its exponents count"
+    has_data = asked.origin.startswith("cell") or any(w.startswith("data") for w in asked.words)
+    if own is None and not has_data:
+        yield "the check has data=pydoc, Python's documentation: add data=file data.path=YOUR_FILE"
+    bests, steps = own.bests if own else (), asked.new.steps
+    is_far = min((unlike(best.steps, steps) for best in bests), default=0.0) > math.log(FAR)
+    for best in bests:
+        if is_far or asked.new.model not in ("", best.model):
+            of = f"{best.steps} steps of {best.model}"
+            yield f"{best.source} has {of}: only its exponents count"
             return
         if best.edge and best.optimizer == asked.new.optimizer:
             yield (
@@ -320,51 +351,27 @@ def notes_on(asked: Asked, rate: float | None, own: Evidence | None) -> Iterator
 
 
 def check_of(asked: Asked, rate: float | None, typed: list[str]) -> dict[str, Any]:
-    """The command that measures the best rates on the user's model, its cost, and the next one."""
+    """The command that measures the best rates on the user's model, its size, and the next one."""
     new, old = asked.new, asked.old
-    rule = asked.rules[1] if asked.rules[1] in RULES else f"{new.p:g}"
     shared = [word for word in asked.words if not OF_THE_CHECK.match(word)]
-    shared += [f"optimizer={new.optimizer}", f"adapter.scaling={rule}", "probes.steps=null"]
-    shared += [f"adapter.alpha={new.alpha:.10g}", f"train.steps={CHECK_STEPS}"]
-    ranks = sorted((new.rank, old.rank if old.rank != new.rank else new.rank // 4 or 4))
-    # The best rate of a short run is higher. A run of unknown length counts as 10 times as long.
-    longer = (new.steps or 10 * CHECK_STEPS) / CHECK_STEPS
+    shared += [f"optimizer={new.optimizer}", f"adapter.scaling={asked.rule}", "probes.steps=null"]
+    # The best rate of a short run is higher. A run of unknown length counts as FAR times as long.
+    steps = max(CHECK_STEPS, math.ceil((new.steps or 0) / FAR))
+    longer = new.steps / steps if new.steps else FAR
     centre = (rate or UNKNOWN_RATE) * longer ** committed()["horizon"][0]
-    rates = [f"{centre * 10 ** (tenth * (1 if rate else 2)):.2g}" for tenth in TENTHS]
-    swept = [f"adapter.rank={ranks[0]},{ranks[1]}", f"optimizer.lr={','.join(rates)}"]
-    steps = [] if new.steps else ["--steps", "STEPS"]
-    folder = f"results/{CHECK}"
-    words = ["study", "train", "-m", f"name={CHECK}", *shared, *swept, f"seed={CHECK_SEEDS}"]
+    tenths = [tenth * (1 if rate else 2) for tenth in TENTHS]
+    if family(new.optimizer) == "sign":
+        centre = min(centre, HIGHEST_RATE / 10 ** tenths[-1])
+    rates = ",".join(f"{centre * 10**tenth:.2g}" for tenth in tenths)
+    shared += [f"adapter.alpha={new.alpha:.10g}", f"train.steps={steps}"]
+    low, high = sorted((new.rank, old.rank if old.rank != new.rank else new.rank // 4 or 4))
+    swept = [f"adapter.rank={low},{high}", f"optimizer.lr={rates}", f"seed={CHECK_SEEDS}"]
+    given = [] if new.steps else ["--steps", "STEPS"]
     return {
-        "command": shlex.join(words),
-        "cost": cost_words(shared, ranks, len(rates) * len(CHECK_SEEDS.split(","))),
-        "then": shlex.join(["study", "advise", *typed, *steps, "--study", folder]),
+        "command": shlex.join(["study", "train", "-m", f"name={CHECK}", *shared, *swept]),
+        "cost": f"{20 * steps} steps; with --plan it prints their time",
+        "then": shlex.join(["study", "advise", *typed, *given, "--study", f"results/{CHECK}"]),
     }
-
-
-def cost_words(shared: list[str], ranks: list[int], cells: int) -> str:
-    """The time of the check: on this machine if it has the base, otherwise on a GPU."""
-    values = dict(text.split("=", 1) for text in shared)
-    model, place = values.get("model", "smollm2"), values.get("model.path", "").strip("'")
-    sizes = ("train.batch_size", "8"), ("train.accumulation", "1"), ("data.sequence_length", "48")
-    steps = len(ranks) * cells * CHECK_STEPS
-    tokens = math.prod(int(values.get(key, usual)) for key, usual in sizes)
-    words = f"{steps} steps of {tokens} tokens"
-    if place and not Path(place).is_dir():
-        size = re.search(r"(\d+(?:\.\d+)?)\s*([bm])\b", place, re.IGNORECASE)
-        if size is None:
-            return words
-        weights = float(size[1]) * (1e9 if size[2] in "bB" else 1e6)
-        rate = MATMUL_SHARE / 2 * 1e12 * DEVICES["h100"].bf16
-        return f"{words}: at least {math.ceil(4 * weights * steps * tokens / rate)} s on an H100"
-    from study.models import packaged
-
-    if MODELS[model].is_packaged and not packaged.is_whole(packaged.PACKAGES[model].folder):
-        return words
-    from study.sweeps.plan import seconds_of
-
-    of_ranks = seconds_of(shared, [[f"adapter.rank={rank}"] for rank in ranks])
-    return f"{words}: at most {math.ceil(cells * sum(of_ranks))} s here"
 
 
 def advise_of(
@@ -376,10 +383,8 @@ def advise_of(
     return {
         "run": asdict(asked.old) | {"origin": asked.origin, "rule": asked.rules[0]},
         "advice": asdict(new) | {"rule": asked.rules[1], "lr": first and asdict(first.rate)},
-        "is_factor": bool(first and first.relative),
-        "paste": paste_lines(asked, f"{value:.2g}" if value else f"# {rate_words(first)}"),
+        "paste": paste_lines(asked, rate_words(first) if value is None else f"{value:.1e}"),
         "evidence": [asdict(basis) | {"words": basis_line(basis, new)} for basis in bases],
-        "alpha_or_rate": product_line(asked),
         "changes": list(change_words(asked, value)),
         "cannot": asked.cannot,
         "assumed": asked.assumed,
@@ -389,7 +394,7 @@ def advise_of(
 
 
 def advice_lines(found: Mapping[str, Any], asked: Asked, answer: str) -> list[str]:
-    """The advice in at most :data:`MOST_LINES` lines."""
+    """The advice in :data:`MOST_LINES` lines, or in more with one basis."""
     lines = [
         f"From: {about_run(asked.old, asked.rules[0])}",
         f"Set:  {about_run(replace(asked.new, lr=None), asked.rules[1])}, learning rate {answer}",
@@ -397,12 +402,12 @@ def advice_lines(found: Mapping[str, Any], asked: Asked, answer: str) -> list[st
         *(f"cannot say: {'; '.join(found['cannot'])}" for _ in found["cannot"][:1]),
         *(f"assumed: {'; '.join(found['assumed'])}" for _ in found["assumed"][:1]),
     ]
-    last = [found["alpha_or_rate"], f"It changes with {'; '.join(found['changes'])}."]
+    last = [f"It changes with {'; '.join(found['changes'])}." for _ in found["changes"][:1]]
     last += found["notes"]
     if check := found["check"]:
         last += [f"Check ({check['cost']}): {check['command']}", f"Then: {check['then']}"]
     evidence = [basis["words"] for basis in found["evidence"]]
-    return [*lines, *evidence[: MOST_LINES - len(lines) - len(last)], *last]
+    return [*lines, *evidence[: max(1, MOST_LINES - len(lines) - len(last))], *last]
 
 
 @cli.command()
@@ -427,13 +432,13 @@ def advise(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Print alpha and learning rate for a rank and a rule, with the evidence.
-
-    CONFIG is a configuration of PEFT, Axolotl, LLaMA-Factory, TRL, Unsloth or FinLoRA, or a cell:
-    RESULTS/NAME/cells/ID. Options can also describe a run: --rank 64 --optimizer adamw.
+    """CONFIG is a configuration of PEFT, Axolotl, LLaMA-Factory, TRL, Unsloth or FinLoRA, or a
+    cell: RESULTS/NAME/cells/ID. Options can also describe a run: --rank 64 --optimizer adamw.
     """
     if symptom is not None:
-        facts = committed()["facts"]
+        if config or studies:
+            say("--symptom reads no configuration and no study: it prints what is usual")
+        facts = committed()["facts"] | {"config": config or "CONFIG"}
         answer = {key: text.format(**facts) for key, text in SYMPTOMS[symptom].items()}
         lines = [f"{key}: {text}" for key, text in answer.items()]
         click.echo(json.dumps(answer) if as_json else "\n".join(lines))

@@ -41,10 +41,8 @@ WAIT = 1.0
 def dashboard(
     studies: tuple[Path, ...], file: Path | None, port: int, host: str, wandb: bool
 ) -> None:
-    """Show every layer in a browser, also during training.
-
-    The page shows one of several studies at a time, and a table compares them. It waits for a study
-    that has no cell yet.
+    """The page shows one of several studies at a time, and a table compares them. It waits for a
+    study that has no cell yet.
     """
     if wandb:
         from study.report import plots_folder

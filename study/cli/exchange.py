@@ -26,10 +26,7 @@ from study.integrations.configs import from_sweep_file, read_file, write
     help="Write use_rslora: false and lora_alpha = gamma r, for servers that ignore the flag.",
 )
 def export(study_dir: Path, cell: str, folder: Path, merged: bool, fold_scaling: bool) -> None:
-    """Write a trained adapter to DIR in PEFT's format.
-
-    CELL is an id or the start of one. The cell must have been trained with train.save_adapter=true.
-    """
+    """CELL is an id or the start of one. It must have been trained with train.save_adapter=true."""
     from study.integrations import exporting
 
     click.echo(exporting.export(study_dir, cell, folder, merged, fold_scaling))
@@ -39,10 +36,8 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool, fold_scaling:
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def import_(folder: Path, overrides: tuple[str, ...]) -> None:
-    """Check a PEFT adapter and print commands to train it.
-
-    The commands continue to train the adapter in DIR, or only measure it. Its base is the one that
-    it names, or model=... model.path=...
+    """The commands continue to train the adapter in DIR, or only measure it. Its base is the one
+    that it names, or model=... model.path=...
     """
     from study.integrations import exporting
 
@@ -77,10 +72,7 @@ def reads_config(command: Callable[..., None]) -> Callable[..., None]:
 @cli.command("import-config")
 @reads_config
 def import_config(**options: Any) -> None:
-    """Import a configuration of Axolotl, LLaMA-Factory, TRL, Unsloth, FinLoRA or PEFT.
-
-    Writes it as an experiment and prints the command that trains it.
-    """
+    """Writes it as an experiment and prints the command that trains it."""
     _import_config({}, **options)
 
 
@@ -95,7 +87,6 @@ def import_config(**options: Any) -> None:
 @click.option("--seeds", default="", help="Seeds, such as 0,1,2.  [default: the file's seed]")
 @reads_config
 def sweep_from(ranks: str, rules: str, seeds: str, **options: Any) -> None:
-    """Like import-config, swept over ranks and rules."""
     lists = {"adapter.scaling": _list(rules), "adapter.rank": _list(ranks), "seed": _list(seeds)}
     _import_config({key: values for key, values in lists.items() if values}, **options)
 

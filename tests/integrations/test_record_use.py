@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 import study
 from study.errors import StudyError
 from study.models import tiny
-from study.store import load_records
+from study.store import cell_folders, load_records
 
 peft = pytest.importorskip("peft")
 
@@ -367,6 +367,23 @@ def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
     [record] = load_records(script.results)
     assert record["training_note"].startswith("No seed was set: the draw of the init is unknown")
     assert "its update and its descent are 0" in record["training_note"]
+
+
+def test_a_question_about_rates_of_a_recorded_study(script: Script, study_cli: Make) -> None:
+    """It can't be trained again, so each gets an answer or a line."""
+    for rate in (1e-3, 2e-3):
+        one = script.copy("mine")
+        one.optimizer.param_groups[0]["lr"] = rate
+        with one.record(seed=0) as recording:
+            one.step(next(one.batches(1)))
+            recording.heldout(3 - rate)
+    ran = study_cli("advise", str(cell_folders(one.results)[0]), "--rank", "64")
+    assert ran.code == 0, ran.err
+    assert "LoraConfig(r=64, lora_alpha=16, use_rslora=False)" in ran.out
+    assert "data=pydoc" in ran.out
+    ran = study_cli("rates", str(one.results), "--refine")
+    [line] = ran.err.splitlines()
+    assert "was recorded from your loop, so train there rank 4 at optimizer.lr=" in line
 
 
 def test_bf16_autocast(script: Script) -> None:

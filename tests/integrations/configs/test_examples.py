@@ -51,6 +51,25 @@ def test_a_sample_trains(study_cli: Cli, trained: Trained, name: str) -> None:
     assert row == [*SAMPLES[name], "complete"]
 
 
+@pytest.mark.parametrize("name", [*SAMPLES, "finetune_configs.json"])
+def test_pasted_lines_are_the_advised_run_in_the_tools_keys(study_cli: Cli, name: str) -> None:
+    """As YAML 1.1 reads them; 1e-05 would be text. FinLoRA's sample has no rate to read."""
+    ran = study_cli(*f"advise {name} --rank 256 --rule lora --lr 1e-5 --json".split())
+    found, is_json = json.loads(ran.out), name.endswith("json")
+    lines = "\n".join(["{", *found["paste"], "}"] if is_json else found["paste"])
+    new, file = yaml.safe_load(lines), yaml.safe_load(Path(name).read_text())
+    own = next(iter(file.values())) if is_json else file
+    for key, value in new.items():
+        own[key] = own[key] | value if isinstance(value, dict) else value
+    Path(name).write_text(json.dumps(file))
+    again = json.loads(study_cli("advise", name, "--json").out)["run"]
+    rate = new.get("training", new)["learning_rate"]
+    assert rate == pytest.approx(found["advice"]["lr"]["value"], rel=0.05)
+    assert again["lr"] == (None if name == "finlora.yaml" else rate)
+    assert (again["rank"], again["rule"]) == (256, "lora")
+    assert again["alpha"] == pytest.approx(found["advice"]["alpha"])
+
+
 def test_every_sample_of_a_configuration_is_tested() -> None:
     assert {path.name for path in (DOCS / "examples").glob("*.y*ml")} == set(SAMPLES)
 
