@@ -132,9 +132,10 @@ def test_an_rslora_adapter_is_written_as_plain_lora(tmp_path: Path, monkeypatch:
 
     def base() -> torch.nn.Module:
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(6, 5))
+        return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 6))
 
-    config = peft.LoraConfig(r=4, use_rslora=True, target_modules=["0"], init_lora_weights=False)
+    config = peft.LoraConfig(r=16, use_rslora=True, target_modules=["0", "1"])
+    config.lora_alpha, config.alpha_pattern, config.init_lora_weights = 16, {"1": 7}, False
     model, x = peft.get_peft_model(base(), config), torch.randn(3, 6)
     model.save_pretrained("DIR")
     exec(compile(block("rank_pattern"), "docs/serving.md", "exec"), {})
@@ -142,6 +143,8 @@ def test_an_rslora_adapter_is_written_as_plain_lora(tmp_path: Path, monkeypatch:
     assert not again.peft_config["default"].use_rslora
     torch.testing.assert_close(again(x), model(x))
     assert not torch.allclose(model(x), base()(x), atol=1e-3)
+    written = Path("DIR/adapter_config.json").read_text()
+    assert '"lora_alpha": 64,' in written  # some servers refuse 64.0
 
 
 def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
