@@ -294,7 +294,7 @@ class WandbRuns(Tracker):
             group=record["study"],
             job_type=rule_of(record),
             tags=tags(record),
-            config=plain(record["config"] | about),
+            config=plain(about | record["config"]),  # about has labels of the model and the data
         )
 
     def write(self, run: "wandb.Run", row: dict[str, float], step: int) -> None:

@@ -69,7 +69,7 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
         assert run["display_name"] == f"adamw {rule} rank {rank} seed 0 lr 0.0001 alpha 16.0"
         types.add(run["job_type"])
         sent, known = run["config"]["update"], record | record["config"]
-        keys = ("gamma", "adapter", "optimizer", "sources")
+        keys = {"cell_id", "gamma", "sources"} | record["config"].keys()
         assert {key: sent[key] for key in keys} == {key: known[key] for key in keys}
         assert [r["exit"].get("exit_code", 0) for r in records if r["type"] == "exit"] == [0]
     assert types == {"lora", "rslora"}
