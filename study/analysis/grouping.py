@@ -153,7 +153,7 @@ def design(cells: pd.DataFrame) -> pd.DataFrame:
         same = list(twins.index[(twins == twins.iloc[0]).all(axis=1)])
         first = cells[cells["cell_id"].astype(str) == same[0]].iloc[0]
         raise StudyError(
-            f"cells {', '.join(same)} have the same rank {first['rank']:g}, seed {first['seed']} "
+            f"cells {', '.join(same)} have the same rank {first['rank']:.0f}, seed {first['seed']} "
             "and configuration: keep one"
         )
     finite = pd.Series(rank).where(np.isfinite(rank))

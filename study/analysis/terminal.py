@@ -81,7 +81,7 @@ def _caption(summary: pd.DataFrame) -> str:
             lines.append(f"{word}: {meaning(word, STABLE_RATIO)}")
     spans = summary[["rank_min", "rank_max", "margin"]].drop_duplicates()
     lines += [
-        f"factor: from rank {low:g} to {high:g}; {STABLE_RATIO:g} is an exponent of ±{margin:.3f}"
+        f"factor: from rank {low:.0f} to {high:.0f}; {STABLE_RATIO} is an exponent of ±{margin:.3f}"
         for low, high, margin in spans.itertuples(index=False)
     ]
     if summary["bent"].any():
@@ -115,7 +115,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
     named = zip(rows["optimizer"], setting_labels(rows, settings), strict=True)
     heads = [", ".join(filter(None, map(str, words))) for words in named]
     high = sorted(rows["high_rank_min"].dropna().unique())
-    above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
+    above = [f"r≥{' or '.join(f'{rank:.0f}' for rank in high)}"] if high else []
     lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
     lines.append(f"read on the {BATCH_NAMES[TRAIN]} batch")
     lines += bracket_notes(rows)
@@ -154,7 +154,7 @@ def render_best(rates: pd.DataFrame) -> Table:
     table = _table(
         f"Best learning rates after {last['horizon'].max():g} steps",
         "< or >: at an edge of the rates tried for some seed." if at_edge else "",
-        ["optimizer, rule", *(f"rank {rank:g}" for rank in ranks)],
+        ["optimizer, rule", *(f"rank {rank:.0f}" for rank in ranks)],
         left=["optimizer, rule"],
     )
     for name, rule in _by_rule(last):

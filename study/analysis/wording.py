@@ -58,10 +58,12 @@ def batch_words(batches: Iterable[str]) -> dict[str, str]:
 
 
 def setting_text(value: Any) -> str:
-    """The value of a setting; ``none`` if missing."""
+    """The value of a setting: ``none`` if missing, 1048576 and not 1.04858e+06."""
     if pd.isna(value):
         return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else f"{value:g}"
+    return str(value)
 
 
 def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[str]:

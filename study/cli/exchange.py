@@ -47,19 +47,14 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 
 def reads_config(command: Callable[..., None]) -> Callable[..., None]:
     """Add the arguments of the two commands that import a configuration."""
-    usual: dict[str, Any] = {
-        "default": Path("conf"),
-        "show_default": True,
-        "type": PATH,
-        "metavar": "FOLDER",
-    }
+    folder: dict[str, Any] = {"default": Path("conf"), "show_default": True, "metavar": "FOLDER"}
     lists = "A sweep file of Axolotl: a list of values for each key."
     base = "The model to train: a folder or a hub name.  [default: the file's]"
     name = "Name of the experiment.  [default: that of the entry or the file]"
     for option in (
         click.option("--force", is_flag=True, help="Overwrite existing files."),
         click.option("--sweep", type=PATH, metavar="FILE", help=lists),
-        click.option("--to", **usual, help="Configuration folder to write to."),
+        click.option("--to", type=PATH, **folder, help="Configuration folder to write to."),
         click.option("--name", help=name),
         click.option("--base", help=base),
         click.option("--entry", help="The configuration to read, if the file holds several."),

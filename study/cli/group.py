@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from study import __version__, load_plugins
-from study.errors import MOST_CHARACTERS, printable
+from study.errors import MOST_CHARACTERS, StudyError, given, printable
 
 WIDTH = 100
 """The most columns of a line of text."""
@@ -78,6 +79,10 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
             import_module(f"study.cli.{COMMANDS[cmd_name][0]}")
+        elif not ctx.resilient_parsing:  # as it is during completion
+            near = get_close_matches(cmd_name, COMMANDS, 1)
+            meant = f"did you mean {near[0]}?" if near else "see study --help"
+            raise StudyError(f"unknown command {given(cmd_name)}: {meant}")
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,6 +1,8 @@
 """The commands that read studies or a finished adapter."""
 
 import math
+import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -154,8 +156,9 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     tables = load_tables(study_dir)
     [_, page] = write_report(study_dir, tables, usual, to)
     conclude(tables, study_dir)
-    click.echo(f"open {page}")
-    click.echo(f"study dashboard {study_dir}    # every layer, in a browser")
+    program = "study" if shutil.which("study") else sys.argv[0]
+    click.echo(f"open in a browser: {page}")
+    click.echo(f"every layer in a browser: {program} dashboard {study_dir}")
 
 
 @cli.command()

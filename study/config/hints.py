@@ -34,7 +34,7 @@ SEE = "see study train --help and --hydra-help"
 def arranged(arguments: Sequence[str]) -> list[str]:
     """The arguments of ``study train`` as Hydra's parser accepts them: options before overrides.
 
-    Raises :class:`StudyError` for an option that does not exist.
+    Raises :class:`StudyError` for an option that does not exist, and for a folder of Hydra's.
     """
     parser = get_args_parser()
     parser.exit_on_error = False
@@ -47,6 +47,10 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         near = get_close_matches(option, [*real, "--plan"], 1, 0.7)
         raise StudyError(f"unknown option {given(option)}{_meant(near)}: {SEE}")
     overrides = [*parsed.overrides, *others]
+    for text in overrides:
+        if text.startswith(("hydra.sweep.", "hydra.run.")):  # Hydra would make empty folders
+            key = text.partition("=")[0]
+            raise StudyError(f"{key} is not used: give results_dir=FOLDER, and name=NAME")
     return [*(text for text in arguments if text not in overrides), *overrides]
 
 

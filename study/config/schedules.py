@@ -20,8 +20,6 @@ def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
     ``train.epochs`` decides the steps, and a ``train.warmup`` below 1 is a share of them, as in the
     Trainer of transformers 5: an epoch has ceil(ceil(rows / batch_size) / accumulation) steps.
     ``rows`` counts the training rows; it is called for epochs only.
-
-    Raises :class:`StudyError` if the steps are too many.
     """
     train = config.train
     steps, warmup = train.steps, train.warmup
@@ -39,11 +37,7 @@ def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
 
 
 def probe_steps(config: CellConfig) -> tuple[int, ...]:
-    """The steps that are measured, ascending. Listed steps after the end of the run are dropped.
-
-    Raises :class:`StudyError` for a bad schedule, for two schedules at once, and for over
-    :data:`MOST_STEPS` steps.
-    """
+    """The steps that are measured, ascending. Listed steps after the end of the run are dropped."""
     probes, last = config.probes, config.train.steps
     if probes.every is not None and probes.steps is not None:
         raise StudyError("probes.every and probes.steps are both set: set one to null")

@@ -64,7 +64,7 @@ def verdicts(study: Study) -> dict[str, Any]:
     rows = headline(study.tables.exponents)
     tested = [] if (rows["verdict"] == ONE_SEED).all() else [TESTED]
     pairs = rows[["rank_min", "rank_max"]].drop_duplicates().itertuples(index=False)
-    spans = " or ".join(f"{low:g} to {high:g}" for low, high in pairs)
+    spans = " or ".join(f"{low:.0f} to {high:.0f}" for low, high in pairs)
     factor = f"× is the factor from the lowest to the highest rank ({spans})."
     return {
         "verdicts": [_verdict(row) for row in rows.itertuples(index=False)],

@@ -11,7 +11,13 @@ from matplotlib.colors import to_hex
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.summary import BATCHES_OF
-from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words, setting_labels
+from study.analysis.wording import (
+    INTERVAL,
+    STRAIGHTNESS,
+    batch_words,
+    setting_labels,
+    setting_text,
+)
 from study.dashboard import findings
 from study.dashboard.findings import json_value
 from study.dashboard.studies import Study
@@ -30,8 +36,7 @@ CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm
 MOST_POINTS = 400
 """Points of a curve on the page. Longer curves are thinned out."""
 MOST_DF = 200
-"""The page gets Student's t up to this many degrees of freedom, and uses the last value beyond it.
-That is within 0.6 % of the normal distribution's."""
+"""Degrees of freedom of Student's t on the page. The last is within 0.6 % of the normal's."""
 
 NOT_CONFIGURATION = (
     *("cell_id", "study", "status", "error", "diverged_step", "stuck_step", "steps_done"),
@@ -52,8 +57,7 @@ MAIN = {
     "precision": "{}",
     "seed": "seed {}",
 }
-"""The settings that a reader needs first, each with its words. The page hides the others behind a
-disclosure."""
+"""The settings that a reader needs first, each with its words. A disclosure hides the others."""
 MOST_VALUES = 6
 """Values of a setting that its line lists."""
 
@@ -262,7 +266,9 @@ def configuration(cells: pd.DataFrame) -> dict[str, Any]:
     columns = [str(name) for name in cells if name not in NOT_CONFIGURATION]
     differ = [name for name in columns if cells[name].astype(str).nunique() > 1]
     main = [words.format(_values(cells[name])) for name, words in MAIN.items() if name in cells]
-    first = {name: _text(cells[name].iloc[0]) for name in columns if name not in (*differ, *MAIN)}
+    first = {
+        name: setting_text(cells[name].iloc[0]) for name in columns if name not in (*differ, *MAIN)
+    }
     rest = {name: text for name, text in first.items() if text != "none"}
     return {"differ": differ, "main": main, "rest": rest}
 
@@ -270,12 +276,6 @@ def configuration(cells: pd.DataFrame) -> dict[str, Any]:
 def _values(column: "pd.Series[Any]") -> str:
     values = sorted(set(column.dropna()), key=lambda value: (isinstance(value, str), value))
     if len(values) > MOST_VALUES:
-        return f"{len(values)} values from {_text(values[0])} to {_text(values[-1])}"
-    name = label if column.name == "optimizer" else _text
+        return f"{len(values)} values from {setting_text(values[0])} to {setting_text(values[-1])}"
+    name = label if column.name == "optimizer" else setting_text
     return ", ".join(map(name, values)) or "none"
-
-
-def _text(value: Any) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -87,7 +87,7 @@ def loss_in_bf16(tables: Tables) -> Figure:
             style.step_axis(ax, losses["step"].to_numpy())
     drawn = {form for family in shown for form in family.cells["form"]}
     style.legend(page, {form: look for form, look in LOOKS.items() if form in drawn})
-    ranks = dict.fromkeys(f"{family.ranks[-1]:g}" for family in shown)
+    ranks = dict.fromkeys(f"{family.ranks[-1]:.0f}" for family in shown)
     mean = ""
     if max(seeds) > 1:
         mean = f"Lines: mean over {span(seeds - {0})} seeds, with the same batches."

@@ -101,8 +101,6 @@ def sweeps(tables: Tables, *free: str) -> list[Sweep]:
     """The settings of a study with the final held-out loss of their runs.
 
     ``free``: the columns of ``cells`` that differ within a setting.
-
-    Raises :class:`Absent` if no run has one.
     """
     cells = tables.cells
     heldout = per_step(tables, "eval_loss") if len(cells) else pd.DataFrame()

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.grouping import curve_labels, distinguishing, end_steps
+from study.analysis.wording import setting_text
 from study.errors import StudyError, printable
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
@@ -116,7 +117,7 @@ def _named(column: str, value: Any) -> str:
     if pd.isna(value):
         return printable(f"no {words}")
     if isinstance(value, numbers.Number):
-        text = f"{value:g}"
+        text = setting_text(value)
     else:
         text = label(re.sub(r"[][']", "", model_label(value)))
     return printable(PREFIX.get(column, f"{words} ") + text)

@@ -226,10 +226,10 @@ def _extremes(found: Sequence[Curve]) -> str:
     if ends:
         loss, rank, rule = min(ends)
         parts.append(
-            f"the lowest perplexity at rank {rank:g} is that of {rule} ({perplexities(loss)[0]})"
+            f"the lowest perplexity at rank {rank:.0f} is that of {rule} ({perplexities(loss)[0]})"
         )
     ranks = [row for curve in found for row in curve.last]
-    over = f", rank {ranks[0].rank_max:g} against rank {ranks[0].rank_min:g}" if ranks else ""
+    over = f", rank {ranks[0].rank_max:.0f} against rank {ranks[0].rank_min:.0f}" if ranks else ""
     beside = f"{found[0].beside}, " if found[0].beside else ""
     return f"{beside}{count_noun(len(found), 'rule')}{over}: {'; '.join(parts)}."
 
@@ -255,7 +255,7 @@ def _of_rule(curve: Curve) -> str:
             said = _clauses([row for row in rows if row.step == step])
             parts.append(f"{when} step {step}{',' if said[0].isdigit() else ''} {said}")
     low, high = curve.condition[0].rank_min, curve.condition[0].rank_max
-    text = f"{curve.name}, rank {high:g} against rank {low:g}: {'; '.join(parts)}."
+    text = f"{curve.name}, rank {high:.0f} against rank {low:.0f}: {'; '.join(parts)}."
     return f"{text} {loss[0].upper()}{loss[1:]}." if loss else text
 
 
@@ -304,7 +304,7 @@ def _loss_text(curve: Curve) -> str:
     text = "held-out perplexity "
     if low == high:
         return f"{text}is {at_low} after training{before}"
-    ends = f"{at_low} at rank {low:g}", f"{at_high} at rank {high:g}"
+    ends = f"{at_low} at rank {low:.0f}", f"{at_high} at rank {high:.0f}"
     direction = gain_sign(curve) if at_low != at_high else 0
     if direction and (curve.losses[low] > curve.losses[high]) == (direction > 0):
         verb = "falls" if direction > 0 else "rises"
@@ -371,7 +371,7 @@ def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
         if row is not None and row.verdict in GROWS and row.factor >= 2:
             first = (
                 f"the first update lowers the loss {size_text(row.factor)} as much at rank "
-                f"{row.rank_max:g} as at rank {row.rank_min:g} (to first order)"
+                f"{row.rank_max:.0f} as at rank {row.rank_min:.0f} (to first order)"
             )
         steps = "time" if math.isnan(curve.steps) else f"{curve.steps:g} steps"
         yield (

@@ -244,7 +244,7 @@ def _two_regimes(tables: StudyTables) -> Iterator[str]:
     names = joined([quantity_text(*pair).removesuffix(", rms") for pair in pairs])
     low, high = bent["rank_min"].min(), bent["rank_max"].max()
     yield (
-        f"**Do not extrapolate beyond these ranks**: between ranks {low:g} and {high:g} the "
+        f"**Do not extrapolate beyond these ranks**: between ranks {low:.0f} and {high:.0f} the "
         f"scaling law of {names} changes, so exponents and p\\* differ at higher ranks."
     )
 

@@ -142,7 +142,7 @@ def p_star_section(tables: StudyTables) -> Section:
     others = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
     rows = one_per_optimizer(others, settings)
     rows = rows.assign(named=setting_labels(rows, settings))
-    high = " or ".join(f"{rank:g}" for rank in sorted(rows["high_rank_min"].dropna().unique()))
+    high = " or ".join(f"{rank:.0f}" for rank in sorted(rows["high_rank_min"].dropna().unique()))
     notes = [*shared_rules(rows), *shared_measurements(rows), *bracket_notes(rows)]
     first = rows[rows["step"] == rows.groupby(["site", "stat"])["step"].transform("min")]
     sentences = []
@@ -253,7 +253,7 @@ def rate_section(tables: StudyTables) -> Section:
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
     means = logs.groupby(by, observed=True, dropna=False)["log_lr"].mean().reset_index()
     best = [
-        {**named(row), "rank": f"{row.rank:g}", "best learning rate": f"{np.exp(row.log_lr):.2g}"}
+        {**named(row), "rank": f"{row.rank:.0f}", "best learning rate": f"{np.exp(row.log_lr):.2g}"}
         for row in row_list(means.assign(named=setting_labels(means, settings)))
     ]
     notes = bracket_notes(transfer[transfer["exponent"].notna()])
@@ -288,7 +288,7 @@ def loss_section(tables: StudyTables) -> Section:
             "α": f"{row.alpha:g}",
             "compared at": _compared_at(row),
             "gain per doubling of the rank": signed_interval(row.gain, row.ci_low, row.ci_high),
-            "ranks": f"{row.rank_min:g} to {row.rank_max:g}",
+            "ranks": f"{row.rank_min:.0f} to {row.rank_max:.0f}",
             "seeds": str(row.seeds),
         }
         for row in row_list(effects)
@@ -298,7 +298,7 @@ def loss_section(tables: StudyTables) -> Section:
             "optimizer": label(row.optimizer),
             "compared at": _compared_at(row),
             "rule": rule_of_row(row, named[row.setting]),
-            "rank": f"{row.rank:g}",
+            "rank": f"{row.rank:.0f}",
             "loss minus rsLoRA's at equal rank": signed_interval(
                 row.difference, row.ci_low, row.ci_high
             ),
@@ -308,7 +308,7 @@ def loss_section(tables: StudyTables) -> Section:
     rates = np.unique(losses.loc[losses["how"] == "matched", "lr"].to_numpy(float))
     gap = f"{np.max(rates[1:] / rates[:-1]):.2g}" if len(rates) > 1 else ""
     costs = losses.dropna(subset=["flops"]).drop_duplicates("rank").sort_values("rank")
-    by_rank = [f"rank {row.rank:g}: {row.flops / 1e6:,.3g}" for row in row_list(costs)]
+    by_rank = [f"rank {row.rank:.0f}: {row.flops / 1e6:,.3g}" for row in row_list(costs)]
     is_one_cost = losses.groupby("rank")["flops"].nunique().max() == 1
     return {
         "effects": of_rank,
@@ -390,7 +390,7 @@ def truncation_section(tables: StudyTables) -> list[dict[str, str]]:
                 "" if np.isnan(row.needed) else number_list([row.needed])
             ),
             "loss if cut to the lowest rank": (
-                "" if np.isnan(row.cut) else f"{row.cut:.4f} (rank {row.lowest:g})"
+                "" if np.isnan(row.cut) else f"{row.cut:.4f} (rank {row.lowest:.0f})"
             ),
             "minus the loss of the run of that rank": (
                 "" if np.isnan(row.beyond) else signed_interval(row.beyond, row.ci_low, row.ci_high)

@@ -99,7 +99,7 @@ def broken_list(cells: pd.DataFrame) -> str:
 
 def number_list(numbers: Iterable[float]) -> str:
     """Numbers separated by commas; infinity is ``∞``."""
-    return ", ".join("∞" if np.isinf(number) else f"{number:g}" for number in numbers)
+    return ", ".join("∞" if np.isinf(number) else setting_text(number) for number in numbers)
 
 
 def interval(value: float, low: float, high: float) -> str:

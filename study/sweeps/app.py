@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     plans = [text for text in arguments if text.partition("=")[0] == PLAN_FLAG]
     own = arranged([argument for argument in arguments if argument not in plans])
     own += [f"+{PLAN_KEY}={quoted(text.partition('=')[2])}" for text in plans[-1:]]
+    if "--hydra-help" in own:
+        own.append("hydra/hydra_help=study")  # Hydra's own advertises study -sc
     sys.argv = [sys.argv[0], *own]
     mistakes: list[str | None] = []
     workers: list[Worker] = []  # one, when torch is imported

@@ -52,8 +52,6 @@ def measure_study(
     :data:`~study.analysis.distances.FACTS`, and those of :func:`~study.analysis.distances.compare`.
     Memory: one limit, ``4 D (O + 2 D)`` bytes per layer and step. A limit under a sign-like rule is
     trained at :data:`~study.adapters.infinite.STAND_IN` times the highest rank.
-
-    Raises :class:`StudyError` if no cell has a limit.
     """
     cells = load_cells(study_dir)
     complete = cells.loc[cells["status"] == "complete", "cell_id"]

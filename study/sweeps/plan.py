@@ -117,7 +117,7 @@ def _price_lines(
             need.activation_bytes,
         )
         table.add_row(
-            f"{rank:g}",
+            f"{rank:.0f}",
             str(len(own)),
             f"{need.flops / 1e15:.3g}",
             *(f"{size / GB:.3g}" for size in sizes),
@@ -158,10 +158,7 @@ def _data_lines(pack: Pack) -> Iterator[str]:
 
 
 def fleet(text: str) -> tuple[int, str]:
-    """The number and the name of the devices of ``--plan=8xh100`` or ``--plan=h100``.
-
-    Raises :class:`StudyError` for anything else.
-    """
+    """The number and the name of the devices of ``--plan=8xh100`` or ``--plan=h100``."""
     found = re.fullmatch(r"(?:([1-9]\d{0,5})x)?(\w+)", text)
     if found is None:
         raise StudyError(f"--plan={short(text)}: give a number of devices, such as 8xh100")

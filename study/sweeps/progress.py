@@ -38,6 +38,8 @@ WIDE = 10_000
 """Columns of text without a terminal: a line per cell for other programs."""
 LINE_EVERY = 10.0
 """Seconds between lines of log where there is no terminal."""
+FEW = 5
+"""Steps of a cell before there is a time left: the first ones measure more, and compile."""
 READ_EVERY = 5.0
 """Seconds between two readings of a sweep's progress by its own processes."""
 
@@ -60,7 +62,7 @@ class SweepProgress(NamedTuple):
     """How far a sweep is.
 
     ``states``: cells by state. ``work``: the share of the steps that is done, 0 to 1.
-    ``seconds_left``: None before the first step.
+    ``seconds_left``: None before a cell has taken :data:`FEW` steps or ended.
     """
 
     states: Counter[str]
@@ -106,15 +108,21 @@ class LiveSweep:
         return found
 
     def progress(self) -> SweepProgress:
-        """How far it is, if all steps take the same time."""
-        records = self.records()
+        """How far it is, if all steps take the same time. A base is loaded before cells begin."""
+        records, began = self.records(), list[str]()
         done = left = 0
+        is_known = False
         for cell, record in zip(self.cells, records, strict=True):
-            steps = int(record.get("steps_done", -1))
-            done += steps - cell.get("steps_done", -1)
-            left += 0 if record["status"] in ENDED else cell["config"]["train"]["steps"] - steps
-        elapsed = time.time() - datetime.fromisoformat(self.began).timestamp()
-        seconds = elapsed * left / done if done else None
+            steps, has_ended = int(record.get("steps_done", -1)), record["status"] in ENDED
+            own = steps - cell.get("steps_done", -1)
+            done += own
+            left += 0 if has_ended else cell["config"]["train"]["steps"] - steps
+            is_known |= own > 0 and (own >= FEW or has_ended)
+            if own > 0:
+                at = (record.get("resumed") or [{"at": record["started"]}])[-1]["at"]
+                began.append(max(self.began, at))
+        elapsed = time.time() - datetime.fromisoformat(min(began, default=self.began)).timestamp()
+        seconds = elapsed * left / done if is_known else None
         work = done / (done + left) if done else 0.0
         return SweepProgress(Counter(record["status"] for record in records), work, seconds)
 
@@ -181,10 +189,7 @@ def waiting_cells(study_dir: Path) -> list[dict[str, Any]]:
 
 
 def list_studies(results_dir: Path) -> pd.DataFrame:
-    """A row per study in ``results_dir``: its folder, models, cells, and cells by state.
-
-    Raises :class:`StudyError` if there is none.
-    """
+    """A row per study in ``results_dir``: its folder, models, cells, and cells by state."""
     found = []
     for folder in sorted(filter(Path.is_dir, results_dir.glob("*"))):
         with contextlib.suppress(StudyError):
@@ -253,7 +258,7 @@ def render(cells: pd.DataFrame) -> str:
     shown: dict[str, Iterable[str]] = {
         **{name: words(name, "{}") for name in ("status", "cell_id")},
         **{name: of for name, of in settings.items() if name not in shared},
-        "rank": words("rank", "{:g}"),
+        "rank": words("rank", "{:.0f}"),
         "seed": words("seed", "{:.0f}"),
         "steps": done + words("steps", "{:.0f}"),
         "sec": words("seconds", "{:.1f}"),
@@ -295,8 +300,6 @@ def _summary(cells: pd.DataFrame) -> str:
 def watch(study_dir: Path) -> None:
     """Print a line when the states of the cells change, and at intervals. When no sweep is live and
     no cell is running, print the table and the next command.
-
-    Raises :class:`StudyError` if the folder holds no study.
     """
     printed, states = -LINE_EVERY, ""
     width = terminal_width()
@@ -313,7 +316,7 @@ def watch(study_dir: Path) -> None:
                 line += f"  {last.work:.0%}  {last.left}".rstrip()
             for cell in running.to_dict("records"):
                 step = f"{cell['steps_done']:g}/{cell['steps']}"
-                more = f"  rank {cell['rank']:g} {cell['scaling']} at step {step}"
+                more = f"  rank {cell['rank']:.0f} {cell['scaling']} at step {step}"
                 line += more if len(line + more) <= width else ""
             print(line, flush=True)
         time.sleep(max(1.0, len(cells) / 500))  # a reading takes 1 ms a cell

@@ -64,7 +64,7 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> ws.Workspace:
             filters=ws.And(ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY),
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
-                ws.GroupPath(scaling, f"{rank:g}"): to_hex(
+                ws.GroupPath(scaling, f"{rank:.0f}"): to_hex(
                     shade(Rule.of(scaling, 0.0), rank, ranks)
                 )
                 for scaling, rank in pairs

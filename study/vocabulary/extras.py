@@ -1,10 +1,7 @@
-"""Optional packages: the extras of the distribution, and the experiment trackers.
-
-Every message and document names an optional dependency by :func:`install`. The line works in a
-clone of the repository, because the distribution is not on a package index.
-"""
+"""Optional packages: the extras of the distribution, and the experiment trackers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 DISTRIBUTION = "rank-study"
 """The name that pip knows. The package to import and the command are called ``study``."""
@@ -26,10 +23,11 @@ EXTRAS = {
 
 
 def install(extra: str) -> str:
-    """The command that installs an optional dependency. Raises ``KeyError`` for an unknown one."""
+    """The command that installs an optional dependency: of a clone in its folder, or of a wheel."""
     if extra not in EXTRAS:
         raise KeyError(extra)
-    return f"pip install '.[{extra}]'"
+    is_clone = (Path(__file__).parents[2] / "pyproject.toml").exists()
+    return f"pip install '{'.' if is_clone else DISTRIBUTION}[{extra}]'"
 
 
 NONE, WANDB = "none", "wandb"

@@ -27,6 +27,7 @@ SLIPS = {
     "--bogus": "unknown option --bogus: see study train --help",
     "adapter.rank=4 8 16": "can't read 8",
     "adapter.rank=4,8": "add -m to sweep over several values",
+    "-m hydra.sweep.dir=mine": "hydra.sweep.dir is not used: give results_dir=FOLDER",
     "adapter=5": "Config group override must be a string or a list",
 }
 
@@ -49,6 +50,12 @@ def test_a_slip_is_found_before_torch_is_imported() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout.split()) == (2, [])
+
+
+def test_the_help_of_hydra_names_commands_that_exist(study_cli: Cli) -> None:
+    text = study_cli("train", "--hydra-help").out
+    assert "--multirun" in text
+    assert not re.search("-sc|--shell-completion", text)
 
 
 def entries(text: str) -> dict[str, str]:

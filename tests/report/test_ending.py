@@ -35,8 +35,10 @@ def told(*arguments: object) -> str:
 
 
 def test_a_report_ends_with_what_was_found_and_what_to_open(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)  # after make study, without activate
+    monkeypatch.setattr("sys.argv", [".venv/bin/study"])
     text = told("report", folder)
     said = [one.message for one in caplog.records if one.name.startswith("study")]
     assert said == [], "no list of figures that could not be drawn"
@@ -44,8 +46,8 @@ def test_a_report_ends_with_what_was_found_and_what_to_open(
     lines = text.splitlines()
     assert lines[0].startswith("analyzing the cells")
     assert lines[-2:] == [
-        f"open {folder / 'report.html'}",
-        f"study dashboard {folder}    # every layer, in a browser",
+        f"open in a browser: {folder / 'report.html'}",
+        f"every layer in a browser: .venv/bin/study dashboard {folder}",
     ]
     unwrapped = re.sub(r"\n  ", " ", text)
     sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]

@@ -37,6 +37,14 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
     assert "None found in the tables." in text
 
 
+def test_ranks_are_whole_numbers(on_disk: OnDisk, study_cli: Callable[..., Any]) -> None:
+    folder = on_disk(ranks=(4, 1_048_576))
+    printed = [study_cli(command, str(folder)).out for command in ("status", "analyze")]
+    for text in (report_on(folder), *printed):
+        assert "1048576" in text
+        assert "e+06" not in text
+
+
 def only(name: str, otherwise: Any, **where: Any) -> Callable[[dict], Any]:
     """A function of a cell: ``name`` for those with the values ``where``."""
     return lambda cell: name if where.items() <= cell.items() else otherwise

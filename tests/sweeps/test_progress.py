@@ -67,10 +67,15 @@ def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> No
 
 
 def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
-    """Of 12 steps, 6 were done in a minute: 6 take 60 s. A failed cell takes no more time."""
-    sweep = LiveSweep(tmp_path, ago(60), planned(3))
+    """Of 12 steps, 6 were done in a minute: 6 take 60 s. A failed cell takes no more time.
+
+    Ten minutes before the first cell, such as for a download, and its first steps say nothing.
+    """
+    sweep = LiveSweep(tmp_path, ago(660), planned(3))
     assert sweep.progress().seconds_left is None, "nothing was done"
-    begin(tmp_path, "c0", 4, started=30).close("complete", steps_done=3)
+    first = begin(tmp_path, "c0", 4, started=60)
+    assert sweep.progress().left == "", "no time before a few steps"
+    first.close("complete", steps_done=3)
     running = begin(tmp_path, "c1", 2, started=10)
     now = sweep.progress()
     assert now.states == {"complete": 1, "running": 1, WAITING: 1}

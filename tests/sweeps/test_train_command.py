@@ -158,13 +158,15 @@ def test_help_and_config(study_cli: Cli) -> None:
     assert all(word in text for word in words)
     assert "adapter:\n  rank: 5" in study_cli("train", "--cfg", "job", "adapter.rank=5").out
     ran = study_cli("trian")
-    assert (ran.code, "No such command 'trian'" in ran.err) == (2, True)
+    assert (ran.code, "unknown command trian: did you mean train?" in ran.err) == (2, True)
 
 
 BAD = {
     "adapter.scaling=lorra": "unknown adapter.scaling 'lorra': choose from lora, rslora, power",
     "adapter.rank=0": "adapter.rank=0",
     "adapter.rank=abc": "adapter.rank=abc",
+    "pack.compile=1": "unknown pack.compile 1: choose from true, false, auto",
+    "pack.padding_free=0": "unknown pack.padding_free 0: choose from true, false, auto",
     "adapter.targets=[q_proj,k_prj]": "unknown target module 'k_prj': choose from",
     "data.path=/no/such/file.jsonl": "/no/such/file.jsonl",
     "data.sequence_length=100000": (

@@ -139,8 +139,6 @@ chats:
 roles: {hf_hub_url: org/chats, formatting: sharegpt, tags: {observation_tag: result}}
 more: {hf_hub_url: org/more}
 rows: {file_name: rows.json}
-named: {file_name: rows.json, columns: {prompt: instruction, response: output}}
-answers: {hf_hub_url: org/qa, columns: {prompt: question, response: answer}}
 """
 
 
