@@ -80,8 +80,8 @@ def archive(name: str) -> None:
     for cell in write_archive(Path("results") / name, to, plots, thin):
         print(f"left out, because it has not ended: {cell}", file=sys.stderr)
     print(f"{to}: {len(cell_folders(to))} cells")
-    for problem in check_study(to):
-        raise StudyError(f"{problem.path}: {problem.reason}")
+    for path, reason in check_study(to):
+        raise StudyError(f"{path}: {reason}")
     total = sum(p.stat().st_size for name in FILES for p in RESULTS.glob(f"*/{name}")) / 1e6
     print(f"all archives: {total:.1f} of {MOST_MEGABYTES} MB")
     if total > MOST_MEGABYTES:

@@ -42,7 +42,8 @@ from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
 from study.store import StudyTables, load_measured, write_table
 from study.store.archive import check_study, write_archive
-from study.store.records import cell_folders, is_archived
+from study.store.files import Damaged
+from study.store.records import ARCHIVE, cell_folders, is_archived
 
 
 @cli.command()
@@ -93,6 +94,8 @@ def distances(study_dir: Path, rank_free: str) -> None:
     """Trains the limit of infinite rank and writes distances.parquet."""
     from study.sweeps.distances import measure_study
 
+    if (study_dir / ARCHIVE).exists():
+        raise StudyError(f"{study_dir} is an archive: measure the study itself, then archive it")
     table = measure_study(study_dir, rank_list("--rank-free", rank_free), say)
     path = write_table(study_dir / "distances.parquet", table)
     for law in laws(table):
@@ -273,27 +276,20 @@ def power(study_dir: Path, experiment: Path | None) -> None:
 
 @cli.command()
 @STUDY_DIR
-@click.option(
-    "--repair",
-    is_flag=True,
-    help="Print the shell commands that move damaged results aside. Runs none of them.",
-)
 @click.pass_context
-def check(context: click.Context, study_dir: Path, repair: bool) -> None:
+def check(context: click.Context, study_dir: Path) -> None:
     """Prints a line for each problem. The exit code is 1 if a file is damaged, and 0 otherwise."""
-    problems, folders = list(check_study(study_dir)), cell_folders(study_dir)
-    for problem in problems:
-        line = printable(f"{problem.path}: {problem.reason}", MOST_CHARACTERS)
-        if repair:  # a shell comment if the name can't be copied from a terminal
-            line = problem.repair if problem.repair.isprintable() else f"# {line}"
-        click.echo(line)
+    try:
+        problems, folders = list(check_study(study_dir)), cell_folders(study_dir)
+    except Damaged as error:  # an archive can be read as a whole or not at all
+        click.echo(error)
+        context.exit(1)
+    for path, reason in problems:
+        click.echo(printable(f"{path}: {reason}", MOST_CHARACTERS))
     summary = count_noun(len(folders), "cell")
     if archived := sum(map(is_archived, folders)):
         summary += f" ({archived} archived, which keeps no adapters)"
-    summary += f": {count_noun(len(problems), 'problem') if problems else 'no problem'}"
-    if problems and not repair:
-        summary += f". Run `study check {study_dir} --repair` for the commands that repair it"
-    click.echo(summary, err=repair)
+    click.echo(f"{summary}: {count_noun(len(problems), 'problem') if problems else 'no problem'}")
     context.exit(1 if problems else 0)
 
 

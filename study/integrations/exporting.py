@@ -137,7 +137,7 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a cell's trained adapter, and the cell's record."""
     folder, record = find_cell(study_dir, cell)
     if (folder / ADAPTER).is_dir():
-        wrong = damage(folder, record, of_adapter=True)
+        wrong = damage(folder, record, "adapter")
     elif record["status"] == "diverged":
         raise StudyError(
             f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"

@@ -7,13 +7,6 @@ which survive ``kill -9``. ``checkpoints/`` holds its state. The lock of a cell 
 one writer. The record holds the hash of every table, so reading a damaged table fails. Results that
 are trained again are first moved to ``results/<study>/aside/``, which nothing reads. An archived
 study is one Parquet file per table instead of the folders.
-
-- :mod:`~study.store.files`: every call that changes files; locks;
-- :mod:`~study.store.records`: a cell's configuration and end;
-- :mod:`~study.store.rows`, :mod:`~study.store.tables`: what a cell and a study measured;
-- :mod:`~study.store.writer`, :mod:`~study.store.checkpoints`: a cell while it trains;
-- :mod:`~study.store.archive`: ``study archive`` and ``study check``;
-- :mod:`~study.store.cache`: the user's cache folder.
 """
 
 from study.store.files import (

@@ -16,10 +16,7 @@ from study.store.files import make_folder, write_bytes
 
 
 def cache_folder() -> Path:
-    """The user's cache folder, created if absent. The variable ``STUDY_CACHE`` moves it.
-
-    Raises :class:`StudyError` if it can't be created.
-    """
+    """The user's cache folder, created if absent. The variable ``STUDY_CACHE`` moves it."""
     place = os.environ.get("STUDY_CACHE") or platformdirs.user_cache_dir("study")
     folder = Path(place).expanduser()
     try:
@@ -33,10 +30,8 @@ def cache_folder() -> Path:
 
 
 def file_sha256(path: Path, again: bool = False) -> str:
-    """The file's sha256 in hex. It is cached by path, size and modification time.
-
-    A file that is changed in place gets a new hash unless its size and its modification time, to
-    the nanosecond, stay the same. With ``again`` it gets one in any case.
+    """The file's sha256 in hex. It is cached by path, size and modification time, to the
+    nanosecond, unless ``again``.
     """
     stat, whole_path = path.stat(), str(path.resolve())
     name = hashlib.sha256(whole_path.encode()).hexdigest()[:24]
@@ -56,8 +51,7 @@ def file_sha256(path: Path, again: bool = False) -> str:
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays that ``make`` returns, cached as ``arrays/name.npz`` in the cache folder.
 
-    ``name`` must identify everything that the arrays are computed from. A damaged file, whose
-    checksums differ, is made again.
+    ``name`` must identify everything that the arrays are computed from.
     """
     place = cache_folder() / "arrays" / f"{name}.npz"
     try:

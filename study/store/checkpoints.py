@@ -37,11 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A cell's state before ``step``, the first step still to run.
-
-    - ``tensors``: by name;
-    - ``state``: what JSON can hold.
-    """
+    """A cell's state before ``step``, the first step still to run. ``state`` is for JSON."""
 
     cell_id: str
     step: int
@@ -55,9 +51,8 @@ def save(
     """Write a checkpoint of the cell in ``folder`` and delete older ones. Returns its file.
 
     ``before_rename`` is called when the tensors are on disk; it must put the rows of earlier steps
-    on disk. Takes the memory of the tensors once more. Raises
-    :class:`~study.store.files.StorageError` if the disk is full or can't be written; earlier
-    checkpoints are then untouched.
+    on disk. Takes the memory of the tensors once more. If it raises, earlier checkpoints are
+    untouched.
     """
     place = folder / CHECKPOINTS
     if place.is_symlink():
@@ -73,8 +68,7 @@ def save(
     files.write_text(note, json.dumps(about))
     newest = sorted(_notes(place).items())[-KEPT:]
     kept = {file for _, note in newest for file in (note, note.with_suffix(".safetensors"))}
-    for other in set(place.iterdir()) - kept:  # older ones, and what a killed process left
-        files.remove(other)
+    files.remove(*set(place.iterdir()) - kept)  # older ones, and what a killed process left
     return path
 
 
@@ -88,8 +82,7 @@ def load_newest(
 ) -> Checkpoint | None:
     """The newest usable checkpoint of the cell in ``folder``; None if there is none.
 
-    Usable is one of this format and cell, with the hash of its content and finite weights. ``say``
-    gets one line about each that is not usable. Costs reading the file twice.
+    ``say`` gets a line about each that is not usable.
     """
     for note, read in _tried(folder, cell_id):
         if isinstance(read, Checkpoint):

@@ -29,10 +29,9 @@ LOCK = "lock"
 
 
 class StorageError(StudyError, OSError):
-    """A file can't be written: the disk is full, the folder read-only, the device broken.
+    """A file can't be written. ``errno`` is the system's number of the cause.
 
-    ``errno`` is the system's number of the cause. Files written before are complete, so the same
-    command resumes when the cause is gone.
+    Files written before are complete, so the same command resumes when the cause is gone.
     """
 
 
@@ -60,10 +59,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def create(path: Path) -> int:
-    """Open a file to append to it, made if absent. Returns its descriptor.
-
-    Follows no symbolic link: a folder of results may come from a stranger.
-    """
+    """The descriptor of a file to append to, made if absent. A link is not followed."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with storing(path):
         return os.open(path, flags, 0o666)
@@ -117,18 +113,15 @@ def rename(source: Path, target: Path) -> None:
         sync(folder)
 
 
-def remove(path: Path) -> None:
-    """Delete a file, or a folder and all in it, if it exists. A link is deleted, not followed.
-
-    The name may come back after a power cut.
-    """
-    with storing(path), contextlib.suppress(FileNotFoundError):
-        if path.is_symlink() or not path.is_dir():
-            os.unlink(path)
-            return
-        for inner in path.iterdir():
-            remove(inner)
-        os.rmdir(path)
+def remove(*paths: Path) -> None:
+    """Delete files, links, or folders and all in them. They may come back after a power cut."""
+    for path in paths:
+        with storing(path), contextlib.suppress(FileNotFoundError):
+            if path.is_symlink() or not path.is_dir():
+                os.unlink(path)
+            else:
+                remove(*path.iterdir())
+                os.rmdir(path)
 
 
 # Whole files.
@@ -136,11 +129,10 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Context manager: yields a path, whose content becomes ``path`` on exit.
+    """Context manager: yields a path, whose content becomes ``path`` on exit, unless it raises.
 
-    Readers see the old or the new content, never a part, even after a power cut: the content is on
-    disk before the rename, and the rename before this returns. If the block raises, ``path`` does
-    not change. An existing folder is replaced, but not in one step.
+    Readers see the old or the new content, even after a power cut: the content is on disk before
+    the rename, and the rename before this returns. A folder is replaced, but not in one step.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(3)}{DRAFT}")
     try:
@@ -155,13 +147,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> dict[str, Any]:
-    """Write a whole file atomically, as :func:`replacing` does. Returns its description."""
-    with replacing(path) as draft:
-        file = create(draft)
-        try:
-            append(file, content, path)
-        finally:
-            os.close(file)
+    """Write a whole file as :func:`replacing` does. Returns its description.
+
+    A draft is locked while it is written. Those that are not are of killed processes: they are
+    deleted from the folder.
+    """
+    with contextlib.ExitStack() as held, replacing(path) as draft:
+        append(held.enter_context(Lock(draft)).file, content, path)
+        has_locks = is_held(draft)
+    for left in path.parent.glob(f"*{DRAFT}") if has_locks else ():
+        with contextlib.suppress(StorageError, TimeoutError), Lock(left, timeout=0):
+            remove(left)
     return described(content)
 
 
@@ -173,8 +169,7 @@ def write_text(path: Path, text: str) -> None:
 def write_output(path: Path, content: str | bytes) -> None:
     """Write a file that a user asked for, and its folder if that is missing.
 
-    Raises :class:`StudyError` if ``path`` is a folder or a device, which an atomic write would
-    replace, and :class:`StorageError` if it can't be written.
+    Raises :class:`StudyError` for a folder or a device, which an atomic write would replace.
     """
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device"
@@ -189,16 +184,21 @@ def described(content: bytes | memoryview) -> dict[str, Any]:
 
 
 def read(path: Path, expected: Mapping[str, Any] | None = None) -> bytes:
-    """The content of a file. Raises :class:`Damaged` if it can't be read, or is not the one that is
-    ``expected`` (:func:`described`).
-    """
+    """The content of a file, which must be the ``expected`` one (:func:`described`)."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise Damaged(f"{path.name} can't be read: {error.strerror}") from None
-    if expected is not None and described(content) != expected:
-        raise Damaged(f"{path.name} is damaged: its size or hash is not that in the record")
+    if expected is not None and not described(content).items() <= expected.items():
+        raise Damaged(f"{path.name} is damaged: its size or hash has changed")
     return content
+
+
+def check_no_link(*folders: Path) -> None:
+    """Raises :class:`StudyError` if a folder of a study is a link, which may lead out of it."""
+    for folder in folders:
+        if folder.is_symlink():
+            raise StudyError(f"{folder} is a link: put the folder itself there")
 
 
 # Locks.
@@ -207,29 +207,32 @@ def read(path: Path, expected: Mapping[str, Any] | None = None) -> bytes:
 class Lock:
     """The lock of ``path``, held from when it is made until :meth:`release`; a context manager.
 
-    ``timeout``: seconds to wait for another holder before ``TimeoutError`` is raised. Raises
-    :class:`StorageError` if the file can't be made.
+    ``file``: its descriptor. ``timeout``: seconds to wait for another holder before
+    ``TimeoutError`` is raised. Raises :class:`StorageError` if the file can't be made.
     """
 
     def __init__(self, path: Path, timeout: float = math.inf) -> None:
-        self.path = path
-        self._file: int | None = None
+        self.path, self.file = path, create(path)
         until = time.monotonic() + timeout
-        while self._file is None:
-            file = create(path)
-            if _flock(file, fcntl.LOCK_EX) and _is_file_of(file, path):
-                self._file = file
-                break
-            os.close(file)
+        while not (_flock(self.file, fcntl.LOCK_EX) and _is_file_of(self.file, path)):
+            os.close(self.file)
             if time.monotonic() > until:
                 raise TimeoutError(f"another process holds {path}")
             time.sleep(0.005)
+            self.file = create(path)
+        self._is_held = True
 
     def release(self) -> None:
         """Free the lock. A second call does nothing."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        if self._is_held:
+            os.close(self.file)
+            self._is_held = False
+
+    def check(self) -> None:
+        """Raises :class:`StorageError` if the lock's folder was deleted. Takes about 5 us."""
+        with storing(self.path.parent):
+            if not (self._is_held and _is_file_of(self.file, self.path)):
+                raise FileNotFoundError(errno.ENOENT, "it was deleted")
 
     def __enter__(self) -> Self:
         return self
@@ -260,8 +263,7 @@ def _is_file_of(file: int, path: Path) -> bool:
 def is_held(path: Path) -> bool:
     """Whether a live process holds the lock of ``path``. Creates no file; takes about 10 us.
 
-    It asks for a shared lock. So two readers don't mistake each other for the holder, and it works
-    on a read-only study.
+    It asks for a shared lock, so that two readers don't mistake each other for the holder.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -273,25 +275,12 @@ def is_held(path: Path) -> bool:
         os.close(file)
 
 
-class Claim(Lock):
-    """The right to write the cell in ``folder``, until :meth:`release` or the process's end."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / LOCK, timeout=0.02)  # a reader holds it for microseconds
-        self.folder = folder
-
-    def check(self) -> None:
-        """Raises :class:`StorageError` if the cell's folder was deleted. Takes about 5 us."""
-        with storing(self.folder):
-            if self._file is None or not _is_file_of(self._file, self.path):
-                raise FileNotFoundError(errno.ENOENT, "it was deleted")
-
-
-def claim(folder: Path) -> Claim | None:
-    """Claim the cell in ``folder``, which is created. None if a live process holds it."""
+def claim(folder: Path) -> Lock | None:
+    """The lock of the cell in ``folder``, which is created. None if a live process holds it."""
+    check_no_link(folder.parent, folder)
     make_folder(folder)
     try:
-        return Claim(folder)
+        return Lock(folder / LOCK, timeout=0.02)  # a reader holds it for microseconds
     except TimeoutError:
         return None
 

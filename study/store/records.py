@@ -2,10 +2,12 @@
 
 It is ``record.json`` in the cell's folder or, in an archived study, a row of ``cells.parquet``.
 Results may come from another machine, a later version or a stranger. So a record is checked before
-use: it must have the keys that readers need, and its configuration must give the id of its cell.
+use: it must have the keys that readers need and its own hash, and its configuration must give the
+id of its cell.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -14,20 +16,21 @@ from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from study.config.hashing import recorded_identities
 from study.errors import StudyError, one_line
-from study.store.files import Damaged, is_claimed, read
+from study.store.files import Damaged, check_no_link, is_claimed, read
 from study.store.rows import last_metrics, read_parquet
 from study.vocabulary import scaling, statuses
 
 FORMAT = 1
 """The version of the records that this code writes."""
 STATUSES = tuple(statuses.STATUSES)
-"""The states of a cell, in the order in which counts list them."""
 
 RECORD = "record.json"
 ARCHIVE = "cells.parquet"
@@ -36,6 +39,9 @@ ADAPTER = "adapter"
 """The folder of a cell's trained adapter in PEFT's format, if ``train.save_adapter`` is set."""
 CHECKPOINTS = "checkpoints"
 """The folder of a cell's checkpoints while it trains."""
+CONFIG = "config.yaml"
+SHA256 = "sha256"
+"""The key of a record with the hash of all others."""
 
 
 # The format.
@@ -53,6 +59,7 @@ def _known(rule: str) -> str:
 
 class _Adapter(_Part):
     rank: PositiveFloat
+    alpha: float
     scaling: Annotated[str, AfterValidator(_known)]
 
 
@@ -74,7 +81,6 @@ class _Record(_Part):
     model: str
     data: str
     status: Literal[(*statuses.RESUMABLE, *statuses.ENDED)]  # type: ignore[valid-type]
-    gamma: float
     config: _Config
     error: str | None = None
     steps_done: float | None = None
@@ -85,32 +91,43 @@ class _Record(_Part):
     adapter: dict[str, dict[str, Any]] = {}
 
 
+def record_hash(record: Mapping[str, Any]) -> str:
+    """The sha256 of a record without its own hash."""
+    kept = {key: value for key, value in record.items() if key != SHA256}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
-    """The record of a cell from its JSON ``text`` or from its file. If this code can't use it, one
-    that is ``unreadable``.
-    """
+    """A cell's record from its JSON ``text`` or its file; one that is ``unreadable`` if it must."""
     try:
         record = json.loads(read(folder / RECORD) if text is None else text)
         _Record.model_validate(record)
         if record["cell_id"] != folder.name:
             raise ValueError(f"copied from the cell {record['cell_id']!r}")
+        if record.get(SHA256, record_hash(record)) != record_hash(record):
+            raise ValueError("it was changed: its hash is another")
         sources = record.get("sources", {})
         if all(sources.get(name) is not None for name in ("model", "tokenizer", "data")):
             ids = recorded_identities(record["config"], sources, of_loop="peft" in record)
             if folder.name not in ids:
                 raise ValueError(f"it was changed: its configuration is that of {ids[0]}")
-        return dict(record)
+        adapter, p = record["config"]["adapter"], record["config"]["adapter"].get("exponent")
+        gamma = scaling.gamma(adapter["scaling"], adapter["alpha"], adapter["rank"], p)
+        return {**record, "gamma": gamma}
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except Exception as error:  # values may have any type
         reason = one_line(error)
+    return _unreadable(folder, f"is damaged or of a later version of study ({reason})")
+
+
+def _unreadable(folder: Path, reason: str) -> dict[str, Any]:
     return {
         "cell_id": folder.name,
         "study": folder.parents[1].name,
         "status": "unreadable",
-        "error": f"record.json is damaged or of a later version of study ({reason}): "
-        "`study train` trains the cell again",
+        "error": f"{RECORD} {reason}: `study train` trains the cell again",
         "started": "",
         "config": {},
     }
@@ -123,29 +140,70 @@ T = TypeVar("T")
 
 def read_once(read: Callable[[Path], T]) -> Callable[[Path], T]:
     """``read(path)`` that keeps its results, and reads again when a file has changed."""
-
-    @lru_cache(maxsize=4)
-    def kept(path: Path, _state: tuple[int, int]) -> T:
-        return read(path)
+    kept = lru_cache(maxsize=4)(lambda path, state: read(path))
 
     def current(path: Path) -> T:
         about = path.stat() if path.exists() else None
-        return kept(path, (about.st_mtime_ns, about.st_size) if about else (0, 0))
+        return kept(path, about and (about.st_mtime_ns, about.st_size))
 
     return current
 
 
+class Archive(NamedTuple):
+    """The ``records`` of an archived study by cell, and the ``bytes``, ``sha256`` and ``rows`` of
+    its other ``tables`` by name.
+    """
+
+    records: dict[str, dict[str, Any]]
+    tables: dict[str, dict[str, Any]]
+
+
+ABOUT = b"study"
+"""The key of the metadata of ``cells.parquet`` with the ``bytes``, ``sha256`` and ``rows`` of every
+table. Its own ``sha256`` is that of the file with :data:`BLANK` in its place."""
+BLANK = "0" * 64
+
+
+def archive_of(study_dir: Path) -> Archive:
+    """The archive in a study's folder; empty without one. Compares its files with their hashes."""
+    return _read_archive(study_dir / ARCHIVE)
+
+
 @read_once
-def _archived(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of an archived study by cell; empty without one. StudyError if it is damaged."""
+def _read_archive(path: Path) -> Archive:
     if not path.exists():
-        return {}
+        return Archive({}, {})
     try:
+        content = read(path)
+        about = json.loads(pq.read_metadata(pa.BufferReader(content)).metadata[ABOUT])
+        own = about.pop("cells")[SHA256]
+        blank = content.replace(own.encode(), BLANK.encode())
+        if hashlib.sha256(blank).hexdigest() != own:
+            raise Damaged(f"{path.name} is damaged: its hash has changed")
+        for name, expected in about.items():
+            read(archived_file(path.parent, name, expected), expected)
         table = read_parquet(path).select(["cell_id", "record"]).to_pydict()
-    except (Damaged, KeyError) as error:
-        raise StudyError(f"{path} is no archive of a study or is damaged ({error})") from None
-    texts = zip(table["cell_id"], table["record"], strict=True)
-    return {cell: _parse(path.parent / "cells" / cell, text) for cell, text in texts}
+        texts = zip(table["cell_id"], table["record"], strict=True)
+        folder = path.parent / "cells"
+        return Archive({cell: _parse(folder / cell, text) for cell, text in texts}, about)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        told = f"{path.parent} is no archive of a study, or is damaged ({why}): get it again"
+        raise Damaged(told) from None
+
+
+def new_file(study_dir: Path, name: str, about: Mapping[str, Any]) -> Path:
+    """The file of an archived table until the archive is whole: its name has a part of its hash."""
+    return study_dir / f"{name}.{about[SHA256][:12]}.parquet"
+
+
+def archived_file(study_dir: Path, name: str, about: Mapping[str, Any] | None) -> Path:
+    """The file of a study's table, which a killed ``study archive`` may not have renamed.
+
+    ``about``: of :class:`Archive`; None if the table is in no archive.
+    """
+    new = new_file(study_dir, name, about) if about else None
+    return new if new and new.exists() else study_dir / f"{name}.parquet"
 
 
 def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
@@ -154,38 +212,42 @@ def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
     An archived cell has no folder on disk, but functions of :mod:`study.store` take its path.
     """
     cells = Path(study_dir) / "cells"
-    names = set(_archived(Path(study_dir) / ARCHIVE))
+    names = set(archive_of(Path(study_dir)).records)
+    check_no_link(cells)
     if cells.is_dir():
         names |= {place.name for place in cells.iterdir() if place.is_dir()}
-    return [cells / name for name in sorted(names) if not name.startswith(".")]
+    folders = [cells / name for name in sorted(names) if not name.startswith(".")]
+    check_no_link(*folders)
+    return folders
 
 
 def read_record(cell_folder: Path) -> dict[str, Any] | None:
     """A cell's record as it is on disk or in the study's archive; None if there is none.
 
-    If it can't be used, a record with the status ``unreadable``, the reason in ``error``, and empty
-    ``config`` and ``started``. The cell's id is the name of its folder, never one from the file.
+    If it can't be used, its status is ``unreadable``, ``error`` says why, and ``config`` is empty.
     """
     if (cell_folder / RECORD).exists():
         return _parse(cell_folder)
-    return _archived(cell_folder.parents[1] / ARCHIVE).get(cell_folder.name)
+    return archive_of(cell_folder.parents[1]).records.get(cell_folder.name)
 
 
 def is_archived(cell_folder: Path) -> bool:
     """Whether a cell is in its study's archive and has no folder."""
-    in_archive = _archived(cell_folder.parents[1] / ARCHIVE)
+    in_archive = archive_of(cell_folder.parents[1]).records
     return cell_folder.name in in_archive and not (cell_folder / RECORD).exists()
 
 
 def read_cell(cell_folder: Path) -> dict[str, Any] | None:
-    """A cell's record as of now; None if it has none.
+    """A cell's record as of now; None if it has none, and neither has it tables.
 
     - For a cell that has not ended, ``steps_done`` and ``seconds`` are those of the last row on
       disk, and it is ``running`` or, without a live process, ``interrupted``.
-    - A cell that has ended is ``unreadable``, with the reason in ``error``, if a table is missing
-      or has another size. The content of tables is compared when they are read.
+    - A cell that has ended is ``unreadable`` if a table is missing or has another size. The content
+      of tables is compared when they are read.
     """
     record = read_record(cell_folder)
+    if record is None and [*cell_folder.glob("*.parquet"), *cell_folder.glob("*.arrows")]:
+        return None if is_claimed(cell_folder) else _unreadable(cell_folder, "is missing")
     if record is None or record["status"] == "unreadable":
         return record
     if record["status"] in statuses.ENDED:
@@ -200,40 +262,39 @@ def read_cell(cell_folder: Path) -> dict[str, Any] | None:
 def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
     """Whether a cell needs no training: it is complete, or it would end in the same way again.
 
-    It reads the tables: a cell with a missing or damaged one needs training. ``with_adapter``: a
-    complete cell without its trained adapter, or with a damaged one, does too.
+    A cell with a damaged table needs training. ``with_adapter``: and a complete one without a whole
+    adapter.
     """
     record = read_record(cell_folder)
     if record is None or record["status"] not in statuses.DONE:
         return False
-    if with_adapter and record["status"] == "complete":
-        there = (cell_folder / ADAPTER).is_dir()
-        if not there or damage(cell_folder, record, of_adapter=True):
-            return False
-    return not damage(cell_folder, record)
+    is_checked = with_adapter and record["status"] == "complete"
+    if is_checked and not (cell_folder / ADAPTER).is_dir():
+        return False
+    return not damage(cell_folder, record, *(("adapter", "tables") if is_checked else ()))
+
+
+PLACES = {"tables": "{}.parquet", "adapter": f"{ADAPTER}/{{}}", "files": "{}"}
+"""The keys of a record that hold the ``bytes`` and ``sha256`` of files of the cell, by name, with
+the path of such a file."""
 
 
 def damage(
-    cell_folder: Path,
-    record: Mapping[str, Any],
-    sizes_only: bool = False,
-    of_adapter: bool = False,
+    cell_folder: Path, record: Mapping[str, Any], *parts: str, sizes_only: bool = False
 ) -> str | None:
-    """The first table of an ended cell that is missing or damaged, in words; None if there is none.
+    """Which file of an ended cell is missing or damaged, in words; None if none is.
 
-    It compares sizes and, unless ``sizes_only``, hashes. ``of_adapter``: the first file of its
-    adapter instead. Nothing is compared in an archive: its pages have checksums.
+    ``parts``: of :data:`PLACES`, by default the tables. It compares sizes and, unless
+    ``sizes_only``, hashes. The tables of an archive are compared when its records are read.
     """
-    files = {f"{name}.parquet": expected for name, expected in record.get("tables", {}).items()}
-    if of_adapter:
-        files = {f"{ADAPTER}/{name}": one for name, one in record.get("adapter", {}).items()}
-    for name, expected in files.items():
-        path = cell_folder / name
-        try:
-            if not (sizes_only and path.is_file() and path.stat().st_size == expected["bytes"]):
-                read(path, expected)
-        except Damaged as error:
-            return str(error)
+    for part in parts or ("tables",):
+        for name, expected in record.get(part, {}).items():
+            path = cell_folder / PLACES[part].format(name)
+            try:
+                if not (sizes_only and path.is_file() and path.stat().st_size == expected["bytes"]):
+                    read(path, expected)
+            except Damaged as error:
+                return str(error)
     return None
 
 
@@ -244,11 +305,7 @@ def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[str, Any]]:
-    """The folder and record of the cell whose id begins with ``cell``.
-
-    Raises :class:`StudyError` if the folder holds no study, if no cell or several match, and if
-    the cell's record is unreadable.
-    """
+    """The folder and record of the one cell whose id begins with ``cell``."""
     folders = cell_folders(study_dir)
     if not folders:
         raise no_study(Path(study_dir))
@@ -282,10 +339,7 @@ PACKAGES = (
 
 @cache
 def provenance() -> dict[str, Any]:
-    """``versions`` of Python and of packages; ``git`` with ``commit`` and ``dirty``, or None.
-
-    ``git`` is None outside a clone of this repository.
-    """
+    """``versions`` of Python and of packages; ``git``: the clone's ``commit`` and ``dirty``."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -42,13 +42,8 @@ class _Schemas(dict[str, pa.Schema]):
 SCHEMAS = _Schemas({"metrics": _METRICS, "probes": _PROBES, "truncations": _TRUNCATIONS})
 """The tables that a cell writes; one without rows has no file.
 
-- ``metrics``: a row per step (:data:`study.vocabulary.quantities.METRICS`);
-- ``probes``: a row per step, layer, site and batch, with a column per statistic
-  (:data:`~study.vocabulary.quantities.STATS`);
-- ``truncations``: a row per lower rank. ``loss`` is the held-out loss after the last step with
-  every delta_w cut to ``kept`` singular directions. ``share`` is their share of the squared norm
-  of delta_w, mean over layers.
-"""
+In ``truncations``, ``loss`` is the held-out loss after the last step with every delta_w cut to
+``kept`` singular directions, and ``share`` their share of its squared norm, mean over layers."""
 
 
 # While the cell trains.
@@ -61,7 +56,6 @@ class Stream:
     """
 
     def __init__(self, path: Path, rows: pa.Table) -> None:
-        """Raises :class:`~study.store.files.StorageError` if the file can't be written."""
         self.path, self.written, self._rows = path, 0, 0
         self._encoded = io.BytesIO()
         self._writer = pa.ipc.new_stream(self._encoded, rows.schema)
@@ -69,7 +63,6 @@ class Stream:
         self._file = files.create(path)
 
     def append(self, rows: pa.Table) -> None:
-        """Any process can read the rows when it returns. They may not be on disk."""
         files.append(self._file, self._encode(rows), self.path)
 
     def _encode(self, rows: pa.Table) -> bytes:
@@ -83,11 +76,10 @@ class Stream:
         return content
 
     def sync(self) -> None:
-        """Wait until all rows are on disk."""
         files.sync(self.path)
 
     def read(self) -> pa.Table:
-        """All rows, from the disk. Raises :class:`Damaged` if some are missing."""
+        """All rows, from the disk."""
         table = read_stream(self.path, self.written)
         if len(table) != self._rows:
             raise Damaged(f"{self.path.name} is damaged: {len(table)} of {self._rows} rows")
@@ -102,9 +94,9 @@ class Stream:
 def read_stream(path: Path, synced: int | None = None) -> pa.Table:
     """The whole batches of a stream. A killed process may have left a part of one at the end.
 
-    ``synced``: the bytes that were on disk when the record was written. They include the rows
-    before every checkpoint. Bytes after them may be wrong after a power cut, for example zeros, and
-    are not read. Raises :class:`Damaged` if bytes are missing.
+    ``synced``: the bytes that were on disk when the record was written, with the rows before every
+    checkpoint. Bytes after them may be wrong after a power cut and are not read. Raises
+    :class:`Damaged` if bytes are missing.
     """
     content = b""
     with contextlib.suppress(Damaged):
@@ -126,14 +118,16 @@ def last_metrics(stream: Path) -> dict[str, Any] | None:
 # When it has ended.
 
 
-def write_parquet(path: Path, table: pa.Table, **options: Any) -> dict[str, Any]:
-    """Write a table atomically, and return the ``bytes`` and the ``sha256`` of its file.
+def write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
+    """Write a table atomically, and return the ``bytes`` and the ``sha256`` of its file."""
+    return files.write_bytes(path, parquet_bytes(table))
 
-    ``options``: of :func:`pyarrow.parquet.write_table`.
-    """
+
+def parquet_bytes(table: pa.Table, **options: Any) -> memoryview:
+    """The Parquet file of a table. ``options``: of :func:`pyarrow.parquet.write_table`."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **{"compression": "zstd", "write_page_checksum": True} | options)
-    return files.write_bytes(path, memoryview(sink.getvalue()))
+    return memoryview(sink.getvalue())
 
 
 def read_parquet(
@@ -142,7 +136,7 @@ def read_parquet(
     """A table, with the columns of ``schema`` if it is given; those that the file lacks are null.
 
     ``expected``: the ``bytes`` and the ``sha256`` of the file. Without them, only the checksums of
-    its pages are compared. Raises :class:`Damaged` if the file has changed.
+    its pages are compared.
     """
     content = files.read(path, expected)
     try:

@@ -17,6 +17,8 @@ import pyarrow as pa
 from study.errors import StudyError, printable
 from study.store.files import Damaged
 from study.store.records import (
+    archive_of,
+    archived_file,
     cell_folders,
     is_archived,
     no_study,
@@ -25,7 +27,7 @@ from study.store.records import (
     read_record,
 )
 from study.store.rows import SCHEMAS, TEXT, read_parquet, read_stream, write_parquet
-from study.vocabulary.statuses import ENDED
+from study.vocabulary.statuses import ENDED, RESUMABLE
 
 DISTANCES = "distances"
 """The table of ``study distances``, which trains. It lies in the study's folder."""
@@ -63,9 +65,6 @@ GROUPS = ("", "adapter", "train", "data", "model", "optimizer", "probes")
 A column has the name of the key's last word. If an earlier group has that word, and for every key
 of ``probes``, it is the whole key: ``optimizer_alpha``, ``probes_steps``."""
 
-ABSENT = {"loraplus_lr_ratio": 1.0}
-"""Values of keys that early records do not have, if they are not NaN."""
-
 ORDER = ("model", "quant_bits", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed")
 
 
@@ -81,7 +80,7 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
     Every configuration key that is part of the cell's identity has a column (:data:`GROUPS`), and
     the first digits of the hash of each source, such as ``data_sha256``. Lists are strings.
     """
-    row = dict.fromkeys(FIRST, math.nan) | ABSENT
+    row = dict.fromkeys(FIRST, math.nan)
     configured: set[str] = set()
     config = record["config"]
     for group in GROUPS:
@@ -120,16 +119,17 @@ def load_cell_table(
     """The rows of one of :data:`SCHEMAS` so far, in the order of writing.
 
     ``record``: the cell's record, if the caller has read it. If the cell has ended, the table is
-    read from Parquet and compared with the record's hash, otherwise from its stream. Empty if the
-    table has no rows. Raises :class:`Damaged` if the table or the record is damaged.
+    compared with the record's hash, otherwise it is read from its stream.
     """
     stream, finished = cell_folder / f"{name}.arrows", cell_folder / f"{name}.parquet"
-    if record is None or (record["status"] not in ENDED and not stream.exists()):
+    if record is None or (record["status"] in RESUMABLE and not stream.exists()):
         record = read_record(cell_folder) or {"status": "running"}  # it may have ended just now
     if record["status"] == "unreadable":
         raise Damaged(record["error"])
     if is_archived(cell_folder):
-        return _archived(cell_folder.parents[1] / f"{name}.parquet")(cell_folder.name)
+        about = archive_of(cell_folder.parents[1]).tables.get(name)
+        path = archived_file(cell_folder.parents[1], name, about)
+        return _archived(path)(cell_folder.name) if about else SCHEMAS[name].empty_table()
     expected = record.get("tables", {}).get(name)
     if record["status"] in ENDED and (expected or finished.exists()):
         return read_parquet(finished, SCHEMAS[name], expected)
@@ -138,17 +138,14 @@ def load_cell_table(
 
 @read_once
 def _archived(path: Path) -> Callable[[str], pa.Table]:
-    """A function that returns the rows of a cell in a table of an archive.
-
-    Raises :class:`StudyError` if the file is damaged.
-    """
-    schema = SCHEMAS[path.stem]
-    if not path.exists():
-        return lambda cell_id: schema.empty_table()
+    """A function that returns the rows of a cell in a table of an archive."""
+    name = path.name.partition(".")[0]
+    expected = archive_of(path.parent).tables[name]
     try:
-        table = read_parquet(path, schema.insert(0, _ID)).unify_dictionaries().combine_chunks()
+        table = read_parquet(path, SCHEMAS[name].insert(0, _ID), expected)
     except Damaged as error:
-        raise StudyError(f"{path} is damaged: get it again ({error})") from None
+        raise StudyError(f"{path.parent} is damaged ({error}): get it again") from None
+    table = table.unify_dictionaries().combine_chunks()
     ids = table["cell_id"].to_pandas()
     places = pd.Series(range(len(ids))).groupby(ids, observed=True).agg(["min", "size"])
     slices = {cell: tuple(place) for cell, *place in places.itertuples()}
@@ -173,21 +170,19 @@ def with_id(cell_id: str, table: pa.Table) -> pa.Table:
 def load_cells(study_dir: str | os.PathLike[str], with_unreadable: bool = False) -> pd.DataFrame:
     """The ``cells`` table of a study (:func:`cells_table`).
 
-    Cells with the status ``unreadable`` are left out, and a warning names them, unless
-    ``with_unreadable``. Raises :class:`StudyError` if the folder holds no study.
+    Cells with the status ``unreadable`` are left out with a warning, unless ``with_unreadable``.
     """
     found = map(read_cell, cell_folders(study_dir))
     records = [record for record in found if record is not None]
     bad = {r["cell_id"]: r["error"] for r in records if r["status"] == "unreadable"}
-    if with_unreadable:
-        return _cells(study_dir, records, {})
+    bad = {} if with_unreadable else bad
     return _cells(study_dir, [r for r in records if r["cell_id"] not in bad], bad)
 
 
 def _cells(
     study_dir: str | os.PathLike[str], records: list[dict[str, Any]], left_out: Mapping[str, str]
 ) -> pd.DataFrame:
-    """The table of ``records``. One warning for the cells that are ``left_out``: reasons by id."""
+    """The table of ``records``, with one warning for cells ``left_out`` (reasons by id)."""
     if left_out:
         cell, reason = next(iter(left_out.items()))
         _log.warning(
@@ -203,13 +198,9 @@ def _cells(
 class StudyTables:
     """A study as pandas frames. Missing is NaN; strings that repeat are categorical.
 
-    - ``cells``: a row per cell, with its configuration and how it ended;
-    - ``metrics``: a row per cell and step;
-    - ``probes``: a row per cell, step, layer, site and batch, with a column per statistic;
-    - ``truncations``: a row per cell and lower rank, if ``probes.truncations`` is set;
-    - ``distances``: to the limit of infinite rank, if ``study distances`` has measured them;
-    - ``exponents``, ``stable``, ``rates``, ``losses``: what :func:`study.analysis.load_tables`
-      computes from the others; empty before.
+    ``cells`` has a row per cell, ``metrics`` one per cell and step, and ``probes`` one per cell,
+    step, layer, site and batch. :func:`study.analysis.load_tables` computes ``exponents``,
+    ``stable``, ``rates`` and ``losses`` from them. docs/files.md has the columns.
     """
 
     cells: pd.DataFrame
@@ -226,8 +217,7 @@ class StudyTables:
 def load_measured(study_dir: str | os.PathLike[str]) -> StudyTables:
     """The measured tables of a study, with the rows so far of running and diverged cells.
 
-    Cells with a damaged table are left out, and a warning names them. Raises :class:`StudyError`
-    if the folder holds no study, or if its archive or the table of distances is damaged.
+    Cells with a damaged table are left out with a warning.
     """
     records: list[dict[str, Any]] = []
     tables: dict[str, dict[str, pa.Table]] = {}
@@ -256,17 +246,18 @@ def load_measured(study_dir: str | os.PathLike[str]) -> StudyTables:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
-    """Write a frame as a Parquet file, atomically. Returns its path."""
     write_parquet(path, pa.Table.from_pandas(table, preserve_index=False))
     return path
 
 
 def distances_of(study_dir: Path) -> pd.DataFrame:
     """The table of ``study distances``; empty if there is none. StudyError if it is damaged."""
-    path = study_dir / f"{DISTANCES}.parquet"
-    if not path.exists():
+    archive = archive_of(study_dir)
+    about = archive.tables.get(DISTANCES)
+    path = archived_file(study_dir, DISTANCES, about)
+    if not path.exists() or (archive.records and not about):
         return pd.DataFrame()
     try:
-        return read_parquet(path).to_pandas()
+        return read_parquet(path, None, about).to_pandas()
     except Damaged as error:
         raise StudyError(f"{error}: delete it and run `study distances {study_dir}`") from None

@@ -14,13 +14,21 @@ import pyarrow.compute as pc
 
 from study.errors import StudyError
 from study.store import files
-from study.store.files import LOCK, Claim, Damaged, StorageError
-from study.store.records import ADAPTER, CHECKPOINTS, FORMAT, RECORD, read_record
+from study.store.files import LOCK, Damaged, Lock, StorageError
+from study.store.records import (
+    ADAPTER,
+    CHECKPOINTS,
+    CONFIG,
+    FORMAT,
+    RECORD,
+    SHA256,
+    read_record,
+    record_hash,
+)
 from study.store.rows import SCHEMAS, Stream, read_stream, write_parquet
 from study.store.tables import load_cell_table
 from study.vocabulary.statuses import ENDED, RESUMABLE
 
-CONFIG = "config.yaml"
 ERROR_LOG = "error.log"
 """The file in a cell's folder with the traceback of an unexpected error."""
 ASIDE = "aside"
@@ -30,36 +38,34 @@ ASIDE = "aside"
 class CellWriter:
     """Appends rows to a claimed cell, and ends it with its status.
 
-    After a crash between any two system calls, the cell is resumed or trained again, and its tables
-    equal those of an undisturbed run.
+    After a crash at any system call, the tables become those of an undisturbed run.
     """
 
     def __init__(
         self,
-        claimed: Claim,
+        claimed: Lock,
         config_yaml: str,
         record: dict[str, Any],
         first_step: int = 0,
         gaps: bool = False,
-        aside: bool = False,
     ) -> None:
         """Begin at ``first_step`` and keep the rows of the steps before it.
 
-        ``gaps``: whether some of them may be missing. ``aside``: move the rows of an unfinished
-        cell too, instead of deleting them. Results of an ended or unreadable cell are moved to
-        ``aside/ID.TIME`` in the study's folder.
+        ``gaps``: whether some of them may be missing. Results of an ended or unreadable cell are
+        moved to ``aside/ID.TIME`` in the study's folder.
 
-        Raises :class:`StorageError` if the folder can't be written, and :class:`Damaged` if rows to
-        keep are missing or changed. The claim is released then.
+        Raises :class:`Damaged` if rows to keep are missing or changed. The claim is released if it
+        raises.
         """
-        self.claim, self.folder = claimed, claimed.folder
+        self.claim, self.folder = claimed, claimed.path.parent
         self.record = record | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
         self._error: StudyError | None = None
         try:
             kept = self._kept(first_step, gaps) if first_step else {}
-            self._make_room(first_step, aside)
-            files.write_text(self.folder / CONFIG, config_yaml)
+            self._make_room(first_step)
+            config = files.write_bytes(self.folder / CONFIG, config_yaml.encode())
+            self.record["files"] = {CONFIG: config}
             # Until the streams are replaced, without their sizes: both the old and the new count.
             self._save_record(status="running")
             for name in SCHEMAS:
@@ -74,32 +80,19 @@ class CellWriter:
             raise
 
     @classmethod
-    def open(
-        cls,
-        folder: Path,
-        config_yaml: str,
-        record: dict[str, Any],
-        first_step: int = 0,
-        **options: bool,
-    ) -> Self:
-        """Claim the cell in ``folder`` and begin it, with the arguments of the class.
-
-        Raises :class:`StudyError` also if a live process holds the cell.
-        """
+    def open(cls, folder: Path, *arguments: Any, **options: Any) -> Self:
+        """Claim the cell in ``folder`` and begin it, with the other arguments of the class."""
         claimed = files.claim(folder)
         if claimed is None:
             raise StudyError(
                 f"cell {folder.name} is being trained by another process, which holds "
                 f"{folder / LOCK}: wait until it has ended"
             )
-        return cls(claimed, config_yaml, record, first_step, **options)
+        return cls(claimed, *arguments, **options)
 
     def append(self, table: str, rows: pd.DataFrame) -> None:
         """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are
         NaN. Any process can read the rows when it returns; :meth:`sync` puts them on disk.
-
-        Raises :class:`StorageError` if the rows can't be written, or the folder was deleted. The
-        cell can still be resumed.
         """
         schema = SCHEMAS[table]
         arrow = pa.Table.from_pandas(
@@ -112,17 +105,13 @@ class CellWriter:
                 self._streams[table] = Stream(self._path(table), arrow)
 
     def sync(self) -> None:
-        """Wait until all rows that were appended are on disk, and record how many bytes these are.
-
-        Raises as :meth:`append` does.
-        """
+        """Wait until all appended rows are on disk, and record how many bytes these are."""
         with self._writing():  # the system reports lost rows to the first caller only
             for stream in self._streams.values():
                 stream.sync()
         self._save_record(streams={name: each.written for name, each in self._streams.items()})
 
     def write_error_log(self, error: BaseException) -> Path:
-        """Write the traceback of ``error`` and return the file's path."""
         path = self.folder / ERROR_LOG
         files.write_text(path, "".join(traceback.format_exception(error)))
         return path
@@ -130,8 +119,7 @@ class CellWriter:
     def close(self, status: str, **fields: Any) -> None:
         """Turn the streams into Parquet files, record ``status`` and ``fields``, release the claim.
 
-        ``status``: one of :data:`study.vocabulary.statuses.ENDED`. If it raises
-        :class:`StorageError` or :class:`Damaged`, the cell has not ended: call :meth:`interrupt`.
+        If it raises, the cell has not ended: call :meth:`interrupt`.
         """
         with self._writing():
             streams = self._streams.items()
@@ -141,20 +129,16 @@ class CellWriter:
         self.claim.check()
         self.record.pop("streams", None)
         self._save_record(status=status, tables=tables, adapter=adapter, **fields)
-        # An ended cell does not need these. A failed one can resume from an earlier checkpoint.
-        unneeded = [*map(self._path, SCHEMAS), *self.folder.glob(f"*{files.DRAFT}")]
-        for path in unneeded if status == "failed" else [*unneeded, self.folder / CHECKPOINTS]:
-            with suppress(StorageError):  # it costs space, not the cell
-                files.remove(path)
+        with suppress(StorageError):  # it costs space, not the cell
+            files.remove(*_unneeded(self.folder, status))
         self._release()
 
     def interrupt(self, **fields: Any) -> None:
         """Keep rows and checkpoints, record ``interrupted`` and ``fields``, release the claim.
 
-        It also works after an error of :meth:`append` or :meth:`close`, and with a full disk,
-        because a cell that is recorded as running and has no process is interrupted.
+        It also works after an error and with a full disk.
         """
-        with suppress(StudyError):  # otherwise it says "running", which has the same effect
+        with suppress(StudyError):  # a cell that is "running" without a process is interrupted
             if self._error is None:
                 self.sync()
         with suppress(StorageError):
@@ -179,17 +163,15 @@ class CellWriter:
             raise Damaged(f"the last row before step {first_step} is of step {last}")
         return kept
 
-    def _make_room(self, first_step: int, aside: bool) -> None:
-        """Move finished results aside; delete rows of a killed process that can't be resumed.
-
-        ``aside``: move everything.
-        """
+    def _make_room(self, first_step: int) -> None:
+        """Move finished results aside; delete rows of a killed process that can't be resumed."""
         record = read_record(self.folder)
         finished = [*self.folder.glob("*.parquet"), *self.folder.glob(ADAPTER)]
         resumable = record is not None and record["status"] in RESUMABLE
-        if aside or (not resumable and ((self.folder / RECORD).exists() or finished)):
+        if not resumable and ((self.folder / RECORD).exists() or finished):
             kept = {LOCK, CHECKPOINTS} if first_step else {LOCK}
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+            files.check_no_link(self.folder.parents[1] / ASIDE)
             target = self.folder.parents[1] / ASIDE / f"{self.folder.name}.{stamp}"
             files.make_folder(target)
             names = sorted(path.name for path in self.folder.iterdir() if path.name not in kept)
@@ -198,8 +180,8 @@ class CellWriter:
             return
         if not first_step:  # first: without its rows, a checkpoint is of no use
             files.remove(self.folder / CHECKPOINTS)
-        for path in (*finished, self.folder / ERROR_LOG, *self.folder.glob(f"*{files.DRAFT}")):
-            files.remove(path)
+        drafts = self.folder.glob(f"*{files.DRAFT}")
+        files.remove(*finished, self.folder / ERROR_LOG, *drafts)
 
     def _release(self) -> None:
         for stream in self._streams.values():
@@ -212,16 +194,14 @@ class CellWriter:
 
     def _save_record(self, **fields: Any) -> None:
         record = self.record | fields
+        record |= {SHA256: record_hash(record)}
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=True)
         files.write_text(self.folder / RECORD, text + "\n")
         self.record = record
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Context manager: after an error no more rows are written, because they would leave a gap.
-
-        Raises the error of an earlier write, and if the cell's folder was deleted.
-        """
+        """Context manager: after an error no more rows are written, as they would leave a gap."""
         if self._error is not None:
             raise self._error
         self.claim.check()
@@ -230,3 +210,18 @@ class CellWriter:
         except StudyError as error:
             self._error = error
             raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left in the folder of an ended cell that no other one holds."""
+    if _unneeded(folder) and (claimed := files.claim(folder)):
+        with claimed:
+            record = read_record(folder)
+            if record and record["status"] in ENDED:
+                files.remove(*_unneeded(folder, record["status"]))
+
+
+def _unneeded(folder: Path, status: str = "") -> list[Path]:
+    """Files of a cell that has ended. A failed one can resume from an earlier checkpoint."""
+    found = [*folder.glob("*.arrows"), *folder.glob(f"*{files.DRAFT}")]
+    return found if status == "failed" else [*found, *folder.glob(CHECKPOINTS)]

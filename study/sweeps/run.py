@@ -22,6 +22,7 @@ from study.models.compiled import programs
 from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
 from study.store.checkpoints import load_newest
 from study.store.files import remove
+from study.store.writer import remove_leftovers
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.devices import claim_device
@@ -85,13 +86,12 @@ def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Out
     """Call ``launch`` with the cells to train until every cell has results, from any process.
 
     ``launch`` makes one pass: it leaves out cells that other processes hold. Those are waited for.
-    A cell that has failed here is not tried again.
-
-    Raises :class:`StudyError` naming the first failure, and :class:`~study.sweeps.signals.Stopped`
-    if a signal ended a pass.
+    A cell that has failed here is not tried again. The error at the end names the first failure.
     """
     failures: dict[Path, str] = {}
     distinct = {cell.folder: cell for cell in cells}.values()
+    for cell in distinct:
+        remove_leftovers(cell.folder)
     todo = [cell for cell in distinct if not cell.done]
     first, told = len(todo), False
     while todo:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 TABLES = ("metrics", "probes", "truncations")
 RECORDED = ("status", "steps_done", "diverged_step", "stuck_step", "config", "sources", "gamma")
 """What the record of a cell must have in common."""
+LEFTOVERS = ("*.partial", "*.arrows", "checkpoints", "sweep-*")
+"""What only a live process needs."""
 
 
 def differences(study: Path, undisturbed: Path) -> list[str]:
@@ -18,6 +20,8 @@ def differences(study: Path, undisturbed: Path) -> list[str]:
     lines = [f"cells: {sorted(found)} instead of {sorted(wanted)}"] if wanted != found else []
     if (study / "aside").exists():  # a finished cell was trained again
         lines.append(f"results were moved aside: {sorted(p.name for p in study.glob('aside/*'))}")
+    for kind in LEFTOVERS:
+        lines += [f"left over: {path.relative_to(study)}" for path in study.rglob(kind)]
     for cell in sorted(wanted & found):
         mine, theirs = (_results(place / "cells" / cell) for place in (study, undisturbed))
         names = sorted({*mine, *theirs})

@@ -55,13 +55,6 @@ def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small: Path) -> N
     assert not list(plots.glob("grad_norm_vs_rank.*"))
 
 
-def test_a_table_that_analyze_wrote_is_not_read(small: Path) -> None:
-    run("analyze", small)
-    before = study.load(str(small)).exponents
-    (small / "exponents.parquet").write_bytes(b"PAR1")
-    pd.testing.assert_frame_equal(study.load(str(small)).exponents, before)
-
-
 def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it(
     small: Path,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What ``study report`` and ``study analyze`` print: what was found, and what to open."""
+"""What ``study report`` prints: what was found, and what to open."""
 
 import re
 from collections.abc import Callable
@@ -27,19 +27,14 @@ def folder(on_disk: OnDisk) -> Path:
     return on_disk(ranks=(4, 32), seeds=(0, 1, 2))
 
 
-def told(*arguments: object) -> str:
-    """What a command prints on stdout and stderr."""
-    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def test_a_report_ends_with_what_was_found_and_what_to_open(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)  # after make study, without activate
     monkeypatch.setattr("sys.argv", [".venv/bin/study"])
-    text = told("report", folder)
+    result = CliRunner().invoke(cli, ["report", str(folder)], catch_exceptions=False)
+    text = result.output
+    assert result.exit_code == 0, text
     said = [one.message for one in caplog.records if one.name.startswith("study")]
     assert said == [], "no list of figures that could not be drawn"
     assert not re.search(r"no figure|\brows?\b|\.parquet|\.png|nan", text)
@@ -53,13 +48,3 @@ def test_a_report_ends_with_what_was_found_and_what_to_open(
     sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]
     assert sentences == answer(load_tables(folder))
     assert max(map(len, lines[1:-2])) <= 100
-
-
-def test_an_analysis_ends_with_the_same_sentences(folder: Path) -> None:
-    text = " ".join(told("analyze", folder).split())
-    assert all(
-        " ".join(f"- {sentence}".split()) in text for sentence in answer(load_tables(folder))
-    )
-    assert text.endswith(
-        f"all exponents: {folder / 'exponents.parquet'} next: study report {folder}"
-    )

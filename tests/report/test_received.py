@@ -55,6 +55,7 @@ def with_texts(study: Path, folder: Path, text: str) -> Path:
             (record["config"][group] if group else record["config"])[name] = text
         # Two values, so that it is a part of the name of each curve.
         record["config"]["train"]["mode"] = f"{text}{record['config']['adapter']['scaling']}"
+        del record["sha256"]
         path.write_text(json.dumps(record))
     return folder
 

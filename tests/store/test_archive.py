@@ -3,9 +3,14 @@
 import json
 import os
 import shutil
+import signal
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -13,8 +18,18 @@ import study
 from study.analysis import load_tables
 from study.cli import cli
 from study.errors import StudyError
-from study.store import cell_folders, is_done, load_measured, load_records, rows_of
+from study.store import (
+    CellWriter,
+    cell_folders,
+    files,
+    is_done,
+    load_measured,
+    load_records,
+    rows_of,
+    write_table,
+)
 from study.store.archive import FILES, check_study, write_archive
+from tests.faults.instrument import Instrument, Plan
 from tests.store.small_cells import flip
 
 TABLES = ("metrics", "probes", "truncations", "exponents", "stable", "rates", "losses")
@@ -73,7 +88,8 @@ def test_an_archive_names_its_own_folders_and_is_whole(study_dir: Path, archived
     places = {"results_dir": archived.parent.as_posix(), "plots_dir": "pictures"}
     for record in load_records(archived):
         of_study = before[record["cell_id"]]
-        kept = {key: of_study[key] for key in of_study if key not in ("tables", "adapter")}
+        of_files = ("tables", "adapter", "files", "sha256")
+        kept = {key: of_study[key] for key in of_study if key not in of_files}
         assert record == kept | {"config": kept["config"] | places}
 
 
@@ -102,13 +118,98 @@ def test_a_sweep_in_an_archived_study_trains_what_is_not_there(
     assert set(tables.metrics["cell_id"]) == set(tables.cells["cell_id"])
 
 
-def test_a_damaged_archive_gets_one_line(archived: Path, tmp_path: Path) -> None:
+def shuffled(path: Path) -> None:
+    rows = pq.read_table(path)
+    pq.write_table(rows.take(np.random.default_rng(0).permutation(len(rows))), path)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "cut": lambda path: pq.write_table(pq.read_table(path).slice(0, 2), path),
+    "shuffled": shuffled,
+    "flipped": flip,
+    "text": lambda path: path.write_bytes(b"text"),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_archive_gets_one_line(
+    archived: Path, tmp_path: Path, kind: str, file: str
+) -> None:
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
-    flip(copy / "probes.parquet")
-    with pytest.raises(StudyError, match=r"probes.parquet is damaged: get it again"):
+    DAMAGE[kind](copy / file)
+    if (kind, file) == ("missing", "cells.parquet"):
+        assert cell_folders(copy) == []
+        return
+    checked = run("check", copy)
+    assert checked.exit_code == 1
+    assert checked.output.count("\n") == 1
+    assert "is no archive of a study, or is damaged" in checked.output
+    with pytest.raises(StudyError, match="get it again"):
         load_measured(copy)
-    (copy / "cells.parquet").write_bytes(b"text")
-    assert "cells.parquet is no archive of a study" in str(run("check", copy).exception)
+
+
+Begin = Callable[..., CellWriter]
+
+
+@pytest.fixture
+def old_and_new(tmp_path: Path, begin: Begin) -> tuple[Path, Path]:
+    """Two states of a study, which differ in every table. Only the first has distances."""
+    begin("abc", 1).close("complete")
+    write_table(tmp_path / "distances.parquet", pd.DataFrame({"cell_id": ["abc"], "value": [1.0]}))
+    old = shutil.copytree(tmp_path / "cells", tmp_path / "old/cells").parent
+    (tmp_path / "distances.parquet").rename(old / "distances.parquet")
+    begin("abd", 3).close("complete")
+    return old, shutil.copytree(tmp_path / "cells", tmp_path / "new/cells").parent
+
+
+def seen(study_dir: Path) -> str:
+    tables = load_measured(study_dir)
+    frames = tables.cells["cell_id"], tables.metrics, tables.probes, tables.distances
+    return "\n".join(str(frame.to_dict()) for frame in frames)
+
+
+def killed_at(call: int, study_dir: Path, to: Path) -> bool:
+    """Archive ``study_dir`` in a process that is killed at a call. Whether it got there."""
+    if (process := os.fork()) == 0:
+        files.os = Instrument(Plan(str(to), at=call, signal=signal.SIGKILL))  # type: ignore[assignment]
+        write_archive(study_dir, to)
+        os._exit(0)
+    return os.waitpid(process, 0)[1] == signal.SIGKILL
+
+
+def test_a_kill_at_any_file_call_leaves_the_old_or_the_new_archive(
+    old_and_new: tuple[Path, Path], tmp_path: Path
+) -> None:
+    new, states = old_and_new[1], []
+    for one in old_and_new:
+        assert write_archive(one, tmp_path / f"whole/{one.name}/s") == []
+        states.append(seen(tmp_path / f"whole/{one.name}/s"))
+    found = []
+    for call in count(1):
+        to = shutil.copytree(tmp_path / "whole/old/s", tmp_path / str(call) / "s")
+        if not killed_at(call, new, to):
+            break
+        assert [*check_study(to)] == []
+        found.append(states.index(seen(to)))
+        assert write_archive(new, to) == []
+        assert sorted(os.listdir(to)) == sorted(name for name in FILES if "trunc" not in name)
+        assert seen(to) == states[1]
+    assert found == sorted(found)
+    assert set(found) == {0, 1}
+
+
+def test_every_flipped_bit_is_seen(old_and_new: tuple[Path, Path], tmp_path: Path) -> None:
+    to = tmp_path / "to"
+    write_archive(old_and_new[0], to)
+    for path in to.glob("*.parquet"):
+        content = path.read_bytes()
+        for place in np.linspace(0, 1, 60, endpoint=False):
+            flip(path, place)
+            with pytest.raises(StudyError, match="damaged"):
+                seen(to)
+            path.write_bytes(content)
 
 
 def test_the_command_archives_and_says_what_it_left_out(study_dir: Path, tmp_path: Path) -> None:

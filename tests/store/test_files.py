@@ -23,6 +23,14 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_write_removes_drafts_of_killed_processes(tmp_path: Path) -> None:
+    left, live = tmp_path / "a.1.abcdef.partial", tmp_path / "b.2.abcdef.partial"
+    left.write_text("half")
+    with Lock(live):  # another process writes it
+        write_text(tmp_path / "file", "new")
+    assert sorted(os.listdir(tmp_path)) == [live.name, "file"]
+
+
 # Locks.
 
 

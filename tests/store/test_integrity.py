@@ -1,6 +1,5 @@
-"""``study check`` names every file that changed, and the command that repairs it."""
+"""``study check`` names every file that changed; ``study train`` begins such a cell again."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +9,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from study.cli import cli
+from study.errors import StudyError
 from study.store import CellWriter, load_measured, write_table
 from study.store.checkpoints import Checkpoint, save
 from tests.store.small_cells import append, flip
 
 STOPPED = "cells/stopped/checkpoints/step-00000001"
+Begin = Callable[..., CellWriter]
 
 
 @pytest.fixture
-def study_dir(tmp_path: Path, begin: Callable[..., CellWriter]) -> Path:
+def study_dir(tmp_path: Path, begin: Begin) -> Path:
     """``ended`` and ``other`` are complete, ``stopped`` is interrupted and has checkpoints."""
     ended = begin("ended", 3)
     (ended.folder / "adapter").mkdir()
@@ -36,61 +37,76 @@ def study_dir(tmp_path: Path, begin: Callable[..., CellWriter]) -> Path:
     return tmp_path
 
 
-def check(study_dir: Path, *options: str) -> Result:
-    return CliRunner().invoke(cli, ["check", str(study_dir), *options])
+def check(study_dir: Path) -> Result:
+    return CliRunner().invoke(cli, ["check", str(study_dir)])
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a record": (
         lambda study: (study / "cells/ended/record.json").write_bytes(b""),
         "cells/ended: record.json is damaged",
-        "mv",
+    ),
+    "no record": (
+        lambda study: (study / "cells/ended/record.json").unlink(),
+        "cells/ended: record.json is missing",
+    ),
+    "no record of rows": (
+        lambda study: (study / "cells/stopped/record.json").unlink(),
+        "cells/stopped: record.json is missing",
+    ),
+    "a configuration": (
+        lambda study: flip(study / "cells/ended/config.yaml"),
+        "cells/ended: config.yaml is damaged: its size or hash",
     ),
     "a table": (
         lambda study: flip(study / "cells/ended/metrics.parquet"),
         "cells/ended: metrics.parquet is damaged: its size or hash",
-        "mv",
     ),
     "a checkpoint": (
         lambda study: flip(study / f"{STOPPED}.safetensors", 0.9),
         f"{STOPPED}.json: Damaged: step-00000001.safetensors is",
-        "rm",
     ),
     "the distances": (
         lambda study: flip(study / "distances.parquet", 0.3),
         "distances.parquet: distances.parquet is damaged",
-        "rm",
     ),
     "an adapter": (
         lambda study: flip(study / "cells/ended/adapter/adapter_model.safetensors"),
         "cells/ended: adapter_model.safetensors is damaged",
-        "mv",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_and_its_repair_works(study_dir: Path, kind: str) -> None:
+def test_damage_is_named(study_dir: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     assert check(study_dir).output == "3 cells: no problem\n"
-    damage, line, command = DAMAGE[kind]
+    damage, line = DAMAGE[kind]
     damage(study_dir)
     result = check(study_dir)
     assert result.exit_code == 1
     found, summary = result.output.splitlines()
     assert found.startswith(f"{study_dir}/{line}")
-    assert summary.startswith("3 cells: 1 problem. Run `study check ")
-    repair = check(study_dir, "--repair")
-    assert repair.exit_code == 1
-    [printed] = repair.stdout.splitlines()
-    assert f"{command} --" in printed
-    assert check(study_dir).output == result.output, "it repairs nothing itself"
-
-    subprocess.run(printed, shell=True, check=True)
-    assert check(study_dir).exit_code == 0
-    assert len(load_measured(study_dir).cells) == (2 if command == "mv" else 3)
+    assert summary == "3 cells: 1 problem"
+    if "record" in kind:
+        assert len(load_measured(study_dir).cells) == 2
+        assert "1 of the cells" in caplog.text
 
 
-def test_a_running_cell_is_left_alone(study_dir: Path, begin: Callable[..., CellWriter]) -> None:
+@pytest.mark.parametrize("place", ["cells", "cells/ended", "aside"])
+def test_a_link_in_a_study_is_refused(study_dir: Path, place: str, begin: Begin) -> None:
+    """It may lead out of the study, which may come from a stranger."""
+    path, elsewhere = study_dir / place, study_dir / "elsewhere"
+    elsewhere.mkdir()
+    if path.exists():
+        path.rename(elsewhere / "moved")
+    path.symlink_to(elsewhere / "moved")
+    with pytest.raises(StudyError, match=f"{place} is a link: put the folder itself there"):
+        begin("ended", 3)
+    if place != "aside":
+        assert "is a link" in str(check(study_dir).exception)
+
+
+def test_a_running_cell_is_left_alone(study_dir: Path, begin: Begin) -> None:
     writer = begin("running", 2)
     with (writer.folder / "metrics.arrows").open("ab") as file:
         file.write(b"a part of a row")

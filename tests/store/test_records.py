@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from study.cli import cli
 from study.errors import StudyError
-from study.store import cell_folders, find_cell, is_done, load_records, read_cell
-from study.store.records import FORMAT
+from study.store import cell_folders, find_cell, is_done, load_cells, load_records, read_cell
+from study.store.records import FORMAT, record_hash
 from study.vocabulary.statuses import STATUSES
 from tests.store.small_cells import CONFIG, complete, flip
 
@@ -25,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
     return complete(tmp_path)
 
 
-def write_changed(path: Path, key: str, value: Any) -> None:
-    """Set a dotted key of a record; ``...`` deletes it."""
+def write_changed(path: Path, key: str, value: Any, with_hash: bool = False) -> None:
+    """Set a dotted key of a record; ``...`` deletes it. ``with_hash``: and the hash of the rest."""
     record = json.loads(path.read_text())
     *groups, last = key.split(".")
     place = record
@@ -35,6 +35,8 @@ def write_changed(path: Path, key: str, value: Any) -> None:
     place[last] = value
     if value is ...:
         del place[last]
+    if with_hash:
+        record["sha256"] = record_hash(record)
     path.write_text(json.dumps(record))
 
 
@@ -121,7 +123,7 @@ def test_a_complete_cell_without_its_adapter_is_not_done(folder: Path) -> None:
     (folder / "adapter").mkdir()
     sha256 = hashlib.sha256(b"ab").hexdigest()
     weights = {"weights": {"bytes": 2, "sha256": sha256}}
-    write_changed(folder / "record.json", "adapter", weights)
+    write_changed(folder / "record.json", "adapter", weights, with_hash=True)
     assert not is_done(folder, with_adapter=True)
     (folder / "adapter" / "weights").write_bytes(b"ab")
     assert is_done(folder, with_adapter=True)
@@ -138,20 +140,38 @@ CHANGES = {
 }
 
 
+@pytest.fixture
+def paper_cell(tmp_path: Path) -> Path:
+    record = load_records(REFERENCE / "paper_b3")[0]
+    return complete(tmp_path, record["cell_id"], record)
+
+
 @pytest.mark.parametrize("key", CHANGES)
-def test_a_changed_configuration_is_noticed(tmp_path: Path, key: str) -> None:
+def test_a_changed_configuration_is_noticed(paper_cell: Path, key: str) -> None:
     """The id of a cell is the hash of its configuration, as ``study train`` writes it."""
-    archived = load_records(REFERENCE / "paper_b3")[0]
-    folder = complete(tmp_path, archived["cell_id"], archived)
-    assert is_done(folder)
-    assert run_check(tmp_path).exit_code == 0
-    write_changed(folder / "record.json", key, CHANGES[key])
-    assert not is_done(folder), "study train trains it again"
-    assert load_records(tmp_path) == []
-    result = run_check(tmp_path)
+    assert is_done(paper_cell)
+    write_changed(paper_cell / "record.json", key, CHANGES[key], with_hash=True)
+    assert not is_done(paper_cell), "study train trains it again"
+    assert load_records(paper_cell.parents[1]) == []
+    result = CliRunner().invoke(cli, ["check", str(paper_cell.parents[1])])
     assert result.exit_code == 1
-    assert f"{folder.name}: record.json is damaged" in result.output
+    assert f"{paper_cell.name}: record.json is damaged" in result.output
 
 
-def run_check(study_dir: Path) -> Result:
-    return CliRunner().invoke(cli, ["check", str(study_dir)])
+def test_any_changed_key_is_noticed(paper_cell: Path) -> None:
+    """A record has the hash of all of its keys."""
+    path = paper_cell / "record.json"
+    whole, record = path.read_text(), json.loads(path.read_text())
+    del record["sha256"]
+    for key in [*record, *(f"config.{key}" for key in record["config"]), "config.data.prompt"]:
+        for value in ("other", ...) if key != "config.data.prompt" else ("other",):
+            write_changed(path, key, value)
+            assert not is_done(paper_cell), key
+            path.write_text(whole)
+    assert is_done(paper_cell)
+
+
+def test_gamma_is_computed(folder: Path) -> None:
+    write_changed(folder / "record.json", "gamma", 7.0, with_hash=True)
+    [row] = load_cells(folder.parents[1]).itertuples()
+    assert row.gamma == pytest.approx(16 / 8**0.7)

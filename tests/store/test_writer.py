@@ -12,7 +12,17 @@ import pytest
 
 import study
 from study.errors import StudyError
-from study.store import CellWriter, Damaged, is_done, load_cells, load_measured, read_cell, rows_of
+from study.store import (
+    CellWriter,
+    Damaged,
+    Lock,
+    is_done,
+    load_cells,
+    load_measured,
+    read_cell,
+    rows_of,
+)
+from study.store.writer import remove_leftovers
 from study.sweeps.progress import render
 from study.vocabulary.quantities import STATS
 from tests.store.small_cells import append, complete, flip
@@ -85,6 +95,21 @@ def test_a_run_that_had_ended_is_continued(folder: Path, begin: Begin) -> None:
     assert steps(folder) == [0, 1, 2, 3, 4, 5]
     (aside,) = (folder.parents[1] / "aside").iterdir()
     assert (aside / "metrics.parquet").exists()
+
+
+def test_what_a_kill_left_in_an_ended_cell_is_removed(folder: Path, begin: Begin) -> None:
+    begin(steps=2).close("complete")
+    (folder / "checkpoints").mkdir()
+    for name in ("checkpoints/step-00000002.json", "metrics.arrows", "record.json.1.ab.partial"):
+        (folder / name).touch()
+    with Lock(folder / "lock"):
+        remove_leftovers(folder)
+        assert (folder / "metrics.arrows").exists(), "a process may write it"
+    remove_leftovers(folder)
+    assert names(folder) == ENDED
+    begin("abd", 2).interrupt()
+    remove_leftovers(folder.with_name("abd"))
+    assert steps(folder.with_name("abd")) == [0, 1]
 
 
 def test_rows_that_are_gone_are_damage(folder: Path, begin: Begin) -> None:
