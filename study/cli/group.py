@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from study import __version__, load_plugins
 from study.errors import MOST_CHARACTERS, StudyError, given, printable
@@ -36,7 +35,6 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "distances": ("tables", "Measure the distance of SGD runs from infinite rank."),
         "fetch": ("training", "Download a base model and print its path."),
         "bench": ("training", "Time training, inference and large studies."),
-        "completion": ("training", "Print the code that completes words in a shell."),
     },
     "Look": {
         "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
@@ -89,11 +87,6 @@ class Commands(click.Group):
         for title, rows in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, about) for name, (_, about) in rows.items()], 14)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        names = [name for name in COMMANDS if name.startswith(incomplete)]
-        options = click.Command.shell_complete(self, ctx, incomplete)
-        return [*map(CompletionItem, names), *options]
 
 
 def _import_plugins(

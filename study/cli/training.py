@@ -1,22 +1,11 @@
-"""The commands ``train``, ``status``, ``bench``, ``fetch`` and ``completion``.
-
-Shells call ``study`` with ``_STUDY_COMPLETE`` in the environment (click's protocol). Click
-completes verbs, and Hydra the overrides of ``study train``.
-"""
+"""The commands ``train``, ``status``, ``list``, ``bench`` and ``fetch``."""
 
 import os
-import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
-from click.shell_completion import (
-    BashComplete,
-    CompletionItem,
-    add_completion_class,
-    get_completion_class,
-)
 
 from study.cli.group import PASSED_ON, PATH, cli, print_tables, tables_as
 from study.vocabulary.sources import MODELS
@@ -26,48 +15,8 @@ RESULTS = Path("results")
 """Where ``study train`` writes, unless ``results_dir`` says otherwise."""
 
 
-@add_completion_class
-class BashWithoutSpace(BashComplete):
-    """Bash's completion, without a space after ``adapter.`` and ``adapter.rank=``."""
-
-    source_template = BashComplete.source_template.replace(
-        "    return 0\n",
-        "    [[ ${COMPREPLY[0]} == *[.=/] ]] && compopt -o nospace\n    return 0\n",
-    )
-
-
-@cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """\b
-    eval "$(study completion bash)"     in ~/.bashrc
-    eval "$(study completion zsh)"      in ~/.zshrc
-    """
-    code = get_completion_class(shell)
-    assert code is not None
-    click.echo(code(cli, {}, "study", "_STUDY_COMPLETE").source())
-
-
-def complete_overrides(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """The completions of the last word of ``study train ...``.
-
-    Bash splits words at ``=``, and click drops a ``=`` at the end of a line.
-    """
-    from study.config.hints import complete
-
-    before = list(context.params["arguments"])
-    if not incomplete and before and not re.search("=|^[-~]", "".join(before[-2:])):
-        before.append("=")
-    is_split = before[-1:] == ["="]
-    *overrides, word = re.sub(" = ?", "=", " ".join([*before, incomplete])).split(" ")
-    found = complete([text for text in overrides if "=" in text], word)
-    return [CompletionItem(text.partition("=")[2] if is_split else text) for text in found]
-
-
 @cli.command(context_settings=PASSED_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_overrides)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
     from study.sweeps import signals
 

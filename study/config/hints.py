@@ -1,4 +1,4 @@
-"""One-line corrections of mistakes; the help and the completion of ``study train``."""
+"""One-line corrections of mistakes; the help of ``study train``."""
 
 import re
 import traceback
@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from study.config.compose import CONF, first_line
+from study.config.compose import first_line
 from study.config.types import CellConfig, optimizer_config
 from study.errors import StudyError, given
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -188,23 +185,3 @@ def meanings(files: Iterable[Path]) -> dict[str, str]:
         for name, comment in entries:
             found.setdefault(name, " ".join(re.sub(r"\n\s+#", " ", comment).split()))
     return found
-
-
-class _Words(DefaultCompletionPlugin):
-    def __call__(self, line: str) -> list[str]:
-        """Hydra's completions of the last word of ``line``: groups, options, keys and defaults."""
-        return self._query("config", line)
-
-
-def complete(overrides: Sequence[str], word: str) -> list[str]:
-    """Completions of ``word`` after ``overrides`` on the command line.
-
-    They are Hydra's completions and, for the value of a key, the choices of its type.
-    """
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        # A single space after the last override makes Hydra complete a new word.
-        found = _Words(GlobalHydra.instance().config_loader())(" ".join([*overrides, word]))
-    key, equals, _ = word.partition("=")
-    found += [f"{key}={choice}" for choice in known_keys().get(key, ())] if equals else []
-    return [each for each in dict.fromkeys(found) if each.startswith(word)]

@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Checked(AfterValidator):
     """A function that returns a value, or raises :class:`StudyError` with :data:`KEY` in its line.
 
-    ``words``: the words it accepts, for help and completion.
+    ``words``: the words it accepts, for help.
     """
 
     words: tuple[str, ...] = ()

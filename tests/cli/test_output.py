@@ -1,165 +1,66 @@
-"""``--json``, ``--csv`` and ``-q``: every JSON keeps to a schema."""
+"""``--json``, ``--csv`` and ``-q``: every JSON has its tables and columns."""
 
 import json
 import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pytest
-from pydantic import BaseModel
 
 from study.cli.group import print_tables
 
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 Cli = Callable[..., Any]
-Number = float | None
-Rank = float | Literal["inf"]
-
-
-class Curve(BaseModel):
-    optimizer: str
-    scaling: str
-    exponent_p: Number
-
-
-class Fit(Curve):
-    ci_low: Number
-    ci_high: Number
-    interval: Literal["seeds", "ranks", "none"]
-    seeds: int
-    ranks: int
-    rank_min: Number
-    rank_max: Number
-
-
-class Quantity(Fit):
-    site: str
-    stat: str
-    batch: Literal["train", "heldout", "noise"]
-    step: int
-
-
-class Exponent(Quantity):
-    exponent: float
-    predicted: Number
-    factor: float
-    verdict: str
-    primary: bool
-    bent: bool
-
-
-class Stable(Quantity):
-    method: Literal["linear", "grid"]
-    p_star: float
-    predicted: Number
-    p_star_limit: Number
-    limit: Number
-
-
-class Loss(Curve):
-    how: Literal["fixed", "best", "matched"]
-    lr: float
-    rank: float
-    seed: int
-    loss: Number
-
-
-class Transfer(Fit):
-    exponent: Number
-    predicted_low: Number
-    predicted_high: Number
-
-
-class Horizon(Fit):
-    horizon: int
-    exponent: Number
-    rho: Number
-    at_rho_low: Number
-    at_rho_high: Number
-
-
-class BestRate(Curve):
-    horizon: int
-    rank: float
-    seed: int
-    best_lr: float
-    best_loss: float
-    edge: Literal["", "lowest", "highest"]
-    rho: Number
-
-
-class Cell(BaseModel):
-    cell_id: str
-    study: str
-    status: str
-    note: str
-    rank: Rank
-    scaling: str
-    exponent: Number
-    optimizer: str
-    lr: float
-    seed: int
-    steps: int
-    steps_done: Number
-    diverged_step: Number
-    stuck_step: Number
-    seconds: Number
-    error: str | None
-
-
-class Analyzed(BaseModel, extra="forbid"):
-    exponents: list[Exponent]
-    stable: list[Stable]
-    rates: list[Transfer]
-    losses: list[Loss]
-    answer: list[str]
-
-
-class Rates(BaseModel, extra="forbid"):
-    rates: list[BestRate]
-    exponents: list[Horizon]
-
-
-class Status(BaseModel, extra="forbid"):
-    cells: list[Cell]
+CURVE = "optimizer scaling exponent_p"
+FIT = f"{CURVE} ci_low ci_high interval seeds ranks rank_min rank_max"
+QUANTITY = f"{FIT} site stat batch step predicted"
+LOSS = f"{CURVE} rank seed"
+TABLES = {
+    "analyze": {
+        "exponents": f"{QUANTITY} exponent factor verdict primary bent",
+        "stable": f"{QUANTITY} method p_star p_star_limit limit",
+        "rates": f"{FIT} exponent predicted_low predicted_high",
+        "losses": f"{LOSS} how lr loss",
+        "answer": "",
+    },
+    "status": {
+        "cells": "cell_id study status note rank scaling exponent optimizer lr seed steps "
+        "steps_done diverged_step stuck_step seconds error",
+    },
+    "rates": {
+        "rates": f"{LOSS} horizon best_lr best_loss edge rho",
+        "exponents": f"{FIT} horizon exponent rho at_rho_low at_rho_high",
+    },
+}
+"""The tables of each command's JSON, with the columns that programs may rely on."""
 
 
 def refuse(word: str) -> None:
     raise AssertionError(f"{word} is not JSON")
 
 
-class Study(BaseModel):
-    study: str
-    model: str
-    cells: int
-    complete: int
-    running: int
-    diverged: int
-
-
-class Studies(BaseModel, extra="forbid"):
-    studies: list[Study]
-
-
 @pytest.mark.parametrize(
-    ("command", "name", "schema", "first"),
+    ("command", "name"),
     [
-        ("analyze", "paper_learning_rate", Analyzed, "exponents"),
-        ("status", "infinite_rank", Status, "cells"),
-        ("rates", "paper_learning_rate", Rates, "rates"),
+        ("analyze", "paper_learning_rate"),
+        ("status", "infinite_rank"),
+        ("rates", "paper_learning_rate"),
     ],
 )
-def test_json_has_a_schema_and_csv_has_its_first_table(
-    study_cli: Cli, tmp_path: Path, command: str, name: str, schema: Any, first: str
+def test_json_has_its_tables_and_csv_the_first_one(
+    study_cli: Cli, tmp_path: Path, command: str, name: str
 ) -> None:
     folder = shutil.copytree(REFERENCE / name, tmp_path / name)
     ran = study_cli(command, str(folder), "--json", "-q")
     assert (ran.code, ran.err) == (0, "")
     found = json.loads(ran.out, parse_constant=refuse)
-    schema.model_validate_json(ran.out, strict=True)
+    assert set(found) == set(TABLES[command])
+    first = next(iter(TABLES[command]))
+    for table, columns in TABLES[command].items():
+        assert all({*columns.split()} <= set(row) for row in found[table] if columns), table
     ran = study_cli(command, str(folder), "--csv", "-q")
     assert (ran.code, ran.err) == (0, "")
     table = pd.read_csv(StringIO(ran.out))
@@ -180,9 +81,10 @@ def test_the_studies_of_a_folder_are_listed(
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.splitlines()[1].split() == ["results/here", "smollm2", "30", "complete"]
     ran = study_cli("list", str(REFERENCE), "--json")
-    found = Studies.model_validate_json(ran.out, strict=True).studies
-    assert {study.study: study.complete for study in found}[str(REFERENCE / "paper_fig5")] == 60
-    assert all(study.cells == study.complete + study.diverged for study in found)
+    found = json.loads(ran.out)["studies"]
+    complete = {study["study"]: study["complete"] for study in found}
+    assert complete[str(REFERENCE / "paper_fig5")] == 60
+    assert all(study["cells"] == study["complete"] + study["diverged"] for study in found)
 
 
 @pytest.mark.parametrize(
