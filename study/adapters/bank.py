@@ -126,14 +126,7 @@ class Bucket(nn.Module):
 
     @contextmanager
     def merged_once(self, W_OD: Tensor | None = None) -> Iterator[None]:
-        """Context manager: weights are merged once, and all passes reuse them.
-
-        ``W_OD``: merge now, as a compiled pass needs it. None: merge in the first pass.
-
-        No factor may change meanwhile. Gradients accumulate in the merged weights and are projected
-        on A and B once, at the end. Each merged weight and its gradient hold ``D O`` floats. A
-        bucket whose form does not merge is not affected.
-        """
+        """See :func:`merged_once`. ``W_OD``: merge now; None: merge in the first pass."""
         self._keeps = True
         try:
             if W_OD is not None and self.form in ("mixed", "merged"):
@@ -475,9 +468,9 @@ class LoraBank(nn.Module):
 def merged_once(banks: Sequence[LoraBank], ahead: bool = False) -> Iterator[None]:
     """Context manager: weights are merged once, and all passes reuse them.
 
-    ``W_OD``: merge now, for a compiled pass; None: in the first pass. Factors must not change until
-    the end, where the accumulated gradients of the merged weights (``D O`` floats each) are
-    projected on A and B. A form that does not merge is not affected.
+    ``ahead``: merge now, for a compiled pass. Factors must not change until the end, where the
+    accumulated gradients of the merged weights (``D O`` floats each) are projected on A and B. A
+    form that does not merge is not affected.
     """
     with ExitStack() as stack:
         for bank in banks:

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 FORMS = ("factored", "mixed", "merged")
 """The forms on a float32 weight."""
@@ -48,6 +48,8 @@ only at low rank, where the forms differ by few FLOPs."""
 NARROW = 16
 """A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
 rows."""
+BIAS_COLUMNS = 32
+"""Columns next to W for a bias, most of them 0: products of an odd depth are slow in bf16."""
 
 
 class Listeners(NamedTuple):
@@ -121,12 +123,14 @@ class Factored(torch.autograd.Function):
 
 
 def once_rounded(d_KNO: Tensor, x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None) -> Tensor:
-    """``d + x W^T + b``, ``[K, N, O]``. The sum of the first two terms is rounded once.
+    """``d + x W^T + b``, ``[K, N, O]``, rounded once.
 
-    A bias is added afterwards: a product can begin its accumulation with one tensor only.
+    A bias is another column of W, which costs a copy of W. In ``d + b`` a small d would be lost.
     """
-    y_KNO = torch.addmm(d_KNO.flatten(0, 1), x_KND.flatten(0, 1), W_OD.mT).view_as(d_KNO)
-    return y_KNO if b_O is None else y_KNO + b_O
+    if b_O is not None:
+        x_KND = pad(x_KND, (0, BIAS_COLUMNS), value=1.0)
+        W_OD = torch.cat([W_OD, b_O[:, None], W_OD.new_zeros(len(b_O), BIAS_COLUMNS - 1)], 1)
+    return torch.addmm(d_KNO.flatten(0, 1), x_KND.flatten(0, 1), W_OD.mT).view_as(d_KNO)
 
 
 def _each(

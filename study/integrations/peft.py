@@ -27,8 +27,9 @@ def round_once(model: M) -> M:
 
     The result is PEFT's, with dropout, rsLoRA, ``lora_bias`` and several active adapters. It acts
     in bf16 and fp16 (base or autocast); float32, disabled or merged adapters and ``adapter_names``
-    use PEFT's own pass. Call it before ``torch.compile``, and again after ``add_adapter``. A base
-    with a bias costs a copy of its weights in each pass.
+    use PEFT's own pass. Call it before ``torch.compile``, and again after ``add_adapter``. Files of
+    ``save_pretrained`` do not hold it: call it again after you load them. A base with a bias costs
+    a copy of its weights in each pass.
 
     Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, DoRA and
     other variants, layers that are not linear, trained biases, hooks of another library. Raises

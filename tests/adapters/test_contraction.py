@@ -88,7 +88,8 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("base", BASES)
 def test_one_product_keeps_a_small_adapter_that_two_lose(base: str, rank: int) -> None:
     """The loss is ``1 - <d, D> / <d, d>``: d is the adapter's output, D what the layer's output
-    changed by. Both forms are as close to float64, and so are their gradients.
+    changed by. Both forms are as close to float64, and so are their gradients. One product is as
+    close as the exact sum rounded to bf16, also with a bias.
     """
     torch.manual_seed(0)
     linear = BASES[base](*WIDE).bfloat16().requires_grad_(False)
@@ -113,7 +114,8 @@ def test_one_product_keeps_a_small_adapter_that_two_lose(base: str, rank: int) -
             changed = found.double() - without.double()
             lost = float(1 - (d * changed).sum().detach() / d.square().sum().detach())
             assert lost > two_lose if form == "factored" else abs(lost) < 0.03
-            assert relative(found, y.detach()) < 2.5e-3
+            ideal = relative(y.detach().bfloat16(), y.detach())
+            assert relative(found, y.detach()) < (1.02 if form == "concatenated" else 1.5) * ideal
             for grad, factor in zip(grads, factors, strict=True):
                 assert relative(grad, factor.grad) < 4e-3
 
