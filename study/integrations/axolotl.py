@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, model_validator
 
 from study.config import chosen
-from study.integrations.recording import is_seeded
+from study.integrations.recording import UNSEEDED, is_seeded
 from study.integrations.runs import KERNELS
 from study.integrations.transformers import NormProbeCallback
 from study.vocabulary.quantities import BACKWARD, FORWARD, SITES
@@ -24,10 +24,6 @@ else:
         BasePlugin = object
 
 Option = Literal["results", "steps", "every", "sites", "stats", "tokens", "data"]
-UNSEEDED = (
-    "seed is not set in Axolotl's YAML: the draw of the init is unknown, and the run can't be "
-    "repeated."
-)
 
 
 class NormProbeArgs(BaseModel):
@@ -39,8 +35,7 @@ class NormProbeArgs(BaseModel):
     def check_kernels(self) -> Self:
         """Refuses fused kernels, which bypass the hooks of the wanted sites.
 
-        Axolotl joins this class with its own. Its validators have run: kernels that the YAML does
-        not set are on now, unless Axolotl does not use them.
+        Axolotl's own validators have run, and have turned on kernels that the YAML does not set.
         """
         sites = (self.norm_probe or {}).get("sites") or "all"
         on = [kernel for kernel in KERNELS if getattr(self, kernel, None)]
@@ -54,21 +49,14 @@ class NormProbeArgs(BaseModel):
 
 
 class NormProbePlugin(BasePlugin):
-    """Adds :class:`study.integrations.transformers.NormProbeCallback` to Axolotl's trainer.
-
-    ``norm_probe`` in the YAML holds the callback's arguments. ``results`` defaults to
-    ``results/axolotl``.
-    """
+    """Adds the callback, with the arguments in ``norm_probe``, to Axolotl's trainer."""
 
     def get_input_args(self) -> str:
         """The key and the check, before Axolotl patches a model's code for its fused kernels."""
         return "study.integrations.axolotl.NormProbeArgs"
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
-        """Seed torch before the adapter is drawn, if ``seed`` is set and torch is not seeded.
-
-        Axolotl seeds later, in its trainer. Without this, runs of one seed differ in their init.
-        """
+        """Seed torch before the adapter is drawn. Axolotl seeds later, in its trainer."""
         if cfg.get("seed") is not None and not is_seeded():
             torch.manual_seed(cfg.get("seed"))
 

@@ -37,9 +37,6 @@ def export(
     the tokenizer, in float32. In bf16, rounding would lose a sixth of an update whose size is a
     hundredth of the weights. ``fold_scaling``: write ``use_rslora: false`` and
     ``lora_alpha = gamma r``, the same function without the flag.
-
-    Raises :class:`StudyError` for an unknown cell, an adapter that was not saved and a folder in
-    use. To merge, it also refuses a base that is quantised or not the cell's.
     """
     adapter, record = _kept_adapter(study_dir, cell)
     base = _merged_base(adapter, record) if merged else None
@@ -105,8 +102,7 @@ def _merged_base(adapter: Path, record: dict[str, Any]) -> Any:
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     """A description of a PEFT adapter, and the commands that continue its training or measure it.
 
-    The base is the one in ``overrides`` (``model=...``), or the one that the adapter names. Raises
-    :class:`StudyError` for an adapter that cannot be read, names no base, or does not fit the base.
+    The base is the one in ``overrides`` (``model=...``), or the one that the adapter names.
     """
     found = read_adapter(folder)
     chosen = list(overrides)

@@ -5,6 +5,7 @@ nothing from the device, except whether gradients that the loop changed in place
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,10 +21,7 @@ from study.probes.norm_probe import Gradients
 
 
 class Hook:
-    """A function as a hook of a module. In a copy of the module it does nothing.
-
-    Loops copy and pickle their model, as for a moving average of its weights.
-    """
+    """A function as a hook of a module. In a copy, such as a moving average, it does nothing."""
 
     def __init__(self, function: Callable[..., Any] | None = None) -> None:
         self._function = function
@@ -40,12 +38,12 @@ class Loss:
     """A loss that the loop (``is_given``) or the model named.
 
     ``value`` is its part of the loss of the step: None until its backward pass, then multiplied by
-    the gradient that arrived at it (``is_weighed``).
+    the gradient that arrived at it, ``weight``. A loss without a graph has no weight.
     """
 
     value: Tensor | None
     is_given: bool
-    is_weighed: bool
+    weight: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -53,25 +51,25 @@ class ForwardPass:
     """One forward pass with gradients on.
 
     - ``sequences``, ``tokens``: how many, and how many real ones; 0 if unknown;
+    - ``content``: a checksum of its tokens, whatever their order: it does not depend on how
+      processes divide a batch;
     - ``watched``: the number that each probe gave to it;
     - ``reached``: whether a backward pass came through its output;
     - ``losses``: those named after it and before the next pass.
     """
 
-    sequences: int
-    tokens: Tensor | int
+    sequences: int = 0
+    tokens: Tensor | int = 0
+    content: Tensor | int = 0
     watched: list[int] = field(default_factory=list)
     reached: bool = False
     losses: list[Loss] = field(default_factory=list)
 
 
 class LoopPasses:
-    """Watches ``model`` between two updates.
+    """Watches ``model`` between two updates of ``weights``.
 
-    ``weights``: the parameters that the optimizer updates.
-
-    - A pass begins when ``model`` is called with gradients on. Passes without gradients, such as
-      generation and evaluation, are not counted and not measured.
+    - A pass begins when ``model`` is called with gradients on, so not in generation or evaluation.
     - A hook on the tensors of the model's output notices a backward pass. After it, ``norm`` is the
       norm of the gradients accumulated so far, and at a probed step their copies are kept. Any
       change between the last backward pass and the update counts as clipping.
@@ -100,11 +98,7 @@ class LoopPasses:
         """The factor by which the loop scaled all gradients before :meth:`take_gradients`."""
         self._norms: list[Tensor] = []
         self._state: list[tuple[int, int]] = []
-        # Of the backward pass that is running:
-        self._task = -1
-        self._state_before: list[tuple[int, int]] = []
-        self._arrived: list[tuple[Loss, Tensor]] = []
-        self._through: list[ForwardPass] = []
+        self._in_backward = False
 
     def attach(self, hooks: ExitStack) -> None:
         """Watch the model until ``hooks`` is closed."""
@@ -119,15 +113,14 @@ class LoopPasses:
             return
         named = torch.as_tensor(loss)
         value = named.detach().float().clone()  # loops divide a loss in place
-        is_weighed = named.requires_grad
-        found = Loss(None if is_weighed else value.sum(), is_given, is_weighed)
+        found = Loss(None if named.requires_grad else value.sum(), is_given)
         self.passes[-1].losses.append(found)
 
         def arrive(gradient: Tensor) -> None:
             self._backward_begins()
-            self._arrived.append((found, (value * gradient.detach().float()).sum()))
+            self._arrived.append((found, value, gradient.detach().float()))
 
-        if is_weighed:
+        if named.requires_grad:
             named.register_hook(arrive)
 
     @property
@@ -136,14 +129,26 @@ class LoopPasses:
         return joint_norm(self._norms)
 
     @property
+    def _losses(self) -> list[Loss]:
+        """Those of the step: the loop's or, without any, the model's."""
+        losses = [loss for one in self.passes for loss in one.losses if loss.value is not None]
+        return [loss for loss in losses if loss.is_given] or losses
+
+    @property
     def step_loss(self) -> Tensor | None:
         """The loss of the step, a scalar on the device; None if none was seen."""
-        losses = [loss for one in self.passes for loss in one.losses if loss.value is not None]
-        used = [loss for loss in losses if loss.is_given] or losses
         factor = 1.0 if self.rescaled is None else self.rescaled
-        parts = [(one.value, factor if one.is_weighed else 1.0) for one in used]
-        values = [value * weight for value, weight in parts if value is not None]
+        parts: list[Any] = [(each.value, each.weight) for each in self._losses]
+        values = [value if weight is None else value * factor for value, weight in parts]
         return together(values).sum() if values else None
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor of the mean, or of the sum, of the step's losses in what the loop calls
+        ``backward`` on. Waits for the device."""
+        weights = [float(loss.weight) for loss in self._losses if loss.weight is not None]
+        usual = any(math.isclose(sum(weights), each, rel_tol=0.01) for each in (1, len(weights)))
+        return 1.0 if usual or self.rescaled is not None else sum(weights)
 
     @property
     def tokens(self) -> int:
@@ -174,15 +179,18 @@ class LoopPasses:
     def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return
+        self._in_backward = False  # also after one that ended with an exception
         inputs = dict(zip(self._arguments, args, strict=False)) | kwargs
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         real_BT = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         first = ids if isinstance(ids, Tensor) else real_BT
-        if first is None:
-            self.passes.append(ForwardPass(0, 0))
-        else:
-            tokens: Tensor | int = first.numel() if real_BT is None else real_BT.sum()
-            self.passes.append(ForwardPass(first.shape[0], tokens))
+        self.passes.append(ForwardPass())
+        if first is not None:
+            real = torch.ones_like(first) if real_BT is None else real_BT
+            content_BT = first.long() ** 3
+            if real.shape == first.shape:
+                content_BT = content_BT * real
+            self.passes[-1] = ForwardPass(len(first), real.sum(), content_BT.sum())
         self._watches.close()
         for probe in self.probes:
             number = self._watches.enter_context(probe.watch(real_BT))
@@ -205,23 +213,27 @@ class LoopPasses:
 
     def _backward_begins(self) -> None:
         """Once for each backward pass, although it comes through several tensors."""
-        task = torch._C._current_graph_task_id()
-        if task == self._task:
+        if self._in_backward:
             return
         if self.backwards and self._are_cleared():
             self._drop([one for one in self.passes if one.reached])
             self.backwards, self._norms, self.gradients = 0, [], []
-        self._task, self._arrived, self._through = task, [], []
+        self._in_backward = True
+        self._arrived: list[tuple[Loss, Tensor, Tensor]] = []
+        self._through: list[ForwardPass] = []
         self._state_before = self._gradient_state()
-        Variable._execution_engine.queue_callback(self._backward_ended)
+        after_backward(self._backward_ended)
 
     @torch.no_grad()
     def _backward_ended(self) -> None:
         """All gradients of the backward pass are in ``.grad``, unless it was of something else."""
+        self._in_backward = False
         if self._gradient_state() == self._state_before:
             return  # torch.autograd.grad, or the gradients of other weights
-        for loss, value in self._arrived:
-            loss.value = value if loss.value is None else loss.value + value
+        for loss, value, gradient in self._arrived:
+            part, weight = (value * gradient).sum(), gradient.sum()
+            loss.value = part if loss.value is None else loss.value + part
+            loss.weight = weight if loss.weight is None else loss.weight + weight
         for one in self._through:
             one.reached = True
         self.backwards += 1
@@ -244,11 +256,21 @@ class LoopPasses:
 
     def _read_gradients(self) -> None:
         self._norms, self._state = norms_of_gradients(self.weights), self._gradient_state()
-        self.gradients = [[layer_copies(layer) for layer in probe.layers] for probe in self.probes]
+        self.gradients = [[copies(layer) for layer in probe.layers] for probe in self.probes]
 
 
-def layer_copies(layer: AdaptedLayer) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Copies of the gradients of A and of B of a layer's adapters."""
+def after_backward(call: Callable[[], None]) -> None:
+    """Call ``call`` when the backward pass that is running has ended.
+
+    A hook on a weight would run before DDP sums its gradient over processes. DDP and FSDP queue
+    their ends during the pass in this way too, so ``call`` is queued at the end, after theirs.
+    """
+    queue = Variable._execution_engine.queue_callback
+    queue(lambda: queue(call))
+
+
+def copies(layer: AdaptedLayer) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Those of the gradients of A and of B."""
     grads = [stack.gradients for stack in layer.stacks()]
     return [(None if A is None else A.clone(), None if B is None else B.clone()) for A, B in grads]
 

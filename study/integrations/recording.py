@@ -4,7 +4,6 @@ Hooks on the model and on the optimizer find the passes and the updates. They ch
 loop: no tensor, no random number, no loss.
 """
 
-import inspect
 import math
 import secrets
 import time
@@ -19,10 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from study.analysis.exponents import FIT_COLUMNS
-from study.analysis.rates import NOT_OF_A_RULE
-from study.analysis.stable import CONDITIONS, OF_LINES
-from study.analysis.summary import SUMMARY_COLUMNS
 from study.config import (
     UNKNOWN_STEPS,
     CellConfig,
@@ -40,21 +35,18 @@ from study.integrations.runs import (
     check_model,
     groups_of,
     now,
+    number,
     open_cell,
     plain_optimizer,
     read_adapters,
 )
 from study.store import CellWriter, rows_of
-from study.store.rows import SCHEMAS
-from study.store.tables import FIRST
 from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
 from study.vocabulary.quantities import BACKWARD
 
 LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
 """The statistics that a factor of a tensor multiplies."""
-OF_ESTIMATES = ("method", "p_star", "few_seeds", "setting", "how", "distance", "measure", "run")
-"""Columns of p*, best rates, losses and distances that no other constant names."""
 LARGEST_SEED = 2**32 - 1
 """The largest seed of transformers and Lightning. torch draws a larger one if none is set."""
 UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
@@ -66,13 +58,9 @@ class Recording:
     A context manager, or :meth:`begin` and :meth:`end`. Row ``step = s`` has the weights after s
     updates and the batch of the next update, so there is no row after the last update.
 
-    - ``describe``: called at the first update, for facts that model and optimizer lack;
-    - ``adapters``: of :func:`read_adapters`, if they had to be read earlier;
-    - ``start``: the updates made before, in a run that resumes from a checkpoint;
-    - ``total``: the updates of the whole run; None if not known yet.
-
-    Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong
-    (:mod:`study.integrations.runs`).
+    ``describe``: called at the first update, for facts that model and optimizer lack.
+    ``adapters``: of :func:`read_adapters`, if they had to be read earlier. For the others, and for
+    errors, see :func:`record`.
     """
 
     def __init__(
@@ -126,10 +114,8 @@ class Recording:
         return groups_of(self.optimizer, self._pair, self.adapters[0].name)[0]
 
     def loss(self, loss: Tensor | float) -> None:
-        """Record the loss of a micro-batch. Call it before its backward pass.
-
-        Needed only if the loop computes the loss itself. A loss in the model's output is found.
-        """
+        """Record the loss of a micro-batch, before its backward pass. A loss in the model's output
+        is found without it."""
         self.passes.loss(loss)
 
     def heldout(self, loss: float) -> None:
@@ -145,7 +131,7 @@ class Recording:
         self.passes.take_gradients()
 
     def begin(self) -> Self:
-        """Start watching. Raises :class:`StudyError` if the optimizer is being recorded already."""
+        """Start watching."""
         hooks = self.optimizer._optimizer_step_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks):
             raise StudyError(
@@ -167,10 +153,7 @@ class Recording:
         return self
 
     def end(self, status: str = "", **fields: Any) -> None:
-        """Stop watching and close the cells. The default ``status`` follows from the numbers.
-
-        Raises :class:`StudyError` if the optimizer made no step.
-        """
+        """Stop watching and close the cells. The default ``status`` follows from the numbers."""
         self._hooks.close()
         if not self._writers and not status:
             raise StudyError(
@@ -255,7 +238,6 @@ class Recording:
                 f"{type(self.optimizer).__name__} evaluates its closure several times in a step: "
                 "record an optimizer that does it once"
             )
-        self._updating = True
         if not self.passes.backwards and not self._writers:
             raise StudyError(
                 f"step {self.step} of the optimizer came without a backward pass of the model: "
@@ -263,12 +245,16 @@ class Recording:
             )
         if not self._writers:
             self._open()
+        if self.step == self._total:  # a Trainer resumed after its last step makes one more
+            self._say(f"Updates after the {self._total} of the whole run are not recorded.")
+            return
+        self._updating = True
         if self.passes.norm is None:  # of gradients that the loop has set to 0
             self.passes.take_gradients()
         norm = self.passes.norm
         assert norm is not None
         factor = clipped / norm
-        lr = float(self.group["lr"])
+        lr = number(self.group["lr"])
         self._row: dict[str, Tensor | float] = {
             "step": self.step,
             "grad_norm": norm,
@@ -335,12 +321,20 @@ class Recording:
         """Warn, and keep the sentence for the record."""
         warnings.warn(sentence, stacklevel=5)
         for writer in self._writers:
-            before = writer.record["training_note"]
-            writer.record["training_note"] = f"{before} {sentence}".strip()
+            if sentence not in (before := writer.record["training_note"]):
+                writer.record["training_note"] = f"{before} {sentence}".strip()
 
     def _open(self) -> None:
+        if (scale := self.passes.loss_scale) != 1:
+            raise StudyError(
+                f"the loop multiplies the loss by {scale:g} before its backward pass: call "
+                "recording.loss(...) with the loss whose backward() it calls. If it divides .grad "
+                "again, as scaler.unscale_(optimizer) does, call recording.gradients() after that "
+                "and before it clips. bf16 and float32 need no GradScaler"
+            )
         loop = self._describe(self)
-        parts = self.model, self.optimizer, self._asked, self.step
+        content = int(sum(one.content for one in self.passes.passes))
+        parts = self.model, self.optimizer, self._asked, self.step, content
         opened = [open_cell(loop, adapter, *parts) for adapter in self.adapters]
         self._writers = [writer for writer, _ in opened]
         before = rows_of(self._writers[0].folder, "metrics")  # of a checkpoint
@@ -409,21 +403,20 @@ def record(
     - ``start``: the updates made before, in a loop that resumes from a checkpoint;
     - ``total``: the updates of the whole run; default: as many as there are. Give it if runs of one
       study may end early, because runs of different length are not compared;
-    - ``varies``: other differences between the runs of a study, by name.
+    - ``varies``: other differences between the runs of a study, by name: the columns ``run_NAME``
+      of ``cells``.
 
     Gradients are measured at the end of the last backward pass. Any change between it and the
     update counts as clipping: ``clip_factor`` is the ratio of the two norms. A batch without a
-    backward pass, or with cleared gradients, is in no row.
-
-    Raises :class:`StudyError` where measurements would be wrong
-    (:mod:`study.integrations.runs`).
+    backward pass, or with cleared gradients, is in no row. Wrong measurements are refused.
     """
-    _check_varies(varies)
+    for name, value in varies.items():
+        if not isinstance(value, bool | int | float | str | None):
+            raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
     note = ""
     if seed is None:
         seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
     rows = DataConfig(name=data, sequence_length=None, heldout=0, seed=seed)  # type: ignore[arg-type]
-    by = "script's own loop"
 
     def describe(recording: Recording) -> Loop:
         passes = recording.passes.passes  # of the first step
@@ -434,27 +427,13 @@ def record(
             schedule="scheduled" if "initial_lr" in recording.group else "constant",
             warmup=0,
         )
-        return Loop(Path(results), seed, recording.precision, rows, train, by, note, varies)
+        run = Path(results), seed, recording.precision
+        return Loop(*run, rows, train, "script's own loop", note, varies)
 
     asked = ProbesConfig(
         every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
     )
     return Recording(model, optimizer, describe, asked, start=start, total=total)
-
-
-def _check_varies(varies: Mapping[str, Any]) -> None:
-    """Raises :class:`StudyError` for a name that the tables have already, and for odd values."""
-    taken = {*FIRST, *inspect.signature(CellConfig).parameters, *SUMMARY_COLUMNS, *FIT_COLUMNS}
-    taken |= {*CONDITIONS, *OF_LINES, *NOT_OF_A_RULE, *OF_ESTIMATES}
-    taken |= {name for table in SCHEMAS for name in SCHEMAS[table].names}
-    for name, value in varies.items():
-        if name in taken or name.startswith("_"):
-            raise StudyError(
-                f"{name}={short(value)}: the tables have a column {name} already, so write "
-                f"run_{name}={short(value)}"
-            )
-        if not isinstance(value, bool | int | float | str | None):
-            raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
 
 
 def is_seeded() -> bool:

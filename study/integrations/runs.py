@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from study.adapters import LoraPair
@@ -32,7 +32,7 @@ from study.config import (
 from study.config.values import literal
 from study.errors import StudyError
 from study.probes import NormProbe, active_adapters
-from study.store import CellWriter, provenance
+from study.store import CellWriter, claim, load_records, provenance
 from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -43,11 +43,8 @@ from study.vocabulary.quantities import SITES, STATS, USUAL
 class Loop:
     """Facts about a training loop other than its model and its optimizer.
 
-    - ``results``: the study's folder;
-    - ``data``: the name, the length and the seed of its data;
-    - ``trained_by``: the training tool, for the report;
-    - ``note``: sentences about its numbers, for the record and the report;
-    - ``varies``: other differences between its cells and others, by name.
+    ``results``: the study's folder. ``note``: sentences for the record and the report.
+    ``varies``: other differences between its cells and others, by name.
     """
 
     results: Path
@@ -74,6 +71,12 @@ class Adapter:
         """A, B and gamma of each layer."""
         return [layer.pairs()[0] for layer in self.probe.layers]
 
+    @property
+    def frozen(self) -> str:
+        """The factor that is frozen in any layer, as A in LoRA-FA; empty if both are trained."""
+        factors = zip("AB", zip(*self.pairs, strict=True), strict=False)
+        return "".join(n for n, each in factors if not all(w.requires_grad for w in each))
+
 
 def open_cell(
     loop: Loop,
@@ -82,21 +85,69 @@ def open_cell(
     optimizer: Optimizer,
     probes: ProbesConfig,
     first: int,
+    content: int,
 ) -> tuple[CellWriter, bool]:
     """An open writer for the cell of one adapter of ``model``; whether it resumes a cell.
 
-    The same run has the same id and replaces its earlier rows. A run that resumes at step ``first``
-    keeps the existing rows before it. Raises :class:`StudyError` if the folder cannot be written.
+    The same settings and ``content`` of the first step have the same id and replace the earlier
+    cell. A run that resumes at step ``first`` goes on with the newest of its settings.
     """
-    device = adapter.pairs[0].A_RD.device
+    config = _config(loop, adapter, model, optimizer, probes)
+    varies = {**loop.varies} | ({"frozen": adapter.frozen} if adapter.frozen else {})
     base: Any = getattr(peft_model(model), "config", {})
     described = base.to_dict() if hasattr(base, "to_dict") else dict(base)
-    options = adapter.peft.to_dict()
-    config = CellConfig(
+    made_from = {"model": described, "peft": adapter.peft.to_dict(), "varies": varies}
+    sources = Sources(_sha256(made_from), "", _sha256(loop.data.name))
+    settings = identity(config, sources)
+    same = [each for each in load_records(loop.results) if each.get("settings") == settings]
+    sources = replace(sources, data=_sha256([loop.data.name, content]))
+    if first and same:
+        sources = Sources(**max(same, key=lambda each: each["started"])["sources"])
+    cell, note = identity(config, sources), loop.note
+    folder = loop.results / "cells" / cell
+    first = first if folder.exists() else 0
+    if (claimed := claim(folder)) is None:
+        raise StudyError(
+            f"another recording of these settings on this data is open, cell {cell}: give seed= if "
+            "their inits differ, or another name=value"
+        )
+    if (ids := [each["cell_id"] for each in same]) and not first:
+        how = f"{cell} is now in aside/" if cell in ids else "on other data"
+        sentence = (
+            f"This study has the same settings in cell {', '.join(ids)}, {how}: give seed=, data= "
+            "or another name=value to tell runs apart."
+        )
+        warnings.warn(sentence, stacklevel=6)
+        note = f"{note} {sentence}".strip()
+    record = {
+        "cell_id": cell,
+        "settings": settings,
+        "study": config.name,
+        "model": config.model.path,
+        "trained_by": loop.trained_by,
+        "data": loop.data.name,
+        "gamma": adapter.pairs[0].gamma,
+        "sources": asdict(sources),
+        "config": asdict(config) | {f"run_{name}": value for name, value in varies.items()},
+        "peft": {"adapter": adapter.name, "variants": adapter.probe.variants}
+        | json.loads(_json(adapter.peft.to_dict())),
+        "training_note": note,
+        "started": now(),
+        **provenance(),
+        **describe_device(adapter.pairs[0].A_RD.device),
+    }
+    text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
+    return CellWriter(claimed, text, record, first, gaps=True, aside=not first), first > 0
+
+
+def _config(
+    loop: Loop, adapter: Adapter, model: nn.Module, optimizer: Optimizer, probes: ProbesConfig
+) -> CellConfig:
+    return CellConfig(
         name=loop.results.name,
         results_dir=str(loop.results.parent),
         plots_dir="plots",
-        device=device.type,
+        device=adapter.pairs[0].A_RD.device.type,
         seed=loop.seed,
         precision=loop.precision,
         model=ModelConfig("hf", _model_name(model)),
@@ -106,32 +157,6 @@ def open_cell(
         train=loop.train,
         probes=probes,
     )
-    varies = {"varies": dict(loop.varies)} if loop.varies else {}
-    made_from = _json({"model": described, "peft": options, **varies})
-    sources = Sources(_sha256(made_from), "", _sha256(_json(loop.data.name)))
-    record = {
-        "cell_id": identity(config, sources),
-        "study": config.name,
-        "model": config.model.path,
-        "trained_by": loop.trained_by,
-        "data": loop.data.name,
-        "gamma": adapter.pairs[0].gamma,
-        "sources": asdict(sources),
-        "config": asdict(config) | dict(loop.varies),
-        "peft": {
-            "adapter": adapter.name,
-            "variants": adapter.probe.variants,
-            **json.loads(_json(options)),
-        },
-        "training_note": loop.note,
-        "started": now(),
-        **provenance(),
-        **describe_device(device),
-    }
-    folder = loop.results / "cells" / record["cell_id"]
-    first_step = first if folder.exists() else 0
-    text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
-    return CellWriter.open(folder, text, record, first_step, gaps=True), first_step > 0
 
 
 def now() -> str:
@@ -141,8 +166,7 @@ def now() -> str:
 def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
     """The active adapters of ``model``, each with the probe of ``probes``.
 
-    Warns of layers whose adapter is not plain LoRA, such as DoRA's. Raises :class:`StudyError` if
-    there is none.
+    Warns of layers whose adapter is not plain LoRA, such as DoRA's.
     """
     options: dict[str, Any] = {
         "sites": chosen("sites", probes.sites, SITES),
@@ -175,10 +199,7 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
 
 
 def peft_model(model: nn.Module) -> nn.Module:
-    """The module of ``model`` that PEFT adapted: ``model`` itself or, in a wrapper, a part of it.
-
-    Raises :class:`StudyError` if there is none.
-    """
+    """The module that PEFT adapted: ``model`` itself or, in a wrapper, a part of it."""
     for module in model.modules():
         if isinstance(getattr(module, "peft_config", None), dict):
             return module
@@ -211,49 +232,43 @@ def _adapter_config(adapter: Adapter) -> AdapterConfig:
 
 
 def _optimizer_config(optimizer: Optimizer, adapter: Adapter) -> OptimizerConfig:
-    """The optimizer of the adapter, read from its class and its parameter groups.
-
-    One that the toolkit does not have is named after its class.
-    """
+    """The adapter's optimizer. One that the toolkit does not have is named after its class."""
     of_A, of_B = groups_of(optimizer, adapter.pairs[0], adapter.name)
     name = type(optimizer).__name__.lower()
     rows = {row.built_from: ours for ours, row in OPTIMIZERS.items()}
     fitting = [r for r in rows if r[:1] == (name,) and all(of_A.get(option) for option in r[1:])]
     name = rows[max(fitting, key=len)] if fitting else name
     kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
-    known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
+    known = {f.name: number(of_A[f.name]) for f in fields(kind) if f.name in of_A}
     for key, option in OPTIMIZERS[name].options.items() if name in OPTIMIZERS else ():
         if option.choices and known[key] is None:
             known[key] = option.choices[0]
-    lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # without warm-up
-    ratio = float(lr_B / lr_A) if lr_A else 1.0
-    known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": ratio}
+    # Without warm-up.
+    lr_A, lr_B = (number(group.get("initial_lr", group["lr"])) for group in (of_A, of_B))
+    known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": lr_B / lr_A if lr_A else 1.0}
     if "betas" in known:
         known["betas"] = list(known["betas"])
     return kind(**{"weight_decay": 0.0, **known})
 
 
+def number(option: Any) -> Any:
+    """An option of an optimizer. One in a float32 tensor is read as it was written: 0.001."""
+    return float(f"{float(option):.7g}") if isinstance(option, Tensor) else option
+
+
 def groups_of(
     optimizer: Optimizer, pair: LoraPair, adapter: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The optimizer's parameter groups of A and of B.
-
-    Raises :class:`StudyError` if it does not update them.
-    """
+    """The optimizer's parameter groups of A and of B; of the other one if one is frozen."""
     group_of = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
-    try:
-        return group_of[id(pair.A_RD)], group_of[id(pair.B_OR)]
-    except KeyError:
-        if pair.B_OR.requires_grad and not pair.A_RD.requires_grad:
-            raise StudyError(
-                f"A of adapter {adapter!r} is frozen, as in LoRA-FA, and the tables are of A and B "
-                "in training: make A trainable to record"
-            ) from None
+    groups = [group_of.get(id(weight)) for weight in pair[:2] if weight.requires_grad]
+    if not groups or None in groups:
         raise StudyError(
             f"the optimizer does not train all of adapter {adapter!r}: make it trainable "
             "(is_trainable=True) before you build the optimizer or the Trainer, and give one "
             "optimizer that holds A and B of every layer of this model"
-        ) from None
+        )
+    return groups[0], groups[-1]  # type: ignore[return-value]
 
 
 def _model_name(model: nn.Module) -> str:
@@ -272,20 +287,18 @@ def _json(content: Any) -> str:
     return json.dumps(content, sort_keys=True, default=plain)
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(_json(content).encode()).hexdigest()
 
 
+WRAPPERS = ("accelerate", "lightning", "pytorch_lightning")
+"""The libraries whose wrappers of an optimizer change no weights."""
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
 """Axolotl's keys for fused LoRA kernels. It turns them on unless its YAML sets them."""
 
 
 def check_model(model: nn.Module) -> nn.Module:
-    """The PEFT model in ``model``, which hooks can watch.
-
-    Raises :class:`StudyError` for a model without LoRA or with several processes, for one that is
-    compiled, and for encoder-decoders.
-    """
+    """The PEFT model in ``model``. Raises :class:`StudyError` if hooks can't watch it."""
     distributed = torch.distributed
     is_distributed = distributed.is_available() and distributed.is_initialized()
     processes = distributed.get_world_size() if is_distributed else 1
@@ -314,24 +327,28 @@ def check_model(model: nn.Module) -> nn.Module:
 
 
 def plain_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer of torch inside the wrappers of accelerate and Lightning."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
+    """The optimizer of torch inside the wrappers of accelerate and Lightning. Others, such as
+    Lookahead, are refused."""
+    while type(optimizer).__module__.partition(".")[0] in WRAPPERS:
+        optimizer = getattr(optimizer, "optimizer", None)
+    name, inner = type(optimizer).__name__, getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer):
         raise StudyError(
-            f"the optimizer is a {type(optimizer).__name__}: give an optimizer of torch, or "
-            "accelerate's or Lightning's wrapper of one"
+            f"the optimizer is a {name} around {type(inner).__name__}, and may change weights "
+            f"after its step: record without it. If it does not, give the {type(inner).__name__}"
+        )
+    if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
+        raise StudyError(
+            f"the optimizer is a {name}: give an optimizer of torch, or accelerate's or "
+            "Lightning's wrapper of one"
         )
     return optimizer
 
 
 def bypassed(table: pd.DataFrame) -> str | None:
-    """A sentence if a layer has a gradient but its hooks did not run; None without such a layer.
-
-    ``table``: the rows of one probed step.
-    """
+    """A sentence if a layer has a gradient in ``table``, but its hooks did not run; else None."""
     by_site = {site: set(rows["layer"]) for site, rows in table.groupby("site", observed=True)}
-    trained = by_site.get("A_grad", set())
+    trained = by_site.get("A_grad", set()) | by_site.get("B_grad", set())
     layers = sorted(trained - by_site.get("adapter_in", trained))
     if not layers:
         return None

@@ -37,14 +37,10 @@ TRACKED = (
 class NormProbeCallback(TrainerCallback):
     """Measures the layers of every adapter that ``trainer`` trains.
 
-    The arguments are those of :func:`study.record`, and ``note``: sentences about the run's
-    numbers, for the record and the report.
+    The arguments are those of :func:`study.record`, and ``note``: sentences for the report.
 
     At a probed step, the trackers of ``report_to`` get a number per layer and site, and the console
     gets three numbers of the whole model.
-
-    Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong.
-    ``train()`` raises it if a fused kernel bypasses the hooks of a layer that is trained.
     """
 
     def __init__(

@@ -118,9 +118,11 @@ class Weights:
                 given = self._gradients
                 gradients = given[index][place] if given else stack.gradients
                 each = zip(self._moved, stack[1:3], before[1:3], gradients, strict=True)
-                updates = [
-                    Update(new, old, gradient if self.descent else None) if moved else None
-                    for moved, new, old, gradient in each
+                updates = [  # a weight without a gradient is frozen
+                    Update(new, old, dw if self.descent else None)
+                    if moved and dw is not None
+                    else None
+                    for moved, new, old, dw in each
                 ]
                 measurements.add("updates", index, stack, *updates)
                 for site, update in zip(UPDATES, updates, strict=True):
@@ -209,11 +211,8 @@ class NormProbe:
         self._activations.feed_noise()
 
     def before_update(self, gradients: Gradients | None = None) -> None:
-        """Measure the weights, and their gradients if there are any.
-
-        Call it after backward and before clipping, or with copies of the ``gradients`` from before
-        clipping. They also replace ``.grad`` in :meth:`after_update`.
-        """
+        """Measure the weights and their gradients, after backward and before clipping, or with
+        copies of the ``gradients`` from before clipping, which :meth:`after_update` reads too."""
         self._delta_w.measure()
         self._weights.before_update(gradients)
 

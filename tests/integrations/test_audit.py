@@ -5,12 +5,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel
 from transformers import AutoModelForCausalLM
 
 from study.integrations.exporting import folded
@@ -22,34 +22,6 @@ peft = pytest.importorskip("peft")
 Cli = Callable[..., Any]
 IDS = torch.arange(40).view(2, 20)
 STILL = "model.layers.0.mlp.down_proj"
-
-
-class Layer(BaseModel, extra="forbid"):
-    layer: str
-    kind: str
-    block: int
-    experts: int
-    d_in: int
-    d_out: int
-    rank: int
-    gamma: float
-    gamma_ignored: float
-    moved: bool
-    norm: float
-    spectral: float
-    stable_rank: float | None
-    effective_rank: float | None
-    base_norm: float | None
-    base_spectral: float | None
-    relative: float | None
-    lost_in_bf16: float | None
-
-
-class Audited(BaseModel, extra="forbid"):
-    layers: list[Layer]
-    rule: str
-    base: str | None
-    findings: list[str]
 
 
 @pytest.fixture
@@ -83,9 +55,9 @@ def test_the_numbers_are_those_of_dense_matrices(
 ) -> None:
     ran = study_cli("audit", str(folder), "--base", "tiny", "--json", "-q")
     assert (ran.code, ran.err) == (0, "")
-    found = Audited.model_validate(json.loads(ran.out))
-    assert [one.layer for one in found.layers if not one.moved] == [STILL]
-    for one in found.layers:
+    layers = json.loads(ran.out, object_hook=lambda one: SimpleNamespace(**one)).layers
+    assert [one.layer for one in layers if not one.moved] == [STILL]
+    for one in layers:
         layer = peft_model.get_submodule(f"base_model.model.{one.layer}")
         delta, W = layer.get_delta_weight("default").detach(), layer.base_layer.weight.detach()
         assert one.gamma == pytest.approx(layer.scaling["default"])
@@ -123,7 +95,7 @@ def test_experts_are_those_of_dense_matrices(tmp_path: Path, study_cli: Cli) -> 
     where = (str(tmp_path / "adapter"), "--base", str(tmp_path / "base"))
     ran = study_cli("audit", *where, "--json", "-q")
     assert (ran.code, ran.err) == (0, "")
-    found = Audited.model_validate(json.loads(ran.out)).layers
+    found = json.loads(ran.out, object_hook=lambda one: SimpleNamespace(**one)).layers
     assert {one.layer: one.experts for one in found} == {
         layer: 4 * (delta.ndim == 3) for layer, delta in deltas.items()
     }
@@ -153,25 +125,19 @@ def test_the_text_names_what_matters(
     [
         ({"use_dora": True}, "use_dora=True is not plain LoRA"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "which is not A or B of a linear layer"),
+        ({}, "the adapter is for another base than"),
     ],
 )
-def test_what_is_not_plain_lora_gets_one_line(
+def test_what_cannot_be_audited_gets_one_line(
     tiny_base: FrozenBase, tmp_path: Path, study_cli: Cli, options: dict[str, Any], words: str
 ) -> None:
+    tiny.build(width=128).save_pretrained(tmp_path / "wide")
     config = peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **options})
     peft.get_peft_model(copy.deepcopy(tiny_base.model), config).save_pretrained(tmp_path)
-    ran = study_cli("audit", str(tmp_path))
+    ran = study_cli("audit", str(tmp_path), "--base", str(tmp_path / "wide"))
     assert ran.code == 2
     [line] = ran.err.splitlines()
     assert words in line
-
-
-def test_another_base_gets_one_line(folder: Path, study_cli: Cli, tmp_path: Path) -> None:
-    tiny.build(width=128).save_pretrained(tmp_path / "wide")
-    ran = study_cli("audit", str(folder), "--base", str(tmp_path / "wide"))
-    assert ran.code == 2
-    [line] = ran.err.splitlines()
-    assert "the adapter is for another base than" in line
 
 
 def test_folded_scaling_is_the_same_function_without_the_flag(

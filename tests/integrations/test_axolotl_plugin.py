@@ -74,4 +74,4 @@ def test_it_probes_the_trainer(
     assert set(tables.probes["step"]) == {0}
     assert len(tables.metrics) == 2
     [record] = load_records(tmp_path / "run")
-    assert record["training_note"].startswith("seed is not set in Axolotl's YAML: the draw of the")
+    assert record["training_note"].startswith("No seed was set: the draw of the init is")

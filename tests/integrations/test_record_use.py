@@ -94,10 +94,12 @@ def test_refused_models_and_optimizers(script: Script) -> None:
     frozen = torch.optim.SGD(nn.Linear(2, 2).parameters())
     compiled = nn.Sequential(model)
     compiled.compile()
+    lookahead = type("Lookahead", (), {"optimizer": optimizer})()
     for given, of, message in (
         (nn.Linear(2, 2), optimizer, "Linear has no LoRA layer of PEFT: give the model"),
         (model, frozen, "the optimizer does not train all of adapter 'default'"),
         (model, "adamw", "the optimizer is a str: give an optimizer of torch"),
+        (model, lookahead, "a Lookahead around AdamW, and may change weights after its step"),
         (nn.DataParallel(model), optimizer, "each GPU of DataParallel sees a part"),
         (compiled, optimizer, "a compiled model skips the hooks"),
     ):
@@ -105,33 +107,15 @@ def test_refused_models_and_optimizers(script: Script) -> None:
             study.record("results/mine", given, of)
     with pytest.raises(StudyError, match="unknown sites 'q'"):
         script.record(sites=["q"])
-    with pytest.raises(StudyError, match="rank=4: the tables have a column rank already"):
-        script.record(rank=4)
-    with pytest.raises(StudyError, match="have a column kind already, so write run_kind='dora'"):
-        script.record(kind="dora")
-    with pytest.raises(StudyError, match="so write run_method='dora'"):  # of the table of p*
-        script.record(method="dora")
     with pytest.raises(StudyError, match=r"mix=\[1\]: give a number, a string or a bool"):
         script.record(mix=[1])
     assert not script.results.exists()
 
 
-def test_adapters_that_are_not_trained_as_the_tables_assume(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """LoRA-FA freezes A, an adapter may be on embeddings only, and FSDP2 wraps weights also in one
-    process: each is one line before the first step.
+def test_adapters_that_are_not_trained_as_the_tables_assume(script: Script, tmp_path: Path) -> None:
+    """An adapter may be on embeddings only, and FSDP2 wraps weights also in one process: each is
+    one line before the first step.
     """
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.distributed, "is_initialized", lambda: True)
-        patch.setattr(torch.distributed, "get_world_size", lambda: 2)
-        with pytest.raises(StudyError, match=r"2 processes .* each see a part of a step"):
-            script.record()
-    for name, weight in script.model.named_parameters():
-        weight.requires_grad_("lora_B" in name)
-    script.optimizer = torch.optim.AdamW(w for w in script.weights if w.requires_grad)
-    with pytest.raises(StudyError, match="A of adapter 'default' is frozen, as in LoRA-FA"):
-        script.record()
     embeddings = peft.LoraConfig(r=2, target_modules=["embed_tokens"])
     on_embeddings = Script(peft.get_peft_model(tiny.build(), embeddings), tmp_path)
     with pytest.raises(StudyError, match="the adapter is on embeddings only"):
@@ -166,12 +150,23 @@ def test_loops_that_cannot_be_measured(script: Script) -> None:
     def several_closures(batch: Any) -> None:
         lbfgs.step(lambda: _backward(script.model(**batch).loss))
 
+    def scaled(batch: Any) -> None:
+        (128 * script.model(**batch).loss).backward()
+        script.optimizer.step()
+
+    def by_a_scaler(batch: Any) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale(script.model(**batch).loss).backward()
+        scaler.step(script.optimizer)
+
     for step, optimizer, message in (
         (no_backward, script.optimizer, "the recorded optimizer made no step with a gradient"),
         (of_another, script.optimizer, r"step 0 .* without a backward pass"),
         (nested, script.optimizer, r"being recorded already: .* around the whole loop"),
         (in_fp16, script.optimizer, "fp16 scales the loss"),
         (several_closures, lbfgs, "LBFGS evaluates its closure several times"),
+        (scaled, script.optimizer, r"multiplies the loss by 128 .* call recording\.loss"),
+        (by_a_scaler, script.optimizer, r"by 1024 .*unscale_.* call recording\.gradients\(\)"),
     ):
         recording = study.record(script.results, script.model, optimizer, steps=[0])
         with pytest.raises(StudyError, match=message):
@@ -332,8 +327,9 @@ def test_a_skipped_update_leaves_nothing(how: str, script: Script) -> None:
     assert (row["status"], row["batch_size"], row["accumulation"]) == ("complete", 2, 1)
 
 
-def test_a_scaled_loss_is_mended(script: Script) -> None:
-    """``(loss * 128).backward()``, then ``.grad /= 128``: the two lines give plain numbers."""
+@pytest.mark.parametrize("has_scaler", [False, True])
+def test_a_scaled_loss_is_mended(has_scaler: bool, script: Script) -> None:
+    """The loss is scaled, then the gradients are unscaled: two lines give plain numbers."""
     plain = script.copy("plain")
     expected = plain.run(plain.record(steps=[1]), steps=4)
     recording = script.record(steps=[1])
@@ -341,14 +337,63 @@ def test_a_scaled_loss_is_mended(script: Script) -> None:
     def step(batch: Any) -> None:
         loss = script.model(**batch).loss
         recording.loss(loss)
-        (loss * 128).backward()
-        for weight in script.weights:
+        (scaler.scale(loss) if has_scaler else loss * 128).backward()
+        if has_scaler:
+            scaler.unscale_(script.optimizer)
+        for weight in script.weights if not has_scaler else ():
             weight.grad /= 128
         recording.gradients()
-        script.optimizer.step()
+        scaler.step(script.optimizer)
+        scaler.update()
         script.optimizer.zero_grad()
 
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0, enabled=has_scaler)
     assert_equal(script.run(recording, steps=4, step=step), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("has_all_weights", [False, True])
+def test_a_frozen_A_is_recorded_as_frozen(has_all_weights: bool, script: Script) -> None:
+    """PEFT's LoRA-FA, and AdamW over all parameters of the model."""
+    from peft.optimizers import create_lorafa_optimizer
+
+    script.optimizer = create_lorafa_optimizer(script.model, 4, 16, 1e-3)
+    if has_all_weights:
+        script.optimizer = torch.optim.AdamW(script.model.parameters(), lr=1e-3)
+    tables = script.run(script.record(steps=[1]))
+    assert tables.cells[["run_frozen", "lr"]].values.tolist() == [["A", 1e-3]]
+    sites = tables.probes.set_index("site")
+    assert not {"A_grad", "A_update"} & set(sites.index)
+    pd.testing.assert_series_equal(
+        sites.loc["B_update", "norm"].reset_index(drop=True),
+        sites.loc["adapter_update"].query("layer != 'model'")["norm"].reset_index(drop=True),
+    )
+
+
+def test_runs_of_the_same_settings_are_told_apart(script: Script) -> None:
+    """Another first batch is another cell. The same run moves the earlier one aside. Both say so. A
+    learning rate in a tensor is the same.
+    """
+
+    def cells(change: Any = lambda ids: ids, lr: Any = 1e-3) -> set[str]:
+        again = script.copy("again")
+        again.optimizer.param_groups[0]["lr"] = lr
+
+        def step(batch: Any) -> None:
+            again.step({name: change(ids) for name, ids in batch.items()})
+
+        return set(again.run(again.record(seed=0), step=step).cells["cell_id"])
+
+    first = cells()
+    with pytest.warns(UserWarning, match=r"settings in cell \w+, \w+ is now in aside/: give seed="):
+        assert cells(lr=torch.tensor(1e-3)) == first
+    with pytest.warns(UserWarning, match=r"same settings in cell \w+, on other data: give seed="):
+        assert len(cells(lambda ids: ids + 1)) == 2
+    assert len(cells(lambda ids: ids[:1])) == 3
+    one, two = script.copy("twice"), script.copy("twice")
+    with one.record(seed=0):
+        one.step(next(one.batches(1)))
+        with pytest.raises(StudyError, match=r"another recording .* is open, .*: give seed="):
+            two.run(two.record(seed=0))
 
 
 def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
@@ -360,9 +405,10 @@ def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
         schedule.step()
 
     with pytest.warns(UserWarning, match=r"learning rate of step 0 is 0 \(warm-up\)"):
-        tables = script.run(script.record(mix="a"), steps=2, step=step)
+        tables = script.run(script.record(mix="a", rank=3), steps=2, step=step)
     row = tables.cells.iloc[0]
-    assert (row["lr"], row["schedule"], row["mix"], row["seed"]) == (1e-3, "scheduled", "a", 0)
+    assert (row["lr"], row["schedule"], row["run_mix"], row["seed"]) == (1e-3, "scheduled", "a", 0)
+    assert (row["rank"], row["run_rank"]) == (4, 3)
     assert tables.metrics["lr"].tolist() == [0.0, 1e-3]
     [record] = load_records(script.results)
     assert record["training_note"].startswith("No seed was set: the draw of the init is unknown")

@@ -27,7 +27,6 @@ from tests.forked import Forked
 
 peft = pytest.importorskip("peft")
 Make = Callable[..., Any]
-"""Builds a cell, a PEFT model, a Trainer, or the tables of a measured run."""
 ADAMW = ("optimizer=adamw", "optimizer.lr=1e-3")
 CLIPPED = ("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.clip=0.5")
 
@@ -96,12 +95,13 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 torch.manual_seed(0)
+last = int(sys.argv[2])
 sizes = dict(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
 base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1, num_key_value_heads=1))
 model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
 rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 32, (16, 6))]
 args = TrainingArguments(
-    "trainer", max_steps=5, save_steps=3, report_to="none", use_cpu=True, disable_tqdm=True
+    "trainer", max_steps=5, save_steps=last, report_to="none", use_cpu=True, disable_tqdm=True
 )
 trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[Kill()])
 trainer.add_callback(NormProbeCallback(trainer, "results/run", steps=[0, 2, 4]))
@@ -110,10 +110,12 @@ trainer.train(resume_from_checkpoint=get_last_checkpoint("trainer"))
 """A user's script. Run as ``kill``, it is killed when the Trainer has saved its checkpoint."""
 
 
-def test_a_run_that_was_killed_in_on_save_keeps_all_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved_at", ["3", "5"])
+def test_a_run_that_was_killed_in_on_save_keeps_all_rows(saved_at: str, tmp_path: Path) -> None:
+    """The last save is after the last update. A resumed Trainer makes another one."""
     for argument, returned in (("kill", -signal.SIGKILL), ("go on", 0)):
         (tmp_path / "trainer").mkdir(exist_ok=True)
-        done = Forked(KILLED, [argument], tmp_path, os.environ).wait()
+        done = Forked(KILLED, [argument, saved_at], tmp_path, os.environ).wait()
         assert done.returncode == returned, done.stderr
     tables = study.load(tmp_path / "results" / "run")
     assert tables.cells["status"].tolist() == ["complete"]

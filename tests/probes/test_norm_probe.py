@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -114,26 +114,13 @@ def evenly(count: int) -> Tensor:
     return torch.linspace(0, count - 1, TOKENS).round().long()
 
 
-@dataclass
-class Measured:
-    """A probed step: the probe's tables, and the tensors that it measured."""
-
-    fold: Fold
-    reference: Reference
-    weights: dict[tuple[str, int], tuple[Tensor, Tensor]]
-    gradients: dict[tuple[str, int], tuple[Tensor, Tensor]]
-    updates: dict[tuple[str, int], tuple[Tensor, Tensor]]
-    norms: list[float]
-    tables: list[pd.DataFrame]
-
-
 @pytest.fixture(scope="module", params=["factored", "merged"])
 def measured(
     request: pytest.FixtureRequest,
     tiny_base: FrozenBase,
     corpus: Corpus,
     cell: Callable[..., CellConfig],
-) -> Measured:
+) -> SimpleNamespace:
     """In chunks so small that tensors have several, the last one incomplete."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "CHUNK", 1000)
@@ -141,7 +128,8 @@ def measured(
             return measure(fold)
 
 
-def measure(fold: Fold) -> Measured:
+def measure(fold: Fold) -> SimpleNamespace:
+    """A probed step: the probe's tables, and the tensors that it measured."""
     probe = NormProbe(fold.base.model, stats=MEASURED, tokens=TOKENS)
     reference = Reference(fold, 2)
     fold.backward(2, probe)
@@ -158,10 +146,11 @@ def measure(fold: Fold) -> Measured:
         key: tuple((w - old).detach() for w, old in zip(pair, weights[key], strict=True))
         for key, pair in pairs.items()
     }
-    return Measured(fold, reference, weights, gradients, updates, norms, probe.collect(7))
+    seen = {"weights": weights, "gradients": gradients, "updates": updates, "norms": norms}
+    return SimpleNamespace(fold=fold, reference=reference, tables=probe.collect(7), **seen)
 
 
-def test_activations_and_what_is_sampled_from_them(measured: Measured) -> None:
+def test_activations_and_what_is_sampled_from_them(measured: SimpleNamespace) -> None:
     """From one pass over the real tokens of all micro-batches."""
     reference, layers = measured.reference, len(measured.fold.banks) * len(SPECS)
     assert (len(reference.seen), len(reference.sampled)) == (3 * layers, 2 * layers)
@@ -171,7 +160,7 @@ def test_activations_and_what_is_sampled_from_them(measured: Measured) -> None:
         assert_row(measured.tables[k], layer, site, definition(torch.cat(parts)))
 
 
-def test_weights_gradients_and_updates(measured: Measured) -> None:
+def test_weights_gradients_and_updates(measured: SimpleNamespace) -> None:
     for (layer, k), factors in measured.weights.items():
         table = measured.tables[k]
         for suffix, tensors in {
@@ -187,7 +176,7 @@ def test_weights_gradients_and_updates(measured: Measured) -> None:
         assert_row(table, layer, "delta_w", definition(delta_w) | spectra)
 
 
-def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: Measured) -> None:
+def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: SimpleNamespace) -> None:
     def flat(pair: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([tensor.flatten() for tensor in pair])
 
@@ -210,7 +199,7 @@ def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: Measured) -> No
         assert table.loc[~table["site"].isin(UNIONS), MEAN_NORM].isna().all()
 
 
-def test_rows_and_columns(measured: Measured) -> None:
+def test_rows_and_columns(measured: SimpleNamespace) -> None:
     for k, table in enumerate(measured.tables):
         assert list(table.columns) == [*KEYS, *MEASURED]
         assert set(table["site"]) == set(SITES)
