@@ -1,6 +1,7 @@
 """The recipes of docs/extending*.md: each adds one thing, and a study with all of them runs."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -19,7 +20,7 @@ TEXT = "\n".join((ROOT / f"docs/{page}.md").read_text() for page in PAGES)
 RECIPES = {
     "An optimizer": "optimizer=signum",
     "An init": "adapter.init=wide",
-    "A scaling rule": "adapter.scaling=rslora,cbrt",
+    "A scaling rule": "adapter.scaling=rslora,cbrt,bent",
     "A statistic": "probes.stats=[all,kurtosis]",
     "A data set": "data=sums",
     "A figure": "name=recipes",
@@ -140,6 +141,12 @@ def test_a_rule(tables: StudyTables, report: str) -> None:
     slope = fitted.loc["cbrt", "exponent"] - fitted.loc["rslora", "exponent"]
     assert slope == pytest.approx(1 / 2 - 1 / 3, abs=1e-3), "gamma alone differs at step 0"
     assert "cube root, γ = α/r^1/3" in report
+    slope = fitted.loc["bent", "exponent"] - fitted.loc["rslora", "exponent"]
+    bent = math.log((2 + 40) / (8 + 40)) / math.log(8 / 2)
+    assert slope == pytest.approx(bent + 1 / 2, abs=1e-3)
+    assert fitted.loc["bent", "predicted"] == pytest.approx(bent + 1 / 2, abs=1e-6)
+    assert math.isnan(fitted.loc["bent", "exponent_p"]), "it is no power"
+    assert "bent, γ = α/(r + 40)" in report
 
 
 def test_a_statistic(tables: StudyTables, folder: Path, report: str) -> None:

@@ -17,6 +17,7 @@ from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
     HASH_OF,
     NOT_A_CURVE,
+    RULE,
     curve_labels,
     curve_numbers,
     end_steps,
@@ -46,7 +47,7 @@ EXPONENT, P_STAR, LOSS = "exponent", "p*", "loss"
 """The values of ``what``."""
 CLOSE = {EXPONENT: 0.01, P_STAR: 0.01, LOSS: 0.0}
 """Numbers that differ by at most this agree, even if the interval excludes 0."""
-RULE = ("scaling", "exponent_p", "optimizer")
+FIRST = (*RULE, "optimizer")
 """Settings that are matched before others."""
 AXES = ("rank", "seed", "data_seed")
 ROW = ["what", "quantity", "site", "stat", "batch", "rank"]
@@ -116,7 +117,7 @@ def _matched(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     """The columns of two tables of labels in which a curve of one must equal that of the other.
     One by one, a column counts if some curves then still match."""
     found: list[str] = []
-    for name in dict.fromkeys([*RULE, "model", "data", "init", "targets", *one.columns]):
+    for name in dict.fromkeys([*FIRST, "model", "data", "init", "targets", *one.columns]):
         if name in one and name in other:
             left, right = (set(_texts(labels, [*found, name])) for labels in (one, other))
             found += [name] * bool(left & right)
@@ -154,8 +155,10 @@ def _pair(one: StudyTables, other: StudyTables) -> Iterator[dict[str, Any]]:
     varying = [
         str(name)
         for name in labels[0].columns.intersection(labels[1].columns)
-        if name not in (*RULE, *HASH_OF)
-        and any(one.groupby(list(RULE))[name].nunique(dropna=False).max() > 1 for one in labels)
+        if name not in (*FIRST, *HASH_OF)
+        and any(
+            rows[name].nunique(dropna=False) > 1 for one in labels for rows in groups(one, FIRST)
+        )
     ]
     left, right = (
         _samples(v, list(map(str, one)), keys) for v, one in zip(values, labels, strict=True)
@@ -227,7 +230,7 @@ def _curve_text(one: Any, other: Any, varying: Sequence[str]) -> str:
 
     def words(curve: Any) -> list[str]:
         is_grid = curve["scaling"] == POWER and pd.isna(curve["exponent_p"])
-        rule = "several rules" if is_grid else rule_label(curve["scaling"], curve["exponent_p"])
+        rule = "several rules" if is_grid else rule_label(*curve[list(RULE)])
         return [label(curve["optimizer"]), rule, *(setting_text(curve[name]) for name in varying)]
 
     heads = ["", "", *(f"{name}=" for name in varying)]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from study.analysis.distances import of_cells
 from study.analysis.fits import t_critical
-from study.analysis.grouping import curve_columns, distinguishing
+from study.analysis.grouping import RULE, curve_columns, distinguishing
 from study.analysis.losses import loss_differences, loss_gaps
 from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
 from study.analysis.stable import one_per_measurement, one_per_optimizer, side_by_side
@@ -38,6 +38,7 @@ from study.config.expectations import (
     Expectation,
 )
 from study.store import StudyTables
+from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
@@ -174,7 +175,10 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     rows = []
     labels = setting_labels(found, names)
     for row, setting in zip(found.to_dict("records"), labels, strict=True):
-        rule = f"p={row['exponent_p']:g}" if one.rule is None and not stable else ""
+        rule = ""
+        if one.rule is None and not stable:
+            p = row["exponent_p"]
+            rule = rule_label(*(row[name] for name in RULE)) if pd.isna(p) else f"p={p:g}"
         measured: Value = {
             "curve": ", ".join(filter(None, (rule, setting))),
             "value": float(row[value]),
@@ -201,6 +205,8 @@ def _rows_about(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
     here = rows["optimizer"].astype(object) == one.optimizer
     if one.p is not None:
         here &= np.isclose(rows["exponent_p"].astype(float), one.p)
+    elif one.rule is not None:
+        here &= rows["scaling"].astype(object) == one.rule
     for name in ("alpha", "eps", "lr"):
         wanted = getattr(one, name)
         if wanted is not None and name in rows:

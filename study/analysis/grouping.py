@@ -1,14 +1,17 @@
 """Which cells form a curve: those of one configuration at several ranks and seeds."""
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints
 from study.errors import StudyError
-from study.vocabulary.scaling import RULES
+from study.theory import slope
+from study.vocabulary.scaling import POWER, RULES, gamma
 from study.vocabulary.statuses import END_COLUMNS, end_step
 
 NOT_A_CURVE = frozenset(
@@ -26,9 +29,11 @@ NOT_A_CURVE = frozenset(
 )
 """The columns of ``cells`` that do not separate curves. All others do, also unknown ones."""
 
+RULE = ("scaling", "exponent_p", "crossover")
+"""The columns that name a scaling rule. ``exponent_p`` is NaN if it is no power, and ``crossover``
+if it uses none."""
 CURVE_FIRST = (
-    *("study", "model", "quant_bits", "data", "optimizer", "scaling", "exponent_p", "alpha", "lr"),
-    *("init", "targets"),
+    *("study", "model", "quant_bits", "data", "optimizer", *RULE, "alpha", "lr", "init", "targets"),
 )
 """The curve's columns that lead the ``exponents`` table; any others of ``cells`` follow."""
 
@@ -63,7 +68,7 @@ def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     return [
         name
         for name in columns
-        if name not in ("optimizer", "scaling", "exponent_p")
+        if name not in ("optimizer", *RULE)
         and varies(name, "optimizer")
         and varies(name, *HASH_OF.get(name, ()))
     ]
@@ -116,12 +121,29 @@ def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
     if "exponent_p" in labels:
         p = labels["exponent_p"].astype(float).fillna(p)
     labels["exponent_p"] = p
+    labels["crossover"] = labels.get("crossover", p * math.nan).astype(float)
     for name in labels:
         if not pd.api.types.is_numeric_dtype(labels[name]):  # lists and dicts too, as strings
             words = labels[name].astype(object).map(str, na_action="ignore")
             labels[name] = words.astype("category")
     first = [name for name in CURVE_FIRST if name in labels]
     return labels[first + [name for name in labels.columns if name not in first]]
+
+
+def gammas(rule: Any, ranks: Iterable[float]) -> Floats:
+    """Gamma over alpha at ``ranks``, for a row (a series or a dict) with :data:`RULE`."""
+    power = float(rule["exponent_p"]) if rule["scaling"] == POWER else None
+    over = [gamma(str(rule["scaling"]), 1.0, rank, power, rule["crossover"]) for rank in ranks]
+    return np.array(over)
+
+
+def local_p(rule: Any, ranks: Floats) -> float:
+    """The p of the power that is nearest to the rule over ``ranks``; its own p if it is a power.
+
+    A slope over these ranks is that of this power, because theory's logs are linear in log gamma.
+    """
+    p = float(rule["exponent_p"])
+    return -slope(gammas(rule, ranks), ranks) if math.isnan(p) else p
 
 
 def curve_numbers(cells: pd.DataFrame) -> Ints:

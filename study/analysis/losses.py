@@ -13,19 +13,26 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.fits import interval_columns, mean_interval
-from study.analysis.grouping import curve_labels, curve_numbers, groups, numbered, seed_numbers
+from study.analysis.grouping import (
+    RULE,
+    curve_labels,
+    curve_numbers,
+    groups,
+    numbered,
+    seed_numbers,
+)
 from study.config.expectations import Expectation
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
 from study.vocabulary.quantities import HELDOUT, MODEL_WIDE, TRAIN
 from study.vocabulary.statuses import BROKEN, DONE
 
-NOT_A_SETTING = ("scaling", "exponent_p", "lr", "alpha")
+NOT_A_SETTING = (*RULE, "lr", "alpha")
 """Columns compared within a setting: the rule, and what determines the size of a step."""
 
-COMPARED = ("optimizer", "exponent_p", "alpha", "lr", "rank")
+COMPARED = ("optimizer", *RULE[1:], "alpha", "lr", "rank")
 """Columns that are equal in two cells whose losses are subtracted."""
 
-OF_A_RULE = ("setting", "scaling", "exponent_p", "alpha")
+OF_A_RULE = ("setting", *RULE, "alpha")
 """The columns that identify a rule within its setting."""
 
 INSIDE, LOWEST, HIGHEST = "", "lowest", "highest"
@@ -287,7 +294,7 @@ def rule_differences(losses: pd.DataFrame) -> pd.DataFrame:
         of_seed = group.groupby("seed")["difference"].mean()
         named = group.iloc[0][[*by, "optimizer"]].to_dict()
         rows.append(named | interval_columns("difference", of_seed) | {"seeds": len(of_seed)})
-    order = ["how", "setting", "lr", "exponent_p", "rank"]
+    order = ["how", "setting", "lr", *RULE[1:], "rank"]
     return pd.DataFrame(rows).sort_values(order, kind="stable") if rows else pd.DataFrame()
 
 
@@ -316,7 +323,8 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
     setting = setting.assign(step=np.log(setting["lr"]) + power * np.log(setting["gamma"]))
     reference = setting[setting["exponent_p"] == REFERENCE_P]
     rows = []
-    for (_, rank, seed), runs in setting.groupby(["exponent_p", "rank", "seed"], sort=False):
+    for runs in groups(setting, [*RULE[1:], "rank", "seed"]):
+        rank, seed = runs[["rank", "seed"]].iloc[0]
         runs = runs.drop_duplicates("step").sort_values("step")
         step, loss = runs["step"].to_numpy(float), runs["loss"].to_numpy(float)
         mine = reference[(reference["rank"] == rank) & (reference["seed"] == seed)]
@@ -331,8 +339,9 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
                 rows.append(row)
     table = pd.DataFrame(rows)
     if len(table):  # omit steps that only rsLoRA was run with
-        rules = table.groupby(["rank", "seed", "lr", "alpha"])["exponent_p"]
-        table = table[rules.transform("nunique") > 1]
+        others = table["exponent_p"] != REFERENCE_P
+        of_step = [table[name] for name in ("rank", "seed", "lr", "alpha")]
+        table = table[others.groupby(of_step).transform("any")]
     return table.drop(columns="step", errors="ignore")
 
 

@@ -12,17 +12,30 @@ rank or seed while training is lazy. At a large learning rate they do, so each c
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import codes, curve_columns, curve_labels, firsts, numbered
-from study.theory import Layer, Modifiers, crossover, mean_log_curve, predict, predicted_exponent
+from study.analysis.grouping import (
+    RULE,
+    codes,
+    curve_columns,
+    curve_labels,
+    firsts,
+    gammas,
+    local_p,
+    numbered,
+)
+from study.theory import (
+    Layer,
+    Modifiers,
+    mean_log_curve,
+    power_of_gamma,
+    predicted_exponent,
+)
 from study.theory.asymptotics import CLIPS
 from study.theory.layers import MIDDLE_BACK
 from study.theory.spectral import ORTHOGONAL_FROM
@@ -37,7 +50,6 @@ from study.vocabulary.quantities import (
     POOLINGS,
     PRODUCTS,
     TRAIN,
-    Quantity,
 )
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LAZY_WITHIN
 
@@ -196,7 +208,7 @@ def predicted_curve(
     exponents: pd.DataFrame,
     cells: pd.DataFrame,
     probes: pd.DataFrame,
-    ranks: npt.ArrayLike,
+    ranks: Floats,
 ) -> Floats | None:
     """The logarithm, up to a constant, of the curve whose slope is a row's ``predicted``, [ranks].
 
@@ -222,10 +234,11 @@ def predicted_curve(
     rows = exponents.take(np.flatnonzero(same & mine.to_numpy()))
     curves = RowCurves.of(rows, cells[np.isfinite(cells["rank"])])
     asked = _asked(rows, curves, np.arange(len(rows)), probes)
-    known = [
-        np.log(mean_log_curve(one["site"], one["stat"], ranks, **_setting(one)))
-        for one in asked.to_dict("records")
-    ]
+    known = []
+    for one in asked.to_dict("records"):
+        setting, place = _setting(one, 0.0), (one["site"], one["stat"])
+        flat, power = mean_log_curve(*place, ranks, **setting), power_of_gamma(*place, **setting)
+        known.append(np.log(flat) + power * np.log(gammas(row, ranks)))
     if added:
         level = rows["log_stat_mean"].to_numpy(float) - np.mean(known, axis=1)
         return np.asarray(np.log(np.exp(level[:, None] + known).sum(axis=0)))
@@ -243,7 +256,7 @@ def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
     for one in asked.take(firsts(number)).to_dict("records"):
         low, high = one["rank_min"], one["rank_max"]
         ranks = tuple(r for r in by_curve[one["curve"]] if low <= r <= high)
-        setting = _setting(one)
+        setting = _setting(one, local_p(one, np.array(ranks)))
         key = (one["site"], one["stat"], ranks, *setting.values())
         if key not in answers:
             answers[key] = predicted_exponent(one["site"], one["stat"], ranks, **setting)
@@ -266,7 +279,7 @@ def _asked(
     return numbers.assign(
         curve=curve,
         **{name: rows[name].astype(str).array for name in ("site", "stat", "optimizer", "init")},
-        **{name: rows[name].array for name in ("step", "exponent_p", "rank_min", "rank_max")},
+        **{name: rows[name].array for name in ("step", *RULE, "rank_min", "rank_max")},
         decay=decay,
         clip=rows["clipped"].astype(object).to_numpy(),
         eps_ratio=rows["eps_ratio"].to_numpy(float),
@@ -275,15 +288,15 @@ def _asked(
     )
 
 
-def _setting(asked: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of :func:`_asked` as the keyword arguments of theory's functions."""
+def _setting(asked: Mapping[Any, Any], p: float) -> dict[str, Any]:
+    """A row of :func:`_asked` as the keyword arguments of theory's functions, at ``p``."""
     init = INITS[asked["init"]]
     known = {name: asked[name] for name in LAYER_FIELDS if name in asked}
     known = {name: value for name, value in known.items() if not math.isnan(value)}
     return {
         "step": int(asked["step"]),
         "optimizer": asked["optimizer"],
-        "p": float(asked["exponent_p"]),
+        "p": p,
         "q": float(init.q or 0.0),
         "init": init.drawn,
         "layer": Layer(**known, kurtosis=init.kurtosis),
@@ -461,61 +474,3 @@ def _shares_of_models(
 def _may_cross(rows: pd.DataFrame) -> Mask:
     """The rows whose finite-rank curve may have a crossover, at steps with predictions."""
     return (rows["site"].isin(PRODUCTS) & (rows["step"] <= LAST_PREDICTED_STEP)).to_numpy()
-
-
-# Slopes between neighbouring ranks.
-
-
-def local_slopes(
-    cells: pd.DataFrame,
-    metrics: pd.DataFrame,
-    probes: pd.DataFrame,
-    quantities: Sequence[Quantity],
-    step: int,
-) -> pd.DataFrame:
-    """A row per curve, quantity and pair of neighbouring ranks: the mean over layers of the log.
-
-    A quantity with a crossover rho grows as ``sqrt(r (r + rho - 1))`` times a power of r
-    (:mod:`study.theory.curves`). Its slope at rank r is ``limit - 1 / (2 + 2 u)`` with
-    ``u = r / (rho - 1)`` and ``limit`` the slope at large rank. So the slopes of all layers and
-    models lie on one curve of u.
-
-    ``quantities`` have a crossover at ``step``. The columns are those of :func:`with_predictions`
-    and ``position``, u at the geometric mean of the two ranks, the geometric mean over layers; and
-    ``limit``. Rows without a prediction are left out. Raises :class:`StudyError` if no curve has
-    two ranks.
-    """
-    finite = cells[np.isfinite(cells["rank"])]
-    here = probes["step"].eq(step) & probes["batch"].eq(TRAIN)
-    measured = probes[here & probes["site"].isin([one.site for one in quantities])]
-    stats = [*dict.fromkeys(one.stat for one in quantities)]
-    found = []
-    for low, high in pairwise(sorted(set(finite["rank"]))):
-        part = finite[finite["rank"].isin([low, high])]
-        fits = with_predictions(fit_exponents(part, measured, stats=stats), part, metrics, probes)
-        wanted = [(one.site, one.stat) for one in quantities]
-        asked = [pair in wanted for pair in zip(fits["site"], fits["stat"], strict=True)]
-        fits = fits[np.array(asked, bool) & fits["predicted"].notna()]
-        curves = RowCurves.of(fits, part)
-        curve = numbered(fits, ["site", "stat"], curves.curve_R)
-        single = np.flatnonzero(~fits["layer"].isin(POOLINGS))
-        pooled = np.flatnonzero((fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS))
-        layers = _asked(fits.take(single), curves, single, probes).to_dict("records")
-        places = [_place(one, math.sqrt(low * high)) for one in layers]
-        table = pd.DataFrame(places, columns=["position", "limit"])
-        mean = table.groupby(curve[single]).mean().reindex(curve[pooled])
-        position, limit = np.exp(mean["position"].to_numpy()), mean["limit"].to_numpy()
-        found.append(fits.take(pooled).assign(position=position, limit=limit))
-    return pd.concat(found, ignore_index=True)
-
-
-def _place(asked: Mapping[Any, Any], rank: float) -> tuple[float, float]:
-    """The logarithm of u at ``rank``, and the slope at large rank, of one layer."""
-    setting = _setting(asked)
-    layer, _ = setting.pop("layer"), setting.pop("modifiers")
-    told = predict(asked["site"], asked["stat"], **setting)
-    assert told.row is not None
-    assert told.exponent is not None
-    kind = OPTIMIZERS[setting["optimizer"]].family
-    rho = crossover(told.row.term, kind, layer, setting["init"])
-    return math.log(rank / (rho - 1)), told.exponent

@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.theory import Layer, curve, family, slope
+from study.analysis.grouping import gammas, local_p
+from study.theory import Layer, curve, family, power_of_gamma, slope
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import FORWARD_OUT
@@ -66,10 +67,11 @@ def log_outputs(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.Series:
     found = np.full(len(ranks), math.nan)
     # The law holds if A is drawn, with a variance independent of rank.
     if init is not None and init.drawn == "A" and init.q == 0 and optimizer in OPTIMIZERS:
-        law: dict[str, Any] = {"step": 1, "optimizer": optimizer, "p": float(first["exponent_p"])}
-        layers = _layers(runs, probes, optimizer, init.kurtosis)
-        curves = [curve(FORWARD_OUT.site, "rms", ranks, **law, layer=layer) for layer in layers]
-        found = np.mean(np.log(curves), axis=0)
+        law: dict[str, Any] = {"step": 1, "optimizer": optimizer}
+        place, layers = (FORWARD_OUT.site, "rms"), _layers(runs, probes, optimizer, init.kurtosis)
+        curves = [curve(*place, ranks, **law, p=0.0, layer=layer) for layer in layers]
+        powers = power_of_gamma(*place, **law) * np.log(gammas(first, ranks))
+        found = np.mean(np.log(curves), axis=0) + powers
     return pd.Series(found, ranks, name=OUTPUT)
 
 
@@ -98,25 +100,27 @@ def _layers(
     ]
 
 
-def slopes(outputs: pd.Series, optimizer: str, p: float) -> tuple[float, float]:
+def slopes(outputs: pd.Series, rule: Any) -> tuple[float, float]:
     """m by the descent, and by the output over the ranks of ``outputs`` (:func:`log_outputs`).
 
-    NaN without a prediction, or with fewer than two ranks.
+    ``rule``: a row with its columns and ``optimizer``. NaN without a prediction, or with fewer than
+    two ranks.
     """
     if len(outputs) < 2 or outputs.isna().any():
         return math.nan, math.nan
     ranks = outputs.index.to_numpy(float)
-    descent = curve("adapter_update", "descent", ranks, step=0, optimizer=optimizer, p=p)
+    law: dict[str, Any] = {"optimizer": rule["optimizer"], "p": local_p(rule, ranks)}
+    descent = curve("adapter_update", "descent", ranks, step=0, **law)
     # The log is known up to a constant; centred, its exponential is near 1.
     return slope(descent, ranks), slope(np.exp(outputs - outputs.mean()), ranks)
 
 
-def predicted_interval(outputs: pd.Series, optimizer: str, p: float) -> tuple[float, float]:
+def predicted_interval(outputs: pd.Series, rule: Any) -> tuple[float, float]:
     """The interval predicted for the exponent of the best rate at any rho; NaN as :func:`slopes`.
 
     ``outputs``: of the ranks of the fit.
     """
-    falls = [-m for m in slopes(outputs, optimizer, p)]
+    falls, optimizer = [-m for m in slopes(outputs, rule)], str(rule["optimizer"])
     if optimizer in OPTIMIZERS and family(optimizer) == "sign":
         falls += [fall / 2 for fall in falls]
     return min(falls), max(falls)

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
-from study.analysis.grouping import groups
+from study.analysis.grouping import RULE, groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
     OUTPUT,
@@ -191,7 +191,7 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
         row = rule.iloc[0].drop(list(NOT_OF_A_RULE), errors="ignore")
         fit = _line(inside)
         outputs = (inside if fit["ranks"] else rule).groupby("rank")[OUTPUT].first()
-        low, high = predicted_interval(outputs, str(row["optimizer"]), float(row["exponent_p"]))
+        low, high = predicted_interval(outputs, row)
         rho = rule.groupby("rank")["rho"].median()
         rows.append(
             {
@@ -273,7 +273,7 @@ def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:
     ``seeds``, the rule's.
     """
     rows = []
-    rule = ["setting", "scaling", "exponent_p", "rank"]
+    rule = ["setting", *RULE, "rank"]
     for here in groups(alphas, rule):
         inside = here.assign(inside=here["edge"] == INSIDE).groupby("lr")["inside"].all()
         rates = inside.index[inside]
@@ -322,12 +322,13 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
 
     ``rates`` is the table of :func:`rates_by_horizon`. Further columns: ``horizon``. ``rho``: the
     geometric mean over the ranks of the fit and the seeds, at the best rate. ``rho_low``,
-    ``rho_high``: its range. ``output_slope``: m of the output of :mod:`study.analysis.rate_theory`.
-    ``at_rho_low``, ``at_rho_high``: the interval predicted there, from the descent to the output.
-    NaN without rho, or without a prediction.
+    ``rho_high``: its range. ``descent_slope``, ``output_slope``: m by either theory of
+    :mod:`study.analysis.rate_theory`. ``at_rho_low``, ``at_rho_high``: the interval predicted
+    there, from the descent to the output. NaN without rho, or without a prediction.
     """
     rows = []
-    unknown = ("rho", "rho_low", "rho_high", "output_slope", "at_rho_low", "at_rho_high")
+    unknown = ["rho", "rho_low", "rho_high", "descent_slope", "output_slope"]
+    unknown += ["at_rho_low", "at_rho_high"]
     for rule in groups(rates, ("horizon", *OF_A_RULE)):
         [row] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
         row |= {"horizon": rule["horizon"].iloc[0], **dict.fromkeys(unknown, math.nan)}
@@ -336,11 +337,10 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
         if len(rho):
             row["rho"] = float(np.exp(np.log(rho).mean()))
             row |= {"rho_low": float(rho.min()), "rho_high": float(rho.max())}
-        outputs, optimizer = inside.groupby("rank")[OUTPUT].first(), str(row["optimizer"])
-        of_theory = slopes(outputs, optimizer, float(row["exponent_p"]))
-        if math.isfinite(of_theory[1]) and family(optimizer) == "sign":
+        of_theory = slopes(inside.groupby("rank")[OUTPUT].first(), row)
+        if math.isfinite(of_theory[1]) and family(str(row["optimizer"])) == "sign":
             ends = [rate_exponent(m, row["rho"]) for m in of_theory]
-            row["output_slope"] = of_theory[1]
+            row["descent_slope"], row["output_slope"] = of_theory
             row |= {"at_rho_low": min(ends), "at_rho_high": max(ends)}
         rows.append({str(name): value for name, value in row.items()})
     return pd.DataFrame(rows)
@@ -390,7 +390,7 @@ def missing_rates(
     or twice as large. The seeds of a rank share a grid, so all train what one needs.
     """
     ends = final_losses(cells, metrics, probes)
-    ends = ends.sort_values(["setting", "scaling", "exponent_p", "alpha", "rank", "seed"])
+    ends = ends.sort_values([*OF_A_RULE, "rank", "seed"])
     by_id = cells.assign(cell_id=cells["cell_id"].astype(str)).set_index("cell_id")
     found = []
     for runs in groups(ends, (*OF_A_RULE, "rank")):

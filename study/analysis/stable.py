@@ -18,7 +18,7 @@ import pandas as pd
 from study.analysis.fits import Floats
 from study.analysis.grouping import curve_columns, firsts, numbered
 from study.analysis.predictions import adjustments
-from study.theory import Modifiers, predict, stable_exponent
+from study.theory import Modifiers, power_of_gamma, stable_exponent
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, label
@@ -71,7 +71,7 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     """
     place = {(q.site, q.stat): q.p_star for q in QUANTITIES if q.p_star is not None}
     pairs = zip(exponents["site"], exponents["stat"], strict=True)
-    here = np.array([pair in place for pair in pairs], bool)
+    here = np.array([pair in place for pair in pairs], bool) & exponents["exponent_p"].notna()
     rows = exponents[here & exponents["optimizer"].isin(list(OPTIMIZERS))]
     step, lazy = rows["step"].to_numpy(int), rows["lazy"].to_numpy(float)
     linear = (step <= LINEAR_UNTIL) | ((step <= LAST_PREDICTED_STEP) & (lazy == 1))
@@ -139,11 +139,8 @@ def _factor(asked: Mapping[Any, Any]) -> tuple[float, float]:
     law["modifiers"] = Modifiers(
         clip=str(asked["clipped"]), eps_ratio=asked["eps_ratio"], adjust=str(asked["adjust"])
     )
-    flat, steep = (predict(*place, p=p, **law).exponent for p in (0.0, 1.0))
-    star = stable_exponent(*place, **law)
-    if flat is None or steep is None or star is None:
-        return math.nan, math.nan
-    return flat - steep, star
+    factor, star = power_of_gamma(*place, **law), stable_exponent(*place, **law)
+    return (math.nan, math.nan) if star is None else (factor, star)
 
 
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from study.analysis.grouping import curve_columns, distinguishing, numbered
+from study.analysis.grouping import RULE, curve_columns, distinguishing, numbered
 from study.analysis.verdicts import at_primary_steps, rows_of
 from study.analysis.wording import interval_text, setting_labels
 from study.vocabulary.quantities import (
@@ -25,7 +25,7 @@ from study.vocabulary.quantities import (
     TRAIN,
     Quantity,
 )
-from study.vocabulary.scaling import RULES
+from study.vocabulary.scaling import rule_words
 from study.vocabulary.verdicts import ONE_SEED, STABLE, UNCLEAR
 
 CONDITION: tuple[Quantity, ...] = (FORWARD_OUT, BACKWARD_IN, GRADIENT_NORM)
@@ -42,7 +42,7 @@ LOST, FAILS, HOLDS, LATE, OPEN = ANSWERS = (
 """Combined verdicts of a curve, in the order of a report: lost stability comes first."""
 
 SUMMARY_COLUMNS = (
-    *("optimizer", "scaling", "exponent_p", "rule", "curve", "site", "stat", "quantity"),
+    *("optimizer", *RULE, "rule", "curve", "site", "stat", "quantity"),
     *("over", "batch", "step", "primary"),
     *("exponent", "ci_low", "ci_high", "estimate", "factor", "predicted", "verdict"),
     *("bent", "slope_low", "slope_high"),
@@ -154,7 +154,7 @@ def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``exponents`` with :data:`SUMMARY_COLUMNS`."""
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
-        rule=list(map(rule_text, rows["scaling"], rows["exponent_p"])),
+        rule=[rule_words(*rule) for rule in rows[list(RULE)].to_numpy()],
         curve=_curve_texts(rows, exponents),
         quantity=[f"{row.site} {row.stat}" for row in by_row],
         over=[
@@ -164,9 +164,3 @@ def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
         estimate=list(map(interval_text, rows["exponent"], rows["ci_low"], rows["ci_high"])),
     )
     return rows[list(SUMMARY_COLUMNS)].reset_index(drop=True)
-
-
-def rule_text(scaling: object, p: float, prefix: str = "power ") -> str:
-    """``lora``, or ``power p=0.75`` for a rule whose exponent the user gives."""
-    rule = RULES.get(str(scaling))
-    return f"{prefix}p={p:g}" if rule is not None and rule.p is None else str(scaling)

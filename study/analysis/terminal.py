@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from study.analysis.grouping import curve_columns, distinguishing, groups
+from study.analysis.grouping import RULE, curve_columns, distinguishing, groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST
 from study.analysis.rates import OF_A_RULE
 from study.analysis.stable import (
@@ -19,7 +19,7 @@ from study.analysis.stable import (
     shared_rules,
     side_by_side,
 )
-from study.analysis.summary import OVER_MODEL, rule_text
+from study.analysis.summary import OVER_MODEL
 from study.analysis.wording import (
     INTERVAL,
     bracket_notes,
@@ -32,7 +32,7 @@ from study.analysis.wording import (
 from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
-from study.vocabulary.scaling import rule_label
+from study.vocabulary.scaling import rule_label, rule_words
 from study.vocabulary.thresholds import FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, Colour, colour_of, meaning
 
@@ -133,7 +133,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
         table.add_section()
         table.add_row(Text(printable(str(optimizer)), style="bold"))
         for row in part.to_dict("records"):
-            rule = rule_text(row["scaling"], row["exponent_p"], prefix="")
+            rule = rule_words(row["scaling"], row["exponent_p"]).removeprefix("power ")
             origin = "each rule" if len(row["rules"]) > 1 else rule
             table.add_row(
                 DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
@@ -258,7 +258,7 @@ def _by_rule(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     rows = rows.assign(named=setting_labels(rows, distinguishing(rows, curve_columns(rows))))
     for rule in groups(rows.sort_values(list(OF_A_RULE)), OF_A_RULE):
         row = rule.iloc[0]
-        words = rule_label(str(row["scaling"]), row["exponent_p"]), str(row["named"])
+        words = rule_label(*row[list(RULE)]), str(row["named"])
         yield printable(", ".join(filter(None, (label(str(row["optimizer"])), *words)))), rule
 
 

@@ -15,6 +15,7 @@ from study.errors import StudyError
 from study.vocabulary.extras import TRACKERS, install
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, of_family
+from study.vocabulary.scaling import exponent
 
 
 def validate(config: CellConfig) -> None:
@@ -46,14 +47,14 @@ def _in_adapter(config: CellConfig) -> Iterator[str]:
             f"-{MOST_EXPONENT} to {MOST_EXPONENT}"
         )
     try:
-        p = adapter.p
+        p, gamma = exponent(adapter.scaling, adapter.exponent), adapter.gamma
     except ValueError as error:
         yield str(error)
         return
-    if adapter.gamma > LARGEST_FLOAT:
+    if gamma > LARGEST_FLOAT:
         yield (
             f"adapter.alpha={adapter.alpha:g} at adapter.rank={adapter.rank} makes "
-            f"gamma {adapter.gamma:g}, over {LARGEST_FLOAT:g}: lower adapter.alpha or "
+            f"gamma {gamma:g}, over {LARGEST_FLOAT:g}: lower adapter.alpha or "
             "raise adapter.exponent"
         )
     if adapter.rank == math.inf:

@@ -143,7 +143,7 @@ def _near_best(
     adapter = _root_.adapter
     rule, power = scaling.named_rule(str(adapter.scaling), adapter.exponent)
     rank = float(adapter.rank)
-    gamma = scaling.gamma(rule, float(adapter.alpha), rank, power)
+    gamma = scaling.gamma(rule, float(adapter.alpha), rank, power, adapter.get("crossover"))
     rate = expected_best(gamma, rank, int(_root_.train.steps), move, r_sign, crossover)
     # Machines round powers and roots differently in the last digit. With three digits a rate, and
     # so the identity of a cell, is the same on all machines.

@@ -139,7 +139,7 @@ class Expectation:
 
     @property
     def p(self) -> float | None:
-        """The p of the rule; None for every rule. Raises ``ValueError`` for an unknown rule."""
+        """The p of the rule; None for every rule, and for a rule that is no power."""
         return None if self.rule is None else exponent(*named_rule(self.rule))
 
     @property

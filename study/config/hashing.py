@@ -48,6 +48,8 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
     """
     adapter = asdict(config.adapter)
     del adapter["contraction"], adapter["path"]
+    if config.adapter.crossover is None:
+        del adapter["crossover"]
     if config.adapter.rank == math.inf:
         adapter["rank"] = "inf"  # JSON has no infinity
     if not isinstance(config.adapter.targets, str):

@@ -29,10 +29,7 @@ SEE = "see study train --help and --hydra-help"
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
-    """The arguments of ``study train`` as Hydra's parser accepts them: options before overrides.
-
-    Raises :class:`StudyError` for an option that does not exist, and for a folder of Hydra's.
-    """
+    """The arguments of ``study train`` as Hydra's parser accepts them: options before overrides."""
     parser = get_args_parser()
     parser.exit_on_error = False
     try:

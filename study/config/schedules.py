@@ -66,8 +66,6 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
 
     Its own rank is the last. Empty without truncations. ``log`` means 0, 1, 2, 4, ... Ranks from
     ``most`` on, the largest that a layer's ``delta_w`` can have, are dropped.
-
-    Raises :class:`StudyError` for anything but ``log``, a rank or a list of ranks.
     """
     asked, own = config.probes.truncations, config.adapter.rank
     if asked is None:
@@ -81,11 +79,8 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
 
 
 def eval_steps(config: CellConfig) -> frozenset[int]:
-    """The steps with a held-out loss: the first, the last and every ``train.eval_every``-th.
-
-    Empty if ``train.eval_every`` is 0. Raises :class:`StudyError` for over :data:`MOST_STEPS`
-    steps.
-    """
+    """The steps with a held-out loss: the first, the last and every ``train.eval_every``-th. Empty
+    if ``train.eval_every`` is 0."""
     last, every = config.train.steps, config.train.eval_every
     if every == 0:
         return frozenset()

@@ -37,7 +37,7 @@ from study.vocabulary.extras import NONE, TRACKERS, Tracker
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
-from study.vocabulary.scaling import RULES, exponent, gamma, named_rule
+from study.vocabulary.scaling import RULES, exponent, gamma, named_rule, uses_crossover
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -166,13 +166,15 @@ class AdapterConfig(Part):
     """How a cell's adapters are scaled, drawn and computed.
 
     ``rank`` is an integer or ``math.inf``, the limit of SGD at p = 1/2. A number as the ``scaling``
-    becomes the rule ``power`` with that ``exponent``.
+    becomes the rule ``power`` with that ``exponent``. A rule that does not use ``crossover`` has
+    none.
     """
 
     rank: Annotated[Any, Checked(_check_rank)] = MISSING
     alpha: Positive = MISSING
     scaling: Annotated[str, Checked(_check_rule, tuple(RULES))] = MISSING
     exponent: Real | None = None
+    crossover: Annotated[Real, Field(ge=0)] | None = None
     targets: Annotated[Any, Checked(_check_modules, ("all-linear", "attention", "mlp"))] = MISSING
     init: Annotated[str, one_of(INITS)] = MISSING
     dropout: Share = MISSING
@@ -186,16 +188,24 @@ class AdapterConfig(Part):
             self.scaling, self.exponent = named_rule(self.scaling, self.exponent)
         except ValueError as error:
             raise StudyError(str(error)) from None
+        if not uses_crossover(self.scaling):
+            self.crossover = None
+        elif self.crossover is None:
+            raise StudyError(f"adapter.scaling={self.scaling} needs adapter.crossover: give 40")
 
     @property
     def p(self) -> float:
         """The p of the rule. Raises ``ValueError`` for a rule without one."""
-        return exponent(self.scaling, self.exponent)
+        found = exponent(self.scaling, self.exponent)
+        if found is None:
+            raise ValueError(f"adapter.scaling={self.scaling} is no power of the rank")
+        return found
 
     @property
     def gamma(self) -> float:
         """The full multiplier on ``B A``; at infinite rank 0, its limit."""
-        return gamma(self.scaling, self.alpha, self.rank, self.exponent)
+        c = math.nan if self.crossover is None else self.crossover
+        return gamma(self.scaling, self.alpha, self.rank, self.exponent, c)
 
 
 @dataclass

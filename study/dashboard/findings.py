@@ -12,7 +12,7 @@ import pandas as pd
 
 from study.analysis import compared_losses, curve_columns, first_to_read, headline, side_by_side
 from study.analysis.compare import compare, conclusions, to_read
-from study.analysis.grouping import distinguishing
+from study.analysis.grouping import RULE, distinguishing
 from study.analysis.losses import final_losses
 from study.analysis.stable import (
     one_per_measurement,
@@ -78,7 +78,7 @@ def _verdict(row: Any) -> dict[str, Any]:
     labels = {(q.site, q.stat): q.label for q in PRIMARY}
     return {
         **{name: json_value(getattr(row, name)) for name in VERDICT_FIELDS},
-        "rule": style.gid(Rule.of(row.scaling, row.exponent_p)),
+        "rule": style.gid(Rule.of(row.scaling, row.exponent_p, row.crossover)),
         "label": labels[row.site, row.stat],
         "layer": "mean" if row.over != OVER_MODEL else MODEL_WIDE,
         "at_last_step": row.step not in FIXED_STEPS,
@@ -159,7 +159,7 @@ def held_out(study: Study) -> dict[str, Any]:
 def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
     loss = float(row["loss"])
     return {
-        "rule": style.gid(Rule.of(str(row["scaling"]), float(row["exponent_p"]))),
+        "rule": style.gid(Rule.of(*(row[name] for name in RULE))),
         "group": int(row["setting"]),
         "rank": int(row["rank"]),
         "seed": int(row["seed"]),

@@ -23,7 +23,7 @@ from study.dashboard.findings import json_value
 from study.dashboard.studies import Study
 from study.dashboard.values import Measured, Values
 from study.figures import style
-from study.figures.selection import Rule
+from study.figures.selection import Rule, rules_of
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.scaling import RULES
@@ -187,7 +187,7 @@ def _cell(row: Mapping[Any, Any], metrics: pd.DataFrame | None) -> dict[str, Any
     seed, data_seed = row["seed"], row["data_seed"]
     return {
         **{str(name): json_value(value) for name, value in row.items() if name != "study"},
-        "rule": style.gid(Rule.of(row["scaling"], row["exponent"])),
+        "rule": style.gid(Rule.of(row["scaling"], row["exponent"], row["crossover"])),
         "seed": json_value(seed) if seed == data_seed else f"{seed}, data {data_seed}",
         "steps_done": 0 if metrics is None else int(metrics["step"].max()),
         "curves": {name: _curve(metrics, name) for name in CURVES},
@@ -227,8 +227,7 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
     """
     ranks = sorted(set(cells["rank"]))
     keys = [("inf" if math.isinf(rank) else str(int(rank)), rank) for rank in ranks]
-    pairs = zip(cells["scaling"], cells["exponent"], strict=True)
-    rules = sorted({Rule.of(scaling, p) for scaling, p in pairs})
+    rules = sorted({*rules_of(curve_labels(cells))})
     return [
         {
             "id": style.gid(rule),

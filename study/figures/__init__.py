@@ -25,7 +25,6 @@ _MODULES = {
     "activation_moments_vs_rank": "against_rank",
     "descent_vs_rank": "against_rank",
     "exponent_against_p": "against_p",
-    "local_slopes_by_width": "local_slopes",
     "exponents_over_training": "exponents",
     "exponents_by_setting": "exponents",
     "loss_in_bf16": "bf16",

@@ -135,6 +135,7 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
         measured = pd.concat(by_rule)
         # Two names of one p (lora, and power with p = 1) are one measurement.
         measured = measured.assign(p=measured["exponent_p"].astype(float).round(9))
+        measured = measured.dropna(subset="p")  # a rule that is no power has none
         for place, step in enumerate(quantity.primary_at):
             at = measured["step"].max() if step == "last" else step
             rows = measured[measured["step"] == at].drop_duplicates("p", keep="last")
@@ -171,7 +172,7 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
     gids: ``line|bars|theory|star|reach <site> <step>``.
     """
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
-    for rule in (Rule.of(name, None) for name, row in RULES.items() if row.p is not None):
+    for rule in (Rule.of(name) for name, row in RULES.items() if row.p is not None):
         look: dict[str, Any] = {"color": style.tint(rule, [rule]), "linewidth": 0.5, "zorder": 0.5}
         ax.axvline(rule.p, gid=f"at {rule.p:g}", **look)
     for line in lines:

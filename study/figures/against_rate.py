@@ -16,7 +16,16 @@ from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, draw_line, sweeps
-from study.figures.selection import Absent, Family, Rule, Tables, holding, most_varied, probed
+from study.figures.selection import (
+    Absent,
+    Family,
+    Rule,
+    Tables,
+    holding,
+    most_varied,
+    probed,
+    rules_of,
+)
 from study.vocabulary.optimizers import of_family
 
 MOST_RULES = 5
@@ -215,8 +224,7 @@ def _points(family: Family, tables: Tables) -> pd.DataFrame:
     if points.empty:
         return points
     points = points.dropna(subset=["exponent", "rho", "output_slope"])
-    rules = [Rule.of(*rule) for rule in points[["scaling", "exponent_p"]].to_numpy()]
-    return points.assign(rule=pd.Series(rules, points.index, dtype=object))
+    return points.assign(rule=rules_of(points))
 
 
 def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
@@ -233,12 +241,14 @@ def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
         if own.empty:
             continue
         look, gid = style.look(rule, family.rules), style.gid(rule)
-        colour, m = look["color"], float(own["output_slope"].mean())
-        descent, output = (rate_exponent(each, rho) for each in (1 - rule.p, m))
+        colour, m = look["color"], own[["descent_slope", "output_slope"]].mean()
+        descent, output = (rate_exponent(float(each), rho) for each in m)
         style.band(ax, rho, descent, output, colour, f"band {gid}", alpha=0.15)
         ax.plot(rho, descent, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
         ax.plot(rho, output, color=colour, linestyle=":", linewidth=0.8, gid=f"output {gid}")
-        style.label_end(ax, float(rho[-1]), float(descent[-1]), f"$p={rule.p:g}$", colour)
+        style.label_end(
+            ax, float(rho[-1]), float(descent[-1]), f"${rule.letter}={rule.number:g}$", colour
+        )
         for row in own.sort_values("horizon").to_dict("records"):
             x, y, is_last = row["rho"], row["exponent"], row["horizon"] == last
             if is_last:

@@ -145,7 +145,7 @@ def layer_laws(
 def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> pd.DataFrame:
     """The rows of ``exponents`` of this family and rule with the values ``where`` of columns."""
     rows = exponents
-    keys = {**where, "scaling": rule.scaling, "exponent_p": rule.p, **family.keys}
+    keys = {**where, **rule.keys, **family.keys}
     for name, value in keys.items():
         if len(rows) and name in rows:
             if pd.isna(value):
@@ -244,7 +244,8 @@ def _legend_text(law: Law, digits: int, *, short: bool) -> str:
 
     ``short``: the prediction in parentheses, and a rule without a fixed p is ``p = 0.75``.
     """
-    name = f"p = {law.rule.p:g}" if short and not law.rule.has_own_p else style.name(law.rule)
+    named = f"{law.rule.letter} = {law.rule.number:g}"
+    name = named if short and not law.rule.has_own_p else style.name(law.rule)
     if law.fit is None:
         return name
     gap = "  " if law.rule.has_own_p else ": "  # the name ends with a number

@@ -11,7 +11,7 @@ from study.analysis import compared_losses
 from study.analysis.losses import INSIDE, fans, fixed_rate
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, sweeps
-from study.figures.selection import Absent, Rule, Tables, most_varied
+from study.figures.selection import Absent, Rule, Tables, most_varied, rules_of
 from study.vocabulary.scaling import RULES
 
 MOST_RULES = 5
@@ -88,8 +88,7 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
         own = tables.cells[tables.cells["cell_id"].isin(set(sweep.cells["cell_id"]))]
         compared = compared_losses(own, tables.metrics, tables.probes)
         compared = compared[(compared["how"] == "matched") & np.isfinite(compared["loss"])]
-        rules = [Rule.of(*rule) for rule in compared[["scaling", "exponent_p"]].to_numpy()]
-        compared = compared.assign(rule=pd.Series(rules, compared.index, dtype=object), edge=False)
+        compared = compared.assign(rule=rules_of(compared), edge=False)
         # The rate at which most points can be matched; among equals, the one with the lowest loss.
         at_rate = [matched for _, matched in compared.groupby("lr")]
         if at_rate:

@@ -5,22 +5,24 @@ only the scaling rule, the rank and the seed differ. Every family has its own pa
 figure never mixes settings.
 """
 
+import math
 import numbers
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from study.analysis.grouping import curve_labels, distinguishing, end_steps
+from study.analysis.grouping import RULE, curve_labels, distinguishing, end_steps
 from study.analysis.wording import setting_text
 from study.errors import StudyError, printable
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
-from study.vocabulary.scaling import RULES
+from study.vocabulary.scaling import RULES, uses_crossover
 from study.vocabulary.sources import model_label
 
 Tables = StudyTables
@@ -34,18 +36,37 @@ class Absent(StudyError):
 
 @dataclass(frozen=True, order=True)
 class Rule:
-    """A scaling rule with its p. ``place`` sorts rules as the vocabulary does."""
+    """A scaling rule with its ``number``: its p or, if it is no power, its crossover.
+
+    ``place`` sorts rules as the vocabulary does.
+    """
 
     place: int
     scaling: str
-    p: float
+    number: float
 
     @classmethod
-    def of(cls, scaling: str, exponent: float | None) -> "Rule":
-        """The rule of a cell; ``exponent`` is used only if the rule has no fixed p."""
-        p = exponent if RULES[scaling].p is None else RULES[scaling].p
-        assert p is not None
-        return cls(list(RULES).index(scaling), str(scaling), float(p))
+    def of(cls, scaling: str, p: float | None = None, crossover: float = math.nan) -> "Rule":
+        """The rule of a cell. A number that the rule does not use, or has itself, is not read."""
+        fixed = RULES[scaling].p
+        number = crossover if uses_crossover(scaling) else p if fixed is None else fixed
+        assert number is not None
+        return cls(list(RULES).index(scaling), str(scaling), float(number))
+
+    @property
+    def letter(self) -> str:
+        return "c" if uses_crossover(self.scaling) else "p"
+
+    @property
+    def p(self) -> float:
+        """NaN if the rule is no power."""
+        return math.nan if self.letter == "c" else self.number
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns of the rule in derived tables."""
+        crossover = self.number if self.letter == "c" else math.nan
+        return dict(zip(RULE, (self.scaling, self.p, crossover), strict=True))
 
     @property
     def has_own_p(self) -> bool:
@@ -84,6 +105,12 @@ class Family:
 F = TypeVar("F", bound=Family)
 T = TypeVar("T")
 
+
+def rules_of(rows: pd.DataFrame) -> "pd.Series[Any]":
+    """The :class:`Rule` of each row of a derived table."""
+    return pd.Series(list(starmap(Rule.of, rows[list(RULE)].to_numpy())), rows.index, dtype=object)
+
+
 PREFIX = {
     "lr": "learning rate ",
     "alpha": "α = ",
@@ -95,10 +122,10 @@ PREFIX = {
 def families(cells: pd.DataFrame) -> list[Family]:
     """The families of ``cells``. Cells that the analysis fits together share one, rules aside."""
     labels = curve_labels(cells)
-    rules = [Rule.of(s, p) for s, p in zip(cells["scaling"], labels["exponent_p"], strict=True)]
-    columns = [str(name) for name in cells if name in labels and name != "scaling"]
+    rules = rules_of(labels)
+    columns = [str(name) for name in cells if name in labels and name not in RULE]
     words = labels.select_dtypes("category").astype(object)
-    cells = cells.assign(rule=pd.Series(rules, cells.index, dtype=object), **words)
+    cells = cells.assign(rule=rules, **words)
     varying = [c for c in columns if cells[c].nunique(dropna=False) > 1]
     groups = [cells]
     if varying:

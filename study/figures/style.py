@@ -49,7 +49,7 @@ from study.figures.captions import plain, settings, wrapped
 from study.figures.selection import Family, Rule
 from study.store import write_output
 from study.vocabulary.quantities import PRIMARY, Quantity
-from study.vocabulary.scaling import FRACTIONS, RULES, rule_label
+from study.vocabulary.scaling import FRACTIONS, RULES, rule_formula, rule_label
 
 T = TypeVar("T")
 
@@ -307,7 +307,7 @@ colours have a contrast of at least 3:1 against white (WCAG 2.2, criterion 1.4.1
 MIDDLE = 0.36
 """The place of a single colour of a rule among those that are legible on white."""
 POWER_MARKERS = "^vD<>pPh"
-"""For several exponents of one rule in a panel: the hue shows the rule, the marker its p."""
+"""For several numbers of one rule in a panel: the hue shows the rule, the marker its number."""
 QUANTITY_LOOKS = (
     *((INK, "o"), ("#c2185b", "D"), ("#2b6fc2", "^"), ("#8a9a00", "v")),
     *(("#d9730d", "s"), ("#6d4c41", "P")),
@@ -327,20 +327,22 @@ def quantity_look(quantity: Quantity) -> tuple[str, str]:
 
 def name(rule: Rule) -> str:
     """``LoRA``, ``rsLoRA``, ``power p = 0.75``."""
-    return rule_label(rule.scaling, rule.p)
+    return rule_label(*rule.keys.values())
 
 
 def gid(rule: Rule) -> str:
     """The identifier of a rule in the gids of artists, which tests and SVG files read."""
-    return f"{rule.scaling} p={rule.p:g}"
+    return f"{rule.scaling} {rule.letter}={rule.number:g}"
 
 
 def title(rule: Rule, lines: int = 1) -> str:
     """The heading of a panel, on one line or two: the rule and its gamma."""
-    power = FRACTIONS.get(rule.p, f"{rule.p:g}")
-    exponent = f"-{power}" if rule.p > 0 else f"{0 - rule.p:g}"
-    gap = "\n" if lines > 1 else "   "
-    return RULES[rule.scaling].label + gap + rf"$\gamma = \alpha\, r^{{{exponent}}}$"
+    label = RULES[rule.scaling].label + ("\n" if lines > 1 else "   ")
+    if rule.letter == "c":
+        return label + rule_formula(*rule.keys.values())
+    power = FRACTIONS.get(rule.number, f"{rule.number:g}")
+    exponent = f"-{power}" if rule.number > 0 else f"{0 - rule.number:g}"
+    return label + rf"$\gamma = \alpha\, r^{{{exponent}}}$"
 
 
 def heading(ax: Axes, rule: Rule, columns: int) -> None:

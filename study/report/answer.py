@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
-from study.analysis.grouping import curve_columns, curve_labels, distinguishing
-from study.analysis.losses import NOT_A_SETTING
+from study.analysis.grouping import RULE, curve_columns, curve_labels, distinguishing
+from study.analysis.losses import NOT_A_SETTING, OF_A_RULE
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import batch_words, setting_labels
@@ -24,7 +24,7 @@ from study.report.text import broken_list, interval, joined, number_list, row_li
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM
-from study.vocabulary.scaling import formula, rule_label
+from study.vocabulary.scaling import rule_formula, rule_label
 from study.vocabulary.statuses import BROKEN, DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISES, UNCLEAR, VERDICTS
@@ -92,7 +92,7 @@ def curves(tables: StudyTables) -> list[Curve]:
     several = cells["optimizer"].nunique() > 1
     cells["named"] = setting_labels(cells, distinguishing(cells, columns))
     keys = [_key(table, columns) for table in (condition, exponents, losses)]
-    beside_rule = [name for name in columns if name not in ("scaling", "exponent_p")]
+    beside_rule = [name for name in columns if name not in RULE]
     found = []
     for key, of_curve in cells.groupby(_key(cells, columns), sort=False):
         own_condition, own_descent, own_losses = (
@@ -103,12 +103,12 @@ def curves(tables: StudyTables) -> list[Curve]:
         row = of_curve.iloc[0]
         words = label(str(row["optimizer"])) if several else "", str(row["named"])
         beside = list(filter(None, words))
-        rule = rule_label(str(row["scaling"]), row["exponent_p"])
+        rule = rule_label(*row[list(RULE)])
         found.append(
             Curve(
                 beside=", ".join(beside),
                 label=rule,
-                name=f"{rule} ({', '.join([*beside, formula(row['exponent_p'])])})",
+                name=f"{rule} ({', '.join([*beside, rule_formula(*row[list(RULE)])])})",
                 setting=str(_key(of_curve.head(1), beside_rule).iloc[0]),
                 lr=float(row["lr"]),
                 steps=float(row.get("steps", math.nan)),
@@ -155,7 +155,7 @@ def _first_loss(metrics: pd.DataFrame, ids: set[str]) -> float:
 def _gain(losses: pd.DataFrame, effects: pd.DataFrame) -> Any | None:
     if losses.empty or effects.empty:
         return None
-    by = ["how", "setting", "scaling", "exponent_p", "alpha", "lr"]
+    by = ["how", *OF_A_RULE, "lr"]
     return next(iter(row_list(effects.merge(losses[by].head(1), on=by))), None)
 
 
@@ -352,7 +352,7 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
         laws = []
         for row, setting in zip(fitted.to_dict("records"), settings, strict=True):
             names = [label(str(row["optimizer"]))] if several else []
-            names += [rule_label(str(row["scaling"]), row["exponent_p"])]
+            names += [rule_label(*(row[name] for name in RULE))]
             law = interval(row["exponent"], row["ci_low"], row["ci_high"])
             laws.append(f"r^{law} under {' with '.join(filter(None, (*names, setting)))}")
         yield f"The best learning rate changes with the rank r as {joined(laws)}."

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from study.analysis import summary
+from study.analysis.grouping import curve_labels
 from study.analysis.wording import TESTED
 from study.config.expectations import Entry
 from study.errors import count_noun, printable
@@ -118,7 +119,7 @@ def _overview(tables: StudyTables) -> str:
     return (
         f"{len(cells)} cells on {distinct(cells['model'])} and {distinct(cells['data'])}: "
         f"ranks {number_list(sorted(set(cells['rank'])))}; "
-        f"{distinct(rule_of_row(row) for row in row_list(cells))}; "
+        f"{distinct(rule_of_row(row) for row in row_list(curve_labels(cells)))}; "
         f"{distinct(label(str(name)) for name in cells['optimizer'])}; "
         f"{number_list(sorted(set(cells['steps'])))} steps; {count_noun(seeds, 'seed')}."
     )

@@ -18,7 +18,7 @@ from study.analysis import (
     truncated_losses,
     truncation_effects,
 )
-from study.analysis.grouping import distinguishing
+from study.analysis.grouping import RULE, distinguishing
 from study.analysis.losses import KEPT
 from study.analysis.stable import (
     one_per_measurement,
@@ -61,7 +61,7 @@ Section = dict[str, Any]
 
 def curve_name(row: Any) -> str:
     """``AdamW, rsLoRA``: optimizer and rule of a row, and the settings that name its curve."""
-    rule = rule_label(str(row.scaling), row.exponent_p)
+    rule = rule_label(row.scaling, row.exponent_p, row.crossover)
     return ", ".join(filter(None, (label(str(row.optimizer)), rule, str(row.curve))))
 
 
@@ -249,7 +249,7 @@ def rate_section(tables: StudyTables) -> Section:
         }
         for row in row_list(transfer.assign(named=setting_labels(transfer, settings)))
     ]
-    by = ["optimizer", "scaling", "exponent_p", *settings, "rank"]
+    by = ["optimizer", *RULE, *settings, "rank"]
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
     means = logs.groupby(by, observed=True, dropna=False)["log_lr"].mean().reset_index()
     best = [
@@ -280,7 +280,7 @@ def loss_section(tables: StudyTables) -> Section:
     named = dict(zip(settings["setting"], setting_labels(settings, shown), strict=True))
     # The rules are next to each other within one comparison.
     effects = effects.assign(place=effects["how"].map(list(COMPARED).index))
-    effects = effects.sort_values(["optimizer", "place", "lr", "exponent_p"], kind="stable")
+    effects = effects.sort_values(["optimizer", "place", "lr", *RULE[1:]], kind="stable")
     of_rank = [
         {
             "optimizer": label(row.optimizer),
@@ -323,7 +323,7 @@ def _compared_at(row: Any) -> str:
     return COMPARED[row.how] + ("" if pd.isna(row.lr) else f" ({row.lr:g})")
 
 
-OWN_COLUMNS = {"optimizer", "scaling", "exponent_p", "lr", "rank"}
+OWN_COLUMNS = {"optimizer", *RULE, "lr", "rank"}
 """Settings with a column in the section's table. Other settings are named if they differ."""
 NOT_SETTINGS = ("seeds", "rates", "perplexity", "exact_match", "base_", "study")
 
@@ -362,7 +362,7 @@ def task_section(tables: StudyTables) -> Section:
     best = row_list(scores)[int(scores["perplexity"].argmin())]
     return {
         "perplexity": number(best.perplexity),
-        "rule": rule_label(str(best.scaling), best.exponent_p),
+        "rule": rule_label(best.scaling, best.exponent_p, best.crossover),
         "rank": number_list([best.rank]),
         "optimizer": label(best.optimizer),
         "base": number(best.base_perplexity),

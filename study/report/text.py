@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.grouping import end_steps
+from study.analysis.grouping import RULE, curve_labels, end_steps
 from study.analysis.wording import TESTED, interval_text, setting_text
 from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import PRIMARY, QUANTITIES, SITES, STATS
-from study.vocabulary.scaling import RULES, formula, rule_label
+from study.vocabulary.scaling import POWER, RULES, rule_formula, rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
@@ -72,11 +72,7 @@ def first_of(parts: Sequence[str], separator: str = "; ") -> str:
 
 def cell_list(cells: pd.DataFrame) -> str:
     """``rsLoRA r = 64, 256``: cells by rule and rank, and by optimizer if there are several."""
-    p = cells["exponent"] if "exponent" in cells else pd.Series(float("nan"), cells.index)
-    rules = [
-        rule_label(str(scaling), None if pd.isna(exponent) else exponent)
-        for scaling, exponent in zip(cells["scaling"], p, strict=True)
-    ]
+    rules = [rule_label(*rule) for rule in curve_labels(cells)[list(RULE)].to_numpy()]
     if cells["optimizer"].nunique() > 1:
         names = map(label, map(str, cells["optimizer"]))
         rules = [f"{name} {rule}" for name, rule in zip(names, rules, strict=True)]
@@ -127,10 +123,9 @@ def signed_interval(value: float, low: float, high: float) -> str:
 
 def rule_of_row(row: Any, setting: str = "") -> str:
     """``LoRA, γ = α/r``, and a setting. Only the formula if the user gives the exponent."""
-    rule = RULES[str(row.scaling)]
-    p = row.exponent_p if hasattr(row, "exponent_p") else row.exponent
-    words = [formula(p)] if rule.p is None else [rule.label, formula(rule.p)]
-    return ", ".join(filter(None, (*words, setting)))
+    words = rule_formula(row.scaling, row.exponent_p, row.crossover)
+    name = "" if row.scaling == POWER else RULES[row.scaling].label
+    return ", ".join(filter(None, (name, words, setting)))
 
 
 def quantity_text(site: str, stat: str) -> str:

@@ -40,8 +40,8 @@ _log = logging.getLogger(__name__)
 
 FIRST = (
     *("cell_id", "study", "model", "quant_bits", "data", "optimizer", "lr", "loraplus_lr_ratio"),
-    *("momentum", "eps", "rank", "scaling", "exponent", "alpha", "gamma", "init", "targets"),
-    *("adapted_share", "dropout", "seed", "data_seed", "sequence_length", "steps"),
+    *("momentum", "eps", "rank", "scaling", "exponent", "crossover", "alpha", "gamma", "init"),
+    *("targets", "adapted_share", "dropout", "seed", "data_seed", "sequence_length", "steps"),
     *("batch_size", "accumulation"),
     *("clip", "schedule", "warmup", "weight_decay", "precision", "status", "error"),
     *("diverged_step", "stuck_step", "steps_done", "device", "seconds", "peak_memory_gb"),

@@ -145,7 +145,7 @@ def _training_rows(model: ModelConfig, data: DataConfig) -> int:
 
 _NOT_NAMED = (
     *("cell_id", "study", "gamma", "adapted_share", "optimizer", "scaling", "exponent", "rank"),
-    *("seed", "lr", "alpha", "contraction"),
+    *("crossover", "seed", "lr", "alpha", "contraction"),
 )
 """Columns of ``cells`` that every label has, or that none has."""
 
@@ -158,7 +158,7 @@ def _labels(cells: Sequence[Cell]) -> Iterator[str]:
         varied.remove("data_seed")
     for cell, row in zip(cells, rows.to_dict("records"), strict=True):
         config, adapter = cell.config, cell.config.adapter
-        rule = rule_words(adapter.scaling, adapter.exponent)
+        rule = rule_words(adapter.scaling, adapter.exponent, adapter.crossover)
         values = {name: row.get(name) for name in ("lr", "alpha", "contraction", *varied)}
         words = [f"{name} {value}" for name, value in values.items() if pd.notna(value)]
         cell_name = f"{config.optimizer.name} {rule} rank {adapter.rank} seed {config.seed}"
@@ -166,10 +166,7 @@ def _labels(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:
-    """``config`` with the rank, alpha, rule and targets of the PEFT adapter at ``adapter.path``.
-
-    Raises :class:`StudyError` if the adapter can't be read or is for another base.
-    """
+    """``config`` with the rank, alpha, rule and targets of the PEFT adapter at ``adapter.path``."""
     found = read_adapter(Path(str(config.adapter.path)))
     found.check_fits(card.shapes_by_path, card.name)
     adapter = replace(

@@ -245,11 +245,12 @@ def render(cells: pd.DataFrame) -> str:
         return cells[column].map(form.format, na_action="ignore").astype(object).fillna("")
 
     done = cells["steps_done"].fillna(0).map("{:g}/".format)
+    numbers = words("exponent", " p={:g}") + words("crossover", " c={:g}")
     settings = {
         "model": words("model", "{}"),
         "optimizer": words("optimizer", "{}"),
         "lr": words("lr", "{:g}"),
-        "scaling": words("scaling", "{}") + words("exponent", " p={:g}"),
+        "scaling": words("scaling", "{}") + numbers,
         **({"contraction": words("contraction", "{}")} if "contraction" in cells else {}),
     }
     readable = cells["status"] != "unreadable"

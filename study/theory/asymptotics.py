@@ -76,8 +76,7 @@ def family(optimizer: str) -> Family:
 
     Predictions for Adafactor are without parameter scaling, which torch's always has and
     transformers' has by default. With it, B moves by lr * 1e-3 while rms(B) is below that, so B's
-    exponents hold. The exponent of A's update is lower by q/2. Raises :class:`StudyError` for an
-    unknown name.
+    exponents hold. The exponent of A's update is lower by q/2.
     """
     if optimizer in OPTIMIZERS:
         return OPTIMIZERS[optimizer].family
@@ -105,7 +104,6 @@ def predict(
     ``adapter_update``.
 
     A site or stat of the vocabulary that has no row here gets a prediction without an exponent.
-    Raises :class:`StudyError` for a site, stat, optimizer or init that is not in the vocabulary.
 
     >>> predict("adapter_out", "rms", step=1, optimizer="sign", p=1.0).exponent
     0.0

@@ -139,8 +139,6 @@ def log_bias(
 
     The arguments are those of :func:`curve`. See :mod:`study.theory.log_gaps`. It is 0 if the
     layer's share is not known, and NaN where the curve is NaN.
-
-    Raises :class:`StudyError` for a site, stat, optimizer or init that is not in the vocabulary.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     found = predict(site, stat, optimizer=optimizer, init=init, **others)
@@ -174,10 +172,8 @@ def _narrowing(layer: Layer, init: str) -> float:
 
 
 def mean_log_curve(site: str, stat: str, ranks: ArrayLike, **setting: Any) -> Floats:
-    """The exponential of the mean of the log over draws, [ranks]: what data are compared with.
-
-    The arguments and the errors are those of :func:`curve`.
-    """
+    """The exponential of the mean of the log over draws, [ranks]: what data are compared with. The
+    arguments are those of :func:`curve`."""
     bias = log_bias(site, stat, ranks, **setting)
     return np.asarray(curve(site, stat, ranks, **setting) * np.exp(-bias))
 
@@ -207,8 +203,7 @@ def predicted_exponent(
 
     ``setting``: the arguments of :func:`study.theory.asymptotics.predict`. NaN without a prediction
     and for fewer than two distinct ranks. NaN also if the curve needs an unknown property of the
-    layer: the asymptote would be off by up to 0.4 at ranks up to 256. Raises :class:`StudyError`
-    for an unknown site, stat, optimizer or init.
+    layer: the asymptote would be off by up to 0.4 at ranks up to 256.
     """
     if predict(site, stat, **setting).exponent is None or len(set(ranks)) < 2:
         return math.nan
@@ -230,13 +225,21 @@ def stable_exponent(
     linear in p with an integer factor, so two values of p determine it. None without a prediction,
     or if the quantity does not depend on p (B_update under a sign-like rule).
     """
-    flat, steep = (predict(site, stat, p=p, **setting).exponent for p in (0.0, 1.0))
-    if flat is None or steep is None or math.isclose(flat, steep, abs_tol=1e-12):
+    factor, at_zero = power_of_gamma(site, stat, **setting), predict(site, stat, p=0.0, **setting)
+    if at_zero.exponent is None or not abs(factor) > 1e-12:
         return None
-    at_zero = flat
-    if ranks is not None:
-        at_zero = predicted_exponent(site, stat, ranks, p=0.0, layer=layer, **setting)
-    return at_zero / (flat - steep)
+    if ranks is None:
+        return at_zero.exponent / factor
+    return predicted_exponent(site, stat, ranks, p=0.0, layer=layer, **setting) / factor
+
+
+def power_of_gamma(site: str, stat: str, *, layer: Layer = UNKNOWN, **setting: Any) -> float:
+    """k, if the quantity goes as ``gamma**k`` at fixed rank; NaN without a prediction.
+
+    ``setting``: the arguments of :func:`curve`; it depends on neither p nor the layer.
+    """
+    flat, steep = (predict(site, stat, **(setting | {"p": p})).exponent for p in (0.0, 1.0))
+    return math.nan if flat is None or steep is None else flat - steep
 
 
 def distance_to_infinite_rank(

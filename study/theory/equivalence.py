@@ -32,8 +32,7 @@ def descent(rank: float, gamma: float, optimizer: str) -> float:
     """The decrease of the loss by a first update at a learning rate of 1, up to a constant.
 
     The constant depends on neither rank nor gamma. Muon's is for torch's factor ``sqrt(O / r)``, at
-    ranks above the number of directions of the gradient (docs/derivations.md). Raises
-    :class:`StudyError` for an unknown optimizer.
+    ranks above the number of directions of the gradient (docs/derivations.md).
     """
     kind = family(optimizer)
     if kind == "spectral":
@@ -45,8 +44,7 @@ def move(rank: float, gamma: float, optimizer: str, layer: Layer = USUAL) -> flo
     """The change of the adapter's output by an update at a learning rate of 1, up to a constant.
 
     The constant depends on neither rank nor gamma. It is the rms over draws of A, and NaN if the
-    curve depends on an unknown property of the layer. Raises :class:`StudyError` for an unknown
-    optimizer.
+    curve depends on an unknown property of the layer.
     """
     law: dict[str, Any] = {"step": 1, "optimizer": optimizer, "p": 0.0, "layer": layer}
     [size] = curve("adapter_out", "rms", [rank], **law)

@@ -43,7 +43,7 @@ def norm_of(site: str, batch: str = TRAIN) -> str:
 def rule_of(record: Mapping[str, Any]) -> str:
     """``rslora``, or ``power p=0.75``: the scaling rule of a cell's record."""
     adapter = record["config"]["adapter"]
-    return rule_words(adapter["scaling"], adapter["exponent"])
+    return rule_words(adapter["scaling"], adapter["exponent"], adapter.get("crossover"))
 
 
 def tags(record: Mapping[str, Any]) -> list[str]:

@@ -79,7 +79,7 @@ def write_adapter(
     pairs: Mapping[str, LoraPair],
     *,
     alpha: float,
-    exponent: float,
+    exponent: float | None,
     dropout: float = 0.0,
     base: str | None = None,
     modules: Mapping[str, torch.nn.Module],
@@ -87,9 +87,9 @@ def write_adapter(
     """Write ``pairs``, by module path, as a PEFT adapter into a new ``folder``.
 
     Not atomic: write it in :func:`study.store.replacing`. ``alpha``, ``exponent``: of the rule
-    ``gamma = alpha * r ** -exponent``; layers with another gamma or rank go into ``alpha_pattern``
-    and ``rank_pattern``. ``base``: where PEFT loads the model from. ``modules``: all modules of the
-    model by path.
+    ``gamma = alpha * r ** -exponent``, None for another; layers with another gamma or rank go into
+    ``alpha_pattern`` and ``rank_pattern``. ``base``: where PEFT loads the model from. ``modules``:
+    all modules of the model by path.
     """
     linears = [layer for layer in pairs if layer in modules]
     experts = [layer for layer in pairs if layer not in modules]

@@ -1,15 +1,5 @@
 """The inits: which factor is drawn, and how the variance of its entries depends on fan and rank.
 
-==============  =====  =======================================  ==============  ==================
-init            drawn  entries                                  variance        source
-==============  =====  =======================================  ==============  ==================
-``kaiming``     A      uniform (Kaiming, a = sqrt 5)            1/(3 D)         PEFT's default
-``gaussian``    A      normal                                   1/D             Hayou et al. 2024
-``orthogonal``  A      orthonormal rows, or columns for r > D   1/max(r, D)
-``scaled``      A      ``kaiming`` divided by sqrt(r)           1/(3 D r)       rsLoRA, B.3
-``init_b``      B      as ``kaiming``; A = 0                    1/(3 O)         Hayou et al. 2024
-==============  =====  =======================================  ==============  ==================
-
 ``scaled`` is our reading of rsLoRA's appendix B.3. The variance of ``orthogonal`` has a kink at D.
 Hayou et al. 2024 (arXiv 2406.08447) compare Init[A] with Init[B]. PEFT's own ``gaussian`` has a
 standard deviation of 1/r. It would confound every rank sweep, so it is not offered.
@@ -39,10 +29,7 @@ class Init:
     orthonormal: bool = False
 
     def variance(self, fan: int, rank: float = 1) -> float:
-        """The variance of the drawn factor's entries.
-
-        Raises ``ValueError`` if it is not a power of the rank.
-        """
+        """The variance of the drawn factor's entries; ``ValueError`` if it is no power."""
         if self.q is None:
             raise ValueError("the variance of this init is not a power of the rank")
         return self.numerator / fan * float(rank) ** -self.q

@@ -45,18 +45,16 @@ BETAS, EPS, MOMENTUM = Option(list[float], below=1.0, length=2), Option(), Optio
 
 @dataclass(frozen=True)
 class Optimizer:
-    """``states``: numbers of optimizer state per weight. ``options``: its keys apart from ``lr``,
-    ``weight_decay`` and ``loraplus_lr_ratio``, which every optimizer has.
+    """One optimizer.
 
-    ``library``: the optional package that it comes from; empty: torch or transformers.
-
-    ``starts_as``: the optimizer whose first update it has, up to eps.
-
-    ``elementwise``: whether the update of a weight depends on that weight and its gradient only. If
-    not, it needs whole matrices.
-
-    ``built_from``: for an optimizer that shares another one's class, (torch class name in lower
-    case, required flags). The Trainer's optimizers are recognised by it.
+    - ``states``: numbers of optimizer state per weight;
+    - ``options``: its keys apart from those that every optimizer has;
+    - ``library``: the optional package that it comes from; empty: torch or transformers;
+    - ``starts_as``: the optimizer whose first update it has, up to eps;
+    - ``elementwise``: whether the update of a weight depends on its own gradient only. If not, it
+      needs whole matrices;
+    - ``built_from``: for an optimizer that shares another one's class, (torch class name in lower
+      case, required flags). The Trainer's optimizers are recognised by it.
     """
 
     label: str

@@ -49,8 +49,7 @@ EMPTY: tuple[Any, ...] = (False, "", [], {})
 def refusal(config: Mapping[str, Any], *, trained: bool) -> str | None:
     """Why a configuration is not plain LoRA on an unchanged language model; None if it is.
 
-    The text names the first unsupported field and its value. ``trained``: the adapter's tensors
-    exist too, so fields that only choose layers are ignored.
+    ``trained``: the adapter's tensors exist too, so fields that only choose layers are ignored.
 
     >>> refusal({"use_dora": True}, trained=True)
     'use_dora=True is not plain LoRA: only null or False can be read'

@@ -11,11 +11,8 @@ Group = Literal["forward", "backward", "weights", "gradients", "updates", "union
 
 @dataclass(frozen=True)
 class Site:
-    """Where a probe measures.
-
-    ``label``: in words. ``symbol``: in mathtext. ``parts``: for a union, the sites it joins; it is
-    measured per layer and over the whole model.
-    """
+    """Where a probe measures. ``symbol``: in mathtext. ``parts``: for a union, the sites it joins;
+    it is measured per layer and over the whole model."""
 
     label: str
     symbol: str
@@ -72,7 +69,6 @@ Kind = Literal["moment", "spectrum", "alignment", "motion"]
 class Stat:
     """A statistic of a site.
 
-    - ``label``: in words. ``formula``: its definition;
     - ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
       values, ``alignment`` from inputs and weight gradients, ``motion`` from A and its init;
     - ``usual``: part of ``probes.stats=all``. Most others cost a product with the inputs, or a
@@ -138,7 +134,6 @@ ALIGNMENTS = tuple(_ALIGNMENTS)
 TRAIN, HELDOUT, NOISE = BATCHES = ("train", "heldout", "noise")
 """The step's own batch; one fixed batch that is never trained on; isotropic Gaussian x and g."""
 BATCH_NAMES = {TRAIN: "training", HELDOUT: "held-out", NOISE: "noise"}
-"""Each batch in a word."""
 
 MODEL_WIDE = "model"
 """The value of the columns ``layer`` and ``kind`` in a row over the whole model."""
@@ -240,7 +235,7 @@ FIRST_READ = (
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the ``metrics`` table. ``unit`` is empty for a pure number."""
+    """A column of the ``metrics`` table."""
 
     label: str
     unit: str = ""

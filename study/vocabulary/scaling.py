@@ -1,28 +1,38 @@
 """The scaling rules: gamma, the multiplier on ``B A``, as a function of the rank.
 
-Every rule is ``alpha * rank ** -p``. No other file knows the ``p`` of a rule.
+Most rules are powers, ``alpha * rank ** -p``. No other file knows the form of a rule.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Rule:
-    """``p``: the rule's exponent; None if the user gives it as ``adapter.exponent``.
+    """``p``: the exponent of a power; None if the user gives it, and if the rule is no power.
 
     ``label``: the name that figures and reports print. ``source``: the paper that defines it.
+    ``over_alpha``: of a rule that is no power, gamma over alpha, from the rank and
+    ``adapter.crossover``. ``formula``: that gamma in words.
     """
 
     label: str
-    p: float | None
+    p: float | None = None
     source: str = ""
+    over_alpha: Callable[[float, float], float] | None = None
+    formula: str = ""
 
 
 RULES: dict[str, Rule] = {
     "lora": Rule("LoRA", 1.0, "Hu et al. 2021, arXiv 2106.09685, section 4.1"),
     "rslora": Rule("rsLoRA", 0.5, "Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2"),
-    "power": Rule("power", None, "the family that the other rules belong to"),
+    "power": Rule("power", None, "the family that the rules before it belong to"),
+    "crossover": Rule(
+        *("crossover", None, "derived here: docs/one-constant.md"),
+        over_alpha=lambda rank, c: (rank * (rank + c)) ** -0.5,
+        formula="γ = α/√(r(r + {:g}))",
+    ),
 }
 
 POWER = "power"
@@ -36,7 +46,6 @@ def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | N
     """``adapter.scaling`` and ``adapter.exponent`` as a rule of :data:`RULES` and its exponent.
 
     A number as the scaling is the p of the power rule, so that one axis of a sweep holds all rules.
-    Raises ``ValueError`` if ``power`` is given with such a number.
 
     >>> named_rule("0.75"), named_rule("lora")
     (('power', 0.75), ('lora', None))
@@ -53,16 +62,20 @@ def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | N
     return POWER, p
 
 
-def exponent(scaling: str, power: float | None = None) -> float:
-    """The rule's p in ``gamma = alpha * rank ** -p``.
+def uses_crossover(scaling: str) -> bool:
+    """Whether gamma depends on ``adapter.crossover``: the rule is no power."""
+    return scaling in RULES and RULES[scaling].over_alpha is not None
 
-    Raises ``ValueError`` for an unknown rule, for a rule without a fixed exponent if ``power`` is
-    None, and for any other rule if it is not.
+
+def exponent(scaling: str, power: float | None = None) -> float | None:
+    """The rule's p in ``gamma = alpha * rank ** -p``; None if it is no power.
+
+    Raises ``ValueError`` for an unknown rule, for the power rule without ``power``, and for any
+    other rule with it.
     """
     if scaling not in RULES:
         raise ValueError(f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}")
-    fixed = RULES[scaling].p
-    if fixed is None:
+    if scaling == POWER:
         if power is None or not math.isfinite(power):
             raise ValueError(
                 f"adapter.scaling={scaling} needs a finite adapter.exponent, not {power}: "
@@ -71,33 +84,50 @@ def exponent(scaling: str, power: float | None = None) -> float:
         return power
     if power is not None:
         raise ValueError(
-            f"adapter.exponent={power} needs adapter.scaling=power: scaling {scaling!r} has the "
-            f"exponent {fixed:g}. Several rules in one sweep: adapter.scaling={scaling},{power}"
+            f"adapter.exponent={power} needs adapter.scaling=power, not {scaling}. Several rules "
+            f"in one sweep: adapter.scaling={scaling},{power}"
         )
-    return fixed
+    return RULES[scaling].p
 
 
-def gamma(scaling: str, alpha: float, rank: float, power: float | None = None) -> float:
+def gamma(
+    scaling: str, alpha: float, rank: float, power: float | None = None, crossover: float = math.nan
+) -> float:
     """The full multiplier on ``B A`` for an adapter of ``rank``; 0 at infinite rank.
 
     >>> gamma("lora", alpha=16, rank=64), gamma("rslora", alpha=16, rank=64)
     (0.25, 2.0)
     """
-    return alpha * float(rank) ** -exponent(scaling, power)
+    p, over_alpha = exponent(scaling, power), RULES[scaling].over_alpha
+    if over_alpha is not None:
+        return alpha * over_alpha(float(rank), crossover)
+    assert p is not None
+    return alpha * float(rank) ** -p
 
 
-def rule_label(scaling: str, p: float | None = None) -> str:
-    """``LoRA``, ``rsLoRA``, or ``power p = 0.75`` for a rule whose exponent the user gives."""
-    rule = RULES[scaling]
-    return rule.label if rule.p is not None or p is None else f"{rule.label} p = {p:g}"
+def rule_label(scaling: str, p: float | None = None, crossover: float | None = None) -> str:
+    """``LoRA``, ``rsLoRA``, or with the user's number ``power p = 0.75``, ``crossover c = 40``."""
+    return RULES[scaling].label + _number(scaling, p, crossover, " = ")
 
 
-def rule_words(scaling: str, power: float | None = None) -> str:
+def rule_words(scaling: str, p: float | None = None, crossover: float | None = None) -> str:
     """A rule in the words of the configuration: ``rslora``, or ``power p=0.75``."""
-    return scaling if power is None else f"{scaling} p={power:g}"
+    return scaling + _number(scaling, p, crossover, "=")
+
+
+def _number(scaling: str, p: float | None, crossover: float | None, equals: str) -> str:
+    """The number that the user gives for a rule; empty if there is none."""
+    letter, number = ("c", crossover) if uses_crossover(scaling) else ("p", p)
+    is_needed = scaling in RULES and RULES[scaling].p is None and number is not None
+    return f" {letter}{equals}{number:g}" if is_needed else ""
 
 
 def formula(p: float) -> str:
     """Gamma in words: ``γ = α``, ``γ = α/r``, ``γ = α/√r``, ``γ = α/r^3/4``."""
     known = {0.0: "γ = α", 1.0: "γ = α/r", 0.5: "γ = α/√r"}
     return known.get(p, f"γ = α/r^{FRACTIONS.get(p, f'{p:g}')}")
+
+
+def rule_formula(scaling: str, p: float, crossover: float) -> str:
+    """:func:`formula`, also of a rule that is no power: ``γ = α/√(r(r + 40))``."""
+    return RULES[scaling].formula.format(crossover) if uses_crossover(scaling) else formula(p)

@@ -79,7 +79,6 @@ def model_label(name: str) -> str:
 class DeviceRow:
     """One GPU, as its data sheet describes it, without sparsity. A plan needs no such GPU.
 
-    - ``label``: its whole name;
     - ``gib``: the memory that a process sees, in GiB, rounded down;
     - ``bf16``, ``float32``: the peak of matrix products, in TFLOP/s. float32 is without TF32, which
       training does not use.

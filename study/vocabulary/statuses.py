@@ -10,7 +10,6 @@ from typing import Any, Literal
 class Status:
     """A state of a cell.
 
-    - ``symbol``, ``colour``: of the word, on a page;
     - ``has_ended``: no process trains it, and it did not lose its process;
     - ``can_resume``: a sweep continues it from its checkpoint, if it has one;
     - ``is_done``: a sweep does not train it again, because it would end in the same way;

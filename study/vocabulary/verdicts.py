@@ -1,6 +1,4 @@
-"""The verdicts on the slope of a quantity against rank, and the glossary of all words of tables and
-pages.
-"""
+"""The verdicts on the slope of a quantity against rank; the glossary of tables and pages."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +17,7 @@ class Verdict:
 
     - ``predicate``: the word in a sentence about a quantity ("the gradient norm ... collapses");
     - ``meaning``: a sentence for a legend. ``{factor}`` is the ratio of the margin;
-    - ``beyond``: whether the word says that the change is larger than the margin;
-    - ``symbol``: one character for a crowded table. ``colour``: of the word, on a terminal and on
-      a page.
+    - ``beyond``: whether the word says that the change is larger than the margin.
     """
 
     predicate: str

@@ -18,9 +18,11 @@ RANKS = (4.0, 16.0, 64.0, 256.0)
 NONE = pd.DataFrame({name: [] for name in ("cell_id", "step", "layer", "site", "batch")})
 
 
-def runs(optimizer: str, p: float) -> pd.DataFrame:
+def runs(optimizer: str, p: float, c: float = math.nan) -> pd.DataFrame:
+    """``c``: of the crossover rule, whose ``p`` is NaN."""
     cells = pd.DataFrame({"cell_id": [f"c{n}" for n in range(len(RANKS))], "rank": RANKS})
-    return cells.assign(optimizer=optimizer, exponent_p=p, init="kaiming")
+    rule = {"scaling": "crossover" if math.isnan(p) else "power", "exponent_p": p, "crossover": c}
+    return cells.assign(optimizer=optimizer, init="kaiming", **rule)
 
 
 def recorded(**layers: float) -> pd.DataFrame:
@@ -34,8 +36,11 @@ def recorded(**layers: float) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(site="adapter_out", batch="train", d_in=64.0)
 
 
-def interval(optimizer: str, p: float, probes: pd.DataFrame) -> tuple[float, float]:
-    return predicted_interval(log_outputs(runs(optimizer, p), probes), optimizer, p)
+def interval(
+    optimizer: str, p: float, probes: pd.DataFrame, c: float = math.nan
+) -> tuple[float, float]:
+    table = runs(optimizer, p, c)
+    return predicted_interval(log_outputs(table, probes), table.iloc[0])
 
 
 @pytest.mark.parametrize(("optimizer", "name"), [("adamw", "r_sign"), ("sgd", "r_align")])
@@ -53,6 +58,9 @@ def test_it_reaches_from_the_descent_to_the_output() -> None:
     assert interval("adamw", 0.0, recorded(a=9.0)) == pytest.approx((-1, -bend / 2))
     assert interval("adamw", 0.5, recorded(a=9.0)) == pytest.approx((-0.5, (0.5 - bend) / 2))
     assert interval("adamw", 1.0, recorded(a=9.0)) == pytest.approx((0, 1 - bend))
+    # With c = r_sign - 1, gamma r sqrt(1 + 8/r) does not depend on the rank.
+    crossover = interval("adamw", math.nan, recorded(a=9.0), c=8.0)
+    assert crossover == pytest.approx((bend - 1, 0), abs=1e-9)
     low, high = interval("sgd", 0.5, recorded(a=9.0))
     assert low == pytest.approx(0, abs=1e-9), "the descent is lr gamma^2 r"
     assert 0.05 < high < 0.2

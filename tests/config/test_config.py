@@ -103,11 +103,13 @@ def test_eval_schedule(cell: Build) -> None:
 
 
 MISTAKES = {
-    "adapter.scaling=lorra": "choose from lora, rslora, power, or a number",
+    "adapter.scaling=lorra": "choose from lora, rslora, power, crossover, or a number",
     "adapter.scaling=power": "needs a finite adapter.exponent",
     "adapter.scaling=40": "adapter.exponent=40",
     "adapter.scaling=0.75 adapter.exponent=0.5": "give one of them",
     "adapter.exponent=0.5": "in one sweep: adapter.scaling=lora,0.5",
+    "adapter.scaling=crossover adapter.crossover=null": "needs adapter.crossover: give 40",
+    "adapter.crossover=-1": "adapter.crossover=-1 should be greater than or equal to 0",
     "adapter.rank=0": "adapter.rank=0",
     "adapter.rank=four": "adapter.rank=four",
     "adapter.rank=inf": "adapter.rank=inf needs adapter.scaling=rslora",

@@ -1,5 +1,6 @@
 """Synthetic studies with known power laws."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from study.analysis import fit_exponents
+from study.analysis.grouping import gammas
 from study.figures.selection import Rule
 from study.vocabulary.statuses import BROKEN, STATUSES
 
@@ -93,8 +95,9 @@ def _size(cell: Row) -> float:
 def _cell(number: int, setting: Row, scaling: str, p: float, rank: float, seed: int) -> Row:
     cell = {**BASE, "init": "kaiming", "targets": "all-linear", "seed": seed, "data_seed": seed}
     cell |= {**setting, "cell_id": f"cell{number:04d}", "rank": float(rank)}
-    cell |= {"scaling": scaling, "exponent": p}
-    cell["gamma"] = ALPHA * _size(cell) ** -Rule.of(scaling, p).p
+    cell |= {"scaling": scaling, "exponent": math.nan if scaling == "crossover" else p}
+    rule = Rule.of(scaling, p, p).keys
+    cell |= {"crossover": rule["crossover"], "gamma": ALPHA * gammas(rule, [_size(cell)])[0]}
     return cell
 
 

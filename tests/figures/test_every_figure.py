@@ -13,7 +13,7 @@ from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
-from tests.figures import test_bf16, test_local_slopes, test_losses, test_rate_exponents
+from tests.figures import test_bf16, test_losses, test_rate_exponents
 from tests.figures.checklist import problems
 from tests.figures.conftest import said, tiny
 from tests.figures.test_against_rank import lazy
@@ -30,7 +30,11 @@ LONG = {"model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj",
 STUDIES = {
     "one rank": {"ranks": (64,)},
     "uneven ranks": {"ranks": (4, 5, 6, 7, 8, 16, 1000, 1024)},
-    "ten ranks, power too": {"ranks": WIDE, "seeds": (0,), "rules": [*BOTH, ("power", 0.75)]},
+    "ten ranks, other rules": {
+        "ranks": WIDE,
+        "seeds": (0,),
+        "rules": [*BOTH, ("power", 0.75), ("crossover", 40.0), ("crossover", 8.0)],
+    },
     "infinite rank": {"ranks": (4, 64, 1024, np.inf)},
     "diverged": {
         "steps": 20,
@@ -91,7 +95,6 @@ RICH: tuple[Callable[[], SimpleNamespace], ...] = (
 )
 OF_ONE_FIGURE = {
     "loss_against_alpha": test_losses.products,
-    "local_slopes_by_width": lambda: test_local_slopes.study_of((64, 256)),
     "rate_exponent_vs_rho": test_rate_exponents.study,
     **dict.fromkeys(("loss_in_bf16", "lost_in_bf16"), test_bf16.in_bf16),
 }

@@ -63,8 +63,7 @@ def trained(cell: Callable[..., CellConfig], tmp_path_factory: pytest.TempPathFa
     common = [f"results_dir={folder}", "name=kept", "probes.steps=null", "optimizer.lr=0.05"]
     saved = [*common, "adapter.rank=6", "train.save_adapter=true"]
     rules = ["adapter.scaling=lora"], ["adapter.scaling=rslora"]
-    power = ["adapter.scaling=power", "adapter.exponent=0.75"]
-    run(plan([cell(*saved, *rule) for rule in (*rules, power)]))
+    run(plan([cell(*saved, *rule) for rule in (*rules, ["adapter.scaling=crossover"])]))
     run(plan([cell(*common, "adapter.rank=2", "data.seed=5")]))
     return folder / "kept"
 
@@ -86,7 +85,7 @@ def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
         return base.model(IDS).logits
 
 
-@pytest.mark.parametrize("scaling", ["rslora", "power"])
+@pytest.mark.parametrize("scaling", ["rslora", "crossover"])
 def test_export(
     trained: Path, tiny_base: FrozenBase, scaling: str, tmp_path: Path, command: Make
 ) -> None:

@@ -26,6 +26,9 @@ def test_rules(rank: int) -> None:
     assert gamma("power", 16.0, rank, 0.5) == pytest.approx(gamma("rslora", 16.0, rank))
     assert gamma("lora", 16.0 * math.sqrt(rank), rank) == pytest.approx(gamma("rslora", 16.0, rank))
     assert gamma("power", 16.0, rank, 0.0) == 16.0
+    assert gamma("crossover", 16.0, rank, crossover=0) == pytest.approx(gamma("lora", 16.0, rank))
+    far = gamma("crossover", 16.0, rank, crossover=1e12)
+    assert far * 1e6 == pytest.approx(gamma("rslora", 16.0, rank)), "below c, rsLoRA's form"
 
 
 def test_peft_agrees_about_gamma() -> None:
@@ -48,7 +51,7 @@ def test_a_number_is_the_exponent_of_the_power_rule() -> None:
     for scaling in ("power", "lorra"):
         with pytest.raises(ValueError, match=r"exponent|choose from lora, rslora, power"):
             exponent(scaling)
-    assert set(RULES) == {"lora", "rslora", "power"}
+    assert set(RULES) == {"lora", "rslora", "power", "crossover"}
 
 
 def test_no_other_module_names_an_optimizer() -> None:
