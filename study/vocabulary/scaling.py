@@ -13,8 +13,7 @@ class Rule:
     """``p``: the exponent of a power; None if the user gives it, and if the rule is no power.
 
     ``label``: the name that figures and reports print. ``source``: the paper that defines it.
-    ``over_alpha``: of a rule that is no power, gamma over alpha, from the rank and
-    ``adapter.crossover``. ``formula``: that gamma in words.
+    ``over_alpha``, ``formula``: gamma over alpha by rank and crossover, and gamma in words, if not.
     """
 
     label: str

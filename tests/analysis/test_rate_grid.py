@@ -52,11 +52,11 @@ def simulated(basin: Basin, *, seeds: int, noise: float, scatter: float) -> pd.D
         for best, place, sd in zip(found, places, grid_errors(found), strict=True):
             rows.append(
                 place
-                | {"setting": 0, "scaling": "power", "exponent_p": 0.5, "alpha": float(study)}
+                | {"setting": 0, "scaling": "power", "exponent_p": 0.5, "crossover": np.nan}
                 | {"optimizer": "adamw", "init": "kaiming", "truth": exponent, "rho": np.nan}
                 | {"best_lr": best.lr, "best_loss": best.loss, "edge": best.edge, "tried": len(x)}
                 | {"grid_step": best.step, "grid_sd": sd, "parameters": np.nan, "flops": np.nan}
-                | {OUTPUT: 0.0}
+                | {"alpha": float(study), OUTPUT: 0.0}
             )
     return pd.DataFrame(rows)
 

@@ -14,7 +14,7 @@ from study.cli.group import print_tables
 
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 Cli = Callable[..., Any]
-CURVE = "optimizer scaling exponent_p"
+CURVE = "optimizer scaling exponent_p crossover"
 FIT = f"{CURVE} ci_low ci_high interval seeds ranks rank_min rank_max"
 QUANTITY = f"{FIT} site stat batch step predicted"
 LOSS = f"{CURVE} rank seed"

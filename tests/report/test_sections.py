@@ -185,10 +185,10 @@ def test_best_rates_have_an_exponent(on_disk: OnDisk, study_cli: Callable[..., A
 def test_each_alpha_has_its_own_best_rates() -> None:
     """The best rate is 1/alpha at alpha 4, and 1/(alpha r) at alpha 256."""
     alpha, rank, seed = np.array(list(itertools.product((4, 256), (4, 64), (0, 1))), float).T
-    rule = {"optimizer": "adamw", "scaling": "lora", "exponent_p": 1.0, "alpha": alpha}
+    rule = {"optimizer": "adamw", "scaling": "lora", "exponent_p": 1.0, "crossover": np.nan}
     best = {"best_lr": np.where(alpha == 4, 1, 1 / rank) / alpha, "edge": INSIDE}
     grid = {"grid_step": 0.7, "grid_sd": 0.0, "rho": 0.1, "log_output": 0.0}
-    cells = {**rule, "setting": 0, "rank": rank, "seed": seed, **best, **grid}
+    cells = {**rule, "alpha": alpha, "setting": 0, "rank": rank, "seed": seed, **best, **grid}
     rates, none = pd.DataFrame(cells, index=range(len(rank))), pd.DataFrame()
     found = rate_section(StudyTables(none, none, none, rates=rates))
     names = [f"LoRA, γ = α/r, alpha={alpha}" for alpha in (4, 256)]
