@@ -112,7 +112,7 @@ def open_cell(
             "their inits differ, or another name=value"
         )
     if (ids := [each["cell_id"] for each in same]) and not first:
-        how = f"{cell} is now in aside/" if cell in ids else "on other data"
+        how = f"{cell} goes to aside/ if it has ended" if cell in ids else "on other data"
         sentence = (
             f"This study has the same settings in cell {', '.join(ids)}, {how}: give seed=, data= "
             "or another name=value to tell runs apart."
@@ -137,7 +137,7 @@ def open_cell(
         **describe_device(adapter.pairs[0].A_RD.device),
     }
     text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
-    return CellWriter(claimed, text, record, first, gaps=True, aside=not first), first > 0
+    return CellWriter(claimed, text, record, first, gaps=True), first > 0
 
 
 def _config(

@@ -384,7 +384,9 @@ def test_runs_of_the_same_settings_are_told_apart(script: Script) -> None:
         return set(again.run(again.record(seed=0), step=step).cells["cell_id"])
 
     first = cells()
-    with pytest.warns(UserWarning, match=r"settings in cell \w+, \w+ is now in aside/: give seed="):
+    with pytest.warns(
+        UserWarning, match=r"settings in cell \w+, \w+ goes to aside/ if it has ended: give"
+    ):
         assert cells(lr=torch.tensor(1e-3)) == first
     with pytest.warns(UserWarning, match=r"same settings in cell \w+, on other data: give seed="):
         assert len(cells(lambda ids: ids + 1)) == 2
