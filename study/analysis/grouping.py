@@ -24,7 +24,7 @@ NOT_A_CURVE = frozenset(
         *("peak_memory_gb", "device"),
         # The schedule of measurements, which does not change their values.
         *("probes_every", "probes_steps", "probes_sites", "probes_stats", "probes_batch"),
-        *("probes_truncations", "eval_every", "answer_tokens"),
+        *("probes_truncations", "eval_every", "answer_tokens", "example_losses"),
     }
 )
 """The columns of ``cells`` that do not separate curves. All others do, also unknown ones."""

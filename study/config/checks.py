@@ -93,6 +93,10 @@ def _in_training(config: CellConfig) -> Iterator[str]:
             f"the gradient and replaces A's signal by sign(A): use optimizer={'|'.join(decoupled)} "
             "or optimizer.weight_decay=0"
         )
+    if train.example_losses and train.eval_every == 0:
+        raise StudyError(
+            "train.example_losses=true, but train.eval_every=0 never evaluates: use null"
+        )
     if train.answer_tokens and train.eval_every == 0:
         yield (
             f"train.answer_tokens={train.answer_tokens}, but train.eval_every=0 never evaluates: "
@@ -133,6 +137,7 @@ def _in_sharding(config: CellConfig) -> Iterator[str]:
         f"pack.fold={fold}: use 1": fold not in ("auto", 1),
         f"pack.compile={compiled}: use false": config.pack.compile,
         f"train.answer_tokens={answers}: use null": answers is not None,
+        "train.example_losses=true: use false": config.train.example_losses,
         "probes.truncations: use null": config.probes.truncations is not None,
     }
     for key, is_asked in needs_whole.items():

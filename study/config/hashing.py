@@ -20,7 +20,10 @@ bf16 cell rounds no gamma, measures ``swallowed`` and, unless it is factored, ro
 and adapter once."""
 UNKNOWN_STEPS = 1_000_000
 """The length of a loop in its identity, if it is not known before the end."""
-UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
+UNSEEN = (
+    *("eval_every", "answer_tokens", "example_losses", "save_adapter"),
+    *("epochs", "shard", "checkpointing"),
+)
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
 SAMPLED = ("adapter_out", "adapter_in_grad")
 """Sites that are measured on some tokens of each micro-batch."""
@@ -82,6 +85,8 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
         matters["sample_packing"] = True
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
+    if config.train.example_losses:
+        matters["example_losses"] = True
     # Version 0 read the first micro-batch of a step only, and no dropout.
     is_new = config.train.accumulation > 1 or config.adapter.dropout > 0
     if is_new and version >= 1 and steps and TRAIN in batches and {*SAMPLED} & {*sites}:

@@ -277,6 +277,7 @@ class TrainConfig(Part):
     eval_every: Annotated[Whole, Field(ge=0)] | None = None
     save_adapter: bool = False
     answer_tokens: Count | None = None
+    example_losses: bool = False
     epochs: Annotated[Positive, Field(le=10**6)] | None = None
     shard: bool = False
     checkpointing: bool = False

@@ -97,12 +97,27 @@ UnloadedModel = checkpoints.Checkpoint | tiny.TinyModel | Shape
 """
 
 
-def _tiny(config: ModelConfig) -> UnloadedModel:
+def _without_path(config: ModelConfig) -> None:
     if config.path:
         raise StudyError(
-            f"model={config.name} is made in memory, but model.path={config.path!r} is given: "
+            f"model={config.name} reads no path, but model.path={config.path!r} is given: "
             "use model=hf, or remove model.path"
         )
+
+
+def _small(config: ModelConfig) -> UnloadedModel:
+    """The pretrained Llama of 2.8 million parameters that this package holds, in bf16.
+
+    ``docs/examples/pretrain_small.py`` made it; ``card.json`` in its folder describes it.
+    """
+    _without_path(config)
+    folder = Path(__file__).parent / "small"
+    note = "pretrained on the documentation of Python and of packages"
+    return checkpoints.Checkpoint(folder, config.name, "model=small", str(folder), note=note)
+
+
+def _tiny(config: ModelConfig) -> UnloadedModel:
+    _without_path(config)
     width = tiny.WIDTH if config.width is None else config.width
     if width % tiny.WIDTH_STEP:
         raise StudyError(f"model.width={width} is not a multiple of {tiny.WIDTH_STEP}: give one")
@@ -117,6 +132,7 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
     **dict.fromkeys(packaged.PACKAGES, _packaged),
     "hf": lambda config: checkpoints.find(str(config.path)),
     "shape": lambda config: find_shape(str(config.path)),
+    "small": _small,
     "tiny": _tiny,
 }
 """The function of every model, by name."""

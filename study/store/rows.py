@@ -29,6 +29,7 @@ _PROBES = pa.schema(
     + [("d_in", pa.int32()), ("d_out", pa.int32())]
 )
 _TRUNCATIONS = pa.schema([(name, pa.float64()) for name in ("kept", "loss", "share")])
+_EXAMPLES = pa.schema([("loss", pa.float32()), ("tokens", pa.int32())])
 
 
 class _Schemas(dict[str, pa.Schema]):
@@ -39,11 +40,13 @@ class _Schemas(dict[str, pa.Schema]):
         return pa.schema([*super().__getitem__(name), *((stat, pa.float32()) for stat in stats)])
 
 
-SCHEMAS = _Schemas({"metrics": _METRICS, "probes": _PROBES, "truncations": _TRUNCATIONS})
+SCHEMAS = _Schemas(metrics=_METRICS, probes=_PROBES, truncations=_TRUNCATIONS, examples=_EXAMPLES)
 """The tables that a cell writes; one without rows has no file.
 
 In ``truncations``, ``loss`` is the held-out loss after the last step with every delta_w cut to
-``kept`` singular directions, and ``share`` their share of its squared norm, mean over layers."""
+``kept`` singular directions, and ``share`` their share of its squared norm, mean over layers. In
+``examples``, a row per held-out example in their order, ``loss`` is the sum in nats over its
+supervised ``tokens`` after the last step."""
 
 
 # While the cell trains.

@@ -212,6 +212,7 @@ class StudyTables:
     losses: pd.DataFrame = field(default_factory=pd.DataFrame)
     distances: pd.DataFrame = field(default_factory=pd.DataFrame)
     truncations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    examples: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def load_measured(study_dir: str | os.PathLike[str]) -> StudyTables:

@@ -85,7 +85,8 @@ def _shared(cell: Cell) -> str:
             replace(data, seed=0),
             (config.adapter.targets, config.adapter.contraction),
             (train.steps, train.batch_size, train.accumulation),
-            (train.eval_every, train.answer_tokens, train.shard, train.checkpointing),
+            (train.eval_every, train.answer_tokens, train.example_losses),
+            (train.shard, train.checkpointing),
             (config.probes, config.pack, config.checkpoint, config.tracker),
         )
     )

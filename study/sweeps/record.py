@@ -174,8 +174,8 @@ class Recorder:
             if probes is not None:
                 held.writer.append("probes", probes)
             self.tracked.log(held.cell.id, result.metrics, probes)
-            if result.truncations is not None:
-                held.writer.append("truncations", result.truncations)
+            for name, table in result.tables.items():
+                held.writer.append(name, table)
 
     def close(self, model: nn.Module) -> None:
         """Write the results that are left, and close every cell with its status.

@@ -156,7 +156,23 @@ class Fold:
                 bank.train()
 
     def nll_sums(self, batch: TokenBatch) -> Tensor:
-        """Each cell's sum of negative log-likelihoods in nats over this process's rows, ``[K]``.
+        """Each cell's sum of negative log-likelihoods in nats over this process's rows, ``[K]``."""
+        nll_N, supervised_BT = self._nll(batch)
+        sizes_K = self._per_cell(supervised_BT).tolist()
+        return torch.stack([nll.sum() for nll in nll_N.split(sizes_K)])
+
+    def nll_by_example(self, batch: TokenBatch) -> Tensor:
+        """The same sums for each of a cell's E examples, ``[K, E]``, in one process."""
+        nll_N, supervised_BT = self._nll(batch)
+        lengths = torch.tensor([length for row in batch.lengths for length in row])
+        example_N = torch.repeat_interleave(lengths)[supervised_BT[batch.real_BT]]
+        sums = torch.zeros(len(lengths), device=nll_N.device)
+        sums.index_add_(0, self.base.sent(example_N), nll_N)
+        return sums.view(len(self.cells), -1)
+
+    def _nll(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The negative log-likelihoods in nats of this process's supervised tokens, ``[N]``, and
+        where they are, ``[B, T]`` on the CPU.
 
         Logits are computed for the supervised tokens only.
         """
@@ -171,8 +187,7 @@ class Fold:
             hidden_Nd = hidden_BTd.flatten(0, 1)[self.base.sent(rows_N)]
             targets_N = self.base.sent(targets_BT.flatten()[rows_N])
             nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
-        sizes_K = self._per_cell(supervised_BT).tolist()
-        return torch.stack([nll.sum() for nll in nll_N.split(sizes_K)])
+        return nll_N, supervised_BT
 
     def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
         """One batch per cell in one: ``[K * B, T]``, or a row of real tokens per cell, ``[K, N]``.

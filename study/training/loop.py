@@ -26,9 +26,9 @@ from study.training.fold import Fold
 from study.training.measuring import (
     exact_matches,
     heldout_losses,
+    last_tables,
     make_probe,
     probe_other_batches,
-    truncated_losses,
 )
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
@@ -72,8 +72,10 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
         probe = make_probe(fold, TRAIN) if step in probed_at else None
         sent, first_K = probe_other_batches(fold, step) if step in probed_at else ([], None)
         metrics: dict[str, Sequence[float] | Tensor] = {"lr": fold.learning_rates()}
+        examples: list[Tensor] | None = None
         if step in evaluated_at:
-            metrics["eval_loss"] = heldout_losses(fold, first_K)
+            examples = [] if step == last and shared.train.example_losses else None
+            metrics["eval_loss"] = heldout_losses(fold, first_K, examples)
             if shared.train.answer_tokens:
                 metrics["exact_match"] = exact_matches(fold, shared.train.answer_tokens)
         if step < last or probe:
@@ -90,8 +92,8 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
                     metrics["loss_after"] = fold.losses_after(step)
         if probe:
             sent.insert(0, probe.send(step))
-        truncations = truncated_losses(fold) if step == last else None
-        rows_K = results(fold, step, metrics, sent, truncations)
+        tables_K = last_tables(fold, examples) if step == last else [{} for _ in fold.cells]
+        rows_K = results(fold, step, metrics, sent, tables_K)
         # Read now, while the device computes this step.
         alive_K = earlier.alive_K if earlier else [True] * len(fold.cells)
         if not any(alive_K):

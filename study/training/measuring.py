@@ -29,18 +29,45 @@ from study.vocabulary.quantities import (
 
 
 @torch.no_grad()
-def heldout_losses(fold: Fold, first_K: Tensor | None = None) -> Tensor:
+def heldout_losses(
+    fold: Fold, first_K: Tensor | None = None, examples: list[Tensor] | None = None
+) -> Tensor:
     """Each cell's mean loss over the supervised tokens of the held-out examples, in nats, ``[K]``.
 
-    ``first_K``: the sums of the first batch, if a probe has computed them. Does not wait.
+    ``first_K``: the sums of the first batch, if a probe has computed them. ``examples``: a list to
+    which the sums of every example are appended, ``[K, E]`` a batch. Does not wait.
     """
     sums_K, count = torch.zeros(len(fold.cells), device=fold.base.device), 0
-    known = [] if first_K is None else [first_K]
+    known = [] if first_K is None or examples is not None else [first_K]
     with fold.evaluating(), merged_once(fold.banks):
         for batch in fold.corpus.heldout.batches(fold.cells[0].train.batch_size):
-            sums_K += known.pop() if known else fold.nll_sums(fold.stacked([batch] * len(sums_K)))
             count += batch.supervised
+            if known:
+                sums_K += known.pop()
+                continue
+            stacked = fold.stacked([batch] * len(sums_K))
+            if examples is None:
+                sums_K += fold.nll_sums(stacked)
+            else:
+                examples.append(fold.nll_by_example(stacked))
+                sums_K += examples[-1].sum(1)
     return fold.world.sum(sums_K) / count
+
+
+def last_tables(fold: Fold, examples: list[Tensor] | None) -> list[dict[str, pd.DataFrame]]:
+    """Each cell's tables of the last step, by name: ``truncations`` and ``examples``, if asked for.
+
+    ``examples``: what :func:`heldout_losses` appended. Waits for the device.
+    """
+    tables_K: list[dict[str, pd.DataFrame]] = [{} for _ in fold.cells]
+    if cut_K := truncated_losses(fold):
+        for tables, cut in zip(tables_K, cut_K, strict=True):
+            tables["truncations"] = cut
+    if examples:
+        tokens = [batch.supervised for batch in fold.corpus.heldout.batches(1)]
+        for tables, sums in zip(tables_K, torch.cat(examples, 1).tolist(), strict=True):
+            tables["examples"] = pd.DataFrame({"loss": sums, "tokens": tokens})
+    return tables_K
 
 
 @torch.no_grad()

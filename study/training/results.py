@@ -59,14 +59,14 @@ class CellStep:
     - ``sent``: the probes' numbers, on their way to the host;
     - ``adapter``: the trained factors by layer, copied to the CPU. Only at the last step of a cell
       with ``train.save_adapter``;
-    - ``truncations``: a table of held-out losses at lower ranks. Only at the last step, if asked.
+    - ``tables``: other tables, by name. Only at the last step, if asked for.
     """
 
     cell: int
     numbers: Numbers = field(repr=False)
     sent: Sequence[Sent] = field(repr=False)
     adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
-    truncations: pd.DataFrame | None = field(default=None, repr=False)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
     capture: Callable[[], Snapshot] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -114,7 +114,7 @@ def results(
     step: int,
     metrics: Mapping[str, Sequence[float] | Tensor],
     sent: Sequence[Sent],
-    truncations: Sequence[pd.DataFrame] | None,
+    tables_K: Sequence[Mapping[str, pd.DataFrame]],
 ) -> list[CellStep]:
     """The step's results, one per cell.
 
@@ -134,7 +134,7 @@ def results(
             numbers=numbers,
             sent=sent,
             adapter=_trained_adapter(fold, k, step),
-            truncations=None if truncations is None else truncations[k],
+            tables=tables_K[k],
             capture=partial(capture, weakref.ref(fold), k, step),
         )
         for k in range(len(fold.cells))

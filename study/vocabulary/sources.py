@@ -25,6 +25,7 @@ class Source:
 MODELS: dict[str, Source] = {
     "smollm2": Source("SmolLM2", is_packaged=True),
     "gemma3": Source("Gemma 3 270M", is_packaged=True),
+    "small": Source("a small pretrained Llama"),
     "hf": Source("a causal LM of transformers", reads_path=True),
     "tiny": Source("a tiny random Llama", has_width=True),
     "shape": Source("a model without weights", reads_path=True, has_weights=False),

@@ -51,7 +51,7 @@ def assert_same(ours: Sequence[Rows], theirs: Sequence[Rows]) -> None:
         assert a.diverged == b.diverged
         tables = [{"metrics": pd.DataFrame([s.metrics]).drop(columns="seconds")} for s in (a, b)]
         for table, step in zip(tables, (a, b), strict=True):
-            table |= {"probes": step.probes, "truncations": step.truncations}
+            table |= {"probes": step.probes, **step.tables}
         for name, table in tables[0].items():
             assert (table is None) == (tables[1][name] is None)
             if table is not None:

@@ -108,6 +108,28 @@ def test_schedule_of_measurements(tiny_base: FrozenBase, corpus: Corpus, cell: B
     assert "loss" not in plain[5].metrics
 
 
+@pytest.mark.parametrize("padding_free", ["true", "false"])
+def test_losses_of_examples_add_up_to_the_heldout_loss(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build, padding_free: str
+) -> None:
+    """In a fold, and as each example alone has them."""
+    own = ["train.example_losses=true", f"pack.padding_free={padding_free}"]
+    cells = [cell(*own, f"adapter.rank={rank}", "optimizer.lr=0.01") for rank in (2, 4)]
+    for steps in trained(tiny_base, corpus, *cells):
+        table, last = steps[-1].tables["examples"], steps[-1].metrics["eval_loss"]
+        assert table["loss"].sum() / table["tokens"].sum() == pytest.approx(last, rel=1e-5)
+        assert list(table["tokens"]) == [b.supervised for b in corpus.heldout.batches(1)]
+        assert not any(step.tables for step in steps[:-1])
+    untrained = [cell(*own, "train.steps=1", "optimizer.lr=1e-30")]
+    [[*_, end]] = trained(tiny_base, corpus, *untrained)
+    for batch, loss in zip(corpus.heldout.batches(1), end.tables["examples"]["loss"], strict=True):
+        logits = tiny_base.model(batch.input_ids_BT).logits.flatten(0, 1)
+        alone = torch.nn.functional.cross_entropy(
+            logits, batch.targets_BT.flatten(), reduction="sum", ignore_index=-100
+        )
+        assert loss == pytest.approx(float(alone), rel=1e-4)
+
+
 def test_the_base_never_moves(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
     before = {name: p.clone() for name, p in tiny_base.model.named_parameters()}
     trained(tiny_base, corpus, cell("optimizer.lr=1"))
@@ -126,9 +148,8 @@ def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(
     uncut = trained(tiny_base, corpus, *(cell(*of) for of in plain))
     for kept, ours, theirs in zip(([0, 1, 2, 3], [0, 1, 2, 4, 8]), cut, uncut, strict=True):
         assert series(ours, "loss") == series(theirs, "loss")
-        assert all(step.truncations is None for step in [*ours[:-1], *theirs])
-        table, evaluated = ours[-1].truncations, series(ours, "eval_loss")
-        assert table is not None
+        assert not any(step.tables for step in [*ours[:-1], *theirs])
+        table, evaluated = ours[-1].tables["truncations"], series(ours, "eval_loss")
         assert list(table["kept"]) == kept
         ends = [table["loss"].iloc[0], table["loss"].iloc[-1]]
         assert ends == pytest.approx([evaluated[0], evaluated[-1]], rel=1e-5)
@@ -137,5 +158,4 @@ def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(
         assert table["share"].is_monotonic_increasing
     infinite = ["adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd"]
     [steps] = trained(tiny_base, corpus, cell(*infinite, "probes.truncations=[2]"))
-    assert steps[-1].truncations is not None
-    assert list(steps[-1].truncations["kept"]) == [2, math.inf]
+    assert list(steps[-1].tables["truncations"]["kept"]) == [2, math.inf]

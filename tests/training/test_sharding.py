@@ -156,7 +156,7 @@ def test_checkpointing_changes_nothing(
 
 REFUSED = ("optimizer=muon", "optimizer=adafactor", "adapter.dropout=0.1", "pack.compile=auto")
 REFUSED += ("adapter.contraction=merged", "model.quant_bits=8", "pack.fold=2", "pack.compile=true")
-REFUSED += ("train.answer_tokens=4", "probes.truncations=[1]")
+REFUSED += ("train.answer_tokens=4", "train.example_losses=true", "probes.truncations=[1]")
 
 
 def test_what_needs_whole_factors_is_refused(cell: Build) -> None:
