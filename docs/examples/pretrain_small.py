@@ -1,7 +1,7 @@
 """Pretrain ``model=small``: a Llama of 2.8 million parameters that reads bytes.
 
-Usage: python docs/examples/pretrain_small.py FOLDER [--steps 6000]. It writes the model and its card
-into FOLDER, and prints the held-out loss while it trains. One thread takes about 40 minutes.
+Usage: python docs/examples/pretrain_small.py FOLDER [--steps 6000]. It writes the model and its
+card into FOLDER, and prints the held-out loss while it trains. One thread takes about 40 minutes.
 
 The text is the documentation that Python and eight packages have in their source: every string of
 at least 120 characters. The modules of ``data=pydoc`` and all of networkx are left out: adapters
@@ -38,16 +38,17 @@ EOS = 256
 def strings(folder: Path, left_out: set[Path]) -> Iterator[str]:
     """The long strings of every Python file in ``folder``, in the order of the files' names."""
     for file in sorted(folder.rglob("*.py")):
-        if file in left_out or {"test", "tests", "site-packages"} & set(file.parts[-4:]):
+        inside = file.relative_to(folder).parts
+        if file in left_out or {"test", "tests", "site-packages"} & {*inside}:
             continue
         try:
             tree = ast.parse(file.read_bytes())
         except SyntaxError:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if len(node.value) >= SHORTEST:
-                    yield node.value[:LONGEST]
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and len(text) >= SHORTEST:
+                yield text[:LONGEST]
 
 
 def tokens(texts: list[str]) -> torch.Tensor:
@@ -97,7 +98,7 @@ def main() -> None:
     places = torch.randperm(len(train) // LENGTH)[: asked.steps * BATCH].view(-1, BATCH)
     curve = {}
     for step in range(asked.steps + 1):
-        if step % (asked.steps // 20) == 0:
+        if step * 20 % asked.steps < 20:
             with torch.no_grad():
                 nats = torch.cat([losses(model, rows) for rows in check.split(16)])
             curve[step] = round(nats.mean().item() / math.log(2), 4)
@@ -112,10 +113,9 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    bits = nats.mean(0) / math.log(2)  # of a byte after 1, 2, ... bytes
     by_context = {
-        f"{low} to {2 * low - 1}": round(
-            nats[:, low - 1 : 2 * low - 1].mean().item() / math.log(2), 3
-        )
+        f"{low} to {2 * low - 1}": round(bits[low - 1 : 2 * low - 1].mean().item(), 3)
         for low in (1, 4, 16, 64, 256)
     }
     model.to(torch.bfloat16).save_pretrained(asked.folder)

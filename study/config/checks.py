@@ -94,9 +94,7 @@ def _in_training(config: CellConfig) -> Iterator[str]:
             "or optimizer.weight_decay=0"
         )
     if train.example_losses and train.eval_every == 0:
-        raise StudyError(
-            "train.example_losses=true, but train.eval_every=0 never evaluates: use null"
-        )
+        yield "train.example_losses=true, but train.eval_every=0 never evaluates: set it to null"
     if train.answer_tokens and train.eval_every == 0:
         yield (
             f"train.answer_tokens={train.answer_tokens}, but train.eval_every=0 never evaluates: "
