@@ -1,10 +1,12 @@
 """The blocks of the benchmarks: speed of training, probes and inference; and of `make faults`."""
 
+import json
+
 import pandas as pd
 
 from benchmarks.inference_costs import inference_costs, inference_verdict
 from benchmarks.summary import OURS, SECTIONS, processor
-from docs.blocks import RESULTS, Block, NoTables
+from docs.blocks import RESULTS, ROOT, Block, NoTables
 from docs.blocks import table as read
 from study.report.text import bullets
 
@@ -50,6 +52,29 @@ def faster() -> str:
     )
 
 
+def small() -> str:
+    """The card of ``model=small``, which the script that pretrained it wrote."""
+    card = json.loads((ROOT / "study/models/small/card.json").read_text())
+    curve = card["bits_per_byte"]
+    steps = list(curve)
+    half = min(steps, key=lambda step: abs(int(step) - int(steps[-1]) / 2))
+    packages = ", ".join(f"{name} ({licence})" for name, licence in card["data"].items())
+    context = [f"| {key} | {bits:.2f} |" for key, bits in card["bits_per_byte_by_context"].items()]
+    return "\n".join(
+        [
+            f"- Text: the long strings in the source of {packages}; {card['bytes_in_corpus']:,} "
+            f"bytes, of which it has read {card['bytes_trained']:,} once.",
+            f"- Held-out text: {card['heldout']} {card['versions'][card['heldout']]}.",
+            f"- Bits per byte there: {curve[steps[0]]:.2f} before training, {curve[half]:.2f} "
+            f"after half of {int(steps[-1]):,} steps, {curve[steps[-1]]:.2f} at the end.",
+            "",
+            "| bytes before | bits per byte |",
+            "|---|---|",
+            *context,
+        ]
+    )
+
+
 def printed(name: str) -> str:
     """What a script printed when its committed output, ``results/reference/name``, was made."""
     path = RESULTS / name
@@ -65,5 +90,6 @@ BLOCKS: dict[str, Block] = {
     "inference": inference,
     "faster": faster,
     "printed": printed,
+    "small": small,
 }
 """By the name in the documents."""
