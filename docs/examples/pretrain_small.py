@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from study.data.pydoc import MODULES
 from study.models.tiny import tokenizer
@@ -119,9 +120,10 @@ def main() -> None:
         for low in (1, 4, 16, 64, 256)
     }
     model.to(torch.bfloat16).save_pretrained(asked.folder)
-    tokenizer().save_pretrained(asked.folder)
+    of_byte = bytes_to_unicode()
+    tokenizer([of_byte[byte] for byte in range(256)]).save_pretrained(asked.folder)
     card = {
-        "data": {"python": "PSF", **PACKAGES}, "heldout": HELD_OUT, "seed": SEED,
+        "data": {"the standard library": "PSF", **PACKAGES}, "heldout": HELD_OUT, "seed": SEED,
         "versions": {name: version(name) for name in (*PACKAGES, HELD_OUT)},
         "bytes_trained": asked.steps * BATCH * LENGTH, "bytes_in_corpus": len(train),
         "bits_per_byte": curve, "bits_per_byte_by_context": by_context,

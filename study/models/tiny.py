@@ -8,6 +8,7 @@ same scale at every width, so that only sums over features change with it.
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,9 +105,12 @@ def build(width: int = WIDTH) -> LlamaForCausalLM:
     return model
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte of UTF-8, then ``<eos>`` (256) and ``<pad>`` (257). It adds neither."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def tokenizer(alphabet: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per byte of UTF-8, then ``<eos>`` (256) and ``<pad>`` (257). It adds neither.
+
+    ``alphabet``: the symbols of the 256 bytes in the order of their tokens; sorted, if not given.
+    """
+    alphabet = alphabet or sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
