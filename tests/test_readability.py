@@ -21,23 +21,23 @@ PACKAGE_LINES = {
     "study/data": 1_538,
     "study/figures": 3_635,
     "study/integrations": 3_277,
-    "study/models": 1_667,
+    "study/models": 1_687,
     "study/probes": 1_881,
     "study/report": 1_815,
-    "study/store": 1_684,
+    "study/store": 1_688,
     "study/sweeps": 2_763,
     "study/theory": 1_085,
     "study/tracking": 558,
-    "study/training": 1_645,
-    "study/vocabulary": 1_105,
-    "study": 33_622,
+    "study/training": 1_689,
+    "study/vocabulary": 1_106,
+    "study": 33_517,
     "tests": 22_760,
     "benchmarks": 1_757,
-    "docs": 1_966,
+    "docs": 2_102,
     "hydra_plugins": 122,
 }
-"""The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,
-20,000 for ``tests``, and 2,500 for ``benchmarks`` and ``docs`` together."""
+"""The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
+19,500 for ``tests``, and 2,500 for ``benchmarks`` and ``docs`` together."""
 CODE = ("*.py", "*.js", "*.css", "*.html", ":!plots")  # pages in plots/ are made
 
 
