@@ -418,7 +418,7 @@ def advice_lines(found: Mapping[str, Any], asked: Asked, answer: str) -> list[st
 @click.option("--lr", type=float, help="The learning rate of the run.")
 @click.option("--optimizer", metavar="NAME", help="The optimizer of the run.")
 @click.option("--steps", type=click.IntRange(1, MOST_STEPS), help="The steps of the run.")
-@click.option("--model", "--base", "model", help="Its model: tiny, smollm2, a folder, a hub name.")
+@click.option("--model", "--base", "model", help="Its model: gemma3, a folder, a hub name, ...")
 @click.option("--width", type=click.IntRange(1), help="Features of its hidden states.")
 @click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
