@@ -58,11 +58,11 @@ def batch_words(batches: Iterable[str]) -> dict[str, str]:
 
 
 def setting_text(value: Any) -> str:
-    """The value of a setting: ``none`` if missing, 1048576 and not 1.04858e+06."""
+    """The value of a setting: ``none`` if missing, 1048576 and not 1.04858e+06, but 1e+30."""
     if pd.isna(value):
         return "none"
     if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() else f"{value:g}"
+        return f"{value:.0f}" if value.is_integer() and value < 1e9 else f"{value:g}"
     return str(value)
 
 
