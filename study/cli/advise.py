@@ -35,7 +35,8 @@ from study.config.types import MOST_RANK, MOST_STEPS
 from study.config.values import read
 from study.data import files
 from study.errors import StudyError, count_noun, unknown
-from study.integrations.configs import read_file
+from study.integrations.configs import TOOLS, read_file
+from study.integrations.configs.tools import PEFT
 from study.integrations.configs.writing import written
 from study.store import find_cell
 from study.store.tables import load_measured
@@ -154,6 +155,8 @@ def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]
         hub = ["model=hf", f"model.path={model or 'YOUR_MODEL'}"]
         words = [word for word in words if not word.startswith("model")]
         words += [f"model={model}"] if model in MODELS else hub
+    if "data=file" in words and not any(word.startswith("data.path") for word in words):
+        words.append("data.path=YOUR_FILE")
     rules = [rule_words(each.scaling, each.exponent) for each in adapters]
     return Asked(origin, words, old, new, (rules[0], rules[1]), cannot, assumed)
 
@@ -271,16 +274,6 @@ def basis_line(basis: Basis, new: Setting) -> str:
     )
 
 
-KEYS = {
-    "Axolotl": ("lora_r", "peft_use_rslora"),
-    "LLaMA-Factory": ("lora_rank", "use_rslora"),
-    "TRL": ("lora_r", "use_rslora"),
-    "Unsloth": ("lora_r", "use_rslora"),
-    "FinLoRA": ("lora_rank", "use_rsLoRA"),
-}
-"""By tool the keys of the rank and of rsLoRA. FinLoRA's JSON has those of Axolotl."""
-
-
 def paste_lines(asked: Asked, lr: str) -> list[str]:
     """The new settings in the keys of the user's tool; PEFT's without a file.
 
@@ -292,22 +285,23 @@ def paste_lines(asked: Asked, lr: str) -> list[str]:
     if tool.startswith("cell"):
         ours = f"adapter.rank={new.rank} adapter.alpha={new.alpha:.10g}"
         return [f"{ours} adapter.scaling={asked.rule} optimizer.lr={lr}"]
-    is_rslora, rate = asked.rules[1] == "rslora", f"{'# ' if ' ' in lr else ''}learning_rate"
+    keys = TOOLS.get("Axolotl" if tool == "FinLoRA" and is_json else tool, PEFT)
+    is_rslora = asked.rules[1] == "rslora" and "adapter.scaling" in keys.cells
     alpha = new.alpha if is_rslora else converted_alpha(new.alpha, new.rank, new.p, 1.0)
-    if tool not in KEYS:
+    if keys is PEFT:
         config = f"r={new.rank}, lora_alpha={alpha:.10g}, use_rslora={is_rslora}"
-        return [f"LoraConfig({config})", f"{rate} = {lr}"]
-    names = KEYS["Axolotl" if tool == "FinLoRA" and is_json else tool]
-    whole = "" if alpha == round(alpha) or is_json else f"  # round it: {tool} has whole numbers"
-    values = {names[0]: new.rank, "lora_alpha": f"{alpha:.10g}{whole}"}
-    values |= {names[1]: str(is_rslora).lower(), rate: lr}
-    values |= {"loraplus_lr_ratio": f"{new.ratio:g}"} if new.ratio != 1 else {}
+        return [f"LoraConfig({config})", f"{'# ' if ' ' in lr else ''}learning_rate = {lr}"]
+    is_right = alpha == round(alpha) or is_json or tool == "torchtune"
+    whole = "" if is_right else f"  # round it: {tool} has whole numbers"
+    values = {"adapter.rank": new.rank, "adapter.alpha": f"{alpha:.10g}{whole}"}
+    values |= {"adapter.scaling": str(is_rslora).lower(), "optimizer.lr": lr}
+    values |= {"optimizer.loraplus_lr_ratio": f"{new.ratio:g}"} if new.ratio != 1 else {}
+    if " " in lr or "optimizer.lr" not in keys.cells:
+        del values["optimizer.lr"]
+    lines = keys.lines(values)
     if is_json:
-        return [f'"{key}": {value},' for key, value in values.items()]
-    lines = [f"{key}: {value}" for key, value in values.items()]
-    if tool == "Unsloth":
-        lines = ["lora:", *(f"  {line}" for line in lines[:3]), "training:", f"  {lines[3]}"]
-    return lines
+        lines = [re.sub(r"(\w+): (.*)", r'"\1": \2,', line) for line in lines]
+    return lines if "optimizer.lr" in values else [*lines, f"# learning rate: {lr}"]
 
 
 def change_words(asked: Asked, rate: float | None) -> Iterator[str]:

@@ -48,7 +48,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Exchange": {
         "import-config": (
             "exchange",
-            "Import a configuration of Axolotl, LLaMA-Factory, TRL, Unsloth, FinLoRA or PEFT.",
+            "Import a configuration of Axolotl, LLaMA-Factory, TRL, Unsloth, torchtune or PEFT.",
         ),
         "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
         "import": ("exchange", "Check a PEFT adapter and print commands to train it."),

@@ -3,7 +3,7 @@
 A layer of plain LoRA computes ``W0 x + gamma B A x``. Many fields of PEFT's ``LoraConfig`` change
 that, or change ``W0``. Each of them has its plain values here, and every other value is refused.
 Two readers share the table: of trained weights (:mod:`study.training.peft_format`) and of
-configurations for new training (:mod:`study.integrations.configs.trainer_tools`).
+configurations for new training (:mod:`study.integrations.configs.tools`).
 """
 
 import re

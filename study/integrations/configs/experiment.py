@@ -4,72 +4,16 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from study.errors import printable
 
-_CHANGES = {
-    "plain LoRA is trained": "use_dora peft_use_dora use_mora relora",
-    "only adapters are trained": "lora_modules_to_save additional_target unfrozen_parameters "
-    "peft_trainable_token_indices",
-    "adapters start from their init": "lora_model_dir adapter_name_or_path resume_from_checkpoint",
-    "one rank for all layers": "lora_rank_pattern",
-    "one alpha for all layers": "lora_alpha_pattern",
-    "all layers": "peft_layers_to_transform peft_layers_pattern",
-    "the base keeps its layers": "peft_layer_replication",
-    "the loss is on targets only": "train_on_inputs train_on_prompt",
-    "the loss is on the completion": "completion_only_loss",
-    "the loss is on all turns of the assistant": "mask_history roles_to_train",
-    "the loss includes the end of each of the assistant's turns": "train_on_eos",
-    "the mean cross entropy of the targets is trained": "label_smoothing_factor kd_trainer "
-    "diffusion use_dft_loss use_eaft use_eaft_loss",
-    "no noise is added": "neftune_noise_alpha noisy_embedding_alpha",
-    "rows are shuffled": "group_by_length curriculum_sampling disable_shuffling "
-    "shuffle_merged_datasets",
-    "the data sets are joined": "pretraining_dataset mix_strategy",
-    "all rows are read": "num_samples shards skip streaming",
-    "the last batch is completed with rows of the next epoch": "dataloader_drop_last",
-    "the batch is not adapted to the memory": "auto_find_batch_size",
-    "the newest revision is read": "revision revision_of_model model_revision",
-    "roles have their usual names": "roles",
-    "a system message is read from the field system": "field_system system",
-    "the template has its own system message": "default_system default_system_message",
-    "the tokenizer's own chat template is used": "chat_template chat_template_path",
-    "the base's own tokenizer is used": "special_tokens tokenizer_config tokens add_tokens "
-    "eos_token",
-    "the base is loaded as transformers loads it": "rope_scaling overrides_of_model_config "
-    "quantize_moe_experts",
-    "model.quant_bits quantises the base's block linears with bitsandbytes": "gptq "
-    "bnb_config_kwargs quantization_method quantization_type double_quantization",
-    "precision=float32 computes in float32": "fp16 float16 fp8",
-    "adapter weights are float32": "pure_bf16 bfloat16",
-    "the learning rate is one for A and one for B": "loraplus_lr_embedding",
-    "the schedule of transformers is used, from learning_rate to 0": "lr_scheduler_kwargs "
-    "cosine_min_lr_ratio cosine_constant_lr_ratio",
-    "the optimizer has the options of its file in conf/optimizer": "optim_args "
-    "optim_target_modules use_galore use_apollo use_badam use_muon",
-    "training goes on to the last step": "early_stopping_patience early_stopping_steps",
-    "the weights of the last step are kept": "load_best_model_at_end",
-    "one device: with n GPUs, a step has n times as many rows there": "deepspeed fsdp fsdp_config",
-}
-CHANGES = {key: instead for instead, keys in _CHANGES.items() for key in keys.split()}
-"""Keys of any tool that change a run and have no counterpart, and the replacement.
-
-Every other key that no reader takes is ignored, and named in one line.
-"""
-DETAILS = ("deepspeed", "fsdp", "fsdp_config", "special_tokens", "roles")
-"""Such keys that change little, or in some cases only."""
-UNCHANGED: dict[str, Any] = {
-    "field_system": "system",
-    "roles_to_train": ["assistant"],
-    "train_on_eos": "turn",
-    "mix_strategy": "concat",
-    "quantization_method": "bnb",
-    "quantization_type": "nf4",
-    "double_quantization": True,
-    **dict.fromkeys(("revision", "revision_of_model", "model_revision"), "main"),
-}
-"""The values of such keys that change nothing, apart from empty ones."""
+_FILE = yaml.safe_load(Path(__file__).with_name("changes.yaml").read_text())
+CHANGES = {key: instead for instead, keys in _FILE["instead"].items() for key in keys.split()}
+"""What is trained instead, by key."""
 
 
 @dataclass
@@ -81,7 +25,7 @@ class Experiment:
     - ``sweep``: lists of values by dotted key or group. All combinations are trained;
     - ``differs``: a note for each setting of the file that is trained differently here;
     - ``details``: a note for each that changes little, or in some cases only;
-    - ``missing``: what the file names and this machine lacks;
+    - ``missing``: data that the file names and that can't be read;
     - ``defaults``: a note for each value that the file does not set;
     - ``ignored``: the keys that nothing reads.
     """
@@ -110,7 +54,7 @@ class Experiment:
         for heading, notes in (
             ("Trained differently from the file:", self.differs),
             ("Different in detail:", self.details),
-            ("Not on this machine:", self.missing),
+            ("To give when you train:", self.missing),
             ("Not in the file, set by default:", self.defaults),
             ("Ignored:", ignored),
         ):
@@ -121,11 +65,12 @@ class Experiment:
     def note_rest(self, keys: Mapping[str, Any], prefix: str = "") -> None:
         """Note every key that no reader took."""
         for key, value in keys.items():
-            name = f"{prefix}{shown(key)}"
-            if key not in CHANGES or not value or value == UNCHANGED.get(key):
+            name, last = f"{prefix}{shown(key)}", str(key).rpartition(".")[2]
+            usual = _FILE["unchanged"].get(last)
+            if last not in CHANGES or value == usual or not (value or usual is True):
                 self.ignored.append(name)
             else:
-                self.note(name, value, CHANGES[key], detail=key in DETAILS)
+                self.note(name, value, CHANGES[last], detail=last in _FILE["details"])
 
 
 def shown(value: Any) -> str:

@@ -1,29 +1,49 @@
 """Read an experiment from a file, whose keys show its form; and Axolotl's sweep files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from study.errors import StudyError, given, short, unknown
-from study.integrations.configs import axolotl, trainer_tools
+from study.integrations.configs import axolotl, tools
 from study.integrations.configs.experiment import Experiment
-from study.integrations.configs.keys import load
+from study.reading import read_file as read_bytes
+from study.reading import read_object
 
-Reader = Callable[[Mapping[str, Any], str, Path], Experiment]
+TOOLS = {
+    tool.name: tool
+    for tool in (axolotl.AXOLOTL, axolotl.FINLORA, tools.LLAMA_FACTORY, tools.TRL, tools.UNSLOTH)
+} | {tools.TORCHTUNE.name: tools.TORCHTUNE}
+MOST_BYTES = 1 << 18
+"""Of a file."""
+FORMS = {
+    "peft_type": tools.PEFT.read,
+    "checkpointer": tools.TORCHTUNE.read,
+    "use_peft dataset_mixer dataset_mixture dataset_name max_seq_length": tools.TRL.read,
+    "model_name_or_path stage finetuning_type": tools.LLAMA_FACTORY.read,
+    "use_rsLoRA lora_rank model_name": axolotl.FINLORA.read,
+    "dataset_path": axolotl.read_finlora_entry,
+    "base_model adapter": axolotl.AXOLOTL.read,
+    "training lora": tools.UNSLOTH.read,
+}
+"""The reader of a file by keys that identify it. The first match counts."""
 
-LLAMA_FACTORY = "stage finetuning_type cutoff_len lora_target export_dir peft_config"
-TRL = "use_peft dataset_mixer dataset_mixture dataset_name max_seq_length"
-FORMS: tuple[tuple[str, str, Reader], ...] = (
-    ("peft_type", "base_model_name_or_path", trainer_tools.read_peft),
-    (LLAMA_FACTORY, "model_name_or_path", trainer_tools.read_llama_factory),
-    (TRL, "model_name_or_path", trainer_tools.read_trl),
-    ("model_name_or_path", "model_name_or_path", trainer_tools.read_llama_factory),
-    ("use_rsLoRA lora_rank model_name", "model_name", axolotl.read_finlora),
-    ("dataset_path", "base_model", axolotl.read_finlora_entry),
-    ("base_model adapter", "base_model", axolotl.read),
-    ("training lora", "model", trainer_tools.read_unsloth),
-)
-"""Keys that identify a form, its key of the base, and its reader. The first match counts."""
+
+def load(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises :class:`StudyError` for any other file."""
+    fix = "give a YAML or JSON file"
+    if path.suffix == ".json":
+        return read_object(path, str(path), fix, MOST_BYTES)
+    content = read_bytes(path, str(path), fix, MOST_BYTES)
+    try:
+        values = yaml.safe_load(content.decode("utf-8-sig"))
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise StudyError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path} holds no keys: give a configuration")
+    return values
 
 
 def read_file(
@@ -39,15 +59,14 @@ def read_file(
     cannot be read, has no known form or lacks the entry, and for values that its reader refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
-    for keys, base_key, reader in FORMS:
+    for keys, read in FORMS.items():
         if any(key in values for key in keys.split()):
-            replaced = {**(changed or {}), **({base_key: base} if base else {})}
-            return reader({**values, **replaced}, where, path.parent)
+            return read({**values, **(changed or {})}, where, path.parent, base)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
         "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), Unsloth's (training, "
-        "lora), FinLoRA's (lora_rank, model_name), an entry of its finetune_configs.json "
-        "(base_model, dataset_path), PEFT's adapter_config.json (peft_type)"
+        "lora), torchtune's (checkpointer), FinLoRA's (lora_rank, model_name), an entry of its "
+        "finetune_configs.json (base_model, dataset_path), PEFT's adapter_config.json (peft_type)"
     )
 
 
@@ -56,7 +75,8 @@ def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[di
 
     A file whose values are all mappings holds several configurations by name.
     """
-    if not values or not all(isinstance(value, dict) for value in values.values()):
+    is_one = not all(isinstance(value, dict) for value in values.values())
+    if not values or is_one or "training" in values:  # Unsloth Studio's has sections
         if entry is not None:
             raise StudyError(
                 f"{name} is one configuration and has no entry {short(entry)}: leave out --entry"

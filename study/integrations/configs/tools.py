@@ -1,0 +1,369 @@
+"""The keys of several tools for the settings of a run, and the experiment that a file describes.
+
+``tools.csv`` has a row for each setting, with a tool's keys for it and the value of a missing key:
+``lora_r=64``. An empty cell means the keys in the column *Trainer*, ``none`` no key. The tools are
+
+- Axolotl and FinLoRA (:mod:`study.integrations.configs.axolotl`, which also reads their data);
+- LLaMA-Factory's YAML (hiyouga/LLaMA-Factory, src/llamafactory/hparams);
+- TRL's for ``trl sft --config``, also that of the alignment-handbook;
+- Unsloth Studio's, for ``unsloth train --config`` (unslothai/unsloth, unsloth_cli/config.py;
+  optimizer, schedule and clipping: studio/backend/core/training/trainer.py);
+- torchtune's recipes for LoRA (pytorch/torchtune, recipes/configs);
+- PEFT's ``adapter_config.json``, which describes an adapter and names its base, nothing else.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from study.config.values import Real, Whole, check_path
+from study.errors import StudyError, given, short
+from study.integrations.configs.experiment import Experiment, shown
+from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
+from study.vocabulary.peft_fields import refusal
+
+TABLE = list(csv.DictReader(Path(__file__).with_name("tools.csv").read_text().splitlines()))
+KINDS: dict[str, Any] = {
+    "whole": Whole,
+    "real": Real,
+    "flag": bool,
+    "flag or text": bool | str,
+    "text": str,
+    "names": str | list[str],
+    "bits": Literal[4, 8, False],
+    "rows": Annotated[list[dict[str, Any]], Field(min_length=1)],
+}
+"""Types of values."""
+NEEDED = ("adapter.rank", "adapter.alpha", "optimizer.lr")
+"""Settings without which a file is refused."""
+SCHEDULES = {
+    "cosine": "cosine",
+    "get_cosine_schedule_with_warmup": "cosine",
+    "linear": "linear",
+    "constant_with_warmup": "constant",
+}
+WITHOUT_WARMUP = "constant"
+"""The Trainer's schedule that ignores warm-up."""
+BF16 = (True, "true", "auto", "full", "bf16")
+MEDIA = """processor_type is_multimodal image_size image_resize_algorithm image_max_pixels
+    image_min_pixels video_max_pixels video_min_pixels video_fps video_maxlen audio_sampling_rate
+    use_audio_in_video media_dir freeze_vision_tower freeze_multi_modal_projector
+    freeze_language_model vision_all_linear"""
+"""Keys of training on images, videos and sound."""
+FOR_TEXT = "is for images or sound: give a configuration for text"
+ON_TARGETS = "study train trains on targets, not on preferences or rewards"
+GIVE_PATH = "give data.path=... when you train"
+
+
+@dataclass
+class Reading:
+    """A file that is being read.
+
+    ``where``: its name in messages. ``found``: its values by setting. ``unset``: by key, the
+    defaults of missing keys. ``rest``: the values of keys without a setting.
+    """
+
+    where: str
+    folder: Path
+    rest: dict[str, Any]
+    experiment: Experiment
+    found: dict[str, Any] = field(default_factory=dict)
+    unset: dict[str, Any] = field(default_factory=dict)
+
+    def refuse(self, why: str) -> NoReturn:
+        raise StudyError(f"{self.where}: {why}")
+
+    def inside(self, key: str, values: Mapping[str, Any]) -> "Reading":
+        """A part of the file, with keys of its own."""
+        rest = {name: value for name, value in values.items() if value is not None}
+        return Reading(f"{self.where}: {key}", self.folder, rest, self.experiment)
+
+    def take(self, key: str, kind: str, usual: Any = None) -> Any:
+        """The value of a key without a setting."""
+        return typed(self.where, kind, key, self.rest.pop(key, usual))
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A column of the table, and what it does not say.
+
+    ``needs``: by key, the accepted values (None: no key), and the fix for others. ``adjust``:
+    changes what was found. ``data``: the keys of data sets, if they are not read. ``has_sections``:
+    whether keys are in sections, such as ``lora.lora_r``.
+    """
+
+    name: str
+    needs: Mapping[str, tuple[tuple[Any, ...], str]]
+    adjust: Callable[[Reading], Any]
+    data: str = ""
+    has_sections: bool = False
+
+    @cached_property
+    def cells(self) -> dict[str, str]:
+        """By setting, its keys and the default after ``=``."""
+        cells = {row["setting"]: row[self.name] or row["Trainer"] for row in TABLE}
+        return {setting: cell for setting, cell in cells.items() if cell != "none"}
+
+    def key(self, setting: str) -> str:
+        """The key of a setting, to write it."""
+        return re.split("[ =]", self.cells[setting])[0]
+
+    def lines(self, settings: Mapping[str, Any]) -> list[str]:
+        """``settings`` as lines of YAML in the tool's keys, without those that it does not have."""
+        lines, above = list[str](), ""
+        for setting in (each for each in settings if each in self.cells):
+            section, _, key = self.key(setting).rpartition(".")
+            if section not in ("", above):
+                lines.append(f"{section}:")
+            above = section
+            lines.append(f"{'  ' if section else ''}{key}: {settings[setting]}")
+        return lines
+
+    def read(
+        self, values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
+    ) -> Experiment:
+        """The experiment of a file in ``folder`` that messages call ``where``.
+
+        ``base`` replaces the file's. Raises :class:`StudyError` for missing and wrong values, and
+        for a file that does not train LoRA on text.
+        """
+        experiment = Experiment(f"{self.name}'s {where}", {"model": "hf"})
+        rest = {key: value for key, value in self._flat(values) if value is not None}
+        rest |= {self.key("model.path"): base} if base else {}
+        reading = Reading(where, folder, rest, experiment)
+        if media := [key for key in rest if rest[key] and key.rpartition(".")[2] in MEDIA.split()]:
+            reading.refuse(f"{media[0]} {FOR_TEXT}")
+        for key, (accepted, fix) in self.needs.items():
+            value = reading.found[key] = rest.pop(key, None)
+            if value not in accepted:
+                said = f"{key} is missing" if value is None else f"{key}={given(value)}"
+                reading.refuse(f"{said}: {fix}")
+        for row in TABLE:
+            if row["setting"] in self.cells:
+                self._take(reading, row["setting"], row["kind"])
+        self.adjust(reading)
+        if self.data:
+            experiment.groups["data"] = "file"
+            named = [f"{key}: {shown(rest.pop(key))}" for key in self.data.split() if key in rest]
+            experiment.missing.append(f"{', '.join(named) or 'data'} ({GIVE_PATH})")
+        self._put_adapter(reading)
+        if "optimizer" in self.cells:
+            self._put_optimizer(reading)
+            self._put_length(reading)
+        if reading.unset:
+            used = [f"{key} {value}" for key, value in reading.unset.items()]
+            experiment.defaults.append(f"{self.name}'s defaults: {', '.join(used)}")
+        experiment.note_rest(rest)
+        return experiment
+
+    def _flat(self, values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if self.has_sections and isinstance(value, dict):
+                yield from self._flat(value, f"{section}{key}.")
+            else:
+                yield f"{section}{key}", value
+
+    def _take(self, reading: Reading, setting: str, kind: str) -> None:
+        """Take what a file says of a setting. Its keys may not contradict each other."""
+        cell, _, usual = self.cells[setting].partition("=")
+        keys, rest = cell.split(), reading.rest
+        values = {key: reading.take(key, kind) for key in keys if key in rest}
+        real = {key: value for key, value in values.items() if value}
+        if len(set(map(str, real.values()))) > 1:
+            reading.refuse(f"{' and '.join(real)} contradict each other: keep one")
+        if values:
+            reading.found[setting] = next(iter((real or values).values()))
+        elif usual and not (setting == "precision" and (rest.get("fp16") or rest.get("float16"))):
+            reading.found[setting] = value = typed(self.name, kind, keys[0], usual)
+            reading.unset |= {keys[0]: usual} if value else {}
+        elif setting == "model.path":
+            reading.refuse(f"{keys[0]} is missing: give one with --base (a folder or a hub name)")
+        elif setting in NEEDED:
+            reading.refuse(f"{keys[0]} is missing: add a value to import it")
+
+    def _put_adapter(self, reading: Reading) -> None:
+        found, ours = reading.found, reading.experiment.values
+        base = check_path(found["model.path"], self.key("model.path"))
+        near = reading.folder / base
+        ours |= {key: found[key] for key in self.cells if "." in key and key in found}
+        ours["model.path"] = str(near.resolve()) if near.is_dir() else base
+        ours["model.quant_bits"] = found.get("model.quant_bits") or None
+        ours["adapter.scaling"] = "rslora" if found.get("adapter.scaling") else "lora"
+        if "adapter.targets" in self.cells:
+            ours["adapter.targets"] = all_targets(reading, self.key("adapter.targets"))
+
+    def _put_optimizer(self, reading: Reading) -> None:
+        """Optimizer, precision and seed."""
+        found, experiment, ours = reading.found, reading.experiment, reading.experiment.values
+        key, text = self.key("optimizer"), found["optimizer"]
+        # The last part of torch.optim.AdamW, paged_adamw_8bit or PagedAdamW8bit.
+        name = re.sub("^paged_?", "", text.rpartition(".")[2].lower())
+        name = re.split(r"_|\d", name)[0]
+        if name not in OPTIMIZERS:
+            name = MOST_USED
+            experiment.note(key, text, f"{name} instead")
+        elif "8bit" in text or "4bit" in text:
+            experiment.note(key, text, f"{name}, with states in 32 bits", detail=True)
+        experiment.groups["optimizer"] = name
+        if {"beta1", "beta2"} & found.keys():
+            ours["optimizer.betas"] = [found.get("beta1", 0.9), found.get("beta2", 0.999)]
+        for option in ("betas", "eps"):
+            if option not in OPTIMIZERS[name].options and f"optimizer.{option}" in ours:
+                del ours[f"optimizer.{option}"]
+                experiment.ignored.append(f"adam_{option}")
+        is_bf16 = reading.rest.get("bfloat16") or reading.rest.get("pure_bf16")
+        ours["precision"] = "bf16" if is_bf16 or found.get("precision") in BF16 else "float32"
+        if "seed" in found:
+            ours["seed"] = found["seed"]
+        else:
+            experiment.defaults.append(f"seed: {self.name} draws adapters without one (seed=0)")
+
+    def _put_length(self, reading: Reading) -> None:
+        """Steps or epochs, schedule, warm-up and clipping."""
+        experiment, ours = reading.experiment, reading.experiment.values
+        if ours.get("train.steps", 0) > 0:
+            del ours["train.epochs"]
+            experiment.ignored.append(f"{self.key('train.epochs')} (max_steps decides)")
+        else:
+            ours.pop("train.steps", None)
+        schedule = ours["train.schedule"].rpartition(".")[2]
+        if schedule not in (*SCHEDULES, WITHOUT_WARMUP):
+            experiment.note(self.key("train.schedule"), schedule, "constant instead")
+        ours["train.schedule"] = SCHEDULES.get(schedule, "constant")
+        if schedule == WITHOUT_WARMUP:
+            ours["train.warmup"] = 0
+        elif ours.get("train.warmup", 0.5) % 1 == 0:
+            ours["train.warmup"] = int(ours["train.warmup"])
+        ours["train.clip"] = ours["train.clip"] or None
+
+
+def typed(where: str, kind: str, key: str, value: Any) -> Any:
+    """``value`` as a ``kind``. Raises :class:`StudyError` if it is of another."""
+    bits = re.search(r"load_in_([48])bit$", key)
+    try:
+        read = TypeAdapter(bool if bits else KINDS[kind]).validate_python(value)
+    except ValidationError as error:
+        what = error.errors(include_url=False)[0]["msg"].replace("Input should be", "give")
+        raise StudyError(f"{where}: {key}={short(value)}: {what}") from None
+    return int(bits[1]) if bits and read else read
+
+
+def all_targets(reading: Reading, key: str) -> Any:
+    """``adapter.targets`` from the keys for linear layers and for weights of experts.
+
+    A linear layer may be selected by its weight.
+    """
+    named, experts = reading.found.get("adapter.targets", []), reading.found.get("experts", [])
+    experts = [experts] if isinstance(experts, str) else experts
+    weights = [name.removesuffix(".weight") for name in experts]
+    if weights and reading.unset.pop(key, None):
+        named = []
+    if isinstance(named, str) and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.]+)*", named):
+        named = re.split(r"\s*,\s*", named)
+    if isinstance(named, str):  # a regex that matches whole paths
+        return rf"({named})|(.*\.)?({'|'.join(map(re.escape, weights))})" if weights else named
+    if {"all", "all-linear"} & set(named):
+        return "all-linear"  # experts too
+    return list(dict.fromkeys([*named, *weights]))
+
+
+def note_init(reading: Reading, key: str) -> None:
+    """Note the init that PEFT calls ``init_lora_weights``, if it is not PEFT's default.
+
+    Raises :class:`StudyError` for one that PEFT does not have, and for one that changes the base.
+    """
+    init = reading.rest.pop(key, None)
+    if why := refusal({"init_lora_weights": init}, trained=False):
+        reading.refuse(why.replace("init_lora_weights", key, 1))
+    if init not in (None, True):
+        reading.experiment.note(key, init, "adapter.init=kaiming, PEFT's default")
+
+
+def _llama_factory(reading: Reading) -> None:
+    found, rest = reading.found, reading.rest
+    if not rest.get("dataset"):
+        reading.refuse("dataset is missing, so it trains nothing: give the file that trains")
+    if not found["adapter.alpha"]:
+        found["adapter.alpha"] = reading.unset["lora_alpha"] = 2.0 * found["adapter.rank"]
+    if rest.get("packing"):
+        if found.get("data.sample_packing"):
+            del rest["packing"]  # neat_packing decides
+        found["data.sample_packing"] = True
+
+
+LLAMA_FACTORY = Tool(
+    "LLaMA-Factory",
+    {
+        "stage": ((None, "sft", "pt"), f"{ON_TARGETS}: give stage: sft"),
+        "finetuning_type": ((None, "lora"), "it is not LoRA: give finetuning_type: lora"),
+        "pissa_init": ((None, False), "it changes the base's weights: remove it"),
+    },
+    _llama_factory,
+    "dataset dataset_dir",
+)
+REWARDS = "beta max_prompt_length reward_funcs reward_model_path num_generations"
+"""Keys of TRL's other trainers."""
+TRL = Tool(
+    "TRL",
+    {
+        "use_peft": ((True,), "without it all weights are trained: set use_peft: true"),
+        **dict.fromkeys(REWARDS.split(), ((None,), f"{ON_TARGETS}: give one of trl sft")),
+    },
+    lambda reading: reading.rest.setdefault("assistant_only_loss", False),
+    "dataset_name dataset_config dataset_train_split dataset_splits dataset_mixer dataset_mixture "
+    "datasets dataset_text_field",
+)
+UNSLOTH = Tool(
+    "Unsloth",
+    {
+        "training.training_type": ((None, "lora"), "it is not LoRA: give training_type: lora"),
+        "lora.use_loftq": ((None, False), "it changes the base's weights: remove it"),
+    },
+    lambda reading: reading.rest.setdefault("training.train_on_completions", False),
+    "data.dataset data.local_dataset data.format_type",
+    has_sections=True,
+)
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+
+def _torchtune(reading: Reading) -> None:
+    found, rest = reading.found, reading.rest
+    parts = {key: str(value) for key, value in rest.items() if key.endswith("_component_")}
+    if part := next((each for each in parts.values() if re.search("vision|multimodal", each)), ""):
+        reading.refuse(f"{part} {FOR_TEXT}")
+    if re.search("DPO|PPO|GRPO", loss := parts.get("loss._component_", "")):
+        reading.refuse(f"loss={loss}: {ON_TARGETS}: give a recipe of LoRA on targets")
+    if quantizer := parts.get("quantizer._component_"):
+        reading.experiment.note("quantizer", quantizer, "no weights are rounded in training")
+    if ".qlora_" in parts.get("model._component_", "") or rest.get("model.quantize_base"):
+        found["model.quant_bits"] = 4
+    names = found.get("adapter.targets", [])
+    found["adapter.targets"] = ["o_proj" if name == "output_proj" else name for name in names]
+    found["adapter.targets"] += MLP * found.get("all_linear", False)
+
+
+TORCHTUNE = Tool(
+    "torchtune",
+    {},
+    _torchtune,
+    "dataset dataset._component_ dataset.source dataset.data_files",
+    has_sections=True,
+)
+
+
+def _peft(reading: Reading) -> None:
+    if why := refusal(reading.rest, trained=False):
+        reading.refuse(why)
+    note_init(reading, "init_lora_weights")
+    reading.experiment.defaults.append(
+        "data (give data=file data.path=...), optimizer and steps: defaults of study train"
+    )
+
+
+PEFT = Tool("PEFT", {"peft_type": (("LORA",), "it is not LoRA: only LORA can be read")}, _peft)

@@ -1,0 +1,323 @@
+"""What is read of a file of each tool, and what is noted."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from peft import LoraConfig
+
+from study.errors import StudyError
+from study.integrations.configs import read_file
+from study.store import StudyTables
+
+Cli = Callable[..., Any]
+Edit = Callable[..., None]
+Trained = Callable[..., StudyTables]
+SHARED = Path(__file__).parents[4] / "shared/data/configs"
+REAL = sorted(path for path in SHARED.rglob("*") if path.suffix in (".yml", ".yaml"))
+EXACT = """
+axolotl.yml:
+  model: {path: HuggingFaceTB/SmolLM2-135M-Instruct, quant_bits: null}
+  data: {sequence_length: 192, sample_packing: true, excess_length_strategy: drop}
+  adapter: {rank: 16, alpha: 16, scaling: rslora, targets: all-linear, dropout: 0.05}
+  optimizer: {lr: 0.0002, weight_decay: 0}
+  train: {batch_size: 4, accumulation: 2, clip: 1, epochs: 3, schedule: cosine, warmup: 0.1}
+  "": {precision: bf16, seed: 1}
+llama_factory.yaml:
+  model: {path: HuggingFaceTB/SmolLM2-135M-Instruct, quant_bits: null}
+  data: {sequence_length: 192}
+  adapter: {rank: 8, alpha: 16, scaling: lora, targets: all-linear, dropout: 0}
+  optimizer: {lr: 0.0001, weight_decay: 0}
+  train: {batch_size: 4, accumulation: 2, clip: 1, epochs: 3, schedule: cosine, warmup: 0.1}
+  "": {precision: bf16, seed: 42}
+trl.yaml:
+  model: {path: HuggingFaceTB/SmolLM2-135M-Instruct, quant_bits: null}
+  data: {sequence_length: 192}
+  adapter:
+    {rank: 8, alpha: 16, scaling: rslora, targets: [q_proj, k_proj, v_proj, o_proj], dropout: 0.05}
+  optimizer: {lr: 0.0001, weight_decay: 0}
+  train: {batch_size: 4, accumulation: 2, clip: 1, epochs: 3, schedule: cosine, warmup: 0.1}
+  "": {precision: bf16, seed: 42}
+unsloth.yaml:
+  model: {path: unsloth/Qwen2.5-0.5B, quant_bits: 4}
+  data: {sequence_length: 48}
+  adapter:
+    {rank: 64, alpha: 16, scaling: rslora, targets: [q_proj, k_proj, v_proj, o_proj], dropout: 0}
+  optimizer: {lr: 0.0002, weight_decay: 0.01}
+  train: {batch_size: 2, accumulation: 4, clip: 1, epochs: 1, schedule: linear, warmup: 5}
+  "": {precision: bf16, seed: 3407}
+torchtune.yaml:
+  model: {path: /tmp/Llama-3.2-1B-Instruct, quant_bits: null}
+  data: {sequence_length: 192, sample_packing: false}
+  adapter:
+    targets: [q_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    rank: 8
+    alpha: 16
+    scaling: lora
+    dropout: 0
+  optimizer: {lr: 0.0003, weight_decay: 0.01}
+  train: {batch_size: 4, accumulation: 2, clip: null, epochs: 1, schedule: cosine, warmup: 10}
+  "": {precision: bf16, seed: 1}
+finlora.yaml:
+  model: {path: meta-llama/Llama-3.1-8B-Instruct, quant_bits: 8}
+  adapter: {rank: 64, alpha: 16, scaling: rslora}
+adapter_config.json:
+  model: {path: org/model, quant_bits: null}
+  adapter: {rank: 8, alpha: 16, scaling: lora, targets: [q_proj], dropout: 0}
+finetune_configs.json:
+  model: {path: meta-llama/Llama-3.1-8B-Instruct, quant_bits: 8}
+  data: {sequence_length: 4096, excess_length_strategy: drop}
+  adapter: {rank: 8, alpha: 16, scaling: rslora, targets: [q_proj, v_proj, k_proj], dropout: 0.05}
+  optimizer: {lr: 0.0001, weight_decay: 0}
+  train: {batch_size: 8, accumulation: 2, clip: 1, epochs: 4, schedule: cosine, warmup: 10}
+  "": {precision: bf16}
+"""
+OF_ROWS = ("data.path", "data.format", "data.prompt", "data.heldout")
+
+
+@pytest.mark.parametrize(("name", "expected"), yaml.safe_load(EXACT).items())
+def test_every_setting(name: str, expected: dict[str, dict[str, Any]]) -> None:
+    entry = "formula_llama_3_1_8b_8bits_r8_rslora" if name == "finetune_configs.json" else None
+    found = {k: v for k, v in read_file(Path(name), entry).values.items() if k not in OF_ROWS}
+    dotted = {f"{group}.{k}".strip("."): v for group, of in expected.items() for k, v in of.items()}
+    assert found == dotted
+
+
+A, L, T, U, F = "axolotl.yml", "llama_factory.yaml", "trl.yaml", "unsloth.yaml", "torchtune.yaml"
+P = "adapter_config.json"
+
+
+def typed(kind: Any) -> dict[str, Any]:
+    return {"datasets": [{"path": "train.jsonl", "type": kind}]}
+
+
+def chat(**keys: Any) -> dict[str, Any]:
+    return {"datasets": [{"path": "org/chats", "type": "chat_template", **keys}]}
+
+
+ALPACA, CHAT, NOTHING = ({"data.format": name} for name in ("alpaca", "messages", None))
+FROM_VALUE = {"role": "from", "content": "value"}
+OWN_FIELDS = {"field_instruction": "instruction", "field_output": "output", "format": "Q: {x}"}
+NO_RATIO: dict[str, Any] = {"warmup_ratio": None}
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+SILENT = """lora_target lora_rank lora_alpha cutoff_len per_device_train_batch_size learning_rate
+    gradient_accumulation_steps lr_scheduler_type num_train_epochs warmup_ratio bf16"""
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    (A, typed("alpaca"), ALPACA, ""),
+    (A, typed("alpaca:chat"), ALPACA, "prompts are those of alpaca"),
+    (A, typed("completion"), {"data.format": "completion"}, "longer texts are cut"),
+    (A, typed(OWN_FIELDS), ALPACA, 'datasets[0].type: {"format": "Q: {x}", '),
+    (A, typed("input_output"), NOTHING, "datasets[0]: train.jsonl of type input_output (convert"),
+    (A, chat() | {"chat_template": "chatml"}, {"data.chat_template": "chatml"}, ""),
+    (A, chat(type="sharegpt", conversation="chatml"), {"data.chat_template": "chatml"}, ""),
+    (A, chat() | {"chat_template": "llama3"}, CHAT, "chat_template: llama3, of Axolotl"),
+    (A, chat() | {"chat_template_jinja": "mine.jinja"}, {"data.chat_template": "mine.jinja"}, ""),
+    (A, chat() | {"chat_template_jinja": "{{ x }}"}, CHAT, "write the template to a file"),
+    (
+        A,
+        {"datasets": [{"path": name, "type": "alpaca"} for name in ("train.jsonl", "org/b")]},
+        {"data.path": ["train.jsonl", "org/b"], "data.format": "alpaca"},
+        "",
+    ),
+    (
+        A,
+        chat(field_messages="conversations", message_property_mappings=FROM_VALUE)
+        | {"roles_to_train": ["assistant"], "train_on_eos": "turn"},
+        CHAT,
+        "",
+    ),
+    (A, chat(message_property_mappings={"role": "who"}), NOTHING, '{"role": "who"}} (messages or'),
+    (A, chat(roles_to_train=["user"]), CHAT, "datasets[0].roles_to_train"),
+    (
+        A,
+        chat(split="train[:20%]", name="english"),
+        {"data.path": "org/chats", "data.split": "train[:20%]", "data.subset": "english"},
+        "",
+    ),
+    (A, chat() | {"val_set_size": 0.1}, CHAT, "val_set_size: 0.1 (of rows that are not here"),
+    (A, NO_RATIO | {"warmup_steps": 5}, {"train.warmup": 5}, ""),
+    (A, NO_RATIO | {"warmup_steps": 1}, {"train.warmup": 2}, ""),  # Axolotl makes two of one
+    (A, NO_RATIO, {"train.warmup": 0.03}, "warmup_ratio 0.03 (there at most 100 steps)"),
+    (A, {"lr_scheduler": "constant"}, {"train.warmup": 0}, ""),
+    (A, {"lr_scheduler": "polynomial"}, {"train.schedule": "constant"}, "polynomial (constant ins"),
+    (A, {"batch_size": 12, "gradient_accumulation_steps": None}, {"train.accumulation": 3}, ""),
+    (A, {"max_steps": 7}, {"train.steps": 7, "train.epochs": None}, "num_epochs (max_steps"),
+    (A, {"plugins": ["my.Plugin"]}, {}, 'plugins: ["my.Plugin"] (no plugin is run)'),
+    (A, {"special_tokens": {"bos_token": "<s>"}}, {}, "the base's own tokenizer is used"),
+    (A, {"peft_init_lora_weights": "gaussian"}, {}, "adapter.init=kaiming, PEFT's default"),
+    (A, {"adam_beta2": 0.95, "loraplus_lr_ratio": 16}, {"optimizer.betas": [0.9, 0.95]}, ""),
+    (A, {"optimizer": "paged_adamw_8bit"}, {}, "paged_adamw_8bit (adamw, with states in 32 bits)"),
+    (A, {"load_in_4bit": True, "adapter": "qlora"}, {"model.quant_bits": 4}, ""),
+    (A, {"bf16": False}, {"precision": "float32"}, ""),
+    (A, {"bf16": None, "fp16": True}, {"precision": "float32"}, "fp16: true"),
+    (A, {"seed": None}, {"seed": None}, "seed: Axolotl draws adapters without one (seed=0)"),
+    (A, {"dataset_exact_deduplication": True}, {}, "deduplication: true (equal rows are all kept)"),
+    (A, {"model_quantization_config": "Mxfp4Config"}, {}, "as transformers loads it)"),
+    (L, {}, {"data.path": None}, "dataset: opposites (give data.path=... when you train)"),
+    (L, {}, {}, "template: alpaca (the tokenizer's own chat template is used)"),
+    (L, {"packing": True}, {"data.sample_packing": True}, "each example is attended to alone"),
+    (L, {"quantization_bit": 4, "max_samples": 9}, {"model.quant_bits": 4}, ""),
+    (
+        L,
+        dict.fromkeys(SILENT.split()),
+        {"adapter.targets": "all-linear", "adapter.rank": 8, "adapter.alpha": 16.0}
+        | {"data.sequence_length": 2048, "train.batch_size": 8, "train.accumulation": 1}
+        | {"train.epochs": 3.0, "train.schedule": "linear", "optimizer.lr": 5e-05}
+        | {"train.warmup": None, "precision": "float32"},
+        "lora_alpha 16.0",
+    ),
+    (
+        T,
+        {"lora_target_modules": None},
+        {"adapter.targets": ["q_proj", "v_proj"]},
+        "lora_target_mod",
+    ),
+    (T, {"bf16": None, "fp16": True}, {"precision": "float32"}, "fp16: true"),
+    (T, {"max_length": None, "max_seq_length": 64}, {"data.sequence_length": 64}, ""),
+    (
+        T,
+        {},
+        {},
+        "assistant_only_loss: false (of a chat, the loss is on the assistant's turns only)",
+    ),
+    (U, {"training__warmup_steps": None, "training__warmup_ratio": 0.1}, {"train.warmup": 0.1}, ""),
+    (U, {"lora__finetune_mlp_modules": False}, {}, "adapters are on all target modules"),
+    (U, {"training__max_steps": 30, "training__num_epochs": 0}, {"train.steps": 30}, ""),
+    (F, {"model__quantize_base": True}, {"model.quant_bits": 4}, ""),
+    (F, {"lr_scheduler": None}, {"train.schedule": "constant", "train.warmup": 0}, ""),
+    (P, {"target_parameters": EXPERTS}, {"adapter.targets": ["q_proj", *EXPERTS]}, ""),
+    (P, {"target_modules": None, "target_parameters": EXPERTS}, {"adapter.targets": EXPERTS}, ""),
+    (P, {"target_modules": None}, {"adapter.targets": ["q_proj", "v_proj"]}, "target_modules q_"),
+    (P, {"target_modules": "all-linear"}, {"adapter.targets": "all-linear"}, ""),
+    (
+        P,
+        {"target_modules": r".*\.(q|v)_proj", "target_parameters": EXPERTS[:1]},
+        {"adapter.targets": r"(.*\.(q|v)_proj)|(.*\.)?(mlp\.experts\.gate_up_proj)"},
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "expected", "says"), CASES)
+def test_other_values(
+    edit: Edit, name: str, keys: dict[str, Any], expected: dict[str, Any], says: str
+) -> None:
+    """``says`` is noted; if it is empty, no note on the data is new."""
+    edit(name, **keys)
+    experiment = read_file(Path(name))
+
+    def name_of(path: Any) -> Any:
+        if isinstance(path, list) and name == A:
+            return list(map(name_of, path))
+        return Path(path).name if isinstance(path, str) and Path(path).is_file() else path
+
+    found = {key: name_of(experiment.values.get(key)) for key in expected}
+    assert list(map(repr, found.values())) == list(map(repr, expected.values()))
+    assert says in "\n".join(experiment.lines())
+    if "datasets" in keys and not says:
+        assert not [note for note in experiment.differs if note.startswith("datasets[0]")]
+
+
+def test_notes_are_sorted_and_kept_in_the_file(study_cli: Cli, edit: Edit) -> None:
+    edit(A, peft_use_dora=True, datasets=[{"path": "here.json", "type": "alpaca"}], tf32=True)
+    notes = study_cli("import-config", A).err.partition("wrote ")[0]
+    headings = [line for line in notes.splitlines() if not line.startswith(" ")]
+    assert headings == [
+        "Trained differently from the file:",
+        "Different in detail:",
+        "To give when you train:",
+        "Not in the file, set by default:",
+        "Ignored:",
+    ]
+    assert "  peft_use_dora: true (plain LoRA is trained)\n" in notes
+    assert "  datasets[0].path: here.json is no file here: give data.path=... when you" in notes
+    text = Path("conf/experiment/axolotl.yaml").read_text()
+    assert "".join(f"# {line}\n" for line in notes.splitlines()) in text
+
+
+@pytest.mark.parametrize("path", [Path(A), Path(L), *REAL], ids=lambda path: path.name[:40])
+def test_no_key_is_lost_in_silence(path: Path) -> None:
+    """A changed value changes what is trained or noted, or the key is ignored by name."""
+    try:
+        before = read_file(path)
+    except StudyError:
+        return  # nothing is imported
+    for key in yaml.safe_load(path.read_text()):
+        try:
+            after = read_file(path, changed={key: "changed"})
+        except StudyError:
+            continue  # the value was looked at
+        was, now = (
+            (read.settings(), read.differs, read.details, read.missing) for read in (before, after)
+        )
+        assert now != was or any(key in note for note in after.ignored), key
+
+
+def test_an_adapter_that_peft_saved(study_cli: Cli, trained: Trained) -> None:
+    config = LoraConfig(r=16, lora_alpha=8, use_rslora=True, rank_pattern={"v_proj": 4})
+    config.task_type, config.base_model_name_or_path = "CAUSAL_LM", "org/model"
+    config.save_pretrained("saved")
+    imported = study_cli("import-config", "saved/adapter_config.json", "--name", "saved")
+    assert imported.code == 0, imported.err
+    # PEFT writes all of its defaults; they differ in nothing.
+    assert read_file(Path("saved/adapter_config.json")).differs == [
+        'rank_pattern: {"v_proj": 4} (one rank for all layers)'
+    ]
+    [row] = trained(imported.out).cells[["rank", "alpha", "scaling", "targets"]].values.tolist()
+    assert row == [16.0, 8.0, "rslora", "q_proj,v_proj"]
+
+
+def test_studio_of_unsloth_names_no_base_and_no_data(study_cli: Cli, edit: Edit) -> None:
+    edit(U, model=None, data=None)
+    imported = study_cli("import-config", U, "--base", "org/model")
+    assert imported.code == 0, imported.err
+    assert "data (give data.path=... when you train)" in imported.err
+    ran = study_cli(*shlex.split(imported.out)[1:], "model=tiny", "data.sequence_length=48")
+    assert "data.path is not set: give data.path=" in ran.err
+
+
+def test_a_sweep_file_of_axolotl(study_cli: Cli, edit: Edit, trained: Trained) -> None:
+    lists = {"lora_r": [2, 3], "peft_use_rslora": [True, False]}
+    lists |= {"optimizer": ["sgd", "adamw_torch"]}
+    lists |= {"lora_target_modules": [["q_proj", "v_proj"], ["k_proj"]]}
+    edit(A, lora_target_linear=None, lora_target_modules=["q_proj"])
+    Path("sweep.yml").write_text(yaml.safe_dump(lists))
+    imported = study_cli("import-config", A, "--sweep", "sweep.yml", "--name", "grid")
+    assert imported.code == 0, imported.err
+    written = yaml.safe_load(Path("conf/experiment/grid.yaml").read_text())
+    assert written["hydra"]["sweeper"]["params"] == {
+        "adapter.rank": "2,3",
+        "adapter.scaling": "rslora,lora",
+        "optimizer": "sgd,adamw",
+        "adapter.targets": "[q_proj,v_proj],[k_proj]",
+    }
+    small = ("precision=float32", "probes.steps=null", "data.excess_length_strategy=truncate")
+    cells = trained(imported.out, *small, "data.heldout=2").cells
+    assert len(cells[["rank", "scaling", "optimizer", "targets"]].drop_duplicates()) == 16
+
+
+def test_sweep_from_trains_ranks_and_rules_in_one_line(study_cli: Cli, trained: Trained) -> None:
+    """A number among the rules is an exponent."""
+    words = ("--ranks", "2,4", "--rules", "rslora,0.75", "--seeds", "0,1")
+    imported = study_cli("sweep-from", "finlora.yaml", *words)
+    assert imported.code == 0, imported.err
+    cells = trained(imported.out, "probes.steps=null").cells
+    gammas = {("rslora", r): 16 / r**0.5 for r in (2, 4)}
+    gammas |= {("power", r): 16 / r**0.75 for r in (2, 4)}
+    for seed in (0, 1):
+        found = cells[cells["seed"] == seed].set_index(["scaling", "rank"])["gamma"].to_dict()
+        assert found == pytest.approx(gammas)
+
+
+def test_an_existing_file_is_kept_unless_forced(study_cli: Cli) -> None:
+    study_cli("import-config", "finlora.yaml")
+    mine = Path("conf/experiment/finlora.yaml")
+    mine.write_text("# mine\n")
+    refused = study_cli("import-config", "finlora.yaml")
+    assert "already exists: give another --name, or --force" in refused.err
+    assert mine.read_text() == "# mine\n"
+    assert study_cli("import-config", "finlora.yaml", "--force").code == 0
+    assert "lora" in mine.read_text()
