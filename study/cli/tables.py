@@ -160,8 +160,8 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     [_, page] = write_report(study_dir, tables, usual, to)
     conclude(tables, study_dir)
     program = "study" if shutil.which("study") else sys.argv[0]
-    click.echo(f"open in a browser: {page}")
-    click.echo(f"every layer in a browser: {program} dashboard {study_dir}")
+    click.echo(f"# open in a browser: {page}")
+    click.echo(f"{program} dashboard {study_dir}    # every layer, in a browser")
 
 
 @cli.command()

@@ -41,8 +41,8 @@ def test_a_report_ends_with_what_was_found_and_what_to_open(
     lines = text.splitlines()
     assert lines[0].startswith("analyzing the cells")
     assert lines[-2:] == [
-        f"open in a browser: {folder / 'report.html'}",
-        f"every layer in a browser: .venv/bin/study dashboard {folder}",
+        f"# open in a browser: {folder / 'report.html'}",
+        f".venv/bin/study dashboard {folder}    # every layer, in a browser",
     ]
     unwrapped = re.sub(r"\n  ", " ", text)
     sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]
