@@ -60,6 +60,11 @@ def check_overrides(words: list[str]) -> None:
         parse(compose("config", first))
 
 
+def test_long_lines_of_code_are_not_cut() -> None:
+    style = (DOCS / "_static/site.css").read_text()
+    assert re.search(r"\.highlight pre \{[^}]*white-space: pre-wrap", style)
+
+
 def test_an_experiment_in_a_file_of_ones_own(tmp_path: Path) -> None:
     [text] = blocks(DOCS / "sweeps.md", "yaml")
     file = tmp_path / "experiment" / "ranks.yaml"
