@@ -152,14 +152,14 @@ def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:
 def print_tables(output: str, **tables: Any) -> None:
     """Print ``tables`` on stdout as ``output``, which is ``json`` or ``csv``.
 
-    JSON is one object with a key per table: a list of rows (for a frame), or any plain value. Its
-    numbers are finite: missing is null, and infinite numbers are the texts "inf" and "-inf". CSV
-    is the first table, which is a frame; missing is empty.
+    JSON is one object with a key per table: a list of rows (for a frame), or any plain value.
+    Missing is null, and infinite numbers are the texts "inf" and "-inf". CSV is the first table.
     """
     from study.dashboard.findings import json_value  # takes a second
 
     if output == "csv":
-        next(iter(tables.values())).to_csv(sys.stdout, index=False)
+        lines = next(iter(tables.values())).to_csv(index=False).strip().split("\n")
+        click.echo("\n".join(printable(line, sys.maxsize) for line in lines))
     else:
         click.echo(json.dumps(json_value(tables), indent=1))
 

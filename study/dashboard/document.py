@@ -14,7 +14,8 @@ import plotly
 from study.dashboard.overview import in_order, overview, prefixes
 from study.dashboard.studies import Study, read_studies
 from study.dashboard.values import Measured, Values
-from study.store import write_output
+from study.errors import StudyError
+from study.store import cell_folders, write_output
 
 PARTS = Path(__file__).parent / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data/plotly.min.js"
@@ -44,7 +45,7 @@ POLICY = (
 study contains markup. ``'self'`` or ``'none'`` is appended."""
 
 
-MOST_BYTES = 10_000_000
+MOST_BYTES, MOST_CELLS = 10_000_000, 1_000
 """Of an exported file."""
 
 
@@ -84,9 +85,11 @@ def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) ->
 
     Returns the numbers of quantities in it and in all. Quantities are added in the order of
     :func:`~study.dashboard.overview.in_order` until the file reaches ``most_bytes``. The first is
-    always included. Raises :class:`StudyError` if a folder holds no study, or if the file can't be
-    written.
+    always included.
     """
+    if (cells := sum(len(cell_folders(folder)) for folder in folders)) > MOST_CELLS:
+        few = f"name studies of at most {MOST_CELLS:,} cells, or leave --export out"
+        raise StudyError(f"{cells:,} cells are too many for one file: {few}")
     page = Page(read_studies(folders), live=False)
     bytes_left = most_bytes - len(whole_document(page, []).encode())
     values: list[str] = []

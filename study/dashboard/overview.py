@@ -204,13 +204,14 @@ def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
     """
     if metrics is None or name not in metrics:
         return {"step": [], "value": []}
-    rows = metrics.loc[metrics[name].notna(), ["step", name]]
+    values = metrics[name].to_numpy(float)
+    at = np.flatnonzero(~np.isnan(values))
     every = 1
-    while len(rows) > every * MOST_POINTS:
+    while len(at) > every * MOST_POINTS:
         every *= 2
-    rows = rows.iloc[np.union1d(np.arange(0, len(rows), every), np.arange(len(rows))[-1:])]
-    values = rows[name].astype(float).tolist()
-    return {"step": rows["step"].tolist(), "value": list(map(json_value, values))}
+    at = np.union1d(at[::every], at[-1:])
+    steps = metrics["step"].to_numpy()[at]
+    return {"step": steps.tolist(), "value": list(map(json_value, values[at].tolist()))}
 
 
 def _settings(cells: pd.DataFrame) -> list[str]:
@@ -248,7 +249,6 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGBA:
-    """The rule's hue, lightest at the highest rank, to be visible on a dark page."""
     if math.isinf(rank):
         return (1.0, 1.0, 1.0, 1.0)
     finite = [r for r in ranks if math.isfinite(r)]

@@ -11,6 +11,7 @@ import hmac
 import logging
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ MOST_CONNECTIONS = 48
 """The most connections. A browser keeps up to six. Further ones get a busy answer."""
 MOST_WAIT = 10.0
 """Seconds in which a connection must send a whole request."""
+KEY_BYTES = 32
 NOTHING_HERE = "Open the address that study dashboard printed: it ends with a token.\n"
 """The answer to a request without the token."""
 REFRESH_EVERY, TIMES_AS_LONG = 1.0, 10
@@ -67,8 +69,7 @@ def serve(
 ) -> None:
     """Serve the studies in ``folders`` until interrupted. Port 0 means any free port.
 
-    ``ready`` gets the address of the page. Raises :class:`StudyError` if a folder holds no study,
-    or if the address is not available.
+    ``ready`` gets the address of the page.
     """
     token = token_of(folders)
     app = application(folders, hosts_of(host), token, look_ahead)
@@ -95,10 +96,7 @@ def serve(
 
 
 def hosts_of(host: str) -> list[str]:
-    """The Host headers of requests to this address.
-
-    Another site could otherwise send a browser here under its own name (DNS rebinding).
-    """
+    """The Host headers of requests to this address, against DNS rebinding by other sites."""
     if host in LOCAL:
         return [*LOCAL]
     if host != EVERY_ADDRESS:
@@ -110,19 +108,27 @@ def hosts_of(host: str) -> list[str]:
 def token_of(folders: Sequence[Path]) -> str:
     """The secret part of the address of these studies.
 
-    It is the same at the next start, so that an open page continues. It is made from a random key
-    that only this user can read, if that key can be stored.
+    If a key that only this user can read can be stored, it is the same at the next start.
     """
-    key = secrets.token_bytes()
+    key = secrets.token_bytes(KEY_BYTES)
     path = platformdirs.user_state_path("study") / "dashboard-key"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.touch(0o600)
-            path.write_bytes(key)
+        if not _is_secret(path):
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                draft = Path(folder, "key")
+                draft.touch(0o600)
+                draft.write_bytes(key)
+                draft.replace(path)
         key = path.read_bytes()
     named = "\n".join(str(folder.resolve()) for folder in folders)
     return hmac.new(key, named.encode(), "sha256").hexdigest()[:40]
+
+
+def _is_secret(path: Path) -> bool:
+    """Whether a file has a whole key that only this user can read."""
+    about = path.stat() if path.exists() else None
+    return about is not None and about.st_size == KEY_BYTES and not about.st_mode & 0o077
 
 
 class _Impatient(H11Protocol):
@@ -152,10 +158,7 @@ def application(
     token: str,
     look_ahead: LookAhead = lambda study_dir: (0, None),
 ) -> Starlette:
-    """The ASGI application below ``/token/``, for requests whose Host header is in ``hosts``.
-
-    Raises :class:`StudyError` if a folder holds no study.
-    """
+    """The ASGI application below ``/token/``, for requests whose Host header is in ``hosts``."""
     watched = _Watched(folders, look_ahead)
     guards = [
         Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),

@@ -36,7 +36,7 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Study":
-        """Read and analyse a study. Raises :class:`StudyError` if the folder holds none."""
+        """Read and analyse a study."""
         every = load_cells(folder, with_unreadable=True)
         broken = every.loc[every["status"] == "unreadable"].set_index("cell_id")["error"]
         unreadable = {str(cell): printable(str(why), 1000) for cell, why in broken.items()}
@@ -60,8 +60,7 @@ class Study:
 
 
 def read_studies(folders: Sequence[Path]) -> list[Study]:
-    """The studies in ``folders``. Raises :class:`StudyError` if a folder holds none, or is given
-    twice."""
+    """The studies in ``folders``, each given once."""
     twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
     if twice:
         raise StudyError(f"{twice[0]} is given twice: give each study once")
@@ -80,10 +79,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def state_of(folders: Sequence[Path]) -> str:
-    """A hash of the names, sizes and times of the studies' files, which shows any change.
-
-    A change of rights counts, since it may make a file readable.
-    """
+    """A hash of the names, sizes and times (also of changes of rights) of the studies' files."""
     found = hashlib.sha256()
     for folder in folders:
         for path in sorted([*folder.glob("*"), *folder.glob("cells/*/*")]):

@@ -82,8 +82,7 @@ class Values:
         return list(found)
 
     def message(self, quantity: Measured) -> bytes:
-        """All values of ``quantity``: a header in JSON after its length in 4 bytes, then the packed
-        values of each cell."""
+        """A header in JSON after its length in 4 bytes, then the packed values of each cell."""
         blocks, parts = [], []
         for key, steps, values_SW, missing_SW in self._cells(quantity):
             scale, packed = pack_values(values_SW, missing_SW)
@@ -96,21 +95,27 @@ class Values:
     def _cells(self, quantity: Measured) -> Iterator[tuple[str, Any, Any, Any]]:
         """By cell: its key, its steps, a number per step and layer, and whether it is missing."""
         place_of = {layer.name: place for place, layer in enumerate(self.layers)}
-        found: dict[str, pd.DataFrame] = {}
+        found: dict[str, list[npt.NDArray[Any]]] = {}
         for prefix, table in self._probes.items():
             here = (table["site"] == quantity.site) & (table["batch"] == quantity.batch)
             rows = table[here] if quantity.stat in table else table.iloc[:0]
-            by_cell = rows.groupby("cell_id", observed=True, sort=False)
-            found |= {prefix + str(cell): part for cell, part in by_cell}
+            places = rows["layer"].map(place_of)
+            columns = [rows["step"], places, rows.get(quantity.stat, places), rows["nonfinite"]]
+            numbers = [column.to_numpy(float) for column in columns]
+            by_cell = rows.groupby("cell_id", observed=True, sort=False).indices
+            found |= {
+                prefix + str(cell): [column[at] for column in numbers]
+                for cell, at in by_cell.items()
+            }
         for key, steps in self.steps.items():
             shape = len(steps), len(self.layers)
             values_SW, missing_SW = np.full(shape, np.nan), np.ones(shape, bool)
             if key in found:
-                places = found[key]["layer"].astype(str).map(place_of)
-                at = np.searchsorted(steps, found[key]["step"]), places.to_numpy()
-                values_SW[at] = found[key][quantity.stat]
+                step, place, value, nonfinite = found[key]
+                at = np.searchsorted(steps, step), place.astype(int)
+                values_SW[at] = value
                 # A table holds NaN also for a statistic that was not measured.
-                missing_SW[at] = np.isnan(values_SW[at]) & ~(found[key]["nonfinite"] > 0)
+                missing_SW[at] = np.isnan(value) & ~(nonfinite > 0)
             yield key, steps, values_SW, missing_SW
 
 

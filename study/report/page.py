@@ -27,7 +27,6 @@ from study.report.caveats import caveats
 from study.report.expected import expected_section
 from study.report.provenance import Record, provenance_lines, records_of
 from study.report.text import (
-    MOST_OF_AN_ENTRY,
     anchor,
     bullets,
     distinct,
@@ -47,11 +46,13 @@ INCH = 120
 """Pixels of the page per inch of a figure. Labels of 8 points then look like 10 point text."""
 UNBROKEN = r"[−+]?\d\.\d+ \[[−+]?\d\.\d+, [−+]?\d\.\d+\]|\d %"
 """``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
-NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference")
-"""Markdown that the report's texts don't use. A name that contains it stays text."""
+LIVE = re.compile(r"<(?=[A-Za-z/!?])|(?<=\])[(\[:]")
+"""The characters that begin HTML, or make a link of brackets."""
+MOST_OF_A_TEXT = 20_000
+"""Characters of a name or a sentence."""
+# The columns of the summary in a notebook.
 SHOWN = ["optimizer", "rule", "curve", "quantity", "batch", "step"]
 SHOWN += ["estimate", "predicted", "verdict"]
-"""The columns of :func:`study.analysis.summary` in a notebook."""
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 PART = re.compile(
     r"^<details>\n<summary>(?P<summary>.+)</summary>\n\n(?P<details>(?s:.+?))\n\n</details>$"
@@ -60,6 +61,15 @@ PART = re.compile(
     re.MULTILINE,
 )
 """Parts of the Markdown that are not text: closed parts, pictures, and the line of contents."""
+
+
+class Written(str):
+    """Markdown of the report itself, whose names are :func:`inert`."""
+
+
+def inert(value: object) -> str:
+    """A text in Markdown: one line without HTML, links, pictures and control characters."""
+    return printable(LIVE.sub(lambda found: f"&#{ord(found[0])};", str(value)), MOST_OF_A_TEXT)
 
 
 def report_text(
@@ -78,18 +88,20 @@ def report_text(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Written) else inert(value),
     )
     page.globals |= {
-        "bullets": bullets,
+        "bullets": lambda lines: Written(bullets([*map(inert, lines)])),
         "contents": _contents,
         "count_noun": count_noun,
         "most_caveats": MOST_CAVEATS,
-        "table": table_of,
+        "table": lambda rows: Written(table_of([{h: inert(row[h]) for h in row} for row in rows])),
         "tested": TESTED,
+        "written": Written,
     }
     expected = expected_section(tables, records, late)
     text = page.get_template("report.jinja").render(
-        name=printable(name),
+        name=name,
         overview=_overview(tables),
         answer=[*expected.get("primary", []), *answer(tables)],
         caveats=caveats(tables, records),
@@ -107,9 +119,9 @@ def report_text(
     return minus(re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n"
 
 
-def _contents(text: str) -> str:
+def _contents(text: str) -> Written:
     """A line of links to the sections of ``text``."""
-    return " · ".join(f"[{title}](#{anchor(title)})" for title in HEADING.findall(text))
+    return Written(" · ".join(f"[{title}](#{anchor(title)})" for title in HEADING.findall(text)))
 
 
 def _overview(tables: StudyTables) -> str:
@@ -130,8 +142,8 @@ def draw_figures(
 ) -> Iterator[Path]:
     """Draw every figure into ``plots``, as PNG and PDF. Yields the path of each file.
 
-    ``left_out`` gets a line for each figure without data; by default that is a warning. Deletes
-    figures of an earlier call that have no data now.
+    ``left_out`` gets a line for each figure without data, by default as a warning. Deletes figures
+    of an earlier call that have no data now.
     """
     drawn = set()
     for name, figure in draw_all(tables, left_out) if left_out else draw_all(tables):
@@ -147,8 +159,7 @@ def write_report(
 ) -> list[Path]:
     """Draw the figures into ``plots``, and write ``report.md`` and ``report.html`` into ``to``.
 
-    Returns the paths of the two. ``to`` is ``study_dir`` by default. ``tables``: of
-    :func:`study.analysis.load_tables`. Raises :class:`StudyError` if a file can't be written.
+    Returns the paths of the two. ``to`` is ``study_dir`` by default.
     """
     folder = study_dir if to is None else to
     drawn = draw_figures(tables, plots, left_out=lambda line: None)
@@ -195,19 +206,18 @@ def report_of(
     return report_text(study_dir.resolve().name, tables, records, pictures, late)
 
 
-def picture(caption: str, path: Path, folder: Path) -> str:
+def picture(caption: str, path: Path, folder: Path) -> Written:
     """A picture with its caption below, in a text that lies in ``folder``."""
     source = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    return f"![{caption}]({quote(source)})\n\n{caption}"
+    return Written(f"![{caption}]({quote(source)})\n\n{caption}")
 
 
 def as_html(text: str, title: str, folder: Path) -> str:
     """The report as a whole HTML page, with its pictures embedded. ``folder``: where it will lie.
 
-    It embeds only its pictures and links only to its sections. Names in the texts can't become
-    markup, because HTML, links and pictures in them are not parsed.
+    It embeds only its pictures and links only to its sections.
     """
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(list(NOT_OURS))
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def markdown(text: str) -> str:
         page = re.sub(UNBROKEN, lambda found: found[0].replace(" ", "\u00a0"), reader.render(text))
@@ -241,8 +251,7 @@ class Study(StudyTables):
 
     def _repr_html_(self) -> str:
         """The sentences of the answer, and the exponents to read first."""
-        lines = bullets([printable(line, MOST_OF_AN_ENTRY) for line in answer(self)])
-        found = MarkdownIt("commonmark", {"html": False}).render(lines)
+        found = MarkdownIt("commonmark").render(bullets([*map(inert, answer(self))]))
         rows = summary(self.exponents) if len(self.exponents) else pd.DataFrame(columns=SHOWN)
         name = escape(printable(self.folder.resolve().name))
         return f"<h3>{name}</h3>{found}{rows[SHOWN].to_html(index=False, na_rep='')}"
@@ -250,8 +259,7 @@ class Study(StudyTables):
     def report(self, to: str | os.PathLike[str] | None = None) -> Path:
         """Write ``report.md``, ``report.html`` and the figures, as ``study report`` does.
 
-        ``to``: a folder instead of the study's. Returns the path of the page. Raises
-        :class:`StudyError` if a file can't be written.
+        ``to``: a folder instead of the study's. Returns the path of the page.
         """
         plots = plots_folder(self.folder) if to is None else Path(to) / "figures"
         _, page = write_report(self.folder, self, plots, None if to is None else Path(to))

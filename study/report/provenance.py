@@ -18,7 +18,7 @@ HASH_DIGITS = 12
 
 
 def records_of(study_dir: Path, tables: StudyTables) -> list[dict[str, Any]]:
-    """The record of every cell; ``unreadable``, with an ``error``, if it is not in ``tables``."""
+    """The record of every cell; ``unreadable`` if it is not in ``tables``."""
     used = set(tables.cells["cell_id"].astype(str))
     found = []
     for folder in cell_folders(study_dir):

@@ -16,8 +16,7 @@ from study.vocabulary.scaling import POWER, RULES, rule_formula, rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
-MOST_OF_AN_ENTRY = 2000
-"""Characters of an entry of a table."""
+MOST_OF_AN_ENTRY = 2000  # characters of a table
 MOST_NAMED = 6
 """Groups of cells that a sentence names before it counts the others."""
 setting = setting_text

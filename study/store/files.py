@@ -167,10 +167,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_output(path: Path, content: str | bytes) -> None:
-    """Write a file that a user asked for, and its folder if that is missing.
-
-    Raises :class:`StudyError` for a folder or a device, which an atomic write would replace.
-    """
+    """Write a file that a user asked for, and its folder if that is missing."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device"
         raise StudyError(f"can't write {path}: it is {kind}; give the path of a file")

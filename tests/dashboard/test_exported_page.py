@@ -15,7 +15,6 @@ import pytest
 import study
 from study.analysis import load_tables
 from study.dashboard.document import PARTS, SCRIPTS, export
-from study.vocabulary.verdicts import glossary
 
 from .conftest import LAYER, Opener, Watched, begin_cell, one_step, written
 
@@ -269,30 +268,6 @@ def test_charts_can_be_downloaded(exported: Watched, tmp_path: Path) -> None:
     assert rows("cells") == 20
 
 
-def test_back_returns_to_the_view_before(offline: Watched, file: Path) -> None:
-    page = offline.open(file.as_uri())
-    for tab in ("losses", "gradients"):
-        page.locator(f"#tabs [data-tab={tab}]").click()
-        page.evaluate("rendering")
-    assert page.locator("#loss-title").inner_text() == "Gradient norm at every step"
-    assert not page.locator("#rank-loss-panel").is_visible()
-    for tab in ("losses", "findings"):
-        page.go_back()
-        offline.until(f"document.body.dataset.tab === '{tab}'")
-    assert offline.errors == []
-
-
-def test_a_diverged_cell_says_its_rate_and_step_and_has_a_cross(exported: Watched) -> None:
-    page = exported.show("tab=cells")
-    notes = page.locator("#cells tbody tr", has_text="diverged").all_inner_texts()
-    assert len(notes) == 2
-    assert all("lr 1e+30: not finite at step" in note for note in notes)
-    # At this rate no rank has a loss, so the rates are read together with those of others.
-    lost = page.evaluate("page.overview.losses.runs.filter(r => r.loss === null).map(r => r.note)")
-    assert len(lost) == 2
-    assert all(note.startswith("not finite at step") for note in lost)
-
-
 # ---- how it looks
 
 TEXTS = """() => [...document.querySelectorAll('.chart')].flatMap(chart => {
@@ -324,18 +299,6 @@ def test_it_fits_the_screen_light_and_dark(
         assert page.evaluate(TEXTS) == [], tab
     watched.show("tab=losses")
     assert page.evaluate(IN_VIEW, ["loss", "rank-loss", "rate-loss"]) == []
-
-
-def test_words_are_explained_on_hover_and_on_focus(exported: Watched) -> None:
-    words = glossary()
-    page = exported.show("tab=layers")
-    page.mouse.move(0, 0)
-    page.hover("#choices [data-term=stat] >> nth=0")
-    assert page.locator("#tip").inner_text() == words["stat"]
-    page.focus("#rules [data-term=rule]")
-    assert page.locator("#tip").inner_text() == words["rule"]
-    html = (PARTS / "page.html").read_text()
-    assert set(re.findall(r'data-term="([^"]+)"', html)) <= set(words)
 
 
 # ---- unusual studies

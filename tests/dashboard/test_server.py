@@ -1,7 +1,9 @@
 """The server over HTTP: who gets an answer, how long a client may wait, and what it costs."""
 
+import hmac
 import http.client
 import json
+import os
 import shutil
 import socket
 import time
@@ -47,6 +49,26 @@ def test_only_the_whole_address_shows_the_study(servers: Servers, trained: Path)
     assert again == address, "an open page goes on"
     [key] = servers.state.rglob("dashboard-key")
     assert key.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("size", "mode"), [(0, 0o600), (31, 0o600), (32, 0o644)])
+def test_a_key_that_is_short_or_open_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, mode: int
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path, bad = tmp_path / "study/dashboard-key", bytes(size)
+    path.parent.mkdir()
+    path.write_bytes(bad)
+    path.chmod(mode)
+    token = server.token_of([tmp_path])
+    assert token != hmac.new(bad, str(tmp_path.resolve()).encode(), "sha256").hexdigest()[:40]
+    assert (path.stat().st_size, path.stat().st_mode & 0o777) == (32, 0o600)
+    assert os.listdir(path.parent) == [path.name]
+    assert server.token_of([tmp_path]) == token
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("no key can be stored")
+    assert server.token_of([tmp_path]) != server.token_of([tmp_path])
 
 
 def test_other_names_of_the_machine_are_refused(servers: Servers, trained: Path) -> None:

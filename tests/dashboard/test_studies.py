@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from study import cli
+from study.dashboard import document
 from study.dashboard.document import Page, export
 from study.dashboard.server import application
 from study.dashboard.studies import names_of, read_studies
@@ -36,6 +37,15 @@ def of_slope(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) ->
 def pair(tmp_path: Path) -> list[Path]:
     """Two studies that share their cell ids."""
     return [of_slope(tmp_path / "first", -0.5), of_slope(tmp_path / "second", 0.0, (4, 8, 32))]
+
+
+def test_too_many_cells_for_a_file_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_slope(tmp_path / "s", 0.5, ranks=(4,))
+    monkeypatch.setattr(document, "MOST_CELLS", 2)
+    with pytest.raises(StudyError, match="3 cells are too many for one file: name studies of at"):
+        export([tmp_path / "s"], tmp_path / "page.html")
 
 
 def test_one_study_at_a_time_and_a_table_of_all(offline: Watched, pair: list[Path]) -> None:

@@ -50,10 +50,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda study: (study / "cells/ended/record.json").unlink(),
         "cells/ended: record.json is missing",
     ),
-    "no record of rows": (
-        lambda study: (study / "cells/stopped/record.json").unlink(),
-        "cells/stopped: record.json is missing",
-    ),
     "a configuration": (
         lambda study: flip(study / "cells/ended/config.yaml"),
         "cells/ended: config.yaml is damaged: its size or hash",
