@@ -32,7 +32,7 @@ from study.store.archive import FILES, check_study, write_archive
 from tests.faults.instrument import Instrument, Plan
 from tests.store.small_cells import flip
 
-TABLES = ("metrics", "probes", "truncations", "exponents", "stable", "rates", "losses")
+TABLES = ("metrics", "probes", "truncations", "examples", "exponents", "stable", "rates", "losses")
 
 
 def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
@@ -41,7 +41,7 @@ def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
 
     small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
     small += ["data.heldout=6", "train.steps=2", "train.batch_size=2", "probes.truncations=[1]"]
-    small += ["tracker=none", "adapter.rank=2,8"]
+    small += ["train.example_losses=true", "tracker=none", "adapter.rank=2,8"]
     app.main(["-m", "name=mine", f"results_dir={results}", *small, *overrides])
 
 
@@ -193,7 +193,7 @@ def test_a_kill_at_any_file_call_leaves_the_old_or_the_new_archive(
         assert [*check_study(to)] == []
         found.append(states.index(seen(to)))
         assert write_archive(new, to) == []
-        assert sorted(os.listdir(to)) == sorted(name for name in FILES if "trunc" not in name)
+        assert sorted(os.listdir(to)) == ["cells.parquet", "metrics.parquet", "probes.parquet"]
         assert seen(to) == states[1]
     assert found == sorted(found)
     assert set(found) == {0, 1}
