@@ -156,7 +156,7 @@ def bf16_sizes() -> dict[str, float]:
 def facts() -> dict[str, float]:
     """The numbers of ``study advise --symptom``: SmolLM2, means over seeds."""
     swept = load_measured(RESULTS / "paper_learning_rate")
-    ends = final_losses(swept.cells, swept.metrics, swept.probes)
+    ends = final_losses(swept.cells, swept.metrics)
     losses = ends[ends["rank"] == 256].groupby(["scaling", "lr"])["loss"].mean()
     base = float(swept.metrics.loc[swept.metrics["step"] == 0, "eval_loss"].mean())
     slow, high, lost_lr = float(losses["lora"].index.min()), 3e-3, 2e-5

@@ -17,16 +17,25 @@ import pandas as pd
 import yaml
 
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
+from docs.evidence import measured_in
 from study.analysis.expectations import Compared, compare
 from study.analysis.power import MOST_SEEDS, need_of_primary
 from study.analysis.primary import Answer
 from study.analysis.wording import COMMON, interval_text
-from study.config.expectations import LOSS_GAP, NOT_MEASURED, Entry, Expectation, read_entries
+from study.config.expectations import (
+    FACTOR,
+    LOSS_GAP,
+    NOT_MEASURED,
+    Entry,
+    Expectation,
+    read_entries,
+)
 from study.errors import count_noun
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import (
     compared_row,
+    counts_apart,
     expected_text,
     held_expectations,
     measured_text,
@@ -39,7 +48,7 @@ from study.report.text import bullets, distinct, joined, minus, number_list, tab
 from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
-from study.vocabulary.scaling import named_rule, rule_label
+from study.vocabulary.scaling import RULES, named_rule, rule_label
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
@@ -58,6 +67,11 @@ SAID = ("holds", "**fails**", "open")
 """The columns of :func:`claims`."""
 ALIKE = {UNCLEAR: "open", ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
 """The verdicts that say the same of every claim."""
+KINDS = {
+    True: "Identities (first steps: they follow from B = 0, a random A and measured alignments)",
+    False: "Predictions about training",
+}
+"""By :attr:`study.config.expectations.Expectation.is_identity`."""
 SECOND_MODEL = "_gemma3"
 """The end of the names of studies that repeat one of SmolLM2 on Gemma 3."""
 MOST_SENTENCES = 5
@@ -117,8 +131,10 @@ def ran(study: str) -> str:
 
 
 def _span(cells: pd.DataFrame) -> str:
-    low, high = cells["rank"].min(), cells["rank"].max()
-    return f"ranks {low:g} to {high:g}" if high > low else f"rank {low:g}"
+    """``ranks 4 to 256``; ``ranks 4 and 256`` if there are no others."""
+    low, *others = sorted(set(cells["rank"]))
+    between = "and" if len(others) == 1 else "to"
+    return f"ranks {low:g} {between} {others[-1]:g}" if others else f"rank {low:g}"
 
 
 def _fields(fields: Sequence[str]) -> dict[str, Any]:
@@ -134,7 +150,7 @@ def claims() -> str:
             words = Counter(word for _, word in tested(test))
             for word, count in words.items():
                 some = f" ({count} of {words.total()})" if len(words) > 1 else ""
-                regimes[word if word in SAID else "open"].append(test["regime"] + some)
+                regimes[word if word in SAID else "open"].append(regime_of(test) + some)
         body.append([claim["claim"], claim["by"], *map(_merged, regimes.values())])
     return table(["claim", "by", *SAID], body)
 
@@ -168,6 +184,13 @@ def tested(test: Mapping[str, Any]) -> list[tuple[Compared, str]]:
     return [(row, _word(test.get("reads", "holds"), row)) for row in rows]
 
 
+def regime_of(test: Mapping[str, Any]) -> str:
+    """``SmolLM2, SGD, 1 step, identity``: the last word if the test is about identities alone."""
+    rows = tested(test)
+    is_identity = bool(rows) and all(row.expectation.is_identity for row, _ in rows)
+    return test["regime"] + (", identity" if is_identity else "")
+
+
 def entries_of(test: Mapping[str, Any]) -> list[str]:
     """The regime of a test, what was expected and measured, and what that says of the claim."""
     found, note = tested(test), ", not stated beforehand" if "unstated" in test else ""
@@ -177,7 +200,7 @@ def entries_of(test: Mapping[str, Any]) -> list[str]:
     words = Counter(word for _, word in found)
     verdict = [f"{word}: {n}" if several else word for word, n in words.items()]
     return [
-        f"{test['regime']} ({_link(test['study'])})",
+        f"{regime_of(test)} ({_link(test['study'])})",
         "; ".join(expected),
         "; ".join(filter(None, texts)),
         ", ".join(verdict) or NOT_MEASURED,
@@ -190,9 +213,15 @@ def unstated(**fields: Any) -> Expectation:
     A factor by which a quantity changes over the ranks is 1 to a factor of 1.5, as for the verdict
     *stable*; a loss changes by less than 0.05 nats.
     """
-    predicted, tolerance = (0, 0.05) if fields["what"] == LOSS_GAP else (1, STABLE_RATIO)
+    predicted, tolerance = (1, STABLE_RATIO) if fields["what"] == FACTOR else (0, 0.05)
     said = {"step": "last", "source": "", "refuted_by": ""}
-    return Expectation(predicted=predicted, tolerance=tolerance, **said, **fields)
+    return Expectation(predicted=predicted, tolerance=tolerance, **said | fields)
+
+
+def seen(study: str, *fields: str) -> str:
+    """The measured values of a comparison that no experiment stated."""
+    found = compare([unstated(**_fields(fields))], study_tables(study))
+    return minus(distinct(map(measured_text, found)))
 
 
 def _word(reads: str, row: Compared) -> str:
@@ -221,9 +250,9 @@ def study_block(name: str) -> str:
     text = f"{study['asks']} {ran[:1].upper()}{ran[1:]}. {size}, {hours}."
     if rows := compared(name):
         number = count_noun(len(rows), "comparison")
-        text += f" Of {number} with what was expected, one by one: {verdict_counts(rows)}."
+        text += f" {number[0].upper()}{number[1:]} with what was expected: {counts_apart(rows)}."
     plots = f"../../{PLOTS.relative_to(ROOT)}/{name}"
-    answers = [primary_text(*found) for found in primaries(name)]
+    answers = [f"{primary_text(*found)} {study.get('aside', '')}" for found in primaries(name)]
     parts = [*answers, text, f"![{study['title']}]({plots}/{study['figures'][0]}.png)"]
     if study.get("sentences"):
         parts.append(bullets(what_was_found(tables)[:MOST_SENTENCES]))
@@ -256,6 +285,18 @@ def by_setting(study: str) -> str:
     return minus(table_of([{"setting": setting, **heads, **cells} for setting, cells in found]))
 
 
+def lost_by_step(study: str) -> str:
+    """The share of the output that two products lose, median over layers and seeds, by step."""
+    rows = pd.concat(measured_in(study, "adapter_out", step) for step in (1, 10, 40))
+    usual = rows[rows["contraction"] == "factored"].astype({"scaling": str})
+    shares = usual.groupby(["scaling", "lr", "rank", "step"])["swallowed"].median().unstack()
+    body = [
+        [RULES[rule].label, f"{lr:g}", f"{rank:g}", *(f"{100 * share:.0f} %" for share in row)]
+        for (rule, lr, rank), row in zip(shares.index, shares.to_numpy(), strict=True)
+    ]
+    return table(["rule", "lr", "rank", *(f"step {step}" for step in shares)], body)
+
+
 def failed() -> str:
     """Every expectation that was shown to be wrong."""
     heads = ["study", "optimizer, rule", "quantity", "what", "step", "expected", "measured"]
@@ -269,50 +310,60 @@ def failed() -> str:
 
 
 def decided() -> str:
-    """How many primary tests and single expectations were decided."""
+    """How many identities and predictions were decided, alone and in primary tests."""
     answers = [found for name in STUDIES for found, _ in primaries(name)]
     singles = [row for name in STUDIES for row in compared(name)]
-    return bullets(
-        [
-            f"Primary tests, one a study: {verdict_counts(answers)}",
-            f"Single expectations: {verdict_counts(singles)}",
-        ]
-    )
+    lines = []
+    for is_identity, name in KINDS.items():
+        own = [row for row in singles if row.expectation.is_identity == is_identity]
+        joint = [found for found in answers if found.is_identity == is_identity]
+        tests = f"Primary tests, one a study: {verdict_counts(joint)}."
+        lines.append(f"**{name}**: {verdict_counts(own)}. {tests}")
+    return bullets(lines)
 
 
 def undecided() -> str:
-    """What would decide each unclear primary test, if the truth is as measured."""
-    heads = ["study", "intercept", "slope", "tolerance", "seeds here", "seeds needed", "hours"]
+    """What would decide each unclear primary test, if the truth is as measured. No number of seeds
+    does if the tolerance is below the one that the grid of rates allows."""
+    heads = ["study", "intercept", "slope", "tolerance", "the grid allows", "seeds here"]
     body = []
     for name in STUDIES:
         for found in (one for one, _ in primaries(name) if one.verdict == UNCLEAR):
-            need = need_of_primary(found).as_pilot
+            need, tolerance = need_of_primary(found), f"{found.primary.tolerance:g}"
             hours = total_seconds(study_tables(name).cells, records(name)) / 3600 / found.seeds
             ends = (found.interval(0), found.interval(1))
             row = [interval_text(*end, places=3) if end[0] == end[0] else "" for end in ends]
-            cost = [f"{need:.0f}", f"{need * hours:.1f}"] if need > 0 else [f"> {MOST_SEEDS}", ""]
-            row += [f"{found.primary.tolerance:g}", str(found.seeds), *cost]
-            body.append([_link(name), *row])
-    return minus(table(heads, body))
+            here = need.as_pilot, need.as_pilot * hours
+            cost = [f"{here[0]:.0f}", f"{here[1]:.1f}"] if here[0] > 0 else [f"> {MOST_SEEDS}", ""]
+            row += [tolerance, f"{need.least:.2g}" if need.least else "", str(found.seeds)]
+            body.append([_link(name), *row, *(["none", ""] if need.is_hopeless else cost)])
+    return minus(table([*heads, "seeds needed", "hours"], body))
 
 
 def studies() -> str:
     """A row per study: its question, size, what was found, and where it ran."""
-    heads = ["study", "question", "primary test", "single expectations", "cells", "time", "ran on"]
+    heads = ["study", "question", "primary test", "identities", "predictions", "cells", "time"]
     body, whole, cells = [], 0.0, 0
     for name, study in STUDIES.items():
         tables, found = study_tables(name), records(name)
         seconds = total_seconds(tables.cells, found)
         whole, cells = whole + seconds, cells + len(tables.cells)
-        primary = ", ".join(answer.verdict for answer, _ in primaries(name)) or NOT_MEASURED
-        singles = verdict_counts(compared(name))
+        about = ", beside the question" if "aside" in study else ""
+        primary = ", ".join(
+            answer.verdict + (f" (identities{about})" if answer.is_identity else "")
+            for answer, _ in primaries(name)
+        )
+        singles = [
+            verdict_counts([r for r in compared(name) if r.expectation.is_identity == kind])
+            for kind in KINDS
+        ]
         devices = [f"{r['device_name']}, {count_noun(r['threads'], 'thread')}" for r in found]
         commits = distinct(f"`{record['git']['commit'][:7]}`" for record in found)
         ran = f"{distinct(devices)}; {commits}"
         size = [str(len(tables.cells)), _time(seconds)]
-        body.append([_link(name), study["asks"], primary, singles, *size, ran])
-    body.append(["all", "", "", "", str(cells), _time(whole), ""])
-    return table(heads, body)
+        body.append([_link(name), study["asks"], primary or NOT_MEASURED, *singles, *size, ran])
+    body.append(["all", *[""] * 4, str(cells), _time(whole), ""])
+    return table([*heads, "ran on"], body)
 
 
 @cache
@@ -430,13 +481,15 @@ def held(study: str) -> pd.DataFrame:
 
 BLOCKS: dict[str, Block] = {
     "measured": measured,
+    "seen": seen,
     "ran": ran,
     "claims": claims,
     "tests": tests,
     "coverage": coverage,
     "by-setting": by_setting,
-    "singles": lambda study: verdict_counts(compared(study)),
+    "singles": lambda study: counts_apart(compared(study)),
     "failed": failed,
+    "lost-by-step": lost_by_step,
     "decided": decided,
     "undecided": undecided,
     "studies": studies,

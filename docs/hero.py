@@ -6,12 +6,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from docs.blocks import study_tables
+from docs.evidence import measured_in
+from docs.external import exponents
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Rule
 from study.report.text import minus
+from study.vocabulary.quantities import MODEL_WIDE
 from study.vocabulary.scaling import formula, rule_label
 
 STUDY = "paper_learning_rate"
@@ -19,16 +22,16 @@ SAME = 1.25
 """A factor of the rate that a tuner does not see."""
 
 
-def best_rates(scaling: str) -> "pd.Series[float]":
+def best_rates(scaling: str, study: str = STUDY) -> "pd.Series[float]":
     """By rank, the geometric mean over seeds of the best rate under a rule."""
-    rates = study_tables(STUDY).rates
+    rates = study_tables(study).rates
     own = rates[rates["scaling"] == scaling]
     return np.exp(np.log(own["best_lr"]).groupby(own["rank"]).mean())
 
 
-def rate_change(scaling: str) -> str:
+def rate_change(scaling: str, study: str = STUDY) -> str:
     """``3.6 times lower``: how the best rate changes from the lowest to the highest rank."""
-    best = best_rates(scaling)
+    best = best_rates(scaling, study)
     factor = best.iloc[-1] / best.iloc[0]
     if 1 / SAME < factor < SAME:
         return "the same"
@@ -36,11 +39,30 @@ def rate_change(scaling: str) -> str:
 
 
 def best_gap(scaling: str, study: str = STUDY, steps: str = "20") -> str:
-    """The loss of the highest rank less that of the lowest, each at its best rate, over seeds."""
-    own = study_tables(study).rates.query(f"scaling == '{scaling}' and steps == {steps}")
-    of_rank = own.pivot(index="seed", columns="rank")["best_loss"]
+    """The loss of the highest rank less that of the lowest, each at the rate of its lowest mean."""
+    where = f"how == 'best' and scaling == '{scaling}' and steps == {steps}"
+    own = study_tables(study).losses.query(where)
+    of_rank = own.pivot(index="seed", columns="rank", values="loss")
     gap = of_rank.iloc[:, -1] - of_rank.iloc[:, 0]
     return minus(interval_text(*mean_interval(gap), places=3))
+
+
+def below_best(lr: str, study: str = STUDY) -> str:
+    """``65``: how many times LoRA's best rate at the highest rank is as high as a rate."""
+    return f"{best_rates('lora', study).iloc[-1] / float(lr):.0f}"
+
+
+def others() -> str:
+    """The exponent of the best rate at p = 1 in a published sweep: the mean over its models."""
+    return minus(interval_text(*mean_interval(exponents()["exponent"])))
+
+
+def norm_ratio(rank: str, step: str) -> str:
+    """How many times as large rsLoRA's gradient norm is as LoRA's under AdamW, mean over seeds."""
+    norms = measured_in("theorem_over_training", "adapter_grad", int(step))
+    here = norms.query(f"layer == '{MODEL_WIDE}' and rank == {rank} and lr == 1e-4")
+    mean = here.groupby(here["scaling"].astype(str))["norm"].mean()
+    return f"{mean['rslora'] / mean['lora']:.1f}"
 
 
 @style.paper()

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
-from docs import advice, bench, evidence, external, findings, hero, learned, quick
+from docs import advice, bench, evidence, external, findings, hero, quick
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, rewrite, study_tables, table
 from study.figures import FIGURES, draw_all, save
 from study.report import report_of
@@ -26,12 +26,12 @@ BLOCKS: dict[str, Block] = {
     **bench.BLOCKS,
     **findings.BLOCKS,
     **advice.BLOCKS,
-    "learned": learned.learned,
-    "learning": learned.learning,
-    "lost-by-step": learned.lost_by_step,
     "external": external.external,
     "rate-change": hero.rate_change,
     "best-gap": hero.best_gap,
+    "below-best": hero.below_best,
+    "others": hero.others,
+    "norm-ratio": hero.norm_ratio,
 }
 
 

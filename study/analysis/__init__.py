@@ -93,5 +93,5 @@ def analyze(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) ->
         exponents=with_verdicts(predicted),
         stable=pd.concat(stable, ignore_index=True) if stable else pd.DataFrame(),
         rates=best_rates(cells, metrics, probes),
-        losses=compared_losses(cells, metrics, probes),
+        losses=compared_losses(cells, metrics),
     )

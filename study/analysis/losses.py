@@ -48,33 +48,26 @@ class Tried(NamedTuple):
     edge: str
 
 
-def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
+def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per finished cell of finite rank:
 
     - ``setting``: a number; cells of one setting differ in rule, rank, seed, learning rate and
       alpha only;
     - the columns of the curve, ``rank``, ``seed``, ``gamma``;
-    - ``loss``: the last held-out loss after the first step, in nats per token;
-    - ``parameters``: the number of parameters of the adapters;
-    - ``flops``: their cost per trained token (factored form, ``6 R (D + O)`` a layer). Both are NaN
-      if the probes do not record the sizes of the layers.
+    - ``loss``: the last held-out loss after the first step, in nats per token.
     """
     cells = _finished(cells)
     labels = curve_labels(cells)
     ids = cells["cell_id"].astype(str)
     broken = cells["status"].isin(BROKEN)
     loss = ids.map(_ends(metrics, "eval_loss")["last"]).astype(float).where(~broken)
-    rank = cells["rank"].to_numpy(float)
-    parameters = rank * ids.map(fans(probes)).astype(float)
     table = labels.assign(
         cell_id=ids,
         setting=numbered(labels, [str(name) for name in labels if name not in NOT_A_SETTING]),
-        rank=rank,
+        rank=cells["rank"].to_numpy(float),
         seed=seed_numbers(cells),
         gamma=cells["gamma"].to_numpy(float),
         loss=loss,
-        parameters=parameters,
-        flops=6 * parameters,
     )
     return table[np.isfinite(loss) | broken].reset_index(drop=True)
 
@@ -221,16 +214,14 @@ REFERENCE_P = 0.5
 """The rule whose steps the others are matched to: rsLoRA's."""
 
 
-def compared_losses(
-    cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
-) -> pd.DataFrame:
+def compared_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """Final held-out losses in the three comparisons.
 
     Columns: ``how`` (``fixed``, ``best`` or ``matched``), those of the curve, ``rank``, ``seed``,
-    ``lr``, ``alpha``, ``loss`` (NaN if the run diverged), ``edge``, ``parameters``, ``flops`` (per
-    trained token). In ``matched``, ``lr`` and ``alpha`` are those of the rsLoRA run.
+    ``lr``, ``alpha``, ``loss`` (NaN if the run diverged), ``edge``. In ``matched``, ``lr`` and
+    ``alpha`` are those of the rsLoRA run.
     """
-    ends = final_losses(cells, metrics, probes)
+    ends = final_losses(cells, metrics)
     parts = []
     for _, setting in ends.groupby("setting", sort=False):
         fixed = setting[setting["lr"] == fixed_rate(setting)].assign(how="fixed", edge="")

@@ -23,6 +23,8 @@ POWER = 0.8
 """The probability of a decision that a number of seeds must have."""
 MOST_SEEDS = 50
 """Numbers of seeds that are considered."""
+OF_GRID = NORMAL + float(stats.norm.ppf((1 + POWER) / 2))
+"""Without any scatter of seeds, the tolerance that :data:`POWER` needs, in standard errors."""
 QUANTILES = (np.arange(400) + 0.5) / 400
 
 
@@ -65,7 +67,9 @@ class Need:
     - ``off``: measured minus expected. ``sd``: of a seed. For the primary test, of its
       intercept or slope, whichever scatters more;
     - ``if_exact``: the seeds that show agreement if theory is exact. ``as_pilot``: the seeds that
-      decide if the truth is as in the pilot. NaN: more than :data:`MOST_SEEDS`.
+      decide if the truth is as in the pilot. NaN: more than :data:`MOST_SEEDS`;
+    - ``least``: the lowest tolerance within which any number of seeds shows that an exact theory
+      agrees. All seeds share the grid of rates and its error.
     """
 
     row: Compared | None
@@ -74,6 +78,12 @@ class Need:
     tolerance: float
     if_exact: float
     as_pilot: float
+    least: float
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the error of the grid alone is too large for the tolerance."""
+        return self.tolerance < self.least
 
 
 def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
@@ -104,7 +114,10 @@ def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
     found = [answer(one, entries, tables) for one in entries if isinstance(one, Primary)]
     joint = [need_of_primary(one) for one in found if one and one.seeds >= SEEDS_FOR_VERDICT]
     both = zip(rows, by_row(True), by_row(False), strict=True)
-    single = [Need(row, row.off, row.sd, row.margin, *seeds) for row, *seeds in both]
+    single = [
+        Need(row, row.off, row.sd, row.margin, exact, here, OF_GRID * row.grid)
+        for row, exact, here in both
+    ]
     return [*joint, *single]
 
 
@@ -129,4 +142,4 @@ def need_of_primary(found: Answer) -> Need:
     worst = max(parts, key=lambda k: sd[k])
     numbers = float(off[worst]), float(sd[worst]), tolerance
     seeds = seeds_for(lambda n: power(n, True)), seeds_for(lambda n: power(n, False))
-    return Need(None, *numbers, *seeds)
+    return Need(None, *numbers, *seeds, least=OF_GRID * float(found.se_grid_2.max()))

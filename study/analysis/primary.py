@@ -36,7 +36,8 @@ class Answer:
       predicted value. ``se_grid_2``: the part of their errors that seeds share;
     - ``squares_S``: the square of the deviation from theory, a pseudo-value for each seed.
       ``se_grid_square``: the part of its error that seeds share;
-    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`.
+    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`;
+    - ``is_identity``: whether all of its rows are identities of the first steps.
     """
 
     primary: Primary
@@ -48,6 +49,7 @@ class Answer:
     squares_S: Floats
     se_grid_square: float
     verdict: str
+    is_identity: bool = False
 
     @property
     def seeds(self) -> int:
@@ -88,13 +90,15 @@ def answer(primary: Primary, entries: Sequence[Entry], tables: StudyTables) -> A
     ]
     has = np.isfinite(measured_SN).any(axis=0)  # a row may need several seeds
     predicted, rival, grid = np.array(of_row)[has].T
-    return judged(primary, predicted, rival, measured_SN[:, has], grid)
+    found = judged(primary, predicted, rival, measured_SN[:, has], grid)
+    return replace(found, is_identity=all(row.is_identity for row in rows))
 
 
 def judged(
     primary: Primary, predicted: Floats, rival: Floats, measured_SN: Floats, grid: Floats
 ) -> Answer:
     """The result for these exponents. ``grid``: standard errors that all seeds share, ``[N]``."""
+    alone = ONE_SEED if len(measured_SN) == 1 else UNCLEAR
     measured_SN = measured_SN[np.isfinite(measured_SN).sum(axis=1) > 1]
     lines = np.array([line(predicted, own, grid) for own in measured_SN]).reshape(-1, 2, 2)
     mean = np.nanmean(measured_SN - predicted, axis=0)
@@ -111,7 +115,7 @@ def judged(
         verdict=UNCLEAR,
     )
     if found.seeds < SEEDS_FOR_VERDICT:
-        return replace(found, verdict=ONE_SEED if found.seeds == 1 else UNCLEAR)
+        return replace(found, verdict=alone)
     df = found.seeds - 1
     p_agrees, p_differs = [], []
     square, low, _ = mean_interval(found.squares_S)

@@ -39,7 +39,7 @@ QUANTILE = 0.75
 half-parabola is 3 to 20 times as steep as the other."""
 NOT_OF_A_RULE = (
     *("rank", "seed", "best_lr", "best_loss", "edge", "tried", "grid_step", "grid_sd"),
-    *("rho", OUTPUT, "parameters", "flops"),
+    *("wall", "rho", OUTPUT),
 )
 """The columns of ``rates`` that vary within a rule."""
 
@@ -69,11 +69,12 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Best`;
     - ``tried``: the number of rates;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
+    - ``wall``: whether the run at the next rate diverged;
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if it was not recorded);
     - ``log_output``: see :func:`~study.analysis.rate_theory.log_outputs`.
     """
-    ends = final_losses(cells, metrics, probes)
+    ends = final_losses(cells, metrics)
     rho = _rho(probes)
     parts = []
     for rule in groups(ends, OF_A_RULE):
@@ -97,6 +98,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
                     "edge": best.edge,
                     "tried": len(tried),
                     "grid_step": best.step,
+                    "wall": math.isinf(best.skew),
                     "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
                 }
             )
@@ -230,7 +232,9 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
         shared = by["variance"].mean().to_numpy(float) * np.exp(-((2 * np.pi) ** 2) * scatter2)
         x = np.log(np.array(list(by.groups), float))
         weight = (x - x.mean()) / np.square(x - x.mean()).sum()
-        of_grid = float(np.sum(weight**2 * shared))
+        # A wall moves the best rate that is found, by up to half a step, in all seeds alike.
+        moved = (by["wall"].mean() * by["grid_step"].mean()).to_numpy(float) / math.sqrt(6)
+        of_grid = float(np.sum(weight**2 * shared) + np.sum(weight * moved) ** 2)
     of_seeds = float(fit["se_slope"]) ** 2
     half = math.hypot(t_critical(df) * math.sqrt(of_seeds), NORMAL * math.sqrt(of_grid))
     interval = "none" if df == 0 else "ranks" if seeds == 1 else "seeds"
@@ -380,7 +384,6 @@ class Missing:
 def missing_rates(
     cells: pd.DataFrame,
     metrics: pd.DataFrame,
-    probes: pd.DataFrame,
     within: tuple[float, float] = (0.0, math.inf),
 ) -> list[Missing]:
     """The rates ``within`` limits that each rule and rank lacks. Ranks with one rate have none.
@@ -389,7 +392,7 @@ def missing_rates(
     best rate at an edge needs the next two rates beyond. A wider step next to it needs a rate half
     or twice as large. The seeds of a rank share a grid, so all train what one needs.
     """
-    ends = final_losses(cells, metrics, probes)
+    ends = final_losses(cells, metrics)
     ends = ends.sort_values([*OF_A_RULE, "rank", "seed"])
     by_id = cells.assign(cell_id=cells["cell_id"].astype(str)).set_index("cell_id")
     found = []

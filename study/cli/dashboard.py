@@ -83,11 +83,7 @@ def dashboard(
 
 
 def wait_for_cells(study_dir: Path) -> None:
-    """Wait until a study has a cell, and print a line if it has none yet.
-
-    Raises :class:`StudyError` if no sweep can write to that folder: it holds studies, or it or a
-    folder above it is a file.
-    """
+    """Wait until a study has a cell. Raises :class:`StudyError` if no sweep can write there."""
     is_below_a_file = any(place.is_file() for place in (study_dir, *study_dir.parents))
     if is_below_a_file or any(study_dir.glob("*/cells")):
         raise no_study(study_dir)

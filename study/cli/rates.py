@@ -81,7 +81,7 @@ def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:
         if not commands:
             break
         tables = load_measured(study_dir)
-    runs = final_losses(tables.cells, tables.metrics, tables.probes)
+    runs = final_losses(tables.cells, tables.metrics)
     grid = runs["lr"].nunique() * len(runs.drop_duplicates([*OF_A_RULE, "rank", "seed"]))
     say(f"trained {len(tables.cells) - had} cells; all of these rates at all ranks: {grid - had}")
     if list(_refining(tables, study_dir)):
@@ -96,7 +96,7 @@ def _refining(
     """The words of a command per rule and rank that lacks rates."""
     parent = study_dir.resolve().parent
     place = [] if parent == Path("results").resolve() else [f"results_dir={written(str(parent))}"]
-    found = missing_rates(tables.cells, tables.metrics, tables.probes, within)
+    found = missing_rates(tables.cells, tables.metrics, within)
     for missing in found:
         record = read_record(study_dir / "cells" / missing.cell_id)
         assert record is not None  # its tables were just read

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 import pandas as pd
-import yaml
 from rich.console import Console
 
 from study import analysis
@@ -29,7 +28,7 @@ from study.cli.group import (
     tables_as,
     text_width,
 )
-from study.config.expectations import read_entries
+from study.config.expectations import check_entries, read_entries, read_entry
 from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
@@ -37,6 +36,7 @@ from study.figures.audit import adapter_tiles
 from study.figures.captions import settings
 from study.figures.comparison import comparison
 from study.figures.style import FORMATS
+from study.integrations.configs.files import load
 from study.report import answer, plots_folder, write_report
 from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
@@ -239,15 +239,15 @@ def power(study_dir: Path, experiment: Path | None) -> None:
     """RESULTS/NAME is a pilot of at least three seeds. A verdict has 80 % power."""
     tables = load_tables(study_dir)
     records = records_of(study_dir, tables)
-    stated = [record.get("expects", []) for record in records]
+    stated = (read_entries(record.get("expects", [])) for record in records)
+    entries = max(stated, key=len, default=[])
     if experiment:
-        stated = [yaml.safe_load(experiment.read_text()).get("expects", [])]
-    found = seeds_needed(read_entries(max(stated, key=len, default=[])), tables)
+        asked = enumerate(load(experiment).get("expects") or [])
+        entries = [read_entry(entry, f"expects[{n}].") for n, entry in asked]
+        check_entries(entries)
+    found = seeds_needed(entries, tables)
     if not found:
-        raise StudyError(
-            f"{study_dir} has no expectation with three seeds: give the file of an experiment "
-            "with --for, or train more seeds"
-        )
+        raise StudyError(f"no expectation in {study_dir} has three seeds: use --for, or train")
     seeds = seed_numbers(tables.cells).max() + 1
     hours = total_seconds(tables.cells, records) / 3600 / seeds
     rows = []
@@ -260,18 +260,22 @@ def power(study_dir: Path, experiment: Path | None) -> None:
             name = ", ".join(filter(None, words))
         numbers = {key: f"{getattr(need, key):.3g}" for key in ("off", "sd", "tolerance")}
         exact = "hopeless" if math.isnan(need.if_exact) else f"{need.if_exact:.0f}"
-        here, cost = f"> {MOST_SEEDS}", ""
+        cost = {"if exact": exact, "as here": f"> {MOST_SEEDS}", "hours": ""}
         if not math.isnan(need.as_pilot):
-            here, cost = f"{need.as_pilot:.0f}", f"{need.as_pilot * hours:.2g}"
-        last = {"if exact": exact, "as here": here, "hours": cost}
-        rows.append({"expectation": name, **numbers, **last})
+            cost |= {"as here": f"{need.as_pilot:.0f}", "hours": f"{need.as_pilot * hours:.2g}"}
+        rows.append({"expectation": name, **numbers, **cost})
     Console().print(render_texts("Seeds for 80 % power", pd.DataFrame(rows)))
     click.echo(
-        f"{seeds} seeds here, {hours:.2g} hours a seed. if exact: the seeds that show agreement if "
-        "theory is exact; as here: those that decide if the truth is as measured here; hours: of "
-        f"the latter. hopeless: {MOST_SEEDS} seeds could not show that an exact theory agrees, so "
-        "widen the tolerance or measure more closely."
+        f"{seeds} seeds here, {hours:.2g} hours a seed. if exact: to show that an exact theory "
+        f"agrees (hopeless: > {MOST_SEEDS}); as here: to decide if the truth is as measured."
     )
+    for need, row in zip(found, rows, strict=True):
+        if need.is_hopeless:
+            raise StudyError(
+                f"no number of seeds decides this plan. {row['expectation']}: all seeds share the "
+                f"error of the pilot's rates. It needs a tolerance of {need.least:.2g} and has "
+                f"{need.tolerance:g}. Use rates in finer steps, or a wider tolerance"
+            )
 
 
 @cli.command()

@@ -59,6 +59,9 @@ WHAT_LABELS: dict[str, str] = {
 """What can be expected, in Markdown."""
 LAST = "last"
 """The step that is the last one measured."""
+FIRST_STEPS = 8
+"""Up to this step the theory of B = 0 and of a random A counts as known: see
+:attr:`Expectation.is_identity`."""
 
 NOT_MEASURED = "not measured"
 MEANINGS: dict[str, str] = {
@@ -141,6 +144,13 @@ class Expectation:
     def p(self) -> float | None:
         """The p of the rule; None for every rule, and for a rule that is no power."""
         return None if self.rule is None else exponent(*named_rule(self.rule))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it follows from B = 0, a random A and measured alignments: it is about a tensor
+        at one of the first steps. All others are predictions about training."""
+        is_of_tensor = self.site is not None or self.measure is not None
+        return is_of_tensor and self.step != LAST and self.step <= FIRST_STEPS
 
     @property
     def place(self) -> dict[str, str | None]:

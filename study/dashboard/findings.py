@@ -140,7 +140,7 @@ def held_out(study: Study) -> dict[str, Any]:
 
     A loss is null if the run diverged.
     """
-    tables = study.tables.cells, study.tables.metrics, study.tables.probes
+    tables = study.tables.cells, study.tables.metrics
     if tables[0].empty:
         return {"runs": [], "compared": [], "groups": {}}
     runs, compared = (

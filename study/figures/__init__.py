@@ -32,7 +32,6 @@ _MODULES = {
     "exponent_heatmap": "over_layers",
     "exponent_histograms": "over_layers",
     "conditions": "against_rank",
-    "eps_over_ranks": "against_rank",
     "loss_against_rank": "loss_by_rank",
     "learning_rate_basins": "against_rate",
     "loss_against_alpha": "against_rate",

@@ -86,7 +86,7 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
             best.append(cells[cells["lr"] == tried.lr].assign(edge=tried.edge != INSIDE))
         found["best learning rate of each rank"] = pd.concat(best)
         own = tables.cells[tables.cells["cell_id"].isin(set(sweep.cells["cell_id"]))]
-        compared = compared_losses(own, tables.metrics, tables.probes)
+        compared = compared_losses(own, tables.metrics)
         compared = compared[(compared["how"] == "matched") & np.isfinite(compared["loss"])]
         compared = compared.assign(rule=rules_of(compared), edge=False)
         # The rate at which most points can be matched; among equals, the one with the lowest loss.

@@ -17,13 +17,13 @@ from study.analysis.grouping import RULE, curve_columns, curve_labels, distingui
 from study.analysis.losses import NOT_A_SETTING, OF_A_RULE
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
-from study.analysis.wording import batch_words, setting_labels
+from study.analysis.wording import interval_text, setting_labels
 from study.errors import count_noun
 from study.report.sections import answer_of
-from study.report.text import broken_list, interval, joined, number_list, row_list
+from study.report.text import broken_list, cell_list, interval, joined, number_list, row_list
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM
+from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
 from study.vocabulary.scaling import rule_formula, rule_label
 from study.vocabulary.statuses import BROKEN, DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
@@ -34,16 +34,14 @@ from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISE
 class Curve:
     """One rule in one setting, at one learning rate.
 
-    - ``beside``: the settings that differ between the curves of the study, such as the optimizer;
-      empty if none does. ``label``: ``rsLoRA``. ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``.
-      ``name``: with settings and formula, ``rsLoRA (AdamW, γ = α/√r)``;
+    - ``beside``: the settings that differ between the curves of the study, such as the optimizer.
+      ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``. ``name``: ``rsLoRA (AdamW, γ = α/√r)``;
     - ``setting``: equal for curves that differ in the rule only;
-    - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`; ``last``: those at
-      the last step measured;
-    - ``descent``: the row of ``exponents`` with the descent of the first update, or None;
-    - ``losses``: by rank, the final held-out loss in nats per token, the mean over seeds. A rank at
-      which a run diverged or got stuck has none. ``base``: the loss before training, or NaN;
-    - ``gain``: its row of :func:`~study.analysis.losses.rank_effects`; None without two such ranks.
+    - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`;
+    - ``descent``: the row of ``exponents`` with the descent of the first update;
+    - ``losses``: by rank, the final held-out loss, the mean over seeds. A rank at which a run broke
+      has none. ``best``: at the best rate of each rank, if several were tried;
+    - ``gain``: its row of :func:`~study.analysis.losses.rank_effects`.
     """
 
     beside: str
@@ -57,6 +55,7 @@ class Curve:
     losses: dict[float, float]
     base: float
     gain: Any | None
+    best: dict[float, float]
 
     @property
     def rule(self) -> str:
@@ -77,8 +76,8 @@ def curves(tables: StudyTables) -> list[Curve]:
     columns = [str(name) for name in cells]
     cells["cell_id"] = tables.cells["cell_id"].astype(str)
     exponents, losses, effects = tables.exponents, tables.losses, rank_effects(tables.losses)
-    if len(losses):
-        losses = losses[losses["how"] == "fixed"]
+    best_losses = losses[losses["how"] == "best"] if len(losses) else losses
+    losses = losses[losses["how"] == "fixed"] if len(losses) else losses
     condition = condition_rows(exponents) if len(exponents) else exponents
     if len(exponents):
         exponents = exponents[rows_of(DESCENT, exponents) & (exponents["step"] == 0)]
@@ -92,6 +91,8 @@ def curves(tables: StudyTables) -> list[Curve]:
     several = cells["optimizer"].nunique() > 1
     cells["named"] = setting_labels(cells, distinguishing(cells, columns))
     keys = [_key(table, columns) for table in (condition, exponents, losses)]
+    of_rule = [name for name in columns if name != "lr"]
+    rule_keys = _key(best_losses, of_rule)
     beside_rule = [name for name in columns if name not in RULE]
     found = []
     for key, of_curve in cells.groupby(_key(cells, columns), sort=False):
@@ -117,6 +118,7 @@ def curves(tables: StudyTables) -> list[Curve]:
                 losses=_by_rank(own_losses),
                 base=_first_loss(tables.metrics, set(of_curve["cell_id"])),
                 gain=_gain(own_losses, effects),
+                best=_by_rank(best_losses[rule_keys == _key(of_curve.head(1), of_rule).iloc[0]]),
             )
         )
     return found
@@ -185,7 +187,7 @@ def answer(tables: StudyTables) -> list[str]:
             f"Every cell has rank {number_list(ranks)}, so the study can't say how anything "
             "changes with the rank: sweep adapter.rank."
         )
-    said += [*_of_rules(found), *_on_batches(found, tables.exponents)]
+    said += [*_of_rules(found), *_in_bf16(tables)]
     for status in BROKEN:
         own = cells[cells["status"] == status]
         verb = {"diverged": "diverged", "stuck": "got stuck"}[status]
@@ -226,7 +228,8 @@ def _extremes(found: Sequence[Curve]) -> str:
     if ends:
         loss, rank, rule = min(ends)
         parts.append(
-            f"the lowest perplexity at rank {rank:.0f} is that of {rule} ({perplexities(loss)[0]})"
+            f"the lowest perplexity at rank {rank:.0f}{_at_rate(found[0])} is that of {rule} "
+            f"({perplexities(loss)[0]})"
         )
     ranks = [row for curve in found for row in curve.last]
     over = f", rank {ranks[0].rank_max:.0f} against rank {ranks[0].rank_min:.0f}" if ranks else ""
@@ -291,8 +294,23 @@ def size_text(factor: float) -> str:
     return f"{100 * factor:.0f} %" if factor >= 0.1 else f"{100 * factor:.2g} %"
 
 
+def _at_rate(curve: Curve) -> str:
+    """`` at learning rate 0.001`` if several were trained."""
+    return f" at learning rate {curve.lr:g}" if curve.best else ""
+
+
 def _loss_text(curve: Curve) -> str:
-    """``held-out perplexity falls from 26.5 at rank 4 to 18.0 at rank 256 (38.9 before training)``.
+    """``held-out perplexity falls from 26.5 at rank 4 to 18.0 at rank 256 (38.9 before training)``,
+    with its learning rate if there are several, and then also at the best one of each rank."""
+    text = f"held-out perplexity{_at_rate(curve)} {_change_of_loss(curve)}"
+    if len(curve.best) > 1:
+        ends = perplexities(curve.best[min(curve.best)], curve.best[max(curve.best)])
+        text += f"; at the best rate tried of each rank it is {' and '.join(ends)}"
+    return text
+
+
+def _change_of_loss(curve: Curve) -> str:
+    """``falls from 26.5 at rank 4 to 18.0 at rank 256 (38.9 before training)``.
 
     It counts as a change if the interval of the slope over seeds and the two ends show it.
     """
@@ -301,17 +319,16 @@ def _loss_text(curve: Curve) -> str:
         curve.losses[low], curve.losses[high], *([curve.base] if math.isfinite(curve.base) else [])
     )
     before = f" ({base[0]} before training)" if base else ""
-    text = "held-out perplexity "
     if low == high:
-        return f"{text}is {at_low} after training{before}"
+        return f"is {at_low} after training{before}"
     ends = f"{at_low} at rank {low:.0f}", f"{at_high} at rank {high:.0f}"
     direction = gain_sign(curve) if at_low != at_high else 0
     if direction and (curve.losses[low] > curve.losses[high]) == (direction > 0):
         verb = "falls" if direction > 0 else "rises"
-        return f"{text}{verb} from {ends[0]} to {ends[1]}{before}"
+        return f"{verb} from {ends[0]} to {ends[1]}{before}"
     if curve.gain is None or curve.gain.seeds < SEEDS_FOR_VERDICT:
-        return f"{text}is {ends[0]} and {ends[1]}{before}"
-    return f"{text}shows no steady change with the rank: {ends[0]}, {ends[1]}{before}"
+        return f"is {ends[0]} and {ends[1]}{before}"
+    return f"shows no steady change with the rank: {ends[0]}, {ends[1]}{before}"
 
 
 def gain_sign(curve: Curve) -> int:
@@ -331,31 +348,58 @@ def perplexities(*losses: float) -> list[str]:
     return texts
 
 
-def _on_batches(found: Sequence[Curve], exponents: pd.DataFrame) -> Iterator[str]:
-    """The batches that the sentences on rules are about, if the study has several."""
-    on = batch_words(exponents["batch"].unique()) if len(exponents) else {}
-    places = {(row.place, on[str(row.batch)]) for curve in found for row in curve.condition}
-    nouns: dict[str, list[str]] = {}
-    for place, batch in sorted(places):
-        nouns.setdefault(batch, []).append(f"the {CONDITION[place].noun}")
-    nouns.pop("", None)
-    if nouns:
-        yield " ".join(f"Measured on the {batch}: {joined(nouns[batch])}." for batch in nouns)
+def _in_bf16(tables: StudyTables) -> Iterator[str]:
+    """What rounding took from the outputs of the cells that lost most, and how many steps their
+    training is behind float32."""
+    probes = tables.probes[(tables.probes["batch"] == TRAIN) & tables.probes["swallowed"].notna()]
+    by_cell = probes.astype({"cell_id": str}).groupby(["cell_id", "step"])["swallowed"]
+    lost = by_cell.median().unstack()
+    if lost.empty or np.nanmax(lost) <= 0.5:
+        return
+    cells = tables.cells.astype({"cell_id": str}).set_index("cell_id")
+    how = cells.reindex(columns=["contraction", "precision"]).astype(object)
+    cells["form"] = how["contraction"].fillna(how["precision"]).fillna("as recorded")
+    same = [name for name in ("scaling", "exponent", "alpha", "rank", "lr") if name in cells]
+    cells = cells.fillna(dict.fromkeys(same, -1))
+    worst = cells.loc[[str(lost.mean(axis=1).idxmax())]].iloc[0]
+    cells = cells[(cells[same] == worst[same]).all(axis=1)]
+    here = cells[cells["form"] == worst["form"]]
+    shares = lost.loc[lost.index.intersection(here.index)].median().items()
+    yield (
+        f"Rounding to bf16 ({worst['form']}) took most from {cell_list(here)} at learning rate "
+        f"{worst['lr']:g}: of the adapter's output, in the median layer, "
+        f"{joined([f'{100 * share:.0f} % at step {step}' for step, share in shares])} "
+        "(docs/bf16.md has the remedy)."
+    )
+    losses = tables.metrics.astype({"cell_id": str}).merge(cells[["form"]], on="cell_id")
+    curves = losses.pivot_table("eval_loss", "step", "form").dropna()
+    if len(curves) > 1 and "float32" in curves:
+        last, exact = curves.index[-1], -curves.pop("float32").cummin()
+        delays = last - np.interp(-curves.loc[last], exact, exact.index)
+        said = [f"{steps:.1f} ({form})" for steps, form in zip(delays, curves, strict=True)]
+        yield f"There the held-out loss of step {last} is behind float32 by {joined(said)} steps."
 
 
 def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
     transfer = rate_transfer(rates)
     fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
-    if 0 < len(fitted) <= MOST_CURVES:
-        several = fitted["optimizer"].nunique() > 1
-        settings = setting_labels(fitted, distinguishing(fitted, curve_columns(fitted)))
-        laws = []
-        for row, setting in zip(fitted.to_dict("records"), settings, strict=True):
-            names = [label(str(row["optimizer"]))] if several else []
-            names += [rule_label(*(row[name] for name in RULE))]
-            law = interval(row["exponent"], row["ci_low"], row["ci_high"])
-            laws.append(f"r^{law} under {' with '.join(filter(None, (*names, setting)))}")
-        yield f"The best learning rate changes with the rank r as {joined(laws)}."
+    if len(fitted) > MOST_CURVES or fitted.empty:
+        return
+    several = fitted["optimizer"].nunique() > 1
+    settings = setting_labels(fitted, distinguishing(fitted, curve_columns(fitted)))
+    laws = []
+    for row, setting in zip(fitted.to_dict("records"), settings, strict=True):
+        names = [label(str(row["optimizer"]))] if several else []
+        names += [rule_label(*(row[name] for name in RULE))]
+        numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
+        low, high = row["rank_min"], row["rank_max"]
+        law = f"as r^{interval(*numbers)}"
+        if row["ranks"] == 2:  # no law: see the caveat
+            value, least, most = ((high / low) ** one for one in numbers)
+            times = interval_text(value, least, most, places=3)
+            law = f"by ×{times} between ranks {low:.0f} and {high:.0f}"
+        laws.append(f"{law} under {' with '.join(filter(None, (*names, setting)))}")
+    yield f"The best learning rate changes with the rank r {joined(laws)}."
 
 
 def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:

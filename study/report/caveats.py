@@ -10,15 +10,14 @@ from study.analysis import holm, lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
 from study.errors import count_noun
-from study.report.provenance import HASH_DIGITS, UNREADABLE, Record
+from study.report.provenance import UNREADABLE, Record
 from study.report.text import broken_list, cell_list, distinct, first_of, joined, quantity_text
 from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
-from study.vocabulary.quantities import FORWARD_OUT, TRAIN
+from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
-    LAST_PREDICTED_STEP,
     LAZY_WITHIN,
     SEEDS_FOR_VERDICT,
     SIGN_LIKE_FROM,
@@ -27,7 +26,6 @@ from study.vocabulary.thresholds import (
 
 REGIMES_DIFFER = 0.05
 """The ranks span two regimes if p* over them differs from its limit by more than this."""
-MOST_LOST = 0.5  # of an adapter's output, by rounding
 SHORT = 100
 """Runs with fewer steps than this end early in training."""
 
@@ -40,16 +38,14 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
     return [
         *_lost_cells(tables.cells, records),
         *_few_seeds(tables.cells),
+        *_two_ranks(tables.cells),
         *_coverage(tables.exponents),
         *_noted(records),
-        *_rounded(tables),
         *_large_steps(tables),
         *_clipped(tables),
         *_losses(tables),
         *_small_beside_eps(tables),
         *_two_regimes(tables),
-        *_several_machines(records),
-        *_no_alignment(tables.probes),
     ]
 
 
@@ -81,9 +77,16 @@ def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:
     elif seeds < SEEDS_FOR_VERDICT:
         yield f"**{seeds} seeds**: a verdict needs at least {SEEDS_FOR_VERDICT}."
     elif seeds < FEW_SEEDS:
+        yield f"**{seeds} seeds**: intervals over fewer than {FEW_SEEDS} are too wide to rely on."
+
+
+def _two_ranks(cells: pd.DataFrame) -> Iterator[str]:
+    ranks = sorted({rank for rank in cells["rank"] if math.isfinite(rank)})
+    if len(ranks) == 2:
+        low, high = ranks
         yield (
-            f"**{seeds} seeds**: intervals over fewer than {FEW_SEEDS} seeds are too wide to rely "
-            "on."
+            f"**Two ranks**: an exponent is a change between ranks {low:.0f} and {high:.0f}. Other "
+            "ranks may not lie on its line."
         )
 
 
@@ -129,26 +132,6 @@ def _noted(records: Sequence[Record]) -> Iterator[str]:
         yield f"**The base is not the published weights** ({note})."
     for note in dict.fromkeys(r["training_note"] for r in records if r.get("training_note")):
         yield f"**Noted in training**: {note}"
-
-
-def _rounded(tables: StudyTables) -> Iterator[str]:
-    rows = tables.probes[tables.probes["swallowed"].notna()]
-    lost = rows[rows["batch"] == TRAIN].astype({"cell_id": str})
-    medians = lost.groupby(["cell_id", "step"])["swallowed"].median()
-    most = medians[medians > MOST_LOST]
-    if most.empty:
-        return
-    cells = _of_ids(tables, most.index.get_level_values("cell_id"))
-    worst, step = most.index[int(most.argmax())]
-    layers = lost.loc[(lost["cell_id"] == worst) & (lost["step"] == step), "swallowed"]
-    yield (
-        f"**bf16 loses most of the adapters' output**: in {count_noun(len(cells), 'cell')} "
-        f"({cell_list(cells)}) rounding lost more than half of it in the median layer, as late as "
-        f"step {most.index.get_level_values('step').max()}. The worst is {100 * most.max():.0f} %, "
-        f"with more than half in {(layers > MOST_LOST).sum()} of {len(layers)} layers "
-        f"({cell_list(_of_ids(tables, [worst]))}, step {step}). These cells learn less than in "
-        "float32, or than cells that round once (docs/bf16.md)."
-    )
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:
@@ -247,31 +230,6 @@ def _two_regimes(tables: StudyTables) -> Iterator[str]:
         f"**Do not extrapolate beyond these ranks**: between ranks {low:.0f} and {high:.0f} the "
         f"scaling law of {names} changes, so exponents and p\\* differ at higher ranks."
     )
-
-
-def _several_machines(records: Sequence[Record]) -> Iterator[str]:
-    """Differences between cells other than their settings: code and device."""
-    gits = [record.get("git") or {} for record in records]
-    commits = {str(git["commit"])[:HASH_DIGITS] for git in gits if git.get("commit")}
-    devices = {str(r["device_name"]) for r in records if r.get("device_name")}
-    parts = [f"at commits {', '.join(sorted(commits))}"] if len(commits) > 1 else []
-    if any(git.get("dirty") for git in gits):
-        parts.append("with code that is in no commit")
-    if len(devices) > 1:
-        parts.append(f"on {', '.join(sorted(devices))}")
-    if parts:
-        yield f"**Several machines or code versions**: cells ran {joined(parts)}."
-
-
-def _no_alignment(probes: pd.DataFrame) -> Iterator[str]:
-    is_updated = probes["step"].between(1, LAST_PREDICTED_STEP)
-    out = probes[(probes["site"] == FORWARD_OUT.site) & is_updated]
-    names = [name for name in ("r_align", "r_sign") if name in out]
-    if len(out) and not out[names].notna().any(axis=None):
-        yield (
-            f"**Alignment not recorded**: without it the {FORWARD_OUT.noun} has no prediction "
-            "(train with `probes.stats=[all,r_align,r_sign]`)."
-        )
 
 
 def _of_ids(tables: StudyTables, ids: Any) -> pd.DataFrame:

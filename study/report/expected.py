@@ -43,7 +43,7 @@ def expected_section(
         {
             "primary": [primary_text(*one) for one in primary_answers(tables, records, late)],
             "rows": [compared_row(row) for row in found],
-            "counts": verdict_counts(found),
+            "counts": counts_apart(found),
             "some": sum(count < cells for _, count in held),
             "legend": "; ".join(
                 f"*{word}*: {MEANINGS[word]}" for word in MEANINGS if word in words
@@ -97,6 +97,8 @@ def primary_text(found: Answer, is_late: bool) -> str:
     )
     near, far = (found.deviation(theory) for theory in (found.predicted, found.rival))
     late = " The test was stated after the cells had run." if is_late else ""
+    if found.is_identity:
+        late += " All of these are identities of the first steps, so it is no test of training."
     return (
         f"**Primary test: {found.verdict}.** {len(found.predicted)} measured exponents "
         f"({count_noun(found.seeds, 'seed')}) are {near:.3f} from theory, as a root mean square, "
@@ -114,7 +116,16 @@ def verdict_counts(rows: Sequence[Compared] | Sequence[Answer]) -> str:
         form = word.removesuffix("s") if number > 1 and word in (AGREES, DIFFERS) else word
         if number:
             parts.append(f"{number} {_bold(word, form)}")
-    return joined(parts)
+    return joined(parts) if parts else "none"
+
+
+def counts_apart(rows: Sequence[Compared]) -> str:
+    """``identities: 6 agree; predictions: 2 agree and 1 **differs**``."""
+    kinds = {
+        name: [row for row in rows if row.expectation.is_identity == which]
+        for name, which in (("identities", True), ("predictions", False))
+    }
+    return "; ".join(f"{name}: {verdict_counts(own)}" for name, own in kinds.items() if own)
 
 
 def _bold(word: str, text: str) -> str:

@@ -3,7 +3,7 @@
 import base64
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -40,8 +40,6 @@ from study.store import StudyTables, cell_folders, read_record, write_output
 from study.store.files import remove
 from study.vocabulary.optimizers import label
 
-MOST_CAVEATS = 8
-"""Caveats that are shown at once."""
 INCH = 120
 """Pixels of the page per inch of a figure. Labels of 8 points then look like 10 point text."""
 UNBROKEN = r"[−+]?\d\.\d+ \[[−+]?\d\.\d+, [−+]?\d\.\d+\]|\d %"
@@ -94,7 +92,6 @@ def report_text(
         "bullets": lambda lines: Written(bullets([*map(inert, lines)])),
         "contents": _contents,
         "count_noun": count_noun,
-        "most_caveats": MOST_CAVEATS,
         "table": lambda rows: Written(table_of([{h: inert(row[h]) for h in row} for row in rows])),
         "tested": TESTED,
         "written": Written,
@@ -137,16 +134,11 @@ def _overview(tables: StudyTables) -> str:
     )
 
 
-def draw_figures(
-    tables: StudyTables, plots: Path, left_out: Callable[[str], None] | None = None
-) -> Iterator[Path]:
-    """Draw every figure into ``plots``, as PNG and PDF. Yields the path of each file.
-
-    ``left_out`` gets a line for each figure without data, by default as a warning. Deletes figures
-    of an earlier call that have no data now.
-    """
+def draw_figures(tables: StudyTables, plots: Path) -> Iterator[Path]:
+    """Draw every figure that has data into ``plots``, as PNG and PDF; delete the others of an
+    earlier call."""
     drawn = set()
-    for name, figure in draw_all(tables, left_out) if left_out else draw_all(tables):
+    for name, figure in draw_all(tables, lambda line: None):
         drawn.add(name)
         yield from save(figure, plots, name)
     for name in FIGURES.keys() - drawn:
@@ -157,12 +149,10 @@ def draw_figures(
 def write_report(
     study_dir: Path, tables: StudyTables, plots: Path, to: Path | None = None
 ) -> list[Path]:
-    """Draw the figures into ``plots``, and write ``report.md`` and ``report.html`` into ``to``.
-
-    Returns the paths of the two. ``to`` is ``study_dir`` by default.
-    """
+    """Draw the figures into ``plots``; write ``report.md`` and ``report.html`` into the study or
+    ``to``, and return their paths."""
     folder = study_dir if to is None else to
-    drawn = draw_figures(tables, plots, left_out=lambda line: None)
+    drawn = draw_figures(tables, plots)
     text = report_of(study_dir, tables, dict.fromkeys(path.stem for path in drawn), plots, folder)
     paths = [folder / "report.md", folder / "report.html"]
     write_output(paths[0], text)
@@ -257,10 +247,7 @@ class Study(StudyTables):
         return f"<h3>{name}</h3>{found}{rows[SHOWN].to_html(index=False, na_rep='')}"
 
     def report(self, to: str | os.PathLike[str] | None = None) -> Path:
-        """Write ``report.md``, ``report.html`` and the figures, as ``study report`` does.
-
-        ``to``: a folder instead of the study's. Returns the path of the page.
-        """
+        """Write what ``study report`` writes. Returns the path of the page."""
         plots = plots_folder(self.folder) if to is None else Path(to) / "figures"
         _, page = write_report(self.folder, self, plots, None if to is None else Path(to))
         return page

@@ -126,7 +126,12 @@ def condition_section(tables: StudyTables) -> Section:
 def _condition_entry(row: Any) -> str:
     """``step 12: falls, -0.08 [-0.10, -0.06], ×0.72, theory 0.00``."""
     theory = number(row.predicted)
-    parts = [word_text(row.verdict), row_estimate(row), factor_text(row.factor), bend_text(row)]
+    parts = [
+        word_text(row.verdict),
+        row_estimate(row),
+        factor_text(row.factor),
+        bend_text(row),
+    ]
     parts += [f"theory {theory}" if theory else ""]
     return f"step {row.step}: " + ", ".join(filter(None, parts))
 
@@ -269,7 +274,7 @@ COMPARED = {
 
 
 def loss_section(tables: StudyTables) -> Section:
-    """The effect of rank, of the rule and their cost; empty without final held-out losses."""
+    """The effects of rank and rule; empty without final held-out losses."""
     losses = tables.losses
     effects = rank_effects(losses)
     if effects.empty:
@@ -307,15 +312,11 @@ def loss_section(tables: StudyTables) -> Section:
     ]
     rates = np.unique(losses.loc[losses["how"] == "matched", "lr"].to_numpy(float))
     gap = f"{np.max(rates[1:] / rates[:-1]):.2g}" if len(rates) > 1 else ""
-    costs = losses.dropna(subset=["flops"]).drop_duplicates("rank").sort_values("rank")
-    by_rank = [f"rank {row.rank:.0f}: {row.flops / 1e6:,.3g}" for row in row_list(costs)]
-    is_one_cost = losses.groupby("rank")["flops"].nunique().max() == 1
     return {
         "effects": of_rank,
         "differences": of_rule,
         "matched": bool(of_rule) and bool((differences["how"] == "matched").any()),
         "gap": f", across gaps of up to a factor of {gap}" if gap else "",
-        "costs": "; ".join(by_rank) if is_one_cost else "",
     }
 
 

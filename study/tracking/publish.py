@@ -63,7 +63,7 @@ def _send(
     tables = load_tables(study_dir)
     notify("drawing the figures ...")
     figures = wandb.Artifact(f"{accepted}-figures", type="figures")
-    for path in draw_figures(tables, plots, left_out=lambda line: None):
+    for path in draw_figures(tables, plots):
         figures.add_file(str(path))
     exponents = wandb.Artifact(f"{accepted}-exponents", type="exponents")
     exponents.add_file(str(write_table(study_dir / "exponents.parquet", tables.exponents)))

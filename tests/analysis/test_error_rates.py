@@ -20,6 +20,7 @@ from study.analysis.predictions import with_predictions
 from study.analysis.primary import judged
 from study.analysis.verdicts import moderated
 from study.config.expectations import Primary
+from study.report.text import table
 from study.theory import measure_layer, predicted_exponent
 from study.vocabulary.quantities import PRIMARY
 
@@ -66,7 +67,6 @@ def lines(
 
 def assert_covers(covered: Any, what: str) -> None:
     share = float(np.mean(covered))
-    print(f"{what}: covered {100 * share:.2f} % of {np.size(covered)}")
     assert 0.93 < share < 0.97, what
 
 
@@ -95,7 +95,6 @@ def test_ten_per_cent_of_the_cells_may_be_missing(seeds: int, decided: float, le
         covered = np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope
         is_decided = fit.seeds >= 3
         share = covered[is_decided].mean()
-        print(f"{seeds} seeds, bend {bend}: {share:.1%} covered of {is_decided.mean():.1%}")
         assert is_decided.mean() > decided
         assert (least if bend else 0.935) < share < 0.97
         false = np.abs(fit.curvature - bend) >= t_critical(fit.df) * fit.se_curvature
@@ -109,7 +108,6 @@ def test_skewed_seeds_are_covered_less_as_the_caveat_says(seeds: int) -> None:
     share = (np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope).mean()
     how = {"studies": 10_000, "seeds": seeds, "tilt": 0.3 * MARGIN, "noise": 1e-3}
     stable = (words([MARGIN], skewed=True, **how) == "stable").mean()
-    print(f"{seeds} seeds: covered {share:.1%}, false stable {stable:.1%}")
     assert 0.86 < share < 0.90
     assert 0.08 < stable < 0.13
 
@@ -121,7 +119,6 @@ def test_skewed_seeds_are_found_from_eight_seeds_on() -> None:
         (lines(0.0, seeds=20, skewed=skewed, **how).p_skew < 0.05).mean()
         for skewed in (False, True)
     )
-    print(f"skewed by test: {false:.1%} of Gaussian, {found:.1%} of exponential slopes")
     assert false < 0.07
     assert found > 0.7
 
@@ -147,47 +144,75 @@ def test_pooled_variances_keep_the_error_rate_and_decide_more(rows: int, spread:
             words.append((holm(at_margin) <= 0.05, holm(exact) <= 0.05))
         at_margin, exact = np.array(words).transpose(1, 0, 2)
         false[name], decided[name] = at_margin.any(axis=1).mean(), exact.mean()
-    print(f"{rows} rows, spread {spread}: any false {false}, decided {decided}")
     assert false["pooled"] < 0.055
     assert decided["pooled"] > decided["own"]
+
+
+THEORY, RIVAL = np.linspace(-1, 0, 12), np.full(12, -0.5)
+PATTERN = np.resize([1, -1, -1, 1], 12)
+EDGES = ((THEORY + 0.1, np.ones(12)), (1.1 * THEORY, THEORY), (THEORY + 0.1 * PATTERN, PATTERN))
+"""True exponents at the edge of the tolerance, and the direction of the errors that rows share: in
+the intercept, in the slope, and row by row."""
+PRIMARY_TEST = Primary(
+    what="primary",
+    rows=["slope"],
+    rival="none",
+    rival_predicts=-0.5,
+    tolerance=0.1,
+    source="theory",
+    refuted_by="a line",
+)
+Draw = Callable[[Any, tuple[int, ...]], Floats]
+DRAWS: dict[str, Draw] = {
+    "Gaussian": lambda rng, shape: rng.standard_normal(shape),
+    "exponential": lambda rng, shape: rng.standard_exponential(shape) - 1,
+    "lognormal": lambda rng, shape: (rng.lognormal(size=shape) - math.e**0.5) / 2.16,
+}
+"""Errors with mean 0 and standard deviation 1; the last two have a skewness of 2 and of 6."""
+
+
+Edge = tuple[Floats, Floats]
+
+
+def verdicts(
+    edge: Edge, seeds: int, sd: float, count: int, draw: str = "Gaussian", missing: float = 0.0
+) -> list[str]:
+    """Of simulated primary tests. ``draw``: of the errors that the rows of a seed share. Each row
+    also has its own, which is Gaussian and 0.3 times as large."""
+    rng, found = np.random.default_rng(8), []
+    truth, shared = edge
+    for _ in range(count):
+        error = DRAWS[draw](rng, (seeds, 1)) * shared + 0.3 * rng.standard_normal((seeds, 12))
+        own = truth + sd * error
+        own[rng.random(own.shape) < missing] = np.nan
+        has = np.isfinite(own).any(axis=0)
+        asked = PRIMARY_TEST, THEORY[has], RIVAL[has], own[:, has], np.zeros(has.sum())
+        found.append(judged(*asked).verdict)
+    return found
+
+
+def false_agrees(seeds: int, count: int, **how: Any) -> float:
+    """The largest share of the word *agrees*, at the three edges."""
+    return max(verdicts(edge, seeds, 0.02, count, **how).count("agrees") for edge in EDGES) / count
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_a_primary_test_is_rarely_wrong(seeds: int) -> None:
     """Twelve exponents whose errors are partly common to a seed. True lines: on theory, on the edge
-    of the tolerance, and on the rival."""
-    rng = np.random.default_rng(8)
-    theory, rival = np.linspace(-1, 0, 12), np.full(12, -0.5)
-    primary = Primary(
-        what="primary",
-        rows=["slope"],
-        rival="none",
-        rival_predicts=-0.5,
-        tolerance=0.1,
-        source="theory",
-        refuted_by="a line",
-    )
+    of the tolerance, and on the rival. Skewed errors are as docs/intervals.md says."""
+    level = np.ones(12)
+    assert verdicts((THEORY, level), seeds, 0.01, 150).count("agrees") > 0.95 * 150
+    assert verdicts((RIVAL, level), seeds, 0.02, 150).count("differs") > 0.95 * 150
+    assert verdicts((THEORY, level), seeds, 0.1, 150).count("differs") < 0.07 * 150
+    assert false_agrees(seeds, 150) < 0.07
+    assert 0.04 < false_agrees(seeds, 150, draw="exponential") < 0.16
 
-    def verdicts(truth: Floats, sd: float, count: int = 150) -> list[str]:
-        found = []
-        for _ in range(count):
-            error = rng.standard_normal((seeds, 1)) + rng.standard_normal((seeds, 12))
-            own = truth + sd * error
-            found.append(judged(primary, theory, rival, own, np.zeros(12)).verdict)
-        return found
 
-    right = verdicts(theory, 0.01)
-    edge = verdicts(1.1 * theory, 0.05)
-    wrong = verdicts(rival, 0.02)
-    scattered = verdicts(theory + 0.1 * np.resize([1, -1, -1, 1], 12), 0.02)  # the line fits
-    shares = right.count("agrees"), edge.count("agrees"), wrong.count("differs")
-    print(f"{seeds} seeds: agrees on theory, agrees on the edge, differs on the rival: {shares}")
-    assert shares[0] > 0.95 * 150
-    assert shares[1] < 0.06 * 150
-    assert shares[2] > 0.95 * 150
-    print(f"rows off on both sides by the tolerance: agrees {scattered.count('agrees')}")
-    assert scattered.count("agrees") < 0.07 * 150
-    assert verdicts(theory, 0.1).count("differs") < 0.07 * 150
+def test_seeds_that_lack_a_row_are_not_one_seed() -> None:
+    measured = np.array([[0.0, -0.5], [0.1, np.nan], [np.nan, -0.4]])
+    asked = PRIMARY_TEST, measured[0], np.zeros(2)
+    assert judged(*asked, measured, np.zeros(2)).verdict == "unclear"
+    assert judged(*asked, measured[:1], np.zeros(2)).verdict == "one seed"
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.1])
@@ -310,7 +335,6 @@ def test_a_family_rarely_has_a_false_word(name: str, tilt: float, seeds: int, ro
     truth = MARGIN * np.resize(slopes, rows)
     found = words(truth, studies=20_000 // rows, seeds=seeds, tilt=tilt * MARGIN, noise=1e-3)
     per_family = np.isin(found, claims).any(axis=1).mean()
-    print(f"{name}: {seeds} seeds, {tilt} margins, {rows} rows: false in {per_family:.2%}")
     assert per_family < 0.05
     if name == "flat":
         changes = np.isin(found, ("collapses", "explodes", "falls", "rises")).any(axis=1).mean()
@@ -327,6 +351,42 @@ def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> N
     table = pd.concat([pd.DataFrame(place), table], axis=1)
     false = with_verdicts(table)["bent"].mean()
     bent = with_verdicts(table.assign(curvature=table["curvature"] + 0.1))["bent"].mean()
-    print(f"{seeds} seeds: bent {false:.2%} of lines, {bent:.2%} of curves")
     assert false == pytest.approx(0.05, abs=0.01)
     assert bent > 0.95
+
+
+def one_mean(seeds: int, draw: str, count: int) -> list[float]:
+    """How often each test says that a mean is below 0, which is its true value, at 2.5 %: Student's
+    t, all flips of signs (4,095 of them if there are more), and a bootstrap of t (999)."""
+    rng = np.random.default_rng(5)
+    x = DRAWS[draw](rng, (count, seeds))
+    scale = math.sqrt(seeds)
+    t = x.mean(axis=1) / x.std(axis=1, ddof=1) * scale
+    flips = rng.choice([-1, 1], (seeds, 4096))
+    if seeds <= 12:
+        flips = np.array(np.meshgrid(*[[-1, 1]] * seeds)).reshape(seeds, -1)
+    flipped = [np.mean(row @ flips <= row.sum() + 1e-12) <= 0.025 for row in x]
+    drawn = []
+    for row, own in zip(x, t, strict=True):
+        again = row[rng.integers(0, seeds, (999, seeds))]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = (again.mean(axis=1) - row.mean()) / again.std(axis=1, ddof=1) * scale
+        drawn.append(own < np.nanquantile(each, 0.025))
+    return [np.mean(t < -t_critical(seeds - 1)), np.mean(flipped), np.mean(drawn)]
+
+
+def table_of_error_rates() -> str:
+    """For docs/intervals.md: ``python -m tests.analysis.test_error_rates``."""
+    kinds = [{"draw": draw} for draw in DRAWS] + [{"missing": 0.2}]
+    heads = ["seeds", *DRAWS, "Gaussian, 20 % of rows missing"]
+    tests = [f"{name}, {draw}" for draw in (*DRAWS,)[1:] for name in ("t", "signs", "bootstrap")]
+    body = []
+    for seeds in (3, 5, 8, 11, 20):
+        shares = [false_agrees(seeds, 1_000, **kind) for kind in kinds]
+        shares += [share for draw in (*DRAWS,)[1:] for share in one_mean(seeds, draw, 4_000)]
+        body.append([str(seeds), *(f"{100 * share:.1f} %" for share in shares)])
+    return table([*heads, *tests], body)
+
+
+if __name__ == "__main__":
+    print(table_of_error_rates())

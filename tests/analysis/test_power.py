@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from study.analysis.power import MOST_SEEDS, decided, seeds_for
+from study.analysis.power import decided
 from study.analysis.verdicts import beyond, tost
 
 
@@ -34,12 +34,3 @@ def test_the_power_to_differ_is_that_of_a_noncentral_t() -> None:
     critical = stats.t.ppf(0.975, n - 1)
     expected = stats.nct.sf(critical, n - 1, (off - tolerance) / (sd / math.sqrt(n)))
     assert decided(n, off, sd, tolerance)[1] == pytest.approx(expected, abs=0.002)
-
-
-def test_a_tolerance_below_the_error_of_the_grid_is_hopeless() -> None:
-    def power(n: int, grid: float) -> float:
-        return decided(n, 0.0, 0.01, 0.1, grid=grid)[0]
-
-    assert seeds_for(lambda n: power(n, 0.02)) == 3
-    assert math.isnan(seeds_for(lambda n: power(n, 0.06)))
-    assert power(MOST_SEEDS, 0.03) > 0.5

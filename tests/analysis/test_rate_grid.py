@@ -31,9 +31,17 @@ def wall(u: Floats) -> Floats:
     return np.where(u < 0.3, 0.05 * u**2, np.nan)
 
 
-def simulated(basin: Basin, *, seeds: int, noise: float, scatter: float) -> pd.DataFrame:
+def cliff(u: Floats) -> Floats:
+    """The wall stands right above the best rate."""
+    return np.where(u < 0.02, 0.05 * u**2, np.nan)
+
+
+def simulated(
+    basin: Basin, *, seeds: int, noise: float, scatter: float, highest: Basin | None = None
+) -> pd.DataFrame:
     """``rates`` of many studies: rules of one setting, each with an exponent of its own.
 
+    ``highest``: the basin of the highest rank, if it is another.
     Each basin lies anywhere beside the grid. ``noise`` is that of a loss, ``scatter`` that of the
     best rate of a seed.
     """
@@ -46,7 +54,8 @@ def simulated(basin: Basin, *, seeds: int, noise: float, scatter: float) -> pd.D
         for seed in range(seeds):
             for rank in RANKS:
                 centre = start + exponent * np.log(rank / 32) + scatter * rng.standard_normal()
-                loss = basin(x - centre) + noise * rng.standard_normal(len(x))
+                own = highest if highest and rank == RANKS[-1] else basin
+                loss = own(x - centre) + noise * rng.standard_normal(len(x))
                 found.append(bottom(np.exp(x), loss))
                 places.append({"seed": seed, "rank": rank})
         for best, place, sd in zip(found, places, grid_errors(found), strict=True):
@@ -55,7 +64,8 @@ def simulated(basin: Basin, *, seeds: int, noise: float, scatter: float) -> pd.D
                 | {"setting": 0, "scaling": "power", "exponent_p": 0.5, "crossover": np.nan}
                 | {"optimizer": "adamw", "init": "kaiming", "truth": exponent, "rho": np.nan}
                 | {"best_lr": best.lr, "best_loss": best.loss, "edge": best.edge, "tried": len(x)}
-                | {"grid_step": best.step, "grid_sd": sd, "parameters": np.nan, "flops": np.nan}
+                | {"wall": math.isinf(best.skew)}
+                | {"grid_step": best.step, "grid_sd": sd}
                 | {"alpha": float(study), OUTPUT: 0.0}
             )
     return pd.DataFrame(rows)
@@ -78,6 +88,17 @@ def test_intervals_cover_the_true_exponent(
     coverage = table["truth"].between(table["ci_low"], table["ci_high"]).mean()
     print(f"{basin.__name__} noise {noise} scatter {scatter}, {seeds} seeds: {coverage:.3f}")
     assert 0.93 <= round(coverage, 2) <= 0.97
+
+
+@pytest.mark.parametrize("wall_at_the_top", [wall, cliff])
+@pytest.mark.parametrize(("scatter", "seeds"), [(0.02, 3), (0.6, 5)])
+def test_a_wall_at_one_rank_alone_is_covered(
+    wall_at_the_top: Basin, scatter: float, seeds: int
+) -> None:
+    """It moves the best rate of that rank down, in all seeds alike, and not those of the others."""
+    how = {"seeds": seeds, "noise": 0.001, "scatter": scatter, "highest": wall_at_the_top}
+    table = rate_transfer(simulated(parabola, **how))
+    assert table["truth"].between(table["ci_low"], table["ci_high"]).mean() > 0.93
 
 
 def test_the_skew_of_a_basin() -> None:

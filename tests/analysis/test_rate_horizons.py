@@ -9,7 +9,7 @@ import pytest
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
 
-from .losses import LORA, NO_PROBES, POWER, RANKS, Loss, basin, runs
+from .losses import LORA, POWER, RANKS, Loss, basin, runs
 
 RATES = tuple(2.0 ** np.arange(-16, 0))
 
@@ -87,6 +87,6 @@ def test_what_a_sweep_lacks(
     loss: Loss, rates: tuple[float, ...], lacking: list[tuple[float, ...]]
 ) -> None:
     cells, metrics = runs(loss, rates=rates, ranks=(4,), rules=LORA)
-    found = missing_rates(cells, metrics, NO_PROBES)
+    found = missing_rates(cells, metrics)
     assert all(one.seeds == ((0, 0), (1, 1), (2, 2)) for one in found)
     assert [one.rates for one in found] == lacking

@@ -95,7 +95,7 @@ def test_the_best_rate_is_that_of_the_mean_over_seeds() -> None:
     own = {0: 1e-4, 1: 1e-3, 2: 1e-2}
     lucky = lambda c: 2.0 if c["lr"] == own[c["seed"]] else 2.3 - 0.03 * (c["lr"] == 1e-3)  # noqa: E731
     cells, metrics = runs(lucky, rates=tuple(own.values()), rules=LORA)
-    losses = compared_losses(cells, metrics, NO_PROBES).query("how == 'best'")
+    losses = compared_losses(cells, metrics).query("how == 'best'")
     assert set(losses["lr"]) == {1e-3}
     mean = losses.groupby("rank")["loss"].mean()
     assert mean.to_numpy() == pytest.approx((2.27 + 2.0 + 2.27) / 3)
@@ -115,7 +115,7 @@ def by_step_alone(cell: dict[str, Any]) -> float:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer: str) -> None:
     cells, metrics = runs(by_step_alone, optimizer=optimizer, rules=BOTH)
-    differences = rule_differences(compared_losses(cells, metrics, NO_PROBES))
+    differences = rule_differences(compared_losses(cells, metrics))
     fixed, matched = (differences[differences["how"] == how] for how in ("fixed", "matched"))
     power = 2 if optimizer == "sgd" else 1
     # gamma of LoRA is r^-1/2 of rsLoRA's: its loss is higher by 0.05 ln r, or twice that under SGD.
@@ -130,7 +130,7 @@ def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer: str) ->
 def test_if_the_rule_matters_the_matched_difference_is_its_penalty() -> None:
     penalty = lambda c: by_step_alone(c) + (0.25 if c["scaling"] == "lora" else 0.0)  # noqa: E731
     cells, metrics = runs(penalty, rules=BOTH)
-    matched = rule_differences(compared_losses(cells, metrics, NO_PROBES)).query("how == 'matched'")
+    matched = rule_differences(compared_losses(cells, metrics)).query("how == 'matched'")
     assert matched["difference"].to_numpy() == pytest.approx(0.25)
 
 
@@ -139,12 +139,12 @@ def test_what_a_doubling_of_the_rank_gains() -> None:
     own = {0: 0.01, 1: 0.02, 2: 0.03}
     fall = lambda c: 3 - own[c["seed"]] * math.log2(c["rank"])  # noqa: E731
     cells, metrics = runs(fall, rates=(1e-3,), rules=(("rslora", math.nan),))
-    [row] = rank_effects(compared_losses(cells, metrics, NO_PROBES)).to_dict("records")
+    [row] = rank_effects(compared_losses(cells, metrics)).to_dict("records")
     expected = mean_interval(np.array([0.01, 0.02, 0.03]))
     assert (row["gain"], row["ci_low"], row["ci_high"]) == pytest.approx(expected)
     law = basin(lambda p, seed: -0.5)
     level, ends = runs(law, rates=tuple(3e-3 * 2.0 ** np.arange(-8, 5)), rules=BOTH[1:])
-    effects = rank_effects(compared_losses(level, ends, NO_PROBES)).set_index("how")
+    effects = rank_effects(compared_losses(level, ends)).set_index("how")
     assert effects.loc["best", "gain"] == pytest.approx(0.0, abs=1e-9)
     assert abs(effects.loc["fixed", "gain"]) > 0.01
 

@@ -13,7 +13,6 @@ from study.figures import Absent
 from study.figures.against_rank import (
     activation_moments_vs_rank,
     conditions,
-    eps_over_ranks,
     grad_norm_vs_rank,
 )
 from study.figures.laws import Law
@@ -171,14 +170,3 @@ def test_conditions_show_means_over_layers_and_curves_with_the_slope_of_the_tabl
     tables.probes = tables.probes[tables.probes["site"] != "adapter_in_grad"]
     with pytest.raises(Absent, match="both adapter_out and adapter_in_grad"):
         conditions(tables)
-
-
-def test_gradients_are_in_units_of_eps_at_the_first_step_with_both() -> None:
-    tables = lazy(optimizer="adamw")
-    figure = eps_over_ranks(tables)
-    for ax, site in zip(figure.axes, ("A_grad", "B_grad"), strict=True):
-        points, line = (only(figure, f"{part} lora", ax) for part in ("points", "line"))
-        np.testing.assert_allclose(np.sort(points.get_ydata()), pooled(tables, site) / EPS)
-        middle = np.interp(64.0, line.get_xdata(), line.get_ydata())
-        assert middle == pytest.approx(np.median(points.get_ydata()), rel=0.2)
-    assert "at step 1" in figure.axes[0].get_ylabel()

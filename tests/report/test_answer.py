@@ -155,11 +155,20 @@ def test_runs_that_broke_off_are_counted_and_their_rank_has_no_loss(on_disk: OnD
 
 def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk: OnDisk) -> None:
     lines = said(on_disk(lrs=(1e-4, 1e-3, 1e-2), final=learns_at, outputs={"train": growing}))
-    assert "Held-out perplexity falls from 11.0 at rank 4 to 7.92 at rank 400" in lines[1]
     [why] = [line for line in lines if line.startswith("A larger output")]
     assert "At learning rate 0.001 the larger steps" in why
     assert "sweep optimizer.lr" not in why
-    assert any(line.startswith("The best learning rate changes with") for line in lines)
+    assert "at learning rate 0.001 falls from 11.0 at rank 4 to 7.92" in lines[1]
+    assert "; at the best rate tried of each rank it is 11.0 and 7.92." in lines[1]
+    law = "The best learning rate changes with the rank r as r^"
+    assert any(line.startswith(law) for line in lines)
+
+
+def test_two_ranks_have_a_change_and_no_law(on_disk: OnDisk) -> None:
+    rates = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    lines = said(on_disk(lrs=rates, ranks=(4, 256), rules={"lora": 1.0}))
+    change = "by ×1.000 [1.000, 1.000] between ranks 4 and 256 under LoRA."
+    assert f"The best learning rate changes with the rank r {change}" in lines
 
 
 def learns_at(cell: Cell) -> float:

@@ -136,7 +136,10 @@ def test_the_section_counts_and_lists_them(tables: Any) -> None:
     wrong = replace(NORM, predicted=0.3, source="[a claim](http://example.org)")
     whole = {"expects": [vars(NORM), vars(wrong), {"what": "nonsense"}]}
     found = text(whole, whole)
-    assert "Of 2 comparisons: 1 agrees and 1 **differs**." in found
+    assert "2 comparisons, identities: 1 agrees and 1 **differs**." in found
+    loss = {"what": "loss_gap", "site": None, "stat": None, "step": "last"}
+    both = text({"expects": [vars(NORM), vars(replace(NORM, **loss))]})
+    assert "identities: 1 agrees; predictions: 1 agrees." in both
     assert "| 0 ± 0.02 | 0.000 [−0.004, 0.004] | agrees | Theorem 3.2 | a slope \\|" in found
     assert "only some" not in found
     [right, wrong] = compare([NORM, wrong], tables)
@@ -167,10 +170,11 @@ def test_the_primary_test_leads(tables: Any) -> None:
         return report_text("known", tables, records, late=late)
 
     stated = text(expects=[vars(primary), *rows])
-    assert stated.index("Primary test: agrees") < stated.index("comparisons:")
+    assert stated.index("Primary test: agrees") < stated.index("comparisons,")
     assert "intercept 0.000 [−0.004, 0.004], slope 1.000 [1.000, 1.000]" in stated
     assert "0.000 from theory, as a root mean square, and 0.354 from the rival (no change" in stated
     assert "after the cells" not in stated
+    assert "identities of the first steps, so it is no test of training" in stated
     assert stated.count("Primary test") == 1
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
     wrong = replace(primary, rival_predicts=[0, -0.5])
@@ -190,7 +194,21 @@ def test_how_many_seeds_are_needed(five_seeds: Path, tmp_path: Path) -> None:
     assert right.split()[-3:-1] == wrong.split()[-3:-1] == ["3", "3"]
     assert narrow.split()[-3:] == ["hopeless", ">", "50"]
     assert "5 seeds here" in ran.output
+    file.write_text("a note")
+    ran = CliRunner().invoke(cli.cli, ["power", str(five_seeds), "--for", str(file)])
+    assert f"{file} holds no keys" in str(ran.exception)
     assert CliRunner().invoke(cli.cli, ["power", str(five_seeds)]).exit_code == 1
+
+
+def test_a_plan_that_the_error_of_its_rates_leaves_undecided_is_refused() -> None:
+    """The two exponents are 0.375 apart. The grid's standard error of the slope is 0.10, so even
+    without scatter 80 % power needs a tolerance of (1.96 + 1.28) x 0.10."""
+    study = Path(__file__).parents[2] / "results/reference/paper_learning_rate"
+    plan = ["--for", f"{study.parents[2]}/conf/experiment/paper_learning_rate.yaml"]
+    ran = CliRunner().invoke(cli.cli, ["power", str(study), *plan])
+    assert "hopeless" in ran.output
+    assert "primary test: all seeds share the error of the pilot's rates" in str(ran.exception)
+    assert "a tolerance of 0.32 and has 0.15" in str(ran.exception)
 
 
 def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
