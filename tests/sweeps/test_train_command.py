@@ -174,7 +174,7 @@ BAD = {
     ),
     "optimizer=adamx": "Could not find 'optimizer/adamx': choose from adafactor, adam, adamw, lion",
     "adapter.rnk=4": "unknown key adapter.rnk: did you mean adapter.rank?",
-    "model=tinny": "choose from gemma3, hf, shape, smollm2, tiny",
+    "model=tinny": "choose from gemma3, hf, shape, small, smollm2, tiny",
     "adapter.rank=[": "adapter.rank=[",
 }
 
