@@ -1,22 +1,24 @@
-"""FINDINGS.md and what it rests on: archives, their order in git, claims, and pictures."""
+"""FINDINGS.md and what it rests on: archives, their order in git, claims, and gaps."""
 
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from PIL import Image, PngImagePlugin
 
-from docs import archive, findings
+from docs import archive, findings, hero
 from docs.blocks import PLOTS, RESULTS, NoTables, study_tables
 from docs.findings import CLAIMS, STUDIES, matching
-from docs.make import slim
 from study.analysis.expectations import Compared
+from study.analysis.fits import mean_interval
+from study.analysis.wording import interval_text
 from study.config.expectations import Expectation, read_entries
 from study.figures import FIGURES
+from study.report.text import minus
 from study.store import load_records
 from study.store.archive import FILES
 from study.store.records import ARCHIVE
+from study.store.tables import load_measured
 from study.vocabulary.verdicts import AGREES, DIFFERS, UNCLEAR
 
 COMMITTED = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARCHIVE}"))
@@ -119,15 +121,13 @@ def test_evidence_is_found_by_the_fields_of_an_expectation() -> None:
     assert matching("stable_exponent", where | {"p": 0.5}) == []
 
 
-def test_a_picture_of_few_colours_keeps_its_texts_and_is_the_same_bytes(tmp_path: Path) -> None:
-    info = PngImagePlugin.PngInfo()
-    info.add_text("Description", "What it shows: α/√r.")
-    contents = []
-    for path in (tmp_path / "a.png", tmp_path / "b.png"):
-        Image.linear_gradient("L").convert("RGB").save(path, pnginfo=info, dpi=(90, 90))
-        slim(path)
-        picture = Image.open(path)
-        assert (picture.mode, picture.size) == ("P", (256, 256))
-        assert picture.info["Description"] == "What it shows: α/√r."
-        contents.append(path.read_bytes())
-    assert contents[0] == contents[1]
+def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds() -> None:
+    """The best rate of each seed would be the best by chance (docs/intervals.md)."""
+    tables = load_measured(RESULTS / "longer_training")
+    ends = tables.metrics.query("step == 2048").set_index("cell_id")["eval_loss"]
+    cells = tables.cells.query("scaling == 'lora' and steps == 2048")
+    cells = cells.assign(loss=cells["cell_id"].map(ends))
+    loss = cells.pivot_table("loss", "seed", ["rank", "lr"])
+    low, high = (loss[rank][loss[rank].mean().idxmin()] for rank in (4, 256))
+    expected = interval_text(*mean_interval(high - low), places=3)
+    assert hero.best_gap("lora", "longer_training", "2048") == minus(expected)

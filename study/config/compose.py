@@ -36,10 +36,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "co
 
 
 def parse(composed: DictConfig) -> CellConfig:
-    """A composed Hydra config as a checked cell. Keys that no cell has are left out.
-
-    Raises :class:`StudyError`, one line, for the first value that is missing or wrong.
-    """
+    """A composed Hydra config as a checked cell. Keys that no cell has are left out."""
     try:
         own = without_hydra(composed)
         values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)

@@ -60,8 +60,7 @@ WHAT_LABELS: dict[str, str] = {
 LAST = "last"
 """The step that is the last one measured."""
 FIRST_STEPS = 8
-"""Up to this step the theory of B = 0 and of a random A counts as known: see
-:attr:`Expectation.is_identity`."""
+"""The last step of an identity (:attr:`Expectation.is_identity`)."""
 
 NOT_MEASURED = "not measured"
 MEANINGS: dict[str, str] = {
@@ -94,8 +93,7 @@ class Expectation:
       a best alpha: for every learning rate);
     - ``predicted``, ``tolerance``: it agrees within ``predicted`` plus or minus ``tolerance``. Of
       a factor the tolerance is a ratio: 1.5 means from ``predicted / 1.5`` to ``predicted * 1.5``;
-    - ``source``: paper and equation, or the theory of this project;
-    - ``refuted_by``: a sentence.
+    - ``source``: paper and equation, or the theory of this project.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -174,8 +172,7 @@ class Primary:
     - ``rival``: the alternative theory. ``rival_predicts``: its exponent, for all rows or as a list
       in their order, in which null leaves a row out of the test;
     - ``tolerance``: the line of measured on predicted exponents has a slope of 1 and an intercept
-      of 0, each within this;
-    - ``source``, ``refuted_by``: as of an :class:`Expectation`.
+      of 0, each within this.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

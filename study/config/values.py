@@ -126,10 +126,7 @@ class Interval:
 
 
 def interval(key: str, value: Any) -> Interval:
-    """The interval that ``value`` names: a whole number of steps, or a time such as ``60s``.
-
-    Raises :class:`StudyError`, naming ``key``, for anything else, and for 0.
-    """
+    """The interval that ``value`` names: a whole number of steps, or a time such as ``60s``."""
     if is_whole(value) and value >= 1:
         return Interval(steps=value)
     found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)([smh])", str(value), re.ASCII)
@@ -186,8 +183,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def read(kind: type[T], values: Any, prefix: str = "") -> T:
     """A dataclass from a nested dictionary: every value is converted to its type and checked.
 
-    ``prefix``: put before its keys in messages. Raises :class:`StudyError`, one line, for the
-    first value that is missing, unknown or wrong.
+    ``prefix``: put before its keys in messages.
     """
     try:
         found: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
