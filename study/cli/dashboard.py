@@ -12,8 +12,7 @@ from study.store.records import cell_folders, no_study, read_record
 from study.sweeps.progress import live_sweeps, waiting_cells
 from study.vocabulary.extras import install
 
-WAIT = 1.0
-"""Seconds between looks for the first cell of a study."""
+WAIT = 1.0  # seconds between looks for the first cell of a study
 
 
 @cli.command()

@@ -119,8 +119,7 @@ def cli(plugin: tuple[str, ...]) -> None:
     """
 
 
-QUIET = "study.quiet"
-"""The key of ``click.Context.meta`` that ``-q`` sets."""
+QUIET = "study.quiet"  # a key of click.Context.meta
 
 
 def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:

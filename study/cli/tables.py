@@ -42,7 +42,7 @@ from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
 from study.store import StudyTables, load_measured, write_table
 from study.store.archive import check_study, write_archive
-from study.store.files import Damaged
+from study.store.files import Damaged, check_writable
 from study.store.records import ARCHIVE, cell_folders, is_archived
 
 
@@ -53,6 +53,7 @@ def analyze(study_dir: Path, output: str | None) -> None:
     """If learning rates were swept, it also prints how the best one scales with rank. Every
     exponent is in the tables, which are written to the study's folder.
     """
+    check_writable(study_dir)
     say("analyzing the cells ...")
     found = load_tables(study_dir)
     for name in ("exponents", "stable", "rates", "losses"):
@@ -130,7 +131,7 @@ def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: s
     for kind in kinds:
         if kind not in FORMATS:
             raise unknown("--formats", kind, FORMATS)
-    folder = to or plots_folder(study_dir)
+    check_writable(folder := to or plots_folder(study_dir))
     missing: list[str] = []
     say("analyzing the cells ...")
     for name, figure in draw_all(load_tables(study_dir), missing.append, names or None):
@@ -155,6 +156,7 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     on a read-only study.
     """
     usual = plots or (to / "figures" if to else plots_folder(study_dir))
+    check_writable(to or study_dir, usual)
     say("analyzing the cells and drawing the figures ...")
     tables = load_tables(study_dir)
     [_, page] = write_report(study_dir, tables, usual, to)

@@ -252,10 +252,7 @@ class Corpus:
     rows: Mapping[str, int | str | None]
 
     def check_tokens(self, vocabulary: int, named: str) -> None:
-        """Raises :class:`StudyError` if a token is not one of the ``vocabulary`` of a model.
-
-        A tokenizer may know more than its model: Gemma's has a token for images.
-        """
+        """A tokenizer may know more tokens than its model: Gemma's has one for images."""
         highest = int(self.train.tokens.max(initial=0))  # both sides share their arrays
         if highest >= vocabulary:
             text = self.questions.tokenizer.decode([highest])
@@ -270,11 +267,8 @@ def build_corpus(
 ) -> Corpus:
     """Load, split and tokenise the data set that ``config`` names. Tokens are cached on disk.
 
-    ``eos_token_id`` follows every target that leaves room for it; None: no target has an eos.
-
-    Rows with nothing to learn are dropped before the split. Raises :class:`StudyError` as
-    :func:`load_rows` and :func:`split_places` do, for a sequence length below 2, and if too few
-    rows are left.
+    ``eos_token_id`` follows every target that leaves room for it; None: no target has an eos. Rows
+    with nothing to learn are dropped before the split.
     """
     length = config.sequence_length
     if length < 2:

@@ -1,19 +1,22 @@
 """Conversations to text by a chat template, and the places of the assistant's turns in it.
 
 The text is that of transformers' ``apply_chat_template``. A template comes from a stranger: it runs
-in the sandbox of transformers.
+in the sandbox of transformers, and its size and its time are limited.
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.config import DataConfig
 from study.data.examples import Conversation
 from study.errors import StudyError, one_line, short
+from study.reading import read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,17 +35,18 @@ _TODAY = date(2024, 7, 26)
 """A fixed date for templates that ask for it, such as Llama's: the data must not change daily."""
 _ASKS_FOR_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MOST_BYTES, MOST_SECONDS = 1 << 20, 5.0
+"""Of a template, and of one conversation in it. Those in use have at most 30 KB."""
 _FIX = "give data.chat_template=chatml, or the path of a Jinja file"
 
 
 class ChatTemplate:
-    """The chat template of a configuration, for one tokenizer.
-
-    Raises :class:`StudyError` if there is none, and if it can't be read.
-    """
+    """The chat template of a configuration, for one tokenizer."""
 
     def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
         text, self.named = _template(config, tokenizer)
+        if len(text) > MOST_BYTES:
+            raise StudyError(f"{self.named} is larger than {MOST_BYTES >> 20} MiB: {_FIX}")
         self.special: Mapping[str, Any] = tokenizer.special_tokens_map
         self.template = _ASKS_FOR_DATE.sub(lambda m: repr(_TODAY.strftime(m[2])), text)
         self.marks_turns = _GENERATION.search(self.template) is not None
@@ -55,8 +59,6 @@ class ChatTemplate:
         The template marks a turn with ``{% generation %}``; otherwise it is the text from the
         generation prompt to the end of the turn. If the first ``prompt`` messages are a prompt, all
         that follows is one turn, as in TRL's data sets of prompts and completions.
-
-        Raises :class:`StudyError` if the template fails or a turn can't be located.
         """
         text, marked = self._render(messages, tools, where)
         turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
@@ -114,14 +116,15 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, marked = render_jinja_template(
-                conversations=[list(messages)],
-                tools=tools,
-                chat_template=self.template,
-                return_assistant_tokens_mask=self.marks_turns,
-                add_generation_prompt=prompt,
-                **self.special,
-            )
+            with _in_time():
+                texts, marked = render_jinja_template(
+                    conversations=[list(messages)],
+                    tools=tools,
+                    chat_template=self.template,
+                    return_assistant_tokens_mask=self.marks_turns,
+                    add_generation_prompt=prompt,
+                    **self.special,
+                )
         except Exception as error:  # of any kind: a template is a program
             raise StudyError(
                 f"{where}: {self.named} fails on the conversation ({one_line(error)}): "
@@ -130,20 +133,38 @@ class ChatTemplate:
         return texts[0], marked[0] if self.marks_turns else []
 
 
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Context manager: ``TimeoutError`` after :data:`MOST_SECONDS`, in the main thread."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes over {MOST_SECONDS:g} s")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal arrives there
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _said(message: Message) -> str:
     """The text of a turn, without a thought, which templates leave out of earlier turns."""
     return (message.get("content") or "").rpartition("</think>")[2].strip()
 
 
 def _template(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
-    """The text of the template, and its name in errors."""
     if config.chat_template == "chatml":
         return CHATML, "data.chat_template=chatml"
     if config.chat_template is not None:
         named = f"data.chat_template={short(config.chat_template, 200)}"
         try:
-            return Path(config.chat_template).expanduser().read_text("utf-8"), named
-        except (OSError, ValueError, RuntimeError) as error:  # ValueError: it is not UTF-8
+            return read_file(config.chat_template, named, _FIX, MOST_BYTES).decode(), named
+        except UnicodeDecodeError as error:
             raise StudyError(f"{named} can't be read ({one_line(error)}): {_FIX}") from None
     try:
         return tokenizer.get_chat_template(), "the tokenizer's chat template"

@@ -62,8 +62,6 @@ def split_places(examples: Sequence[Row], heldout: int) -> tuple[list[int], list
     ``heldout``, at most a tenth of the distinct ones, at least one. The draw depends neither on the
     seed nor on the order of the file. Copies of held-out examples leave the training side, which
     keeps its order and other duplicates.
-
-    Raises :class:`StudyError` if there are fewer than two distinct examples.
     """
     digests = [hashlib.sha256(_canonical(example)).digest() for example in examples]
     place_of = {digest: place for place, digest in enumerate(digests)}

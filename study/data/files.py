@@ -34,7 +34,6 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
-    """Yield the rows of a file with a JSON object per line. Blank lines are ignored."""
     # Lines end at \n only: a JSON string may contain U+2028 or a lone carriage return.
     for number, line in enumerate(file, start=1):
         content = line.removeprefix(_BOM) if number == 1 else line
@@ -44,11 +43,7 @@ def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
 
 
 def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
-    """Yield the rows of a file with one list of objects. The whole list is in memory.
-
-    A file that does not begin with a bracket has an object per line, as many ``.json`` files of the
-    hub.
-    """
+    """Yield the rows of a file with a list of objects or, as many of the hub, one per line."""
     if not file.peek(64).removeprefix(_BOM).lstrip().startswith(b"["):
         yield from read_lines(file, named)
         return
@@ -63,6 +58,14 @@ def _parsed(content: bytes, where: str) -> Any:
         raise StudyError(
             f"{where} is not valid JSON in UTF-8 ({one_line(error)}): {_WRITE}"
         ) from None
+
+
+def _check_text(row: dict[str, Any], where: str) -> None:
+    """JSON can hold half of a surrogate pair, which is no text and no tokenizer accepts."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise StudyError(f"{where} has half of a surrogate pair ({error}): remove it") from None
 
 
 def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
@@ -88,7 +91,6 @@ def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
 
 
 def read_parquet(file: BufferedReader, named: str) -> Iterator[Found]:
-    """Yield the rows of a Parquet file."""
     batches = pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE)
     rows = chain.from_iterable(batch.to_pylist() for batch in batches)
     for number, row in enumerate(rows, start=1):
@@ -111,15 +113,11 @@ def is_file_name(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Whether there is anything at ``path``."""
     return os.path.exists(os.path.expanduser(path))  # False for too long a name, too
 
 
 def read(path: str) -> Iterator[Found]:
-    """Yield the rows of the file at ``path``, in order.
-
-    Raises :class:`StudyError` for what can't be read.
-    """
+    """Yield the rows of the file at ``path``, in order."""
     named = f"data.path={short(path, 200)}"
     suffixes = Path(path).suffixes
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
@@ -136,6 +134,7 @@ def read(path: str) -> Iterator[Found]:
                     raise StudyError(
                         f"{where} is of type {type(row).__name__}, not an object: {_WRITE}"
                     )
+                _check_text(row, where)
                 yield where, row
     except FileNotFoundError:
         raise StudyError(f"{named} does not exist: {_FIX}") from None
@@ -146,14 +145,11 @@ def read(path: str) -> Iterator[Found]:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether ``path`` has the form ``org/name``."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None
 
 
 def read_hub(config: DataConfig) -> Iterator[Found]:
-    """Yield the rows of the data set ``data.path`` of the hub, of ``data.split`` and
-    ``data.subset``, through ``datasets``. It is downloaded once.
-    """
+    """Yield the rows of a data set of the hub, which ``datasets`` downloads once."""
     named = f"data.path={short(config.path, 200)}"
     try:
         datasets = import_module("datasets")

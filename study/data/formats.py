@@ -35,10 +35,7 @@ at the end that Axolotl and LLaMA-Factory add."""
 
 
 def recognised(asked: str, fields: Fields, where: str) -> str:
-    """The format of a data set: ``asked``, or by the fields of its first row.
-
-    Raises :class:`StudyError`, with the fields found, if they are of no format.
-    """
+    """The format of a data set: ``asked``, or by the fields of its first row."""
     if asked != AUTO:
         return asked
     for name, row in FORMATS.items():
@@ -172,5 +169,4 @@ READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {
     "alpaca_chat": _alpaca_chat,
     "completion": _completion,
 }
-"""The function of every format, by name. It gets the fields of a row, its place and the template,
-and raises :class:`StudyError` for values that it can't use."""
+"""By name, the function of a format. It gets the fields of a row, its place and the template."""

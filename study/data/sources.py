@@ -42,9 +42,6 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
     """The rows of the data set that ``config`` names. Its ``seed`` and lengths don't matter.
 
     ``tokenizer`` is called for conversations only, whose text depends on it.
-
-    Raises :class:`StudyError` for an unknown name, a path that is missing, unusable or not needed,
-    and a data set without examples.
     """
     if config.name not in DATASETS:
         raise unknown("data", config.name, DATASETS)
@@ -70,7 +67,6 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
 
 
 def _found(config: DataConfig) -> Iterator[Found]:
-    """The first ``max_samples`` rows of each file or data set of the hub."""
     for path in [config.path] if isinstance(config.path, str) else config.path or []:
         yield from islice(_rows_of(path, config), config.max_samples)
 

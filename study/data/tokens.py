@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK = 256
-"""Rows tokenised at once: enough for the tokenizer's threads. A token takes about 200 bytes
-meanwhile."""
+"""Rows tokenised at once: enough for the tokenizer's threads."""
 VERSION = 4
 """The version of the tokenisation. Increase it when the arrays change: they are cached."""
 

@@ -33,8 +33,7 @@ from study.store.tables import DISTANCES, cells_table, distances_of, load_cell_t
 from study.vocabulary.statuses import ENDED
 
 FILES = (ARCHIVE, *(f"{name}.parquet" for name in SCHEMAS))
-NOT_KEPT = (*PLACES, "streams", SHA256)
-"""Keys of a record that describe it and the files of the cell's folder."""
+NOT_KEPT = (*PLACES, "streams", SHA256)  # what a record says of the cell's files
 
 Thin = Callable[[str, pa.Table], pa.Table]
 """``thin(name, rows)`` is the part of a cell's table that the archive keeps."""

@@ -41,7 +41,6 @@ class Damaged(StudyError):
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Context manager: an ``OSError`` becomes a :class:`StorageError` that names ``path``."""
     try:
         yield
     except StorageError:
@@ -175,8 +174,15 @@ def write_output(path: Path, content: str | bytes) -> None:
     write_bytes(path, content.encode() if isinstance(content, str) else content)
 
 
+def check_writable(*folders: Path) -> None:
+    """Write an empty file in each folder, or where it will be, and delete it."""
+    for folder in folders:
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        with Lock(place / f"{os.getpid()}{DRAFT}") as draft:
+            remove(draft.path)
+
+
 def described(content: bytes | memoryview) -> dict[str, Any]:
-    """The ``bytes`` and the ``sha256`` of a file's content, for a record."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 

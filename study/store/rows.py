@@ -82,7 +82,6 @@ class Stream:
         files.sync(self.path)
 
     def read(self) -> pa.Table:
-        """All rows, from the disk."""
         table = read_stream(self.path, self.written)
         if len(table) != self._rows:
             raise Damaged(f"{self.path.name} is damaged: {len(table)} of {self._rows} rows")

@@ -154,7 +154,6 @@ def _archived(path: Path) -> Callable[[str], pa.Table]:
 
 
 def rows_of(cell_folder: Path, table: str) -> pd.DataFrame:
-    """:func:`load_cell_table` as a frame."""
     return load_cell_table(cell_folder, table).to_pandas()
 
 

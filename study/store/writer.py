@@ -222,6 +222,6 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _unneeded(folder: Path, status: str = "") -> list[Path]:
-    """Files of a cell that has ended. A failed one can resume from an earlier checkpoint."""
+    # A failed cell can resume from an earlier checkpoint.
     found = [*folder.glob("*.arrows"), *folder.glob(f"*{files.DRAFT}")]
     return found if status == "failed" else [*found, *folder.glob(CHECKPOINTS)]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import study
 from study.cli.group import print_tables
 
-REFERENCE = Path(__file__).parents[2] / "results/reference"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "results/reference"
 Cli = Callable[..., Any]
 CURVE = "optimizer scaling exponent_p crossover"
 FIT = f"{CURVE} ci_low ci_high interval seeds ranks rank_min rank_max"
@@ -112,3 +116,9 @@ def test_missing_is_null_and_infinity_a_text(capsys: pytest.CaptureFixture[str])
         "cells": [{"rank": 4.0, "loss": None}, {"rank": "inf", "loss": 1.5}],
         "best": {"rank": "inf"},
     }
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "study", "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert study.__version__ in ran.stdout

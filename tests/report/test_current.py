@@ -1,5 +1,6 @@
 """What is computed from the cells follows them: nothing that was computed earlier is read back."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from click.testing import CliRunner
 import study
 from study.cli import cli
 from study.figures import FIGURES
-from study.store import load_records, write_table
+from study.store import files, load_records, write_table
+from tests.faults.instrument import Instrument, Plan
 
 OnDisk = Callable[..., Path]
 
@@ -53,6 +55,17 @@ def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small: Path) -> N
     assert "ranks 32;" in text
     assert "grad_norm_vs_rank" not in text
     assert not list(plots.glob("grad_norm_vs_rank.*"))
+
+
+@pytest.mark.parametrize("command", ["analyze", "figures", "report"])
+def test_a_disk_that_cannot_be_written_is_seen_first(
+    small: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    disk = Plan(str(small.parents[1]), at=1, errno=errno.EROFS, for_good=True)
+    monkeypatch.setattr(files, "os", Instrument(disk))
+    result = CliRunner().invoke(cli, [command, str(small)])
+    assert "Read-only file system" in str(result.exception)
+    assert result.output == "", "it does not begin to analyze"
 
 
 def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it(

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 import study
-from study.errors import StudyError
 from study.store import (
     CellWriter,
     Damaged,
@@ -151,12 +150,6 @@ def test_round_trip(tmp_path: Path, begin: Begin) -> None:
     expected = {"rank": 8.0, "scaling": "power", "exponent": 0.7, "targets": "q_proj,v_proj"}
     expected |= {"status": "complete", "seconds": 1.0, "steps_done": 2}
     assert {key: row[key] for key in expected} == expected
-
-
-def test_the_error_for_a_folder_without_a_study_names_those_nearby(tmp_path: Path) -> None:
-    complete(tmp_path / "mine")
-    with pytest.raises(StudyError, match=r"no study in .*yours.*choose from .*mine"):
-        load_measured(tmp_path / "yours")
 
 
 def test_a_running_cell_has_done_the_steps_of_its_last_whole_row(
