@@ -44,6 +44,16 @@ ACHIEVED_SHARE = 0.5
 OPERATIONS, LAUNCH = 29, 8e-6
 """Operations of a pass, without views, for each adapted layer of Llama, and the seconds in which a
 host begins one. A GPU computes meanwhile. The cells of a fold share operations."""
+BEGUN, READ, UPDATED = 2e6, 100, 320
+"""What takes a CPU as long as so many FLOPs: to begin an operation, to read a frozen weight in the
+forward or backward pass of a fold, and to update a weight of an adapter. They fit ``tiny`` (2.1
+times as fast in folds of 16 at rank 256) and SmolLM2 (1.45 times in folds of six at rank 16)."""
+GAINS = 0.4
+"""The largest share of a step that adapters may take in a fold on a CPU. At rank 256 they take half
+of a step of SmolLM2, and a fold is no faster."""
+TOKENS, WIDTH = 1000, 600
+"""The tokens that fill a pass of a fold on a CPU if the base has that many features. Beyond,
+products are no faster, and activations leave the cache. A narrower base takes more tokens."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,10 @@ class Estimate:
     (:mod:`study.training.fold`), so it never holds more than ``chunk_bytes`` of them.
     ``activation_bytes``: the part of ``own_bytes`` that its activations take.
 
+    On a CPU, ``shared`` is what a fold does once for all of its cells, in FLOPs of the same time,
+    and ``fills`` the share of a fold's pass that the cell takes. ``gains``: whether a fold saves
+    time: the products and the update of its adapters are at most :data:`GAINS` of a step.
+
     For :meth:`divided`: ``sequences`` of one pass; the bytes of ``base_bytes`` and of ``own_bytes``
     that every device holds, the head and the casts; those of one block, which it puts together.
     """
@@ -62,7 +76,7 @@ class Estimate:
     base_bytes: int
     own_bytes: int
     flops: float
-    operations: int = 0
+    operations: float = 0
     logits_bytes: int = 0
     chunk_bytes: int = 0
     weights: int = 0
@@ -71,6 +85,13 @@ class Estimate:
     head_bytes: int = 0
     cast_bytes: int = 0
     block_bytes: int = 0
+    shared: float = 0.0
+    fills: float = 0.0
+    gains: bool = False
+
+    def in_fold(self, cells: int) -> "Estimate":
+        """The same cell, with its share of what ``cells`` in a fold do once."""
+        return replace(self, shared=self.shared / cells, operations=self.operations / cells)
 
     def divided(self, devices: int) -> "Estimate":
         """What each device takes if ``devices`` train the cell together, as FSDP2 divides it.
@@ -96,7 +117,8 @@ class Estimate:
 
     def seconds(self, rate: float) -> float:
         """The time it should take at a matmul rate in FLOP/s."""
-        return max(self.flops / (ACHIEVED_SHARE * rate), LAUNCH * self.operations)
+        busy = (self.flops + self.shared) / (ACHIEVED_SHARE * rate)
+        return max(busy, LAUNCH * self.operations)
 
 
 def fold_bytes(needs: Sequence[Estimate]) -> int:
@@ -151,11 +173,14 @@ def estimate(
     base_bits = config.model.quant_bits or bits
     vocabulary = card.head // hidden
     logits = math.ceil(supervised / train.accumulation) * vocabulary
+    operations = OPERATIONS * len(layers) * train.accumulation
+    shared = BEGUN * operations + 2 * READ * (of_blocks + card.head) * train.accumulation
+    step, evaluations = _flops(config, card, adapters, above, tokens, supervised)
     return Estimate(
         base_bytes=card.parameters * base_bits // 8,
         own_bytes=states + casts + activations,
-        flops=_flops(config, card, adapters, above, tokens, supervised),
-        operations=OPERATIONS * len(layers) * train.steps * train.accumulation,
+        flops=train.steps * step + evaluations,
+        operations=train.steps * operations,
         logits_bytes=LOGITS_KEPT * FLOAT * logits,
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
@@ -164,6 +189,9 @@ def estimate(
         head_bytes=card.head * bits // 8,
         cast_bytes=casts,
         block_bytes=(of_blocks * base_bits // 8 + FLOAT * adapters.weights) // blocks,
+        shared=train.steps * shared if device == "cpu" else 0.0,
+        gains=adapters.flops + UPDATED * adapters.weights <= GAINS * (step + shared),
+        fills=tokens / train.accumulation * min(hidden, WIDTH) / (TOKENS * WIDTH),
     )
 
 
@@ -174,7 +202,8 @@ def _flops(
     above: Sequence[tuple[int, int]],
     tokens: int,
     supervised: int,
-) -> float:
+) -> tuple[float, float]:
+    """FLOPs of a step, and of all evaluations."""
     of_blocks = 2 * tokens * sum(d * o for d, o in card.shapes)
     forward = of_blocks + 2 * supervised * card.head
     step = forward + adapters.flops
@@ -182,7 +211,7 @@ def _flops(
     if config.train.checkpointing:
         step += of_blocks + adapters.flops / 3
     evaluated = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
-    return config.train.steps * step + evaluated * forward
+    return step, evaluated * forward
 
 
 def _adapters(

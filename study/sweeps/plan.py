@@ -5,22 +5,16 @@
 which every token is a target, an upper bound for shorter rows.
 """
 
-import heapq
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
-from rich.filesize import decimal
 from rich.table import Table
 
-from study.adapters import resolve_targets
-from study.config import chosen, probe_steps
 from study.errors import StudyError, count_noun, short, unknown
 from study.sweeps.cells import Cell, data_name
 from study.sweeps.estimate import (
     ACHIEVED_SHARE,
-    FLOAT,
     LAUNCH,
     MEMORY_SHARE,
     Estimate,
@@ -29,21 +23,11 @@ from study.sweeps.estimate import (
     memory_budget,
 )
 from study.sweeps.launch import announce
-from study.sweeps.packs import Pack, prepare
+from study.sweeps.packs import Pack, folds, prepare
 from study.sweeps.progress import table_lines
 from study.training.devices import matmul_rate
-from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import BATCHES, SITES
 from study.vocabulary.sources import DEVICES, MATMUL_SHARE
 
-CELL_BYTES = 20_000
-"""Of a record, a configuration and the headers of tables. Measured: 8 to 35 kB."""
-PROBE_BYTES = 18
-"""Of a row of probes.parquet, if every site had a row in every layer. Measured: 17 to 30."""
-STEP_BYTES = 25
-"""Of a row of metrics.parquet."""
-CHECKPOINTS = 2
-"""A new checkpoint is whole before the earlier one is deleted."""
 GB = 2**30
 
 
@@ -74,17 +58,16 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: s
         memory = memory_budget(todo[0].config, device)
         rates = {p: matmul_rate(device, p) for p in sorted({c.config.precision for c in todo})}
         speeds = (f"{rate / 1e9:.0f} GFLOP/s in large {p} products" for p, rate in rates.items())
-        needs = [(each.cell, each.estimate) for pack in prepared for each in pack.cells]
+        divided = [fold for pack in prepared for fold in folds(pack)]
+        needs = [(x.cell, x.estimate.in_fold(len(fold))) for fold in divided for x in fold]
+        most = max(fold_bytes([each.estimate for each in fold]) for fold in divided) / GB
         notes = [
+            f"{count_noun(len(divided), 'fold')} of up to {max(map(len, divided))} cells in a "
+            f"forward pass, which takes up to {most:.3g} GB",
             f"a process may use {memory / GB:.3g} GB; measured: {', '.join(speeds)}; "
             f"{ACHIEVED_SHARE:.0%} of that is taken for a step",
             *dict.fromkeys(line for pack in prepared for line in _data_lines(pack)),
         ]
-    tables, adapters, checkpoints = map(decimal, disk_bytes(todo))
-    notes.append(
-        f"on disk: about {tables} of tables and records, {adapters} of adapters, and up to "
-        f"{checkpoints} of checkpoints for each cell in training"
-    )
     print("\n".join([*_price_lines(needs, count, name, memory, rates), *notes]))
 
 
@@ -127,10 +110,11 @@ def _price_lines(
         )
     yield from table_lines(table)
     fit = [(n, seconds) for n, seconds in jobs if n and n <= count]
-    hours = sum(n * seconds for n, seconds in fit) / 3600
+    work = sum(n * seconds for n, seconds in fit)
+    longest = max((seconds for _, seconds in fit), default=0.0)
     yield (
-        f"{len(fit)} of {count_noun(len(jobs), 'cell')} fit: {hours:.3g} device hours; on {count} "
-        f"{name} about {_duration(makespan(fit, count))}, the longest first"
+        f"{len(fit)} of {count_noun(len(jobs), 'cell')} fit: {work / 3600:.3g} device hours; on "
+        f"{count} {name} about {_duration(max(work / count, longest))}"
     )
     if large := sum(n != 1 for n, _ in jobs):
         yield (
@@ -174,38 +158,6 @@ def least_devices(need: Estimate, memory: float) -> int | None:
     """
     counts = (2**power for power in range(13))
     return next((n for n in counts if fold_bytes([need.divided(n)]) <= memory), None)
-
-
-def makespan(jobs: Sequence[tuple[int, float]], devices: int) -> float:
-    """Seconds until all jobs have ended, if the longest one starts first.
-
-    ``jobs``: pairs of the devices that a job takes, and its seconds on them.
-    """
-    free = [0.0] * devices
-    for wanted, seconds in sorted(jobs, key=lambda job: -job[1]):
-        ends = max(heapq.heappop(free) for _ in range(wanted)) + seconds
-        for _ in range(wanted):
-            heapq.heappush(free, ends)
-    return max(free)
-
-
-def disk_bytes(cells: Sequence[Cell]) -> tuple[int, int, int]:
-    """Bytes on disk: of the tables and records of all cells, of the adapters that are kept, and of
-    the checkpoints of the largest cell while it trains.
-    """
-    tables = adapters = largest = 0
-    for cell in cells:
-        config = cell.config
-        layers = 1 + len(resolve_targets(cell.card.targets, config.adapter.targets))
-        sites = len(chosen("probes.sites", config.probes.sites, SITES))
-        batches = len(chosen("probes.batch", config.probes.batch, BATCHES))
-        rows = len(probe_steps(config)) * layers * sites * batches
-        tables += CELL_BYTES + PROBE_BYTES * rows + math.ceil(STEP_BYTES * config.train.steps)
-        weights = FLOAT * full_estimate(config, cell.card).weights
-        adapters += weights if config.train.save_adapter else 0
-        if config.checkpoint.every is not None:
-            largest = max(largest, (1 + OPTIMIZERS[config.optimizer.name].states) * weights)
-    return tables, adapters, CHECKPOINTS * largest
 
 
 def _duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from tests.sweeps.conftest import Begin, wait_for
 
 SMALL = (
     *("model=tiny", "train.batch_size=2", "data=file", "data.sequence_length=32"),
-    *("data.heldout=2", "train.steps=10", "probes.steps=[0]", "optimizer.lr=1e-2"),
+    *("data.heldout=2", "train.steps=10", "probes.steps=[0]", "optimizer.lr=1e-2", "pack.fold=1"),
 )
 
 
