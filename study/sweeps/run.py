@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from study.adapters.processes import Order, Processes
 from study.config import AUTO_COMPILE
 from study.config.values import literal
-from study.errors import StudyError, count_noun
+from study.errors import StudyError, count_noun, one_line
 from study.models import FrozenBase, load_base
 from study.models.compiled import programs
 from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
@@ -31,7 +31,7 @@ from study.sweeps.progress import Display, Outcome, must_stop
 from study.sweeps.record import Held, Recorder, record_of
 from study.tracking.runs import Tracker, tracker
 from study.training.checkpoint import Snapshot
-from study.training.devices import is_out_of_memory, keep_freed_memory, release_memory
+from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import train
 
 _POLL = 1.0
@@ -217,7 +217,8 @@ class _Pass:
     def _train(self, fold: Sequence[Held]) -> dict[Path, str]:
         """Train a fold and record its results. Returns a line for each that failed, by folder.
 
-        The halves of a fold that does not fit into memory become the next two folds.
+        The halves of a fold that fails become the next two folds: it may need too much memory, or
+        one of its cells may fail alone.
         """
         recorder = Recorder(fold, self.pack.device, self.display, self.tracked)
         half = len(fold) // 2
@@ -232,12 +233,12 @@ class _Pass:
                     "another process of torchrun has failed or was lost: rerun the "
                     "command to resume"
                 ) from error
-            if not (half and is_out_of_memory(error)):
+            if not half:
                 failures = recorder.fail(error)
                 if self.world.size > 1:  # its peers are elsewhere in their steps
                     raise StudyError(next(iter(failures.values()), str(error))) from error
                 return failures
-            self.display.say(f"out of memory with {len(fold)} cells in a fold: retrying {half}")
+            self.display.say(f"{len(fold)} cells in a fold: {one_line(error)}; retrying {half}")
             cells = [held.prepared for held in fold]
             self.waiting.extendleft([cells[half:], cells[:half]])
         finally:

@@ -52,13 +52,6 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, of torch, Python, CUDA, cuBLAS or the allocator of CPUs."""
-    texts = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
-    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or any(text in str(error) for text in texts)
-
-
 @cache
 def matmul_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a square product in ``precision``, once in a process. A CPU needs no large one."""

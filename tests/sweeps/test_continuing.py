@@ -1,4 +1,4 @@
-"""Cells continue from their checkpoints; folds that do not fit into memory are halved."""
+"""Cells continue from their checkpoints; folds that fail are halved."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -166,5 +166,5 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
     folds = [each["fold"] for each in load_records(tmp_path / "results/default")]
     assert sorted(folds.count(fold) for fold in set(folds)) == [1, 1, 2]
     said = capsys.readouterr().err
-    assert "out of memory with 4 cells in a fold: retrying 2" in said
-    assert "out of memory with 2 cells in a fold: retrying 1" in said
+    assert "4 cells in a fold: OutOfMemoryError: CUDA out of memory; retrying 2" in said
+    assert "2 cells in a fold: RuntimeError: DefaultCPUAllocator" in said

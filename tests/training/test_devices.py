@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from study.errors import StudyError
-from study.training.devices import choose_device, is_out_of_memory
+from study.training.devices import choose_device
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,3 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(StudyError, match="no CUDA device: use device=cpu or device=auto"):
         choose_device("cuda")
-
-
-def test_a_failed_allocation_is_recognised() -> None:
-    """torch's AcceleratorError is a RuntimeError."""
-    for said in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"):
-        assert is_out_of_memory(RuntimeError(f"CUDA error: {said}"))
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
