@@ -32,7 +32,7 @@ GB = 2**30
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str = "") -> None:
-    """Print the cost of the cells to train: FLOPs, memory, time and bytes on disk.
+    """Print the cost of the cells to train: FLOPs, folds, memory and time.
 
     ``devices``: the devices to plan for, such as ``8xh100``; empty: this machine.
     """
