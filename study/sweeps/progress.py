@@ -388,7 +388,7 @@ class Display:
     def finish(self, label: str, status: str) -> None:
         """The cell with this ``label`` has ended."""
         self._read_progress()
-        self.finished += 1
+        self.finished += status in ENDED
         if self.bar.disable or status != "complete":
             self.say(self._line(label, f"{status} in {time.monotonic() - self.began:.1f} s"))
 
