@@ -170,8 +170,8 @@ def folds(pack: Pack) -> list[list[Prepared]]:
     into the memory. The base is loaded already.
 
     ``auto`` on a CPU: cells that gain from it (:attr:`~study.sweeps.estimate.Estimate.gains`), as
-    many as fill a pass. A process takes as large a share of the memory as of the cores. Seeds come
-    one after another, so that a study has its first answer early.
+    many as fill a pass. A process takes as large a share of the memory as of the cores. The cells
+    of the first seed come first, so that a study has its first answer early.
 
     Trained alone, after the others: infinite rank, whose adapter is another module; a continued
     adapter, whose layers may differ in rank; a cell divided among processes (``train.shard``); an
@@ -179,33 +179,34 @@ def folds(pack: Pack) -> list[list[Prepared]]:
     """
     config, on_cpu = pack.config, pack.device.type == "cpu"
     is_auto = config.pack.fold == "auto"
-    by_seed = is_auto and on_cpu
+    by_gain = is_auto and on_cpu
     most = FOLD[pack.device.type] if is_auto else int(config.pack.fold)
     if config.model.quant_bits == 8 and not on_cpu:
         most = 1
     memory = memory_budget(config, pack.device, pack.cells[0].estimate.base_bytes)
-    if by_seed and config.pack.memory_gb is None:
+    if by_gain and config.pack.memory_gb is None:
         memory = int(memory * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
 
     def fits(fold: Sequence[Prepared]) -> bool:
         needs = [each.estimate for each in fold]
-        is_full = by_seed and sum(need.fills for need in needs) > 1
+        is_full = by_gain and sum(need.fills for need in needs) > 1
         return len(fold) <= most and not is_full and fold_bytes(needs) <= memory
 
-    def seed(each: Prepared) -> int:
-        return each.cell.config.seed if by_seed else 0
+    first = min(each.cell.config.seed for each in pack.cells)
+
+    def waits(each: Prepared) -> bool:
+        return by_gain and each.cell.config.seed > first
 
     alone: list[list[Prepared]] = []
     found: list[list[Prepared]] = []
-    for each in sorted(pack.cells, key=seed):
-        if _trains_alone(each.cell) or (by_seed and not each.estimate.gains):
+    for each in sorted(pack.cells, key=lambda each: (waits(each), each.cell.config.adapter.rank)):
+        if _trains_alone(each.cell) or (by_gain and not each.estimate.gains):
             alone.append([each])
-        elif found and fits([*found[-1], each]):
+        elif found and waits(found[-1][0]) == waits(each) and fits([*found[-1], each]):
             found[-1].append(each)
         else:
             found.append([each])
-    found = sorted(found + alone, key=lambda fold: max(map(seed, fold)))
-    return [sorted(fold, key=lambda each: each.cell.config.adapter.rank) for fold in found]
+    return sorted(found + alone, key=lambda fold: waits(fold[0]))
 
 
 def _trains_alone(cell: Cell) -> bool:

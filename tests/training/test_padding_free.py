@@ -1,8 +1,7 @@
-"""The real tokens of a batch in one row: the tables are those of padded batches."""
+"""The real tokens of a batch in one row, and several cells in a pass: the tables are the same."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,60 +22,45 @@ SWEEP = (
     *("probes.steps=[0,1,3]", "probes.batch=[train,heldout,noise]"),
     "probes.stats=[all,r_align,r_sign,r_back,r_eff,rho,mean_norm]",
 )
+SIX = "adapter.rank=2,4,16 adapter.scaling=lora,rslora"
+MIXED = f"{SIX} optimizer=adamw,sgd adapter.dropout=0.2 train.clip=0.1 train.schedule=cosine"
 
 
-def tables(results: Path, study: str) -> dict[tuple[str, str], pd.DataFrame]:
-    return {
-        (file.parent.name, file.stem): pd.read_parquet(file)
-        for file in sorted((results / study / "cells").glob("*/*.parquet"))
-    }
-
-
-def differ(found: dict[Any, pd.DataFrame], expected: dict[Any, pd.DataFrame]) -> bool:
-    """Whether any number differs, which it must by less than 1e-5."""
-    assert found.keys() == expected.keys()
-    differs = False
-    for key, table in expected.items():
+@pytest.mark.parametrize(
+    ("same", "key", "values"),
+    [
+        ("seed=0,1 pack.fold=2", "pack.padding_free", ("true", "false")),
+        (SIX, "pack.fold", ("auto", "1")),
+        (MIXED, "pack.fold", ("auto", "1")),
+    ],
+)
+def test_tables_are_those_of_padded_batches_and_of_single_cells(
+    jsonl: Path,
+    tmp_path: Path,
+    study_cli: Callable[..., Ran],
+    same: str,
+    key: str,
+    values: tuple[str, str],
+) -> None:
+    found: list[dict[tuple[str, str], pd.DataFrame]] = []
+    for value in values:
+        line = (*SWEEP, *same.split(), f"{key}={value}", f"name=is_{value}", f"data.path={jsonl}")
+        ran = study_cli(*line, f"results_dir={tmp_path}")
+        assert ran.code == 0, ran.err
+        files = sorted((tmp_path / f"is_{value}" / "cells").glob("*/*.parquet"))
+        found.append({(file.parent.name, file.stem): pd.read_parquet(file) for file in files})
+    differ = False
+    for place, table in found[1].items():
         for column in table.select_dtypes("number").columns.difference(["seconds"]):
-            one, two = (t[column].to_numpy(float) for t in (found[key], table))
-            np.testing.assert_allclose(one, two, rtol=1e-5, err_msg=f"{key} {column}")
-            differs |= not np.array_equal(one, two, equal_nan=True)
-    return differs
-
-
-def test_tables_are_those_of_padded_batches(
-    jsonl: Path, tmp_path: Path, study_cli: Callable[..., Ran]
-) -> None:
-    """With two cells of different batches in one pass."""
-    for padding_free in ("true", "false"):
-        ran = study_cli(
-            *(*SWEEP, f"data.path={jsonl}", f"results_dir={tmp_path}", "seed=0,1"),
-            *("adapter.rank=4", "adapter.scaling=rslora", "pack.fold=2"),
-            *(f"name=free_{padding_free}", f"pack.padding_free={padding_free}"),
-        )
-        assert ran.code == 0, ran.err
-    padded, free = tables(tmp_path, "free_false"), tables(tmp_path, "free_true")
-    assert len(padded) == 4  # metrics and probes of two cells, under the same identities
-    assert differ(free, padded), "the padding was computed all the same"
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_fold_has_the_tables_of_single_cells(
-    jsonl: Path, tmp_path: Path, study_cli: Callable[..., Ran], dropout: float
-) -> None:
-    """Of three ranks under both rules, with accumulation. With dropout all padding stays, and the
-    numbers are equal bit for bit."""
-    for fold in ("auto", "1"):
-        ran = study_cli(
-            *(*SWEEP, f"data.path={jsonl}", f"results_dir={tmp_path}", f"name=fold_{fold}"),
-            *("adapter.rank=2,4,16", "adapter.scaling=lora,rslora", f"pack.fold={fold}"),
-            *("seed=0,1", "probes.steps=[0,3]", f"adapter.dropout={dropout}"),
-        )
-        assert ran.code == 0, ran.err
-    folds = [{r["fold"] for r in load_records(tmp_path / f"fold_{n}")} for n in ("auto", "1")]
-    assert list(map(len, folds)) == [1, 12]
-    differs = differ(tables(tmp_path, "fold_auto"), tables(tmp_path, "fold_1"))
-    assert not (dropout and differs)
+            one, two = (t[column].to_numpy(float) for t in (found[0][place], table))
+            np.testing.assert_allclose(one, two, rtol=1e-5, err_msg=f"{place} {column}")
+            differ |= not np.array_equal(one, two, equal_nan=True)
+    if key == "pack.padding_free":
+        assert differ, "the padding was computed all the same"
+        return
+    assert not (differ and same == MIXED), "with dropout all padding stays, and a fold is exact"
+    folds = [{r["fold"] for r in load_records(tmp_path / f"is_{value}")} for value in values]
+    assert list(map(len, folds)) == [1, len(found[1]) // 2]
 
 
 def test_packed_examples_have_the_loss_that_each_has_alone(
