@@ -177,12 +177,12 @@ def folds(pack: Pack) -> list[list[Prepared]]:
     adapter, whose layers may differ in rank; a cell divided among processes (``train.shard``); an
     8-bit base on CUDA (:mod:`study.models.quantised`).
     """
-    config, on_cpu = pack.config, pack.device.type == "cpu"
-    is_auto = config.pack.fold == "auto"
-    by_gain = is_auto and on_cpu
-    most = FOLD[pack.device.type] if is_auto else int(config.pack.fold)
-    if config.model.quant_bits == 8 and not on_cpu:
+    config, device = pack.config, pack.device.type
+    by_gain = config.pack.fold == "auto" and device == "cpu"
+    most = FOLD[device] if config.pack.fold == "auto" else int(config.pack.fold)
+    if config.model.quant_bits == 8 and device == "cuda":
         most = 1
+    first = min(each.cell.config.seed for each in pack.cells)
     memory = memory_budget(config, pack.device, pack.cells[0].estimate.base_bytes)
     if by_gain and config.pack.memory_gb is None:
         memory = int(memory * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
@@ -191,8 +191,6 @@ def folds(pack: Pack) -> list[list[Prepared]]:
         needs = [each.estimate for each in fold]
         is_full = by_gain and sum(need.fills for need in needs) > 1
         return len(fold) <= most and not is_full and fold_bytes(needs) <= memory
-
-    first = min(each.cell.config.seed for each in pack.cells)
 
     def waits(each: Prepared) -> bool:
         return by_gain and each.cell.config.seed > first
