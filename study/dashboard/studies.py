@@ -60,7 +60,6 @@ class Study:
 
 
 def read_studies(folders: Sequence[Path]) -> list[Study]:
-    """The studies in ``folders``, each given once."""
     twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
     if twice:
         raise StudyError(f"{twice[0]} is given twice: give each study once")

@@ -100,7 +100,6 @@ def _messages(fields: Fields, where: str, chat: Chat) -> Row:
 
 
 def _turns(fields: Fields, key: str, where: str) -> list[Message]:
-    """The turns of a conversation in OpenAI's form."""
     turns = enumerate(_value(fields, key, list, where), start=1)
     return [_message(turn, f"{where}, turn {number}") for number, turn in turns]
 

@@ -108,7 +108,6 @@ def _tried(folder: Path, cell_id: str) -> Iterator[tuple[Path, Checkpoint | str]
 
 
 def _notes(place: Path) -> dict[int, Path]:
-    """The JSON files of checkpoints by step."""
     named = ((_NAME.fullmatch(path.name), path) for path in place.glob("step-*.json"))
     return {int(match[1]): path for match, path in named if match}
 

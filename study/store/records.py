@@ -299,7 +299,6 @@ def damage(
 
 
 def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Every cell's record as it is on disk, without the unreadable ones."""
     records = map(read_record, cell_folders(study_dir))
     return [record for record in records if record and record["status"] != "unreadable"]
 
