@@ -64,6 +64,7 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
 ) -> None:
     whole = begin(*line, "results_dir=whole")
     study_dir = tmp_path / "results/default"
+    line = [*line, "pack.fold=1"]  # each cell stops and continues by itself
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         before = rows(study_dir)
         process = begin(*line)
@@ -119,7 +120,8 @@ def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
 
         sweep.train = train  # type: ignore[assignment]
 
-    process = begin(*line, "checkpoint.every=2", first=hang_in_a_step)
+    line = [*line, "checkpoint.every=2", "pack.fold=1"]
+    process = begin(*line, first=hang_in_a_step)
     process.wait_for((tmp_path / "hangs").exists)
     process.send(signal.SIGINT)
     process.send(signal.SIGTERM)  # at once: a terminal and a launcher may both ask for one stop
@@ -128,7 +130,7 @@ def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
     assert not process.has_ended()
     process.send(signal.SIGINT)
     assert process.wait() == 130
-    check_stopped(process, [*line, "checkpoint.every=2"])
+    check_stopped(process, line)
     assert len(list(tmp_path.rglob("checkpoints/*.safetensors"))) == 2
 
 
