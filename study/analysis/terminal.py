@@ -21,7 +21,6 @@ from study.analysis.stable import (
 )
 from study.analysis.summary import OVER_MODEL
 from study.analysis.wording import (
-    INTERVAL,
     bracket_notes,
     factor_text,
     interval_text,
@@ -206,29 +205,6 @@ def render_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = ""
         for row in part[names].itertuples(index=False):
             table.add_row(*(Text(printable(str(text))) for text in row))
     return table
-
-
-def render_comparison(rows: pd.DataFrame) -> Iterator[Table]:
-    """Rows of :func:`study.analysis.compare.to_read` of one other study, as tables of 80 columns:
-    of exponents, of p* and of losses. A is the first study, B the other."""
-    titles = {"exponent": "Scaling exponents", "p*": "p*", "loss": "Losses (nats per token)"}
-    how = {True: "over the differences of single seeds", False: "Welch's, of separate seeds"}
-    heads = {"line": "quantity", "steps": "step", "value": "A", "other": "B", "change": "B - A"}
-    for what, mine in rows.groupby("what", sort=False):
-        notes = [f"[ ] {INTERVAL}, {how[paired]}" for paired in mine["paired"].unique()]
-        if (mine["ranks"] != mine["other_ranks"]).any():
-            notes.append("A and B have other ranks: see the columns ranks of --json")
-        shown = mine["curve"].unique()[:MOST_CURVES]
-        if (more := mine["curve"].nunique() - len(shown)) > 0:
-            notes.append(f"{more} more curves: --json")
-        texts = {name: mine[name].map(lambda one: rounded(one, 3)) for name in ("value", "other")}
-        mine = mine.assign(**texts)[mine["curve"].isin(shown)]
-        columns = mine[["curve", *heads]].rename(columns=heads)
-        yield render_texts(titles[str(what)], columns, "\n".join(notes), by="curve")
-
-
-MOST_CURVES = 6
-"""Curves of a table that compares two studies."""
 
 
 def _table(

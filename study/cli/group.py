@@ -39,7 +39,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Look": {
         "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
         "figures": ("tables", "Draw the figures of a study."),
-        "compare": ("tables", "Compare studies: settings, exponents, p*, losses, and differences."),
+        "compare": ("tables", "Compare studies: differences of exponents, losses and settings."),
         "report": ("tables", "Write one page, and print what the study found."),
         "dashboard": ("dashboard", "Show every layer in a browser, also during training."),
         "audit": ("tables", "Examine a PEFT adapter: rule, gamma, size and rank of each layer."),

@@ -13,11 +13,11 @@ from rich.console import Console
 from study import analysis
 from study.analysis import load_tables
 from study.analysis.compare import compare as compare_studies
-from study.analysis.compare import conclusions, to_read
+from study.analysis.compare import conclusion, table_texts
 from study.analysis.distances import laws
 from study.analysis.grouping import seed_numbers
 from study.analysis.power import MOST_SEEDS, seeds_needed
-from study.analysis.terminal import render_comparison, render_texts
+from study.analysis.terminal import render_texts
 from study.cli.group import (
     PATH,
     STUDY_DIR,
@@ -34,7 +34,6 @@ from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unk
 from study.figures import FIGURES, draw_all, save
 from study.figures.audit import adapter_tiles
 from study.figures.captions import settings
-from study.figures.comparison import comparison
 from study.figures.style import FORMATS
 from study.integrations.configs.files import load
 from study.report import answer, plots_folder, write_report
@@ -168,12 +167,10 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
 
 @cli.command()
 @click.argument("studies", type=PATH, metavar="RESULTS/A RESULTS/B...", nargs=-1, required=True)
-@click.option("--to", type=PATH, help="Folder of the figure.  [default: plots_dir/A]")
 @tables_as
-def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> None:
-    """Compares each study with the first one, at the steps that both have and at the last step of
-    each. Draws compare_B.png and .pdf in the figures' folder of the first study. --json prints
-    every common step, with the intervals of each study.
+def compare(studies: tuple[Path, ...], output: str | None) -> None:
+    """Compares each study with the first one, at the ranks that both have and at the first and the
+    last step of each. A difference has a 95 % interval.
     """
     if len(studies) < 2:
         raise StudyError(
@@ -187,17 +184,12 @@ def compare(studies: tuple[Path, ...], to: Path | None, output: str | None) -> N
     if output:
         print_tables(output, rows=found.rows, settings=found.settings)
         return
-    shown = to_read(found.rows)
-    Console().print(render_texts("Settings that differ", found.settings))
     for name in others:
-        click.echo(printable(f"A = {first}, B = {name}"))
-        for table in render_comparison(shown[shown["study"] == name]):
-            Console().print(table)
-        print_sentences(conclusions(found.rows[found.rows["study"] == name]))
-    drawn = comparison(found, first)
-    file = "compare_" + "_".join(Path(name).name for name in others)
-    for path in save(drawn, to or plots_folder(studies[0]), file):
-        say(str(path))
+        rows = found.rows[found.rows["study"] == name]
+        print_sentences([f"A = {first}, B = {name}: {conclusion(rows)}"])
+        texts = table_texts(rows).drop(columns="study")
+        Console().print(render_texts("Differences", texts, by="curve"))
+    Console().print(render_texts("Settings that differ", found.settings))
 
 
 @cli.command()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import compared_losses, curve_columns, first_to_read, headline, side_by_side
-from study.analysis.compare import compare, conclusions, to_read
+from study.analysis.compare import compare, conclusion, table_texts
 from study.analysis.grouping import RULE, distinguishing
 from study.analysis.losses import final_losses
 from study.analysis.stable import (
@@ -182,22 +182,15 @@ def comparison(studies: Sequence[Study]) -> dict[str, Any]:
         found = compare({one.name: one.tables for one in studies})
     except StudyError as error:
         return {"settings": [], "rows": [], "notes": [str(error)]}
-    names = found.rows["study"]
+    texts = table_texts(found.rows)
+    texts["differs"] = (found.rows["ci_low"] > 0) | (found.rows["ci_high"] < 0)
     return {
         "settings": found.settings.astype(str).to_numpy().tolist(),
-        "rows": [_compared(row) for row in to_read(found.rows).to_dict("records")],
+        "rows": texts.to_dict("records"),
         "notes": [
-            f"{name}: {sentence}"
-            for name in names.unique()
-            for sentence in conclusions(found.rows[names == name])
+            f"{name}: {conclusion(rows)}" for name, rows in found.rows.groupby("study", sort=False)
         ],
     }
-
-
-def _compared(row: Mapping[Any, Any]) -> dict[str, Any]:
-    names = ("study", "curve", "what", "line", "steps", "a", "b", "change")
-    differs = bool(row["ci_low"] > 0 or row["ci_high"] < 0)
-    return {**{name: str(row[name]) for name in names}, "differs": differs}
 
 
 def json_value(value: Any) -> Any:

@@ -66,7 +66,7 @@ def test_one_study_at_a_time_and_a_table_of_all(offline: Watched, pair: list[Pat
     settings = page.locator("#settings-table").inner_text()
     assert re.search(r"rank\s+4, 8, 16\s+4, 8, 32", settings)
     head, row = page.locator("#compare-table tbody tr").all_inner_texts()[:2]
-    assert head == "second: scaling exponents, AdamW, LoRA"
+    assert head == "second: AdamW, LoRA"
     assert "gradient norm over all adapters" in row
     assert "0.500 [0.500, 0.500]" in row, "paired: the draws are the same in both"
     assert offline.errors == []

@@ -180,9 +180,8 @@ const settingsTable = (studies, settings) =>
 
 /** The numbers of the first study and of each other one, with their difference; by curve. */
 function comparisonTable([first], rows) {
-  const nouns = { exponent: "scaling exponents", "p*": "p*", loss: "losses (nats per token)" };
-  const headOf = ({ study, what, curve }) => `${study}: ${nouns[what]}, ${curve}`;
-  const names = ["line", "steps", "a", "b", "change"];
+  const headOf = ({ study, curve }) => `${study}: ${curve}`;
+  const names = ["quantity", "step", "A", "B", "B - A"];
   const body = distinct(rows.map(headOf)).flatMap(head => [
     element("tr", { class: "head" }, element("th", { colspan: names.length }, head)),
     ...rows
