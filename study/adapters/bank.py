@@ -154,8 +154,7 @@ one more rank. The GPU computes with a rank higher by 64 in less time."""
 class AdapterSpec:
     """How the adapters of one cell are drawn.
 
-    - ``rank``: of the factors. Banks of :mod:`study.adapters.infinite` and
-      :mod:`study.adapters.rank_free` hold smaller factors and take any rank up to ``math.inf``;
+    - ``rank``: of the factors, or ``math.inf`` for a bank of :mod:`study.adapters.infinite`;
     - ``gamma``: the multiplier on ``B A``;
     - ``seed``: of the init and the dropout;
     - ``init``: a name of :data:`study.vocabulary.inits.INITS`;

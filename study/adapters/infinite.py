@@ -2,10 +2,10 @@
 
 **SGD, p = 1/2 (rsLoRA).**
 
-Let A0 have iid entries of variance v, ``B0 = 0``, ``gamma = alpha / sqrt(r)``. Write
-``B^T = gamma A0 Q`` and ``A = A0 P`` (:mod:`study.adapters.rank_free`), so that
-``delta_w = gamma^2 Q^T S P`` with ``S = A0^T A0``. As r grows, ``S / r -> v I`` and
-``gamma^2 S -> alpha^2 v I``, with relative fluctuations of order ``r^-1/2``. Then:
+Let A0 have iid entries of variance v, ``B0 = 0``, ``gamma = alpha / sqrt(r)``. Every step of SGD
+keeps ``B^T = gamma A0 Q`` and ``A = A0 P``, so ``delta_w = gamma^2 Q^T S P`` with ``S = A0^T A0``.
+As r grows, ``S / r -> v I`` and ``gamma^2 S -> alpha^2 v I``, with relative fluctuations of order
+``r^-1/2``. Then:
 
 - the gradient of P, ``gamma^2 Q G``, is of order 1/r, so ``P = a I`` at all times. The scalar a
   starts at 1 and changes only by weight decay: decoupled, or coupled (through the momentum buffer);

@@ -97,7 +97,7 @@ def adapted(
         if is_of_experts(model, layer):
             if bank_type is not LoraBank:
                 raise StudyError(
-                    "infinite rank and rank-free SGD are for linear layers: "
+                    "infinite rank is for linear layers: "
                     f"leave experts ({layer}, ...) out of adapter.targets"
                 )
             owner = layer.rpartition(".")[0]

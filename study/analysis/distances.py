@@ -34,12 +34,8 @@ from study.analysis.fits import Floats
 from study.analysis.wording import interval_text
 from study.vocabulary.quantities import ALL_KINDS, LOSS, MEAN_LOG, MODEL_WIDE, TRAIN
 
-EXPLICIT, RANK_FREE = "explicit", "rank-free"
-"""Values of ``run``: with factors of the given rank, or at a cost that does not depend on it
-(:mod:`study.adapters.rank_free`)."""
-
 FACTS = (
-    *("run", "study", "model", "data", "optimizer", "lr", "eps", "alpha", "init", "scaling"),
+    *("study", "model", "data", "optimizer", "lr", "eps", "alpha", "init", "scaling"),
     *("exponent", "rank", "seed"),
 )
 """The columns that describe a run, named as in the ``cells`` table."""
@@ -138,25 +134,23 @@ def exponents_of(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_cells(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """:func:`exponents_of` the explicit runs, with all columns of ``cells``; empty without any."""
+    """:func:`exponents_of` the cells, with all columns of ``cells``; empty without distances."""
     if distances.empty:
         return pd.DataFrame()
-    names = cells["cell_id"].astype(str), distances["cell_id"].astype(str)
-    rows = distances[names[1].isin(set(names[0]))]
-    measured = cells[names[0].isin(set(names[1]))]
-    return exponents_of(measured, rows) if len(rows) else pd.DataFrame()
+    measured = cells[cells["cell_id"].astype(str).isin(set(distances["cell_id"].astype(str)))]
+    return exponents_of(measured, distances)
 
 
 def laws(distances: pd.DataFrame) -> list[str]:
-    """A line per kind of run, measure and step: the scaling exponent with its interval.
+    """A line per measure and step: the scaling exponent with its interval.
 
     Per layer it is the exponent of the mean over layers of the log.
     """
     fits = exponents(distances)
     pooled = (fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS)
-    fits = fits[pooled | (fits["site"] == LOSS)].sort_values(["run", "site", "step"])
+    fits = fits[pooled | (fits["site"] == LOSS)].sort_values(["site", "step"])
     return [
-        f"{row['run']} {row['site']}, step {row['step']}: "
+        f"{row['site']}, step {row['step']}: "
         f"exponent {interval_text(row['exponent'], row['ci_low'], row['ci_high'], places=3)}, "
         f"ranks {row['rank_min']:.0f} to {row['rank_max']:.0f}"
         for row in fits.to_dict("records")

@@ -84,31 +84,17 @@ def conclude(tables: StudyTables, study_dir: Path) -> None:
 
 @cli.command()
 @STUDY_DIR
-@click.option(
-    "--rank-free",
-    default="",
-    metavar="RANKS",
-    help="Also measure these ranks, by rank-free runs; any size, such as 65536,1048576.",
-)
-def distances(study_dir: Path, rank_free: str) -> None:
+def distances(study_dir: Path) -> None:
     """Trains the limit of infinite rank and writes distances.parquet."""
     from study.sweeps.distances import measure_study
 
     if (study_dir / ARCHIVE).exists():
         raise StudyError(f"{study_dir} is an archive: measure the study itself, then archive it")
-    table = measure_study(study_dir, rank_list("--rank-free", rank_free), say)
+    table = measure_study(study_dir, say)
     path = write_table(study_dir / "distances.parquet", table)
     for law in laws(table):
         click.echo(law)
     click.echo(f"{count_noun(len(table), 'distance')} in {path}")
-
-
-def rank_list(option: str, text: str) -> list[int]:
-    """The ranks in ``text``, which is the value of ``option``; empty for an empty text."""
-    ranks = text.split(",") if text else []
-    if not all(rank.strip().isdecimal() and int(rank) > 0 for rank in ranks):
-        raise StudyError(f"{option}={text}: give positive integers such as 256,1024")
-    return [int(rank) for rank in ranks]
 
 
 @cli.command()

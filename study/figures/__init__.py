@@ -38,7 +38,6 @@ _MODULES = {
     "rate_exponent_vs_rho": "against_rate",
     "truncated_losses": "truncated",
     "distance_to_infinite_rank": "distances",
-    "rank_free_curves": "distances",
 }
 """The module of each figure. A figure has the name of its function and of its file."""
 

@@ -2,8 +2,7 @@
 
 Theory gives the distance after the first step under SGD at p = 1/2 and under sign-like rules at p =
 1 (:func:`study.theory.distance_to_infinite_rank`). On real text it is much smaller if each
-direction is weighted by the second moment of the inputs. The cost of rank-free runs of SGD does not
-depend on the rank, so they reach ranks whose factors would not fit in memory.
+direction is weighted by the second moment of the inputs.
 """
 
 import math
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from study.analysis.distances import exponents_of, runs
+from study.analysis.distances import exponents_of
 from study.figures import laws, style
 from study.figures.selection import Absent, Family, Tables
 from study.theory import Layer
@@ -47,46 +46,17 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
     first and the last step.
 
     Reads ``tables.distances`` (cell_id, rank, scaling, seed, step, layer, kind, measure, distance).
+    A row of panels per setting and step, a column per measure.
     """
-    rows, _ = _of_cells(tables)
-    if rows.empty:
+    table = getattr(tables, "distances", pd.DataFrame())
+    if len(table) == 0:
         raise Absent(
             "no distances to infinite rank in the tables: run study distances RESULTS/NAME"
         )
-    cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(rows["cell_id"]))]
-    return _figure(cells, rows, explicit=rows.iloc[:0])
-
-
-@style.paper()
-def rank_free_curves(tables: Tables) -> Figure:
-    """Distance of rank-free runs from infinite rank, against the rank. Rings show explicit runs,
-    which train factors of their rank.
-
-    Reads ``tables.distances``: runs that are cells of the study are explicit, others rank-free.
-    """
-    explicit, rows = _of_cells(tables)
-    if rows.empty:
-        raise Absent(
-            "no rank-free runs in the tables: study distances RESULTS/NAME "
-            "--rank-free 65536,1048576"
-        )
-    return _figure(runs(rows), rows, explicit)
-
-
-def _of_cells(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The positive finite distances after step 0: of the study's cells, and of other runs."""
-    table = getattr(tables, "distances", pd.DataFrame())
-    if len(table) == 0:
-        return pd.DataFrame(), pd.DataFrame()
     rows = table.astype({"cell_id": str, "measure": str, "layer": str})
     rows = rows.assign(value=rows["distance"].astype(float))
     rows = rows[np.isfinite(rows["value"]) & (rows["value"] > 0) & (rows["step"] > 0)]
-    is_cell = rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))
-    return rows[is_cell], rows[~is_cell]
-
-
-def _figure(cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame) -> Figure:
-    """A row of panels per setting and step, a column per measure."""
+    cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(rows["cell_id"]))]
     shown, left_out = laws.measured(cells, rows[SERIES], MOST_ROWS)
     exponents = exponents_of(cells, rows)
     measures = [name for name in MEASURES if name in set(rows["measure"])]
@@ -108,10 +78,7 @@ def _figure(cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame) -> 
     theory: set[str] = set()
     for panels, (family, step) in zip(grid, lines, strict=True):
         for ax, measure in zip(panels, measures, strict=True):
-            here, rings = (
-                table[(table["measure"] == measure) & (table["step"] == step)]
-                for table in (rows, explicit)
-            )
+            here = rows[(rows["measure"] == measure) & (rows["step"] == step)]
             # Of layers, the mean of the log.
             of_layers = here[here["layer"] != MODEL_WIDE]
             pool = laws.layer_laws if len(of_layers) else laws.laws
@@ -121,10 +88,7 @@ def _figure(cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame) -> 
             )
             more = _draw_theory(ax, family, rows, measure) if step == 1 else {}
             theory |= {OPTIMIZERS[family.keys["optimizer"]].family} if more else set()
-            more |= _draw_explicit(ax, rings)
             laws.draw(ax, found, family, LABELS[measure], inches, more=more)
-            if len(explicit):  # of lower ranks
-                ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
             unit = "relative" if measure in WEIGHTINGS else "nats"
             style.y_axis([ax], "distance to infinite rank", unit, log=True)
             drawn += found
@@ -135,7 +99,6 @@ def _figure(cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame) -> 
         "Under SGD, $D - 0.2$ takes the place of $D + 1$ for a uniform $A$."
         if "linear" in theory
         else "",
-        "Rings: explicit runs, which train factors of their rank." if len(explicit) else "",
         left_out,
     )
 
@@ -175,17 +138,3 @@ def layers_of(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
         given = {str(name): value for name, value in values.items() if np.isfinite(value)}
         found.append(Layer(**given, kurtosis=kurtosis))
     return found
-
-
-def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> dict[str, Line2D]:
-    """A ring per explicit run: the mean over layers of the log. gid: ``explicit``."""
-    rows = explicit[np.isfinite(explicit["rank"].astype(float))] if len(explicit) else explicit
-    if rows.empty:
-        return {}
-    per_layer = rows[rows["layer"] != MODEL_WIDE]
-    rows = per_layer if len(per_layer) else rows
-    means = rows.assign(log=np.log(rows["value"])).groupby(["rank", "cell_id"])["log"].mean()
-    ring = {"marker": "o", "markersize": 5.5, "markerfacecolor": "none", "markeredgewidth": 0.6}
-    look = style.HOLLOW | ring | {"color": style.INK, "zorder": 5, "gid": "explicit"}
-    (line,) = ax.plot(means.index.get_level_values("rank"), np.exp(means), **look)
-    return {"explicit runs": line}

@@ -238,9 +238,8 @@ def load_measured(study_dir: str | os.PathLike[str]) -> StudyTables:
         del parts
         frames[name] = whole.to_pandas(split_blocks=True, self_destruct=True)
     distances = distances_of(Path(study_dir))
-    if len(distances):  # those of deleted cells are left out; rank-free runs have no cell
-        ids = distances["cell_id"].astype(str)
-        known = ids.isin(set(cells["cell_id"])) | ids.str.startswith("free ")
+    if len(distances):  # those of deleted cells are left out
+        known = distances["cell_id"].astype(str).isin(set(cells["cell_id"]))
         distances = distances[known].reset_index(drop=True)
     return StudyTables(cells, **frames, distances=distances)
 

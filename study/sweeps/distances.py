@@ -1,9 +1,8 @@
-"""The runs behind the table ``distances``: limits of infinite rank, cells and rank-free runs.
+"""The runs behind the table ``distances``: limits of infinite rank, and cells.
 
 A cell's table holds sums, not matrices, so every run is made again: the limit of each group of
-cells (:mod:`study.adapters.infinite`), then the cells as they were trained. Under SGD there are
-also rank-free runs, for ranks whose factors do not fit in memory and, for comparison, at the ranks
-of the cells. :mod:`study.analysis.distances` measures.
+cells (:mod:`study.adapters.infinite`), then the cells as they were trained.
+:mod:`study.analysis.distances` measures.
 """
 
 import math
@@ -22,8 +21,7 @@ from torch import Tensor, nn
 
 from study.adapters import LoraBank, adapted, resolve_targets
 from study.adapters.infinite import EPS, STAND_IN, InfiniteRankBank
-from study.adapters.rank_free import RankFreeBank
-from study.analysis.distances import EXPLICIT, FACTS, RANK_FREE, RunState, compare
+from study.analysis.distances import FACTS, RunState, compare
 from study.config import CellConfig, probe_steps
 from study.config.compose import parse
 from study.config.values import literal
@@ -31,7 +29,7 @@ from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
 from study.store import cell_row, load_cells, load_records
-from study.sweeps.cells import Cell, plan
+from study.sweeps.cells import plan
 from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec
@@ -40,18 +38,13 @@ from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import LIMIT_P, OPTIMIZERS, of_family
 
 
-def measure_study(
-    study_dir: Path, rank_free: Sequence[int] = (), say: Callable[[str], None] = lambda line: None
-) -> pd.DataFrame:
+def measure_study(study_dir: Path, say: Callable[[str], None]) -> pd.DataFrame:
     """The distances of every complete cell that has a limit, at its probed steps but 0.
 
-    ``rank_free``: also measure rank-free runs of these ranks and of the ranks of the cells, one per
-    seed (linear optimizers). ``say`` gets a line for each run.
-
-    Columns: ``cell_id`` (``free ...`` for a rank-free run), the rest of
-    :data:`~study.analysis.distances.FACTS`, and those of :func:`~study.analysis.distances.compare`.
-    Memory: one limit, ``4 D (O + 2 D)`` bytes per layer and step. A limit under a sign-like rule is
-    trained at :data:`~study.adapters.infinite.STAND_IN` times the highest rank.
+    ``say`` gets a line for each run. Columns: ``cell_id``, :data:`~study.analysis.distances.FACTS`,
+    and those of :func:`~study.analysis.distances.compare`. Memory: one limit, ``4 D (O + 2 D)``
+    bytes per layer and step. A limit under a sign-like rule is trained at
+    :data:`~study.adapters.infinite.STAND_IN` times the highest rank.
     """
     cells = load_cells(study_dir)
     complete = cells.loc[cells["status"] == "complete", "cell_id"]
@@ -67,17 +60,11 @@ def measure_study(
             f"adapter.scaling=rslora optimizer={'|'.join(of_family('linear'))}, or with "
             f"adapter.scaling=lora optimizer={'|'.join(of_family('sign'))}, and probes.steps"
         )
-    work = []
-    for finite in groups.values():
-        finite.sort(key=lambda config: config.adapter.rank)
-        asked = rank_free if _is_exact(finite[0]) else ()
-        ranks = {*asked, *(config.adapter.rank for config in finite)} if asked else ()
-        work.append((finite, [at_rank(finite[0], rank) for rank in sorted(ranks)]))
-    runs = sum(1 + len(finite) + len(free) for finite, free in work)
-    steps = max(max(probe_steps(config)) for finite, _ in work for config in finite)
-    say(f"{runs} runs of up to {steps} steps, each from its start: {len(work)} of them limits")
+    runs = sum(1 + len(finite) for finite in groups.values())
+    steps = max(max(probe_steps(config)) for finite in groups.values() for config in finite)
+    say(f"{runs} runs of up to {steps} steps, each from its start: {len(groups)} of them limits")
     said = _numbered(runs, say)
-    parts = [table for finite, free in work for table in _measure_group(finite, free, said)]
+    parts = [table for finite in groups.values() for table in _measure_group(finite, said)]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -112,11 +99,6 @@ def limit_of(config: CellConfig) -> CellConfig:
     if OPTIMIZERS[optimizer.name].has_eps:
         optimizer = replace(optimizer, eps=EPS)
     return replace(at_rank(config, math.inf), optimizer=optimizer)
-
-
-def _is_exact(config: CellConfig) -> bool:
-    """Whether its limit is known; otherwise a large finite rank replaces it."""
-    return OPTIMIZERS[config.optimizer.name].family == "linear"
 
 
 def at_rank(config: CellConfig, rank: float) -> CellConfig:
@@ -187,30 +169,25 @@ class InputMoments:
 
 
 def _measure_group(
-    finite: Sequence[CellConfig], free: Sequence[CellConfig], say: Callable[[str], None]
-) -> list[pd.DataFrame]:
+    finite: Sequence[CellConfig], say: Callable[[str], None]
+) -> Iterator[pd.DataFrame]:
     """Runs with the same limit, which is trained first and kept at every step."""
+    finite = sorted(finite, key=lambda config: config.adapter.rank)
     config = finite[0]
     base = load_base(config.model, choose_device(config.device), config.precision)
     tokenizer = load_tokenizer(config.model)
     corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     say(f"seed {config.seed}: the limit of {config.optimizer.name} {config.adapter.scaling}")
-    large = math.inf if _is_exact(config) else STAND_IN * finite[-1].adapter.rank
-    bank = InfiniteRankBank if _is_exact(config) else LoraBank
+    large: float = math.inf
+    bank: type[LoraBank] = InfiniteRankBank
+    if OPTIMIZERS[config.optimizer.name].family != "linear":  # its limit has no closed form
+        large, bank = STAND_IN * finite[-1].adapter.rank, LoraBank
     infinite = at_rank(limit_of(config), large)
     limits = list(trajectory(base, corpus, infinite, bank, moments=True))
-    runs: list[tuple[str, type[LoraBank], Cell]] = [
-        *((EXPLICIT, LoraBank, cell) for cell in plan(finite)),
-        *((RANK_FREE, RankFreeBank, cell) for cell in plan(free)),
-    ]
-    tables = []
-    for run, bank_type, cell in runs:
-        say(f"seed {config.seed}: rank {cell.config.adapter.rank}, {run}")
-        cell_id = cell.id if run == EXPLICIT else f"free {cell.id}"
-        row = cell_row(cell.description) | {"run": run}
-        facts = {"cell_id": cell_id} | {name: row[name] for name in FACTS}
-        snapshots = trajectory(base, corpus, cell.config, bank_type)
+    for cell in plan(finite):
+        say(f"seed {config.seed}: rank {cell.config.adapter.rank}")
+        row = cell_row(cell.description)
+        facts = {"cell_id": cell.id} | {name: row[name] for name in FACTS}
+        snapshots = trajectory(base, corpus, cell.config, LoraBank)
         for limit, snapshot in zip(limits, snapshots, strict=True):
-            variances = cell.config.adapter.rank / large
-            tables.append(compare(limit, snapshot, variances).assign(**facts))
-    return tables
+            yield compare(limit, snapshot, cell.config.adapter.rank / large).assign(**facts)

@@ -27,6 +27,13 @@ class Recipe:
     schedule: Callable[[int], float] = field(default=lambda step: 1.0)
 
 
+RECIPES = {
+    "nesterov": Recipe(momentum=0.9, nesterov=True, lr=0.01),
+    "all": Recipe(0.02, 4.0, 0.9, True, 0.05, False, 0.5, 30, lambda step: 1 - step / 31),
+    "all, decoupled": Recipe(0.02, 4.0, 0.9, True, 0.3, True, 0.5, 30, lambda step: 1 - step / 31),
+}
+
+
 def weights_and_data(seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
     """``W: [[H, D], [O, H]]``, inputs ``[N, D]`` with few strong directions, targets ``[N, O]``."""
     g = torch.Generator().manual_seed(seed)

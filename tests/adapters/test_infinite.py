@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from study.adapters.rank_free import sample_factor
 from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
@@ -15,8 +14,7 @@ from study.models import FrozenBase
 from tests.trained import trained
 
 from . import synthetic
-from .synthetic import D, H, O, Pair, Recipe, train
-from .test_rank_free import RECIPES
+from .synthetic import RECIPES, D, H, O, Pair, Recipe, train
 
 ALPHA, V = 2.0, 0.3
 RANKS = (2**12, 2**16, 2**20, 2**24)
@@ -32,12 +30,18 @@ def limit(side: str) -> tuple[list[Pair], list[float]]:
 
 
 def finite(side: str, rank: int, seed: int) -> tuple[list[Pair], list[float]]:
-    """Rank-free pairs of a Gaussian init of variance ``V``."""
+    """Pairs of a Gaussian init of variance ``V``, as small ones that SGD trains alike.
+
+    SGD keeps A and B^T in the span of the init Z, so it needs only a square root of Z^T Z. That is
+    Bartlett's triangle (Anderson 2003, theorem 7.2.1), whose size does not depend on the rank.
+    """
     stream = np.random.default_rng([rank, seed])
     pairs = []
     for d, o in ((D, H), (H, O)):
         fan = d if side == "A" else o
-        F = torch.from_numpy(sample_factor(rank, np.full(fan, V**0.5), 0.0, stream))
+        triangle = np.triu(stream.standard_normal((fan, fan)), 1)
+        triangle[np.diag_indices(fan)] = np.sqrt(stream.chisquare(rank - np.arange(fan)))
+        F = torch.from_numpy(triangle * V**0.5)
         pairs.append(
             (F, torch.zeros(o, fan).double())
             if side == "A"

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from study import theory
-from study.figures.distances import distance_to_infinite_rank, rank_free_curves
+from study.figures.distances import distance_to_infinite_rank
 from tests.figures.conftest import artists, only, rows
 
 D_IN, D_OUT = 48, 32
@@ -75,19 +75,3 @@ def test_points_are_the_mean_over_layers_of_the_log_distance(study) -> None:
         means = np.exp(here.groupby(["rank", "seed"])["log"].mean())
         np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(means))
     assert len(artists(figure, "known")) == 2  # theory of the first step, of two measures
-
-
-def test_rank_free_runs_are_points_and_explicit_ones_rings(study) -> None:
-    free = [
-        {"rank": 4.0**k, "scaling": "rslora", "seed": seed, "step": 1, "layer": LAYERS[0]}
-        | {"kind": "q_proj", "cell_id": f"free {k} {seed}", "measure": "frobenius"}
-        | {"distance": ((D_IN - 0.2) / 4**k) ** 0.5 * (1 + 0.01 * seed), "d_in": D_IN}
-        | {"optimizer": "sgd", "init": "kaiming"}
-        for k, seed in itertools.product(range(2, 11), range(3))
-    ]
-    explicit = rows(study.distances, measure="frobenius", step=1)
-    tables = SimpleNamespace(**vars(study))
-    tables.distances = pd.concat([explicit, pd.DataFrame(free)])
-    figure = rank_free_curves(tables)
-    assert len(only(figure, "points rslora").get_xdata()) == len(free)
-    assert set(only(figure, "explicit").get_xdata()) == set(RANKS)

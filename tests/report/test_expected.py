@@ -212,7 +212,6 @@ def test_a_plan_that_the_error_of_its_rates_leaves_undecided_is_refused() -> Non
 
 
 def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
-    """Of the explicit runs; rank-free ones, which are no cells, do not count."""
     cells = tables.cells[tables.cells["scaling"] == "rslora"]
     place = {"layer": "0.q", "kind": "q", "step": 1, "measure": "frobenius"}
     rows = [
@@ -220,10 +219,9 @@ def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
         | {"distance": cell["rank"] ** (-0.5 + 0.002 * (cell["seed"] - 2))}
         for cell in cells.to_dict("records")
     ]
-    free = [row | {"cell_id": f"free {row['cell_id']}", "distance": 1.0} for row in rows]
     one = replace(NORM, what="distance", site=None, stat=None, measure="frobenius", step=1)
     one = replace(one, predicted=-0.5)
     wanted = [one, replace(one, predicted=0.0), replace(one, measure="input_weighted")]
-    found = compare(wanted, replace(tables, distances=pd.DataFrame([*rows, *free])))
+    found = compare(wanted, replace(tables, distances=pd.DataFrame(rows)))
     assert found[0].measured == pytest.approx(-0.5, abs=1e-6)
     assert [row.verdict for row in found] == ["agrees", "differs", "not measured"]

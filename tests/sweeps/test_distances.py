@@ -12,7 +12,6 @@ import pytest
 from study import load
 from study.adapters import LoraBank
 from study.adapters.infinite import EPS, InfiniteRankBank
-from study.adapters.rank_free import RankFreeBank
 from study.analysis.distances import compare, laws
 from study.config import CellConfig
 from study.data import Corpus
@@ -30,22 +29,16 @@ LAZY = (
 )
 
 
-def test_a_trajectory_is_the_cell_and_its_reduction(
+def test_a_trajectory_is_the_cell(
     tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
 ) -> None:
-    """Losses are those of the training loop; delta_w is the same through both banks."""
+    """Losses are those of the training loop."""
     config = cell("adapter.rank=256", *LAZY, "optimizer.momentum=0.9", "train.clip=0.1")
     run = Run.of(config, corpus)
     losses = [results[0].metrics["loss"] for results in train(tiny_base, corpus, [run])]
-    explicit, free = (
-        list(trajectory(tiny_base, corpus, config, bank)) for bank in (LoraBank, RankFreeBank)
-    )
-    assert [snapshot.step for snapshot in explicit] == [1, 2]
-    assert [s.loss for s in explicit] == pytest.approx(losses[1:], rel=1e-6)
-    for ours, theirs in zip(free, explicit, strict=True):
-        for layer, delta in theirs.deltas.items():
-            off = np.linalg.norm(ours.deltas[layer] - delta)
-            assert off < 1e-4 * np.linalg.norm(delta)
+    snapshots = list(trajectory(tiny_base, corpus, config, LoraBank))
+    assert [snapshot.step for snapshot in snapshots] == [1, 2]
+    assert [s.loss for s in snapshots] == pytest.approx(losses[1:], rel=1e-6)
 
 
 @pytest.mark.parametrize("init", ["kaiming", "init_b"])
@@ -54,16 +47,15 @@ def test_first_step_is_as_far_as_theory_says(
 ) -> None:
     """Root mean square over seeds and layers of the ratio measured / predicted.
 
-    At a rank whose A is drawn, and at one whose products are sampled. A weighted square has few
-    degrees of freedom, so its bound is wider.
+    A weighted square has few degrees of freedom, so its bound is wider.
     """
     infinite = cell("adapter.rank=inf", *LAZY, f"adapter.init={init}", "probes.steps=[1]")
     [limit] = trajectory(tiny_base, corpus, infinite, InfiniteRankBank, moments=True)
-    for rank in (256, 2**20):
+    for rank in (64, 256):
         squares: dict[str, list[float]] = {"frobenius": [], "input_weighted": []}
         for seed in range(16):  # of the init; the data are the same
             [run] = trajectory(
-                tiny_base, corpus, replace(at_rank(infinite, rank), seed=seed), RankFreeBank
+                tiny_base, corpus, replace(at_rank(infinite, rank), seed=seed), LoraBank
             )
             rows = compare(limit, run)
             for row in rows[rows["layer"] != MODEL_WIDE].to_dict("records"):
@@ -78,9 +70,7 @@ def test_first_step_is_as_far_as_theory_says(
         assert np.mean(squares["input_weighted"]) == pytest.approx(1.0, abs=0.2), rank
 
 
-def test_the_command_measures_cells_and_rank_free_runs(
-    study_cli: Callable, tmp_path: Path, jsonl: Path
-) -> None:
+def test_the_command_measures_cells(study_cli: Callable, tmp_path: Path, jsonl: Path) -> None:
     """``experiment=infinite_rank`` at a few ranks: distances fall as r^(-1/2)."""
     small = ["experiment=infinite_rank", f"results_dir={tmp_path}", "data=file", "train.steps=2"]
     small += [f"data.path={jsonl}", "data.heldout=6", "adapter.rank=4,64,1024"]
@@ -88,7 +78,7 @@ def test_the_command_measures_cells_and_rank_free_runs(
     ran = study_cli("train", *small, "probes.stats=[norm]")
     assert ran.code == 0, ran.err
     folder = tmp_path / "infinite_rank"
-    ran = study_cli("distances", str(folder), "--rank-free", "65536,1048576")
+    ran = study_cli("distances", str(folder))
     assert ran.code == 0, ran.err
     [[runs, limits]] = re.findall(
         r"^(\d+) runs of up to 2 steps.*: (\d) of them limits", ran.err, re.M
@@ -96,26 +86,17 @@ def test_the_command_measures_cells_and_rank_free_runs(
     said = re.findall(rf"^(\d+)/{runs} seed \d: (.*)", ran.err, re.M)
     assert [int(number) for number, _ in said] == [*range(1, int(runs) + 1)]
     assert sum(run.startswith("the limit of sgd") for _, run in said) == int(limits)
-    assert re.fullmatch(r"rank 4, explicit; \d:\d\d:\d\d left", said[1][1])
-    assert "explicit frobenius, step 1: exponent -0." in ran.out
-    assert "rank-free frobenius, step 1: exponent -0." in ran.out
+    assert re.fullmatch(r"rank 4; \d:\d\d:\d\d left", said[1][1])
+    assert "frobenius, step 1: exponent -0." in ran.out
     tables = load(folder)
     distances = tables.distances
-    by_run = distances.groupby("run")["rank"].unique()
-    assert sorted(by_run["explicit"]) == [4, 64, 1024]
-    assert sorted(by_run["rank-free"]) == [4, 64, 1024, 65536, 1048576]
-    is_cell = distances["cell_id"].isin(tables.cells["cell_id"])
-    assert (is_cell == (distances["run"] == "explicit")).all()
-    place = ["rank", "step", "layer", "measure"]
-    same = distances.dropna(subset=["distance"]).pivot_table("distance", place, "run")
-    # The difference of two losses is below the resolution of float32.
-    same = same.dropna().drop("loss", level="measure")
-    np.testing.assert_allclose(same["explicit"], same["rank-free"], rtol=1e-3)
+    assert sorted(distances["rank"].unique()) == [4, 64, 1024]
+    assert set(distances["cell_id"]) < set(tables.cells["cell_id"])
     for measure in ("frobenius", "input_weighted"):
         of_layers = distances[(distances["measure"] == measure) & (distances["step"] == 2)]
         mean_log = np.log(of_layers["distance"]).groupby(of_layers["rank"]).mean()
-        assert slope(np.exp(mean_log), mean_log.index) == pytest.approx(-0.5, abs=0.03), measure
-    assert len(laws(distances)) == 2 * 3 * 2
+        assert slope(np.exp(mean_log), mean_log.index) == pytest.approx(-0.5, abs=0.05), measure
+    assert len(laws(distances)) == 3 * 2
 
 
 def test_a_study_without_a_limit_is_said_in_a_line(
@@ -128,8 +109,6 @@ def test_a_study_without_a_limit_is_said_in_a_line(
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "has a limit of infinite rank: train some with adapter.scaling=rslora" in ran.err
     assert "or with adapter.scaling=lora optimizer=adamw|adam|" in ran.err
-    ran = study_cli("distances", str(tmp_path / "adam"), "--rank-free", "4,x")
-    assert "--rank-free=4,x" in ran.err
 
 
 def test_adam_approaches_a_run_of_large_rank(
