@@ -107,6 +107,14 @@ class LiveSweep:
                 self._done[cell_id] = record
         return found
 
+    def first_seed_done(self) -> int | None:
+        """The lowest seed, if all of its cells are done and cells of other seeds are not."""
+        first = min(cell["config"]["seed"] for cell in self.cells)
+        done = {True: set[bool](), False: set[bool]()}  # of the first seed, of others
+        for record in self.records():
+            done[record["config"]["seed"] == first].add(record["status"] in DONE)
+        return first if done[True] == {True} and False in done[False] else None
+
     def progress(self) -> SweepProgress:
         """How far it is, if all steps take the same time. A base is loaded before cells begin."""
         records, began = self.records(), list[str]()
@@ -391,6 +399,10 @@ class Display:
         self.finished += status in ENDED
         if self.bar.disable or status != "complete":
             self.say(self._line(label, f"{status} in {time.monotonic() - self.began:.1f} s"))
+
+    def first_seed_done(self) -> int | None:
+        """See :meth:`LiveSweep.first_seed_done`."""
+        return self.sweep.first_seed_done() if self.sweep else None
 
     def say(self, line: str) -> None:
         """Print a line of log on stderr; above the bar on a terminal."""

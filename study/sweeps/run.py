@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from study.adapters.processes import Order, Processes
+from study.analysis import load_tables
 from study.config import AUTO_COMPILE
 from study.config.values import literal
 from study.errors import StudyError, count_noun, one_line
@@ -171,7 +172,21 @@ class _Pass:
             if fold := self._claim(self.waiting.popleft()):
                 failures |= self._train(fold)
                 release_memory(self.pack.device)
+                self._tell_first_answer(fold)
         return failures
+
+    def _tell_first_answer(self, fold: Sequence[Held]) -> None:
+        """After the last fold of the first of several seeds, say what this seed shows."""
+        seed = self.display.first_seed_done()
+        if seed is None or all(held.prepared.run.config.seed != seed for held in fold):
+            return
+        from study.report import answer  # draws nothing
+
+        with contextlib.suppress(StudyError):  # nothing to fit, such as one rank
+            said = answer(load_tables(fold[0].cell.study_dir))
+            self.display.say(f"first answer, of one seed ({seed}); the others follow")
+            for sentence in said:
+                self.display.say(f"- {sentence}")
 
     def _claim(self, fold: Sequence[Prepared]) -> list[Held]:
         """Open the cells of a fold that are still to train, and that continue at one step.

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,17 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None
     assert re.search(r"\[default\] 3 of 3 cells done  .*complete in [\d.]+ s\n", said)
     assert said.endswith("study default: 3 complete\nnext: study report results/default\n")
     assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
+
+
+def test_the_first_seed_gives_a_first_answer(
+    jsonl: Path, study_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["train", "-m", "model=tiny", "adapter.rank=2,4", "data=file", f"data.path={jsonl}"]
+    line += ["train.steps=2", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2"]
+    said = study_cli(*line, "seed=7,3").err.splitlines()
+    [told] = [i for i, text in enumerate(said) if "first answer, of one seed (3)" in text]
+    assert "LoRA" in said[told + 1]
+    assert "rank 4 against rank 2" in said[told + 1]
+    assert sum(" of 4 cells done" in text for text in said[told:]) == 2
+    assert "first answer" not in study_cli(*line, "seed=5").err
