@@ -8,7 +8,6 @@ from click.testing import CliRunner
 from docs import evidence
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
-from docs.external import exponents
 from study.analysis.advice import Setting, committed, lost_in_bf16
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
@@ -74,9 +73,6 @@ def rate_theories() -> str:
             off = [here["exponent"] - rate_exponent(m, rho) for m in both]
             ranks = f"{here['rank_min'].min():g} to {here['rank_max'].max():g}"
             rows.append((name, model_label(here["model"].iloc[0]), steps, ranks, off))
-    others = exponents()
-    off = [others["exponent"], others["exponent"] - others["predicted"]]
-    rows.append(("tinker-cookbook, p = 1", "35 models", 780, "1 to 128", off))
     heads = ["study", "model", "steps", "ranks", "exponents", "off the descent", "off the output"]
     body = [
         [*map(str, facts), str(len(off[0])), *(f"{np.sqrt(np.mean(each**2)):.3f}" for each in off)]

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from docs.blocks import QUICK, RESULTS, ROOT
-from docs.external import best_rates, exponents
+from docs.external import POWER, fitted, power, rates, usable
 from study.analysis.advice import Best, Evidence, Law, Setting, log_output, study_evidence
-from study.analysis.fits import mean_interval
 from study.analysis.losses import INSIDE, final_losses
+from study.analysis.rate_theory import bounds
 from study.cli.advise import WIDTHS
 from study.store.files import write_text
 from study.store.tables import load_measured
@@ -59,7 +59,8 @@ def text() -> str:
     studies = {name: of_study(name) for name in STUDIES}
     bests = [best for found in studies.values() for best in last_bests(found)]
     laws = [law for found in (*studies.values(), *map(of_study, RIVALS)) for law in found.laws]
-    pooled = zip(("exponent", "low", "high"), mean_interval(exponents()["exponent"]), strict=True)
+    ends = fitted(POWER).found[0], *bounds(usable(), power, fitted(POWER))
+    pooled = zip(("exponent", "low", "high"), map(float, ends), strict=True)
     ranks = [best.ranks[0] for best in external_rates()]
     laws.append(Law(**OTHERS, alpha=None, ranks=[1, 128], points=len(ranks), **dict(pooled)))
     parts: dict[str, Any] = {
@@ -122,8 +123,8 @@ def rho_sizes(bests: Sequence[Best]) -> dict[str, float]:
 def external_rates() -> list[Best]:
     """Per rank the median best rate over models, and its quantiles :data:`ENDS`."""
     found = []
-    for rank, rates in pd.DataFrame(best_rates()).sort_index().iterrows():
-        lr, low, high = map(float, np.quantile(rates.dropna(), ENDS))
+    for rank, rows in rates()[rates()["edge"] == INSIDE].groupby("rank"):
+        lr, low, high = map(float, np.quantile(np.exp(rows["log_lr"]), ENDS))
         here = {"ranks": [rank], "alpha": ALPHA, "ratio": 1.0, "edge": INSIDE}
         found.append(Best(**OTHERS, **here, lr=lr, low=low, high=high))
     return found

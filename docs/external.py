@@ -1,93 +1,149 @@
-"""A sweep over rank and learning rate that others ran: how its best rate goes with the rank.
+"""A sweep over rank and learning rate that others ran, and the laws of its best rates.
 
 ``results/external/tinker_sft_sweep.csv`` holds the numbers of ``sft_sweep.md`` in tinker-cookbook
 (thinking-machines-lab, commit 9dfcc3a2): 35 models, ranks 1 to 128, LoRA under Adam on tulu3, 780
 steps of 128 sequences. Columns: model, learning rate, rank, test loss, training loss.
 """
 
+import math
+import re
+from functools import cache
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
-from docs.blocks import ROOT
-from study.analysis.fits import mean_interval
-from study.analysis.losses import INSIDE
+from docs.blocks import ROOT, Block
+from study.analysis.losses import HIGHEST, INSIDE, LOWEST
+from study.analysis.rate_theory import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
 from study.analysis.rates import bottom
-from study.analysis.wording import interval_text
-from study.figures import style
-from study.report.text import minus
+from study.figures.one_level import on_one_level
+from study.report.text import minus, table
 
 TABLE = ROOT / "results/external/tinker_sft_sweep.csv"
-LEAST_RANKS = 3
-R_SIGN = 12
-"""Of the theory's curve, as measured on SmolLM2; it is not known of these models."""
+EXPERTS = r"A\d+B|DeepSeek|Kimi|gpt-oss"
+"""The names of mixtures of experts."""
+BILLIONS = {"DeepSeek": 671.0, "Kimi": 1000.0}
+"""Of weights, where the name does not tell: DeepSeek-V3.1, and Kimi K2 and its successors."""
 
 
-def best_rates() -> dict[str, dict[int, float]]:
-    """By model and rank: the vertex of the parabola through the lowest loss and its neighbours.
-
-    A rank whose lowest loss is at the end of its rates is left out.
-    """
-    found: dict[str, dict[int, float]] = {}
+@cache
+def rates() -> pd.DataFrame:
+    """By model (``group``) and rank ``log_lr``, the vertex of the parabola through the lowest loss
+    and its neighbours. If the lowest loss is at an ``edge`` of the rates, the vertex lies beyond
+    the middle of the last two, which is ``log_lr`` then. ``billions``: of weights."""
+    rows = []
     runs = pd.read_csv(TABLE).groupby(["model", "rank", "lr"], as_index=False)["nll"].mean()
     for (model, rank), here in runs.groupby(["model", "rank"]):
-        best = bottom(here["lr"].to_numpy(), here["nll"].to_numpy())
-        if best.edge == INSIDE:
-            found.setdefault(model, {})[int(rank)] = best.lr
-    return found
+        lr = here["lr"].to_numpy()
+        best, x = bottom(lr, here["nll"].to_numpy()), np.log(lr)
+        ends = {INSIDE: math.log(best.lr), LOWEST: x[:2].mean(), HIGHEST: x[-2:].mean()}
+        if len(here) > 1:
+            rows.append((model.rpartition("/")[2], rank, ends[best.edge], best.edge))
+    found = pd.DataFrame(rows, columns=["group", "rank", "log_lr", "edge"])
+    names = found["group"].str
+    told = names.extract(r"(?i)-(\d+(?:\.\d+)?)b", expand=False).astype(float)
+    known = names.extract(f"({'|'.join(BILLIONS)})", expand=False).map(BILLIONS)
+    experts = names.contains(EXPERTS).astype(float)
+    return found.assign(gamma=1 / found["rank"], experts=experts, billions=told.fillna(known))
 
 
-def exponents() -> pd.DataFrame:
-    """Per model the exponent of the best rate with the rank, and the theory's.
-
-    A model with fewer than :data:`LEAST_RANKS` best rates is left out. ``low``, ``high``: a 95 %
-    interval, with the scatter of the ranks about their lines pooled over models. ``predicted``: the
-    slope over the same ranks of the rate at which a step moves the adapter's output equally at
-    p = 1. That of equal descents is 0.
-    """
-    rows, scatter, df = [], 0.0, 0
-    for model, best in best_rates().items():
-        if len(best) < LEAST_RANKS:
-            continue
-        rank = np.array(list(best), float)
-        x, y = np.log(rank), np.log(list(best.values()))
-        line, spread = stats.linregress(x, y), ((x - x.mean()) ** 2).sum()
-        scatter += ((y - line.intercept - line.slope * x) ** 2).sum()
-        df += len(x) - 2
-        theory = stats.linregress(x, (x - np.log(rank - 1 + R_SIGN)) / 2).slope
-        rows.append((model, len(x), line.slope, spread, theory))
-    found = pd.DataFrame(rows, columns=["model", "ranks", "exponent", "spread", "predicted"])
-    half = stats.t.ppf(0.975, df) * np.sqrt(scatter / df / found["spread"])
-    found = found.assign(low=found["exponent"] - half, high=found["exponent"] + half)
-    return found.sort_values("exponent", ignore_index=True)
+@cache
+def usable(kind: str = "all") -> pd.DataFrame:
+    """The models of a kind with at least two ranks, and one of them inside its grid."""
+    of_model, experts = rates().groupby("group"), rates()["experts"] == (kind == "experts")
+    several = of_model["rank"].transform("nunique") > 1
+    inside = of_model["edge"].transform(lambda edge: (edge == INSIDE).any())
+    return rates()[several & inside & (experts if kind != "all" else True)]
 
 
-def external() -> str:
-    """The pooled exponent, how many intervals hold zero, and how well theory fits."""
-    found = exponents()
-    pooled = interval_text(*mean_interval(found["exponent"]), places=2)
-    zero = int(((found["low"] <= 0) & (found["high"] >= 0)).sum())
-    between = np.corrcoef(found["predicted"], found["exponent"])[0, 1]
-    return minus(
-        f"{pooled} (mean of {len(found)} models; theory: 0 by the descent, which lies in {zero} of "
-        f"their intervals, and {found['predicted'].mean():.2f} by the output, whose correlation "
-        f"with it over models is {between:.2f})"
-    )
+def power(rows: pd.DataFrame, t: list[float]) -> np.ndarray:
+    """``log r^b``."""
+    return np.asarray(t[0] * np.log(rows["rank"].to_numpy(float)))
 
 
-@style.paper()
-def external_rates() -> Figure:
-    """The exponent of the best rate of every model, measured and predicted."""
-    found = exponents()
-    figure = Figure(figsize=(6.5, 0.19 * len(found) + 0.9), layout="constrained")
-    axis, place = figure.subplots(), np.arange(len(found))
-    off = np.abs(found[["low", "high"]].to_numpy().T - found["exponent"].to_numpy())
-    axis.errorbar(found["exponent"], place, xerr=off, fmt="o", ms=3, lw=1, label="measured, 95 %")
-    axis.plot(found["predicted"], place, "x", ms=4, color="black", label="theory, equal output")
-    axis.axvline(0, color="black", lw=0.8, ls=":", label="theory, equal descent")
-    axis.set_yticks(place, [name.rpartition("/")[2] for name in found["model"]], fontsize=6)
-    axis.set_xlim(-0.15, 0.5)
-    axis.set_xlabel("exponent of the best learning rate with the rank, LoRA's alpha / r")
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=7)
-    return figure
+def varied(curve: Curve) -> Curve:
+    """``curve`` with a first constant that changes with the kind of a model, by the second one, and
+    with its size, by the third."""
+
+    def changed(rows: pd.DataFrame, t: np.ndarray) -> np.ndarray:
+        of_size = t[2] * np.log10(rows["billions"].to_numpy() / 10) if len(t) > 2 else 0.0
+        return curve(rows, [t[0] + t[1] * rows["experts"].to_numpy() + of_size])
+
+    return changed
+
+
+NONE, POWER, OUTPUTS = "no dependence", "a power of the rank", "equal outputs, s = 1/2"
+LAWS: dict[str, tuple[Curve, list[float]]] = {
+    NONE: (lambda rows, t: np.zeros(len(rows)), []),
+    POWER: (power, [0.2]),
+    "equal outputs, s = 1": (lambda rows, t: moved(rows, [t[0], 1.0]), [2.0]),
+    OUTPUTS: (moved, [3.5]),
+    "equal outputs, s free": (moved, [3.5, 0.5]),
+    "a power by kind": (varied(power), [0.2, 0.0]),
+    "s = 1/2, r_sign by kind": (varied(moved), [3.5, 0.0]),
+    "a power by kind and size": (varied(power), [0.2, 0.0, 0.0]),
+    "s = 1/2, r_sign by kind and size": (varied(moved), [3.5, 0.0, 0.0]),
+}
+"""The curve of log lr by name, and the first guess of its constants. The first constant of a law by
+kind and size is that of a dense model of 10 billion weights."""
+
+
+@cache
+def fitted(law: str, kind: str = "all") -> Fit:
+    return fit_rates(usable(kind), *LAWS[law])
+
+
+def constants(law: str, kind: str = "all") -> tuple[str, str]:
+    """The exponent or r_sign of a law, with its profile interval, and its other constants."""
+    curve, found = LAWS[law][0], fitted(law, kind).found
+    if not len(found):
+        return "", ""
+    ends = (math.nan, math.nan) if "kind" in law else bounds(usable(kind), curve, fitted(law, kind))
+    first, form = np.array([found[0], *ends]), "{:.3f} [{:.3f}, {:.3f}]"
+    if "power" not in law:
+        first, form = np.exp(first), "{:.0f} [{:.0f}, {:.0f}]"
+    text = form.format(*first).removesuffix(" [nan, nan]").replace("inf", "∞")
+    return text, ", ".join(f"{x:+.2f}" for x in found[1:])
+
+
+def laws() -> str:
+    """A row per law: how much worse it fits than :data:`OUTPUTS`, in -2 log likelihood."""
+    heads = ["law of the best rate", "exponent or r_sign", "others", "scatter of log rate"]
+    heads += ["worse: all models", "dense", "experts", "each model left out"]
+    body = []
+    for law in LAWS:
+        kinds = ["all"] if "kind" in law else ["all", "dense", "experts"]
+        worse = [fitted(law, one).cost - fitted(OUTPUTS, one).cost for one in kinds]
+        worse += [math.nan] * (3 - len(kinds)) + [without(law) - without(OUTPUTS)]
+        words = ["" if math.isnan(x) else f"{x:+.1f}" for x in worse]
+        body.append([law, *constants(law), f"{fitted(law).scatter:.3f}", *words])
+    return minus(re.sub(r"[+-]0\.0", "0", table(heads, body)))
+
+
+@cache
+def without(law: str) -> float:
+    """-2 log likelihood of each model's best rates under the law of the others."""
+    return float(left_out(usable(), *LAWS[law])["cost"].sum())
+
+
+def r_sign(kind: str) -> str:
+    """``48 [33, 74]`` of a kind of models, or its range if one of all models is left out."""
+    if kind != "without":
+        return constants(OUTPUTS, kind)[0]
+    found = np.exp(left_out(usable(), *LAWS[OUTPUTS])["constant"])
+    return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
+
+
+def one_constant() -> Figure:
+    """The best rates with three laws, and r_sign from each model alone."""
+    facts = usable().drop_duplicates("group").set_index("group")
+    models = facts.join(np.exp(of_each(usable(), *LAWS[OUTPUTS])))
+    drawn = {law: (LAWS[law][0], fitted(law)) for law in (NONE, POWER, OUTPUTS)}
+    return on_one_level(usable(), drawn, models)
+
+
+BLOCKS: dict[str, Block] = {
+    "one-constant-laws": laws,
+    "r-sign": r_sign,
+}

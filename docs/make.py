@@ -26,7 +26,7 @@ BLOCKS: dict[str, Block] = {
     **bench.BLOCKS,
     **findings.BLOCKS,
     **advice.BLOCKS,
-    "external": external.external,
+    **external.BLOCKS,
     "rate-change": hero.rate_change,
     "best-gap": hero.best_gap,
     "below-best": hero.below_best,
@@ -101,7 +101,7 @@ def draw_pictures() -> None:
             say(line)
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
     save(infer_cost(table("infer_cost/infer_cost")), PLOTS, "infer_cost")
-    slim(save(external.external_rates(), PLOTS, "external_rates", ["png"])[0])
+    slim(save(external.one_constant(), PLOTS, "one_constant", ["png"])[0])
     slim(save(hero.hero(), PLOTS, "hero", ["png"])[0])
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")
 

@@ -4,12 +4,6 @@
 >>> rich.print(render_table(summary(found.exponents)))             # doctest: +SKIP
 
 Nothing here imports torch, so a laptop can analyse a study from its stored tables.
-
-Four modules compute verdicts from the table of probes: ``grouping`` (which cells form a curve),
-``exponents`` (layers are pooled; ``fits`` has its lines), ``predictions`` and ``verdicts``.
-``stable`` finds p*; ``summary``, ``expectations`` and ``terminal`` read the result. ``losses``,
-``rates``, ``rate_theory`` and ``distances`` are about losses, the best learning rates, and infinite
-rank.
 """
 
 import os
@@ -47,11 +41,7 @@ low rank."""
 class Analysis:
     """The derived tables of a study, computed whenever it is read; empty without enough data.
 
-    - ``exponents``: see :func:`~study.analysis.exponents.fit_exponents`;
-    - ``stable``: p*, over all ranks and over ranks from :data:`HIGH_RANKS` (``rank_min`` tells
-      which);
-    - ``rates``: the best learning rate of each rule, rank and seed;
-    - ``losses``: final held-out losses, in three comparisons.
+    ``stable``: p* over all ranks and over ranks from :data:`HIGH_RANKS`; ``rank_min`` tells which.
     """
 
     exponents: pd.DataFrame
@@ -63,8 +53,7 @@ class Analysis:
 def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
     """All tables of a study: those measured, and those computed from them.
 
-    Takes about a second for a usual study and 12 s for 2,000 cells. Raises :class:`StudyError` if
-    the folder holds no study, and as :func:`analyze` does.
+    Takes about a second for a usual study and 12 s for 2,000 cells.
     """
     return with_derived(load_measured(study_dir))
 

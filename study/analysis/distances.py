@@ -3,15 +3,10 @@
 :mod:`study.sweeps.distances` makes the runs. Measured with the weights after s updates, with
 E = delta_w minus its limit, per layer:
 
-==================  ==================================================  ====================
-measure             definition                                          after one SGD step
-==================  ==================================================  ====================
-``input_weighted``  sqrt(E|E x|^2 / E|limit x|^2), x the inputs of the  sqrt((1 + r_align)/r)
-                    limit at step s
-``frobenius``       |E| / |limit|                                       sqrt((D + 1) / r)
-``loss``            the absolute difference of the losses on the batch  of order r^-1/2
-                    of step s, in nats; over the whole model
-==================  ==================================================  ====================
+- ``input_weighted``: sqrt(E|E x|^2 / E|limit x|^2), x the inputs of the limit at step s; after one
+  step of SGD, sqrt((1 + r_align) / r);
+- ``frobenius``: |E| / |limit|; after one step of SGD, sqrt((D + 1) / r);
+- ``loss``: the absolute difference of the losses on the batch of step s, over the whole model.
 
 ``input_weighted`` matters for the model, because the inputs of a layer occupy few directions. After
 one step of a sign-like rule, r_sign - 1 and pi D / 2 - 1 replace 1 + r_align and D + 1.
@@ -62,9 +57,8 @@ def compare(limit: RunState, run: RunState, variances: float = 0.0) -> pd.DataFr
     run of rank r against one of a large rank R with another A, it is r / R. Their squared distance
     is ``1 + r / R`` times that from the exact limit, so distances are divided by its root.
 
-    Columns: ``step``, ``layer``, ``kind``, ``measure``, ``distance``, and the properties of the
-    limit's layer that theory depends on: ``d_in``, ``d_out``, ``r_align``, ``r_diag``, ``r_sign``.
-    They are NaN if the limit has not moved, as in a warmup that starts at a learning rate of 0.
+    The properties of the limit's layer that theory depends on are NaN if the limit has not moved,
+    as in a warmup that starts at a learning rate of 0.
     """
     place = {"layer": MODEL_WIDE, "kind": MODEL_WIDE}
     rows: list[dict[str, Any]] = [

@@ -50,7 +50,6 @@ COLUMNS_OF = {
         (SLOPE, FACTOR, BEST_RATE, BEST_ALPHA, DISTANCE), ("exponent", "ci_low", "ci_high")
     ),
 }
-"""The columns of the value and its interval, in the table that holds it."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,7 @@ class Compared:
 
     - ``curve``: the rule, if the expectation names none, and the settings that separate the curve
       from others of the study, as text;
-    - ``measured``, ``low``, ``high``: the value and its 95 % interval, NaN without one;
-    - ``seeds``; ``step``: at which it was measured, None for a best rate;
-    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`;
+    - ``step``: at which it was measured, None for a best rate;
     - ``off``, ``margin``: measured minus expected, and the tolerance; logarithms of a factor;
     - ``sd``, ``df``: the standard deviation over seeds, pooled over rows. ``own_df``: that of the
       row alone, 0 without a verdict. ``grid``: the standard error that all seeds share.

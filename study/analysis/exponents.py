@@ -1,12 +1,8 @@
 """The ``exponents`` table: the log-log slope of every statistic against rank, with its interval.
 
-One row per curve (a configuration without its rank and seed), site, stat, batch and step, for
-
-- every layer (``layer`` is its module path),
-- every kind of projection (``layer`` is ``mean_log`` or ``median``, over the layers of ``kind``),
-- all layers (the same two with ``kind = all``), and
-- quantities measured over the whole model (``layer = kind = model``: the gradient and the update of
-  all adapters together).
+One row per curve (a configuration without its rank and seed), site, stat, batch and step: for every
+layer, for the layers of every kind of projection and for all of them (``layer`` is ``mean_log`` or
+``median``), and for quantities measured over the whole model (``layer = kind = model``).
 
 The *logarithm* of the statistic is pooled over layers, cell by cell. Energies are not added,
 because on SmolLM2 one ``down_proj`` holds 95 % of the energy of ``adapter_out``.
@@ -34,10 +30,9 @@ from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS, STATS
 def pool(y_GSRL: Floats) -> tuple[Floats, Floats, Ints]:
     """The mean and the median of a log statistic over layers, and the number of layers.
 
-    All ``[G, S, R]``. Within a seed the same layers are pooled at every rank. If a layer were
-    missing at high rank only (an overflow, a negative ``descent``), the change of layers would look
-    like a slope. So a layer counts only if the seed has it at every rank that has any layer. The
-    mean and median are NaN if no layer is left.
+    All ``[G, S, R]``. If a layer were missing at high rank only (an overflow, a negative
+    ``descent``), the change of layers would look like a slope. So a layer counts only if the seed
+    has it at every rank that has any layer. The mean and median are NaN if no layer is left.
     """
     there = np.isfinite(y_GSRL)
     shared = (there | ~there.any(axis=-1, keepdims=True)).all(axis=2, keepdims=True)
@@ -82,10 +77,7 @@ class Grid:
     pools: list[Ints]
 
     def logs(self, values: npt.NDArray[np.floating]) -> Floats:
-        """The natural logarithm of a statistic's column of ``probes``, ``[G, S, R, L]``.
-
-        NaN for values that are not positive or not finite.
-        """
+        """The log of a statistic's column of ``probes``, ``[G, S, R, L]``; NaN without one."""
         value_N = values[self.row_N].astype(np.float64)
         value_N[~(np.isfinite(value_N) & (value_N > 0))] = np.nan
         y = np.full(math.prod(self.shape), np.nan)
@@ -105,10 +97,7 @@ class Grid:
 
 
 def grids(cells: pd.DataFrame, probes: pd.DataFrame) -> Iterator[Grid]:
-    """The usable rows of ``probes``, site by site; ``cells`` is a table of :func:`design`.
-
-    Raises :class:`StudyError` for a repeated row.
-    """
+    """The usable rows of ``probes``, site by site; ``cells`` is a table of :func:`design`."""
     site_N, sites = codes(probes["site"])
     cell_id_N, ids = codes(probes["cell_id"])
     cell_N = cells.index.get_indexer(pd.Index(ids))[cell_id_N]
@@ -194,9 +183,6 @@ def fit_exponents(
 
     ``stats`` are by default all those measured that the vocabulary does not exclude from fits. A
     quantity with fewer than two ranks has no row.
-
-    Raises :class:`StudyError` for unknown ``stats``, for cells with the same curve, rank and seed,
-    if no two ranks share a curve, and for a repeated row of ``probes``.
     """
     measured = [str(name) for name in probes.columns if name not in NOT_STATS]
     measured = [name for name in measured if name not in STATS or STATS[name].fitted]

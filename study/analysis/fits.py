@@ -78,7 +78,6 @@ class Lines:
       ``slope`` is NaN for fewer than two ranks;
     - ``se_*``, ``cov``: the standard errors of the two coefficients and their covariance; NaN, with
       a ``df`` of 0, without an interval;
-    - ``points``: the number of cells used;
     - ``curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit; NaN for fewer than
       three ranks. Its standard error over seeds is NaN with one seed or too many missing cells;
     - ``slope_low``, ``slope_high``: between the two lowest and between the two highest ranks;
@@ -243,10 +242,9 @@ def t_critical(df: npt.ArrayLike) -> Floats:
 def fitted(row: Mapping[str, Any] | Any, rank: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """The line of one row of ``exponents`` at ``rank``, with its pointwise 95 % band.
 
-    Returns ``(value, low, high)`` in the units of the statistic, each with the shape of ``rank``.
-    The band is NaN if the row has no interval. ``row`` is a Series, or anything else with
-    ``row["log_rank_mean"]``. With several seeds the band is exactly the t-interval over the lines
-    of the seeds at that rank; the covariance is stored for this.
+    Returns ``(value, low, high)`` in the units of the statistic. The band is NaN without an
+    interval. With several seeds it is exactly the t-interval over the lines of the seeds at that
+    rank; the covariance is stored for this.
     """
     dx = np.log(np.asarray(rank, float)) - row["log_rank_mean"]
     centre = row["log_stat_mean"] + row["exponent"] * dx

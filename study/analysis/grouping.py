@@ -35,7 +35,6 @@ if it uses none."""
 CURVE_FIRST = (
     *("study", "model", "quant_bits", "data", "optimizer", *RULE, "alpha", "lr", "init", "targets"),
 )
-"""The curve's columns that lead the ``exponents`` table; any others of ``cells`` follow."""
 
 HASH_OF = {
     "model_sha256": ("model", "width"),
@@ -162,9 +161,8 @@ def design(cells: pd.DataFrame) -> pd.DataFrame:
     """By ``cell_id``: the ``curve``, ``seed`` and ``rank`` of a cell, and ``end``, the first step
     whose rows are not used (0 at infinite rank).
 
-    Raises :class:`StudyError` if a curve has two cells of one rank and seed, or if there are
-    several ranks and no curve has two. The exception is a sweep whose ranks have different learning
-    rates (:mod:`study.config.compose`): it gives the best rates.
+    A sweep whose ranks have different learning rates (:mod:`study.config.compose`) has no two ranks
+    of a curve, and gives best rates only.
     """
     ids = pd.Index(cells["cell_id"].astype(str))
     curve, rank = curve_numbers(cells), cells["rank"].to_numpy(float)

@@ -156,10 +156,9 @@ def fans(probes: pd.DataFrame) -> "pd.Series[float]":
 def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """The gap between the highest and the lowest finite rank, a row per curve and evaluated step.
 
-    Columns: those of the curve, ``step``, ``gap`` in nats per token (negative if the higher rank
-    learned more), its t-interval over seeds ``ci_low``, ``ci_high`` (NaN with one seed), ``seeds``,
-    ``rank_min``, ``rank_max``. Only finished cells count, and only seeds that were evaluated at
-    both ranks. A run that diverged before the step has no loss there.
+    ``gap`` is in nats per token, negative if the higher rank learned more, with its t-interval over
+    seeds. Only finished cells count, and only seeds that were evaluated at both ranks. A run that
+    diverged before the step has no loss there.
     """
     losses = _losses(cells, metrics, "eval_loss")
     if losses.empty:
@@ -215,11 +214,9 @@ REFERENCE_P = 0.5
 
 
 def compared_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Final held-out losses in the three comparisons.
+    """Final held-out losses in the three comparisons, ``how``: ``fixed``, ``best`` or ``matched``.
 
-    Columns: ``how`` (``fixed``, ``best`` or ``matched``), those of the curve, ``rank``, ``seed``,
-    ``lr``, ``alpha``, ``loss`` (NaN if the run diverged), ``edge``. In ``matched``, ``lr`` and
-    ``alpha`` are those of the rsLoRA run.
+    ``loss`` is NaN if the run diverged. In ``matched``, ``lr`` and ``alpha`` are rsLoRA's.
     """
     ends = final_losses(cells, metrics)
     parts = []
@@ -234,9 +231,7 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
     """The effect of doubling the rank on the loss, a row per comparison, rule, alpha and rate.
 
     ``gain``, in nats per token and positive if rank helps, is the mean over seeds of each seed's
-    least-squares slope, with its t-interval ``ci_low``, ``ci_high`` (NaN with one seed). Further
-    columns: ``lr`` (NaN for ``best``), ``optimizer``, ``seeds``, ``ranks``, ``rank_min``,
-    ``rank_max``, ``edges``.
+    least-squares slope, with its t-interval (NaN with one seed). ``lr`` is NaN for ``best``.
     """
     by = ["how", *OF_A_RULE, "lr"]
     rows = []
@@ -263,12 +258,8 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def rule_differences(losses: pd.DataFrame) -> pd.DataFrame:
-    """The excess loss of each rule over rsLoRA at equal rank, seed by seed.
-
-    Columns: ``how``, ``setting``, those of the rule, ``rank``, ``lr`` (NaN for ``best``),
-    ``optimizer``, ``difference`` in nats per token with its t-interval over seeds ``ci_low``,
-    ``ci_high``, and ``seeds``.
-    """
+    """The excess loss of each rule over rsLoRA at equal rank, seed by seed: ``difference`` in nats
+    per token with its t-interval over seeds. ``lr`` is NaN for ``best``."""
     if losses.empty:
         return pd.DataFrame()
     losses = _rate_if_shared(losses)
@@ -339,11 +330,10 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
 def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per curve and rank with complete cells.
 
-    Columns: those of the curve, ``rank``, ``seeds``, ``rates``. ``perplexity`` (exp of the mean
-    loss per target token) and ``exact_match`` have ``base_*``, the mean over seeds after training,
-    and its t-interval ``*_low``, ``*_high`` (NaN with one seed). All are NaN if not measured. If
-    several learning rates were tried, a rank has the row of its best rate, as in the loss tables
-    (:func:`~study.analysis.losses.best_tried`). ``rates`` counts the rates of all ranks and seeds.
+    ``perplexity`` (exp of the mean loss per target token) and ``exact_match`` have ``base_*``, the
+    mean over seeds after training, and its t-interval; NaN if not measured. If several learning
+    rates were tried, a rank has the row of its best rate (:func:`best_tried`). ``rates`` counts the
+    rates of all ranks and seeds.
     """
     done = cells[cells["status"].isin(DONE)].reset_index(drop=True)
     if done.empty:
@@ -390,11 +380,8 @@ KEPT = 0.95
 
 
 def truncated_losses(cells: pd.DataFrame, truncations: pd.DataFrame) -> pd.DataFrame:
-    """One row per complete cell and rank kept.
-
-    Columns: ``curve`` (a number), the columns of the curve, ``rank``, ``seed``, ``kept``, ``loss``
-    (held out, nats per token), ``share`` (of the squared norm of delta_w, mean over layers).
-    """
+    """One row per complete cell and rank ``kept``: the held-out ``loss``, and the ``share`` of the
+    squared norm of delta_w, mean over layers."""
     if truncations.empty or cells.empty:
         return pd.DataFrame()
     facts = _facts(cells)[(cells["status"] == "complete").to_numpy()]
@@ -407,15 +394,12 @@ def truncation_effects(losses: pd.DataFrame) -> pd.DataFrame:
 
     ``losses`` is the table of :func:`truncated_losses`. Columns with those of the curve:
 
-    - ``loss``, ``gained``: the loss of the whole adapter, and how far it is below that of the base
-      model (kept = 0), in nats per token; NaN if not measured;
+    - ``loss``, ``gained``: of the whole adapter, and how far it is below that of the base model;
     - ``needed``: the lowest rank kept, of those tried, that keeps :data:`KEPT` of ``gained`` in the
       mean over seeds; NaN if nothing was gained;
     - ``lowest``: the lowest trained rank of the curve. ``cut``: the loss cut to that rank;
     - ``beyond``: ``cut`` minus the loss of the run trained at that rank, seed by seed, with its
-      t-interval ``ci_low``, ``ci_high``. Positive: the run of low rank found the better delta_w of
-      that rank;
-    - ``seeds``.
+      t-interval. Positive: the run of low rank found the better delta_w of that rank.
     """
     rows = []
     for _, runs in losses.groupby("curve", sort=False) if len(losses) else ():

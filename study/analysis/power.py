@@ -87,10 +87,8 @@ class Need:
 
 
 def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
-    """The needs of the primary test and of each expectation. ``tables``: of a pilot.
-
-    Rows that the pilot lacks, or has at fewer than three seeds, are left out.
-    """
+    """The needs of the primary test and of each expectation, from the ``tables`` of a pilot. Rows
+    that it lacks, or has at fewer than three seeds, are left out."""
     rows = compare([one for one in entries if isinstance(one, Expectation)], tables)
     rows = [row for row in rows if row.own_df > 0]
 

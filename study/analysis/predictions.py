@@ -29,13 +29,7 @@ from study.analysis.grouping import (
     local_p,
     numbered,
 )
-from study.theory import (
-    Layer,
-    Modifiers,
-    mean_log_curve,
-    power_of_gamma,
-    predicted_exponent,
-)
+from study.theory import Layer, Modifiers, mean_log_curve, power_of_gamma, predicted_exponent
 from study.theory.asymptotics import CLIPS
 from study.theory.layers import MIDDLE_BACK
 from study.theory.spectral import ORTHOGONAL_FROM
@@ -169,12 +163,8 @@ def with_predictions(
     """``exponents`` with ``predicted``, the slope of each row's finite-rank curve over its ranks.
 
     NaN means no prediction. Three columns hold its conditions, over all cells of the curve and all
-    steps up to the row's:
-
-    - ``lazy``: 1 if every probed step was lazy, 0 if one was not, NaN if that was not recorded;
-    - ``clipped``: whether gradients were clipped ``never``, ``always`` or at ``some`` steps;
-    - ``eps_ratio``: the smallest rms(gradient) / eps, median over layers, of the factor that the
-      row is about; infinite if the optimizer has no eps or the gradient was not measured.
+    steps up to the row's: ``lazy`` (:func:`laziness`), ``clipped`` (:func:`clipping`) and
+    ``eps_ratio`` (:func:`eps_ratios`).
 
     Every prediction is the slope of the mean of the log over draws of the init, so it does not
     depend on the number of seeds (:mod:`study.theory.log_gaps`). A ``mean_log`` row is predicted by
@@ -212,9 +202,8 @@ def predicted_curve(
 ) -> Floats | None:
     """The logarithm, up to a constant, of the curve whose slope is a row's ``predicted``, [ranks].
 
-    ``row`` is one of ``exponents``, which has predictions. A pooled row has the mean over its
-    layers, under the same conditions as its prediction. The model-wide descent under a spectral
-    rule is the sum over layers. None if it has no prediction.
+    A pooled row has the mean over its layers, under the same conditions as its prediction. The
+    model-wide descent under a spectral rule is the sum over layers. None without a prediction.
     """
     if not np.isfinite(row["predicted"]) or "lazy" not in exponents:
         return None
@@ -394,8 +383,7 @@ def _of_spectral_rules(numbers: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFram
     """``numbers`` with ``g_rank``, the rank of the layer's gradient.
 
     That rank is at most the number of tokens of a step and the smaller side of the layer. Only rows
-    whose ranks do not exceed this bound get it, because theory only needs to know that they do not.
-    The exact rank varies: gradients of several steps have more directions, padded batches fewer.
+    whose ranks do not exceed this bound get it: the exact rank varies over steps and batches.
     ``g_rank`` and ``r_nuc`` are NaN if few Newton-Schulz steps leave singular values unequal.
     """
     unequal = np.zeros(len(rows), bool)

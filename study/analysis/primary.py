@@ -36,7 +36,6 @@ class Answer:
       predicted value. ``se_grid_2``: the part of their errors that seeds share;
     - ``squares_S``: the square of the deviation from theory, a pseudo-value for each seed.
       ``se_grid_square``: the part of its error that seeds share;
-    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`;
     - ``is_identity``: whether all of its rows are identities of the first steps.
     """
 

@@ -67,7 +67,6 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     Columns: those of the curve without ``lr``, ``setting``, ``rank``, ``seed``, and
 
     - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Best`;
-    - ``tried``: the number of rates;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
     - ``wall``: whether the run at the next rate diverged;
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
@@ -181,10 +180,8 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
     which no seed has its best rate at an edge. The interval is Student's t over seeds, widened by
     the error of the grid. With one seed it only measures how straight the line over ranks is.
 
-    Columns: ``exponent`` (NaN for fewer than two ranks), ``ci_low``, ``ci_high``, ``interval``,
-    ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``se_grid`` (the grid's part of the standard
-    error), ``edges`` (best rates at an edge), ``predicted_low``, ``predicted_high`` (theory),
-    ``rho_min``, ``rho_max`` over ranks.
+    ``exponent`` is NaN for fewer than two ranks. ``se_grid``: the grid's part of the standard
+    error. ``edges``: best rates at an edge. ``predicted_low``, ``predicted_high``: theory.
     """
     rows = []
     for rule in groups(rates, OF_A_RULE):
@@ -246,22 +243,16 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
 
 
 def best_alphas(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
-    """The best alpha of every rule, learning rate, rank and seed.
-
-    The columns are those of :func:`best_rates`, with ``lr`` for ``alpha`` and ``best_alpha`` for
-    ``best_lr``. Empty without two alphas.
-    """
+    """The best alpha of every rule, learning rate, rank and seed: as :func:`best_rates`, with
+    ``lr`` for ``alpha`` and ``best_alpha`` for ``best_lr``. Empty without two alphas."""
     exchanged = cells.rename(columns={"lr": "alpha", "alpha": "lr"})
     found = best_rates(exchanged, metrics, probes)
     return found.rename(columns={"alpha": "lr", "best_lr": "best_alpha"})
 
 
 def alpha_transfer(alphas: pd.DataFrame) -> pd.DataFrame:
-    """The exponent of the best alpha with rank, one row per rule and learning rate.
-
-    ``alphas`` is the table of :func:`best_alphas`. The columns are those of :func:`rate_transfer`,
-    without its prediction.
-    """
+    """The exponent of the best alpha with rank, one row per rule and learning rate: as
+    :func:`rate_transfer`, without its prediction."""
     found = rate_transfer(alphas.rename(columns={"lr": "alpha", "best_alpha": "best_lr"}))
     found = found.drop(columns=["predicted_low", "predicted_high"], errors="ignore")
     return found.rename(columns={"alpha": "lr"})
@@ -273,8 +264,6 @@ def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:
     ``gap``, in nats per token, is the difference of two held-out losses: at the best alpha of the
     lowest learning rate, minus at the best alpha of the highest one. Its t-interval is over seeds.
     Only learning rates whose best alpha is inside the grid for every seed of the rank count.
-    Further columns: ``lr_low``, ``lr_high``, ``rank`` (also as ``rank_min``, ``rank_max``),
-    ``seeds``, the rule's.
     """
     rows = []
     rule = ["setting", *RULE, "rank"]

@@ -53,7 +53,6 @@ OF_LINES = (
 )
 """The columns that only an estimate by the method ``linear`` fills."""
 EVERY_OPTIMIZER = "every optimizer"
-"""The optimizer of a measurement that does not depend on it."""
 
 
 def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -61,11 +60,9 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
 
     ``exponents`` is the table of :func:`~study.analysis.predictions.with_predictions`. Columns:
 
-    - ``p_star`` with its 95 % interval ``ci_low``, ``ci_high``, and ``predicted``;
-    - ``p_star_limit`` with ``limit_low``, ``limit_high``, and ``limit``;
+    - ``p_star``, ``predicted``, ``p_star_limit`` and ``limit``, with 95 % intervals;
     - ``method``: ``linear`` or ``grid``. A grid needs two values of p whose slopes bracket zero.
       Its interval is where the bounds of the slopes cross zero (NaN if they do not);
-    - ``interval``, ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``few_seeds``;
     - ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the ``p_star`` of single layers,
       in the ``mean_log`` row over all kinds.
     """
@@ -212,11 +209,10 @@ def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
 
 
 def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
-    """The rows over all ranks, each with the estimate over its higher ranks alone.
+    """The rows over all ranks, each with ``high_p_star``, over its higher ranks alone.
 
-    That estimate is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high`` and
-    ``high_predicted`` (NaN without one). Step 0 is before any update, so all numbers except the
-    updates are equal under all optimizers. They share a row with :data:`EVERY_OPTIMIZER`.
+    Step 0 is before any update, so all numbers except the updates are equal under all optimizers.
+    They share a row with :data:`EVERY_OPTIMIZER`.
     """
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
     if stable.empty:

@@ -53,7 +53,6 @@ SUMMARY_COLUMNS = (
 
 
 OVER_MODEL = "whole model"
-"""The value of ``over`` in rows measured over the whole model."""
 
 
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -62,12 +61,8 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Each quantity is
     read on one batch, that of the paper's condition: the held-out one where it was probed. Curves
     are in the order of the table, quantities in that of ``PRIMARY``. Columns with those of
-    ``exponents``:
-
-    - ``rule``: the scaling rule, with its p if the user gave it;
-    - ``curve``: the other values that separate the curves; empty if there are none;
-    - ``over``: how layers were pooled;
-    - ``estimate``: the exponent with ``ci_low`` and ``ci_high``, as text.
+    ``exponents``: ``rule`` with its number, ``curve`` (the other values that separate curves),
+    ``over`` (how layers were pooled) and ``estimate`` (the exponent with its interval), as texts.
     """
     rows = _rows_of(PRIMARY, exponents)
     return _described(rows[rows["fixed"] | rows["is_first"] | rows["is_last"]], exponents)
@@ -83,9 +78,7 @@ def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``exponents`` on the paper's condition, at the first and last step measured.
 
     ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Curves are in its
-    order, quantities in that of :data:`CONDITION`. Columns with those of ``exponents``: those of
-    :func:`_rows_of`, and ``curve``, the values that separate the curve from others of its
-    optimizer and rule, as text.
+    order, quantities in that of :data:`CONDITION`. ``curve``: as in :func:`summary`.
     """
     rows = _rows_of(CONDITION, exponents)
     rows = rows[rows["is_first"] | rows["is_last"]]
@@ -97,8 +90,7 @@ def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.Data
 
     - ``curve_number``: equal for the rows of one curve. ``place``: of the quantity;
     - ``is_first``, ``is_last``: whether the step is the first or the last one at which the
-      quantity has an exponent. An adapter's output is zero at step 0, so its first step is 1;
-    - ``fixed``: whether the step is a primary one of the quantity.
+      quantity has an exponent; ``fixed``: whether the step is a primary one of the quantity.
     """
     curve = pd.Series(numbered(exponents, curve_columns(exponents)), exponents.index)
     parts = []

@@ -36,7 +36,6 @@ from study.vocabulary.thresholds import FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RAT
 from study.vocabulary.verdicts import VERDICTS, Colour, colour_of, meaning
 
 STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
-"""The style of the terminal for each colour of the vocabulary."""
 
 
 def render_table(summary: pd.DataFrame) -> Table:

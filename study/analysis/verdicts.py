@@ -38,12 +38,10 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     """``exponents``, the table of :func:`~study.analysis.exponents.fit_exponents`, with
 
     - ``factor``: the change of the line from the lowest to the highest rank;
-    - ``margin``: of the exponent;
     - ``p_stable``, ``p_slope``, ``p_beyond``, ``p_bent``: of the four tests, adjusted within the
       group; significant at 5 % or less. NaN for fewer than three seeds;
     - ``bent``: whether a straight line is rejected;
-    - ``primary``: whether the row was among the study's questions before any run;
-    - ``verdict``: a key of :data:`study.vocabulary.verdicts.VERDICTS`.
+    - ``primary``: whether the row was among the study's questions before any run.
     """
     slope, se, df, low, high, seeds, bend, se_bend = (
         exponents[name].to_numpy(float)
@@ -128,9 +126,8 @@ def _tail(distance: Floats, se: npt.ArrayLike, df: npt.ArrayLike) -> Floats:
 def holm(p_values: npt.ArrayLike, group: npt.ArrayLike | None = None) -> Floats:
     """Holm's step-down adjusted p-values (Holm 1979) within each ``group``.
 
-    ``group``: a label per p-value; None: all belong to one group. Among the adjusted values of a
-    group up to 5 %, the probability of any false claim is at most 5 %, under any dependence. NaNs
-    stay NaN and are not counted.
+    ``group``: a label per p-value; None: all belong to one group. The probability of any false
+    claim at 5 % is at most 5 %, under any dependence. NaNs stay NaN and are not counted.
     """
     p = np.asarray(p_values, float)
     label = np.zeros(p.shape, np.intp) if group is None else np.asarray(group)

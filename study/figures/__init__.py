@@ -30,7 +30,6 @@ _MODULES = {
     "loss_in_bf16": "bf16",
     "lost_in_bf16": "bf16",
     "exponent_heatmap": "over_layers",
-    "exponent_histograms": "over_layers",
     "conditions": "against_rank",
     "loss_against_rank": "loss_by_rank",
     "learning_rate_basins": "against_rate",

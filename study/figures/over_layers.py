@@ -1,4 +1,4 @@
-"""The scaling exponents of single layers: a map over blocks and projections, and histograms."""
+"""The scaling exponents of single layers: a map over blocks and projections."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from study.errors import printable
 from study.figures import laws, style
 from study.figures.captions import on_batch, plain
 from study.figures.selection import Absent, Family, Rule, Tables, holding
-from study.vocabulary.quantities import FORWARD_OUT, PRIMARY, TRAIN, Quantity
+from study.vocabulary.quantities import FORWARD_OUT, TRAIN
 
 SITE, STAT = FORWARD_OUT.site, FORWARD_OUT.stat
 MOST_RULES = 3
@@ -72,65 +72,6 @@ def exponent_heatmap(tables: Tables) -> Figure:
         on_batch(),
         left_out,
     )
-
-
-@style.paper()
-def exponent_histograms(tables: Tables) -> Figure:
-    """How many layers have which scaling exponent, by primary quantity and rule, on the training
-    batch, at the last step with exponents of layers.
-
-    A panel per quantity, a row of panels per setting. Vertical lines: the median over layers, and
-    dotted the median of theory.
-    """
-    exponents, what = tables.exponents, "no exponent of a single layer"
-    if len(exponents):
-        here = (exponents["batch"] == TRAIN) & (exponents["block"] >= 0)
-        exponents = exponents[here & np.isfinite(exponents["exponent"].astype(float))]
-    if exponents.empty:
-        raise Absent(f"{what} in the tables: analyze the study first")
-    drawn, left_out = holding(
-        tables.cells, lambda family: _by_quantity(family, exponents), what, rules=MOST_RULES
-    )
-    columns = max(map(len, drawn.values()))
-    page, grid = style.panels(
-        list(drawn), columns, ratio=0.7 * columns / 3, column=style.FULL, sharey=False
-    )
-    looks: dict[str, Any] = {}
-    for panels, quantities in zip(grid, drawn.values(), strict=True):
-        for ax, (quantity, by_rule) in style.each(panels, quantities.items()):
-            every = pd.concat(list(by_rule.values()))["exponent"]
-            bins = list(np.histogram_bin_edges(every, 30))
-            for rule, rows in by_rule.items():
-                colour, who = style.tint(rule, list(by_rule)), style.gid(rule)
-                looks[style.name(rule)] = {"color": colour, "linewidth": 4, "alpha": 0.6}
-                ax.hist(rows["exponent"], bins, color=colour, alpha=0.6, gid=f"histogram {who}")
-                ax.axvline(rows["exponent"].median(), color=colour, gid=f"median {who}")
-                if len(theory := rows["predicted"].dropna()):
-                    ax.axvline(theory.median(), gid=f"theory {who}", **style.PREDICTED)
-            step = int(pd.concat(list(by_rule.values()))["step"].max())
-            ax.set_title(f"{quantity.noun}\n{quantity.symbol}", linespacing=1.2)
-            ax.set_xlabel(f"scaling exponent, step {step}")
-        panels[0].set_ylabel("layers")
-    style.legend(page, looks)
-    lines = "Vertical lines: median over layers; dotted: that of theory."
-    return style.finish(page, lines, on_batch(), left_out)
-
-
-def _by_quantity(
-    family: Family, exponents: pd.DataFrame
-) -> dict[Quantity, dict[Rule, pd.DataFrame]]:
-    """By primary quantity and rule, the rows of single layers at the last step that has any."""
-    found: dict[Quantity, dict[Rule, pd.DataFrame]] = {}
-    for quantity in PRIMARY:
-        where = {"site": quantity.site, "stat": quantity.stat}
-        by_rule = {
-            rule: rows[rows["step"] == rows["step"].max()]
-            for rule in family.rules[:MOST_RULES]
-            if len(rows := laws.rows_of(exponents, family, rule, **where)) > 1
-        }
-        if by_rule:
-            found[quantity] = by_rule
-    return found
 
 
 def _maps(

@@ -7,7 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.rate_theory import log_outputs, predicted_interval, rate_exponent
+from study.analysis.rate_theory import (
+    bounds,
+    fit_rates,
+    left_out,
+    log_outputs,
+    moved,
+    of_each,
+    predicted_interval,
+    rate_exponent,
+)
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.store.tables import load_measured
 from study.theory import Layer, curve
@@ -88,3 +97,38 @@ def test_on_smollm2_the_best_rate_follows_the_descent() -> None:
         assert (row["at_rho_low"], row["at_rho_high"]) == pytest.approx(sorted([descent, output]))
         assert row["ci_low"] < descent < row["ci_high"]
         assert not row["ci_low"] - 0.1 < output < row["ci_high"] + 0.1
+
+
+def test_a_censored_fit_finds_the_law_that_the_ranks_inside_their_rates_hide() -> None:
+    """29 models of four ranks, r_sign 48 and s = 1/2. Each tried no rate above its own highest."""
+    rng = np.random.default_rng(1)
+    rates = pd.DataFrame({"rank": np.tile([1.0, 4, 16, 128], 29), "group": np.repeat(range(29), 4)})
+    rates["gamma"] = 1 / rates["rank"]
+    level, highest = np.repeat(rng.normal(0, 1, 29), 4), np.repeat(rng.normal(-0.3, 0.1, 29), 4)
+    true = moved(rates, [math.log(48)]) + 0.1 * rng.standard_normal(len(rates))
+    rates["log_lr"] = level + np.minimum(true, highest)
+    rates["edge"] = np.where(true > highest, "highest", "")
+    found = fit_rates(rates, moved, [2.0])
+    low, high = np.exp(bounds(rates, moved, found))
+    assert low < 48 < high < 6 * low
+    assert found.scatter == pytest.approx(0.1, rel=0.25)
+    free = fit_rates(rates, moved, [2.0, 1.0])
+    assert free.found[1] == pytest.approx(0.5, abs=0.15)
+    assert free.cost <= found.cost
+    inside = fit_rates(rates[rates["edge"] == ""], moved, [2.0])
+    assert np.exp(inside.found[0]) < 0.8 * np.exp(found.found[0]), "without the censored ranks"
+    away, each = left_out(rates, moved, [2.0]), of_each(rates, moved, [2.0])
+    assert away["constant"].between(math.log(low), math.log(high)).all()
+    assert each["low"].lt(math.log(48)).mean() > 0.85 < each["high"].gt(math.log(48)).mean()
+
+
+def test_the_numbers_of_the_page_on_one_constant() -> None:
+    ranks = np.array([4.0, 256.0])
+    rules = {"lora": 1 / ranks, "rslora": ranks**-0.5, "equal": ranks**0}
+    rules["crossover"] = (ranks * (ranks + 40)) ** -0.5
+    found = {
+        name: math.exp(np.diff(moved(pd.DataFrame({"rank": ranks, "gamma": g}), [math.log(48)]))[0])
+        for name, g in rules.items()
+    }
+    told = {"lora": 1.81, "rslora": 0.64, "equal": 0.23, "crossover": 1.03}
+    assert found == pytest.approx(told, abs=0.005)

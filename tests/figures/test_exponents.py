@@ -9,7 +9,7 @@ from matplotlib.collections import QuadMesh
 
 from study.figures.against_p import exponent_against_p
 from study.figures.exponents import exponents_by_setting, exponents_over_training
-from study.figures.over_layers import exponent_heatmap, exponent_histograms
+from study.figures.over_layers import exponent_heatmap
 from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
@@ -41,22 +41,6 @@ def test_the_map_holds_every_layers_exponent_at_the_last_step() -> None:
         fit = row(tables.exponents, layer=f"layers.{block}.{kind}", **where)
         assert maps[0].get_array()[line, block] == pytest.approx(fit["exponent"])
     assert [t.get_text() for t in panels(figure)[0].get_yticklabels()] == ["q", "down"]
-
-
-def test_histograms_count_the_layers_of_each_exponent() -> None:
-    tables = tiny()
-    figure = exponent_histograms(tables)
-    output = next(ax for ax in panels(figure) if ax.get_title().startswith("adapter output"))
-    where = {"scaling": "lora", "site": "adapter_out", "stat": "rms", "step": 6}
-    fits = rows(tables.exponents, **where)
-    fits = fits[fits["block"] >= 0]
-    bars = [bar for bar in output.patches if bar.get_gid() == "histogram lora p=1"]
-    assert sum(bar.get_height() for bar in bars) == len(fits) == 24
-    first = bars[0]
-    low = fits["exponent"] < first.get_x() + first.get_width()
-    assert first.get_height() == low.sum()
-    median = only(figure, "median lora p=1", output)
-    assert median.get_xdata()[0] == pytest.approx(fits["exponent"].median())
 
 
 def test_exponents_over_steps_are_the_tables_with_their_intervals() -> None:
