@@ -146,4 +146,5 @@ def one_constant() -> Figure:
 BLOCKS: dict[str, Block] = {
     "one-constant-laws": laws,
     "r-sign": r_sign,
+    "others": lambda: constants(POWER)[0],
 }

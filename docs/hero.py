@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from docs.blocks import study_tables
 from docs.evidence import measured_in
-from docs.external import exponents
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
 from study.figures import style
@@ -50,11 +49,6 @@ def best_gap(scaling: str, study: str = STUDY, steps: str = "20") -> str:
 def below_best(lr: str, study: str = STUDY) -> str:
     """``65``: how many times LoRA's best rate at the highest rank is as high as a rate."""
     return f"{best_rates('lora', study).iloc[-1] / float(lr):.0f}"
-
-
-def others() -> str:
-    """The exponent of the best rate at p = 1 in a published sweep: the mean over its models."""
-    return minus(interval_text(*mean_interval(exponents()["exponent"])))
 
 
 def norm_ratio(rank: str, step: str) -> str:

@@ -30,7 +30,6 @@ BLOCKS: dict[str, Block] = {
     "rate-change": hero.rate_change,
     "best-gap": hero.best_gap,
     "below-best": hero.below_best,
-    "others": hero.others,
     "norm-ratio": hero.norm_ratio,
 }
 
