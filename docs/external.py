@@ -118,7 +118,7 @@ def laws() -> str:
         worse += [math.nan] * (3 - len(kinds)) + [without(law) - without(OUTPUTS)]
         words = ["" if math.isnan(x) else f"{x:+.1f}" for x in worse]
         body.append([law, *constants(law), f"{fitted(law).scatter:.3f}", *words])
-    return minus(re.sub(r"[+-]0\.0", "0", table(heads, body)))
+    return minus(re.sub(r"[+-]0\.0(?!\d)", "0", table(heads, body)))
 
 
 @cache
