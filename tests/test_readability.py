@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_682,
     "study/vocabulary": 1_106,
     "study": 32_579,
-    "tests": 22_704,
+    "tests": 22_523,
     "benchmarks": 1_757,
     "docs": 2_099,
     "hydra_plugins": 122,
