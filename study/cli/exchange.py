@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from study.cli.group import PATH, STUDY_DIR, cli, say
-from study.integrations.configs import from_sweep_file, read_file, write
+from study.integrations.configs import read_file, write
 
 
 @cli.command()
@@ -48,12 +48,10 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 def reads_config(command: Callable[..., None]) -> Callable[..., None]:
     """Add the arguments of the two commands that import a configuration."""
     folder: dict[str, Any] = {"default": Path("conf"), "show_default": True, "metavar": "FOLDER"}
-    lists = "A sweep file of Axolotl: a list of values for each key."
     base = "The model to train: a folder or a hub name.  [default: the file's]"
     name = "Name of the experiment.  [default: that of the entry or the file]"
     for option in (
         click.option("--force", is_flag=True, help="Overwrite existing files."),
-        click.option("--sweep", type=PATH, metavar="FILE", help=lists),
         click.option("--to", type=PATH, **folder, help="Configuration folder to write to."),
         click.option("--name", help=name),
         click.option("--base", help=base),
@@ -99,12 +97,10 @@ def _import_config(
     base: str | None,
     name: str | None,
     to: Path,
-    sweep: Path | None,
     force: bool,
 ) -> None:
     experiment = read_file(file, entry, base=base)
-    of_file = from_sweep_file(sweep, file, entry, base) if sweep else {}
-    experiment.sweep = {**of_file, **swept}
+    experiment.sweep = swept
     chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
     paths, command = write(experiment, chosen, to, force=force)
     for line in (*experiment.lines(), *(f"wrote {path}" for path in paths)):

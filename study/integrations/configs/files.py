@@ -1,12 +1,11 @@
-"""Read an experiment from a file, whose keys show its form; and Axolotl's sweep files."""
+"""Read an experiment from a file, whose keys show its form."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from study.errors import StudyError, given, short, unknown
+from study.errors import StudyError, short, unknown
 from study.integrations.configs import axolotl, tools
 from study.integrations.configs.experiment import Experiment
 from study.reading import read_file as read_bytes
@@ -46,22 +45,17 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_file(
-    path: Path,
-    entry: str | None = None,
-    changed: Mapping[str, Any] | None = None,
-    base: str | None = None,
-) -> Experiment:
+def read_file(path: Path, entry: str | None = None, base: str | None = None) -> Experiment:
     """The experiment that ``path`` describes.
 
-    ``entry`` names one configuration of a file that holds several. ``changed`` replaces values
-    before they are read; ``base`` replaces the base. Raises :class:`StudyError` for a file that
-    cannot be read, has no known form or lacks the entry, and for values that its reader refuses.
+    ``entry`` names one configuration of a file that holds several. ``base`` replaces the base.
+    Raises :class:`StudyError` for a file that cannot be read, has no known form or lacks the entry,
+    and for values that its reader refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
     for keys, read in FORMS.items():
         if any(key in values for key in keys.split()):
-            return read({**values, **(changed or {})}, where, path.parent, base)
+            return read(values, where, path.parent, base)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
         "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), Unsloth's (training, "
@@ -89,34 +83,3 @@ def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[di
     if chosen not in values:
         raise unknown(f"entry in {name}:", chosen, values)
     return values[chosen], f"{chosen} of {name}"
-
-
-def from_sweep_file(
-    sweep: Path, config: Path, entry: str | None = None, base: str | None = None
-) -> dict[str, list[Any]]:
-    """The values to sweep, by our keys, from a sweep file of Axolotl: a list for each key.
-
-    Each value is put into ``config``, which is then read as usual. Raises :class:`StudyError` for a
-    value that is not a list, for a key that changes none or several of our keys, and for ``_``:
-    its pairs of values are not a product of lists.
-    """
-    lists = load(sweep)
-    if "_" in lists:
-        raise StudyError(
-            f"{sweep.name}: '_' pairs values, but a Hydra sweep is a product of lists: "
-            "write two sweeps"
-        )
-    found: dict[str, list[Any]] = {}
-    usual = read_file(config, entry, base=base).settings()
-    for key, values in lists.items():
-        where = f"{sweep.name}: {given(key)}"
-        if not isinstance(values, list) or not values:
-            raise StudyError(f"{where}={short(values)} is not a list of values: write key: [...]")
-        read = [read_file(config, entry, {key: value}, base).settings() for value in values]
-        ours = dict.fromkeys(name for settings in (usual, *read) for name in settings)
-        changed = [name for name in ours if any(s.get(name) != usual.get(name) for s in read)]
-        if len(changed) != 1:
-            what = f"changes {' and '.join(changed)} together" if changed else "changes nothing"
-            raise StudyError(f"{where} {what}: leave it out and sweep on the command line")
-        found[changed[0]] = [settings.get(changed[0]) for settings in read]
-    return found
