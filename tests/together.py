@@ -19,14 +19,13 @@ from hydra.core.global_hydra import GlobalHydra
 from torch.distributed import TCPStore
 
 from study import cli
-from study.sweeps import processes
+from study.sweeps import processes as sharding
 
-PROCESSES = 2
 _SECONDS = 600
 """Far more than any test takes: the machine may be busy."""
 
 
-def together(task: Callable[[int], Any], folder: Path) -> list[Any]:
+def together(task: Callable[[int], Any], folder: Path, processes: int = 2) -> list[Any]:
     """``task(number)`` in every process at the same time: what each returns, or its exception.
 
     None for a process that was killed. This process has loaded torch already, so that the others
@@ -39,29 +38,29 @@ def together(task: Callable[[int], Any], folder: Path) -> list[Any]:
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     started = [
-        context.Process(target=_run, args=(task, number, store.port, folder, results))
-        for number in range(PROCESSES)
+        context.Process(target=_run, args=(task, number, processes, store.port, folder, results))
+        for number in range(processes)
     ]
     for process in started:
         process.start()
     found: dict[int, Any] = {}
     deadline = time.monotonic() + _SECONDS
     try:
-        while len(found) < PROCESSES:
+        while len(found) < processes:
             killed = {n: None for n, process in enumerate(started) if process.exitcode}
-            if len(found | killed) == PROCESSES:
+            if len(found | killed) == processes:
                 break
             with contextlib.suppress(queue.Empty):
                 number, result = results.get(timeout=0.2)
                 found[number] = pickle.loads(result)
             assert time.monotonic() < deadline, [
-                (folder / f"stderr-{number}").read_text() for number in range(PROCESSES)
+                (folder / f"stderr-{number}").read_text() for number in range(processes)
             ]
     finally:
         for process in started:
             process.join(5)
             process.kill()
-    return [found.get(number) for number in range(PROCESSES)]
+    return [found.get(number) for number in range(processes)]
 
 
 def commands_together(before: Callable[[int], None], folder: Path) -> list[Any]:
@@ -74,7 +73,7 @@ def commands_together(before: Callable[[int], None], folder: Path) -> list[Any]:
         before(number)
         GlobalHydra.instance().clear()
         # A process of a test leaves as Python does, so that its result arrives.
-        processes.os = SimpleNamespace(**{**vars(os), "_exit": sys.exit})  # type: ignore[assignment]
+        sharding.os = SimpleNamespace(**{**vars(os), "_exit": sys.exit})  # type: ignore[assignment]
         try:
             cli.main()
         except SystemExit as leaving:
@@ -84,7 +83,9 @@ def commands_together(before: Callable[[int], None], folder: Path) -> list[Any]:
     return together(task, folder)
 
 
-def _run(task: Callable[[int], Any], number: int, port: int, folder: Path, results: Any) -> None:
+def _run(
+    task: Callable[[int], Any], number: int, processes: int, port: int, folder: Path, results: Any
+) -> None:
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -92,7 +93,7 @@ def _run(task: Callable[[int], Any], number: int, port: int, folder: Path, resul
         "MASTER_PORT": str(port),
         "RANK": str(number),
         "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(PROCESSES),
+        "WORLD_SIZE": str(processes),
     }
     torch.set_num_threads(1)
     sys.stderr = (folder / f"stderr-{number}").open("w", buffering=1)

@@ -91,7 +91,6 @@ class Bucket(nn.Module):
 
     @property
     def form(self) -> str:
-        """The form of the pass that is running."""
         return self.forms[self._needs_product]
 
     @contextmanager
@@ -240,7 +239,6 @@ class LoraBank(nn.Module):
 
     @property
     def features(self) -> tuple[int, int]:
-        """``(D, O)``."""
         return features(self.base)
 
     def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
@@ -359,7 +357,6 @@ class LoraBank(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of the frozen linear."""
         return self.base.bias  # type: ignore[return-value]
 
     @contextmanager

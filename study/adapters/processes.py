@@ -47,9 +47,9 @@ class Processes:
         """The norm of a tensor that is divided, from the ``norm`` of each part."""
         return norm
 
-    def gathered(self, x: Tensor) -> Tensor:
-        """``x`` of every process, stacked, ``[P, ...]``. The shapes must be the same."""
-        return x[None]
+    def added(self, sums: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums over processes, and the largest numbers; infinite instead of NaN."""
+        return sums, largest
 
     def whole(self, part: Tensor, dim: int) -> Tensor:
         """A tensor divided in ``dim``, whole on the host of process 0; elsewhere ``part``."""
@@ -70,10 +70,7 @@ class Processes:
         return x
 
     def agreed(self, order: Any = None) -> Any:
-        """The ``order`` of process 0, in every process. Waits for process 0, but for no device.
-
-        An order is pickled: it comes from a process of the same job.
-        """
+        """The ``order`` of process 0, in every process. Waits for process 0, but for no device."""
         return order
 
 
@@ -81,15 +78,11 @@ ALONE = Processes()
 
 
 class SeveralProcesses(Processes):
-    """This process, on its ``device``, and its peers. ``torch.distributed`` must be initialised.
-
-    Orders go through a group of the CPU, so that they wait for no device.
-    """
+    """This process, on its ``device``, and its peers. ``torch.distributed`` must be initialised."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.number, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self._orders = _group_of_orders()
 
     def sum(self, x: Tensor) -> Tensor:
         total = x.detach().clone()
@@ -99,14 +92,20 @@ class SeveralProcesses(Processes):
     def norm(self, norm: Tensor) -> Tensor:
         return self.sum(norm.square()).sqrt()
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def added(self, sums: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+        most = largest.nan_to_num(torch.inf, posinf=torch.inf)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return self.sum(sums), most
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """``x`` of every process, stacked, ``[P, ...]``. The shapes must be the same."""
         x = x.detach().contiguous()
         parts = x.new_empty(self.size, *x.shape)
         torch.distributed.all_gather(list(parts.unbind()), x)
         return parts
 
     def whole(self, part: Tensor, dim: int) -> Tensor:
-        parts = self.gathered(part).unbind()
+        parts = self._gathered(part).unbind()
         return torch.cat(parts, dim).cpu() if self.number == 0 else part
 
     def part(self, whole: Tensor, dim: int) -> Tensor:
@@ -115,23 +114,26 @@ class SeveralProcesses(Processes):
     def joined(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         filled = x.new_zeros(max(sizes), *x.shape[1:])
         filled[: len(x)] = x
-        parts = self.gathered(filled)
+        parts = self._gathered(filled)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def agreed(self, order: Any = None) -> Any:
         orders = [order]
-        torch.distributed.broadcast_object_list(orders, src=0, group=self._orders)
+        torch.distributed.broadcast_object_list(orders, src=0, group=group_of_orders())
         return orders[0]
 
 
 @cache
-def _group_of_orders() -> Any:
+def group_of_orders() -> Any:
+    """The group of :meth:`Processes.agreed`: of the CPU, so that orders wait for no device. All
+    processes must make the first call together."""
     return torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def own(tensor: T) -> T:
     """This process's part of a tensor that torch has divided; anything else as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    with torch.no_grad():
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def undivided(tensor: Tensor) -> Tensor:

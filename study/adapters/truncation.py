@@ -70,7 +70,6 @@ class Truncation:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Restore every adapter as it was trained."""
         for pairs, trained in zip(self.pairs, self.trained, strict=True):
             for (A_RD, B_OR, _), (A, B) in zip(pairs, trained, strict=True):
                 A_RD.copy_(A)

@@ -45,24 +45,21 @@ HEADS = {
 def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFrame]:
     """The adapter in ``folder``, and a row per layer:
 
-    - ``layer`` (module path), ``kind`` (its last word), ``block`` (-1 outside the blocks),
-      ``experts`` (0 for a linear layer), ``d_in``, ``d_out``, ``rank``;
-    - ``gamma``: as PEFT multiplies. ``gamma_ignored``: ``lora_alpha / r``, the multiplier of a tool
-      that ignores ``use_rslora``;
+    - ``layer``, ``kind`` (its last word), ``block`` (-1 outside the blocks), ``experts`` (0 for a
+      linear layer), ``d_in``, ``d_out``, ``rank``;
+    - ``gamma``: as PEFT multiplies. ``gamma_ignored``: of a tool that ignores ``use_rslora``;
     - ``moved``: whether B differs from 0, with which training begins;
     - ``norm``, ``spectral``: the Frobenius norm of ``gamma B A`` and its largest singular value.
       ``stable_rank``: ``(norm / spectral)^2``. ``effective_rank``: exp of the entropy of the
       singular values divided by their sum (Roy and Vetterli 2007). NaN if the layer has not moved;
     - ``base_norm``, ``base_spectral``: of W0. ``relative``: ``norm / base_norm``;
     - ``lost_in_bf16``: the share of the adapter's output that a bf16 layer loses by adding it to a
-      rounded output (:mod:`study.theory.rounding`). Inputs have rms 1 and no preferred direction.
-      NaN without ``base``, as the three before.
+      rounded output (:mod:`study.theory.rounding`), for inputs without a preferred direction.
 
     On experts, norms are over all of them, ``spectral`` is the largest, and both ranks are medians.
 
     ``base``: a name of :data:`~study.vocabulary.sources.MODELS`, a folder or a hub name; it is
-    loaded in bf16, which is exact for most checkpoints. Raises :class:`StudyError` for an adapter
-    that is not plain LoRA (:func:`read_adapter`), or does not fit the base.
+    loaded in bf16, which is exact for most checkpoints. Without it, its columns are NaN.
     """
     adapter = read_adapter(folder)
     weights: dict[str, Tensor] | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.variable import Variable
 
+from study.adapters.processes import own
 from study.probes import NormProbe
 from study.probes.layers import AdaptedLayer
 from study.probes.norm_probe import Gradients
@@ -48,11 +49,9 @@ class Loss:
 
 @dataclass(eq=False)
 class ForwardPass:
-    """One forward pass with gradients on.
+    """One forward pass with gradients on. ``tokens``: the real ones.
 
-    - ``sequences``, ``tokens``: how many, and how many real ones; 0 if unknown;
-    - ``content``: a checksum of its tokens, whatever their order: it does not depend on how
-      processes divide a batch;
+    - ``content``: a checksum of its tokens, however processes divide the batch;
     - ``watched``: the number that each probe gave to it;
     - ``reached``: whether a backward pass came through its output;
     - ``losses``: those named after it and before the next pass.
@@ -70,9 +69,8 @@ class LoopPasses:
     """Watches ``model`` between two updates of ``weights``.
 
     - A pass begins when ``model`` is called with gradients on, so not in generation or evaluation.
-    - A hook on the tensors of the model's output notices a backward pass. After it, ``norm`` is the
-      norm of the gradients accumulated so far, and at a probed step their copies are kept. Any
-      change between the last backward pass and the update counts as clipping.
+    - A hook on the model's output notices a backward pass. After it, ``norm`` is the norm of the
+      gradients so far, and at a probed step their copies are kept. Later changes are clipping.
     - A pass is used by the update if a backward pass came through it and its gradients were not
       cleared since. Everything else is dropped: its loss, its tokens, its activations.
     - The loss of the step is the sum of ``loss`` times the gradient that arrives at it. That is the
@@ -116,16 +114,16 @@ class LoopPasses:
         found = Loss(None if named.requires_grad else value.sum(), is_given)
         self.passes[-1].losses.append(found)
 
-        def arrive(gradient: Tensor) -> None:
-            self._backward_begins()
-            self._arrived.append((found, value, gradient.detach().float()))
+        def arrive(gradient: Tensor | None) -> None:
+            if gradient is not None:  # of a loss that DDP returns and nobody uses
+                self._backward_begins()
+                self._arrived.append((found, value, gradient.detach().float()))
 
         if named.requires_grad:
             named.register_hook(arrive)
 
     @property
     def norm(self) -> Tensor | None:
-        """The norm of the gradients, a float32 scalar on the device; None without any."""
         return joint_norm(self._norms)
 
     @property
@@ -150,11 +148,6 @@ class LoopPasses:
         usual = any(math.isclose(sum(weights), each, rel_tol=0.01) for each in (1, len(weights)))
         return 1.0 if usual or self.rescaled is not None else sum(weights)
 
-    @property
-    def tokens(self) -> int:
-        """Real tokens of the passes in use. It waits for the device if masks are there."""
-        return int(sum(one.tokens for one in self.passes))
-
     def end_watch(self) -> None:
         """Remove the probes' hooks, and drop passes that the update does not use."""
         self._watches.close()
@@ -169,7 +162,7 @@ class LoopPasses:
 
     def _gradient_state(self) -> list[tuple[int, int]]:
         """Changes whenever any ``.grad`` is replaced or changed in place."""
-        return [(id(w.grad), w.grad._version) for w in self.weights if w.grad is not None]
+        return [(id(w.grad), own(w.grad)._version) for w in self.weights if w.grad is not None]
 
     def _drop(self, unused: Sequence[ForwardPass]) -> None:
         for index, probe in enumerate(self.probes):
@@ -184,13 +177,12 @@ class LoopPasses:
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         real_BT = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         first = ids if isinstance(ids, Tensor) else real_BT
-        self.passes.append(ForwardPass())
-        if first is not None:
+        if first is None:
+            self.passes.append(ForwardPass())
+        else:
             real = torch.ones_like(first) if real_BT is None else real_BT
-            content_BT = first.long() ** 3
-            if real.shape == first.shape:
-                content_BT = content_BT * real
-            self.passes[-1] = ForwardPass(len(first), real.sum(), content_BT.sum())
+            content_BT = first.long() ** 3 * (real if real.shape == first.shape else 1)
+            self.passes.append(ForwardPass(len(first), real.sum(), content_BT.sum()))
         self._watches.close()
         for probe in self.probes:
             number = self._watches.enter_context(probe.watch(real_BT))
@@ -260,10 +252,10 @@ class LoopPasses:
 
 
 def after_backward(call: Callable[[], None]) -> None:
-    """Call ``call`` when the backward pass that is running has ended.
+    """Call ``call`` when the backward pass that is running has ended, as DDP and FSDP do.
 
-    A hook on a weight would run before DDP sums its gradient over processes. DDP and FSDP queue
-    their ends during the pass in this way too, so ``call`` is queued at the end, after theirs.
+    A hook on a weight would run before they sum its gradient over processes. They queue their ends
+    during the pass, so ``call`` is queued at its end.
     """
     queue = Variable._execution_engine.queue_callback
     queue(lambda: queue(call))
@@ -276,8 +268,8 @@ def copies(layer: AdaptedLayer) -> list[tuple[Tensor | None, Tensor | None]]:
 
 
 def norms_of_gradients(weights: Sequence[Tensor]) -> list[Tensor]:
-    """The norm of each gradient, float32 scalars on the devices."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    """The norm of this process's part of each gradient, float32 scalars on the devices."""
+    gradients = [own(weight.grad) for weight in weights if weight.grad is not None]
     return list(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)) if gradients else []
 
 

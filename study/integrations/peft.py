@@ -2,8 +2,7 @@
 
 In bf16, PEFT rounds ``W0 x`` and then adds ``d = gamma B A x``. If d is below half a unit in the
 last place (1/512 to 1/256 of ``W0 x``), the sum rounds back to ``W0 x`` and the adapter's output is
-lost. One product can start from d instead. It accumulates in float32 and rounds the sum once, so d
-survives on average. It needs no copy of the weights::
+lost. One product can start from d instead. It accumulates in float32 and is rounded once::
 
     model = round_once(get_peft_model(base, config))
 """
@@ -27,13 +26,11 @@ def round_once(model: M) -> M:
 
     The result is PEFT's, with dropout, rsLoRA, ``lora_bias`` and several active adapters. It acts
     in bf16 and fp16 (base or autocast); float32, disabled or merged adapters and ``adapter_names``
-    use PEFT's own pass. Call it before ``torch.compile``, and again after ``add_adapter``. Files of
-    ``save_pretrained`` do not hold it: call it again after you load them. A base with a bias costs
-    a copy of its weights in each pass.
+    use PEFT's own pass. Call it before ``torch.compile``, and again after ``add_adapter`` or after
+    you load a saved adapter. A bias costs a copy of the layer's weights in each pass.
 
-    Other layers keep PEFT's forward pass, and one warning counts them: quantised bases, DoRA and
-    other variants, layers that are not linear, trained biases, hooks of another library. Raises
-    ``ValueError`` if no layer is left.
+    One warning counts layers that keep PEFT's pass: quantised bases, DoRA and other variants,
+    layers that are not linear, trained biases, hooks of another library. ``ValueError`` if all do.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     kept = Counter(why for layer in layers if (why := _kept(layer)))

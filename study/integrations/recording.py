@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from study.adapters.processes import ALONE, Processes
 from study.config import (
     UNKNOWN_STEPS,
     CellConfig,
@@ -38,14 +40,17 @@ from study.integrations.runs import (
     number,
     open_cell,
     plain_optimizer,
+    processes_here,
     read_adapters,
 )
 from study.store import CellWriter, rows_of
 from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
-from study.vocabulary.quantities import BACKWARD
+from study.vocabulary.quantities import BACKWARD, GRADIENTS, UPDATES, WEIGHTS
 
-LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
+ROWS = 10
+"""The most rows that several processes keep before they add up their losses."""
+LINEAR = ["mean_abs", "rms", "m4", "max_abs", "norm"]
 """The statistics that a factor of a tensor multiplies."""
 LARGEST_SEED = 2**32 - 1
 """The largest seed of transformers and Lightning. torch draws a larger one if none is set."""
@@ -55,12 +60,9 @@ UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't 
 class Recording:
     """Writes a cell for every active adapter of ``model`` while ``optimizer`` trains it.
 
-    A context manager, or :meth:`begin` and :meth:`end`. Row ``step = s`` has the weights after s
-    updates and the batch of the next update, so there is no row after the last update.
-
-    ``describe``: called at the first update, for facts that model and optimizer lack.
-    ``adapters``: of :func:`read_adapters`, if they had to be read earlier. For the others, and for
-    errors, see :func:`record`.
+    Row ``step = s`` has the weights after s updates and the batch of the next update, so there is
+    no row after the last update. ``describe``: called at the first update, for facts that model and
+    optimizer lack. ``adapters``: if they had to be read earlier. See :func:`record`.
     """
 
     def __init__(
@@ -102,8 +104,13 @@ class Recording:
             )
         self.passes = LoopPasses(self.model, weights)
         self._hooks = ExitStack()
+        # Known at the first update: the processes, and the sequences of the first pass in all.
+        self.world: Processes = ALONE
+        self.sequences = 0
+        self._is_divided = hasattr(self._pair.A_RD, "to_local")  # by FSDP2
+        self._is_open = False
         self._writers: list[CellWriter] = []
-        self._pending: dict[str, Tensor | float] = {}
+        self._pending: list[dict[str, Tensor | float]] = []
         self._next: dict[str, float] = {}
         self._stuck, self._tokens = StuckCheck(), 0
         self._diverged_step: int | None = None
@@ -123,11 +130,8 @@ class Recording:
         self._next["eval_loss"] = float(loss)
 
     def gradients(self) -> None:
-        """Use the current gradients as the gradients before clipping.
-
-        For a loop that divides ``.grad`` after the last backward pass: call it before clipping. A
-        factor of all gradients also scales the loss and the gradients at the layers' outputs.
-        """
+        """Use the current gradients as those before clipping, in a loop that divides ``.grad``. The
+        factor also scales the loss and the gradients at the layers' outputs."""
         self.passes.take_gradients()
 
     def begin(self) -> Self:
@@ -143,8 +147,8 @@ class Recording:
         for hook in (
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
-            # A loop resumes from the optimizer's saved state, so all rows must be on disk.
-            self.optimizer.register_state_dict_pre_hook(lambda _: self.sync()),
+            # A loop resumes from this state. Not all processes may save it.
+            self.optimizer.register_state_dict_pre_hook(lambda _: self.sync(self.world.size == 1)),
             layer.register_forward_pre_hook(Hook(self._read_precision)),
         ):
             self._hooks.callback(hook.remove)
@@ -155,14 +159,15 @@ class Recording:
     def end(self, status: str = "", **fields: Any) -> None:
         """Stop watching and close the cells. The default ``status`` follows from the numbers."""
         self._hooks.close()
-        if not self._writers and not status:
+        if not self._is_open and not status:
             raise StudyError(
                 "the recorded optimizer made no step with a gradient: give the optimizer that the "
                 "loop steps, and keep the loop inside `with study.record(...)`"
             )
+        if not status or self.world.size == 1:  # after an error, other processes may be elsewhere
+            self._flush()
         if not self._writers:
             return
-        self._flush()
         if self._next:
             self._write_row({"step": self.step, "tokens": self._tokens, **self._next})
         fields = {"steps_done": self.step, "seconds": self._seconds(), **fields}
@@ -185,9 +190,11 @@ class Recording:
                 config = config | {"train": config["train"] | {"steps": self.step}}
             writer.close(status or "complete", config=config, **ended, **fields)
 
-    def sync(self) -> None:
-        """Put the rows of all updates so far on disk, as before the loop saves a checkpoint."""
-        self._flush()
+    def sync(self, of_all: bool = True) -> None:
+        """Put all rows on disk, in all processes, before the loop saves a checkpoint. A single
+        process does it when the optimizer's state is saved."""
+        if of_all:
+            self._flush()
         for writer in self._writers:
             writer.sync()
 
@@ -238,12 +245,12 @@ class Recording:
                 f"{type(self.optimizer).__name__} evaluates its closure several times in a step: "
                 "record an optimizer that does it once"
             )
-        if not self.passes.backwards and not self._writers:
+        if not self.passes.backwards and not self._is_open:
             raise StudyError(
                 f"step {self.step} of the optimizer came without a backward pass of the model: "
                 "give study.record the model that the loop calls, and the optimizer of that model"
             )
-        if not self._writers:
+        if not self._is_open:
             self._open()
         if self.step == self._total:  # a Trainer resumed after its last step makes one more
             self._say(f"Updates after the {self._total} of the whole run are not recorded.")
@@ -251,17 +258,11 @@ class Recording:
         self._updating = True
         if self.passes.norm is None:  # of gradients that the loop has set to 0
             self.passes.take_gradients()
-        norm = self.passes.norm
+        norm, lr = self.passes.norm, number(self.group["lr"])
         assert norm is not None
-        factor = clipped / norm
-        lr = number(self.group["lr"])
-        self._row: dict[str, Tensor | float] = {
-            "step": self.step,
-            "grad_norm": norm,
-            "clip_factor": torch.where(factor.isfinite(), factor, torch.ones_like(factor)),
-            "lr": lr,
-            **self._next,
-        }
+        self._row: dict[str, Tensor | float] = {"step": self.step, "lr": lr, **self._next}
+        tokens = sum(one.tokens for one in self.passes.passes)
+        self._row |= {"grad_norm": norm, "clipped": clipped, "tokens": tokens}
         self._next = {}
         if self._probing and not lr:
             self._say(
@@ -285,23 +286,28 @@ class Recording:
         if self._updating:  # there was a gradient
             if self._probing:
                 self._probe_update()
-            self._flush()
-            self._tokens += self.passes.tokens
-            self._pending = self._row | {"tokens": self._tokens, "seconds": self._seconds()}
+            if self.world.size == 1 or self._probing or len(self._pending) == ROWS:
+                self._flush()
+            self._pending.append(self._row | {"seconds": self._seconds()})
             self.step += 1
         self._begin_step()
 
     def _probe_update(self) -> None:
-        for adapter, writer in zip(self.adapters, self._writers, strict=True):
+        elsewhere = ("delta_w",) if self._is_divided else (*WEIGHTS, *GRADIENTS, *UPDATES)
+        for index, adapter in enumerate(self.adapters):
             adapter.probe.after_update()
-            table = adapter.probe.collect(self.step)[0]
-            if self.passes.rescaled is not None:
-                of_outputs = table["site"].isin(BACKWARD)
-                table.loc[of_outputs, list(LINEAR)] *= float(self.passes.rescaled)
+            own = elsewhere if self.world.number else ()
+            [table] = adapter.probe.collect(self.step, added=self.world.added, elsewhere=own)
+            if self.world.number:
+                continue
+            # Each process has the gradients of its own mean loss.
+            factor = 1.0 if self.passes.rescaled is None else float(self.passes.rescaled)
+            columns = table.columns.intersection(LINEAR)
+            table.loc[table["site"].isin(BACKWARD), columns] *= factor / self.world.size
             if self.passes.passes and (why := bypassed(table)):
                 self.end("failed", error=why)
                 raise StudyError(why)
-            writer.append("probes", table)
+            self._writers[index].append("probes", table)
             self.tables.append(table)
 
     def _read_precision(self, module: nn.Module, _: Any) -> None:
@@ -311,10 +317,7 @@ class Recording:
             return
         dtype = torch.get_autocast_dtype(device)
         if dtype == torch.float16:
-            raise StudyError(
-                "fp16 scales the loss and every gradient (GradScaler): train in bf16 or float32 to "
-                "record"
-            )
+            raise StudyError("fp16 scales the loss and every gradient: record in bf16 or float32")
         self.precision = "bf16" if dtype == torch.bfloat16 else self.precision
 
     def _say(self, sentence: str) -> None:
@@ -332,8 +335,17 @@ class Recording:
                 "again, as scaler.unscale_(optimizer) does, call recording.gradients() after that "
                 "and before it clips. bf16 and float32 need no GradScaler"
             )
+        device, passes = self._pair.A_RD.device, self.passes.passes
+        self._is_open, self.world = True, processes_here(device)
+        counts = int(sum(one.content for one in passes)), passes[0].sequences
+        content, self.sequences = self.world.sum(torch.tensor(counts, device=device)).tolist()
+        self._check_processes()
+        if self.world.number:
+            return
         loop = self._describe(self)
-        content = int(sum(one.content for one in self.passes.passes))
+        if self.world.size > 1:
+            how = f"{self.world.size} processes ({'FSDP2' if self._is_divided else 'DDP'})"
+            loop = replace(loop, trained_by=f"{loop.trained_by} on {how}")
         parts = self.model, self.optimizer, self._asked, self.step, content
         opened = [open_cell(loop, adapter, *parts) for adapter in self.adapters]
         self._writers = [writer for writer, _ in opened]
@@ -348,21 +360,41 @@ class Recording:
         for row in before.to_dict("records"):
             self._stuck.add({str(name): value for name, value in row.items()})
 
+    def _check_processes(self) -> None:
+        norm = self.passes.norm
+        if norm is not None and not self._is_divided:
+            _, (most, least) = self.world.added(norm, torch.stack([norm, -norm]))
+            if most + least > 1e-3 * most:
+                raise StudyError(
+                    f"the gradients of {self.world.size} processes differ: train one model, in DDP "
+                    "or FSDP2, or leave torch.distributed out"
+                )
+
     def _flush(self) -> None:
-        """Write the pending row, with one copy from the device."""
-        if not self._pending:
+        """Write the rows that wait, with one copy from the device and one sum over processes."""
+        rows, self._pending = self._pending, []
+        if not rows:
             return
-        row, self._pending = self._pending, {}
-        names = [name for name, value in row.items() if isinstance(value, Tensor)]
-        device = self._pair.A_RD.device
-        values = torch.stack([torch.as_tensor(row[name]).to(device).float() for name in names])
-        row |= dict(zip(names, values.tolist(), strict=True))
-        plain = {name: float(value) for name, value in row.items()}
-        if math.isfinite(plain.get("loss", 0.0) + plain["grad_norm"]):
-            self._diverged_step = None  # a loop may know what to do with NaN
-        elif self._diverged_step is None:
-            self._diverged_step = int(plain["step"])
-        self._write_row(plain)
+        names, device = ("loss", "tokens", "grad_norm", "clipped"), self._pair.A_RD.device
+        each = [torch.as_tensor(row.get(n, math.nan)).to(device) for row in rows for n in names]
+        local = torch.stack([number.double() for number in each]).view(len(rows), -1)
+        local[:, 2:].square_()
+        # DDP and FSDP take the mean of gradients over processes. FSDP divides them too.
+        mean = [0] if self._is_divided else [0, 2, 3]
+        local[:, mean] /= self.world.size
+        for row, numbers in zip(rows, self.world.sum(local).tolist(), strict=True):
+            loss, tokens, square, clipped = numbers
+            self._tokens += int(tokens)
+            factor = math.sqrt(clipped / square) if square else math.nan
+            row |= {"loss": loss} if "loss" in row else {}
+            row |= {"tokens": self._tokens, "grad_norm": math.sqrt(square)}
+            row |= {"clip_factor": factor if math.isfinite(factor) else 1.0}
+            plain = {name: float(value) for name, value in row.items() if name != "clipped"}
+            if math.isfinite(plain.get("loss", 0.0) + plain["grad_norm"]):
+                self._diverged_step = None  # a loop may know what to do with NaN
+            elif self._diverged_step is None:
+                self._diverged_step = int(plain["step"])
+            self._write_row(plain)
 
     def _write_row(self, row: Mapping[str, float]) -> None:
         self._stuck.add(row)
@@ -399,16 +431,12 @@ def record(
     - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: when and what to measure, as under
       ``probes`` of ``study train``. Steps are optimizer steps, with any number of micro-batches;
     - ``seed``: of the adapter's init and of the data; default: the one that torch was seeded with;
-    - ``data``: the name of the data in the tables;
     - ``start``: the updates made before, in a loop that resumes from a checkpoint;
-    - ``total``: the updates of the whole run; default: as many as there are. Give it if runs of one
-      study may end early, because runs of different length are not compared;
-    - ``varies``: other differences between the runs of a study, by name: the columns ``run_NAME``
-      of ``cells``.
+    - ``total``: the updates of the whole run, if runs of one study may end early;
+    - ``varies``: other differences between runs, by name: columns ``run_NAME`` of ``cells``.
 
-    Gradients are measured at the end of the last backward pass. Any change between it and the
-    update counts as clipping: ``clip_factor`` is the ratio of the two norms. A batch without a
-    backward pass, or with cleared gradients, is in no row. Wrong measurements are refused.
+    Of several processes (DDP, FSDP2), all make this call, and process 0 writes. Any change of the
+    gradients between the last backward pass and the update counts as clipping.
     """
     for name, value in varies.items():
         if not isinstance(value, bool | int | float | str | None):
@@ -422,7 +450,7 @@ def record(
         passes = recording.passes.passes  # of the first step
         train = TrainConfig(
             steps=UNKNOWN_STEPS if total is None else total,
-            batch_size=max(1, passes[0].sequences),
+            batch_size=max(1, recording.sequences),
             accumulation=len(passes),
             schedule="scheduled" if "initial_lr" in recording.group else "constant",
             warmup=0,

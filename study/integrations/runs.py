@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from study.adapters import LoraPair
+from study.adapters.processes import ALONE, Processes, SeveralProcesses, own
 from study.config import (
     AdapterConfig,
     CellConfig,
@@ -59,8 +60,6 @@ class Loop:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of a model in training: its PEFT name and configuration, its init, its probe."""
-
     name: str
     peft: Any
     init: str
@@ -104,12 +103,11 @@ def open_cell(
     if first and same:
         sources = Sources(**max(same, key=lambda each: each["started"])["sources"])
     cell, note = identity(config, sources), loop.note
-    folder = loop.results / "cells" / cell
+    folder, device = loop.results / "cells" / cell, adapter.pairs[0].A_RD.device
     first = first if folder.exists() else 0
     if (claimed := claim(folder)) is None:
         raise StudyError(
-            f"another recording of these settings on this data is open, cell {cell}: give seed= if "
-            "their inits differ, or another name=value"
+            f"another recording of this run is open, cell {cell}: give seed= or another name=value"
         )
     if (ids := [each["cell_id"] for each in same]) and not first:
         how = f"{cell} goes to aside/ if it has ended" if cell in ids else "on other data"
@@ -132,9 +130,10 @@ def open_cell(
         "peft": {"adapter": adapter.name, "variants": adapter.probe.variants}
         | json.loads(_json(adapter.peft.to_dict())),
         "training_note": note,
+        "processes": processes_here(device).size,
         "started": now(),
         **provenance(),
-        **describe_device(adapter.pairs[0].A_RD.device),
+        **describe_device(device),
     }
     text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
     return CellWriter(claimed, text, record, first, gaps=True), first > 0
@@ -190,7 +189,7 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
             )
         # If B is not 0, the adapter was trained before, and theory does not predict its first
         # steps. After a checkpoint of the same run is loaded, B says nothing.
-        trained = any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers)
+        trained = any(bool(own(layer.pairs()[0].B_OR).any()) for layer in probe.layers)
         how = configs[name].init_lora_weights
         init = "kaiming" if how is True else f"peft_{how}"
         init = IMPORTED if trained and not resumed else init
@@ -265,8 +264,8 @@ def groups_of(
     if not groups or None in groups:
         raise StudyError(
             f"the optimizer does not train all of adapter {adapter!r}: make it trainable "
-            "(is_trainable=True) before you build the optimizer or the Trainer, and give one "
-            "optimizer that holds A and B of every layer of this model"
+            "(is_trainable=True) and divide it (fully_shard) before you build the optimizer or the "
+            "Trainer, and give one optimizer that holds A and B of every layer of this model"
         )
     return groups[0], groups[-1]  # type: ignore[return-value]
 
@@ -291,6 +290,7 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(_json(content).encode()).hexdigest()
 
 
+INSTEAD = "use DDP or FSDP2 (fully_shard, or fsdp_version: 2 in accelerate)"
 WRAPPERS = ("accelerate", "lightning", "pytorch_lightning")
 """The libraries whose wrappers of an optimizer change no weights."""
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
@@ -299,22 +299,19 @@ KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
 
 def check_model(model: nn.Module) -> nn.Module:
     """The PEFT model in ``model``. Raises :class:`StudyError` if hooks can't watch it."""
-    distributed = torch.distributed
-    is_distributed = distributed.is_available() and distributed.is_initialized()
-    processes = distributed.get_world_size() if is_distributed else 1
     found, modules = peft_model(model), list(model.modules())
     on_linear, on_embedding = (
         any(len(getattr(module, name, ())) for module in modules)
         for name in ("lora_A", "lora_embedding_A")
     )
     is_compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules)
-    is_split = any(type(weight).__name__ == "DTensor" for weight in model.parameters())
+    kinds = {type(module).__name__ for module in modules}
     is_encoder = getattr(getattr(found, "config", None), "is_encoder_decoder", False)
     for is_wrong, why in (
-        (processes > 1, f"{processes} processes (DDP, FSDP) each see a part of a step: use one"),
+        ("FullyShardedDataParallel" in kinds, f"FSDP1 flattens weights: {INSTEAD}"),
+        ("DeepSpeedEngine" in kinds, f"DeepSpeed hides gradients: {INSTEAD}"),
         (isinstance(model, nn.DataParallel), "each GPU of DataParallel sees a part: use one GPU"),
         (is_compiled, "a compiled model skips the hooks of layers: record without torch.compile"),
-        (is_split, "FSDP2 splits every weight, also in one process: record without it"),
         (
             on_embedding and not on_linear,
             "the adapter is on embeddings only, and linear layers are measured: adapt some",
@@ -324,6 +321,12 @@ def check_model(model: nn.Module) -> nn.Module:
         if is_wrong:
             raise StudyError(why)
     return found
+
+
+def processes_here(device: torch.device) -> Processes:
+    """The processes of ``torch.distributed`` if it is in use."""
+    is_used = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return SeveralProcesses(device) if is_used and torch.distributed.get_world_size() > 1 else ALONE
 
 
 def plain_optimizer(optimizer: Any) -> Optimizer:

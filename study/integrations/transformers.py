@@ -2,9 +2,8 @@
 
     trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
 
-Each active adapter of the run becomes a cell of the study. A
-:class:`~study.integrations.recording.Recording` measures; the callback begins and ends it, gives it
-the Trainer's losses and sends numbers to the trackers.
+A :class:`~study.integrations.recording.Recording` measures; the callback gives it the Trainer's
+losses and sends numbers to the trackers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from study.config import DataConfig, ProbesConfig, TrainConfig
 from study.errors import StudyError
 from study.integrations.recording import Recording
-from study.integrations.runs import Loop, check_model, read_adapters
+from study.integrations.runs import INSTEAD, Loop, check_model, read_adapters
 from study.vocabulary.quantities import MODEL_WIDE
 
 SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))
@@ -37,10 +36,9 @@ TRACKED = (
 class NormProbeCallback(TrainerCallback):
     """Measures the layers of every adapter that ``trainer`` trains.
 
-    The arguments are those of :func:`study.record`, and ``note``: sentences for the report.
-
-    At a probed step, the trackers of ``report_to`` get a number per layer and site, and the console
-    gets three numbers of the whole model.
+    The arguments are those of :func:`study.record`, and ``note``: sentences for the report. At a
+    probed step, the trackers of ``report_to`` get a number per layer and site, and the console gets
+    three of the whole model.
     """
 
     def __init__(
@@ -61,6 +59,7 @@ class NormProbeCallback(TrainerCallback):
             (args.fp16, "fp16 scales the loss and every gradient: train in bf16 or float32"),
             (args.n_gpu > 1, "each GPU gets a part of a step: set CUDA_VISIBLE_DEVICES=0 to probe"),
             (args.torch_compile, "torch_compile skips the hooks of layers: set it to False"),
+            (trainer.is_deepspeed_enabled, f"DeepSpeed hides gradients: {INSTEAD}"),
         ):
             if is_wrong:
                 raise StudyError(why)
@@ -102,6 +101,10 @@ class NormProbeCallback(TrainerCallback):
         if self._recording is not None and self._recording.tables:
             self._track(self._recording.tables, state, control)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._recording is not None and control.should_save:
+            self._recording.sync()
+
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any
     ) -> None:
@@ -122,7 +125,7 @@ class NormProbeCallback(TrainerCallback):
         assert recording is not None
         recording.end(*status, **fields)
 
-    def _described(self, _: Recording) -> Loop:
+    def _described(self, recording: Recording) -> Loop:
         """The loop, as the Trainer's arguments describe it."""
         trainer, args = self.trainer, self.trainer.args
         steps = trainer.state.max_steps
@@ -132,7 +135,7 @@ class NormProbeCallback(TrainerCallback):
         seed = args.seed if args.data_seed is None else args.data_seed
         train = TrainConfig(
             steps=steps,
-            batch_size=args.per_device_train_batch_size,
+            batch_size=args.per_device_train_batch_size * recording.world.size,
             accumulation=args.gradient_accumulation_steps,
             clip=args.max_grad_norm or None,
             schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),

@@ -7,11 +7,10 @@ Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence, ``N`` tokens 
 sampled tokens, ``F`` features (``D`` in, ``O`` out).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache, lru_cache, partial
-from itertools import accumulate, pairwise
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +41,11 @@ class DropoutSeen:
         self._before: Tensor | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """The hook before the module."""
         runs_first = module.training and not in_backward()  # not again, under checkpointing
         self._before = _random_state(args[0].device) if runs_first else None
 
     @torch.no_grad()
     def after(self, module: Any, args: tuple[Any, ...], _: Tensor) -> None:
-        """The hook after the module."""
         if self._before is None:
             return
         after = _random_state(args[0].device, self._before)
@@ -67,30 +64,25 @@ def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
     return state
 
 
+class Sample(NamedTuple):
+    """The sampled tokens of a batch that processes divide: which of this one's rows they are, as
+    ``real_BT``, and a function that puts the rows ``[n, F]`` of all processes together."""
+
+    sampled_BT: Tensor
+    joined: Callable[[Tensor], Tensor]
+
+
 class Rows:
     """Which of the rows ``[K, N, F]`` of the cells count, and which of these are sampled.
 
-    ``reals``: of each process, the rows that count, ``[K, N]``. At most ``most`` of all processes
-    are sampled, evenly spaced.
-
-    - ``real_KN``: those of this process, on the device; None if all count. ``count_K``: how many;
+    - ``real_KN``: those that count, on the device; None if all do. ``count_K``: how many;
     - ``sampled_K``: how many are sampled.
     """
 
-    def __init__(self, found: Measurements, reals: Sequence[Tensor], most: int) -> None:
-        self.world, device = found.world, found.device
-        real_KN, number = reals[self.world.number], self.world.number
-        counts_PK = [real.sum(1).tolist() for real in reals]
-        totals_K = [sum(of_cell) for of_cell in zip(*counts_PK, strict=True)]
-        self.count_K, self.sampled_K = counts_PK[number], [min(most, n) for n in totals_K]
-        places = []
-        for cell, real_N in enumerate(real_KN):
-            spaced = _spaced(totals_K[cell], most)
-            ends = torch.tensor([0, *accumulate(counts[cell] for counts in counts_PK)])
-            bounds = torch.searchsorted(spaced, ends).tolist()
-            self._sizes = [end - start for start, end in pairwise(bounds)]
-            own = spaced[slice(*bounds[number:][:2])] - ends[number]
-            places.append(real_N.nonzero().flatten()[own])
+    def __init__(self, device: torch.device, real_KN: Tensor, sampled_KN: Tensor) -> None:
+        places = [sampled_N.nonzero().flatten() for sampled_N in sampled_KN]
+        self.count_K: list[int] = real_KN.sum(1).tolist()
+        self.sampled_K = [len(of_cell) for of_cell in places]
         # A cell with fewer real tokens repeats a row, which does not count.
         firsts_K1 = torch.arange(len(real_KN))[:, None] * real_KN.shape[1]
         self._places_Kn = (pad_sequence(places, True) + firsts_K1).to(device, non_blocking=True)
@@ -113,8 +105,8 @@ class Rows:
         k, N, F = x_kNF.shape
         places_kn = self._places_Kn[first : first + k]
         places_N = (places_kn - first * N if first else places_kn).flatten()
-        x_knF = x_kNF.detach().reshape(-1, F).index_select(0, places_N).float().view(k, -1, F)
-        return x_knF if self.world.size == 1 else self.world.joined(x_knF[0], self._sizes)[None]
+        x_NF = x_kNF.detach().reshape(-1, F).index_select(0, places_N).float()
+        return x_NF.view(k, places_kn.shape[1], F)
 
 
 class Activations:
@@ -131,12 +123,14 @@ class Activations:
         self.rho = "rho" in found.stats and "A" in found.wanted
         self.loses = "swallowed" in found.stats and "adapter_out" in found.wanted
         self.passes = 0
+        self.joined: Callable[[Tensor], Tensor] = lambda x_nF: x_nF
         self._last_input: tuple[Tensor, dict[str, list[int]], Tensor | None] | None = None
 
     @contextmanager
-    def watch(self, real_BT: Tensor | None) -> Iterator[int]:
-        """See :meth:`study.probes.NormProbe.watch`."""
-        rows = self._rows_of(real_BT)
+    def watch(self, real_BT: Tensor | None, sample: Sample | None) -> Iterator[int]:
+        rows = self._rows_of(real_BT, sample)
+        if sample is not None:
+            self.joined = sample.joined
         self.passes += 1
         with ExitStack() as hooks:
             for index in range(len(self.found.layers)):
@@ -146,26 +140,27 @@ class Activations:
             finally:
                 self._last_input = None
 
-    def _rows_of(self, real_BT: Tensor | None) -> Callable[[int], Rows]:
+    def _rows_of(self, real_BT: Tensor | None, sample: Sample | None) -> Callable[[int], Rows]:
         """The function of one pass that returns the :class:`Rows` of ``[K, N, F]``, from N.
 
         In a few families (Zaya) a layer reads other rows than the tokens, such as one of each
         sequence. Then all of them count.
         """
-        world, cells = self.found.world, self.found.cells
-        parts = () if real_BT is None else world.rows(real_BT.bool().cpu(), False)
-        reals = [real.reshape(cells, -1) for real in parts]
+        cells, device = self.found.cells, self.found.device
 
         @cache
         def rows(N: int) -> Rows:
-            of_tokens = [real_KN for real_KN in reals if real_KN.shape[1] == N]
-            every_KN = torch.ones(cells, N, dtype=torch.bool)
-            return Rows(self.found, of_tokens or [every_KN] * world.size, self.tokens)
+            if real_BT is None or real_BT.numel() != cells * N:
+                real_KN, of_sample = torch.ones(cells, N, dtype=torch.bool), None
+            else:
+                real_KN, of_sample = real_BT.bool().cpu().reshape(cells, N), sample
+            if of_sample is None:
+                return Rows(device, real_KN, spaced(real_KN, self.tokens))
+            return Rows(device, real_KN, of_sample.sampled_BT.reshape(cells, N))
 
         return rows
 
     def feed_noise(self) -> None:
-        """See :meth:`study.probes.NormProbe.feed_noise`."""
         for index, layer in enumerate(self.found.layers):
             stream = generator_for(0, f"{layer.name}/noise")
             x_nD, dy_nO = (
@@ -184,6 +179,8 @@ class Activations:
 
     def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
         """Measure the alignments of sampled inputs, and rho."""
+        if self.alignment is not None or self.rho:
+            x_nD = self.joined(x_nD)
         if self.alignment is not None:
             stats_of = self.alignment.of_inputs
             self.found.write("adapter_out", layer, cell, stats_of, layer, cell, x_nD)
@@ -196,7 +193,7 @@ class Activations:
         Call it as soon as they are known: the step's own weight gradient is added right after.
         """
         if self.alignment is not None:
-            stats_of = self.alignment.of_output_gradients
+            stats_of, dy_nO = self.alignment.of_output_gradients, self.joined(dy_nO)
             self.found.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
 
     def inputs(self, x: Tensor, rows: Rows) -> tuple[dict[str, list[int]], Tensor | None]:
@@ -237,7 +234,6 @@ class LayerPass:
         """By first cell: what dropout multiplies the sampled inputs by."""
 
     def attach(self, hooks: ExitStack) -> None:
-        """Attach the hooks until ``hooks`` is closed."""
         module, dropout = self.layer.module, self.layer.dropout
         if self.activations.rho or not self.found.wanted.isdisjoint(FORWARD + BACKWARD):
             on_forward = partial(self._of_pass, self._on_forward)
@@ -332,10 +328,14 @@ class LayerPass:
             self.found.enter(site, self.index, 0, of_chunks, count_K)
 
 
-@lru_cache
-def _spaced(count: int, most: int) -> Tensor:
-    """At most ``most`` places among ``count``, evenly spaced from the first to the last."""
-    return torch.linspace(0, count - 1, min(most, count)).round().long()
+def spaced(real_KN: Tensor, most: int) -> Tensor:
+    """At most ``most`` of each cell's rows that count, evenly spaced from the first to the last."""
+    sampled_KN = torch.zeros_like(real_KN)
+    for sampled_N, real_N in zip(sampled_KN, real_KN, strict=True):
+        places = real_N.nonzero().flatten()
+        each = torch.linspace(0, len(places) - 1, min(most, len(places))).round().long()
+        sampled_N[places[each]] = True
+    return sampled_KN
 
 
 def _lost(

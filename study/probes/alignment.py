@@ -26,7 +26,7 @@ Letters: ``K`` cells, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -34,7 +34,6 @@ import torch
 from torch import Tensor, nn
 
 from study.adapters.contraction import outer
-from study.adapters.processes import ALONE, Processes
 from study.probes.layers import adapted_layers
 from study.vocabulary.quantities import ALIGNMENTS
 
@@ -45,14 +44,17 @@ ALIGNED = ALIGNMENTS[:-1]
 class Alignment:
     """The accumulated weight gradients ``G_KOD`` of every adapted layer, and their alignments.
 
-    ``stats``: names of ``ALIGNMENTS`` of :mod:`study.vocabulary.quantities`. Raises
-    :class:`study.errors.StudyError` if ``model`` has no LoRA layer.
+    ``stats``: names of ``ALIGNMENTS`` of :mod:`study.vocabulary.quantities`. ``total``: the sum of
+    a tensor over the processes that divide a batch.
     """
 
     def __init__(
-        self, model: nn.Module, stats: Sequence[str] = ALIGNMENTS, world: Processes = ALONE
+        self,
+        model: nn.Module,
+        stats: Sequence[str] = ALIGNMENTS,
+        total: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
-        self.layers, self.stats, self.world = adapted_layers(model), tuple(stats), world
+        self.layers, self.stats, self.total = adapted_layers(model), tuple(stats), total
         self._G_KOD: list[Tensor | None] = [None] * len(self.layers)
 
     @contextmanager
@@ -126,7 +128,7 @@ class Alignment:
         cells = len(weights_K11)
         with torch.no_grad(), torch.autocast(dy.device.type, enabled=False):
             x_KND, dy_KNO = (each.reshape(cells, -1, each.shape[-1]) for each in (x, dy))
-            added_KOD = self.world.sum(weight_gradient(x_KND, dy_KNO) * weights_K11)
+            added_KOD = self.total(weight_gradient(x_KND, dy_KNO) * weights_K11)
             G_KOD = self._G_KOD[layer]
             self._G_KOD[layer] = added_KOD if G_KOD is None else G_KOD.add_(added_KOD)
 

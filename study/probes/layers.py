@@ -33,12 +33,10 @@ class Stack(NamedTuple):
 
     @property
     def cells(self) -> int:
-        """How many."""
         return len(self.gammas)
 
     @property
     def each(self) -> slice:
-        """Their places among all cells."""
         return slice(self.first, self.first + self.cells)
 
     def pairs(self) -> list[tuple[int, LoraPair]]:
@@ -80,12 +78,10 @@ class AdaptedLayer:
 
     @property
     def d_in(self) -> int:
-        """The number of input features."""
         return self.features[0]
 
     @property
     def d_out(self) -> int:
-        """The number of output features."""
         return self.features[1]
 
     @property
@@ -216,11 +212,11 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
         return module.get_base_layer() if len(_active_in(module)) == 1 else None
 
     def stacks(whole: bool = False) -> list[Stack]:
-        ((A_RD, B_OR, gamma),) = pairs()
-        gamma_111 = torch.full((1, 1, 1), gamma, device=A_RD.device)
-        dA, dB = (None if w.grad is None else w.grad[None] for w in (A_RD, B_OR))
-        factors = A_RD.detach()[None], B_OR.detach()[None]
-        return [Stack(0, *factors, gamma_111, [gamma], [len(A_RD)], (dA, dB))]
+        ((*weights, gamma),) = pairs()
+        gamma_111 = torch.full((1, 1, 1), gamma, device=weights[0].device)
+        dA, dB = (None if w.grad is None else own(w.grad)[None] for w in weights)
+        A_1RD, B_1OR = ((undivided if whole else own)(w.detach())[None] for w in weights)
+        return [Stack(0, A_1RD, B_1OR, gamma_111, [gamma], [len(weights[0])], (dA, dB))]
 
     dropout = dict(getattr(module, "lora_dropout", {})).get(adapter)
     return AdaptedLayer(

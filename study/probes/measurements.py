@@ -3,33 +3,32 @@
 All numbers of a step come to the host in one copy. Letters: ``K`` cells, ``S`` sites, ``L`` layers.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from study.adapters.processes import ALONE, Processes
 from study.probes.layers import AdaptedLayer, Stack
-from study.probes.sites import OF_FACTORS, TENSORS, WHOLE, SiteSource
+from study.probes.sites import OF_FACTORS, TENSORS, SiteSource
 from study.probes.statistics import (
     MAX,
-    OF_A_PART,
     WRITTEN,
     ScaledSums,
     added_up,
     chunks_of,
     combine,
-    joined,
     no_sums,
     statistics,
     unscaled,
     with_norms,
+    written_by,
 )
 from study.vocabulary.quantities import DESCENT, MEAN_NORM, MODEL_WIDE, PRODUCTS, SITES, UNIONS
 
@@ -50,7 +49,6 @@ class HostCopy:
 
     @property
     def arrived(self) -> bool:
-        """Whether the copy is complete, so that :meth:`numpy` returns at once."""
         return self._copied is None or bool(self._copied.query())
 
     def numpy(self) -> np.ndarray:
@@ -60,36 +58,45 @@ class HostCopy:
         return self._on_host.numpy()
 
 
+Added = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Adds sums ``[places, columns]`` over processes, and takes the largest of ``[places]``."""
+
+
+class Entry(NamedTuple):
+    """Numbers of the cells from ``first`` on, at one site of one layer, in one pass or in none.
+
+    ``what``, ``each_k``: the rows that the adder gave for the first cell, one for each chunk, and
+    the number of elements of each cell; or a statistic's name, and its values on the device.
+    """
+
+    site: str
+    layer: int
+    first: int
+    of_pass: int | None
+    what: Any
+    each_k: Any
+
+
 class Measurements:
     """Numbers by site, layer and cell: entered on the device, sent to the host in one copy, read.
 
-    ``wanted``: the sites to measure. ``stats``: the statistics. ``world``: the processes that
-    measure together. All enter the same places in the same order, and read the sums over processes.
-    So only one process enters a number that is the same in all.
+    ``wanted``: the sites to measure. ``stats``: the statistics.
     """
 
     def __init__(
-        self,
-        layers: Sequence[AdaptedLayer],
-        wanted: Set[str],
-        stats: Sequence[str],
-        world: Processes = ALONE,
+        self, layers: Sequence[AdaptedLayer], wanted: Set[str], stats: Sequence[str]
     ) -> None:
-        self.layers, self.wanted, self.stats, self.world = layers, wanted, stats, world
+        self.layers, self.wanted, self.stats = layers, wanted, stats
         stacks = layers[0].stacks()
         self.cells, self.device = sum(each.cells for each in stacks), stacks[0].A_kRD.device
         self.sites = tuple(name for name in SITES if name in wanted)
+        self.shape = self.cells, len(self.sites), len(layers)
         self.adder = ScaledSums(added_up(stats), self.device)
         self._pass: int | None = None
-        self._sums: list[tuple[int, int, int, Sequence[int], Sequence[int], int | None]] = []
-        """Of each entry the site, the layer, the first cell, the rows of the sums that the adder
-        gave, the number of elements of each cell, and the pass."""
-        self._written: list[tuple[int, int, int, int, Tensor, int | None]] = []
-        """Of each entry the site, the layer, the first cell, the column, the value of each cell,
-        and the pass."""
+        self._sums: list[Entry] = []
+        self._written: list[Entry] = []
+        self._is_written = np.zeros((math.prod(self.shape), len(written_by(stats))), bool)
         self._copy: HostCopy | None = None
-        self._order: list[int] = []
-        self._counts = np.zeros((world.size, 0))
 
     def wanted_of(self, source: SiteSource) -> list[str]:
         """The wanted sites that are computed from ``source``."""
@@ -112,8 +119,8 @@ class Measurements:
 
     def forget(self, passes: Collection[int]) -> None:
         """Drop the numbers of some passes."""
-        self._sums = [entry for entry in self._sums if entry[-1] not in passes]
-        self._written = [entry for entry in self._written if entry[-1] not in passes]
+        self._sums = [entry for entry in self._sums if entry.of_pass not in passes]
+        self._written = [entry for entry in self._written if entry.of_pass not in passes]
 
     def sums(self, x: Any, real_km: Tensor | None = None) -> list[int]:
         """Add up the elements of k tensors ``[k, ..., F]``, or of an object with ``chunks()``, for
@@ -151,18 +158,13 @@ class Measurements:
                 count_k = [n * r // most for n, r in zip(count_k, stack.ranks, strict=True)]
             if real_kn is not None:
                 count_k = [rows * x.shape[-1] for rows in rows_k]
-            if source in WHOLE and self.world.number:
-                count_k = [0]
             self.enter(name, layer, stack.first, self.sums(x, real_kn), count_k)
 
     def enter(
         self, site: str, layer: int, first: int, rows: Sequence[int], count_k: Sequence[int]
     ) -> None:
-        """Add the :meth:`sums` of the cells from ``first`` on to those of the same place.
-
-        ``count_k``: the elements of each cell. 0: sums that another process enters too.
-        """
-        self._sums.append((self.sites.index(site), layer, first, rows, count_k, self._pass))
+        """Add the :meth:`sums` of the cells from ``first`` on to those of the same place."""
+        self._sums.append(Entry(site, layer, first, self._pass, rows, count_k))
 
     def write(
         self,
@@ -177,47 +179,65 @@ class Measurements:
 
         Nothing is computed if ``site`` is not wanted.
         """
-        if site not in self.wanted:
-            return
-        place = self.sites.index(site), layer, first
-        with self.measuring():
-            for stat, value_k in stats_of(*parts).items():
-                if stat not in OF_A_PART and self.world.number:
-                    value_k = torch.zeros_like(value_k)
-                self._written.append((*place, WRITTEN[stat], value_k.reshape(-1), self._pass))
+        if site in self.wanted:
+            with self.measuring():
+                for stat, value_k in stats_of(*parts).items():
+                    place = site, layer, first, self._pass
+                    self._written.append(Entry(*place, stat, value_k.reshape(-1)))
 
-    def send(self) -> None:
-        """Begin to copy all numbers to the host, in one copy. Does not wait for the device."""
-        parts = []
-        with self.measuring():
-            if self._sums:
-                scaled, self._order = self.adder.found()
-                if self.world.size > 1:
-                    scaled = self._joined(scaled)
-                parts.append(scaled.flatten().double())
-            if self._written:
-                parts.append(torch.cat([entry[4] for entry in self._written]).double())
-            if parts:
-                self._copy = HostCopy(self.world.gathered(torch.cat(parts)))
-        counts = [count for entry in self._sums for count in entry[4]]
-        self._counts = self.world.gathered(torch.tensor(counts, dtype=torch.float64)).numpy()
+    def send(self, added: Added | None = None, elsewhere: Collection[str] = ()) -> None:
+        """Add up all numbers by place, and begin to copy them to the host.
 
-    def _joined(self, scaled: Tensor) -> Tensor:
-        """A row for each entry, which is 0 if another process enters it too.
-
-        So all processes send equally many numbers, whatever their chunks.
+        ``added``, ``elsewhere``: see :meth:`study.probes.NormProbe.send`. Does not wait for the
+        device.
         """
-        places, rows = {row: place for place, row in enumerate(self._order)}, []
-        for entry in self._sums:
-            row = joined(scaled[[places[row] for row in entry[3]]], self.adder.columns)
-            rows.append(row if sum(entry[4]) else torch.zeros_like(row))
-        self._sums = [(*e[:3], [row], *e[4:]) for row, e in enumerate(self._sums)]
-        self._order = list(range(len(rows)))
-        return torch.cat(rows)
+        kept = [entry for entry in self._sums if entry.site not in elsewhere]
+        counts, rows, index = np.zeros(math.prod(self.shape)), [], []
+        for entry in kept:  # layers that read the same tensor share its rows
+            for k, (place, count) in enumerate(zip(self._places(entry), entry.each_k, strict=True)):
+                counts[place] += count
+                rows += [row + k for row in entry.what]
+                index += [place] * len(entry.what)
+        with self.measuring():
+            scaled, order = self.adder.found()
+            places = self._to_device(np.array(index, int))
+            moments = unscaled(scaled, self.adder.columns)
+            moments = moments[self._to_device(np.argsort(order)[np.array(rows, int)])]
+            sums = moments.new_zeros(len(counts), len(self.adder.columns))
+            sums.index_add_(0, places, moments[:, :-1])
+            largest = moments.new_zeros(len(counts))
+            largest.scatter_reduce_(0, places, moments[:, -1], "amax")
+            columns = sums, self._to_device(counts)[:, None], self._stats(elsewhere)
+            sums = torch.cat(columns, 1)
+            if added is not None:
+                sums, largest = added(sums, largest)
+            self._copy = HostCopy(torch.cat([sums, largest[:, None]], 1))
+
+    def _stats(self, elsewhere: Collection[str]) -> Tensor:
+        """The statistics that were written, ``[places, columns]`` float64."""
+        kept = [e for e in self._written if not {e.site, e.what} & {*elsewhere}]
+        places = [place for entry in kept for place in self._places(entry)]
+        stats = written_by(self.stats)
+        columns = [stats.index(entry.what) for entry in kept for _ in self._places(entry)]
+        self._is_written[places, columns] = True
+        total = torch.zeros(self._is_written.shape, dtype=torch.float64, device=self.device)
+        if kept:
+            index = tuple(self._to_device(np.array(each)) for each in (places, columns))
+            values = torch.cat([entry.each_k for entry in kept]).double()
+            total.index_put_(index, values, accumulate=True)
+        return total
+
+    def _places(self, entry: Entry) -> list[int]:
+        """The place of each cell of an entry in :attr:`shape`, flattened."""
+        _, S, L = self.shape
+        first = (entry.first * S + self.sites.index(entry.site)) * L + entry.layer
+        return [first + k * S * L for k in range(len(entry.each_k))]
+
+    def _to_device(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(self.device, non_blocking=True)
 
     @property
     def arrived(self) -> bool:
-        """Whether all numbers are on the host."""
         return self._copy is None or self._copy.arrived
 
     @cached_property
@@ -226,31 +246,13 @@ class Measurements:
 
         A statistic that was not written is NaN. Waits for the copy.
         """
-        shape = self.cells, len(self.sites), len(self.layers)
-        sums, counts = no_sums(shape), np.zeros(shape)
-        if self._copy is None:
-            return sums, counts
-        columns = (*self.adder.columns, MAX)
-        scaled, written = np.split(self._copy.numpy(), [len(columns) * len(self._order)], axis=1)
-        if self._sums:
-            places = [(k, *e[:2]) for e in self._sums for k, _ in enumerate(e[4], e[2])]
-            rows = [[row + k for row in e[3]] for e in self._sums for k, _ in enumerate(e[4])]
-            index = tuple(np.repeat(places, [len(of_place) for of_place in rows], axis=0).T)
-            of_rows = np.argsort(self._order)[[row for of_place in rows for row in of_place]]
-            for of_process, each in zip(scaled, self._counts, strict=True):
-                np.add.at(counts, tuple(np.array(places).T), each)
-                found = of_process.reshape(-1, len(columns))[of_rows]
-                moments = unscaled(found, self.adder.columns)
-                for column, of_chunks in zip(self.adder.columns, moments.T, strict=False):
-                    np.add.at(sums[..., column], index, of_chunks)
-                np.maximum.at(sums[..., MAX], index, moments[:, -1])
-        if self._written:
-            ends = ((e, e[2] + len(e[4])) for e in self._written)
-            each_k = [(k, *e[:2], e[3]) for e, end in ends for k in range(e[2], end)]
-            index = tuple(np.array(each_k).T)
-            sums[index] = 0.0
-            np.add.at(sums, index, written.sum(0))
-        return sums, counts
+        assert self._copy is not None
+        found, sums = self._copy.numpy(), no_sums((math.prod(self.shape),))
+        columns, stats = list(self.adder.columns), [WRITTEN[n] for n in written_by(self.stats)]
+        count = len(columns)
+        sums[:, columns], sums[:, MAX] = found[:, :count], found[:, -1]
+        sums[:, stats] = np.where(self._is_written, found[:, count + 1 : -1], sums[:, stats])
+        return sums.reshape(*self.shape, -1), found[:, count].reshape(self.shape)
 
 
 def in_backward() -> bool:
@@ -279,7 +281,6 @@ class Sent:
 
     @property
     def arrived(self) -> bool:
-        """Whether they are on the host, so that :meth:`frame` returns at once."""
         return self.found.arrived
 
     def frame(self, cell: int) -> pd.DataFrame:

@@ -21,17 +21,17 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import reduce
 from operator import add
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from study.adapters.processes import ALONE, Processes
-from study.probes.activations import Activations
+from study.probes.activations import Activations, Sample
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
 from study.probes.layers import Stack, adapted_layers
-from study.probes.measurements import Measurements, Sent
+from study.probes.measurements import Added, Measurements, Sent
 from study.probes.statistics import chunks_of
 from study.vocabulary.quantities import (
     BACKWARD,
@@ -59,11 +59,9 @@ class Update:
         self._products: list[Tensor] = []
 
     def numel(self) -> int:
-        """The number of its elements."""
         return self.weight.numel()
 
     def chunks(self) -> Iterator[Tensor]:
-        """Its elements, float32."""
         read = [x for x in (self.weight, self.before, self.gradient) if x is not None]
         for new, old, *gradient in zip(*(chunks_of(x.flatten(1, -2)) for x in read), strict=True):
             chunk = new.float() - old.float()
@@ -74,7 +72,8 @@ class Update:
 
     def descent(self, factor_k: Tensor) -> dict[str, Tensor]:
         """The inner product with the gradient, of the chunks made so far, times ``factor_k``."""
-        return {"descent": reduce(add, self._products) * factor_k}
+        none = torch.zeros_like(factor_k)  # of a process with an empty part
+        return {"descent": reduce(add, self._products, none) * factor_k}
 
 
 class Weights:
@@ -88,7 +87,6 @@ class Weights:
         self._gradients: Gradients | None = None
 
     def before_update(self, gradients: Gradients | None) -> None:
-        """See :meth:`study.probes.NormProbe.before_update`."""
         self._gradients = gradients
         for index, layer in enumerate(self.measurements.layers):
             before = []
@@ -106,7 +104,6 @@ class Weights:
         self.measurements.adder.add_up()  # before clipping and the update change them in place
 
     def after_update(self, clip_factors: Sequence[float] | Tensor | None) -> None:
-        """See :meth:`study.probes.NormProbe.after_update`."""
         measurements = self.measurements
         if clip_factors is None or self._gradients:  # copies from before clipping
             clip_factors = [1.0] * measurements.cells
@@ -140,8 +137,7 @@ class NormProbe:
       with dropout as trained. ``rho`` and the alignments use those of the first micro-batch,
       without dropout;
     - ``alignment``: the accumulated weight gradients; None: no alignment is measured;
-    - ``adapter``: the PEFT adapter to read, if several are active;
-    - ``world``: the processes that train the model together.
+    - ``adapter``: the PEFT adapter to read, if several are active.
 
     All other moments are over the real tokens and all features of one optimizer step. Gradients are
     those of backward: of the mean loss if the loss is a mean.
@@ -162,16 +158,15 @@ class NormProbe:
         tokens: int = 128,
         alignment: Alignment | None = None,
         adapter: str | None = None,
-        world: Processes = ALONE,
     ) -> None:
         self.layers = adapted_layers(model, adapter)
         self.sites, self.stats = tuple(sites), tuple(stats)
-        self.tokens, self.alignment, self.world = tokens, alignment, world
+        self.tokens, self.alignment = tokens, alignment
         self._wanted = {part for site in self.sites for part in UNIONS.get(site, (site,))}
         self._reset()
 
     def _reset(self) -> None:
-        self._measurements = Measurements(self.layers, self._wanted, self.stats, self.world)
+        self._measurements = Measurements(self.layers, self._wanted, self.stats)
         self._delta_w = DeltaW(self._measurements)
         self._activations = Activations(
             self._measurements, self._delta_w, self.tokens, self.alignment
@@ -189,14 +184,16 @@ class NormProbe:
         """The layers whose output is not ``W0 x + gamma B A x``, with PEFT's name for it."""
         return {layer.name: layer.variant for layer in self.layers if layer.variant}
 
-    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[int]:
+    def watch(
+        self, real_BT: Tensor | None = None, sample: Sample | None = None
+    ) -> AbstractContextManager[int]:
         """Context manager: measure the forward and backward pass of one micro-batch of every cell.
 
-        Its value is the number of the pass, for :meth:`forget`. The micro-batch may be this
-        process's rows only (:meth:`study.adapters.processes.Processes.rows`). ``real_BT``, ``[K *
-        B, T]``: true (or 1) on real tokens, as an attention mask; None: every token is real.
+        Its value is the number of the pass, for :meth:`forget`. ``real_BT``, ``[K * B, T]``: true
+        (or 1) on real tokens, as an attention mask; None: every token is real. ``sample``: the
+        tokens to sample, if processes divide the micro-batch.
         """
-        return self._activations.watch(real_BT)
+        return self._activations.watch(real_BT, sample)
 
     def forget(self, passes: Collection[int]) -> None:
         """Drop what passes measured, if the update does not use them."""
@@ -225,19 +222,29 @@ class NormProbe:
         """
         self._weights.after_update(clip_factors)
 
-    def collect(self, step: int, batch: str = TRAIN) -> list[pd.DataFrame]:
+    def collect(self, step: int, batch: str = TRAIN, **shared: Any) -> list[pd.DataFrame]:
         """One frame per cell in the form of the ``probes`` table, without ``cell_id``.
 
         Each measured site has a row per layer; a union of A and B also has one over the whole
         model. A site that was not measured has no row: an update at the end of a run, a gradient
         without a backward pass. The probe is empty afterwards.
         """
-        sent = self.send(step, batch)
+        sent = self.send(step, batch, **shared)
         return [sent.frame(cell) for cell in range(self._measurements.cells)]
 
-    def send(self, step: int, batch: str = TRAIN) -> Sent:
-        """Like :meth:`collect`, without waiting for the device."""
+    def send(
+        self,
+        step: int,
+        batch: str = TRAIN,
+        added: Added | None = None,
+        elsewhere: Collection[str] = (),
+    ) -> Sent:
+        """Like :meth:`collect`, without waiting for the device.
+
+        ``added``: adds up what several processes measured, which all make this call.
+        ``elsewhere``: sites and statistics that another process has too, and adds.
+        """
         found = self._measurements
-        found.send()
+        found.send(added, elsewhere)
         self._reset()
         return Sent(found, self.sites, step, batch)

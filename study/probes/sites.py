@@ -48,7 +48,6 @@ class Product:
         return self.numel() < self.stack.A_kRD.numel() + self.stack.B_kOR.numel()
 
     def numel(self) -> int:
-        """The number of its elements."""
         return self.stack.B_kOR.shape[:-1].numel() * self.stack.A_kRD.shape[-1]
 
     def chunks(self) -> Iterator[Tensor]:
@@ -99,9 +98,6 @@ SiteSource = Literal[
 ]
 OF_FACTORS: tuple[SiteSource, ...] = ("weights", "gradients", "updates")
 """The sources whose tensors have the padding of :class:`study.probes.layers.Stack`."""
-WHOLE: tuple[SiteSource, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
-"""The sources that every process holds whole (:mod:`study.adapters.processes`). Each process holds
-a part of the others."""
 
 TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
     "inputs": {"adapter_in": lambda x_KND: x_KND},

@@ -72,12 +72,18 @@ WRITTEN: dict[str, int] = {
 """Columns that hold a statistic itself or, for ``swallowed``, a sum that hooks compute; by name.
 Those of several micro-batches add."""
 
-OF_A_PART = ("descent",)
-"""The written statistics that each process computes of its part, and that add. All processes
-compute the same number for the others."""
-
 SUMS = TENSORS + 1 + len(WRITTEN)
 """The number of columns."""
+
+
+def written_by(stats: Sequence[str]) -> list[str]:
+    """The names of :data:`WRITTEN` that ``stats`` need."""
+    needed = {
+        *stats,
+        "spectral" if "stable_rank" in stats else "",
+        LOST if "swallowed" in stats else "",
+    }
+    return [name for name in WRITTEN if name in needed]
 
 
 def no_sums(shape: Sequence[int]) -> np.ndarray:
@@ -158,6 +164,7 @@ class ScaledSums:
         self._waiting: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
         self._elements = self._rows = 0
         self._order: list[int] = []
+        self._none = torch.zeros(0, len(columns) + 1, device=device)
         self._found: list[Tensor] = []
 
     def of(self, chunks: Iterable[Tensor], real_km: Tensor | None = None) -> list[int]:
@@ -179,11 +186,10 @@ class ScaledSums:
     def found(self) -> tuple[Tensor, list[int]]:
         """All sums, ``[rows, len(columns) + 1]`` float32, and the number of each row."""
         self.add_up()
-        found, self._found = torch.cat(self._found), []
-        return found, self._order
+        found, self._found = [self._none, *self._found], []
+        return torch.cat(found), self._order
 
     def add_up(self) -> None:
-        """Read the tensors that wait."""
         for ((cells, rows, _), _, real_km, start), waiting in self._waiting.items():
             firsts, chunks = zip(*waiting, strict=True)
             self._order += [first + cell for first in firsts for cell in range(cells)]
@@ -213,17 +219,9 @@ def _scaled(t: Tensor, real_km: Tensor | None, columns: Sequence[int]) -> Tensor
     return torch.stack([*(sums[column] for column in columns), largest], 1)
 
 
-def joined(scaled: Tensor, columns: Sequence[int] = tuple(POWERS)) -> Tensor:
-    """The rows of :class:`ScaledSums` of several chunks as one, ``[1, len(columns) + 1]``."""
-    largest = scaled[:, -1:].amax(0, keepdim=True)
-    powers = torch.tensor([POWERS[column] for column in columns], device=scaled.device)
-    ratio = scaled[:, -1:] / largest.clamp_min(torch.finfo(scaled.dtype).tiny)
-    return torch.cat([(scaled[:, :-1] * ratio**powers).sum(0, keepdim=True), largest], dim=1)
-
-
-def unscaled(scaled: np.ndarray, columns: Sequence[int] = tuple(POWERS)) -> np.ndarray:
+def unscaled(scaled: Tensor, columns: Sequence[int]) -> Tensor:
     """The sums of |x|^n and max |x| of each chunk from its :class:`ScaledSums`; float64."""
-    largest = scaled[..., -1:].astype(np.float64)
+    largest = scaled[:, -1:].double()
     powers = [POWERS[column] for column in columns]
-    with np.errstate(invalid="ignore"):
-        return np.concatenate([scaled[..., :-1] * largest**powers, largest], axis=-1)
+    sums = [scaled[:, n : n + 1] * largest**power for n, power in enumerate(powers)]
+    return torch.cat([*sums, largest], 1)

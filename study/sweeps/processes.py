@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from study.adapters import resolve_targets
-from study.adapters.processes import ALONE, Order, Processes, SeveralProcesses
+from study.adapters.processes import ALONE, Order, Processes, SeveralProcesses, group_of_orders
 from study.errors import StudyError, one_line
 from study.models import load_base
 from study.models.base import block_path
@@ -95,8 +95,8 @@ def device_of_base(device: torch.device) -> torch.device:
 
 @cache
 def _join() -> None:
-    """Connect this process to the others, once."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    group_of_orders()
 
 
 def together(train_first: Callable[[], None]) -> None:

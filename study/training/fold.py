@@ -8,7 +8,8 @@ features of the hidden states, ``V`` tokens in the vocabulary.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from study.errors import StudyError
 from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
 from study.probes import Alignment, NormProbe
+from study.probes.activations import Sample, spaced
 from study.training.optimizers import Learner
 from study.training.run import columns, may_leave_out_padding, pays
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
@@ -64,12 +66,10 @@ class Fold:
 
     @property
     def seconds_K(self) -> list[float]:
-        """Each cell's time so far, in this fold and in earlier ones."""
         here = time.perf_counter() - self.began
         return [earlier + here for earlier in self.earlier_K]
 
     def learning_rates(self) -> list[float]:
-        """Each cell's learning rate of the next update."""
         return [float(learner.schedule.get_last_lr()[0]) for learner in self.learners]
 
     # The passes of one optimizer step.
@@ -98,7 +98,7 @@ class Fold:
         ):
             for batch in micro_batches:
                 with (
-                    probe.watch(batch.real_BT) if probe else nullcontext(),
+                    self.watched(probe, batch) if probe else nullcontext(),
                     self.alignment.accumulate(self.learning_rates())
                     if self.alignment
                     else nullcontext(),
@@ -109,6 +109,17 @@ class Fold:
         for bank in self.banks:
             bank.bind_grads()
         return self.world.sum(total_K)
+
+    def watched(self, probe: NormProbe, batch: TokenBatch) -> AbstractContextManager[int]:
+        """``probe.watch`` on this process's rows of a batch. The sample is that of one process."""
+        world, real_BT = self.world, batch.real_BT
+        if world.size == 1:
+            return probe.watch(real_BT)
+        sampled_BT = spaced(real_BT.reshape(1, -1), probe.tokens).view_as(real_BT)
+        parts = world.rows(sampled_BT, False)
+        joined = partial(world.joined, sizes=[int(part.sum()) for part in parts])
+        sample = Sample(parts[world.number], joined)
+        return probe.watch(world.rows(real_BT, False)[world.number], sample)
 
     def grad_norms(self) -> Tensor:
         """Each cell's gradient norm over all its adapters, before clipping, ``[K]``."""
@@ -146,7 +157,6 @@ class Fold:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Context manager: the adapters are in eval mode: no dropout."""
         for bank in self.banks:
             bank.eval()
         try:
@@ -235,7 +245,7 @@ def _alignment(
     stats = [stat for stat in wanted if stat in ALIGNMENTS]
     predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
     until = max(predicted, default=0)
-    return (Alignment(model, stats, world), until) if stats and until else (None, 0)
+    return (Alignment(model, stats, world.sum), until) if stats and until else (None, 0)
 
 
 LOGITS = {"cpu": 2**24, "cuda": 2**28}

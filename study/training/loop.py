@@ -29,6 +29,7 @@ from study.training.measuring import (
     last_tables,
     make_probe,
     probe_other_batches,
+    sent_by,
 )
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
@@ -91,7 +92,7 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
                 if "adapter_update" in probe.sites and step <= LAST_PREDICTED_STEP:
                     metrics["loss_after"] = fold.losses_after(step)
         if probe:
-            sent.insert(0, probe.send(step))
+            sent.insert(0, sent_by(fold, probe, step, TRAIN))
         tables_K = last_tables(fold, examples) if step == last else [{} for _ in fold.cells]
         rows_K = results(fold, step, metrics, sent, tables_K)
         # Read now, while the device computes this step.
@@ -112,7 +113,6 @@ def _folded(
     runs: Sequence[Run],
     world: Processes,
 ) -> Iterator[Fold]:
-    """Context manager: the base has the adapters of ``runs``, and their settings."""
     base, shared = copy_to_divide(base, world), runs[0].config
     layers = resolve_targets(base.card.targets, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank

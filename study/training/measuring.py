@@ -15,6 +15,7 @@ from study.probes import NormProbe, Sent
 from study.probes.norm_probe import Gradients
 from study.training.fold import Fold
 from study.vocabulary.quantities import (
+    ALIGNMENTS,
     BATCHES,
     HELDOUT,
     NOISE,
@@ -130,14 +131,14 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
     if batch not in batches or not sites:
         return None
     stats = chosen("probes.stats", wanted.stats, STATS, USUAL)
-    return NormProbe(
-        fold.base.model,
-        sites=sites,
-        stats=stats,
-        tokens=wanted.tokens,
-        alignment=fold.alignment,
-        world=fold.world,
-    )
+    tokens, alignment = wanted.tokens, fold.alignment
+    return NormProbe(fold.base.model, sites=sites, stats=stats, tokens=tokens, alignment=alignment)
+
+
+def sent_by(fold: Fold, probe: NormProbe, step: int, batch: str) -> Sent:
+    """The numbers of ``probe``, added up over processes. Process 0 sends what each has whole."""
+    whole = ("delta_w", "rho", *ALIGNMENTS, *(NOISE_SITES if batch == NOISE else ()))
+    return probe.send(step, batch, fold.world.added, whole if fold.world.number else ())
 
 
 def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | None]:
@@ -146,10 +147,10 @@ def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | Non
     sums_K = None
     if probe := make_probe(fold, HELDOUT):
         sums_K = _probe_heldout(fold, probe)
-        sent.append(probe.send(step, HELDOUT))
+        sent.append(sent_by(fold, probe, step, HELDOUT))
     if probe := make_probe(fold, NOISE):
         probe.feed_noise()
-        sent.append(probe.send(step, NOISE))
+        sent.append(sent_by(fold, probe, step, NOISE))
     return sent, sums_K
 
 
@@ -163,7 +164,7 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
     batch_K, gradients = fold.stacked([batch] * len(fold.cells)), None
     with (
         fold.evaluating(),
-        probe.watch(batch_K.real_BT),
+        fold.watched(probe, batch_K),
         torch.set_grad_enabled(probe.needs_backward),
     ):
         sums_K = fold.nll_sums(batch_K)

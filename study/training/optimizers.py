@@ -54,7 +54,6 @@ def _muon(groups: Groups, **options: Any) -> Optimizer:
 
 
 def _outside(name: str) -> Constructor:
-    """A constructor of pytorch_optimizer."""
     return lambda *given, **options: getattr(import_module("pytorch_optimizer"), name)(
         *given, **options
     )

@@ -49,7 +49,6 @@ class PeftAdapter:
 
     @property
     def scaling(self) -> str:
-        """The scaling rule of ``lora_alpha``: ``rslora`` or ``lora``."""
         return "rslora" if self.config.get("use_rslora") else "lora"
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], base: str) -> None:
@@ -186,7 +185,6 @@ def file_hash(folder: Path) -> str:
 
 
 def _fix(folder: Path, name: str) -> str:
-    """What to do if a file of the adapter can't be used."""
     if name == WEIGHTS and (folder / "adapter_model.bin").exists():
         return "adapter_model.bin is a pickle, which is not safe to open: save it as safetensors"
     return f"give the folder with {CONFIG} and {WEIGHTS} that PEFT's save_pretrained wrote"
@@ -197,8 +195,6 @@ Alpha = Annotated[float, Field(gt=0, le=1e30)]
 
 
 class _Fields(BaseModel, strict=True):
-    """The fields of a configuration that are read, and their values."""
-
     peft_type: Literal["LORA"]
     r: Rank
     lora_alpha: Alpha
@@ -229,7 +225,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _keys_by_layer(tensors: Iterable[str], named: str) -> dict[str, dict[str, str]]:
-    """The keys of A and B in a safetensors file, by layer."""
     keys: dict[str, dict[str, str]] = {}
     for key in tensors:
         found = _KEY.fullmatch(key)

@@ -31,7 +31,6 @@ class Numbers:
 
     @property
     def arrived(self) -> bool:
-        """Whether all numbers are on the host, so that reading them does not wait."""
         return self._copy.arrived
 
     @cached_property
@@ -43,7 +42,6 @@ class Numbers:
 
     @cached_property
     def alive_K(self) -> list[bool]:
-        """Which cells have not diverged. Waits for the numbers."""
         return [bool(alive) for alive in self._left[-1]]
 
     @cached_property
@@ -71,12 +69,10 @@ class CellStep:
 
     @property
     def step(self) -> int:
-        """The number of the step."""
         return self.numbers.step
 
     @property
     def metrics(self) -> dict[str, float]:
-        """A row of the ``metrics`` table, less ``cell_id``. Waits for the numbers."""
         return self.numbers.rows_K[self.cell]
 
     @property
@@ -98,7 +94,6 @@ class CellStep:
 
     @property
     def arrived(self) -> bool:
-        """Whether all numbers have left the device, which they do while it trains on."""
         return self.numbers.arrived and all(sent.arrived for sent in self.sent)
 
     @property

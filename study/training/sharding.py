@@ -1,8 +1,7 @@
 """One cell over several processes: base, adapters, gradients and optimizer state divided.
 
 torch's FSDP2 divides every weight among the devices. It gathers a block's weights just before the
-block runs, forward or backward, and drops them after it. It sums the gradients over the processes,
-and each keeps its part. Optimizers step these parts.
+block runs and drops them after it. Each process keeps and steps its part of the summed gradients.
 
 The host's memory holds the whole base. Every cell divides a copy of it, because FSDP can't be
 removed from a module. Every device holds the whole head.

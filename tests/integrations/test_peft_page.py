@@ -1,4 +1,4 @@
-"""The code of docs/{peft,trainers,serving}.md and docs/examples/peft_sweep.py runs as it stands."""
+"""The code of docs/{peft,serving}.md and docs/examples/peft_sweep.py runs as it stands."""
 
 import re
 import runpy
@@ -18,7 +18,7 @@ from study.models import FrozenBase
 peft = pytest.importorskip("peft")
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = "".join((DOCS / f"{name}.md").read_text() for name in ("peft", "trainers", "serving"))
+PAGES = "".join((DOCS / f"{name}.md").read_text() for name in ("peft", "serving"))
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGES, re.M | re.S)
 
 Make = Callable[..., Any]
@@ -58,7 +58,7 @@ def run(code: str, names: dict[str, Any], steps: int) -> Any:
 
 
 def test_every_block_is_run_here() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 3
 
 
 def test_from_a_script_to_exponents_in_15_lines(
@@ -90,41 +90,6 @@ def test_a_loss_of_ones_own(script: dict[str, Any]) -> None:
     metrics = run(block("my_loss"), script | {"my_loss": my_loss}, steps=2).metrics
     assert metrics["loss"].notna().tolist() == [True, True, False]
     assert metrics["eval_loss"].tolist()[2] == 2.5
-
-
-def test_accelerate(script: dict[str, Any]) -> None:
-    accelerate = pytest.importorskip("accelerate")
-    tables = run(
-        block("accelerator.prepare"), script | {"Accelerator": accelerate.Accelerator}, steps=1
-    )
-    assert tables.cells["accumulation"].tolist() == [2]
-
-
-def test_lightning(script: dict[str, Any]) -> None:
-    lightning = pytest.importorskip("lightning")
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = lightning.Trainer(
-        accelerator="cpu", max_epochs=1, log_every_n_steps=1, **dict.fromkeys(quiet, False)
-    )
-    run(block("LightningModule"), script | {"lightning": lightning, "trainer": trainer}, steps=2)
-
-
-def test_trl(script: dict[str, Any]) -> None:
-    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    from study.config import ModelConfig
-    from study.models import load_tokenizer
-
-    data = datasets.Dataset.from_list(
-        [{"prompt": f"Say {n}:", "completion": f" {n}"} for n in range(8)]
-    )
-    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-    args = trl.SFTConfig(output_dir="out", max_steps=2, use_cpu=True, bf16=False, **quiet)
-
-    def trainer(**options: Any) -> Any:
-        tokenizer = load_tokenizer(ModelConfig("tiny"))
-        return trl.SFTTrainer(processing_class=tokenizer, **options)
-
-    run(block("SFTTrainer"), script | {"SFTTrainer": trainer, "args": args, "data": data}, steps=2)
 
 
 def test_an_rslora_adapter_is_written_as_plain_lora(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,4 +1,4 @@
-"""``study.record`` around the loops that people write, with the real libraries."""
+"""``study.record`` around loops of torch: the numbers are those of our own training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -55,7 +55,7 @@ def with_torch(
     batches: Any,
     config: CellConfig,
     watch: Any,
-    has_closure: bool = False,
+    has_closure: bool,
 ) -> Losses:
     losses: Losses = []
     parts, left = config.train.accumulation, iter(batches)
@@ -80,37 +80,6 @@ def with_torch(
     return losses
 
 
-def with_a_closure(*arguments: Any) -> Losses:
-    return with_torch(*arguments, has_closure=True)
-
-
-def with_accelerate(
-    model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any
-) -> Losses:
-    accelerate = pytest.importorskip("accelerate")
-    # A Trainer of an earlier test may have left its data loader, at whose end every backward pass
-    # is followed by an update.
-    accelerate.state.GradientState._reset_state()
-    accelerator = accelerate.Accelerator(
-        cpu=True, gradient_accumulation_steps=config.train.accumulation
-    )
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
-    losses = []
-    with watch(model, optimizer):
-        for batch in batches:
-            with accelerator.accumulate(model):
-                loss = model(**batch).loss
-                losses.append(float(loss))
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and config.train.clip:
-                    accelerator.clip_grad_norm_(model.parameters(), config.train.clip)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-    return losses
-
-
 CLIPPED = (
     *("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.clip=0.5"),
     "adapter.scaling=rslora",
@@ -118,22 +87,11 @@ CLIPPED = (
 PLAIN = ("optimizer=adamw", "optimizer.lr=1e-3")
 
 
-def adapted(config: CellConfig, peft_model: Make, **options: Any) -> tuple[nn.Module, Any]:
-    torch.manual_seed(config.seed)
-    model = peft_model(config, **options)
-    make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[config.optimizer.name]
-    return model, make(trainable(model), lr=config.optimizer.lr, weight_decay=0.0)
-
-
 @pytest.mark.parametrize(
-    ("loop", "overrides"),
-    [
-        (with_torch, PLAIN),
-        *((loop, CLIPPED) for loop in (with_torch, with_a_closure, with_accelerate)),
-    ],
+    ("has_closure", "overrides"), [(False, PLAIN), (False, CLIPPED), (True, CLIPPED)]
 )
 def test_numbers_are_those_of_our_training_and_losses_stay_the_same(
-    loop: Callable[..., Losses],
+    has_closure: bool,
     overrides: tuple[str, ...],
     cell: Make,
     corpus: Corpus,
@@ -143,17 +101,20 @@ def test_numbers_are_those_of_our_training_and_losses_stay_the_same(
     tmp_path: Path,
 ) -> None:
     config = cell(*overrides, "adapter.rank=4", "train.eval_every=0", "probes.steps=[0,1,2]")
-    plain_model, optimizer = adapted(config, peft_model)
-    plain = loop(
-        plain_model, optimizer, micro_batches(config, corpus), config, lambda *_: nullcontext()
-    )
+
+    def losses(watch: Any) -> tuple[Any, Losses]:
+        torch.manual_seed(config.seed)
+        model = peft_model(config)
+        make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[config.optimizer.name]
+        optimizer = make(trainable(model), lr=config.optimizer.lr, weight_decay=0.0)
+        batches = micro_batches(config, corpus)
+        return model, with_torch(model, optimizer, batches, config, watch, has_closure)
 
     def watch(model: Any, optimizer: Any) -> Any:
         return study.record(tmp_path / "run", model, optimizer, steps=[0, 1, 2])
 
-    model, optimizer = adapted(config, peft_model)
-    assert loop(model, optimizer, micro_batches(config, corpus), config, watch) == plain
+    (plain_model, plain), (model, watched) = losses(lambda *_: nullcontext()), losses(watch)
+    assert watched == plain
     for a, b in zip(plain_model.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
-
     assert_same(study.load(tmp_path / "run"), config, ours(config))

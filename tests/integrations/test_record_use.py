@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 
 import study
 from study.errors import StudyError
@@ -95,6 +94,12 @@ def test_refused_models_and_optimizers(script: Script) -> None:
     compiled = nn.Sequential(model)
     compiled.compile()
     lookahead = type("Lookahead", (), {"optimizer": optimizer})()
+    embeddings = peft.LoraConfig(r=2, target_modules=["embed_tokens"])
+    on_embeddings = peft.get_peft_model(tiny.build(), embeddings)
+    fsdp, deepspeed = (
+        type(name, (nn.Sequential,), {})(model)
+        for name in ("FullyShardedDataParallel", "DeepSpeedEngine")
+    )
     for given, of, message in (
         (nn.Linear(2, 2), optimizer, "Linear has no LoRA layer of PEFT: give the model"),
         (model, frozen, "the optimizer does not train all of adapter 'default'"),
@@ -102,6 +107,9 @@ def test_refused_models_and_optimizers(script: Script) -> None:
         (model, lookahead, "a Lookahead around AdamW, and may change weights after its step"),
         (nn.DataParallel(model), optimizer, "each GPU of DataParallel sees a part"),
         (compiled, optimizer, "a compiled model skips the hooks"),
+        (fsdp, optimizer, r"FSDP1 flattens weights: use DDP or FSDP2 \(fully_shard, or fsdp_ver"),
+        (deepspeed, optimizer, "DeepSpeed hides gradients: use DDP or FSDP2"),
+        (on_embeddings, optimizer, "the adapter is on embeddings only"),
     ):
         with pytest.raises(StudyError, match=message):
             study.record("results/mine", given, of)
@@ -110,24 +118,6 @@ def test_refused_models_and_optimizers(script: Script) -> None:
     with pytest.raises(StudyError, match=r"mix=\[1\]: give a number, a string or a bool"):
         script.record(mix=[1])
     assert not script.results.exists()
-
-
-def test_adapters_that_are_not_trained_as_the_tables_assume(script: Script, tmp_path: Path) -> None:
-    """An adapter may be on embeddings only, and FSDP2 wraps weights also in one process: each is
-    one line before the first step.
-    """
-    embeddings = peft.LoraConfig(r=2, target_modules=["embed_tokens"])
-    on_embeddings = Script(peft.get_peft_model(tiny.build(), embeddings), tmp_path)
-    with pytest.raises(StudyError, match="the adapter is on embeddings only"):
-        on_embeddings.record()
-    meet = f"file://{tmp_path / 'meet'}"
-    torch.distributed.init_process_group("gloo", init_method=meet, rank=0, world_size=1)
-    try:
-        fully_shard(script.model)
-        with pytest.raises(StudyError, match="also in one process: record without it"):
-            script.record()
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_loops_that_cannot_be_measured(script: Script) -> None:

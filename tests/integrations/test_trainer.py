@@ -23,7 +23,7 @@ from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
 from study.models import FrozenBase
 from study.probes import NormProbe
-from tests.forked import Forked
+from tests.together import together
 
 peft = pytest.importorskip("peft")
 Make = Callable[..., Any]
@@ -81,43 +81,28 @@ def test_the_callback_does_not_change_training(
     assert "training_step" not in vars(watched)
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
-from study.integrations.transformers import NormProbeCallback
-
 class Kill(TrainerCallback):
-    def on_save(self, args, state, control, **_):
-        if sys.argv[1] == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-torch.manual_seed(0)
-last = int(sys.argv[2])
-sizes = dict(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
-base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1, num_key_value_heads=1))
-model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
-rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 32, (16, 6))]
-args = TrainingArguments(
-    "trainer", max_steps=5, save_steps=last, report_to="none", use_cpu=True, disable_tqdm=True
-)
-trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[Kill()])
-trainer.add_callback(NormProbeCallback(trainer, "results/run", steps=[0, 2, 4]))
-trainer.train(resume_from_checkpoint=get_last_checkpoint("trainer"))
-"""
-"""A user's script. Run as ``kill``, it is killed when the Trainer has saved its checkpoint."""
+    def on_save(self, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("saved_at", ["3", "5"])
-def test_a_run_that_was_killed_in_on_save_keeps_all_rows(saved_at: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved_at", [3, 5])
+def test_a_run_that_was_killed_in_on_save_keeps_all_rows(
+    saved_at: int, cell: Make, peft_model: Make, trainer_of: Make, tmp_path: Path
+) -> None:
     """The last save is after the last update. A resumed Trainer makes another one."""
-    for argument, returned in (("kill", -signal.SIGKILL), ("go on", 0)):
-        (tmp_path / "trainer").mkdir(exist_ok=True)
-        done = Forked(KILLED, [argument, saved_at], tmp_path, os.environ).wait()
-        assert done.returncode == returned, done.stderr
-    tables = study.load(tmp_path / "results" / "run")
+
+    def run(*more: Any, resume: bool = False) -> None:
+        config = cell("adapter.rank=4", "train.steps=5")
+        saving = {"save_strategy": "steps", "save_steps": saved_at}
+        trainer = trainer_of(peft_model(config), config, tmp_path, **saving)
+        for callback in (*more, NormProbeCallback(trainer, tmp_path / "run", steps=[0, 2, 4])):
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=resume)
+
+    assert together(lambda _: run(Kill()), tmp_path, 1) == [None]
+    run(resume=True)
+    tables = study.load(tmp_path / "run")
     assert tables.cells["status"].tolist() == ["complete"]
     assert tables.metrics["step"].tolist() == [0, 1, 2, 3, 4]
     assert sorted(set(tables.probes["step"])) == [0, 2, 4]
@@ -137,9 +122,13 @@ def test_refusals(
     trainer = trainer_of(peft_model(config), config, tmp_path)
     with pytest.raises(StudyError, match="unknown sites 'q'"):
         NormProbeCallback(trainer, tmp_path / "run", sites=["q"])
-    for name, message in (("fp16", "scales the loss"), ("torch_compile", "hooks of layers")):
+    for of, name, message in (
+        (trainer.args, "fp16", "scales the loss"),
+        (trainer.args, "torch_compile", "hooks of layers"),
+        (trainer, "is_deepspeed_enabled", "DeepSpeed hides gradients: use DDP or FSDP2"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.args, name, True)
+            patch.setattr(of, name, True)
             with pytest.raises(StudyError, match=message):
                 NormProbeCallback(trainer, tmp_path / "run")
     model = peft_model(config)
