@@ -56,11 +56,13 @@ from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 HERE = Path(__file__).parent
 STUDIES: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "studies.yaml").read_text())
 CLAIMS: list[dict[str, Any]] = yaml.safe_load((HERE / "claims.yaml").read_text())
+NOT_REPRODUCED = "not reproduced here"
 READS = {
     "open": {AGREES: "open", DIFFERS: "open"},
     "holds": {AGREES: "holds", DIFFERS: "**fails**"},
     "fails": {AGREES: "**fails**", DIFFERS: "open"},
     "below": {AGREES: "**fails**", DIFFERS: "holds"},
+    "figure": {AGREES: "holds", DIFFERS: NOT_REPRODUCED},
 }
 """What a verdict on an expectation says of the claim, by ``reads``."""
 SAID = ("holds", "**fails**", "open")
@@ -150,7 +152,8 @@ def claims() -> str:
             words = Counter(word for _, word in tested(test))
             for word, count in words.items():
                 some = f" ({count} of {words.total()})" if len(words) > 1 else ""
-                regimes[word if word in SAID else "open"].append(regime_of(test) + some)
+                note = f", {word}" if word == NOT_REPRODUCED else ""
+                regimes[word if word in SAID else "open"].append(regime_of(test) + note + some)
         body.append([claim["claim"], claim["by"], *map(_merged, regimes.values())])
     return table(["claim", "by", *SAID], body)
 
