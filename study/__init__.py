@@ -1,5 +1,6 @@
 """How does an adapter's scaling behave as its rank grows?
 
+- ``study.train({"adapter.rank": [4, 64]}, name="mine")`` trains a sweep;
 - ``study.load("results/quick")`` returns the tables of a finished or running study;
 - ``study.record("results/mine", peft_model, optimizer)`` records your own training as a study.
 
@@ -9,7 +10,7 @@ The console script does everything else (``study --help``).
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from study import errors as errors  # so that `except study.errors.StudyError` needs no import
 
 __version__ = "0.1.0"
+__all__ = ["errors", "load", "load_plugins", "record", "train"]
 PLUGINS = "STUDY_PLUGINS"
 """The environment variable with the plug-ins of this process and of its child processes."""
 
@@ -65,6 +67,34 @@ def load(study_dir: str | os.PathLike[str]) -> "Study":
     except errors.StudyError as error:
         logging.getLogger(__name__).warning("no exponents of %s: %s", study_dir, error)
     return Study(**vars(tables), folder=Path(study_dir))
+
+
+def train(settings: Mapping[str, Any], name: str) -> "Study":
+    """Train the study ``name`` as ``study train -m`` does, and :func:`load` it.
+
+    ``settings``: values by key, as on the command line, such as ``{"adapter.rank": [4, 64],
+    "optimizer.lr": 1e-3, "experiment": "quick"}``. A list is swept. A list as one value is text:
+    ``"[0,1,10]"``. Cells that have results are not trained again. Raises
+    :class:`study.errors.StudyError` as the command does.
+    """
+    from study.sweeps.app import main
+
+    def text(value: Any) -> str:
+        words = {None: "null", True: "true", False: "false"}
+        return words[value] if value is None or isinstance(value, bool) else str(value)
+
+    lists = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+    words = ["-m", f"name={name}", *(f"{k}={','.join(map(text, of))}" for k, of in lists.items())]
+    before = sys.argv  # Hydra reads it
+    try:
+        main(words)
+    finally:
+        sys.argv = before
+    return load(Path(settings.get("results_dir", "results"), name))
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -13,13 +13,15 @@ from urllib.parse import quote, unquote
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
 
 from study.analysis import summary
 from study.analysis.grouping import curve_labels
 from study.analysis.wording import TESTED
 from study.config.expectations import Entry
-from study.errors import count_noun, printable
+from study.errors import StudyError, count_noun, printable
 from study.figures import FIGURES, draw_all, save
+from study.figures.selection import Absent
 from study.figures.style import DPI
 from study.report import sections
 from study.report.answer import answer
@@ -245,6 +247,16 @@ class Study(StudyTables):
         rows = summary(self.exponents) if len(self.exponents) else pd.DataFrame(columns=SHOWN)
         name = escape(printable(self.folder.resolve().name))
         return f"<h3>{name}</h3>{found}{rows[SHOWN].to_html(index=False, na_rep='')}"
+
+    def figure(self, name: str) -> Figure:
+        """The figure ``name`` of :data:`study.figures.FIGURES`.
+
+        Raises ``KeyError`` for another name, and :class:`StudyError` if the study lacks its data.
+        """
+        try:
+            return FIGURES[name](self)
+        except Absent as lacks:
+            raise StudyError(f"no figure {name}: {lacks}") from None
 
     def report(self, to: str | os.PathLike[str] | None = None) -> Path:
         """Write what ``study report`` writes. Returns the path of the page."""

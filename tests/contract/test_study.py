@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +61,9 @@ def test_a_notebook_shows_what_was_found_and_writes_the_report(small: Path, tmp_
     shown = loaded._repr_html_()
     assert "<h3>small</h3>" in shown
     assert "<td>adapter_grad norm</td>" in shown
+    assert loaded.figure("grad_norm_vs_rank").axes
+    with pytest.raises(study.errors.StudyError, match="no figure truncated_losses: "):
+        loaded.figure("truncated_losses")
     page = loaded.report(to=tmp_path / "page")
     assert page.read_text().startswith("<!doctype html>")
     assert list((tmp_path / "page/figures").glob("*.png"))
@@ -119,3 +123,17 @@ def test_a_mistake_gets_one_line(home: Path) -> None:
     assert done.returncode != 0
     assert len(done.stderr.strip().splitlines()) == 1
     assert "rslora" in done.stderr
+
+
+def test_a_notebook_trains_a_sweep(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    short = {"model": "tiny", "data": "file", "data.path": "train.jsonl", "data.heldout": 4}
+    short |= {"train.steps": 1, "train.batch_size": 2, "data.sequence_length": 32}
+    argv = list(sys.argv)
+    for ranks in ([1, 2], [1, 2, 4]):
+        found = study.train(short | {"adapter.rank": ranks, "train.save_adapter": False}, "own")
+    assert sorted(found.cells["rank"]) == [1, 2, 4]
+    assert sys.argv == argv
+    with pytest.raises(study.errors.StudyError, match="rnak"):
+        study.train({"adapter.rnak": 4}, "own")
+    assert set(study.__all__) == set(dir(study))
