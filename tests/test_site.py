@@ -78,6 +78,6 @@ def test_an_experiment_in_a_file_of_ones_own(tmp_path: Path) -> None:
 def test_the_theory_of_the_page_is_that_of_the_code() -> None:
     names: dict[str, object] = {}
     found = blocks(DOCS / "theory.md", "python")
-    assert len(found) == 6
+    assert len(found) == 5
     for block in found:
         exec(compile(block, "docs/theory.md", "exec"), names)
