@@ -5,10 +5,15 @@ import textwrap
 from rich.console import Console
 
 from docs.blocks import QUICK, Block, study_tables
-from study.analysis import render_table, summary
+from study.analysis.terminal import render_texts
 from study.figures.captions import settings
 from study.report.answer import answer
-from study.report.sections import condition_section, p_star_section
+from study.report.sections import (
+    condition_section,
+    exponent_section,
+    p_star_section,
+    printed_exponents,
+)
 from study.report.text import bullets, minus, table_of
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
@@ -36,10 +41,9 @@ def condition() -> str:
 
 def verdict_lines() -> str:
     """The first lines of ``study analyze`` on the quick study."""
-    rows = summary(study_tables().exponents)
-    first = rows[(rows["scaling"] == rows["scaling"].iloc[0]) & (rows["step"] == 0)]
-    drawn = render_table(first)
-    drawn.caption = None
+    title, rows, _, by = printed_exponents(exponent_section(study_tables()))
+    first = rows[(rows[by] == rows[by].iloc[0]) & (rows["step"] == "0")]
+    drawn = render_texts(title, first, by=by)
     console = Console(width=80, color_system=None, force_terminal=False)
     with console.capture() as text:
         console.print(drawn)

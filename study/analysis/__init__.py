@@ -1,7 +1,7 @@
 """Exponents with intervals, predictions, verdicts and comparisons, from stored tables.
 
 >>> found = load_tables("results/quick")                           # doctest: +SKIP
->>> rich.print(render_table(summary(found.exponents)))             # doctest: +SKIP
+>>> summary(found.exponents)                                       # doctest: +SKIP
 
 Nothing here imports torch, so a laptop can analyse a study from its stored tables.
 """
@@ -27,7 +27,6 @@ from study.analysis.predictions import lazy_ratios, predicted_curve, with_predic
 from study.analysis.rates import best_rates, exponents_against_rho, rate_transfer
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import headline, summary
-from study.analysis.terminal import render_horizons, render_stable, render_table
 from study.analysis.verdicts import VERDICTS, holm, tost, with_verdicts
 from study.store import StudyTables, load_measured
 from study.vocabulary.quantities import QUANTITIES

@@ -12,135 +12,15 @@ from rich.text import Text
 from study.analysis.grouping import RULE, curve_columns, distinguishing, groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST
 from study.analysis.rates import OF_A_RULE
-from study.analysis.stable import (
-    first_to_read,
-    one_per_measurement,
-    shared_measurements,
-    shared_rules,
-    side_by_side,
-)
-from study.analysis.summary import OVER_MODEL
 from study.analysis.wording import (
     bracket_notes,
-    factor_text,
     interval_text,
-    number_text,
     rounded,
     setting_labels,
 )
 from study.errors import printable
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
-from study.vocabulary.scaling import rule_label, rule_words
-from study.vocabulary.thresholds import FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
-from study.vocabulary.verdicts import VERDICTS, Colour, colour_of, meaning
-
-STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
-
-
-def render_table(summary: pd.DataFrame) -> Table:
-    """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals."""
-    by = ["optimizer", "rule", "curve", "batch"]
-    predicted = bool(summary["predicted"].notna().any())
-    theory = ["theory"] if predicted else []
-    columns = ["quantity", "step", "exponent", "factor", *theory, "verdict"]
-    table = _table(
-        "Scaling exponents with rank", _caption(summary), columns, ["quantity", "verdict"]
-    )
-    for (*key, batch), rows in summary.groupby(by, sort=False, observed=True):
-        name = ", ".join([*filter(None, map(str, key)), BATCH_NAMES.get(str(batch), str(batch))])
-        table.add_section()
-        table.add_row(Text(printable(name), style="bold"))
-        for row in rows.to_dict("records"):
-            word = str(row["verdict"])
-            star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
-            verdict = Text(word + star, style=STYLES[colour_of(word, str(row["stat"]))])
-            bend = ""
-            if row["bent"]:
-                bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}"
-                verdict.append("\nbent", style="default")
-            table.add_row(
-                row["quantity"],
-                str(row["step"]),
-                row["estimate"] + bend,
-                factor_text(row["factor"]),
-                *([number_text(row["predicted"])] if predicted else []),
-                verdict,
-            )
-    return table
-
-
-def _caption(summary: pd.DataFrame) -> str:
-    if summary.empty:
-        return "nothing to show: no primary quantity was measured at two ranks"
-    lines = bracket_notes(summary)
-    for word in VERDICTS:
-        if (summary["verdict"] == word).any():
-            lines.append(f"{word}: {meaning(word, STABLE_RATIO)}")
-    spans = summary[["rank_min", "rank_max", "margin"]].drop_duplicates()
-    lines += [
-        f"factor: from rank {low:.0f} to {high:.0f}; {STABLE_RATIO} is an exponent of ±{margin:.3f}"
-        for low, high, margin in spans.itertuples(index=False)
-    ]
-    if summary["bent"].any():
-        lines.append("bent: not a straight line; below, its slopes at the lowest, highest ranks")
-    lines += [
-        f"{', '.join(rows['quantity'].unique())}: {over}"
-        for over, rows in summary.groupby("over", sort=False)
-        if over != OVER_MODEL
-    ]
-    names = ", ".join(BATCH_NAMES.get(batch, batch) for batch in summary["batch"].unique())
-    lines.append(f"{names}: the batch of the rows below it")
-    if (summary["dropped"] > 0).any():
-        lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
-    tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()
-    if tested:
-        lines.append("verdicts are stricter than intervals: many are tested (Holm)")
-    if tested and not summary["primary"].all():
-        lines.append("* tested together with all quantities of its step; the others were fixed")
-        lines.append("  before the runs and are tested together")
-    return "\n".join(lines)
-
-
-def render_stable(stable: pd.DataFrame) -> Table:
-    """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table of 80 columns."""
-    rows = first_to_read(stable)
-    # Of the estimates from a grid of p, the one at the last step is enough.
-    early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
-    rows = side_by_side(rows[~early])
-    settings = distinguishing(rows, curve_columns(rows))
-    rows = one_per_measurement(rows, settings)
-    named = zip(rows["optimizer"], setting_labels(rows, settings), strict=True)
-    heads = [", ".join(filter(None, map(str, words))) for words in named]
-    high = sorted(rows["high_rank_min"].dropna().unique())
-    above = [f"r≥{' or '.join(f'{rank:.0f}' for rank in high)}"] if high else []
-    lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
-    lines.append(f"read on the {BATCH_NAMES[TRAIN]} batch")
-    lines += bracket_notes(rows)
-    if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
-        lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
-    table = _table(
-        "p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
-        "\n".join([*lines, *shared_rules(rows), *shared_measurements(rows)]),
-        ["quantity", "from", "step", "p* here", "theory", *above, "limit", "theory"],
-        left=["quantity", "from"],
-        wrapped=False,
-    )
-    shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
-    for optimizer, part in rows.groupby(np.array(heads, object), sort=False):
-        table.add_section()
-        table.add_row(Text(printable(str(optimizer)), style="bold"))
-        for row in part.to_dict("records"):
-            rule = rule_words(row["scaling"], row["exponent_p"]).removeprefix("power ")
-            origin = "each rule" if len(row["rules"]) > 1 else rule
-            table.add_row(
-                DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
-                "grid" if row["method"] == "grid" else origin,
-                str(row["step"]),
-                interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
-                *(number_text(row[name]) for name in shown),
-            )
-    return table
+from study.vocabulary.scaling import rule_label
 
 
 def render_best(rates: pd.DataFrame) -> Table:

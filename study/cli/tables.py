@@ -17,7 +17,7 @@ from study.analysis.compare import conclusion, table_texts
 from study.analysis.distances import laws
 from study.analysis.grouping import seed_numbers
 from study.analysis.power import MOST_SEEDS, seeds_needed
-from study.analysis.terminal import render_texts
+from study.analysis.terminal import render_horizons, render_texts
 from study.cli.group import (
     PATH,
     STUDY_DIR,
@@ -39,6 +39,7 @@ from study.integrations.configs.files import load
 from study.report import answer, plots_folder, write_report
 from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
+from study.report.sections import printed
 from study.store import StudyTables, load_measured, write_table
 from study.store.archive import check_study, write_archive
 from study.store.files import Damaged, check_writable
@@ -63,12 +64,11 @@ def analyze(study_dir: Path, output: str | None) -> None:
         tables = {"exponents": exponents, "stable": stable, "rates": transfer}
         print_tables(output, **tables, losses=found.losses, answer=answer(found))
         return
-    Console().print(analysis.render_table(exponents))
-    if len(found.stable):
-        Console().print(analysis.render_stable(found.stable))
+    for table in printed(found):
+        Console().print(render_texts(*table))
     if len(transfer):
         at_end = found.rates.assign(horizon=found.rates["steps"])
-        Console().print(analysis.render_horizons(analysis.exponents_against_rho(at_end)))
+        Console().print(render_horizons(analysis.exponents_against_rho(at_end)))
     conclude(found, study_dir)
     say(f"all exponents: {study_dir / 'exponents.parquet'}")
     say(f"next: study report {study_dir}")

@@ -1,6 +1,6 @@
 """The values of the report's sections, for the template: a function each, from a study's tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ from study.report.text import (
 )
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import BATCH_NAMES
+from study.vocabulary.quantities import BATCH_NAMES, PRIMARY, QUANTITIES
 from study.vocabulary.scaling import rule_label
 
 Section = dict[str, Any]
@@ -230,6 +230,52 @@ def exponent_section(tables: StudyTables) -> Section:
     ]
     notes = f"{legend(rows)} {' '.join(bracket_notes(rows))}"
     return {"rows": body, "legend": notes, "note": note}
+
+
+NOUNS = {quantity.label: quantity.noun for quantity in (*PRIMARY, *QUANTITIES)}
+Printed = tuple[str, pd.DataFrame, str, str]
+"""A table of the terminal: title, texts, caption, and the column that heads groups of rows."""
+
+
+def printed(tables: StudyTables) -> Iterator[Printed]:
+    """The sections on exponents and p* as tables of a terminal. The report has more columns."""
+    if section := exponent_section(tables):
+        yield printed_exponents(section)
+    if section := p_star_section(tables):
+        stars = pd.DataFrame(section["rows"])
+        heads = {
+            "optimizer": "optimizer",
+            "quantity": "quantity",
+            "step": "step",
+            "p\\*, measured ranks": "p* here",
+            "theory, same ranks": "theory",
+            "p\\*, corrected for finite rank": "limit",
+            "theory, r → ∞": "theory ",
+        }
+        stars = stars[list(heads)].rename(columns=heads)
+        title = "p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank"
+        notes = "p* here: over the ranks measured; limit: corrected for finite rank. "
+        stars["quantity"] = stars["quantity"].replace(NOUNS)
+        yield title, stars, notes + section["notes"] + section["note"], "optimizer"
+
+
+def printed_exponents(section: Section) -> Printed:
+    """Of :func:`exponent_section`, without the range over layers and the slopes of a bend."""
+    rows = pd.DataFrame(section["rows"])
+    names = rows["optimizer, rule"]
+    if "batch" in rows:
+        names = names + ", " + rows["batch"]
+    texts = {
+        "optimizer, rule": names,
+        "quantity": rows["quantity"].replace(NOUNS),
+        "step": rows["step"],
+        "exponent": rows.filter(like="exponent").iloc[:, 0],
+        "factor": rows["factor"],
+        "theory": rows["theory"],
+        "verdict": [word.replace("*", "").partition(":")[0] for word in rows["verdict"]],
+    }
+    notes = section["legend"].replace("*", "") + section["note"]
+    return "Scaling exponents with rank", pd.DataFrame(texts), notes, "optimizer, rule"
 
 
 def rate_section(tables: StudyTables) -> Section:

@@ -45,12 +45,6 @@ AGREES, DIFFERS = "agrees", "differs"
 """The words for a measured value compared with an expected one; also UNCLEAR and ONE_SEED."""
 
 
-def colour_of(word: str, stat: str) -> Colour:
-    """The colour of a verdict on a statistic. A descent that grows with the rank is no fault."""
-    is_gain = stat == "descent" and word in (EXPLODES, RISES)
-    return "yellow" if is_gain else VERDICTS[word].colour
-
-
 def meaning(word: str, factor: float) -> str:
     """The sentence of a legend, for a margin with the ratio ``factor``."""
     return VERDICTS[word].meaning.format(factor=factor)

@@ -78,7 +78,7 @@ def test_the_same_line_again_trains_nothing(small: Path, command: Command) -> No
 def test_every_reader_says_what_it_found(small: Path, home: Path, command: Command) -> None:
     assert command("status", "results/small").count("complete") >= 12
     analyzed = command("analyze", "results/small")
-    assert "rslora" in analyzed
+    assert "rsLoRA" in analyzed
     assert pd.read_parquet(small / "exponents.parquet").shape[0] > 100
     assert "no problem" in command("check", "results/small")
     command("figures", "results/small", "--only", "grad_norm_vs_rank", "--formats", "png")
