@@ -8,12 +8,7 @@ from docs.blocks import QUICK, Block, study_tables
 from study.analysis.terminal import render_texts
 from study.figures.captions import settings
 from study.report.answer import answer
-from study.report.sections import (
-    condition_section,
-    exponent_section,
-    p_star_section,
-    printed_exponents,
-)
+from study.report.sections import condition_section, p_star_section, printed
 from study.report.text import bullets, minus, table_of
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
@@ -41,7 +36,7 @@ def condition() -> str:
 
 def verdict_lines() -> str:
     """The first lines of ``study analyze`` on the quick study."""
-    title, rows, _, by = printed_exponents(exponent_section(study_tables()))
+    title, rows, _, by = next(printed(study_tables()))
     first = rows[(rows[by] == rows[by].iloc[0]) & (rows["step"] == "0")]
     drawn = render_texts(title, first, by=by)
     console = Console(width=80, color_system=None, force_terminal=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from study.analysis import holm, lazy_ratios
+from study.analysis import lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
 from study.errors import count_noun
@@ -21,7 +21,6 @@ from study.vocabulary.thresholds import (
     LAZY_WITHIN,
     SEEDS_FOR_VERDICT,
     SIGN_LIKE_FROM,
-    SIGNIFICANCE,
 )
 
 REGIMES_DIFFER = 0.05
@@ -39,7 +38,6 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
         *_lost_cells(tables.cells, records),
         *_few_seeds(tables.cells),
         *_two_ranks(tables.cells),
-        *_coverage(tables.exponents),
         *_noted(records),
         *_large_steps(tables),
         *_clipped(tables),
@@ -87,30 +85,6 @@ def _two_ranks(cells: pd.DataFrame) -> Iterator[str]:
         yield (
             f"**Two ranks**: an exponent is a change between ranks {low:.0f} and {high:.0f}. Other "
             "ranks may not lie on its line."
-        )
-
-
-def _coverage(exponents: pd.DataFrame) -> Iterator[str]:
-    """Cases in which intervals over seeds may cover less than 95 %; simulated in the tests."""
-    if exponents.empty:
-        return
-    rows = exponents[exponents["primary"] & (exponents["seeds"] >= SEEDS_FOR_VERDICT)]
-    skewed = rows[holm(rows["p_skew"]) <= SIGNIFICANCE]
-    if len(skewed):
-        pairs = dict.fromkeys(zip(skewed["site"], skewed["stat"], strict=True))
-        names = joined([quantity_text(str(site), str(stat)) for site, stat in pairs])
-        yield (
-            f"**Skewed seeds**: the slopes of seeds are skewed in {len(skewed)} of {len(rows)} "
-            f"rows ({names}). If they are as skewed as exponential ones, a 95 % interval covers "
-            "88 %, and 11 % of the words *stable* are false."
-        )
-    missing = rows[rows["points"] < rows["seeds"] * rows["ranks"]]
-    if len(missing):
-        most = (1 - missing["points"] / (missing["seeds"] * missing["ranks"])).max()
-        yield (
-            f"**Missing cells**: {len(missing)} of {len(rows)} rows lack up to {100 * most:.0f} % "
-            "of their cells, whose values are fitted. The fit assumes that cells are missing at "
-            "random, but a diverged cell may be one that would change the slope."
         )
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from study.analysis import summary
 from study.analysis.grouping import curve_labels
@@ -54,13 +54,6 @@ MOST_OF_A_TEXT = 20_000
 SHOWN = ["optimizer", "rule", "curve", "quantity", "batch", "step"]
 SHOWN += ["estimate", "predicted", "verdict"]
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
-PART = re.compile(
-    r"^<details>\n<summary>(?P<summary>.+)</summary>\n\n(?P<details>(?s:.+?))\n\n</details>$"
-    r"|^!\[.*\]\((?P<source>.+)\)\n\n(?P<caption>.+)$"
-    r"|^\[(?P<contents>.+)\]\(#.+\)$",
-    re.MULTILINE,
-)
-"""Parts of the Markdown that are not text: closed parts, pictures, and the line of contents."""
 
 
 class Written(str):
@@ -205,34 +198,22 @@ def picture(caption: str, path: Path, folder: Path) -> Written:
 
 
 def as_html(text: str, title: str, folder: Path) -> str:
-    """The report as a whole HTML page, with its pictures embedded. ``folder``: where it will lie.
+    """The report as a whole HTML page, with its pictures embedded. ``folder``: where it will lie."""
 
-    It embeds only its pictures and links only to its sections.
-    """
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    def embedded(found: re.Match[str]) -> str:
+        png = (folder / unquote(found[1])).read_bytes()
+        # A one-column figure stays half as wide as a full-page one.
+        width = round(INCH * int.from_bytes(png[16:20]) / DPI)
+        data = base64.b64encode(png).decode()
+        return f'<img width="{width}" src="data:image/png;base64,{data}"'
 
-    def markdown(text: str) -> str:
-        page = re.sub(UNBROKEN, lambda found: found[0].replace(" ", "\u00a0"), reader.render(text))
-        heading = r"<h2>(.*?)</h2>"
-        return re.sub(heading, lambda h: f'<h2 id="{anchor(h[1])}">{h[1]}</h2>', page)
-
-    parts: list[dict[str, Any]] = []
-    end = 0
-    for found in PART.finditer(text):
-        parts += [{"text": text[end : found.start()]}, found.groupdict()]
-        end = found.end()
-        if source := found["source"]:
-            png = (folder / unquote(source)).read_bytes()
-            # A one-column figure stays half as wide as a full-page one.
-            width = round(INCH * int.from_bytes(png[16:20]) / DPI)
-            parts[-1] |= {"data": base64.b64encode(png).decode(), "width": width}
-    parts.append({"text": text[end:]})
-    page = Environment(
-        loader=PackageLoader("study.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters |= {"markdown": markdown, "inline": reader.renderInline, "anchor": anchor}
-    titles = HEADING.findall(text)[1:]  # without the answer, which is above the contents
-    return page.get_template("page.html").render(title=title, titles=titles, parts=parts)
+    # The names in the text are inert, so its HTML is that of the template.
+    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    body = re.sub(UNBROKEN, lambda found: found[0].replace(" ", "\u00a0"), body)
+    body = re.sub("<h2>(.*?)</h2>", lambda h: f'<h2 id="{anchor(h[1])}">{h[1]}</h2>', body)
+    body = re.sub('<img src="(.*?)"', embedded, body)
+    page = Environment(loader=PackageLoader("study.report"), autoescape=True)
+    return page.get_template("page.html").render(title=title, body=Markup(body))
 
 
 @dataclass(frozen=True)

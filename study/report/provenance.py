@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from study.report.text import distinct, setting
+from study.analysis.wording import setting_text
+from study.report.text import distinct
 from study.store import StudyTables, cell_folders, damage, read_cell
 
 Record = Mapping[str, Any]
@@ -48,7 +49,7 @@ def provenance_lines(tables: StudyTables, records: Sequence[Record]) -> list[str
     lines.append(f"data: {data}")
     for key in SETTINGS:
         if key in cells:
-            lines.append(f"{key.replace('_', ' ')}: {distinct(map(setting, cells[key]))}")
+            lines.append(f"{key.replace('_', ' ')}: {distinct(map(setting_text, cells[key]))}")
     devices = distinct(f"{r.get('device_name')} ({r.get('device')})" for r in found)
     lines.append(f"device: {devices}")
     if "precision" in cells:

@@ -34,13 +34,13 @@ from study.analysis.wording import (
     bracket_head,
     bracket_notes,
     factor_text,
+    number_text,
     setting_labels,
 )
 from study.report.text import (
     interval,
     joined,
     legend,
-    number,
     number_list,
     quantity_text,
     row_estimate,
@@ -125,7 +125,7 @@ def condition_section(tables: StudyTables) -> Section:
 
 def _condition_entry(row: Any) -> str:
     """``step 12: falls, -0.08 [-0.10, -0.06], ×0.72, theory 0.00``."""
-    theory = number(row.predicted)
+    theory = number_text(row.predicted)
     parts = [
         word_text(row.verdict),
         row_estimate(row),
@@ -153,7 +153,7 @@ def p_star_section(tables: StudyTables) -> Section:
     sentences = []
     for optimizer, part in first.groupby("optimizer", sort=False, observed=True):
         parts = [
-            f"{number(row.p_star)} for {quantity_text(row.site, row.stat)} (step {row.step})"
+            f"{number_text(row.p_star)} for {quantity_text(row.site, row.stat)} (step {row.step})"
             for row in row_list(part.drop_duplicates(["site", "stat"]))
         ]
         sentences.append(f"**{label(str(optimizer))}**: {joined(parts)}.")
@@ -175,7 +175,7 @@ def _p_star_row(
         f"p\\*, ranks from {high}": interval(
             row["high_p_star"], row["high_ci_low"], row["high_ci_high"]
         ),
-        "theory, same ranks ": number(row["high_predicted"]),
+        "theory, same ranks ": number_text(row["high_predicted"]),
     }
     return {
         "optimizer": label(row["optimizer"]),
@@ -183,12 +183,12 @@ def _p_star_row(
         "step": str(row["step"]),
         "estimated from": ", ".join(words),
         "p\\*, measured ranks": interval(row["p_star"], row["ci_low"], row["ci_high"]),
-        "theory, same ranks": number(row["predicted"]),
+        "theory, same ranks": number_text(row["predicted"]),
         **(at_high if high else {}),
         "p\\*, corrected for finite rank": interval(
             row["p_star_limit"], row["limit_low"], row["limit_high"]
         ),
-        "theory, r → ∞": number(row["limit"]),
+        "theory, r → ∞": number_text(row["limit"]),
         "small steps": {1.0: "yes", 0.0: "no"}.get(row["lazy"], "unknown"),
         "seeds": str(row["seeds"]),
     }
@@ -200,9 +200,11 @@ def _apart(row: Mapping[Any, Any], others: pd.DataFrame, settings: list[str]) ->
     for name in ("optimizer", "site", "stat", "step", *settings):
         here &= others[name].eq(row[name]) | (others[name].isna() & pd.isna(row[name]))
     here &= (others["ci_low"] > row["ci_high"]) | (others["ci_high"] < row["ci_low"])
+    apart = row_list(others[here & (others["method"] != "grid")])
+    rules = [joined([rule_label(*rule) for rule in other.rules]) for other in apart]
     return [
-        f"but {number(other.p_star)} from {joined([rule_label(*rule) for rule in other.rules])}"
-        for other in row_list(others[here & (others["method"] != "grid")])
+        f"but {number_text(other.p_star)} from {names}"
+        for other, names in zip(apart, rules, strict=True)
     ]
 
 
@@ -222,7 +224,7 @@ def exponent_section(tables: StudyTables) -> Section:
             "step": str(row.step),
             f"exponent [{brackets}]" if brackets else "exponent": row_estimate(row),
             "factor": factor_text(row.factor),
-            "theory": number(row.predicted),
+            "theory": number_text(row.predicted),
             "verdict": ", ".join(filter(None, (word_text(row.verdict), bend_text(row)))),
             "5–95 % of layers": span(row.layer_p05, row.layer_p95),
         }
@@ -240,42 +242,33 @@ Printed = tuple[str, pd.DataFrame, str, str]
 def printed(tables: StudyTables) -> Iterator[Printed]:
     """The sections on exponents and p* as tables of a terminal. The report has more columns."""
     if section := exponent_section(tables):
-        yield printed_exponents(section)
-    if section := p_star_section(tables):
-        stars = pd.DataFrame(section["rows"])
-        heads = {
-            "optimizer": "optimizer",
-            "quantity": "quantity",
-            "step": "step",
-            "p\\*, measured ranks": "p* here",
-            "theory, same ranks": "theory",
-            "p\\*, corrected for finite rank": "limit",
-            "theory, r → ∞": "theory ",
+        rows = pd.DataFrame(section["rows"])
+        names, notes = rows["optimizer, rule"], section["legend"].replace("*", "")
+        texts = {
+            "optimizer, rule": names + ", " + rows["batch"] if "batch" in rows else names,
+            "quantity": rows["quantity"].replace(NOUNS),
+            "step": rows["step"],
+            "exponent": rows.filter(like="exponent").iloc[:, 0],
+            "factor": rows["factor"],
+            "theory": rows["theory"],
+            "verdict": [word.replace("*", "").partition(":")[0] for word in rows["verdict"]],
         }
-        stars = stars[list(heads)].rename(columns=heads)
+        shown = pd.DataFrame(texts)
+        yield "Scaling exponents with rank", shown, notes + section["note"], "optimizer, rule"
+    if section := p_star_section(tables):
+        rows = pd.DataFrame(section["rows"])
+        texts = {
+            "optimizer": rows["optimizer"],
+            "quantity": rows["quantity"].replace(NOUNS),
+            "step": rows["step"],
+            "p* here": rows["p\\*, measured ranks"],
+            "theory": rows["theory, same ranks"],
+            "limit": rows["p\\*, corrected for finite rank"],
+            "theory ": rows["theory, r → ∞"],
+        }
         title = "p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank"
         notes = "p* here: over the ranks measured; limit: corrected for finite rank. "
-        stars["quantity"] = stars["quantity"].replace(NOUNS)
-        yield title, stars, notes + section["notes"] + section["note"], "optimizer"
-
-
-def printed_exponents(section: Section) -> Printed:
-    """Of :func:`exponent_section`, without the range over layers and the slopes of a bend."""
-    rows = pd.DataFrame(section["rows"])
-    names = rows["optimizer, rule"]
-    if "batch" in rows:
-        names = names + ", " + rows["batch"]
-    texts = {
-        "optimizer, rule": names,
-        "quantity": rows["quantity"].replace(NOUNS),
-        "step": rows["step"],
-        "exponent": rows.filter(like="exponent").iloc[:, 0],
-        "factor": rows["factor"],
-        "theory": rows["theory"],
-        "verdict": [word.replace("*", "").partition(":")[0] for word in rows["verdict"]],
-    }
-    notes = section["legend"].replace("*", "") + section["note"]
-    return "Scaling exponents with rank", pd.DataFrame(texts), notes, "optimizer, rule"
+        yield title, pd.DataFrame(texts), notes + section["notes"] + section["note"], "optimizer"
 
 
 def rate_section(tables: StudyTables) -> Section:
@@ -391,7 +384,7 @@ def task_section(tables: StudyTables) -> Section:
     for row in row_list(scores.assign(named=setting_labels(scores, settings))):
         score = interval(row.exact_match, row.exact_match_low, row.exact_match_high)
         exact = {
-            "exact match: base model": number(row.base_exact_match) if score else "",
+            "exact match: base model": number_text(row.base_exact_match) if score else "",
             "after training ": score,
         }
         body.append(
@@ -400,7 +393,7 @@ def task_section(tables: StudyTables) -> Section:
                 "rule": rule_of_row(row, row.named),
                 "rank": number_list([row.rank]),
                 "learning rate": f"{row.lr:g}",
-                "perplexity: base model": number(row.base_perplexity),
+                "perplexity: base model": number_text(row.base_perplexity),
                 "after training": interval(row.perplexity, row.perplexity_low, row.perplexity_high),
                 **(exact if answered else {}),
                 "seeds": str(row.seeds),
@@ -408,11 +401,11 @@ def task_section(tables: StudyTables) -> Section:
         )
     best = row_list(scores)[int(scores["perplexity"].argmin())]
     return {
-        "perplexity": number(best.perplexity),
+        "perplexity": number_text(best.perplexity),
         "rule": rule_label(best.scaling, best.exponent_p, best.crossover),
         "rank": number_list([best.rank]),
         "optimizer": label(best.optimizer),
-        "base": number(best.base_perplexity),
+        "base": number_text(best.base_perplexity),
         "rows": body,
         "answered": answered,
         "several_rates": bool((scores["rates"] > 1).any()),

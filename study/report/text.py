@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.grouping import RULE, curve_labels, end_steps
-from study.analysis.wording import TESTED, interval_text, setting_text
+from study.analysis.wording import TESTED, interval_text, number_text, setting_text
 from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import PRIMARY, QUANTITIES, SITES, STATS
@@ -19,7 +19,6 @@ from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 MOST_OF_AN_ENTRY = 2000  # characters of a table
 MOST_NAMED = 6
 """Groups of cells that a sentence names before it counts the others."""
-setting = setting_text
 
 
 def anchor(title: str) -> str:
@@ -102,16 +101,11 @@ def interval(value: float, low: float, high: float) -> str:
     return "" if np.isnan(value) else interval_text(value, low, high)
 
 
-def number(value: float) -> str:
-    """A number with two decimal places; empty if NaN."""
-    return interval(value, np.nan, np.nan)
-
-
 def span(low: float, high: float) -> str:
     """``0.10 to 0.20``; one number if both are equal; empty if NaN."""
     if np.isnan(low):
         return ""
-    return number(low) if np.isclose(low, high) else f"{number(low)} to {number(high)}"
+    return " to ".join(dict.fromkeys((number_text(low), number_text(high))))
 
 
 def signed_interval(value: float, low: float, high: float) -> str:
