@@ -1,4 +1,4 @@
-"""The output of ``study analyze`` and ``study rates``: rich tables of exponents, p* and rates."""
+"""The output of ``study rates``, and tables of texts, as rich tables."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal

@@ -198,7 +198,7 @@ def picture(caption: str, path: Path, folder: Path) -> Written:
 
 
 def as_html(text: str, title: str, folder: Path) -> str:
-    """The report as a whole HTML page, with its pictures embedded. ``folder``: where it will lie."""
+    """The report as a whole HTML page with its pictures. ``folder``: where it will lie."""
 
     def embedded(found: re.Match[str]) -> str:
         png = (folder / unquote(found[1])).read_bytes()
