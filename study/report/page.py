@@ -12,8 +12,8 @@ from urllib.parse import quote, unquote
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
-from matplotlib.figure import Figure
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from study.analysis import summary
 from study.analysis.grouping import curve_labels
