@@ -1,7 +1,7 @@
 """Activations and their gradients, from hooks; and statistics of a sample of the tokens.
 
 Hooks cannot read the adapter's own output and input gradient in every implementation. So these are
-computed from (x, dL/dy, A, B, gamma) on a sample of the tokens. So are rho and the alignments.
+computed from (x, dL/dy, A, B, gamma) on a sample of the tokens. So are rho, r_parts and the alignments.
 
 Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence, ``N`` tokens of a cell, ``n``
 sampled tokens, ``F`` features (``D`` in, ``O`` out).
@@ -121,6 +121,7 @@ class Activations:
     ) -> None:
         self.found, self.delta_w, self.tokens, self.alignment = found, delta_w, tokens, alignment
         self.rho = "rho" in found.stats and "A" in found.wanted
+        self.parts = "r_parts" in found.stats
         self.loses = "swallowed" in found.stats and "adapter_out" in found.wanted
         self.passes = 0
         self.joined: Callable[[Tensor], Tensor] = lambda x_nF: x_nF
@@ -178,14 +179,16 @@ class Activations:
                     self.align_output_gradients(index, cell, dy_nO)
 
     def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
-        """Measure the alignments of sampled inputs, and rho."""
-        if self.alignment is not None or self.rho:
+        """Measure the alignments of sampled inputs, rho and r_parts."""
+        if self.alignment is not None or self.rho or self.parts:
             x_nD = self.joined(x_nD)
         if self.alignment is not None:
             stats_of = self.alignment.of_inputs
             self.found.write("adapter_out", layer, cell, stats_of, layer, cell, x_nD)
         if self.rho and (A0_RD := self.found.layers[layer].initial_A(cell)) is not None:
             self.found.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
+        if self.parts:
+            self.found.write("adapter_out", layer, cell, _parts, x_nD, pair)
 
     def align_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> None:
         """Measure the alignments of sampled output gradients.
@@ -352,3 +355,15 @@ def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:
     dA is computed first, because ``A x - A0 x`` would lose it to rounding.
     """
     return {"rho": (x_nD @ (pair.A_RD - A0_RD).mT).norm() / (x_nD @ A0_RD.mT).norm()}
+
+
+def _parts(x_nD: Tensor, pair: LoraPair) -> dict[str, Tensor]:
+    """r_sign of the output as it is, over the tokens. The output is a sum of R parts ``B_k A_k x``.
+
+    ``E |out|^2 = R (R - 1 + r_parts) c``, where R ``r_parts c`` is the sum of the parts' squares. NaN
+    at rank 1.
+    """
+    h_nR = x_nD @ pair.A_RD.mT
+    own = torch.dot(h_nR.square().sum(0), pair.B_OR.square().sum(0))
+    others = (h_nR @ pair.B_OR.mT).square().sum() - own
+    return {"r_parts": (pair.A_RD.shape[0] - 1) * own / others}

@@ -70,7 +70,8 @@ class Stat:
     """A statistic of a site.
 
     - ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
-      values, ``alignment`` from inputs and weight gradients, ``motion`` from A and its init;
+      values, ``alignment`` from inputs and weight gradients, ``motion`` from the factors and
+      inputs;
     - ``usual``: part of ``probes.stats=all``. Most others cost a product with the inputs, or a
       weight gradient, per layer;
     - ``fitted``: whether a scaling exponent of it is estimated.
@@ -118,6 +119,13 @@ STATS: dict[str, Stat] = {
     "stable_rank": Stat("stable rank", "(norm / spectral)^2", "spectrum"),
     **{name: Stat(*row, "alignment", False, False) for name, row in _ALIGNMENTS.items()},
     "rho": Stat("motion of A over its init", "|dA x| / |A0 x|", "motion", usual=False),
+    "r_parts": Stat(
+        "r_sign of the trained output",
+        "(r - 1) sum_k |B_k A_k x|^2 / (|B A x|^2 - sum_k |B_k A_k x|^2)",
+        "motion",
+        False,
+        False,
+    ),
     "mean_norm": Stat(
         "mean norm over A and B of all layers", "mean over tensors of sqrt(sum x^2)", usual=False
     ),

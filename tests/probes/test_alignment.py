@@ -141,3 +141,15 @@ def test_rho_is_the_motion_of_A(tiny_base: FrozenBase, corpus: Corpus, cell: Bui
             assert rho == pytest.approx(expected, rel=1e-5)
             assert rho > 0
     assert np.isnan(after[1]["rho"]).all(), "A was 0 at the start in this cell"
+
+
+def test_after_one_step_of_adam_r_parts_is_r_sign(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    """A is drawn anew at each rank, so the parts of one output scatter about their mean."""
+    settings = ["optimizer=adamw", "optimizer.eps=1e-20", "probes.stats=[r_sign,r_parts]"]
+    config = cell(*settings, "probes.sites=[adapter_out]", "probes.steps=[1]", "adapter.rank=256")
+    table = probes(tiny_base, corpus, config)[1].set_index("layer")
+    ratio = np.log(table["r_parts"] / table["r_sign"])
+    assert np.exp(ratio.mean()) == pytest.approx(1, abs=0.05)
+    assert ratio.std() < 0.2
