@@ -105,7 +105,7 @@ def hero(steps: str = "256", stacked: bool = False) -> Figure:
     for ax in panels[-1:] if stacked else panels:
         ax.set_xlabel("learning rate")
     handles, labels = panels[0].get_legend_handles_labels()
-    page.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    page.legend(handles, labels, loc="outside lower center", ncols=3 if stacked else 5, fontsize=8)
     return page
 
 
