@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts only its own flags, so ours is passed as a key that no cell has. Its value
-names the devices to plan for; empty means this machine."""
+names the device to plan for; empty means this machine."""
 _CELLS, _SWEEP = "cells", "sweep"
 """The keys of a job: the overrides of its cells, and the file of its sweep."""
 _JOBS = ("n_jobs", "array_parallelism")
@@ -56,7 +56,7 @@ OmegaConf.register_new_resolver("gpus", _visible_gpus, replace=True)
 def main(arguments: Sequence[str]) -> None:
     """Run ``study train`` with Hydra's command line, and ``--plan``, which trains nothing.
 
-    ``--plan=8xh100`` plans for other devices than this machine's.
+    ``--plan=h100`` plans for another device than this machine's.
 
     Raises :class:`StudyError` for every mistake of the user, including those that Hydra reports.
     """

@@ -1,17 +1,16 @@
 """``study train --plan``: the cost of a sweep. Trains nothing.
 
 ``--plan`` alone plans for this machine: it reads the data and measures the speed of products.
-``--plan=8xh100`` estimates the cost on devices that you need not have. It assumes full sequences in
+``--plan=h100`` estimates the cost on a GPU that you need not have. It assumes full sequences in
 which every token is a target, an upper bound for shorter rows.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from rich.table import Table
 
-from study.errors import StudyError, count_noun, short, unknown
+from study.errors import count_noun, unknown
 from study.sweeps.cells import Cell, data_name
 from study.sweeps.estimate import (
     ACHIEVED_SHARE,
@@ -31,12 +30,13 @@ from study.vocabulary.sources import DEVICES, MATMUL_SHARE
 GB = 2**30
 
 
-def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str = "") -> None:
+def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], name: str = "") -> None:
     """Print the cost of the cells to train: FLOPs, folds, memory and time.
 
-    ``devices``: the devices to plan for, such as ``8xh100``; empty: this machine.
+    ``name``: one of :data:`DEVICES` to plan for; empty: this machine.
     """
-    count, name = fleet(devices) if devices else (1, "")
+    if name and name not in DEVICES:
+        raise unknown("device of --plan", name, DEVICES)
     announce(cells, packs)
     todo = [cell for pack in packs for cell in pack]
     if not todo:
@@ -68,59 +68,35 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: s
             f"{ACHIEVED_SHARE:.0%} of that is taken for a step",
             *dict.fromkeys(line for pack in prepared for line in _data_lines(pack)),
         ]
-    print("\n".join([*_price_lines(needs, count, name, memory, rates), *notes]))
+    print("\n".join([*_price_lines(needs, name, memory, rates), *notes]))
 
 
 def _price_lines(
-    needs: Sequence[tuple[Cell, Estimate]],
-    count: int,
-    name: str,
-    memory: float,
-    rates: Mapping[str, float],
+    needs: Sequence[tuple[Cell, Estimate]], name: str, memory: float, rates: Mapping[str, float]
 ) -> Iterator[str]:
-    """A table with a line for each rank, and the time of all cells on ``count`` devices.
+    """A table with a line for each rank, and the time of all cells that fit the device.
 
-    ``memory``: bytes of one; ``rates``: its FLOP/s in large products, by precision.
+    ``memory``: its bytes; ``rates``: its FLOP/s in large products, by precision.
     """
     columns = ("rank", "cells", "PFLOP a cell", "base GB", "adapter GB", "activations GB")
-    table = Table(*columns, "devices a cell", "GB a device", "time a cell", box=None)
-    jobs: list[tuple[int | None, float]] = []
+    table = Table(*columns, "all GB", "time a cell", box=None)
+    fit: list[float] = []
     for rank in sorted({cell.config.adapter.rank for cell, _ in needs}):
-        own = []
-        for cell, need in needs:
-            if cell.config.adapter.rank == rank:
-                number = least_devices(need, memory)
-                part = need.divided(number or 1)
-                own.append((fold_bytes([need]), need, number, part))
-                jobs.append((number, part.seconds(rates[cell.config.precision])))
-        _, need, number, part = max(own, key=lambda each: each[0])
-        sizes = (
-            need.base_bytes,
-            need.own_bytes - need.activation_bytes,
-            need.activation_bytes,
-        )
-        table.add_row(
-            f"{rank:.0f}",
-            str(len(own)),
-            f"{need.flops / 1e15:.3g}",
-            *(f"{size / GB:.3g}" for size in sizes),
-            str(number or "too large"),
-            f"{fold_bytes([part]) / GB:.3g}",
-            _duration(max(seconds for _, seconds in jobs[-len(own) :])),
-        )
+        own = [(cell, need) for cell, need in needs if cell.config.adapter.rank == rank]
+        seconds = [need.seconds(rates[cell.config.precision]) for cell, need in own]
+        sizes = [fold_bytes([need]) for _, need in own]
+        fit += [each for each, size in zip(seconds, sizes, strict=True) if size <= memory]
+        need = own[sizes.index(max(sizes))][1]
+        adapters = need.own_bytes - need.activation_bytes
+        parts = (need.base_bytes, adapters, need.activation_bytes, max(sizes))
+        numbers = [f"{need.flops / 1e15:.3g}", *(f"{size / GB:.3g}" for size in parts)]
+        table.add_row(f"{rank:.0f}", str(len(own)), *numbers, _duration(max(seconds)))
     yield from table_lines(table)
-    fit = [(n, seconds) for n, seconds in jobs if n and n <= count]
-    work = sum(n * seconds for n, seconds in fit)
-    longest = max((seconds for _, seconds in fit), default=0.0)
-    yield (
-        f"{len(fit)} of {count_noun(len(jobs), 'cell')} fit: {work / 3600:.3g} device hours; on "
-        f"{count} {name} about {_duration(max(work / count, longest))}"
-    )
-    if large := sum(n != 1 for n, _ in jobs):
+    yield f"{len(fit)} of {count_noun(len(needs), 'cell')} fit one {name}: {_duration(sum(fit))}"
+    if len(fit) < len(needs):
         yield (
-            f"{count_noun(large, 'cell')} too large for one {name}: train.shard=true divides a "
-            "cell over devices; train.checkpointing=true keeps fewer activations, and computes "
-            "each block again"
+            "others are too large: train.shard=true divides a cell over devices; "
+            "train.checkpointing=true keeps fewer activations, and computes each block again"
         )
 
 
@@ -139,25 +115,6 @@ def _data_lines(pack: Pack) -> Iterator[str]:
             f"train.epochs={train.epochs:g}: {train.steps} steps of "
             f"{train.batch_size * train.accumulation} rows; train.steps is ignored"
         )
-
-
-def fleet(text: str) -> tuple[int, str]:
-    """The number and the name of the devices of ``--plan=8xh100`` or ``--plan=h100``."""
-    found = re.fullmatch(r"(?:([1-9]\d{0,5})x)?(\w+)", text)
-    if found is None:
-        raise StudyError(f"--plan={short(text)}: give a number of devices, such as 8xh100")
-    if found[2] not in DEVICES:
-        raise unknown("device of --plan", found[2], DEVICES)
-    return int(found[1] or 1), found[2]
-
-
-def least_devices(need: Estimate, memory: float) -> int | None:
-    """The least power of two of devices with ``memory`` bytes each that hold a cell.
-
-    None if 4096 don't: some of it is whole on every device.
-    """
-    counts = (2**power for power in range(13))
-    return next((n for n in counts if fold_bytes([need.divided(n)]) <= memory), None)
 
 
 def _duration(seconds: float) -> str:

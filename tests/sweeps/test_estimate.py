@@ -21,7 +21,6 @@ from study.models import FrozenBase, describe, load_base
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
 from study.sweeps.packs import folds, prepare
-from study.sweeps.plan import least_devices
 from study.training.loop import train
 from study.training.optimizers import build_optimizer
 from study.training.run import Run, typical_step
@@ -156,4 +155,5 @@ def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
     # float32 A and B, their gradients, two moments, and a bf16 copy for the products
     assert need.own_bytes - need.activation_bytes == (4 * 4 + 2) * need.weights
     assert need.base_bytes == 2 * 8_030_261_248
-    assert least_devices(need, 0.9 * 79 * GB) == 2
+    memory = 0.9 * 79 * GB
+    assert fold_bytes([need.divided(2)]) < memory < fold_bytes([need])
