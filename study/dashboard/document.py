@@ -32,7 +32,6 @@ SCRIPTS = (
     "tables.js",
     "render.js",
     "losses.js",
-    "downloads.js",
     "main.js",
 )
 """Each may use the ones before it."""

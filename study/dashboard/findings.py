@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis import compared_losses, curve_columns, first_to_read, headline, side_by_side
+from study.analysis import compared_losses, headline
 from study.analysis.compare import compare, conclusion, table_texts
-from study.analysis.grouping import RULE, distinguishing
+from study.analysis.grouping import RULE
 from study.analysis.losses import final_losses
-from study.analysis.stable import (
-    one_per_measurement,
-    one_per_optimizer,
-    shared_measurements,
-    shared_rules,
-)
 from study.analysis.summary import OVER_MODEL
 from study.analysis.wording import (
     TESTED,
@@ -27,17 +21,14 @@ from study.analysis.wording import (
     bracket_head,
     bracket_notes,
     factor_text,
-    interval_text,
     number_text,
-    setting_labels,
 )
 from study.dashboard.studies import Study
 from study.errors import StudyError
 from study.figures import style
 from study.figures.selection import Rule
-from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import METRICS, MODEL_WIDE, PRIMARY, QUANTITIES, TRAIN
-from study.vocabulary.scaling import rule_label
+from study.report.sections import p_star_section
+from study.vocabulary.quantities import METRICS, MODEL_WIDE, PRIMARY
 from study.vocabulary.statuses import note
 from study.vocabulary.verdicts import ONE_SEED
 
@@ -89,45 +80,13 @@ def _verdict(row: Any) -> dict[str, Any]:
 
 
 def p_star(study: Study) -> dict[str, Any]:
-    """The estimates of p* to show first, as the report and ``study analyze`` choose them.
-
-    ``rows``: an object per optimizer, quantity and step: numbers for a bar, texts. ``notes``.
-    """
-    if study.tables.stable.empty or (rows := first_to_read(study.tables.stable)).empty:
-        return {"rows": [], "notes": []}
-    # Of the estimates from several rules, the one at the last step is enough.
-    early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
-    rows = side_by_side(rows[~early])
-    settings = distinguishing(rows, curve_columns(rows))
-    rows = one_per_optimizer(one_per_measurement(rows, settings), settings)
-    rows = rows.assign(named=setting_labels(rows, settings))
-    return {
-        "rows": [_p_star(row) for row in rows.to_dict("records")],
-        "notes": [*shared_rules(rows), *shared_measurements(rows)],
-    }
-
-
-def _p_star(row: Mapping[Any, Any]) -> dict[str, Any]:
-    labels = {(q.site, q.stat): q.label for q in QUANTITIES}
-    corrected = row["p_star_limit"], row["limit_low"], row["limit_high"]
-    return {
-        "optimizer": label(str(row["optimizer"])),
-        "setting": row["named"],
-        "label": labels[row["site"], row["stat"]],
-        "site": row["site"],
-        "stat": row["stat"],
-        "batch": row.get("batch", TRAIN),
-        "step": int(row["step"]),
-        "source": "several rules"
-        if row["method"] == "grid"
-        else ", ".join(rule_label(*rule) for rule in row["rules"]),
-        **{name: json_value(row[name]) for name in ("p_star", "ci_low", "ci_high", "predicted")},
-        "estimate": interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
-        "theory": number_text(row["predicted"]),
-        "corrected": "" if pd.isna(corrected[0]) else interval_text(*corrected),
-        "limit": number_text(row["limit"]),
-        "seeds": int(row["seeds"]),
-    }
+    """The report's rows on p* and the notes on them."""
+    section = p_star_section(study.tables)
+    rows = [
+        {head.replace("\\", ""): text for head, text in row.items()}
+        for row in section.get("rows", [])
+    ]
+    return {"rows": rows, "notes": section.get("notes", "") + section.get("note", "")}
 
 
 def held_out(study: Study) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 "use strict";
-// Helpers for every part of the page: elements, numbers, colours, charts and downloads.
+// Helpers for every part of the page: elements, numbers, colours and charts.
 
 const byId = id => document.getElementById(id);
 
@@ -117,8 +117,9 @@ const sizeOf = id => [Math.max(120, byId(id).clientWidth), Math.max(100, byId(id
 function draw(id, data, layout, config = {}) {
   if (byId(id).querySelector(":scope > .empty")) byId(id).replaceChildren();
   const [width, height] = sizeOf(id);
-  const options = { displayModeBar: false, doubleClick: "reset", ...config };
-  return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout, width, height }, options);
+  const options = { displaylogo: false, modeBarButtons: [["toImage"]], doubleClick: "reset" };
+  options.toImageButtonOptions = { filename: `${page.overview.study}-${id}`, scale: 2 };
+  return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout, width, height }, { ...options, ...config });
 }
 
 /** Shows a sentence in place of a chart. */
@@ -148,39 +149,4 @@ function onPoints(id, text, click = () => {}) {
   chart.on("plotly_hover", ({ event, points: [point] }) => tip(event, text(point)));
   chart.on("plotly_unhover", () => tip(null, ""));
   chart.on("plotly_click", ({ points: [point] }) => click(point));
-}
-
-// ---- downloads
-
-function download(name, text, type) {
-  const address = URL.createObjectURL(new Blob([text], { type }));
-  element("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
-}
-
-function downloadCsv(name, heads, rows) {
-  const quoted = value => {
-    const text = value === undefined || value === null ? "" : String(value);
-    // A spreadsheet would run a text that starts like this as a formula.
-    const formula = typeof value === "string" && /^[=+\-@]/.test(text);
-    const safe = formula ? `'${text}` : text;
-    return /[",\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-  };
-  const lines = [heads, ...rows].map(row => row.map(quoted).join(","));
-  download(`${name}.csv`, lines.join("\n") + "\n", "text/csv");
-}
-
-function downloadPng(id, name, title) {
-  const chart = byId(id);
-  const extra = 24; // pixels for the title
-  const corner = { x: 0.01, xanchor: "left", y: 0.99, yanchor: "top" };
-  const layout = {
-    ...chart.layout,
-    paper_bgcolor: colour("panel"),
-    title: { text: plain(title), font: { size: 13 }, ...corner },
-    margin: { ...chart.layout.margin, t: chart.layout.margin.t + extra },
-  };
-  const size = { width: chart.clientWidth, height: chart.clientHeight + extra };
-  const options = { format: "png", scale: 2, ...size, filename: name };
-  Plotly.downloadImage({ data: chart.data, layout }, options);
 }

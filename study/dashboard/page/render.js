@@ -17,7 +17,7 @@ function renderTop(overview) {
   byId("verdict-legend").replaceChildren(...verdictLegend(overview));
   byId("p-star").hidden = overview.p_star.rows.length === 0;
   byId("p-star-table").replaceChildren(pStarTable(overview));
-  byId("p-star-legend").textContent = pStarLegend(overview);
+  byId("p-star-legend").textContent = overview.p_star.notes;
   if (!page.all.live) {
     const left = page.all.left_out
       ? `; ${page.all.left_out} more quantities were left out to stay below 10 MB`

@@ -67,7 +67,7 @@ function verdictCell(verdict, rule, words) {
   return element(
     "button",
     { class: "cell", type: "button", onclick },
-    rangeBar({ ...verdict, value: verdict.exponent, from: -1, to: 1, zero: 0, fill: tint(rule) }),
+    rangeBar({ ...verdict, fill: tint(rule) }),
     element(
       "span",
       {},
@@ -94,11 +94,10 @@ function inTheory(text) {
 }
 
 /**
- * A value, its interval and theory on a line from `from` to `to`. `zero`: where the line has a
- * tick; `fill`: the colour of the value.
+ * A value, its interval and theory on a line from -1 to 1. `fill`: the colour of the value.
  */
-function rangeBar({ value, ci_low: low, ci_high: high, predicted, from, to, zero, fill }) {
-  const x = number => 4 + 60 * Math.max(0, Math.min(1, (number - from) / (to - from)));
+function rangeBar({ exponent, ci_low: low, ci_high: high, predicted, fill }) {
+  const x = number => 34 + 30 * Math.max(-1, Math.min(1, number));
   const line = (x1, x2, y1, y2, stroke, width, more = {}) =>
     element("line", { x1, x2, y1, y2, stroke, "stroke-width": width, ...more });
   const round = { "stroke-linecap": "round", opacity: 0.45 };
@@ -108,67 +107,21 @@ function rangeBar({ value, ci_low: low, ci_high: high, predicted, from, to, zero
     "svg",
     { width: 68, height: 16, "aria-hidden": "true" },
     line(4, 64, 8, 8, "var(--line)", 1),
-    line(x(zero), x(zero), 1, 15, "var(--faint)", 1),
+    line(x(0), x(0), 1, 15, "var(--faint)", 1),
     low === null ? null : line(x(low), x(high), 8, 8, fill, 5, round),
-    element("circle", { cx: x(value), cy: 8, r: 3.6, fill }),
+    element("circle", { cx: x(exponent), cy: 8, r: 3.6, fill }),
     predicted === null ? null : element("path", { d: diamond, ...outline }),
   );
 }
 
-/** p*: one row per quantity and step, one column per optimizer and setting. */
-function pStarTable(overview) {
-  const { rows } = overview.p_star;
-  const columnOf = ({ optimizer, setting }) => JSON.stringify([optimizer, setting]);
-  const rowOf = ({ label, step }) => JSON.stringify([label, step]);
-  const columns = distinct(rows.map(columnOf));
-  const heads = columns.map(key => {
-    const [optimizer, setting] = JSON.parse(key);
-    const small = setting ? element("small", {}, ` ${setting}`) : null;
-    return element("th", { scope: "col" }, optimizer, small);
-  });
-  const body = distinct(rows.map(rowOf)).map(key => {
-    const ofRow = rows.filter(row => rowOf(row) === key);
-    const { label, step, site, stat } = ofRow[0];
-    const when = `at step ${step}${onBatch(overview, ofRow[0])}`;
-    const cells = columns.map(column => {
-      const found = ofRow.filter(row => columnOf(row) === column);
-      return element("td", {}, ...found.map(row => pStarCell(row)));
-    });
-    return element("tr", {}, rowHead(label, when, `${site} ${stat}`), ...cells);
-  });
-  return tableOf([hiddenHead("quantity"), ...heads], body);
-}
-
-/** An estimate of p*: a bar, its interval, theory and the rule that was trained; at large rank. */
-function pStarCell(row) {
-  const limit = row.corrected
-    ? element(
-        "small",
-        { class: "bend", "data-term": "corrected" },
-        `large rank ${minus(row.corrected)}${row.limit ? ` ◇ ${minus(row.limit)}` : ""}`,
-      )
-    : null;
-  return element(
-    "div",
-    { class: "cell" },
-    rangeBar({ ...row, value: row.p_star, from: 0, to: 1.2, zero: 0.5, fill: "var(--ink)" }),
-    element(
-      "span",
-      {},
-      element("b", {}, minus(row.estimate)),
-      ...inTheory(row.theory),
-      limit,
-      element("small", { class: "bend" }, `from ${row.source}`),
-    ),
+/** p*: the rows of the report. */
+function pStarTable({ p_star: { rows } }) {
+  const heads = Object.keys(rows[0] ?? {});
+  const cellsOf = row => heads.map(head => element("td", {}, minus(row[head])));
+  return tableOf(
+    heads.map(head => element("th", { scope: "col" }, head)),
+    rows.map(row => element("tr", {}, ...cellsOf(row))),
   );
-}
-
-function pStarLegend({ p_star: { rows, notes } }) {
-  const seeds = distinct(rows.map(row => row.seeds)).join(" or ");
-  const about =
-    "LoRA has p = 1, and rsLoRA p = 0.5, where the bars have a tick. Bars run from 0 to 1.2. " +
-    `Brackets are over ${seeds} seeds. ◇ is theory. The rule is the one that was trained.`;
-  return [about, ...notes].join(" ");
 }
 
 /** The settings that differ: a column per study. */
