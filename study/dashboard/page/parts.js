@@ -119,7 +119,8 @@ function draw(id, data, layout, config = {}) {
   const [width, height] = sizeOf(id);
   const options = { displaylogo: false, modeBarButtons: [["toImage"]], doubleClick: "reset" };
   options.toImageButtonOptions = { filename: `${page.overview.study}-${id}`, scale: 2 };
-  return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout, width, height }, { ...options, ...config });
+  const whole = { ...LAYOUT(), ...layout, width, height };
+  return Plotly.react(byId(id), data, whole, { ...options, ...config });
 }
 
 /** Shows a sentence in place of a chart. */
