@@ -40,9 +40,7 @@ WAIT = 1.0  # seconds between looks for the first cell of a study
 def dashboard(
     studies: tuple[Path, ...], file: Path | None, port: int, host: str, wandb: bool
 ) -> None:
-    """The page shows one of several studies at a time, and a table compares them. It waits for a
-    study that has no cell yet.
-    """
+    """The page shows one of several studies at a time. It waits for one that has no cell yet."""
     if wandb:
         from study.report import plots_folder
         from study.tracking.workspace import open_workspace

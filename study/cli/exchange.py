@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
-from study.cli.group import PATH, STUDY_DIR, cli, say
+from study.analysis.terminal import render_texts
+from study.cli.group import PATH, STUDY_DIR, cli, print_sentences, say
 from study.integrations.configs import read_file, write
 
 
@@ -16,20 +18,35 @@ from study.integrations.configs import read_file, write
 @click.argument("cell")
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.option(
-    "--merged",
-    is_flag=True,
-    help="Write the whole model in float32, with the adapter merged into its weights.",
+    "--fold-scaling", is_flag=True, help="Put gamma into B, for servers that ignore use_rslora."
 )
-@click.option(
-    "--fold-scaling",
-    is_flag=True,
-    help="Write use_rslora: false and lora_alpha = gamma r, for servers that ignore the flag.",
-)
-def export(study_dir: Path, cell: str, folder: Path, merged: bool, fold_scaling: bool) -> None:
+def export(study_dir: Path, cell: str, folder: Path, fold_scaling: bool) -> None:
     """CELL is an id or the start of one. It must have been trained with train.save_adapter=true."""
     from study.integrations import exporting
 
-    click.echo(exporting.export(study_dir, cell, folder, merged, fold_scaling))
+    click.echo(exporting.export(study_dir, cell, folder, fold_scaling))
+
+
+@cli.command()
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.argument("out", type=PATH, metavar="OUT")
+def fold(folder: Path, out: Path) -> None:
+    """OUT has the factor in B, lora_alpha = r and neither use_rslora nor patterns."""
+    from study.integrations import exporting
+
+    click.echo(exporting.fold(folder, out))
+
+
+@cli.command("serve-check")
+@click.argument("folder", type=PATH, metavar="DIR")
+def serve_check(folder: Path) -> None:
+    """By what issues, changes and code of each server say. No server is asked."""
+    from study.integrations.serving import served, verdict
+    from study.training.peft_format import read_adapter
+
+    rows = served(read_adapter(folder))
+    Console().print(render_texts("What multiplies B A", rows.round(4).astype(str)))
+    print_sentences([verdict(rows)])
 
 
 @cli.command("import")

@@ -46,21 +46,16 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "check": ("tables", "Verify every record, table and checkpoint of a study."),
     },
     "Exchange": {
-        "import-config": (
-            "exchange",
-            "Import a configuration of Axolotl, LLaMA-Factory, TRL, Unsloth, torchtune or PEFT.",
-        ),
+        "import-config": ("exchange", "Import a configuration of Axolotl, TRL, PEFT or others."),
         "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
         "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
         "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
-        "archive": (
-            "tables",
-            "Write a study into one file per table, for a repository or a paper.",
-        ),
+        "fold": ("exchange", "Write a PEFT adapter so that every server multiplies alike."),
+        "serve-check": ("exchange", "Print what each server multiplies a PEFT adapter by."),
+        "archive": ("tables", "Write a study into one file per table, for a paper."),
     },
 }
-"""Every command with its module and its first line of help, as the help groups them. A module is
-imported when its command runs, because imports take seconds."""
+"""Every command with its module, which is imported when it runs, and its first line of help."""
 COMMANDS = {name: row for rows in GROUPS.values() for name, row in rows.items()}
 
 
@@ -123,11 +118,8 @@ QUIET = "study.quiet"  # a key of click.Context.meta
 
 
 def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a command: ``--json``, ``--csv`` and ``-q``.
-
-    The command gets ``output``: ``json``, ``csv`` or None for text. It passes the former two to
-    :func:`print_tables`.
-    """
+    """Decorator of a command: ``--json``, ``--csv`` and ``-q``. The command gets ``output``, which
+    is for :func:`print_tables`, or None for text."""
 
     def quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
         context.meta[QUIET] = value
@@ -149,11 +141,8 @@ def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def print_tables(output: str, **tables: Any) -> None:
-    """Print ``tables`` on stdout as ``output``, which is ``json`` or ``csv``.
-
-    JSON is one object with a key per table: a list of rows (for a frame), or any plain value.
-    Missing is null, and infinite numbers are the texts "inf" and "-inf". CSV is the first table.
-    """
+    """Print ``tables`` as ``output``: the first as ``csv``, or an object with a key per table as
+    ``json``: rows of a frame, or any plain value. Infinite numbers are texts, missing is null."""
     from study.dashboard.findings import json_value  # takes a second
 
     if output == "csv":

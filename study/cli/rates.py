@@ -40,8 +40,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     """A horizon is a step with a held-out loss. Prints for each horizon the best rate of each rank,
     its exponent with rank, and rho, the relative motion of A from its init. --refine prints a
     command per rule and rank that trains rates in steps of 2 around the best one, or beyond an
-    edge. --search trains them and repeats: at most 6 times, and at most 100 times beyond the
-    rates of the study. It trains no rates far from the best one of a rank.
+    edge. --search trains them and repeats, at most 6 times.
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2:
@@ -123,8 +122,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     """The overrides for a cell's recorded ``config``, without the keys ``varied``.
 
     If ``conf/`` has an experiment of the study's name, they begin with it and set every key that it
-    sweeps over, on which others may depend. Keys that the files of its data set and optimizer lack
-    have their defaults in a record, and are left out.
+    sweeps over. Keys that the files of its data set and optimizer lack are left out.
     """
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]

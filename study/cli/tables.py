@@ -188,9 +188,8 @@ def compare(studies: tuple[Path, ...], output: str | None) -> None:
 @click.option("--to", type=PATH, help="Folder of the figure.  [default: plots/NAME]")
 @tables_as
 def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -> None:
-    """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to W0)
-    and its number of directions. It also prints the effect of a server that ignores use_rslora.
-    Draws audit.png and .pdf, with a tile per layer.
+    """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to W0),
+    its number of directions, and servers with another factor. Draws a tile per layer.
     """
     from study.integrations.auditing import audit as examine
     from study.integrations.auditing import by_kind, findings
@@ -289,8 +288,7 @@ def check(context: click.Context, study_dir: Path) -> None:
 )
 def archive(study_dir: Path, to: Path, plots: str) -> None:
     """FOLDER/cells.parquet holds the configuration and the record of every cell that has ended.
-    FOLDER/metrics.parquet and FOLDER/probes.parquet hold its rows. Commands and pandas can read
-    FOLDER in place. Adapters are left out.
+    FOLDER/metrics.parquet and FOLDER/probes.parquet hold its rows. Adapters are left out.
     """
     if left_out := write_archive(study_dir, to, plots):
         say(f"left out, because they have not ended: {', '.join(left_out)}")

@@ -18,6 +18,7 @@ from study.adapters.truncation import singular_factors
 from study.config import ModelConfig
 from study.errors import StudyError
 from study.integrations.exporting import span
+from study.integrations.serving import served, verdict
 from study.models.card import block_of
 from study.models.messages import quiet
 from study.models.sources import find_model
@@ -47,8 +48,7 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
 
     - ``layer``, ``kind`` (its last word), ``block`` (-1 outside the blocks), ``experts`` (0 for a
       linear layer), ``d_in``, ``d_out``, ``rank``;
-    - ``gamma``: as PEFT multiplies. ``gamma_ignored``: of a tool that ignores ``use_rslora``;
-    - ``moved``: whether B differs from 0, with which training begins;
+    - ``gamma``: as PEFT multiplies. ``moved``: whether B differs from 0;
     - ``norm``, ``spectral``: the Frobenius norm of ``gamma B A`` and its largest singular value.
       ``stable_rank``: ``(norm / spectral)^2``. ``effective_rank``: exp of the entropy of the
       singular values divided by their sum (Roy and Vetterli 2007). NaN if the layer has not moved;
@@ -81,7 +81,6 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
             "d_out": B_OR.shape[-2],
             "rank": rank,
             "gamma": gamma,
-            "gamma_ignored": gamma / math.sqrt(rank) if adapter.scaling == "rslora" else gamma,
             "moved": bool(B_OR.any()),
         }
         row |= _spectrum(gamma * singular_factors(A_RD, B_OR)[2])
@@ -133,18 +132,11 @@ def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
         f"{label} on {len(rows)} layers: rank {span(rows['rank'])}, lora_alpha "
         f"{config['lora_alpha']:g}, gamma {span(rows['gamma'])}."
     ]
-    if adapter.scaling == "rslora":
-        smaller = span(rows["gamma"] / rows["gamma_ignored"])
-        folded = span(rows["gamma"] * rows["rank"])
-        found.append(
-            f"A server that ignores use_rslora makes the adapter's output {smaller} times smaller. "
-            f"The same adapter without the flag has lora_alpha {folded} (gamma r)."
-        )
     if len(still := rows[~rows["moved"]]):
         names = ", ".join([*still["layer"][:3], *["..."] * (len(still) > 3)])
         found.append(f"{len(still)} of {len(rows)} layers have not moved (B = 0): {names}.")
     if moved.empty:
-        return found
+        return [*found, verdict(served(adapter))]
     share = (moved["effective_rank"] / moved["rank"]).median()
     found.append(
         f"The effective rank is {moved['effective_rank'].median():.3g} in the median layer, "
@@ -161,7 +153,7 @@ def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
             f"{moved['lost_in_bf16'].median():.0%} of it in the median layer (an estimate, for "
             "inputs without a preferred direction)."
         )
-    return found
+    return [*found, verdict(served(adapter))]
 
 
 def by_kind(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,102 +1,83 @@
-"""``study export`` and ``study import``: adapters in PEFT's format."""
+"""``study export``, ``study fold`` and ``study import``: adapters in PEFT's format."""
 
 import json
 import math
 import shlex
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import pad
 
-from study.config import ModelConfig
+from study.adapters.bank import LoraPair
+from study.adapters.peft_experts import flat
 from study.config.compose import CONF, parse
 from study.config.hints import as_study_errors
 from study.errors import StudyError
 from study.integrations.configs.writing import written
-from study.models import WITH_EXPERTS, load_base, load_tokenizer
-from study.models.messages import quiet
 from study.store import ADAPTER, damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing, write_text
 from study.sweeps.cells import plan
-from study.training.peft_format import CONFIG, PeftAdapter, read_adapter
+from study.training.peft_format import CONFIG, WEIGHTS, read_adapter
 
 RECORD = "study_record.json"
 """The cell's record in an exported folder: how the adapter was drawn and trained."""
 
 
-def export(
-    study_dir: Path, cell: str, folder: Path, merged: bool = False, fold_scaling: bool = False
-) -> Path:
-    """Copy the trained adapter of a cell to a new ``folder``, in PEFT's format.
-
-    ``cell`` is an id or its start. ``merged``: write the base with the adapter merged into it, and
-    the tokenizer, in float32. In bf16, rounding would lose a sixth of an update whose size is a
-    hundredth of the weights. ``fold_scaling``: write ``use_rslora: false`` and
-    ``lora_alpha = gamma r``, the same function without the flag.
-    """
-    adapter, record = _kept_adapter(study_dir, cell)
-    base = _merged_base(adapter, record) if merged else None
-    with storing(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StudyError(f"{folder} already exists: give a new folder")
-    make_folder(folder.parent)
-    with quiet(), replacing(folder) as work:
-        if base is None:
-            shutil.copytree(adapter, work)
-            if fold_scaling:
-                write_text(work / CONFIG, json.dumps(folded(read_adapter(work)), indent=2) + "\n")
+def export(study_dir: Path, cell: str, folder: Path, fold_scaling: bool = False) -> Path:
+    """Copy the trained adapter of a cell, an id or its start, to a new ``folder``, in PEFT's
+    format. ``fold_scaling``: as :func:`fold` does."""
+    adapter, _ = _kept_adapter(study_dir, cell)
+    with _new(folder) as work:
+        if fold_scaling:
+            write_folded(adapter, work)
         else:
-            base.save_pretrained(work)
-            load_tokenizer(ModelConfig(**record["config"]["model"])).save_pretrained(work)
+            shutil.copytree(adapter, work)
         shutil.copy(adapter.parent / "record.json", work / RECORD)
     return folder
 
 
-def folded(adapter: PeftAdapter) -> dict[str, Any]:
-    """The configuration of ``adapter`` with ``use_rslora: false`` and the same gamma per layer."""
-    alphas = {
-        layer: float(f"{pair.gamma * pair.A_RD.shape[-2]:.12g}")  # 128, not 128.00000000000001
-        for layer, pair in adapter.pairs.items()
-    }
-    # Many readers expect an int.
-    whole = {layer: int(a) if a.is_integer() else a for layer, a in alphas.items()}
-    usual = Counter(whole.values()).most_common(1)[0][0]
-    pattern = {layer: alpha for layer, alpha in whole.items() if alpha != usual}
-    return {**adapter.config, "use_rslora": False, "lora_alpha": usual, "alpha_pattern": pattern}
+def fold(folder: Path, out: Path) -> str:
+    """Write the adapter in ``folder`` to a new folder ``out``, with gamma in B. Returns a line."""
+    with _new(out) as work:
+        return f"{out}: {write_folded(folder, work)}"
 
 
-def _merged_base(adapter: Path, record: dict[str, Any]) -> Any:
-    """The base of a cell with its adapter merged into it."""
-    of_base, of_cell = record["config"]["model"], record["sources"]["model"]
-    if of_base.get("quant_bits"):
-        raise StudyError(
-            f"model.quant_bits={of_base['quant_bits']}: an adapter cannot be merged into quantised "
-            "weights: export it without --merged"
-        )
-    if str(of_cell).endswith(WITH_EXPERTS):
-        raise StudyError(
-            f"cell {record['cell_id']} adapts experts, and only linear layers are merged here: "
-            "export it without --merged, then merge it with merge_and_unload of PEFT"
-        )
-    base = load_base(ModelConfig(**of_base), torch.device("cpu"), "float32")
-    if base.card.fingerprint != of_cell:
-        raise StudyError(
-            f"{base.card.name} has other weights than cell {record['cell_id']} was trained on: "
-            "restore those weights"
-        )
-    model: Any = base.model
-    with torch.no_grad():
-        for layer, (A_RD, B_OR, gamma) in read_adapter(adapter).pairs.items():
-            linear: Any = model.get_submodule(layer)
-            delta_OD = gamma * (B_OR @ A_RD)
-            transposed = not hasattr(linear, "in_features")  # Conv1D stores [D, O]
-            linear.weight += delta_OD.T if transposed else delta_OD
-    model.config.use_cache = True  # it is off for training
-    return model
+@contextmanager
+def _new(folder: Path) -> Iterator[Path]:
+    with storing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StudyError(f"{folder} already exists: give a new folder")
+    make_folder(folder.parent)
+    with replacing(folder) as work:
+        yield work
+
+
+def write_folded(folder: Path, out: Path) -> str:
+    """Write both files of :func:`fold`: ``lora_alpha = r`` without patterns, and zeros where a layer
+    has a lower rank. B keeps its type."""
+    adapter, tensors = read_adapter(folder), load_file(folder / WEIGHTS)
+    rank = max(pair.A_RD.shape[-2] for pair in adapter.pairs.values())
+    lost = whole = 0.0
+    for layer, (A, B, gamma) in adapter.pairs.items():
+        more, keys = rank - A.shape[-2], adapter.keys[layer]
+        exact = flat(LoraPair(pad(A, (0, 0, 0, more)), pad(gamma * B.double(), (0, more)), 1.0))
+        for factor, key in keys.items():
+            tensors[key] = exact[factor].to(tensors[key].dtype).contiguous()
+        rounded = tensors[keys["B"]]
+        lost += float((rounded.double() - exact["B"]).square().sum())
+        whole += float(exact["B"].square().sum())
+    plain = {"r": rank, "lora_alpha": rank, "use_rslora": False}
+    config = {**adapter.config, **plain, "rank_pattern": {}, "alpha_pattern": {}}
+    out.mkdir()
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
+    share, dtype = math.sqrt(lost / whole) if whole else 0.0, str(rounded.dtype).partition(".")[2]
+    return f"gamma is in B, lora_alpha = r = {rank}; {dtype} rounds B by {share:.1g} of its norm"
 
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:

@@ -339,7 +339,8 @@ class Recording:
         self._is_open, self.world = True, processes_here(device)
         counts = int(sum(one.content for one in passes)), passes[0].sequences
         content, self.sequences = self.world.sum(torch.tensor(counts, device=device)).tolist()
-        self._check_processes()
+        if (norm := self.passes.norm) is not None and not self._is_divided:
+            self._check_processes(norm)
         if self.world.number:
             return
         loop = self._describe(self)
@@ -360,15 +361,13 @@ class Recording:
         for row in before.to_dict("records"):
             self._stuck.add({str(name): value for name, value in row.items()})
 
-    def _check_processes(self) -> None:
-        norm = self.passes.norm
-        if norm is not None and not self._is_divided:
-            _, (most, least) = self.world.added(norm, torch.stack([norm, -norm]))
-            if most + least > 1e-3 * most:
-                raise StudyError(
-                    f"the gradients of {self.world.size} processes differ: train one model, in DDP "
-                    "or FSDP2, or leave torch.distributed out"
-                )
+    def _check_processes(self, norm: Tensor) -> None:
+        _, (most, least) = self.world.added(norm, torch.stack([norm, -norm]))
+        if most + least > 1e-3 * most:
+            raise StudyError(
+                f"the gradients of {self.world.size} processes differ: train one model, in DDP or "
+                "FSDP2, or leave torch.distributed out"
+            )
 
     def _flush(self) -> None:
         """Write the rows that wait, with one copy from the device and one sum over processes."""

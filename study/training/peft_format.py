@@ -39,13 +39,12 @@ _LARGEST_CONFIG = 2 << 20
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """An adapter read from disk: ``pairs`` by module path, and its configuration.
-
-    Each layer has its own rank and gamma.
-    """
+    """An adapter read from disk: ``pairs`` by module path, each with its own rank and gamma; its
+    configuration; and the keys of A and B in the file, by module path."""
 
     pairs: Mapping[str, LoraPair]
     config: Mapping[str, Any]
+    keys: Mapping[str, Mapping[str, str]]
 
     @property
     def scaling(self) -> str:
@@ -172,7 +171,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
         if is_wrapped(layer, of):
             A, B = unflat(A, B, rank)
         pairs[layer] = LoraPair(A, B, gamma)
-    return PeftAdapter(pairs, config)
+    return PeftAdapter(pairs, config, keys)
 
 
 def file_hash(folder: Path) -> str:

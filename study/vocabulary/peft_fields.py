@@ -83,6 +83,5 @@ def _among(value: Any, choices: tuple[Any, ...]) -> bool:
 
 
 def _short(value: Any) -> str:
-    """A value on one line, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -222,13 +222,7 @@ WEIGHT_CHANGE = Quantity(
     p_star=4,
 )
 
-QUANTITIES: tuple[Quantity, ...] = (
-    GRADIENT_NORM,
-    DESCENT,
-    FORWARD_OUT,
-    BACKWARD_IN,
-    WEIGHT_CHANGE,
-)
+QUANTITIES = (GRADIENT_NORM, DESCENT, FORWARD_OUT, BACKWARD_IN, WEIGHT_CHANGE)
 PRIMARY = [quantity for quantity in QUANTITIES if quantity.primary_at]
 """Summaries begin with these. Their steps ``primary_at`` were fixed before any run, on the training
 batch. Every other row is corrected for multiple tests."""
@@ -261,10 +255,6 @@ METRICS: dict[str, Metric] = {
 }
 
 LOSS = "loss"
-DISTANCES: dict[str, str] = {
-    "input_weighted": "input-weighted",
-    "frobenius": "Frobenius",
-    LOSS: "loss",
-}
+DISTANCES = {"input_weighted": "input-weighted", "frobenius": "Frobenius", LOSS: "loss"}
 """How far a run of finite rank is from infinite rank: the measures of ``study distances``, which
 :mod:`study.analysis.distances` defines, with their labels."""

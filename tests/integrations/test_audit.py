@@ -2,8 +2,8 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from study.integrations.exporting import folded
+from study.integrations.serving import served
 from study.models import FrozenBase, tiny
 from study.training.peft_format import CONFIG, read_adapter
 from tests.models.small import mixtral
@@ -22,19 +22,15 @@ peft = pytest.importorskip("peft")
 Cli = Callable[..., Any]
 IDS = torch.arange(40).view(2, 20)
 STILL = "model.layers.0.mlp.down_proj"
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
 @pytest.fixture
 def peft_model(tiny_base: FrozenBase) -> Any:
     """PEFT's model with several ranks and alphas, and one layer that has not moved."""
-    config = peft.LoraConfig(
-        r=6,
-        lora_alpha=8,
-        use_rslora=True,
-        target_modules=["q_proj", "up_proj", "down_proj"],
-        rank_pattern={"q_proj": 2},
-        alpha_pattern={"layers.1.mlp.up_proj": 3},
-    )
+    patterns: Any = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}}
+    names = ["q_proj", "up_proj", "down_proj"]
+    config = peft.LoraConfig(r=6, lora_alpha=8, use_rslora=True, target_modules=names, **patterns)
     model = peft.get_peft_model(copy.deepcopy(tiny_base.model), config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -61,7 +57,6 @@ def test_the_numbers_are_those_of_dense_matrices(
         layer = peft_model.get_submodule(f"base_model.model.{one.layer}")
         delta, W = layer.get_delta_weight("default").detach(), layer.base_layer.weight.detach()
         assert one.gamma == pytest.approx(layer.scaling["default"])
-        assert one.gamma_ignored == pytest.approx(one.gamma / one.rank**0.5)
         assert (one.d_out, one.d_in) == delta.shape
         assert one.base_norm == pytest.approx(float(W.norm()), rel=1e-4)
         assert one.base_spectral == pytest.approx(float(torch.linalg.matrix_norm(W, 2)), rel=1e-3)
@@ -79,8 +74,7 @@ def test_experts_are_those_of_dense_matrices(tmp_path: Path, study_cli: Cli) -> 
     base = AutoModelForCausalLM.from_config(mixtral())
     base.save_pretrained(tmp_path / "base")
     weights = {name: weight.clone() for name, weight in base.named_parameters()}
-    names = ["experts.gate_up_proj", "experts.down_proj"]
-    config = peft.LoraConfig(r=3, target_modules=["q_proj"], target_parameters=names)
+    config = peft.LoraConfig(r=3, target_modules=["q_proj"], target_parameters=EXPERTS)
     model = peft.get_peft_model(base, config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -115,7 +109,7 @@ def test_the_text_names_what_matters(
     assert ran.code == 0, ran.err
     text = " ".join(ran.out.split())
     assert "rsLoRA on 6 layers: rank 2 to 6, lora_alpha 8, gamma 1.22474 to 5.65685." in text
-    assert "ignores use_rslora makes the adapter's output 1.41421 to 2.44949 times smaller" in text
+    assert "Other factors than PEFT's: vLLM, llama.cpp, Ollama (study serve-check)." in text
     assert f"1 of 6 layers have not moved (B = 0): {STILL}." in text
     assert {path.name for path in Path("plots/adapter").iterdir()} == {"audit.png", "audit.pdf"}
 
@@ -140,17 +134,59 @@ def test_what_cannot_be_audited_gets_one_line(
     assert words in line
 
 
-def test_folded_scaling_is_the_same_function_without_the_flag(
-    peft_model: Any, folder: Path, tiny_base: FrozenBase, tmp_path: Path
+KINDS: dict[str, dict[str, Any]] = {
+    **{f"LoRA {r}": {"r": r, "lora_alpha": 2 * r} for r in (1, 3, 8, 16, 64)},
+    **{f"rsLoRA {r}": {"r": r, "lora_alpha": 16, "use_rslora": True} for r in (1, 3, 8, 16, 64)},
+    "alpha": {"r": 8, "lora_alpha": 5.5},
+    "alphas": {"r": 8, "alpha_pattern": {"q_proj": 3, "layers.1.mlp.up_proj": 40}},
+    "ranks": {"r": 8, "rank_pattern": {"q_proj": 2, "v_proj": 12}},
+    "all": {"use_rslora": True, "rank_pattern": {"up_proj": 30}, "alpha_pattern": {"up_proj": 1}},
+    "a regex": {"r": 4, "target_modules": r".*(q|v)_proj", "use_rslora": True},
+    "experts": {"r": 3, "use_rslora": True, "target_parameters": EXPERTS},
+    "experts of two ranks": {"r": 3, "rank_pattern": {"q_proj": 9}, "target_parameters": EXPERTS},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folded_adapter_is_the_same_function_as_plain_lora(
+    kind: str, tiny_base: FrozenBase, tmp_path: Path, study_cli: Cli
 ) -> None:
-    """Also for a reader that ignores use_rslora: the flag is false."""
-    config = folded(read_adapter(folder))
-    assert config["use_rslora"] is False
-    copied = shutil.copytree(folder, tmp_path / "folded")
-    (copied / CONFIG).write_text(json.dumps(config))
-    again = peft.PeftModel.from_pretrained(copy.deepcopy(tiny_base.model), copied).eval()
+    torch.manual_seed(0)
+    experts = AutoModelForCausalLM.from_config(mixtral()).eval()
+    base: Any = experts if "experts" in kind else tiny_base.model
+    config = peft.LoraConfig(**{"target_modules": ["q_proj", "up_proj", "v_proj"], **KINDS[kind]})
+    model = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    ran = study_cli("fold", str(tmp_path / "adapter"), str(tmp_path / "folded"))
+    assert ran.code == 0, ran.err
+    written = json.loads((tmp_path / "folded" / CONFIG).read_text())
+    assert written["lora_alpha"] == written["r"]
+    assert not any(written[key] for key in ("use_rslora", "alpha_pattern", "rank_pattern"))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "folded").eval()
+    exact = (model, again) if "experts" in kind else (model.double(), again.double())
     with torch.no_grad():
-        expected, found = (model(IDS).logits for model in (peft_model, again))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    gammas = {name: pair.gamma for name, pair in read_adapter(copied).pairs.items()}
-    assert gammas == pytest.approx({n: p.gamma for n, p in read_adapter(folder).pairs.items()})
+        expected, found, plain = (each(IDS).logits for each in (*exact, base))
+    largest = expected.abs().max()
+    assert (found - expected).abs().max() < (1e-5 if "experts" in kind else 1e-6) * largest
+    assert (plain - expected).abs().max() > 1e-2 * largest
+    assert (
+        "Servers multiply it as PEFT does" in study_cli("serve-check", str(tmp_path / "folded")).out
+    )
+
+
+def test_what_servers_multiply_by(folder: Path) -> None:
+    """Ranks 2 and 6 with alpha 8, and rank 6 with alpha 3."""
+    adapter = read_adapter(folder)
+    rows = served(adapter).sort_values("gamma", ascending=False, kind="stable")
+    vllm, llama = 8 / 6**0.5, (8 / 2, 8 / 6, 8 / 6)
+    for server, factors in {
+        "vLLM": (vllm,) * 3,
+        "llama.cpp": llama,
+        "LoRAX": (np.nan,) * 3,
+    }.items():
+        np.testing.assert_allclose(rows.loc[rows["server"] == server, "factor"], factors)
+    rows = served(replace(adapter, config={**adapter.config, "lora_alpha": 45.25}))
+    assert set(rows.loc[rows["server"] == "Ollama", "result"]) == {"refuses lora_alpha=45.25"}

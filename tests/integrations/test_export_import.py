@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import study
 from study.adapters import AdapterSpec, adapted
-from study.config import CellConfig, ModelConfig
+from study.config import CellConfig
 from study.data import build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer, tiny
@@ -104,17 +104,6 @@ def test_export(
             theirs = peft.PeftModel.from_pretrained(exact, tmp_path / place).double().eval()(IDS)
             assert_equal_logits(theirs.logits.float(), expected)
 
-    command("export", trained, name, tmp_path / "merged", "--merged")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    with torch.no_grad():
-        assert_equal_logits(copy.deepcopy(merged).double()(IDS).logits.float(), expected)
-    own, theirs = (
-        load_tokenizer(ModelConfig("tiny")),
-        AutoTokenizer.from_pretrained(tmp_path / "merged"),
-    )
-    assert own("bytes, ünd 12 more")["input_ids"] == theirs("bytes, ünd 12 more")["input_ids"]
-    assert merged.config.use_cache
-
 
 def test_a_missing_adapter_names_the_command_that_trains_it(
     trained: Path, tmp_path: Path, command: Make, refused: Make
@@ -134,8 +123,7 @@ def test_a_missing_adapter_names_the_command_that_trains_it(
     command("export", trained, name, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("merged", [[], ["--merged"]], ids=["adapter", "merged"])
-def test_bad_exports(trained: Path, merged: list[str], tmp_path: Path, refused: Make) -> None:
+def test_bad_exports(trained: Path, tmp_path: Path, refused: Make) -> None:
     name = cell_id(trained, "rslora")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
@@ -145,7 +133,7 @@ def test_bad_exports(trained: Path, merged: list[str], tmp_path: Path, refused: 
         ((trained, name, tmp_path / "used"), "already exists: give a new folder"),
         ((tmp_path / "nowhere", name, tmp_path / "new"), "no study in"),
     ):
-        assert re.search(message, refused("export", *words, *merged))
+        assert re.search(message, refused("export", *words))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The code of docs/{peft,serving}.md and docs/examples/peft_sweep.py runs as it stands."""
+"""The code of docs/peft.md and docs/examples/peft_sweep.py runs as it stands."""
 
 import re
 import runpy
@@ -18,8 +18,7 @@ from study.models import FrozenBase
 peft = pytest.importorskip("peft")
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = "".join((DOCS / f"{name}.md").read_text() for name in ("peft", "serving"))
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGES, re.M | re.S)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (DOCS / "peft.md").read_text(), re.M | re.S)
 
 Make = Callable[..., Any]
 
@@ -58,7 +57,7 @@ def run(code: str, names: dict[str, Any], steps: int) -> Any:
 
 
 def test_every_block_is_run_here() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 2
 
 
 def test_from_a_script_to_exponents_in_15_lines(
@@ -90,26 +89,6 @@ def test_a_loss_of_ones_own(script: dict[str, Any]) -> None:
     metrics = run(block("my_loss"), script | {"my_loss": my_loss}, steps=2).metrics
     assert metrics["loss"].notna().tolist() == [True, True, False]
     assert metrics["eval_loss"].tolist()[2] == 2.5
-
-
-def test_an_rslora_adapter_is_written_as_plain_lora(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def base() -> torch.nn.Module:
-        torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 6))
-
-    config = peft.LoraConfig(r=16, use_rslora=True, target_modules=["0", "1"])
-    config.lora_alpha, config.alpha_pattern, config.init_lora_weights = 16, {"1": 7}, False
-    model, x = peft.get_peft_model(base(), config), torch.randn(3, 6)
-    model.save_pretrained("DIR")
-    exec(compile(block("rank_pattern"), "docs/serving.md", "exec"), {})
-    again = peft.PeftModel.from_pretrained(base(), "DIR")
-    assert not again.peft_config["default"].use_rslora
-    torch.testing.assert_close(again(x), model(x))
-    assert not torch.allclose(model(x), base()(x), atol=1e-3)
-    written = Path("DIR/adapter_config.json").read_text()
-    assert '"lora_alpha": 64,' in written  # some servers refuse 64.0
 
 
 def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

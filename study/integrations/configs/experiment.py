@@ -18,17 +18,8 @@ CHANGES = {key: instead for instead, keys in _FILE["instead"].items() for key in
 
 @dataclass
 class Experiment:
-    """A configuration of another tool, translated.
-
-    - ``origin``: the file that it was made from;
-    - ``groups``: the option of each group; ``values``: settings by dotted key;
-    - ``sweep``: lists of values by dotted key or group. All combinations are trained;
-    - ``differs``: a note for each setting of the file that is trained differently here;
-    - ``details``: a note for each that changes little, or in some cases only;
-    - ``missing``: data that the file names and that can't be read;
-    - ``defaults``: a note for each value that the file does not set;
-    - ``ignored``: the keys that nothing reads.
-    """
+    """A configuration of another tool, translated: the option of each group, values and lists to
+    sweep by dotted key, and notes under the headings of :meth:`lines`."""
 
     origin: str
     groups: dict[str, str] = field(default_factory=dict)

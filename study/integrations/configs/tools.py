@@ -51,12 +51,6 @@ SCHEDULES = {
 WITHOUT_WARMUP = "constant"
 """The Trainer's schedule that ignores warm-up."""
 BF16 = (True, "true", "auto", "full", "bf16")
-MEDIA = """processor_type is_multimodal image_size image_resize_algorithm image_max_pixels
-    image_min_pixels video_max_pixels video_min_pixels video_fps video_maxlen audio_sampling_rate
-    use_audio_in_video media_dir freeze_vision_tower freeze_multi_modal_projector
-    freeze_language_model vision_all_linear"""
-"""Keys of training on images, videos and sound."""
-FOR_TEXT = "is for images or sound: give a configuration for text"
 ON_TARGETS = "study train trains on targets, not on preferences or rewards"
 GIVE_PATH = "give data.path=... when you train"
 
@@ -137,8 +131,6 @@ class Tool:
         rest = {key: value for key, value in self._flat(values) if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
         reading = Reading(where, folder, rest, experiment)
-        if media := [key for key in rest if rest[key] and key.rpartition(".")[2] in MEDIA.split()]:
-            reading.refuse(f"{media[0]} {FOR_TEXT}")
         for key, (accepted, fix) in self.needs.items():
             value = reading.found[key] = rest.pop(key, None)
             if value not in accepted:
@@ -334,14 +326,9 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
 
 def _torchtune(reading: Reading) -> None:
     found, rest = reading.found, reading.rest
-    parts = {key: str(value) for key, value in rest.items() if key.endswith("_component_")}
-    if part := next((each for each in parts.values() if re.search("vision|multimodal", each)), ""):
-        reading.refuse(f"{part} {FOR_TEXT}")
-    if re.search("DPO|PPO|GRPO", loss := parts.get("loss._component_", "")):
+    if re.search("DPO|PPO|GRPO", loss := str(rest.get("loss._component_", ""))):
         reading.refuse(f"loss={loss}: {ON_TARGETS}: give a recipe of LoRA on targets")
-    if quantizer := parts.get("quantizer._component_"):
-        reading.experiment.note("quantizer", quantizer, "no weights are rounded in training")
-    if ".qlora_" in parts.get("model._component_", "") or rest.get("model.quantize_base"):
+    if ".qlora_" in str(rest.get("model._component_", "")) or rest.get("model.quantize_base"):
         found["model.quant_bits"] = 4
     names = found.get("adapter.targets", [])
     found["adapter.targets"] = ["o_proj" if name == "output_proj" else name for name in names]
