@@ -32,7 +32,6 @@ from study.vocabulary.quantities import (
     UPDATES,
 )
 from study.vocabulary.thresholds import (
-    FEW_SEEDS,
     LAST_PREDICTED_STEP,
     LINEAR_UNTIL,
     LINEAR_UP_TO,
@@ -78,10 +77,8 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat(found, ignore_index=True)
     # An estimate from a grid has no prediction. If there is no other, these columns are missing.
     table = table.reindex(columns=list(dict.fromkeys([*table, *OF_LINES])))
-    table = table.assign(
-        place=[place[pair] for pair in zip(table["site"], table["stat"], strict=True)],
-        few_seeds=table["seeds"] < FEW_SEEDS,
-    )
+    places = [place[pair] for pair in zip(table["site"], table["stat"], strict=True)]
+    table = table.assign(place=places)
     sorted_by = ("model", "data", "optimizer", "init", "targets", "lr")
     keys = [name for name in curve_columns(table) if name in sorted_by]
     table = table.sort_values(["place", *keys, "step", "layer"], kind="stable")

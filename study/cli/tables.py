@@ -227,7 +227,7 @@ def power(study_dir: Path, experiment: Path | None) -> None:
     found = seeds_needed(entries, tables)
     if not found:
         raise StudyError(f"no expectation in {study_dir} has three seeds: use --for, or train")
-    seeds = seed_numbers(tables.cells).max() + 1
+    seeds = len(set(seed_numbers(tables.cells)))
     hours = total_seconds(tables.cells, records) / 3600 / seeds
     rows = []
     for need in found:

@@ -23,6 +23,7 @@ from study.dashboard.findings import json_value
 from study.dashboard.studies import Study
 from study.dashboard.values import Measured, Values
 from study.figures import style
+from study.figures.captions import settings
 from study.figures.selection import Rule, rules_of
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
@@ -43,25 +44,6 @@ NOT_CONFIGURATION = (
     *("seconds", "peak_memory_gb"),
 )
 """The columns of ``cells`` that are not part of the configuration."""
-
-MAIN = {
-    "model": "model {}",
-    "data": "data {}",
-    "steps": "{} steps",
-    "batch_size": "batch size {}",
-    "optimizer": "{}",
-    "lr": "learning rate {}",
-    "alpha": "alpha {}",
-    "init": "init {}",
-    "targets": "targets {}",
-    "precision": "{}",
-    "seed": "seed {}",
-}
-"""The settings that a reader needs first, each with its words. A disclosure hides the others."""
-MOST_VALUES = 6
-"""Values of a setting that its line lists."""
-
-
 PLOTLY_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
 """Plotly's names for matplotlib's markers. Any other becomes a cross."""
 
@@ -258,23 +240,12 @@ def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGB
 
 
 def configuration(cells: pd.DataFrame) -> dict[str, Any]:
-    """``differ``: the keys whose values differ between cells. ``main``: the values of
-    :data:`MAIN`, in words. ``rest``: the value of every other key that is the same in all cells."""
+    """``main``: the line of settings that figures have. ``differ``: the keys whose values differ
+    between cells. ``rest``: the value of every other key."""
     if cells.empty:
-        return {"differ": [], "main": [], "rest": {}}
+        return {"differ": [], "main": "", "rest": {}}
     columns = [str(name) for name in cells if name not in NOT_CONFIGURATION]
     differ = [name for name in columns if cells[name].astype(str).nunique() > 1]
-    main = [words.format(_values(cells[name])) for name, words in MAIN.items() if name in cells]
-    first = {
-        name: setting_text(cells[name].iloc[0]) for name in columns if name not in (*differ, *MAIN)
-    }
-    rest = {name: text for name, text in first.items() if text != "none"}
-    return {"differ": differ, "main": main, "rest": rest}
-
-
-def _values(column: "pd.Series[Any]") -> str:
-    values = sorted(set(column.dropna()), key=lambda value: (isinstance(value, str), value))
-    if len(values) > MOST_VALUES:
-        return f"{len(values)} values from {setting_text(values[0])} to {setting_text(values[-1])}"
-    name = label if column.name == "optimizer" else setting_text
-    return ", ".join(map(name, values)) or "none"
+    texts = {name: setting_text(cells[name].iloc[0]) for name in columns if name not in differ}
+    rest = {name: text for name, text in texts.items() if text != "none"}
+    return {"differ": differ, "main": settings(cells), "rest": rest}

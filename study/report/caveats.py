@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from study.analysis import lazy_ratios
+from study.analysis.grouping import seed_numbers
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
 from study.errors import count_noun
@@ -65,8 +66,7 @@ def _lost_cells(cells: pd.DataFrame, records: Sequence[Record]) -> Iterator[str]
 
 
 def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:
-    units = [name for name in ("seed", "data_seed") if name in cells]
-    seeds = len(cells[units].drop_duplicates())
+    seeds = len(set(seed_numbers(cells)))
     if seeds == 1:
         yield (
             "**One seed**: there are no verdicts, and brackets show how straight the line is, not "

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from study.analysis import summary
-from study.analysis.grouping import curve_labels
+from study.analysis.grouping import curve_labels, seed_numbers
 from study.analysis.wording import TESTED
 from study.config.expectations import Entry
 from study.errors import StudyError, count_noun, printable
@@ -118,8 +118,7 @@ def _contents(text: str) -> Written:
 
 def _overview(tables: StudyTables) -> str:
     cells = tables.cells
-    units = [name for name in ("seed", "data_seed") if name in cells]
-    seeds = len(cells[units].drop_duplicates())
+    seeds = len(set(seed_numbers(cells)))
     return (
         f"{len(cells)} cells on {distinct(cells['model'])} and {distinct(cells['data'])}: "
         f"ranks {number_list(sorted(set(cells['rank'])))}; "

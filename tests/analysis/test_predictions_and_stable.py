@@ -100,7 +100,6 @@ def test_p_star_from_one_rule(study: Study, scaling: str) -> None:
     expected = stable_exponent("adapter_out", "rms", **law)
     assert out["p_star"].item() == pytest.approx(expected, abs=1e-6)
     assert (stable["method"] == "linear").all()
-    assert stable["few_seeds"].all(), "three seeds are few"
     assert stable["site"].iloc[0] == "adapter_update", "descent comes first"
 
 

@@ -281,7 +281,7 @@ function renderComparison() {
 
 function renderCells() {
   const { main, rest } = page.overview.configuration;
-  byId("main-settings").textContent = main.join(" · ");
+  byId("main-settings").textContent = main;
   const others = Object.entries(rest).map(([name, value]) => `${name} ${value}`);
   byId("other-settings").textContent = others.join(" · ");
   const focused = document.activeElement?.closest("#cells th")?.textContent;
