@@ -114,8 +114,7 @@ NOT_TOLD = {
     *("name", "results_dir", "plots_dir", "device", "tracker", "checkpoint", "expects", "pack"),
     *("train.shard", "train.checkpointing"),
 }
-"""Keys and groups that do not change the numbers of a cell, or belong to a machine. The caller
-names the study and its folder."""
+"""Keys and groups that do not change the numbers of a cell, or belong to a machine."""
 
 
 def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str]) -> list[str]:
@@ -127,6 +126,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
     own = {k: v for k, v in _leaves(config) if NOT_TOLD.isdisjoint((k, k.split(".")[0]))}
+    own = {k: v for k, v in own.items() if v is not None or k != "adapter.crossover"}
     if own["adapter.scaling"] == POWER:
         p = own["adapter.exponent"]
         own |= {"adapter.scaling": int(p) if p == int(p) else p, "adapter.exponent": None}
