@@ -80,7 +80,7 @@ def train(name: str, overrides: list[str], rates: list[float]) -> None:
 
 def best(name: str) -> Best:
     tables = load_measured(FOLDER / name)
-    found = study_evidence(tables.cells, tables.metrics, tables.probes, name)
+    found = study_evidence(tables, name)
     [last] = [each for each in found.bests if each.steps == STEPS]
     return last
 

@@ -12,14 +12,12 @@ from study.analysis.advice import Setting, committed, lost_in_bf16
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.cli.group import cli
-from study.cli.symptoms import SYMPTOMS
 from study.report.text import table
 from study.vocabulary.optimizers import label
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
 WITHIN = 2.0
-"""The factor of the best rate within which an advised rate counts as right."""
 
 
 def printed(*arguments: str) -> str:
@@ -30,9 +28,9 @@ def printed(*arguments: str) -> str:
     return "\n".join(["```", *wrapped, "```"])
 
 
-def symptom(name: str) -> str:
-    """Why something goes wrong, with its numbers."""
-    return SYMPTOMS[name]["why"].format(**committed()["facts"])
+def fact(name: str, form: str = "") -> str:
+    """A number of :func:`docs.evidence.facts`."""
+    return format(evidence.facts()[name], form)
 
 
 def advised() -> str:
@@ -61,8 +59,7 @@ RATE_STUDIES = (*evidence.RIVALS, "learning_rate_rho", evidence.TINY)
 
 
 def rate_theories() -> str:
-    """How far the measured exponents of the best rate lie from those of equal descents and of equal
-    outputs: the root mean square, a row per study and number of steps."""
+    """The root mean square of measured less predicted exponents, by study and number of steps."""
     rows = []
     for name in RATE_STUDIES:
         tables = study_tables(name)
@@ -116,7 +113,7 @@ BLOCKS: dict[str, Block] = {
     "rho-size": rho_size,
     "steps-law": steps_law,
     "advice": printed,
-    "symptom": symptom,
+    "fact": fact,
     "advised": advised,
     "rate-theories": rate_theories,
 }

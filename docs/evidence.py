@@ -15,7 +15,8 @@ import pandas as pd
 from docs.blocks import QUICK, RESULTS, ROOT
 from docs.external import POWER, fitted, power, rates, usable
 from study.analysis.advice import Best, Evidence, Law, Setting, log_output, study_evidence
-from study.analysis.losses import INSIDE, final_losses
+from study.analysis.fits import mean_interval
+from study.analysis.losses import INSIDE, compared_losses, final_losses
 from study.analysis.rate_theory import bounds
 from study.cli.advise import WIDTHS
 from study.store.files import write_text
@@ -27,9 +28,8 @@ FILE = ROOT / "study/analysis/advice.json"
 TINY = "learning_rate_rho_tiny"
 LONGER = "longer_training"
 OF_STEPS = (TINY, LONGER)
-"""The studies whose best rates were measured after several numbers of steps."""
 STUDIES = ("paper_learning_rate", "paper_learning_rate_gemma3", "learning_rate_rho", TINY)
-"""The studies that swept learning rates at several ranks."""
+GAINS = (*STUDIES[:2], LONGER)
 RIVALS = ("rate_rivals", "rate_rivals_gemma3", "rate_rivals_muon", "rho_ends", "rho_ends_gemma3")
 """Of these only the exponents count: nobody trains with their alphas."""
 OTHERS: dict[str, Any] = {
@@ -41,17 +41,13 @@ OTHERS: dict[str, Any] = {
     "seeds": 1,
     "rho": None,
 }
-"""The sweep in ``results/external``."""
 ALPHA = 32.0
-"""Its file has no alpha. This is that of LoRA Without Regret (Schulman et al. 2025), by the same
-authors."""
+"""That of LoRA Without Regret (Schulman et al. 2025), by the same authors: its file has none."""
 LAZY = 1e-4
 """The highest rate of bf16_dead_zone at which outputs grow in proportion to it for 10 steps."""
 ENDS = (0.5, 0.05, 0.95)
-"""Quantiles over models."""
 STEPS_RANGE = (0.0, 0.5)
-"""Of the exponent of 1 / steps: from a rate that keeps to the highest that short runs show. Both
-studies are of random models; runs of a pretrained one gave 0.08 to 0.26."""
+"""Of the exponent of 1 / steps. Runs of a pretrained model gave 0.08 to 0.26."""
 
 
 def text() -> str:
@@ -68,9 +64,9 @@ def text() -> str:
         "laws": laws,
         "others": external_rates(),
         "horizon": [-float(np.mean([step_law(name)[2] for name in OF_STEPS])), *STEPS_RANGE],
+        "gains": [gain for name in GAINS for gain in gains(name)],
         "rho": float(np.exp(np.mean(np.log([*rho_sizes(bests).values()])))),
         "bf16": bf16_sizes(),
-        "facts": facts(),
     }
     lines = (f'"{key}": {written(part)}' for key, part in parts.items())
     return "{" + ",\n".join(lines) + "}\n"
@@ -85,9 +81,8 @@ def written(part: Any) -> str:
 
 @cache
 def of_study(name: str) -> Evidence:
-    """What a committed study measured."""
     tables = load_measured(RESULTS / name)
-    return study_evidence(tables.cells, tables.metrics, tables.probes, name)
+    return study_evidence(tables, name)
 
 
 def last_bests(found: Evidence) -> list[Best]:
@@ -97,8 +92,7 @@ def last_bests(found: Evidence) -> list[Best]:
 
 
 def step_law(name: str) -> tuple[int, int, float]:
-    """The fewest and the most steps, and the exponent of the best rate with them: the mean over the
-    rules and ranks of a study whose best rates span a factor of two in steps."""
+    """The fewest and the most steps, and the exponent with them: the mean over rules and ranks."""
     bests = [best for best in of_study(name).bests if not best.edge]
     rows = pd.DataFrame([{**asdict(best), "rank": best.ranks[0]} for best in bests])
     rules = [rule for _, rule in rows.groupby(["p", "alpha", "rank"])]
@@ -109,15 +103,23 @@ def step_law(name: str) -> tuple[int, int, float]:
 
 def rho_sizes(bests: Sequence[Best]) -> dict[str, float]:
     """By model, rho over the product of width, rate and steps: the median of the best rates."""
-    return {
-        model: float(
-            np.median(
-                [b.rho / (width * b.lr * b.steps) for b in bests if b.model == model and b.rho]
-            )
-        )
-        for model, width in WIDTHS.items()
-        if any(b.rho for b in bests if b.model == model)
-    }
+    found: dict[str, list[float]] = {}
+    for one in (best for best in bests if best.rho and best.model in WIDTHS):
+        size = one.rho / (WIDTHS[one.model] * one.lr * one.steps)
+        found.setdefault(one.model, []).append(size)
+    return {model: float(np.median(found[model])) for model in WIDTHS if model in found}
+
+
+def gains(name: str) -> list[dict[str, Any]]:
+    tables, found = load_measured(RESULTS / name), []
+    best = compared_losses(tables.cells, tables.metrics).query("how == 'best'")
+    for (rule, steps), rows in best.groupby(["scaling", "steps"], observed=True):
+        of = rows.pivot(index="seed", columns="rank", values="loss")
+        about = {"source": name, "model": str(tables.cells["model"].iloc[0]), "p": RULES[rule].p}
+        gap = mean_interval(of.iloc[:, -1] - of.iloc[:, 0])
+        ends = [int(of.columns[0]), int(of.columns[-1])]
+        found.append({**about, "steps": int(steps), "ranks": ends, "gap": gap})
+    return found
 
 
 def external_rates() -> list[Best]:
@@ -154,8 +156,9 @@ def bf16_sizes() -> dict[str, float]:
     return found
 
 
+@cache
 def facts() -> dict[str, float]:
-    """The numbers of ``study advise --symptom``: SmolLM2, means over seeds."""
+    """The numbers of the pages on symptoms: SmolLM2, means over seeds."""
     swept = load_measured(RESULTS / "paper_learning_rate")
     ends = final_losses(swept.cells, swept.metrics)
     losses = ends[ends["rank"] == 256].groupby(["scaling", "lr"])["loss"].mean()

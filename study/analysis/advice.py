@@ -1,9 +1,8 @@
-"""The learning rate for a rank, a rule and an alpha, and the evidence for it.
+"""The learning rate for a rank, a rule and an alpha, and the evidence for it (docs/choose.md).
 
-A step at the rate lr lowers the loss by ``lr D`` to first order (:func:`log_descent`), and moves
-the adapters' output by ``lr M`` (:func:`log_output`). The best rate is between ``D^-s`` and
-``M^-s`` (:mod:`study.analysis.rate_theory`). Under SGD s is 1. Under other rules it falls from 1,
-while A hardly moves, to 1/2. :func:`rest` orders the evidence, which docs/choose.md explains.
+A step at the rate lr lowers the loss by ``lr D`` (:func:`log_descent`), and moves the adapters'
+output by ``lr M`` (:func:`log_output`). The best rate is between ``D^-s`` and ``M^-s``. Under SGD
+s is 1. Under others it falls from 1, while A hardly moves, to 1/2.
 ``advice.json`` holds what is committed; ``docs/evidence.py`` writes it.
 """
 
@@ -22,9 +21,11 @@ from study.analysis.grouping import groups
 from study.analysis.losses import INSIDE, OF_A_RULE
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import NORMAL, best_rates, rate_transfer, rates_by_horizon
+from study.store import StudyTables
 from study.theory import family
 from study.theory.equivalence import descent, move
 from study.theory.rounding import swallowed
+from study.vocabulary.scaling import RULES
 
 SLOPES = (0.75, 0.5, 1.0)
 """s if rho is not known: a middle and the two ends."""
@@ -34,8 +35,6 @@ FAR = 10.0
 
 @dataclass(frozen=True)
 class Span:
-    """A number with its lower and its upper end."""
-
     value: float
     low: float
     high: float
@@ -47,6 +46,9 @@ class Span:
         return Span(*(a * b for a, b in zip(self, other, strict=True)))
 
 
+ONE = Span(1.0, 1.0, 1.0)
+
+
 def power(log: float, exponents: Sequence[float]) -> Span:
     """``exp(log * exponent)`` of three exponents, the middle first."""
     found = [math.exp(log * each) for each in exponents]
@@ -55,10 +57,8 @@ def power(log: float, exponents: Sequence[float]) -> Span:
 
 @dataclass(frozen=True)
 class Setting:
-    """A run. None, or an empty name, means unknown.
-
-    ``ratio``: B's learning rate over A's, which ``lr`` is. ``width``: of the hidden states.
-    """
+    """A run; None and empty names are unknown. ``ratio``: B's learning rate over A's, which ``lr``
+    is. ``width``: of the hidden states. ``batch``: examples of an optimizer step."""
 
     rank: int
     alpha: float
@@ -69,6 +69,14 @@ class Setting:
     steps: int | None = None
     model: str = ""
     width: int | None = None
+    batch: int | None = None
+    epochs: float | None = None
+    schedule: str = ""
+
+    @property
+    def rule(self) -> str:
+        """As a value of ``adapter.scaling``."""
+        return next((name for name, rule in RULES.items() if rule.p == self.p), f"{self.p:g}")
 
     @property
     def gamma(self) -> float:
@@ -76,8 +84,7 @@ class Setting:
 
     @property
     def rho(self) -> float | None:
-        """|dA x| / |A0 x| at the end. It is about a constant times width, rate and steps: the
-        constant is 0.04 to 0.09 in the committed studies."""
+        """|dA x| / |A0 x| at the end: about a constant times width, rate and steps."""
         if not (self.lr and self.steps and self.width) or family(self.optimizer) != "sign":
             return None
         return float(committed()["rho"]) * self.width * self.lr * self.steps
@@ -102,11 +109,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Best(Measured):
-    """The best rate of one rule and rank in a study: the geometric mean over seeds.
-
-    ``low`` to ``high``: its range over seeds, widened by the error of the grid of rates. ``edge``:
-    whether the lowest or the highest rate that was tried was best for a seed.
-    """
+    """The best rate of one rule and rank in a study: the geometric mean over seeds, and its range
+    with the error of the grid. ``edge``: whether an extreme of the rates was best for a seed."""
 
     ratio: float
     lr: float
@@ -123,20 +127,14 @@ class Law(Measured):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Best rates and exponents of one study, or of several."""
-
     bests: Sequence[Best] = ()
     laws: Sequence[Law] = ()
 
 
 @dataclass(frozen=True)
 class Basis:
-    """One answer, and its evidence.
-
-    ``rate``: a learning rate or, if ``relative``, a factor on the run's own, which is not known.
-    ``exponent``: of the best rate with the rank. ``inside``: whether the run is within the range
-    of the measurements.
-    """
+    """One answer, and its evidence. ``rate``: a learning rate or, if ``relative``, a factor on that
+    of the run. ``inside``: whether the run is within the range of the measurements."""
 
     kind: Literal["measured", "exponent", "theory", "yours", "others"]
     rate: Span
@@ -147,7 +145,6 @@ class Basis:
 
 
 def committed() -> dict[str, Any]:
-    """The content of ``advice.json``."""
     return dict(json.loads((files("study.analysis") / "advice.json").read_text()))
 
 
@@ -156,12 +153,17 @@ def committed_evidence() -> Evidence:
     return Evidence([Best(**row) for row in found["bests"]], [Law(**row) for row in found["laws"]])
 
 
-def study_evidence(
-    cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame, source: str
-) -> Evidence:
+def short_model(name: str) -> str:
+    """The name by which studies on the same model are found."""
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    starts = {"smollm2-135m": "smollm2", "gemma-3-270m": "gemma3"}
+    return next((short for start, short in starts.items() if last.startswith(start)), last)
+
+
+def study_evidence(of: StudyTables, source: str) -> Evidence:
     """The best rates of a study at each horizon, and their exponents at the last one."""
-    rates = rates_by_horizon(cells, metrics, probes)
-    if rates.empty and len(rates := best_rates(cells, metrics, probes)):
+    rates = rates_by_horizon(of.cells, of.metrics, of.probes)
+    if rates.empty and len(rates := best_rates(of.cells, of.metrics, of.probes)):
         rates = rates.assign(horizon=rates["steps"])
     if rates.empty:
         return Evidence()
@@ -191,7 +193,8 @@ def study_evidence(
 
 def _where(row: pd.Series, source: str, seeds: int, steps: int) -> dict[str, Any]:
     return {
-        **{name: str(row[name]) for name in ("model", "optimizer")},
+        "model": short_model(str(row["model"])),
+        "optimizer": str(row["optimizer"]),
         "source": source,
         "p": float(row["exponent_p"]),
         "alpha": float(row["alpha"]),
@@ -217,13 +220,12 @@ def log_output(run: Setting) -> float:
 
 
 def share(rho: float) -> float:
-    """s at rho."""
     return -rate_exponent(1.0, rho)
 
 
 def theory(old: Setting, new: Setting) -> Span:
-    """The factor on the best rate from one run to another, for a rho known within a factor of 3:
-    the middle between an equal descent and an equal output, and the range of both."""
+    """The factor on the best rate, between an equal descent and an equal output. rho counts as
+    known within a factor of 3."""
     slopes = SLOPES if old.rho is None else [share(old.rho * x) for x in (1.0, 3.0, 1 / 3)]
     if family(old.optimizer) == "linear":
         slopes = (1.0, 1.0, 1.0)
@@ -232,13 +234,36 @@ def theory(old: Setting, new: Setting) -> Span:
     return Span(middle, min(x.low for x in ends), max(x.high for x in ends))
 
 
-def measured(new: Setting, bests: Sequence[Best]) -> Basis | None:
-    """The best rate of ``new`` from one study; None without best rates inside its grid.
+def more_steps(old: Setting, new: Setting) -> float | None:
+    """The steps of ``new`` over those of ``old``, or by epochs on the same data; None if that is
+    not known, or more than the law of steps can say."""
+    ratio = math.inf
+    if old.steps and new.steps:
+        ratio = new.steps / old.steps
+    elif old.epochs and new.epochs and old.batch and new.batch:
+        ratio = new.epochs / old.epochs * old.batch / new.batch
+    return ratio if 1 / FAR <= ratio <= FAR else None
 
-    It is interpolated in log rank for its own rule and alpha. If the study lacks these, it is
-    interpolated in log D between the other rules at its rank, or at the nearest rank. It is then
-    scaled to the steps of ``new``, as ``steps^-h`` with the h of the committed studies.
-    """
+
+def parts(old: Setting, new: Setting) -> dict[str, Span]:
+    """The factor on the best rate of each difference, one after the other, by theory and the law of
+    steps."""
+    found, run = {}, old
+    for name in ("rank", "p", "alpha", "ratio"):
+        changed = replace(run, **{name: getattr(new, name)})
+        if changed != run:
+            found[name] = theory(run, changed)
+        run = changed
+    ratio = more_steps(old, new)
+    if ratio and ratio != 1:
+        found["steps"] = power(-math.log(ratio), committed()["horizon"])
+    return found
+
+
+def measured(new: Setting, bests: Sequence[Best]) -> Basis | None:
+    """The best rate of ``new`` from the best rates of a study inside its grid, if it has any:
+    interpolated in log rank for its own rule and alpha, or else in log D between the other rules at
+    the nearest rank, and scaled to its steps."""
     rules: dict[Any, dict[int, Best]] = {}
     for best in sorted(bests, key=lambda best: -unlike(best.steps, new.steps)):  # last: nearest
         if best.optimizer == new.optimizer and not best.edge:
@@ -265,8 +290,8 @@ def measured(new: Setting, bests: Sequence[Best]) -> Basis | None:
 
 
 def _at_rank(new: Setting, bests: list[Best]) -> tuple[float, list[float], Best]:
-    """Of one rule at the rank of ``new``, or at the nearest one that it has: log D; the best rate
-    and its range after the steps of ``new``; and the nearest of its best rates."""
+    """Of one rule at the nearest rank that it has: log D, the best rate with its range after the
+    steps of ``new``, and the nearest of ``bests``."""
     bests.sort(key=lambda best: best.ranks[0])
     ranks, h = [best.ranks[0] for best in bests], committed()["horizon"]
     logs = [math.log(best.steps / new.steps) if new.steps else 0.0 for best in bests]
@@ -285,12 +310,9 @@ def unlike(steps: int, wanted: int | None) -> float:
 
 
 def exponent(old: Setting, new: Setting, laws: Sequence[Law]) -> Basis | None:
-    """The rate of ``old`` moved to the rank of ``new`` by the nearest law of its rule.
-
-    The nearest law agrees in the model, then the optimizer, then rho if both are known, or alpha.
-    Theory corrects its exponent for the difference in rho. The range holds the exponents of all
-    laws of the rule. Laws of AdamW count for every sign-like rule.
-    """
+    """The rate of ``old`` moved to the rank of ``new`` by the nearest law of its rule: in model,
+    then optimizer, then rho or alpha. Theory corrects for a difference in rho. The range holds all
+    laws of the rule."""
     start = replace(new, rank=old.rank)  # its alpha need not be that of the old run
     m = (log_descent(new) - log_descent(start)) / math.log(new.rank / old.rank)
 
@@ -316,6 +338,7 @@ def exponent(old: Setting, new: Setting, laws: Sequence[Law]) -> Basis | None:
     ends = (first.low + moved(first), first.high + moved(first))
     found = Span(first.exponent + moved(first), min(*values, *ends), max(*values, *ends))
     factor = power(math.log(new.rank / old.rank), [*found]).times(theory(old, start))
+    factor = factor.times(parts(old, new).get("steps", ONE))
     low, high = sorted((old.rank, new.rank))
     inside = first.ranks[0] <= low and high <= first.ranks[1]
     return _times("exponent", old, factor, exponent=found, where=first, inside=inside)
@@ -327,25 +350,25 @@ def _times(kind: Any, old: Setting, factor: Span, **others: Any) -> Basis:
 
 
 def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> list[Basis]:
-    """The evidence for the rate of ``new``, the strongest first. The first is proposed.
+    """The evidence for the rate of ``new``, the strongest first (docs/choose.md).
 
-    ``own``: the user's study. Its rates count if it has the model of the run, and its steps within
-    a factor of :data:`FAR`; otherwise only its exponents do. ``known``: the committed studies. If
-    the number of steps is not known, rates come after exponents. Factors on an unknown rate come
-    last.
+    ``own``: of the user's study. Rates count on the same model, at steps within a factor of
+    :data:`FAR`; otherwise only exponents do. ``known``: of the committed studies.
     """
     found: list[Basis | None] = []
+    can_move = (old.model, old.optimizer) == (new.model, new.optimizer)
     mine = [best for best in (own or Evidence()).bests if new.model in ("", best.model)]
     same = [best for best in known.bests if best.model == new.model and new.steps]
     for bests, laws in ((mine, (own or Evidence()).laws), (same, known.laws)):
         bests = [best for best in bests if unlike(best.steps, new.steps) <= math.log(FAR)]
-        of_rank = exponent(old, new, laws) if new.rank != old.rank else None
+        of_rank = exponent(old, new, laws) if can_move and new.rank != old.rank else None
         both = [measured(new, bests), of_rank]
         found += both if new.steps or old.lr is None or of_rank is None else both[::-1]
-    if replace(new, lr=None) != replace(old, lr=None):
-        found.append(_times("theory", old, theory(old, new)))
-    elif old.lr is not None:
-        found.append(_times("yours", old, Span(1.0, 1.0, 1.0)))
+    if can_move and (different := parts(old, new)):
+        factor = theory(old, new).times(different.get("steps", ONE))
+        found.append(_times("theory", old, factor))
+    elif can_move and old.lr is not None:
+        found.append(_times("yours", old, ONE))
     rows = [Best(**row) for row in committed()["others"]]
     theirs = rows[0].optimizer
     if new.optimizer in (theirs, theirs.removesuffix("w")):  # with or without weight decay
@@ -355,9 +378,18 @@ def rest(old: Setting, new: Setting, own: Evidence | None, known: Evidence) -> l
     return sorted((basis for basis in found if basis), key=lambda basis: basis.relative)
 
 
+def gains(new: Setting) -> list[dict[str, Any]]:
+    """``gap``: the loss at the highest rank less that at the lowest, each at its best rate, of the
+    nearest rule in the study of the nearest steps, and in one of the same model before it."""
+    rows = sorted(committed()["gains"], key=lambda row: unlike(row["steps"], new.steps))
+    rows.sort(key=lambda row: abs(row["p"] - new.p))
+    same = [row for row in rows if row["model"] == new.model and row["p"] == rows[0]["p"]]
+    return same[:1] + [row for row in rows[:1] if row not in same[:1]]
+
+
 def lost_in_bf16(run: Setting, lr: float) -> dict[int, float]:
-    """The share of the adapter's output that rounding loses, by step, if it is added to a rounded
-    output, with the sizes of SmolLM2 under AdamW. Empty for other families."""
+    """By step, the share of the adapter's output that rounding loses under Adam, with the sizes of
+    SmolLM2."""
     moved = lr * math.exp(log_output(run))
     sizes = committed()["bf16"] if family(run.optimizer) == "sign" else {}
     return {int(step): float(swallowed(1.0, size * moved)) for step, size in sizes.items()}

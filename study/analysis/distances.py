@@ -38,11 +38,8 @@ FACTS = (
 
 @dataclass(frozen=True)
 class RunState:
-    """A run after ``step`` updates.
-
-    ``loss``: on the batch of ``step``. ``deltas``: delta_w by layer, ``[O, D]`` float32.
-    ``moments``: second moments of the inputs by layer, ``[D, D]`` float64; empty if not asked for.
-    """
+    """A run after ``step`` updates, with the loss on its batch. By layer: ``deltas``, delta_w as
+    ``[O, D]``; and ``moments``, second moments of the inputs as ``[D, D]`` if asked for."""
 
     step: int
     loss: float
@@ -57,8 +54,7 @@ def compare(limit: RunState, run: RunState, variances: float = 0.0) -> pd.DataFr
     run of rank r against one of a large rank R with another A, it is r / R. Their squared distance
     is ``1 + r / R`` times that from the exact limit, so distances are divided by its root.
 
-    The properties of the limit's layer that theory depends on are NaN if the limit has not moved,
-    as in a warmup that starts at a learning rate of 0.
+    What theory needs of the limit's layer is NaN if the limit has not moved.
     """
     place = {"layer": MODEL_WIDE, "kind": MODEL_WIDE}
     rows: list[dict[str, Any]] = [

@@ -30,9 +30,8 @@ from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS, STATS
 def pool(y_GSRL: Floats) -> tuple[Floats, Floats, Ints]:
     """The mean and the median of a log statistic over layers, and the number of layers.
 
-    All ``[G, S, R]``. If a layer were missing at high rank only (an overflow, a negative
-    ``descent``), the change of layers would look like a slope. So a layer counts only if the seed
-    has it at every rank that has any layer. The mean and median are NaN if no layer is left.
+    All ``[G, S, R]``. A layer counts only if the seed has it at every rank that has any layer: one
+    that is missing at high rank only would look like a slope.
     """
     there = np.isfinite(y_GSRL)
     shared = (there | ~there.any(axis=-1, keepdims=True)).all(axis=2, keepdims=True)
@@ -62,9 +61,8 @@ def quantiles(values: Floats, q: npt.ArrayLike) -> Floats:
 class Grid:
     """The usable probe rows ``N`` of one site, and the columns ``C`` that are fitted to them.
 
-    The columns are the ``L`` layers and then the poolings of each of ``pools`` (the indices of the
-    layers of a pool), the last over all kinds. ``place_N`` is the place of a row in the flattened
-    ``[G, S, R, L]``, whose sizes are ``shape``.
+    The columns are the ``L`` layers and then the poolings of each of ``pools``, the last over all
+    kinds. ``place_N``: the place of a row in the flattened ``[G, S, R, L]``.
     """
 
     site: str
@@ -177,12 +175,8 @@ def fit_exponents(
 ) -> pd.DataFrame:
     """Fit every statistic in ``probes`` against the rank of its cell, per seed and then over seeds.
 
-    Only the cells given are fitted: filter ``cells``, not ``probes``. A fit leaves out infinite
-    rank and values without a logarithm (zero, negative, not finite). It leaves out the rows of a
-    cell from its ``diverged_step`` on, or all if that step is unknown.
-
-    ``stats`` are by default all those measured that the vocabulary does not exclude from fits. A
-    quantity with fewer than two ranks has no row.
+    To fit some cells only, filter ``cells``, not ``probes``. Left out are infinite rank, values
+    without a logarithm, and the rows of a cell from its ``diverged_step`` on.
     """
     measured = [str(name) for name in probes.columns if name not in NOT_STATS]
     measured = [name for name in measured if name not in STATS or STATS[name].fitted]

@@ -144,8 +144,7 @@ def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.
     """The line of each seed about its own centre ``(x, y)``, all ``[G, S, C]`` or ``[G, S, 1]``.
 
     ``sxx``, ``rss``: the sums of squares of x about the centre, and of the residuals. The quadratic
-    is fitted through ``q``, which is ``x^2`` less its projection on 1 and x. The centre is computed
-    before the slope, so an exact power law is recovered exactly.
+    is fitted through ``q``, which is ``x^2`` less its projection on 1 and x.
     """
     there = there_GSRC
     if (there == there[..., :1]).all():  # all columns lack the same points: one x for all
@@ -198,11 +197,8 @@ def _mean_lines(own: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[An
 
 
 def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDArray[Any]]:
-    """The number of ranks of each group, the lowest and the highest, and the slopes at the ends.
-
-    A slope is that of the mean over seeds, between two neighbouring ranks. NaN where there are too
-    few ranks.
-    """
+    """The number of ranks of each group, the lowest and the highest, and the slope of the mean over
+    seeds between the two ranks at each end."""
     seeds_GRC = there_GSRC.sum(axis=1)
     mean_GRC = np.where(there_GSRC, y_GSRC, 0.0).sum(axis=1) / seeds_GRC
     order_GRC = np.argsort(seeds_GRC == 0, axis=1, kind="stable")  # the group's own ranks first
@@ -242,9 +238,8 @@ def t_critical(df: npt.ArrayLike) -> Floats:
 def fitted(row: Mapping[str, Any] | Any, rank: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """The line of one row of ``exponents`` at ``rank``, with its pointwise 95 % band.
 
-    Returns ``(value, low, high)`` in the units of the statistic. The band is NaN without an
-    interval. With several seeds it is exactly the t-interval over the lines of the seeds at that
-    rank; the covariance is stored for this.
+    ``(value, low, high)`` in the units of the statistic. With several seeds it is exactly the
+    t-interval over their lines at that rank.
     """
     dx = np.log(np.asarray(rank, float)) - row["log_rank_mean"]
     centre = row["log_stat_mean"] + row["exponent"] * dx

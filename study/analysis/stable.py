@@ -235,11 +235,8 @@ def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
-    """``rows`` of :func:`side_by_side`, one for rules that share it.
-
-    The first row of each measurement stays. Its new column ``rules`` lists the pairs of scaling and
-    p that have it. Rows with different values of ``settings`` are kept apart.
-    """
+    """``rows`` of :func:`side_by_side`, the first of each measurement. ``rules``: the pairs of
+    scaling and p that share it. ``settings`` keep rows apart."""
     apart = ["optimizer", *QUANTITY, "method", "rank_min", "rank_max"]
     group = numbered(rows[list(settings)].astype(str), settings, numbered(rows, apart))
     values = rows.reindex(columns=NUMBERS).to_numpy(float)

@@ -4,8 +4,6 @@
 the gradients that it passes to its input, must not depend on the rank, at any step of training.
 They are read on one fixed batch that is never trained on, if the study probed it; otherwise on the
 training batch. The gradient norm over all adapters (the paper's Figure 3) is shown with them.
-
-Nothing is fitted or tested here: the rows come from ``exponents``, with their verdicts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,13 +54,11 @@ OVER_MODEL = "whole model"
 
 
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The primary quantities at their primary steps and at the first and last step measured.
+    """The primary quantities at their primary steps and at the first and last step measured, each
+    on one batch, that of the paper's condition.
 
-    ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Each quantity is
-    read on one batch, that of the paper's condition: the held-out one where it was probed. Curves
-    are in the order of the table, quantities in that of ``PRIMARY``. Columns with those of
-    ``exponents``: ``rule`` with its number, ``curve`` (the other values that separate curves),
-    ``over`` (how layers were pooled) and ``estimate`` (the exponent with its interval), as texts.
+    Columns with those of ``exponents``, as texts: ``rule``, ``curve`` (the other values that
+    separate curves), ``over`` (how layers were pooled) and ``estimate`` (with its interval).
     """
     rows = _rows_of(PRIMARY, exponents)
     return _described(rows[rows["fixed"] | rows["is_first"] | rows["is_last"]], exponents)
@@ -75,11 +71,7 @@ def headline(exponents: pd.DataFrame) -> pd.DataFrame:
 
 
 def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``exponents`` on the paper's condition, at the first and last step measured.
-
-    ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Curves are in its
-    order, quantities in that of :data:`CONDITION`. ``curve``: as in :func:`summary`.
-    """
+    """The rows of ``exponents`` on the paper's condition, at the first and last step measured."""
     rows = _rows_of(CONDITION, exponents)
     rows = rows[rows["is_first"] | rows["is_last"]]
     return rows.assign(curve=_curve_texts(rows, exponents)).reset_index(drop=True)
@@ -88,9 +80,8 @@ def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
 def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.DataFrame:
     """Quantities at every step, each on one batch, ordered by curve, quantity and step.
 
-    - ``curve_number``: equal for the rows of one curve. ``place``: of the quantity;
-    - ``is_first``, ``is_last``: whether the step is the first or the last one at which the
-      quantity has an exponent; ``fixed``: whether the step is a primary one of the quantity.
+    ``place``: of the quantity. ``is_first``, ``is_last``: whether its exponents begin or end there.
+    ``fixed``: whether the step is a primary one of the quantity.
     """
     curve = pd.Series(numbered(exponents, curve_columns(exponents)), exponents.index)
     parts = []

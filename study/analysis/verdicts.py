@@ -98,8 +98,7 @@ def tost(
 ) -> Floats:
     """The p-value of the equivalence test ``|slope| < margin``.
 
-    It is twice the larger of the p-values of two one-sided t-tests: at most 5 % if and only if the
-    95 % interval lies inside the margin. NaN where ``se`` is NaN or ``df`` is 0.
+    It is at most 5 % if and only if the 95 % interval lies inside the margin.
     """
     return _tail(np.asarray(margin, float) - np.abs(np.asarray(slope, float)), se, df)
 
@@ -109,8 +108,7 @@ def beyond(
 ) -> Floats:
     """The p-value of the test that ``|slope| > margin``; the usual two-sided one for a margin of 0.
 
-    It is twice that of the one-sided t-test against the bound on the slope's side: at most 5 % if
-    and only if the 95 % interval lies outside the margin. NaN as for :func:`tost`.
+    It is at most 5 % if and only if the 95 % interval lies outside the margin.
     """
     return _tail(np.abs(np.asarray(slope, float)) - np.asarray(margin, float), se, df)
 
@@ -124,11 +122,8 @@ def _tail(distance: Floats, se: npt.ArrayLike, df: npt.ArrayLike) -> Floats:
 
 
 def holm(p_values: npt.ArrayLike, group: npt.ArrayLike | None = None) -> Floats:
-    """Holm's step-down adjusted p-values (Holm 1979) within each ``group``.
-
-    ``group``: a label per p-value; None: all belong to one group. The probability of any false
-    claim at 5 % is at most 5 %, under any dependence. NaNs stay NaN and are not counted.
-    """
+    """Holm's step-down adjusted p-values (Holm 1979) within each ``group``, a label per p-value. So
+    any false claim at 5 % has a probability of at most 5 %, under any dependence."""
     p = np.asarray(p_values, float)
     label = np.zeros(p.shape, np.intp) if group is None else np.asarray(group)
     tested = np.flatnonzero(np.isfinite(p))

@@ -4,224 +4,157 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
 
-from study.analysis.advice import (
-    FAR,
-    Basis,
-    Evidence,
-    Law,
-    Setting,
-    Span,
-    committed,
-    committed_evidence,
-    lost_in_bf16,
-    power,
-    rest,
-    study_evidence,
-    unlike,
-)
-from study.cli.group import PATH, cli, say
+from study.analysis import advice
+from study.analysis.advice import FAR, Basis, Evidence, Law, Setting, Span, committed, power
+from study.cli.group import PATH, cli
 from study.cli.rates import overrides_of
-from study.cli.symptoms import SYMPTOMS
-from study.config import AdapterConfig
+from study.cli.symptoms import PAGES, Cause, causes, symptom_lines
 from study.config.types import MOST_RANK, MOST_STEPS
-from study.config.values import read
-from study.data import files
 from study.errors import StudyError, count_noun, unknown
 from study.integrations.configs import TOOLS, read_file
-from study.integrations.configs.tools import PEFT
+from study.integrations.configs.tools import PEFT, Tool
 from study.integrations.configs.writing import written
-from study.store import find_cell
+from study.store import cell_folders, find_cell
 from study.store.tables import load_measured
 from study.theory import family
 from study.theory.equivalence import converted_alpha
+from study.vocabulary import scaling
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label
-from study.vocabulary.scaling import RULES, named_rule, rule_words
 from study.vocabulary.sources import MODELS, model_label
 
-MOST_LINES = 15
-USUAL_ALPHA, UNKNOWN_RATE = 16.0, 1e-2
+SCHEMA = 2  # of what --json prints
+USUAL_ALPHA, UNKNOWN_RATE, BF16_MATTERS = 16.0, 1e-2, 0.1
 WIDTHS = {"tiny": 64, "smollm2": 576, "gemma3": 640}
 CHECK, CHECK_STEPS, CHECK_SEEDS, TENTHS = "check", 20, "0,1", (-1.0, -0.5, 0.0, 0.5, 1.0)
 """The check's name, fewest steps, seeds, and rates (in powers of ten around the advised one)."""
 HIGHEST_RATE = 0.02
 """Of a check under Adam. Recipes for pretrained models have far lower ones."""
-OF_THE_CHECK = re.compile(
-    r"(train\.(epochs|steps|warmup|schedule|save_adapter|eval_every)|adapter\.(rank|alpha|scaling|"
-    r"exponent)|optimizer|optimizer\.lr|(data\.)?seed|data\.heldout|name|probes\.\w+)=|"
-    r"(adapter\.dropout|optimizer\.weight_decay)=0\.0$|train\.accumulation=1$|"
-    r"adapter\.targets=all-linear$|precision=float32$|model\.quant_bits=null$"
+OF_THE_CHECK = (  # keys that it does not take from a run, apart from those that it sets
+    *("name", "seed", "data.seed", "data.heldout", "adapter.exponent", "adapter.rank"),
+    *("train.epochs", "train.save_adapter", "train.eval_every", "optimizer.lr"),
 )
-"""Settings that the check sets itself or leaves at their defaults."""
 NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
-BF16_MATTERS = 0.1
-NOT_KNOWN = "not known: run the check"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The run ``old`` and the advised run ``new``, with their rules in words.
+class Given:
+    """A run as it was given. ``words``: its settings as overrides of ``study train``. ``notes``: on
+    what has no advice or is missing. ``untaken``: settings that the check trains otherwise."""
 
-    ``words``: the settings read, as overrides of ``study train``. ``cannot``: settings without
-    advice. ``assumed``: settings that the configuration lacks.
-    """
-
+    run: Setting
     origin: str
-    words: list[str]
-    old: Setting
-    new: Setting
-    rules: tuple[str, str]
-    cannot: list[str]
-    assumed: list[str]
+    words: Sequence[str]
+    notes: Sequence[str]
+    untaken: Sequence[str]
 
     @property
-    def rule(self) -> str:
-        """The new rule as a value of ``adapter.scaling``."""
-        return self.rules[1] if self.rules[1] in RULES else f"{self.new.p:g}"
+    def tool(self) -> Tool:
+        """The tool whose keys the file has; PEFT without one."""
+        name, _, file = self.origin.partition("'s ")
+        is_entry = name == "FinLoRA" and file.endswith(".json")
+        return TOOLS.get("Axolotl" if is_entry else name, PEFT)
 
 
-# Reading.
-
-
-def read_settings(
-    path: Path, entry: str | None, base: str | None
-) -> tuple[str, dict[str, Any], list[str], list[str]]:
-    """The source of a run; its settings by dotted key, and as overrides; those without advice."""
-    if path.parent.name == "cells":
-        folder, record = find_cell(path.parent.parent, path.name)
+def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
+    """The run in the configuration, cell or recorded run ``path``, completed by ``options``."""
+    found: dict[str, Any] = {f"adapter.{key}": options[key] for key in ("rank", "alpha")}
+    found["adapter.scaling"] = options["rule"]
+    origin, words, notes, untaken = "the options", list[str](), list[str](), list[str]()
+    model = options["model"]
+    cells = [] if path is None or path.is_file() else cell_folders(path)
+    if len(cells) > 1:
+        one = f"one of them, such as {cells[0]}, or use it as evidence with --study {path}"
+        raise StudyError(f"{path} is a study of {len(cells)} cells: give {one}")
+    if path and (cells or path.parent.name == "cells"):
+        cell = cells[0] if cells else path
+        folder, record = find_cell(cell.parent.parent, cell.name)
         [flat] = pd.json_normalize([record["config"]]).to_dict("records")
-        settings = {str(key).removesuffix(".name"): value for key, value in flat.items()}
+        found = {str(key).removesuffix(".name"): value for key, value in flat.items()}
         origin = f"cell {folder.name} of {folder.parent.parent.resolve().name}"
+        words = [] if "peft" in record else overrides_of(record["config"], CHECK, ())
         if "peft" in record:  # of a loop, whose model and data have no names
+            origin = f"PEFT's {origin}"
             same = ("precision", "train.batch_size", "train.accumulation")
-            words = [f"{key}={settings[key]}" for key in same if settings[key] is not None]
-            return f"PEFT's {origin}", settings, words, []
-        return origin, settings, overrides_of(record["config"], CHECK, ()), []
-    found = read_file(path / "adapter_config.json" if path.is_dir() else path, entry, base=base)
-    settings = found.settings()
-    words = [f"{key}={written(value)}" for key, value in settings.items() if value is not None]
-    return found.origin, settings, words, list(filter(NOT_COVERED.match, found.differs))
+            words = [f"{key}={found[key]}" for key in same if found[key] is not None]
+    elif path:
+        path = path / "adapter_config.json" if path.is_dir() else path
+        read = read_file(path, options["entry"], base=None if model in MODELS else model)
+        found, origin = read.settings(), read.origin
+        words = [f"{key}={written(value)}" for key, value in found.items() if value is not None]
+        cannot = "; ".join(filter(NOT_COVERED.match, read.differs))
+        notes = [f"No advice on {cannot}."] if cannot else []
+        untaken = [note.partition(":")[0] for note in (*read.differs, *read.missing)]
+    if (init := found.get("adapter.init")) in ("scaled", "init_b"):
+        notes.append(f"No advice on adapter.init={init} (read as kaiming).")
+    for key, usual in (("optimizer", MOST_USED), ("alpha", f"{USUAL_ALPHA:g}")):
+        if not (options[key] or found.get(key) or found.get(f"adapter.{key}")):
+            notes.append(f"Assumed: {key} {usual} (--{key}).")
+    if model in MODELS or not any(word.startswith("model") for word in words):
+        words = [word for word in words if not word.startswith("model")]
+        hub = ["model=hf", f"model.path={model or 'YOUR_MODEL'}"]
+        words += [f"model={model}"] if model in MODELS else hub
+    return Given(setting(found, options), origin, words, notes, untaken)
 
 
-def read_question(path: Path | None, entry: str | None, given: Mapping[str, Any]) -> Asked:
-    """The question about the configuration ``path``, or about the options ``given`` alone.
-
-    Raises :class:`StudyError` for a file that cannot be read, and for a value out of range.
-    """
-    rank, rule, alpha, model = (given[key] for key in ("rank", "rule", "alpha", "model"))
-    if path is None and rank is None:
-        raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
-    settings: dict[str, Any] = {"adapter.rank": rank, "adapter.scaling": rule or "lora"}
-    settings["adapter.alpha"] = USUAL_ALPHA if alpha is None else alpha
-    origin, words, cannot = "the options", list[str](), list[str]()
-    if path is not None:
-        base = None if model in MODELS else model
-        origin, settings, words, cannot = read_settings(path, entry, base)
-    name = given["optimizer"] or settings.get("optimizer") or MOST_USED
+def setting(found: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
+    """The run with these settings, completed by ``options``."""
+    name = options["optimizer"] or found.get("optimizer") or MOST_USED
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
-    known = str(settings.get("model.path") or settings.get("model") or "")
-    is_named = bool(given["optimizer"] or settings.get("optimizer"))
-    assumed = [] if is_named else [f"optimizer {MOST_USED} (--optimizer)"]
-    assumed += [f"alpha {USUAL_ALPHA:g} (--alpha)"] if path is None and alpha is None else []
-    if (init := settings.get("adapter.init")) in ("scaled", "init_b"):
-        cannot.append(f"adapter.init={init} (read as kaiming)")
-    rate = settings.get("optimizer.lr") if given["lr"] is None else given["lr"]
-    for option, value in (("alpha", alpha), ("lr", rate)):
+    lr = found.get("optimizer.lr") if options["lr"] is None else options["lr"]
+    alpha = found.get("adapter.alpha")
+    for option, value in (("alpha", alpha), ("alpha", options["alpha"]), ("lr", lr)):
         if value is not None and not 0 < value < math.inf:
             raise StudyError(f"--{option}={value:g}: give a number above 0")
-    adapters = _adapters(origin, settings, rank, rule, alpha)
-    base = short_model(model or known)
-    old, new = (
-        Setting(
-            *(adapter.rank, adapter.alpha, adapter.p, name),
-            ratio=float(settings.get("optimizer.loraplus_lr_ratio") or 1.0),
-            lr=rate,
-            steps=given["steps"] or steps_of(settings),
-            model=base,
-            width=given["width"] or WIDTHS.get(base),
-        )
-        for adapter in adapters
+    if float(found["adapter.rank"]) == math.inf:
+        raise StudyError("no alpha reaches infinite rank: give a run of finite rank")
+    model = options["model"] or found.get("model.path") or found.get("model") or ""
+    model, batch = advice.short_model(str(model)), found.get("train.batch_size")
+    return Setting(
+        rank=int(found["adapter.rank"]),
+        alpha=USUAL_ALPHA if alpha is None else alpha,
+        p=p_of(found.get("adapter.scaling") or "lora", found.get("adapter.exponent")),
+        optimizer=name,
+        ratio=float(found.get("optimizer.loraplus_lr_ratio") or 1.0),
+        lr=lr,
+        steps=options["steps"] or found.get("train.steps"),
+        model=model,
+        width=options["width"] or WIDTHS.get(model),
+        batch=batch and batch * (found.get("train.accumulation") or 1),
+        epochs=found.get("train.epochs"),
+        schedule=found.get("train.schedule") or "",
     )
-    if model in MODELS or not any(word.startswith("model") for word in words):
-        hub = ["model=hf", f"model.path={model or 'YOUR_MODEL'}"]
-        words = [word for word in words if not word.startswith("model")]
-        words += [f"model={model}"] if model in MODELS else hub
-    if "data=file" in words and not any(word.startswith("data.path") for word in words):
-        words.append("data.path=YOUR_FILE")
-    rules = [rule_words(each.scaling, each.exponent) for each in adapters]
-    return Asked(origin, words, old, new, (rules[0], rules[1]), cannot, assumed)
 
 
-def _adapters(
-    origin: str, settings: Mapping[str, Any], rank: int | None, rule: str | None, alpha: Any
-) -> tuple[AdapterConfig, AdapterConfig]:
-    """The adapter of the run, and that with the new rank and rule.
-
-    Without ``alpha``, the new alpha gives the same run at the old rank under the new rule.
-    """
-    own = {key: settings.get(f"adapter.{key}") for key in ("rank", "alpha", "scaling", "exponent")}
-    if own["exponent"] != own["exponent"]:  # of a cell
-        own["exponent"] = None
+def p_of(rule: str, p: float | None = None) -> float:
     try:
-        fixed = {"targets": "all-linear", "init": "kaiming", "dropout": 0.0}
-        old = read(AdapterConfig, fixed | own, "adapter.")
-        if old.rank == math.inf:
-            raise StudyError("no alpha reaches infinite rank: give a run of finite rank")
-        scaling, p = (old.scaling, old.exponent) if rule is None else named_rule(rule)
-        changed = {"rank": rank or old.rank, "scaling": scaling, "exponent": p}
-        new = read(AdapterConfig, asdict(old) | changed, "adapter.")
-        same = converted_alpha(old.alpha, old.rank, old.p, new.p)
+        found = scaling.exponent(*scaling.named_rule(str(rule), None if p != p else p))
     except ValueError as error:
-        raise StudyError(f"{origin}: {error}") from None
-    return old, replace(new, alpha=alpha or same)
+        raise StudyError(str(error)) from None
+    if found is None:
+        raise StudyError(f"adapter.scaling={rule} is no power of the rank")
+    return found
 
 
-def steps_of(settings: Mapping[str, Any]) -> int | None:
-    """The optimizer's steps. From epochs they are known only if the data file is here."""
-    if settings.get("train.steps"):
-        return int(settings["train.steps"])
-    path, epochs = settings.get("data.path"), settings.get("train.epochs")
-    is_file = isinstance(path, str) and Path(path).is_file()
-    if not epochs or not is_file or settings.get("data.sample_packing"):
-        return None
-    rows = sum(1 for _ in files.read(str(path))) - settings.get("data.heldout", 0)
-    batch = settings.get("train.batch_size", 8) * settings.get("train.accumulation", 1)
-    return max(1, math.ceil(epochs * math.ceil(rows / batch)))
-
-
-def short_model(name: str) -> str:
-    """The name by which studies on the same model are found."""
-    last = name.rstrip("/").rpartition("/")[2].lower()
-    starts = {"smollm2-135m": "smollm2", "gemma-3-270m": "gemma3"}
-    return next((short for start, short in starts.items() if last.startswith(start)), last)
-
-
-def own_evidence(folders: tuple[Path, ...]) -> Evidence | None:
+def own_evidence(folders: Sequence[Path]) -> Evidence | None:
     """The evidence of the user's studies. Raises :class:`StudyError` for one without rates."""
-    bests, laws = [], []
-    for folder in folders:
-        tables = load_measured(folder)
-        found = study_evidence(tables.cells, tables.metrics, tables.probes, str(folder))
-        if not found.bests:
-            raise StudyError(
-                f"{folder} has no rank with two learning rates for all of its seeds: sweep over "
-                "some, such as optimizer.lr=1e-4,3e-4,1e-3"
-            )
-        bests += [replace(best, model=short_model(best.model)) for best in found.bests]
-        laws += [replace(law, model=short_model(law.model)) for law in found.laws]
-    return Evidence(bests, laws) if folders else None
-
-
-# Words.
+    found = [advice.study_evidence(load_measured(folder), str(folder)) for folder in folders]
+    for folder, own in zip(folders, found, strict=True):
+        if not own.bests:
+            what = "has no rank with two learning rates for all of its seeds"
+            raise StudyError(f"{folder} {what}: sweep over some, such as optimizer.lr=1e-4,1e-3")
+    bests = [best for own in found for best in own.bests]
+    return Evidence(bests, [law for own in found for law in own.laws]) if folders else None
 
 
 def span(found: Span, form: str = ".2g") -> str:
@@ -231,124 +164,99 @@ def span(found: Span, form: str = ".2g") -> str:
 
 def rate_words(basis: Basis | None) -> str:
     if basis is None:
-        return NOT_KNOWN
+        return "not known: run the check"
     return span(basis.rate) + (" x yours" if basis.relative else "")
 
 
-def about_run(run: Setting, rule: str) -> str:
-    rate = f", learning rate {run.lr:.2g}" if run.lr is not None else ""
-    ratio = f", LoRA+ ratio {run.ratio:g}" if run.ratio != 1 else ""
-    return f"rank {run.rank}, {rule}, alpha {run.alpha:.4g}, {label(run.optimizer)}{ratio}{rate}"
-
-
-HEADS = {
-    "measured": "measured",
-    "exponent": "measured, {}",
-    "theory": "theory, from equal descents to equal outputs",
-    "yours": "yours, nothing changes the best rate",
-    "others": "measured by others",
+SENTENCES = {
+    "measured": "Best rates that were measured in {where} give {rate}.",
+    "exponent": "In {where} the best rate changes {law}, which makes yours {rate}.",
+    "theory": "No study fits, so theory moves yours to {rate}: equal descents to equal outputs.",
+    "yours": "Nothing differs that changes the best rate, so it stays {rate}.",
+    "others": "By the best rates of {where}, it is {rate}.",
 }
 
 
-def basis_line(basis: Basis, new: Setting) -> str:
+def sentence(basis: Basis, new: Setting) -> str:
     """The answer of one basis, where it was measured, and how the user's setting differs."""
-    law, where = "", basis.where
+    law, size, where = "", "", basis.where
     if isinstance(where, Law) and basis.exponent:
-        law = f"r^{span(basis.exponent, '.2f')}"
+        law = f"as r^{span(basis.exponent, '.2f')} with the rank"
         if where.points == 2:
             factor = power(math.log(where.ranks[1] / where.ranks[0]), [*basis.exponent])
-            law = f"x {span(factor)} between ranks {where.ranks[0]} and {where.ranks[1]}"
-    line = f"{HEADS[basis.kind].format(law)}: {rate_words(basis)}"
-    if where is None:
-        return line
-    far = [] if basis.inside else ["outside its ranks or rates"]
-    far.append("same model" if where.model == new.model else "other model")
-    if where.optimizer != new.optimizer:
-        far.append(f"{label(new.optimizer)}, not {label(where.optimizer)}")
-    far.append(f"{new.steps / where.steps:.3g} x the steps" if new.steps else "--steps not given")
-    alpha = f", alpha {where.alpha:g}" if where.alpha else ""
-    return (
-        f"{line} ({where.source}: {model_label(where.model)}, ranks {where.ranks[0]} to "
-        f"{where.ranks[-1]}{alpha}, {where.steps} steps, {count_noun(where.seeds, 'seed')}; "
-        f"yours: {', '.join(far)})"
-    )
+            law = f"by x {span(factor)} between ranks {where.ranks[0]} and {where.ranks[1]}"
+    if where is not None:
+        far = [] if basis.inside else ["outside its ranks or rates"]
+        far.append("same model" if where.model == new.model else "other model")
+        if where.optimizer != new.optimizer:
+            far.append(f"{label(new.optimizer)}, not {label(where.optimizer)}")
+        far.append(f"{new.steps / where.steps:.3g} x the steps" if new.steps else "steps not given")
+        alpha = f", alpha {where.alpha:g}" if where.alpha else ""
+        size = (
+            f"{where.source} ({model_label(where.model)}, ranks {where.ranks[0]} to "
+            f"{where.ranks[-1]}{alpha}, {where.steps} steps, {count_noun(where.seeds, 'seed')}; "
+            f"yours: {', '.join(far)})"
+        )
+    return SENTENCES[basis.kind].format(where=size, law=law, rate=rate_words(basis))
 
 
-def paste_lines(asked: Asked, lr: str) -> list[str]:
-    """The new settings in the keys of the user's tool; PEFT's without a file.
+def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
+    """What each difference of two runs changes in the best rate, and what nothing here measured."""
 
-    ``lr``: a number that YAML 1.1 reads as one, or words, which become a comment. The tools know
-    two rules: any other is written as LoRA's.
-    """
-    new, is_json = asked.new, asked.origin.endswith(".json")
-    tool = asked.origin.partition("'s ")[0]
-    if tool.startswith("cell"):
-        ours = f"adapter.rank={new.rank} adapter.alpha={new.alpha:.10g}"
-        return [f"{ours} adapter.scaling={asked.rule} optimizer.lr={lr}"]
-    keys = TOOLS.get("Axolotl" if tool == "FinLoRA" and is_json else tool, PEFT)
-    is_rslora = asked.rules[1] == "rslora" and "adapter.scaling" in keys.cells
-    alpha = new.alpha if is_rslora else converted_alpha(new.alpha, new.rank, new.p, 1.0)
-    if keys is PEFT:
-        config = f"r={new.rank}, lora_alpha={alpha:.10g}, use_rslora={is_rslora}"
-        return [f"LoraConfig({config})", f"{'# ' if ' ' in lr else ''}learning_rate = {lr}"]
-    is_right = alpha == round(alpha) or is_json or tool == "torchtune"
-    whole = "" if is_right else f"  # round it: {tool} has whole numbers"
-    values = {"adapter.rank": new.rank, "adapter.alpha": f"{alpha:.10g}{whole}"}
-    values |= {"adapter.scaling": str(is_rslora).lower(), "optimizer.lr": lr}
-    values |= {"optimizer.loraplus_lr_ratio": f"{new.ratio:g}"} if new.ratio != 1 else {}
-    if " " in lr or "optimizer.lr" not in keys.cells:
-        del values["optimizer.lr"]
-    lines = keys.lines(values)
-    if is_json:
-        lines = [re.sub(r"(\w+): (.*)", r'"\1": \2,', line) for line in lines]
-    return lines if "optimizer.lr" in values else [*lines, f"# learning rate: {lr}"]
+    def words(name: str) -> str:
+        ends = (getattr(run, name) for run in (old, new))
+        return f"{name} " + " to ".join(x if isinstance(x, str) else f"{x:.4g}" for x in ends)
+
+    found = advice.parts(old, new)
+    if len(found) > 1:
+        each = [f"{words(name)} x {span(factor)}" for name, factor in found.items()]
+        yield f"By theory and the law of steps: {'; '.join(each)}."
+    grows = math.isclose(new.alpha / old.alpha, new.rank / old.rank, rel_tol=0.01)
+    if grows and new.p == 1 and "rank" in found:
+        yield (
+            f"alpha grows with the rank: x {span(found['alpha'])} comes from it, and alpha "
+            f"{old.alpha:.4g} would keep x {span(found['rank'])}."
+        )
+    others = ["model", "optimizer", "batch", "schedule"]
+    others += [] if advice.more_steps(old, new) else ["steps", "epochs"]
+    both = [name for name in others if getattr(old, name) and getattr(new, name)]
+    if said := [words(name) for name in both if getattr(old, name) != getattr(new, name)]:
+        yield f"Not counted, as no study here measured it: {'; '.join(said)}."
 
 
-def change_words(asked: Asked, rate: float | None) -> Iterator[str]:
-    """What would change the advice."""
-    if family(asked.new.optimizer) == "linear":
-        return
-    if (p := asked.new.p) != 1 and family(asked.new.optimizer) == "sign":
-        rho = replace(asked.new, lr=rate).rho
-        here = f" (here about {rho:.2g})" if rho else ""
-        yield f"rho{here}: r^{p - 1:g} if A hardly moves, r^{(p - 1) / 2:g} if far"
-    yield f"10 x the steps: {span(power(-math.log(FAR), committed()['horizon']))} x the rate"
+def worth_lines(old: Setting, new: Setting) -> Iterator[str]:
+    """What the new rank costs, and what ranks gained in the nearest studies."""
+    size, times = 4 * (2 + OPTIMIZERS[new.optimizer].states), f"x {new.rank / old.rank:.3g}"
+    what = f"weights, gradients and states of {label(new.optimizer)}"
+    yield f"{times} parameters of adapters; {times} memory of {what}, {size} bytes a parameter."
+    for gain in advice.gains(new):
+        low, high = gain["ranks"]
+        where = f"{gain['source']}: {model_label(gain['model'])}, {gain['steps']} steps"
+        gap = span(Span(*gain["gap"]), ".3f")
+        yield f"Loss of rank {high} less that of {low}, at their best rates: {gap} nats ({where})."
 
 
-def notes_on(asked: Asked, rate: float | None, own: Evidence | None) -> Iterator[str]:
-    """Lines on bf16, on the data of the check, and on the user's studies that do not count."""
-    lost = lost_in_bf16(asked.new, rate) if rate and "precision=bf16" in asked.words else {}
+def notes_on(given: Given, new: Setting, rate: float | None, own: Evidence | None) -> Iterator[str]:
+    """Lines on bf16, and on the user's studies that do not count."""
+    lost = advice.lost_in_bf16(new, rate) if rate and "precision=bf16" in given.words else {}
     if lost.get(10, 0.0) > BF16_MATTERS:
         yield (
             f"bf16: PEFT loses about {lost[1]:.0%} of the adapter's output after 1 update, "
             f"{lost[10]:.0%} after 10 (theory, sizes of SmolLM2): docs/bf16.md"
         )
-    has_data = asked.origin.startswith("cell") or any(w.startswith("data") for w in asked.words)
-    if own is None and not has_data:
-        yield "the check has data=pydoc, Python's documentation: add data=file data.path=YOUR_FILE"
-    bests, steps = own.bests if own else (), asked.new.steps
-    is_far = min((unlike(best.steps, steps) for best in bests), default=0.0) > math.log(FAR)
-    for best in bests:
-        if is_far or asked.new.model not in ("", best.model):
-            of = f"{best.steps} steps of {best.model}"
-            yield f"{best.source} has {of}: only its exponents count"
-            return
-        if best.edge and best.optimizer == asked.new.optimizer:
-            yield (
-                f"{best.source}: the {best.edge} rate is best at rank {best.ranks[0]}: "
-                f"study rates {best.source} --refine"
-            )
-            return
+    bests = own.bests if own else ()
+    near = [one for one in bests if advice.unlike(one.steps, new.steps) <= math.log(FAR)]
+    near = [one for one in near if new.model in ("", one.model)]
+    if bests and not near:
+        of = f"{bests[-1].steps} steps of {bests[-1].model}"
+        yield f"{bests[-1].source} has {of}: only its exponents count"
+    if edges := [one for one in near if one.edge and one.optimizer == new.optimizer]:
+        at = f"{edges[0].source}: the {edges[0].edge} rate is best at rank {edges[0].ranks[0]}"
+        yield f"{at}: study rates {edges[0].source} --refine"
 
 
-# The check.
-
-
-def check_of(asked: Asked, rate: float | None, typed: list[str]) -> dict[str, Any]:
-    """The command that measures the best rates on the user's model, its size, and the next one."""
-    new, old = asked.new, asked.old
-    shared = [word for word in asked.words if not OF_THE_CHECK.match(word)]
-    shared += [f"optimizer={new.optimizer}", f"adapter.scaling={asked.rule}", "probes.steps=null"]
+def check_of(given: Given, old: Setting, new: Setting, rate: float | None) -> dict[str, str]:
+    """The command that measures the best rates on the user's model, its size, and what it lacks."""
     # The best rate of a short run is higher. A run of unknown length counts as FAR times as long.
     steps = max(CHECK_STEPS, math.ceil((new.steps or 0) / FAR))
     longer = new.steps / steps if new.steps else FAR
@@ -357,55 +265,104 @@ def check_of(asked: Asked, rate: float | None, typed: list[str]) -> dict[str, An
     if family(new.optimizer) == "sign":
         centre = min(centre, HIGHEST_RATE / 10 ** tenths[-1])
     rates = ",".join(f"{centre * 10**tenth:.2g}" for tenth in tenths)
-    shared += [f"adapter.alpha={new.alpha:.10g}", f"train.steps={steps}"]
     low, high = sorted((new.rank, old.rank if old.rank != new.rank else new.rank // 4 or 4))
-    swept = [f"adapter.rank={low},{high}", f"optimizer.lr={rates}", f"seed={CHECK_SEEDS}"]
-    given = [] if new.steps else ["--steps", "STEPS"]
+    own = [f"optimizer={new.optimizer}", f"adapter.scaling={new.rule}", "probes.steps=null"]
+    own += [f"adapter.alpha={new.alpha:.10g}", f"train.steps={steps}", f"adapter.rank={low},{high}"]
+    own += [f"optimizer.lr={rates}", f"seed={CHECK_SEEDS}"]
+    taken = {word.partition("=")[0] for word in own}.union(OF_THE_CHECK)
+    shared = [word for word in given.words if word.partition("=")[0] not in taken]
+    shared = [word for word in shared if not re.match(r"train\.warmup=[1-9]", word)]  # in steps
+    if "data=file" in shared and not any(word.startswith("data.path") for word in shared):
+        shared.append("data.path=YOUR_FILE")
+    has_data = given.origin.startswith("cell") or any(w.startswith("data") for w in shared)
+    more = "" if new.steps else "--steps STEPS "
+    lacks = [] if has_data else ["data (add data=file data.path=YOUR_FILE)"]
     return {
-        "command": shlex.join(["study", "train", "-m", f"name={CHECK}", *shared, *swept]),
+        "command": shlex.join(["study", "train", "-m", f"name={CHECK}", *shared, *own]),
         "cost": f"{20 * steps} steps; with --plan it prints their time",
-        "then": shlex.join(["study", "advise", *typed, *given, "--study", f"results/{CHECK}"]),
+        "lacks": ", ".join([*lacks, *given.untaken]),
+        "then": f"the same command with {more}--study results/{CHECK}",
     }
 
 
-def advise_of(
-    asked: Asked, bases: list[Basis], own: Evidence | None, typed: list[str]
-) -> dict[str, Any]:
-    """Everything that the command prints, as ``--json`` prints it."""
-    first, new = (bases[0] if bases else None), asked.new
-    value = first.rate.value if first and not first.relative else None
-    return {
-        "run": asdict(asked.old) | {"origin": asked.origin, "rule": asked.rules[0]},
-        "advice": asdict(new) | {"rule": asked.rules[1], "lr": first and asdict(first.rate)},
-        "paste": paste_lines(asked, rate_words(first) if value is None else f"{value:.1e}"),
-        "evidence": [asdict(basis) | {"words": basis_line(basis, new)} for basis in bases],
-        "changes": list(change_words(asked, value)),
-        "cannot": asked.cannot,
-        "assumed": asked.assumed,
-        "notes": list(notes_on(asked, value, own)),
-        "check": None if own else check_of(asked, value, typed),
-    }
+def written_alpha(given: Given, run: Setting) -> tuple[float, bool]:
+    """The alpha of a run in its tool, and whether its rule is written as rsLoRA. Tools know two
+    rules: any other is written as LoRA's. Most take whole numbers only."""
+    is_rslora = run.rule == "rslora" and "adapter.scaling" in given.tool.cells
+    alpha = run.alpha if is_rslora else converted_alpha(run.alpha, run.rank, run.p, 1.0)
+    is_real = given.tool.name in ("PEFT", "torchtune") or given.origin.endswith(".json")
+    return (alpha if is_real else max(1, round(alpha))), is_rslora
 
 
-def advice_lines(found: Mapping[str, Any], asked: Asked, answer: str) -> list[str]:
-    """The advice in :data:`MOST_LINES` lines, or in more with one basis."""
-    lines = [
-        f"From: {about_run(asked.old, asked.rules[0])}",
-        f"Set:  {about_run(replace(asked.new, lr=None), asked.rules[1])}, learning rate {answer}",
-        *found["paste"],
-        *(f"cannot say: {'; '.join(found['cannot'])}" for _ in found["cannot"][:1]),
-        *(f"assumed: {'; '.join(found['assumed'])}" for _ in found["assumed"][:1]),
-    ]
-    last = [f"It changes with {'; '.join(found['changes'])}." for _ in found["changes"][:1]]
-    last += found["notes"]
+def paste_lines(given: Given, run: Setting, lr: float | None, rate: str) -> list[str]:
+    """The run in the keys of its tool. ``lr``: a rate, as YAML 1.1 reads it; or ``rate``, words."""
+    tool, number = given.tool, lr and f"{lr:.1e}"
+    if given.origin.startswith("cell"):
+        ours = f"adapter.rank={run.rank} adapter.alpha={run.alpha:.10g}"
+        return [f"{ours} adapter.scaling={run.rule} optimizer.lr={number or rate}"]
+    alpha, is_rslora = written_alpha(given, run)
+    if tool is PEFT:
+        config = f"r={run.rank}, lora_alpha={alpha:.10g}, use_rslora={is_rslora}"
+        last = f"learning_rate = {number}" if number else f"# learning_rate: {rate}"
+        return [f"LoraConfig({config})", last]
+    values = {"adapter.rank": run.rank, "adapter.alpha": f"{alpha:.10g}"}
+    values |= {"adapter.scaling": str(is_rslora).lower()}
+    values |= {"optimizer.lr": number} if number else {}
+    values |= {"optimizer.loraplus_lr_ratio": f"{run.ratio:g}"} if run.ratio != 1 else {}
+    lines = tool.lines(values)
+    if given.origin.endswith(".json"):
+        lines = [re.sub(r"(\w+): (.*)", r'"\1": \2,', line) for line in lines]
+    is_written = number and "optimizer.lr" in tool.cells
+    return lines if is_written else [*lines, f"# learning rate: {number or rate}"]
+
+
+def about_run(run: Setting) -> str:
+    rate = f", learning rate {run.lr:.2g}" if run.lr is not None else ""
+    ratio = f", LoRA+ ratio {run.ratio:g}" if run.ratio != 1 else ""
+    head = f"rank {run.rank}, {run.rule}, alpha {run.alpha:.4g}, {label(run.optimizer)}"
+    return head + ratio + rate
+
+
+def advice_lines(found: Mapping[str, Any], has_evidence: bool) -> Iterator[str]:
+    yield f"Set ({found['run']['origin']}: {found['run']['words']}):"
+    yield from (f"  {line}" for line in found["changes"])
+    for head, key in (("Why", "why"), ("Is it worth it", "worth")):
+        yield from (f"{head}: {line}" for line in found[key][:1])
+        yield from (f"  {line}" for line in found[key][1:])
     if check := found["check"]:
-        last += [f"Check ({check['cost']}): {check['command']}", f"Then: {check['then']}"]
-    evidence = [basis["words"] for basis in found["evidence"]]
-    return [*lines, *evidence[: max(1, MOST_LINES - len(lines) - len(last))], *last]
+        yield f"Check ({check['cost']}): {check['command']}"
+        yield from (f"  It does not take your {check['lacks']}." for _ in check["lacks"][:1])
+        yield f"  Then: {check['then']}"
+    if has_evidence:
+        yield "Evidence, the strongest first:"
+        yield from (f"  {basis['words']}" for basis in found["evidence"])
+
+
+def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]:
+    """A configuration, a cell, or the cell of a study that ended worst; and what it shows."""
+    tables, is_cell = None, path.parent.name == "cells"
+    if folder := path.parent.parent if is_cell else path if cell_folders(path) else None:
+        tables = load_measured(folder)
+        losses = tables.metrics.astype({"cell_id": str}).groupby("cell_id")["loss"]
+        ends = losses.agg(lambda rows: rows.iloc[-1]).fillna(math.inf)
+        worst = ends[[name for name in ends.index if not is_cell or name.startswith(path.name)]]
+        path = folder / "cells" / str(worst.idxmax())
+        parts = {name: getattr(tables, name) for name in ("cells", "metrics", "probes")}
+        own = {key: part[part["cell_id"].astype(str) == path.name] for key, part in parts.items()}
+        tables = replace(tables, **own)
+    given = read_run(path, options)
+    same = replace(given.run, lr=None)
+    laws = advice.rest(same, same, None, advice.committed_evidence())
+    near = (
+        x for x in laws if x.where and advice.unlike(x.where.steps, same.steps) <= math.log(FAR)
+    )
+    found = causes(given.run, given.words, next(near, None), tables)
+    return f"{given.origin}: {about_run(given.run)}", list(found)
 
 
 @cli.command()
 @click.argument("config", type=PATH, metavar="[CONFIG]", required=False)
+@click.argument("new_config", type=PATH, metavar="[NEW]", required=False)
 @click.option("--rank", type=click.IntRange(1, MOST_RANK), help="The new rank; or the run's own.")
 @click.option("--rule", help="The new rule: lora, rslora, or a number p.  [default: the same]")
 @click.option("--alpha", type=float, help="The new alpha.  [default: the same run at its own rank]")
@@ -416,31 +373,50 @@ def advice_lines(found: Mapping[str, Any], asked: Asked, answer: str) -> list[st
 @click.option("--width", type=click.IntRange(1), help="Features of its hidden states.")
 @click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
-@click.option("--symptom", type=click.Choice(list(SYMPTOMS)), help="What goes wrong.")
+@click.option("--symptom", type=click.Choice(list(PAGES)), help="What goes wrong.")
+@click.option("--evidence", "has_evidence", is_flag=True, help="Print all evidence too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
 def advise(
-    config: Path | None,
-    studies: tuple[Path, ...],
-    entry: str | None,
-    symptom: str | None,
-    as_json: bool,
-    **given: Any,
+    config: Path | None, new_config: Path | None, symptom: str | None, as_json: bool, **options: Any
 ) -> None:
-    """CONFIG is a configuration of PEFT, Axolotl, LLaMA-Factory, TRL, Unsloth or FinLoRA, or a
-    cell: RESULTS/NAME/cells/ID. Options can also describe a run: --rank 64 --optimizer adamw.
+    """CONFIG is a configuration of PEFT, Axolotl, LLaMA-Factory, TRL, Unsloth, torchtune or
+    FinLoRA, a cell (RESULTS/NAME/cells/ID) or a recorded run. NEW is the run that gets the rate.
+    Options can also describe a run: --rank 64 --optimizer adamw.
     """
     if symptom is not None:
-        if config or studies:
-            say("--symptom reads no configuration and no study: it prints what is usual")
-        facts = committed()["facts"] | {"config": config or "CONFIG"}
-        answer = {key: text.format(**facts) for key, text in SYMPTOMS[symptom].items()}
-        lines = [f"{key}: {text}" for key, text in answer.items()]
-        click.echo(json.dumps(answer) if as_json else "\n".join(lines))
+        lines = symptom_lines(symptom, *(causes_in(config, options) if config else ()))
+        click.echo(json.dumps(lines) if as_json else "\n".join(lines))
         return
-    asked, own = read_question(config, entry, given), own_evidence(studies)
-    bases = rest(asked.old, asked.new, own, committed_evidence())
-    typed = [] if config is None else [str(config)]
-    typed += [f"--{key}={value}" for key, value in given.items() if value is not None]
-    found = advise_of(asked, bases, own, typed)
-    lines = advice_lines(found, asked, rate_words(bases[0] if bases else None))
-    click.echo(json.dumps(found) if as_json else "\n".join(lines))
+    rank, rule, alpha = (options[key] for key in ("rank", "rule", "alpha"))
+    if config is None and rank is None:
+        raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
+    given = read_run(config, options)
+    old = given.run
+    given = read_run(new_config, options) if new_config else given
+    run, p = given.run, p_of(rule) if rule else given.run.p
+    same = converted_alpha(run.alpha, run.rank, run.p, p)  # gives the same run at the same rank
+    new = replace(run, rank=rank or run.rank, p=p, alpha=alpha or same)
+    whole, is_rslora = written_alpha(given, new)
+    new = replace(new, alpha=whole if is_rslora else converted_alpha(whole, new.rank, 1.0, p))
+    own = own_evidence(options["studies"])
+    bases = advice.rest(old, new, own, advice.committed_evidence())
+    first = bases[0] if bases else None
+    rate = first.rate.value if first and not first.relative else None
+    paste = paste_lines(given, new, rate, rate_words(first))
+    was = paste_lines(given, given.run, given.run.lr, "not given")
+    check = None if own else check_of(given, old, new, rate)
+    why = sentence(first, new) if first else "No study fits, and the run has no rate."
+    about = {"origin": given.origin, "rule": old.rule, "words": about_run(old)}
+    found = {
+        "schema": SCHEMA,
+        "run": asdict(old) | about,
+        "advice": asdict(new) | {"rule": new.rule, "lr": first and asdict(first.rate)},
+        "paste": paste,
+        "changes": list(unified_diff(was, paste, lineterm="", n=9))[3:] or paste,
+        "why": [why, *difference_lines(old, new), *given.notes, *notes_on(given, new, rate, own)],
+        "worth": [] if new.rank == old.rank else list(worth_lines(old, new)),
+        "check": check,
+        "evidence": [asdict(basis) | {"words": sentence(basis, new)} for basis in bases],
+    }
+    text = "\n".join(advice_lines(found, options["has_evidence"]))
+    click.echo(json.dumps(found) if as_json else text)

@@ -1,61 +1,87 @@
-"""``study advise --symptom``: symptoms of failed training, their causes and fixes."""
+"""``study advise --symptom``: symptoms of failed training, and their causes."""
 
-SYMPTOMS: dict[str, dict[str, str]] = {
-    "no-learning": {
-        "seen": "The loss hardly falls under AdamW, and a higher rank does not help.",
-        "why": (
-            "The learning rate is too low. Under AdamW a step lowers the loss in proportion to "
-            "lr x gamma x r, which is lr x alpha for LoRA at every rank. On SmolLM2 (LoRA, rank "
-            "256, alpha 16, {steps} steps) lr {slow_lr:g} lowered the loss by {slow_fall:.2f} and "
-            "lr {lora_lr:g} by {lora_fall:.2f}."
-        ),
-        "set": (
-            "The learning rate 3 to 10 times as high; or alpha, which does the same while A hardly "
-            "moves. rslora at the same alpha is a step sqrt(r) times as large."
-        ),
-        "check": "study advise {config} prints a command that sweeps five rates on your model.",
-        "page": "docs/no-learning.md",
-    },
-    "diverged": {
-        "seen": "The loss rises above that of the base, or becomes NaN.",
-        "why": (
-            "The learning rate is too high for gamma. rslora's gamma is sqrt(r) times lora's: on "
-            "SmolLM2 at rank 256 (alpha 16, {steps} steps) lr {high_lr:g} ended at {high_lora:.2f} "
-            "under lora and at {high_rslora:.2f} under rslora, whose best rate is {rslora_lr:g}. "
-            "The base has {base:.2f}."
-        ),
-        "set": (
-            "For a change from lora to rslora at the same alpha: the rate divided by sqrt(r), or "
-            "alpha divided by sqrt(r). Otherwise the rate 3 to 10 times as low, and a warm-up."
-        ),
-        "check": "study advise {config} --rule rslora prints the rate and alpha of the same run.",
-        "page": "docs/diverged.md",
-    },
-    "grad-norm": {
-        "seen": "The gradient norm is 8 times as large after changing lora to rslora at rank 64.",
-        "why": (
-            "At step 0 it goes as gamma sqrt(r): rslora's is sqrt(r) times lora's at the same "
-            "alpha. On SmolLM2 it goes as r^{lora_norm:.2f} under lora and r^{rslora_norm:.2f} "
-            "under rslora (ranks 4 to 256)."
-        ),
-        "set": (
-            "Nothing under AdamW, which divides the norm out. Under SGD, or if max_grad_norm clips "
-            "most steps: the rate or the limit by the same factor."
-        ),
-        "check": "study report on a recorded run (docs/peft.md) shows norms and clip factors.",
-        "page": "docs/grad-norm.md",
-    },
-    "nothing-changes": {
-        "seen": "The output is the same with and without the adapter, although it trains.",
-        "why": (
-            "In bf16 an output below 1/512 of the layer's is rounded away. On SmolLM2 (LoRA, rank "
-            "4, lr {lost_lr:g}) {lost_1:.0%} was lost after 1 update and {lost_10:.0%} after 10. "
-            "Also: B is 0 before the first update, and so is the rate of a warm-up's first step."
-        ),
-        "set": "round_once(model) for PEFT (docs/bf16.md), a higher rate or alpha, or float32.",
-        "check": "study report on a recorded run says how much was lost (statistic swallowed).",
-        "page": "docs/no-learning.md#in-bf16",
-    },
-}
-"""Symptom, cause, fix and check in sentences, and the page with more. Words in braces are
-``facts`` of ``study/analysis/advice.json``, and the configuration."""
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from study.analysis.advice import Basis, Setting, lost_in_bf16
+from study.store import StudyTables
+from study.theory import family
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import MODEL_WIDE
+
+PAGES = {name: f"docs/{name}.md" for name in ("no-learning", "diverged", "grad-norm")}
+PAGES["nothing-changes"] = "docs/no-learning.md#in-bf16"
+LOOKS = (
+    "With a configuration, a cell or a study, this looks at the rate against the best one, gamma, "
+    "and bf16; after training also at layers that do not move, eps against gradients, and clipping."
+)
+SMALL = ("no-learning", "nothing-changes")
+LARGE = ("diverged", "grad-norm")
+USUAL, LOST, NEAR_EPS = 16.0, 0.1, 100.0
+Cause = tuple[float, str, str, tuple[str, ...]]
+"""A weight by how much something is off, what a run shows, the change, and the symptoms."""
+
+
+def causes(
+    run: Setting, words: Sequence[str], law: Basis | None, tables: StudyTables | None
+) -> Iterator[Cause]:
+    """What a run shows. ``law``: of its best rate. ``tables``: of its cell, if it has run."""
+    if law and run.lr and not law.rate.low <= run.lr <= law.rate.high:
+        off, best = run.lr / law.rate.value, f"{law.rate.value:.1e}"
+        where = f"{law.where.source}, {law.where.steps} steps" if law.where else "theory"
+        seen = f"learning rate {run.lr:g} is {off:.2g} times the best one of {where}"
+        symptoms = LARGE[:1] if off > 1 else SMALL
+        yield (abs(math.log(off)), seen, f"learning rate {best}", symptoms)
+    above = run.gamma / (USUAL / run.rank)
+    if above > 1.5 and family(run.optimizer) == "sign":
+        doubled = " (alpha = 2r)" if run.p == 1 and math.isclose(run.alpha, 2 * run.rank) else ""
+        seen = f"gamma is {run.gamma:.3g}{doubled}, {above:.3g} times that of LoRA with alpha 16"
+        change = (
+            f"alpha {run.alpha / above:.3g}, or a rate divided by {above**0.5:.2g} to {above:.2g}"
+        )
+        yield (math.log(above) / 2, seen, change, LARGE)
+    lost: Mapping[Any, float] = {}
+    if "precision=bf16" in words and run.lr:
+        lost = lost_in_bf16(run, run.lr)
+    if tables is not None:
+        yield from _of_tables(run, tables)
+        rows = tables.probes[tables.probes["swallowed"].notna()]
+        lost = rows.groupby("step")["swallowed"].median().to_dict() or lost
+    if lost and max(lost.values()) > LOST:
+        shares = ", ".join(f"{share:.0%} after {step}" for step, share in sorted(lost.items()))
+        passed = [step for step in sorted(lost) if lost[step] <= LOST]
+        when = f"passes by step {passed[0]}" if passed else "does not pass in these steps"
+        seen = f"bf16 loses part of the adapter's output: {shares} updates; it {when}"
+        change = "round_once(model) for PEFT (docs/bf16.md), or float32"
+        yield (4 * max(lost.values()), seen, change, SMALL)
+
+
+def _of_tables(run: Setting, tables: StudyTables) -> Iterator[Cause]:
+    probes = tables.probes[(tables.probes["layer"] != MODEL_WIDE)]
+    norms = probes[probes["site"] == "adapter_update"].groupby("layer", observed=True)["norm"].max()
+    if fixed := [str(layer) for layer in norms[norms == 0].index]:
+        seen = f"{len(fixed)} of {len(norms)} layers do not move, such as {fixed[0]}"
+        yield (6 * len(fixed) / len(norms), seen, "set requires_grad on them", SMALL)
+    grads = probes[probes["site"] == "adapter_grad"].groupby("step")["rms"].median()
+    eps = tables.cells["eps"].iloc[0] if "eps" in tables.cells else math.nan
+    if OPTIMIZERS[run.optimizer].has_eps and len(grads) and grads.min() < NEAR_EPS * eps:
+        seen = (
+            f"in the median layer gradients are down to {grads.min() / eps:.2g} times eps {eps:g}"
+        )
+        yield (math.log(NEAR_EPS * eps / grads.min()), seen, "a lower eps, or alpha up", SMALL)
+    factors = tables.metrics["clip_factor"].dropna()
+    if (factors < 1).any():
+        share, least = (factors < 1).mean(), factors.min()
+        seen = f"{share:.0%} of the gradients are clipped, down to {least:.2g} of their size"
+        change = f"a limit {1 / least:.2g} times as high" if share > 0.5 else "none: it is rare"
+        yield (share * -math.log(least), seen, change, ("no-learning", "grad-norm"))
+
+
+def symptom_lines(symptom: str, run: str = "", found: Sequence[Cause] = ()) -> list[str]:
+    """Of the causes ``found`` in a ``run``, those of the symptom, and the page on it."""
+    own = sorted((one for one in found if symptom in one[-1]), reverse=True)
+    lines = [f"{n}. {seen}. Change: {change}." for n, (_, seen, change, _) in enumerate(own, 1)]
+    what = "The likeliest cause first:" if own else "It shows no known cause of this."
+    head = [f"{run}. {what}"] if run else []
+    return [*head, *(lines or [LOOKS]), f"page: {PAGES[symptom]}"]

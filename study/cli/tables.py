@@ -159,9 +159,7 @@ def compare(studies: tuple[Path, ...], output: str | None) -> None:
     last step of each. A difference has a 95 % interval.
     """
     if len(studies) < 2:
-        raise StudyError(
-            "study compare needs two studies or more: study compare RESULTS/A RESULTS/B"
-        )
+        raise StudyError("compare needs two studies: study compare RESULTS/A RESULTS/B")
     first, *others = names = names_of(studies)
     if len(set(names)) < len(names):
         raise StudyError(f"{first} is given twice: give each study once")

@@ -42,14 +42,19 @@ def test_a_slip_gets_one_line(study_cli: Cli, tmp_path: Path, slip: str) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_slip_is_found_before_torch_is_imported() -> None:
-    code = (
-        "import sys; from study import cli; sys.argv[1:] = ['train', '-m', 'rank=4,8']\n"
+@pytest.mark.parametrize(
+    ("words", "code"), [("train -m rank=4,8", 2), ("advise docs/examples/axolotl.yml", 0)]
+)
+def test_a_slip_and_advice_come_before_torch_is_imported(words: str, code: int) -> None:
+    text = (
+        f"import sys; from study import cli; sys.argv[1:] = {words.split()}\n"
         "try: cli.main()\n"
         "finally: print(*{'torch', 'transformers'} & set(sys.modules))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout.split()) == (2, [])
+    ran = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, cwd=CONF.parent
+    )
+    assert (ran.returncode, ran.stdout.splitlines()[-1]) == (code, "")
 
 
 def test_the_help_of_hydra_names_commands_that_exist(study_cli: Cli) -> None:
