@@ -151,12 +151,11 @@ function colourAxes(view, panels, both) {
   const reach = Math.max(0.01, ...slopes.filter(Number.isFinite).map(Math.abs));
   const logs = panels.filter(panel => panel.of === "value").flatMap(panel => panel.z.flat());
   const [low, high] = withRoom(logs.filter(log => log !== null), 0.001, 0.5);
-  const ticks = plainTicks([-reach, reach], 5);
   return {
     coloraxis: {
       ...{ cmin: -reach, cmax: reach },
       colorscale: EXPONENT_COLOURS.map((fill, k) => [k / 4, fill]),
-      colorbar: { ...bar, ...halves, y: 0.78, ...ticks, title: titled("exponent") },
+      colorbar: { ...bar, ...halves, y: 0.78, nticks: 6, title: titled("exponent") },
     },
     coloraxis2: {
       ...{ cmin: low, cmax: high, colorscale: VALUE_COLOURS },

@@ -1,47 +1,10 @@
 "use strict";
 // Ticks: round values, whole steps, and as many labels as fit.
 
-/** A logarithmic axis from 10^low to 10^high: powers of ten, or values between if they are few. */
+/** A logarithmic axis from 10^low to 10^high. In a few decades it has 1, 2 and 5 of each. */
 function logAxis([low, high]) {
-  const axis = { ...AXIS(), type: "log", range: [low, high] };
-  if (high - low > 3.5) {
-    return { ...axis, exponentformat: "power", dtick: Math.max(1, Math.ceil((high - low) / 6)) };
-  }
-  const between = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]].map(parts =>
-    logValues(parts, low, high),
-  );
-  const ticks = between.find(values => values.length >= 3) ?? linearValues(10 ** low, 10 ** high);
-  return { ...axis, tickvals: ticks, ticktext: ticks.map(brief) };
-}
-
-/** The values `part` times a power of ten between 10^low and 10^high. */
-function logValues(parts, low, high) {
-  const found = [];
-  for (let k = Math.floor(low); k <= high; k++) {
-    for (const part of parts) {
-      const log = k + Math.log10(part);
-      if (log >= low && log <= high) found.push(Number((part * 10 ** k).toPrecision(3)));
-    }
-  }
-  return found;
-}
-
-/** Ticks of a linear axis, at most `most` of them. */
-function plainTicks([low, high], most) {
-  const ticks = linearValues(low, high, Math.max(2, Math.floor(most)));
-  return { tickvals: ticks, ticktext: ticks.map(brief) };
-}
-
-/** At most `most` round values between `low` and `high`. */
-function linearValues(low, high, most = 4) {
-  const rough = (high - low) / most;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const every = [1, 2, 5, 10].find(part => part * power >= rough) * power;
-  const found = [];
-  for (let n = Math.ceil(low / every); n * every <= high; n++) {
-    found.push(Number((n * every).toPrecision(6)));
-  }
-  return found;
+  const few = high - low > 0.7 && high - low < 3 ? { dtick: "D2" } : {};
+  return { ...AXIS(), type: "log", range: [low, high], nticks: 6, tickformat: "~g", ...few };
 }
 
 /** An axis of steps: only whole numbers have a tick. */
