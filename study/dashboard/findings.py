@@ -39,12 +39,6 @@ VERDICT_FIELDS = (
     *("site", "stat", "predicted", "estimate", "verdict", "interval", "seeds", "ranks"),
     *("rank_min", "rank_max"),
 )
-HOW = {
-    "fixed": "one learning rate",
-    "best": "best rate of each rank",
-    "matched": "step size of rsLoRA",
-}
-"""The common setting of the runs whose losses are compared, in words."""
 AXIS = f"final {METRICS['eval_loss'].label} ({METRICS['eval_loss'].unit})"
 
 

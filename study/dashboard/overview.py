@@ -25,6 +25,7 @@ from study.dashboard.values import Measured, Values
 from study.figures import style
 from study.figures.captions import settings
 from study.figures.selection import Rule, rules_of
+from study.report.sections import COMPARED
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.scaling import RULES
@@ -78,7 +79,7 @@ def _words() -> dict[str, Any]:
             "stat": {name: stat.label for name, stat in STATS.items()},
             "curve": CURVES,
             "unit": {name: METRICS[name].unit for name in CURVES},
-            "how": findings.HOW,
+            "how": COMPARED,
             "final_loss": findings.AXIS,
         },
         "glossary": glossary(),
