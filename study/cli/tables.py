@@ -186,8 +186,8 @@ def compare(studies: tuple[Path, ...], output: str | None) -> None:
 @click.option("--to", type=PATH, help="Folder of the figure.  [default: plots/NAME]")
 @tables_as
 def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -> None:
-    """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to W0),
-    its number of directions, and servers with another factor. Draws a tile per layer.
+    """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to
+    W0), its number of directions, and servers with another factor. Draws a tile per layer.
     """
     from study.integrations.auditing import audit as examine
     from study.integrations.auditing import by_kind, findings

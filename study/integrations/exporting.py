@@ -58,8 +58,8 @@ def _new(folder: Path) -> Iterator[Path]:
 
 
 def write_folded(folder: Path, out: Path) -> str:
-    """Write both files of :func:`fold`: ``lora_alpha = r`` without patterns, and zeros where a layer
-    has a lower rank. B keeps its type."""
+    """Write both files of :func:`fold`: ``lora_alpha = r`` without patterns, and zeros where a
+    layer has a lower rank. B keeps its type."""
     adapter, tensors = read_adapter(folder), load_file(folder / WEIGHTS)
     rank = max(pair.A_RD.shape[-2] for pair in adapter.pairs.values())
     lost = whole = 0.0

@@ -1,7 +1,7 @@
 """Activations and their gradients, from hooks; and statistics of a sample of the tokens.
 
 Hooks cannot read the adapter's own output and input gradient in every implementation. So these are
-computed from (x, dL/dy, A, B, gamma) on a sample of the tokens. So are rho, r_parts and the alignments.
+computed from (x, dL/dy, A, B, gamma) on a sample of the tokens, as are rho, r_parts and alignments.
 
 Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence, ``N`` tokens of a cell, ``n``
 sampled tokens, ``F`` features (``D`` in, ``O`` out).
@@ -360,8 +360,8 @@ def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:
 def _parts(x_nD: Tensor, pair: LoraPair) -> dict[str, Tensor]:
     """r_sign of the output as it is, over the tokens. The output is a sum of R parts ``B_k A_k x``.
 
-    ``E |out|^2 = R (R - 1 + r_parts) c``, where R ``r_parts c`` is the sum of the parts' squares. NaN
-    at rank 1.
+    ``E |out|^2 = R (R - 1 + r_parts) c``, where R ``r_parts c`` is the sum of the parts' squares.
+    NaN at rank 1.
     """
     h_nR = x_nD @ pair.A_RD.mT
     own = torch.dot(h_nR.square().sum(0), pair.B_OR.square().sum(0))
