@@ -7,7 +7,7 @@ Nothing here imports torch, so a laptop can analyse a study from its stored tabl
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -36,19 +36,6 @@ HIGH_RANKS = 32.0
 low rank."""
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """The derived tables of a study, computed whenever it is read; empty without enough data.
-
-    ``stable``: p* over all ranks and over ranks from :data:`HIGH_RANKS`; ``rank_min`` tells which.
-    """
-
-    exponents: pd.DataFrame
-    stable: pd.DataFrame
-    rates: pd.DataFrame
-    losses: pd.DataFrame
-
-
 def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
     """All tables of a study: those measured, and those computed from them.
 
@@ -58,13 +45,12 @@ def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
 
 
 def with_derived(measured: StudyTables) -> StudyTables:
-    """``measured`` with the derived tables. Raises :class:`StudyError` as :func:`analyze` does."""
-    found = analyze(measured.cells, measured.metrics, measured.probes)
-    return replace(measured, **vars(found))
+    """``measured`` with the derived tables; each is empty without enough data.
 
-
-def analyze(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> Analysis:
-    """Fit, predict, judge and compare. Raises :class:`StudyError` as ``fit_exponents`` does."""
+    ``stable``: p* over all ranks and over ranks from :data:`HIGH_RANKS`; ``rank_min`` tells which.
+    Raises :class:`StudyError` as ``fit_exponents`` does.
+    """
+    cells, metrics, probes = measured.cells, measured.metrics, measured.probes
     predicted = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
     stable = [stable_exponents(predicted)]
     high = cells[(cells["rank"] >= HIGH_RANKS) & np.isfinite(cells["rank"])]
@@ -77,7 +63,8 @@ def analyze(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) ->
         fits = fit_exponents(high, of_sites, stats=wanted)
         stable.append(stable_exponents(with_predictions(fits, high, metrics, mine)))
     stable = [table for table in stable if len(table)]
-    return Analysis(
+    return replace(
+        measured,
         exponents=with_verdicts(predicted),
         stable=pd.concat(stable, ignore_index=True) if stable else pd.DataFrame(),
         rates=best_rates(cells, metrics, probes),

@@ -10,7 +10,6 @@ import torch
 from transformers import PretrainedConfig
 
 import study
-from study.analysis import analyze
 from study.config import CellConfig, ModelConfig
 from study.data import Corpus
 from study.models import FrozenBase, describe, load_base
@@ -90,7 +89,7 @@ def test_a_study_is_trained_continued_and_analysed(
     run(cells)
     assert {record["status"] for record in load_records(tmp_path / "moe")} == {"complete"}
     found = study.load(tmp_path / "moe")
-    exponents = analyze(found.cells, found.metrics, found.probes).exponents
+    exponents = found.exponents
     kinds = exponents[exponents["site"] == "delta_w"]["kind"].astype(str)
     assert {"gate_up_proj", "down_proj", "q_proj"} <= set(kinds)
 
