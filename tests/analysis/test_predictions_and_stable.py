@@ -9,13 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import (
-    fit_exponents,
-    side_by_side,
-    stable_exponents,
-    with_derived,
-    with_predictions,
-)
+from study import analysis
+from study.analysis import fit_exponents, side_by_side, stable_exponents, with_predictions
 from study.store import StudyTables
 from study.theory import Layer, mean_log_curve, predicted_exponent, stable_exponent
 
@@ -206,7 +201,7 @@ def test_the_higher_ranks_alone_stand_beside_all_of_them(study: Study) -> None:
     cells, probes = study(
         {("adapter_update", "descent"): kinked}, scaling="rslora", rank=(4, 16, 64, 256, 1024)
     )
-    found = with_derived(StudyTables(cells, metrics_of(cells, steps=(0,)), probes))
+    found = analysis.with_derived(StudyTables(cells, metrics_of(cells, steps=(0,)), probes))
     assert sorted(found.stable["rank_min"]) == [4, 64]
     [row] = side_by_side(found.stable).to_dict("records")
     assert row["rank_min"] == 4

@@ -88,8 +88,7 @@ def test_a_study_is_trained_continued_and_analysed(
     assert cells[0].sources.model == f"{cells[0].card.fingerprint}+experts"
     run(cells)
     assert {record["status"] for record in load_records(tmp_path / "moe")} == {"complete"}
-    found = study.load(tmp_path / "moe")
-    exponents = found.exponents
+    exponents = study.load(tmp_path / "moe").exponents
     kinds = exponents[exponents["site"] == "delta_w"]["kind"].astype(str)
     assert {"gate_up_proj", "down_proj", "q_proj"} <= set(kinds)
 
