@@ -13,15 +13,6 @@ from study.vocabulary.inits import INITS, UNIFORM
 D, O, B, T = 12, 20, 2, 5  # noqa: E741
 
 
-def bank_of(specs: list[AdapterSpec]) -> LoraBank:
-    torch.manual_seed(0)
-    bank = LoraBank(nn.Linear(D, O), "layer", specs)
-    for bucket in bank.buckets:
-        nn.init.normal_(bucket.B_kOR)
-    bank.make_pairs()
-    return bank
-
-
 def test_init_depends_on_seed_and_layer() -> None:
     spec = AdapterSpec(64, 1.0, seed=3)
     A, _ = initial_pair(spec, "layer", 300, 5)
@@ -29,27 +20,6 @@ def test_init_depends_on_seed_and_layer() -> None:
     assert torch.equal(A, bank.buckets[0].A_kRD[1])
     assert not torch.equal(A, initial_pair(spec, "another", 300, 5)[0])
     assert not torch.equal(A, initial_pair(AdapterSpec(64, 1.0, seed=4), "layer", 300, 5)[0])
-
-
-def test_dropout_is_per_cell_scaled_and_off_in_eval() -> None:
-    specs = [AdapterSpec(4, 1.0, seed=0, dropout=0.25), AdapterSpec(4, 1.0, seed=1, dropout=0.5)]
-    x = torch.randn(2 * B, T, D)
-    together = bank_of(specs)
-    plain = bank_of([AdapterSpec(4, 1.0, s.seed) for s in specs])(x)
-    first, second = together(x), together(x)
-    assert not torch.allclose(first, second), "a fresh mask each time"
-    torch.testing.assert_close(together.eval()(x), plain)
-
-    alone = LoraBank(together.base, "layer", specs[1:])
-    alone.buckets[0].B_kOR.data.copy_(together.pairs[1].B_OR)
-    alone.make_pairs()
-    torch.testing.assert_close(alone(x[B:]), first[B:], msg="masks don't depend on other cells")
-
-    masks_k = together.train()._dropout(torch.ones(2, 5000, D), slice(2))
-    for mask, spec in zip(masks_k, specs, strict=True):
-        kept = (mask > 0).float().mean().item()
-        assert kept == pytest.approx(1 - spec.dropout, abs=4 * math.sqrt(0.25 / mask.numel()))
-        assert mask.max().item() == pytest.approx(1 / (1 - spec.dropout))
 
 
 @pytest.mark.parametrize("rank", [8, 96, 384])

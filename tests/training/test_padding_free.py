@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from torch.nn.functional import cross_entropy
-from transformers import BloomConfig, BloomForCausalLM
 
 from study.config import CellConfig
 from study.data import IGNORED, build_corpus
@@ -76,17 +75,3 @@ def test_packed_examples_have_the_loss_that_each_has_alone(
         return sorted(found)
 
     assert losses("true") == pytest.approx(losses("false"), rel=1e-5)
-
-
-def test_one_line_names_a_model_that_keeps_the_padding(
-    jsonl: Path, tmp_path: Path, study_cli: Callable[..., Ran]
-) -> None:
-    shape = BloomConfig(vocab_size=len(tiny.tokenizer()), hidden_size=32, n_layer=1, n_head=4)
-    BloomForCausalLM(shape).save_pretrained(tmp_path / "bloom")
-    tiny.tokenizer().save_pretrained(tmp_path / "bloom")
-    ran = study_cli(
-        *("train", "model=hf", f"model.path={tmp_path / 'bloom'}", "data=file", "device=cpu"),
-        *(f"data.path={jsonl}", f"results_dir={tmp_path}", "train.steps=1", "name=alibi"),
-    )
-    assert ran.code == 0, ran.err
-    assert ran.err.count("padding is computed") == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -94,36 +94,6 @@ def test_conv1d(tmp_path: Path) -> None:
     folder = written(tmp_path / "adapter", gpt2, pairs, 8, exponent=1.0)
     assert config_of(folder)["fan_in_fan_out"] is True
     assert_logits_in_peft(gpt2, folder, expected)
-
-
-@pytest.mark.parametrize("rslora", [False, True])
-def test_patterns_are_read_and_written_as_in_peft(
-    tiny_base: FrozenBase, tmp_path: Path, rslora: bool
-) -> None:
-    ranks = {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 7}
-    alphas = {"1.self_attn.v_proj": 3}
-    patterns: Any = {"rank_pattern": ranks, "alpha_pattern": alphas}
-    lora = LoraConfig(r=4, lora_alpha=8, use_rslora=rslora, target_modules="all-linear", **patterns)
-    model = get_peft_model(copy.deepcopy(tiny_base.model), lora)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-        expected = model.eval()(IDS).logits
-    model.save_pretrained(tmp_path / "theirs")
-    found = read_adapter(tmp_path / "theirs")
-    assert {pair.A_RD.shape[0] for pair in found.pairs.values()} == {2, 4, 7}
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A"):
-            pair = found.pairs[name.removeprefix("base_model.model.")]
-            assert pair.gamma == pytest.approx(module.scaling["default"], rel=1e-15)
-    spec = AdapterSpec(4, 1.0, start=found.pairs)
-    with adapted(tiny_base.model, list(found.pairs), [spec]), torch.no_grad():
-        ours = tiny_base.model(IDS).logits
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    exponent = 0.5 if rslora else 1.0
-    folder = written(tmp_path / "ours", tiny_base.model, found.pairs, 8, exponent=exponent)
-    assert_logits_in_peft(tiny_base.model, folder, expected)
 
 
 # Broken adapters.
