@@ -1,4 +1,4 @@
-"""A bank computes the formula of LoRA for each of its cells."""
+"""The first A and B of a bank: what a draw depends on, and its variance."""
 
 import math
 
@@ -9,8 +9,6 @@ from torch import nn
 from study.adapters import AdapterSpec, LoraBank
 from study.adapters.bank import initial_pair
 from study.vocabulary.inits import INITS, UNIFORM
-
-D, O, B, T = 12, 20, 2, 5  # noqa: E741
 
 
 def test_init_depends_on_seed_and_layer() -> None:

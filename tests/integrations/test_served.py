@@ -45,10 +45,9 @@ def write(file: Path, weights: dict[str, torch.Tensor], keys: dict[str, Any]) ->
         layer, _, factor = path.partition(".weight")
         heads = HEADS.get(layer.rpartition(".")[2])
         if heads and factor != ".lora_a":
-            halves = weight.reshape(heads, 2, -1, weight.shape[-1])
-            weight = halves.swapaxes(1, 2).reshape(weight.shape)
-        values = weight.detach().contiguous().numpy()
-        writer.add_tensor(f"{NAMES.get_name(layer)}.weight{factor}", values)
+            weight = weight.unflatten(0, (heads, 2, -1)).swapaxes(1, 2).flatten(0, 2)
+        own = f"{NAMES.get_name(layer)}.weight{factor}"
+        writer.add_tensor(own, weight.detach().contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -61,9 +60,9 @@ def write_adapter(folder: Path) -> Path:
     adapter, factors = read_adapter(folder), {}
     for layer, (A, B, _) in adapter.pairs.items():
         factors |= {f"{layer}.weight.lora_a": A, f"{layer}.weight.lora_b": B}
-    alpha = "adapter.lora.alpha", float(adapter.config["lora_alpha"])
-    keys = {"type": "adapter", "string": ("adapter.type", "lora")}
-    return write(folder / "adapter.gguf", factors, keys | {"float32": alpha})
+    keys: dict[str, Any] = {"type": "adapter", "string": ("adapter.type", "lora")}
+    keys["float32"] = "adapter.lora.alpha", float(adapter.config["lora_alpha"])
+    return write(folder / "adapter.gguf", factors, keys)
 
 
 def of_server(base: Path, adapter: Path) -> np.ndarray:
@@ -102,8 +101,8 @@ def test_the_factor_of_llama_cpp(rank: int, is_rslora: bool, tmp_path: Path) -> 
     own, folded = (of_server(base, write_adapter(tmp_path / name)) for name in ("own", "folded"))
     assert abs(of_peft(model) - of_peft(model, 0.0)).max() > 1, "the effect of the adapter"
     np.testing.assert_allclose(folded, of_peft(model), atol=1e-5)
-    errors = lambda factor: np.square(of_peft(model, factor) - own).sum()  # noqa: E731
-    factor = minimize_scalar(errors, bounds=(0, 2), method="bounded").x
+    error = lambda factor: np.square(of_peft(model, factor) - own).sum()  # noqa: E731
+    factor = minimize_scalar(error, bounds=(0, 2)).x
     row = served(read_adapter(tmp_path / "own")).set_index("server").loc["llama.cpp"]
     assert row["factor"] / row["gamma"] == pytest.approx(rank**-0.5 if is_rslora else 1.0)
     assert factor == pytest.approx(row["factor"] / row["gamma"], rel=0.02)
