@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_680,
     "study/vocabulary": 1_108,
     "study": 32_345,
-    "tests": 22_529,
+    "tests": 22_523,
     "benchmarks": 1_757,
     "docs": 2_230,
     "hydra_plugins": 122,
