@@ -391,7 +391,7 @@ def advise(
     if config is None and rank is None:
         raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
     given = read_run(config, options)
-    old = given.run
+    old, origin = given.run, given.origin
     given = read_run(new_config, options) if new_config else given
     run, p = given.run, p_of(rule) if rule else given.run.p
     same = converted_alpha(run.alpha, run.rank, run.p, p)  # gives the same run at the same rank
@@ -406,7 +406,7 @@ def advise(
     was = paste_lines(given, given.run, given.run.lr, "not given")
     check = None if own else check_of(given, old, new, rate)
     why = sentence(first, new) if first else "No study fits, and the run has no rate."
-    about = {"origin": given.origin, "rule": old.rule, "words": about_run(old)}
+    about = {"origin": origin, "rule": old.rule, "words": about_run(old)}
     found = {
         "schema": SCHEMA,
         "run": asdict(old) | about,
