@@ -1,20 +1,14 @@
-"""The README's first figure: the loss against the learning rate at two ranks, under both rules."""
+"""Numbers of the README: best rates after 20 steps, and gradient norms."""
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from docs.blocks import study_tables
 from docs.evidence import measured_in
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
-from study.figures import style
-from study.figures.final_loss import LABEL, Sweep, sweeps
-from study.figures.selection import Rule
 from study.report.text import minus
 from study.vocabulary.quantities import MODEL_WIDE
-from study.vocabulary.scaling import formula, rule_label
 
 STUDY = "paper_learning_rate"
 SAME = 1.25
@@ -57,42 +51,3 @@ def norm_ratio(rank: str, step: str) -> str:
     here = norms.query(f"layer == '{MODEL_WIDE}' and rank == {rank} and lr == 1e-4")
     mean = here.groupby(here["scaling"].astype(str))["norm"].mean()
     return f"{mean['rslora'] / mean['lora']:.1f}"
-
-
-@style.paper()
-def hero() -> Figure:
-    """A panel per rule, a line per rank; a triangle on the axis marks the best rate of a rank."""
-    [sweep] = sweeps(study_tables(STUDY), "lr")
-    page, [axes] = style.panels([sweep], 2, ratio=0.46)
-    for ax, rule in zip(axes, sweep.rules, strict=True):
-        draw(ax, sweep, rule)
-        name, change = rule_label(rule.scaling, rule.p), rate_change(rule.scaling)
-        ax.set_title(
-            f"{name}, {formula(rule.p)}: at rank {sweep.ranks[-1]:g} the best rate is {change}"
-        )
-    style.y_axis(axes, *LABEL)
-    ranks = sweep.finite_ranks
-    return style.finish(
-        page,
-        f"Triangles: the best learning rate of rank {ranks[0]:g} (light) and of rank "
-        f"{ranks[-1]:g} (dark). Bands: range over seeds.",
-    )
-
-
-def draw(ax: Axes, sweep: Sweep, rule: Rule) -> None:
-    """The losses of a rule. The lower rank is wide, so that it shows below an equal one."""
-    best, (bottom, top) = best_rates(rule.scaling), sweep.y_range
-    for rank, width in zip(sweep.finite_ranks, (2.6, 1.0), strict=True):
-        own = sweep.of(rule)
-        loss = own[own["rank"] == rank].groupby("lr")["loss"].agg(["mean", "min", "max"])
-        colour = style.shade(rule, rank, sweep.finite_ranks)
-        ax.plot(loss.index, loss["mean"], color=colour, linewidth=width)
-        style.band(ax, loss.index, loss["min"], loss["max"], colour, f"band {rank:g}")
-        inside = loss["mean"][loss["mean"] < top]
-        style.label_end(ax, inside.index[-1], inside.iloc[-1], f"rank {rank:g}", colour)
-        marker = {"marker": "^", "markersize": 7, "clip_on": False, "zorder": 5}
-        ax.plot(best[rank], bottom, color=colour, **marker)
-    ax.set_xscale("log")
-    ax.set_ylim(bottom, top)
-    style.log_ticks(ax.xaxis, tuple(sorted(sweep.rates)[:: len(sweep.rates) - 1]))
-    ax.set_xlabel("learning rate")

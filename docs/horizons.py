@@ -16,9 +16,11 @@ from study.analysis.losses import final_losses
 from study.analysis.wording import interval_text
 from study.figures import style
 from study.report.text import minus, table
+from study.vocabulary.quantities import HELDOUT
 from study.vocabulary.scaling import RULES
+from study.vocabulary.sources import model_label
 
-STUDY = "horizons_small"
+STUDY, PARTS = "horizons_small", "r_sign_over_training"
 TITLES = {
     "lora": "LoRA, γ = α/r",
     "rslora": "rsLoRA, γ = α/√r",
@@ -126,4 +128,22 @@ def draw(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-BLOCKS: dict[str, Block] = {"rules-test": rules_test}
+def parts() -> str:
+    """r_parts on held-out rows by step: the median over layers. Where the parts work against each
+    other, it counts as infinite."""
+    tables, of_cell = study_tables(PARTS), ["model", "scaling", "lr", "batch_size", "rank"]
+    names = {"model": str, "scaling": str}
+    found = tables.probes.merge(tables.cells[["cell_id", *of_cell]].astype(names), on="cell_id")
+    found = found[(found["batch"] == HELDOUT) & found["r_parts"].notna()]
+    found["value"] = found["r_parts"].where(found["r_parts"] > 0, np.inf)
+    by_step = found.groupby([*of_cell, "step"])["value"].median().unstack("step")
+    heads = ["model", "rule", "rate", "sequences", "rank", *(f"step {step}" for step in by_step)]
+    rows = sorted(by_step.iterrows(), key=lambda row: (row[0][0] != "small", *row[0][:2]))
+    body = []
+    for (model, rule, *own), values in rows:
+        texts = ["" if np.isnan(value) else f"{value:.0f}".replace("inf", "∞") for value in values]
+        body.append([model_label(model), RULES[rule].label, *(f"{x:g}" for x in own), *texts])
+    return table(heads, body)
+
+
+BLOCKS: dict[str, Block] = {"rules-test": rules_test, "r-parts": parts}
