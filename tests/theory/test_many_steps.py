@@ -1,4 +1,4 @@
-"""r_sign of an accumulated update (docs/derivations.md, many noisy steps), by simulation."""
+"""r_sign of an accumulated update (docs/many-steps.md), by simulation."""
 
 import numpy as np
 import pytest
