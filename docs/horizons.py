@@ -8,11 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import PchipInterpolator
 
 from docs.blocks import Block, study_tables
+from docs.hero import best_rates
 from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
+from study.analysis.rate_theory import Curve, bounds, fit_rates, moved
 from study.analysis.wording import interval_text
 from study.figures import style
 from study.report.text import minus, table
@@ -37,55 +39,45 @@ def losses(steps: str) -> pd.DataFrame:
     return found[found["steps"] == int(steps)].dropna(subset="loss")
 
 
-def basins(runs: pd.DataFrame) -> pd.DataFrame:
-    """By scaling, seed and rank, the loss on a fine grid of log rates (columns): a cubic spline."""
-    x = np.log(runs["lr"])
-    fine = np.linspace(x.min(), x.max(), 400)
-    rows = {}
-    for place, own in runs.groupby(["scaling", "seed", "rank"]):
-        own = own.sort_values("lr")
-        lr = np.log(own["lr"].to_numpy())
-        curve = CubicSpline(lr, own["loss"].to_numpy())(fine)
-        rows[place] = np.where(fine <= lr[-1] + 1e-9, curve, np.nan)
-    index = pd.MultiIndex.from_tuples(rows, names=["scaling", "seed", "rank"])
-    return pd.DataFrame(list(rows.values()), index, fine)
+def kept(steps: str) -> pd.DataFrame:
+    """By rule and seed, what all ranks lose at the best rate of rank :data:`TUNED`.
 
-
-def kept(curves: pd.DataFrame) -> pd.DataFrame:
-    """By seed of one rule: what all ranks lose at the best rate of rank :data:`TUNED`.
-
-    ``spread``: the largest best rate over the smallest. ``regret``: the mean over the other ranks
-    of the loss at the kept rate less the loss at the rank's own best one, nats per token. ``gain``:
-    the best loss of the lowest rank less that of the highest one. ``share``: regret over gain.
+    ``regret``: the mean over the other ranks of the loss at the kept rate less the lowest loss,
+    nats per token. Losses between rates are interpolated without overshoot (PCHIP in log rate).
+    ``share``: regret over the lowest loss of the lowest rank less that of the highest one.
     """
+    runs, rates = losses(steps), study_tables(STUDY).rates
+    rates = rates[rates["steps"] == int(steps)].astype({"scaling": str})
+    tuned = rates[rates["rank"] == TUNED].set_index(["scaling", "seed"])["best_lr"]
     rows = []
-    for seed, own in curves.groupby("seed"):
-        own = own.droplevel(["scaling", "seed"])
-        best, lowest = own.idxmin(axis=1), own.min(axis=1)
-        regret = own[best[TUNED]] - lowest
-        gain = lowest.iloc[0] - lowest.iloc[-1]
-        mean = regret.drop(TUNED).mean()
-        rows.append((seed, np.exp(best.max() - best.min()), mean, gain, mean / gain))
-    return pd.DataFrame(rows, columns=["seed", "spread", "regret", "gain", "share"])
+    for (rule, seed), own in runs.astype({"scaling": str}).groupby(["scaling", "seed"]):
+        lowest, regret = {}, []
+        for rank, of_rank in own.sort_values("lr").groupby("rank"):
+            curve = PchipInterpolator(np.log(of_rank["lr"]), of_rank["loss"])
+            lowest[rank] = of_rank["loss"].min()
+            if rank != TUNED:
+                regret.append(float(curve(np.log(tuned[rule, seed]))) - lowest[rank])
+        gain = lowest[min(lowest)] - lowest[max(lowest)]
+        rows.append((rule, seed, np.mean(regret), np.mean(regret) / gain))
+    return pd.DataFrame(rows, columns=["rule", "seed", "regret", "share"])
 
 
 def rules_test(steps: str) -> str:
     """A row per rule: how far the best rates of the ranks lie apart, and what one rate costs."""
-    curves, rates = basins(losses(steps)), study_tables(STUDY).rates
+    found, rates = kept(steps), study_tables(STUDY).rates
     ranks = sorted(rates["rank"].unique())
     heads = ["rule", *(f"rank {rank:g}" for rank in ranks), "largest / smallest"]
     heads += ["regret at the best rate of rank 16, nats", "the same, share of the ranks' gain"]
     body = []
     for rule in TITLES:
-        own = rates[(rates["scaling"] == rule) & (rates["steps"] == int(steps))]
-        best = np.exp(np.log(own["best_lr"]).groupby(own["rank"]).mean())
-        found = kept(curves.loc[[rule]])
+        best, own = best_rates(rule, STUDY), found[found["rule"] == rule]
         texts = [
-            interval_text(*mean_interval(found[one]), places=places)
+            interval_text(*mean_interval(own[one]), places=places)
             for one, places in (("regret", 4), ("share", 2))
         ]
         spread = f"{best.max() / best.min():.2f}"
-        body.append([RULES[rule].label, *(f"{best[rank]:.2g}" for rank in ranks), spread, *texts])
+        rounded = (f"{best[rank]:.2g}" for rank in ranks)
+        body.append([RULES[rule].label, *rounded, spread, *texts])
     return minus(table(heads, body))
 
 
@@ -93,15 +85,13 @@ def rules_test(steps: str) -> str:
 def hero(steps: str = "256", stacked: bool = False) -> Figure:
     """A panel per rule, a line per rank over one axis of rates; dots are the best rates."""
     runs = losses(steps)
-    curves = basins(runs)
     size, grid = ((3.6, 6.4), (3, 1)) if stacked else ((7.2, 2.7), (1, 3))
     page = Figure(figsize=size, layout="constrained")
     panels = page.subplots(*grid, sharex=True, sharey=True).ravel()
-    for ax, rule in zip(panels, TITLES, strict=True):
-        draw(ax, runs[runs["scaling"] == rule], curves.loc[rule])
-        ax.set_title(TITLES[rule], fontsize=9)
-    mean = runs.groupby(["scaling", "rank", "lr"])["loss"].mean()
-    panels[0].set_ylim(mean.min() - 0.01, mean.min() + 0.25)
+    for ax, (rule, title) in zip(panels, TITLES.items(), strict=True):
+        draw(ax, runs[runs["scaling"] == rule], best_rates(rule, STUDY))
+        ax.set_title(title, fontsize=9)
+    panels[0].set_ylim(runs["loss"].min() - 0.008, runs["loss"].min() + 0.1)
     for ax in panels if stacked else panels[:1]:
         ax.set_ylabel("held-out loss\n(nats per byte)")
     for ax in panels[-1:] if stacked else panels:
@@ -111,17 +101,16 @@ def hero(steps: str = "256", stacked: bool = False) -> Figure:
     return page
 
 
-def draw(ax: Axes, runs: pd.DataFrame, curves: pd.DataFrame) -> None:
+def draw(ax: Axes, runs: pd.DataFrame, best: "pd.Series[float]") -> None:
     """The mean loss over seeds by rank, and the best rate of each rank."""
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
-    means = curves.groupby("rank").mean()
     for index, rank in enumerate(ranks):
         colour = colours(0.95 - 0.95 * index / (len(ranks) - 1))
         look: dict[str, Any] = {"color": colour, "zorder": 2 + index}
-        curve, own = means.loc[rank], runs[runs["rank"] == rank].groupby("lr")["loss"].mean()
-        ax.plot(np.exp(curve.index), curve, lw=1.2, label=f"rank {rank:g}", **look)
-        ax.plot(own.index, own, ".", ms=3, **look)
-        ax.plot(np.exp(curve.idxmin()), curve.min(), "o", ms=6, mec="white", mew=0.7, **look)
+        own = runs[runs["rank"] == rank].groupby("lr")["loss"].mean()
+        ax.plot(own.index, own, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)
+        at = np.interp(np.log(best[rank]), np.log(own.index), own)
+        ax.plot(best[rank], at, "o", ms=6, mec="white", mew=0.7, **look)
     ax.set_xscale("log")
     ax.set_xticks(sorted(runs["lr"].unique()))
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.4f}".rstrip("0"))
@@ -146,4 +135,34 @@ def parts() -> str:
     return table(heads, body)
 
 
-BLOCKS: dict[str, Block] = {"rules-test": rules_test, "r-parts": parts}
+def law(name: str) -> str:
+    """``11 [8, 15]``: r_sign of the law of equal outputs, fitted with s to the best rates of all
+    rules and seeds. ``descents``, ``power``: how much worse these fit, in -2 log likelihood."""
+    cells, rates = study_tables(STUDY).cells, study_tables(STUDY).rates
+    gammas = cells.astype({"scaling": str}).groupby(["scaling", "rank"])["gamma"].first()
+    places = pd.MultiIndex.from_frame(rates[["scaling", "rank"]].astype({"scaling": str}))
+    rows = rates.assign(
+        group="all", log_lr=np.log(rates["best_lr"]), gamma=gammas[places].to_numpy()
+    )
+    found = fit_rates(rows, moved, [2.5, 0.5])
+    if name == "s":
+        return f"{found.found[1]:.2f}"
+    if name == "scatter":
+        return f"{found.scatter:.3f}"
+    if name in RIVALS:
+        return f"{fit_rates(rows, *RIVALS[name]).cost - found.cost:.0f}"
+    low, high = np.exp(bounds(rows, moved, found))
+    return f"{np.exp(found.found[0]):.0f} [{low:.0f}, {high:.0f}]"
+
+
+RIVALS: dict[str, tuple[Curve, list[float]]] = {
+    "descents": (lambda rows, t: -t[0] * np.log(rows["gamma"] * rows["rank"]).to_numpy(), [0.5]),
+    "power": (
+        lambda rows, t: -np.log(rows[["gamma", "rank"]]).to_numpy() @ np.array(t),
+        [0.5, 0.5],
+    ),
+}
+"""Equal descents; and a power of gamma and of the rank, with free exponents."""
+
+
+BLOCKS: dict[str, Block] = {"rules-test": rules_test, "r-parts": parts, "horizons-law": law}

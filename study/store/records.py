@@ -9,6 +9,7 @@ id of its cell.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -112,7 +113,8 @@ def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
             if folder.name not in ids:
                 raise ValueError(f"it was changed: its configuration is that of {ids[0]}")
         adapter, p = record["config"]["adapter"], record["config"]["adapter"].get("exponent")
-        gamma = scaling.gamma(adapter["scaling"], adapter["alpha"], adapter["rank"], p)
+        c = math.nan if (given := adapter.get("crossover")) is None else given
+        gamma = scaling.gamma(adapter["scaling"], adapter["alpha"], adapter["rank"], p, c)
         return {**record, "gamma": gamma}
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
