@@ -126,7 +126,6 @@ def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any)
     import pandas as pd
 
     from study.cli.group import say
-    from study.cli.tables import rank_list
     from study.figures.style import save
 
     from .inference_costs import infer_cost, inference_costs, inference_verdict
@@ -135,7 +134,7 @@ def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any)
     if measured:
         from .inference import run
 
-        timings = run(ranks=rank_list("--ranks", ranks), **options, say=say)
+        timings = run(ranks=[int(rank) for rank in ranks.split(",")], **options, say=say)
         to.mkdir(parents=True, exist_ok=True)
         timings.to_parquet(table, index=False)
     elif not table.exists():

@@ -11,6 +11,7 @@ from matplotlib.ticker import NullLocator
 from scipy.interpolate import PchipInterpolator
 
 from docs.blocks import Block, study_tables
+from docs.blocks import table as read
 from docs.hero import best_rates
 from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
@@ -18,11 +19,10 @@ from study.analysis.rate_theory import Curve, bounds, fit_rates, moved
 from study.analysis.wording import interval_text
 from study.figures import style
 from study.report.text import minus, table
-from study.vocabulary.quantities import HELDOUT
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
-STUDY, PARTS = "horizons_small", "r_sign_over_training"
+STUDY = "horizons_small"
 TITLES = {
     "lora": "LoRA, γ = α/r",
     "rslora": "rsLoRA, γ = α/√r",
@@ -120,10 +120,7 @@ def draw(ax: Axes, runs: pd.DataFrame, best: "pd.Series[float]") -> None:
 def parts() -> str:
     """r_parts on held-out rows by step: the median over layers. Where the parts work against each
     other, it counts as infinite."""
-    tables, of_cell = study_tables(PARTS), ["model", "scaling", "lr", "batch_size", "rank"]
-    names = {"model": str, "scaling": str}
-    found = tables.probes.merge(tables.cells[["cell_id", *of_cell]].astype(names), on="cell_id")
-    found = found[(found["batch"] == HELDOUT) & found["r_parts"].notna()]
+    found, of_cell = read("r_sign/r_sign"), ["model", "scaling", "lr", "batch_size", "rank"]
     found["value"] = found["r_parts"].where(found["r_parts"] > 0, np.inf)
     by_step = found.groupby([*of_cell, "step"])["value"].median().unstack("step")
     heads = ["model", "rule", "rate", "sequences", "rank", *(f"step {step}" for step in by_step)]

@@ -32,8 +32,8 @@ PACKAGE_LINES = {
     "study/vocabulary": 1_108,
     "study": 32_347,
     "tests": 22_529,
-    "benchmarks": 1_757,
-    "docs": 2_226,
+    "benchmarks": 1_756,
+    "docs": 2_223,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,

@@ -418,7 +418,7 @@ def test_a_question_about_rates_of_a_recorded_study(script: Script, study_cli: M
     ran = study_cli("advise", str(cell_folders(one.results)[0]), "--rank", "64")
     assert ran.code == 0, ran.err
     assert "LoraConfig(r=64, lora_alpha=16, use_rslora=False)" in ran.out
-    assert "data=pydoc" in ran.out
+    assert "It does not take your data" in ran.out
     ran = study_cli("rates", str(one.results), "--refine")
     [line] = ran.err.splitlines()
     assert "was recorded from your loop, so train there rank 4 at optimizer.lr=" in line
