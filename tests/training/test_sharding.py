@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -116,6 +117,8 @@ def assert_close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], loss:
         assert one["metrics"] == pytest.approx(wanted, rel=loss, abs=loss)
         assert (one["probes"] is None) == (other["probes"] is None)
         if one["probes"] is not None:
+            shared = [1 / each["probes"].pop("r_parts") for each in (one, other)]  # may be near 0
+            np.testing.assert_allclose(*shared, rtol=1e-5, atol=1e-6)
             pd.testing.assert_frame_equal(one["probes"], other["probes"], rtol=1e-5, atol=0)
 
 
