@@ -144,8 +144,6 @@ def law(name: str) -> str:
     found = fit_rates(rows, moved, [2.5, 0.5])
     if name == "s":
         return f"{found.found[1]:.2f}"
-    if name == "scatter":
-        return f"{found.scatter:.3f}"
     if name in RIVALS:
         return f"{fit_rates(rows, *RIVALS[name]).cost - found.cost:.0f}"
     low, high = np.exp(bounds(rows, moved, found))
