@@ -15,16 +15,15 @@ SAME = 1.25
 """A factor of the rate that a tuner does not see."""
 
 
-def best_rates(scaling: str, study: str = STUDY) -> "pd.Series[float]":
-    """By rank, the geometric mean over seeds of the best rate under a rule."""
-    rates = study_tables(study).rates
-    own = rates[rates["scaling"] == scaling]
+def best_rates(scaling: str, study: str = STUDY, steps: str = "20") -> "pd.Series[float]":
+    """By rank, the geometric mean over seeds of the best rate under a rule after some steps."""
+    own = study_tables(study).rates.query(f"scaling == '{scaling}' and steps == {steps}")
     return np.exp(np.log(own["best_lr"]).groupby(own["rank"]).mean())
 
 
-def rate_change(scaling: str, study: str = STUDY) -> str:
+def rate_change(scaling: str, study: str = STUDY, steps: str = "20") -> str:
     """``3.6 times lower``: how the best rate changes from the lowest to the highest rank."""
-    best = best_rates(scaling, study)
+    best = best_rates(scaling, study, steps)
     factor = best.iloc[-1] / best.iloc[0]
     if 1 / SAME < factor < SAME:
         return "the same"

@@ -12,13 +12,14 @@ from scipy.interpolate import PchipInterpolator
 
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
-from docs.hero import best_rates
+from docs.hero import best_gap, best_rates
 from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
 from study.analysis.rate_theory import Curve, bounds, fit_rates, moved
 from study.analysis.wording import interval_text
 from study.figures import style
 from study.report.text import minus, table
+from study.theory import slope
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
@@ -70,7 +71,7 @@ def rules_test(steps: str) -> str:
     heads += ["regret at the best rate of rank 16, nats", "the same, share of the ranks' gain"]
     body = []
     for rule in TITLES:
-        best, own = best_rates(rule, STUDY), found[found["rule"] == rule]
+        best, own = best_rates(rule, STUDY, steps), found[found["rule"] == rule]
         texts = [
             interval_text(*mean_interval(own[one]), places=places)
             for one, places in (("regret", 4), ("share", 2))
@@ -89,7 +90,7 @@ def hero(steps: str = "256", stacked: bool = False) -> Figure:
     page = Figure(figsize=size, layout="constrained")
     panels = page.subplots(*grid, sharex=True, sharey=True).ravel()
     for ax, (rule, title) in zip(panels, TITLES.items(), strict=True):
-        draw(ax, runs[runs["scaling"] == rule], best_rates(rule, STUDY))
+        draw(ax, runs[runs["scaling"] == rule], best_rates(rule, STUDY, steps))
         ax.set_title(title, fontsize=9)
     panels[0].set_ylim(runs["loss"].min() - 0.008, runs["loss"].min() + 0.1)
     for ax in panels if stacked else panels[:1]:
@@ -132,15 +133,20 @@ def parts() -> str:
     return table(heads, body)
 
 
-def law(name: str) -> str:
+def law_rows(steps: str) -> pd.DataFrame:
+    """Best rates of all rules and seeds after some steps, as :func:`fit_rates` reads them."""
+    rates = study_tables(STUDY).rates.query(f"steps == {steps}").astype({"scaling": str})
+    gammas = study_tables(STUDY).cells.astype({"scaling": str})
+    gammas = gammas.groupby(["scaling", "rank"])["gamma"].first()
+    places = pd.MultiIndex.from_frame(rates[["scaling", "rank"]])
+    log_lr, gamma = np.log(rates["best_lr"]), gammas[places].to_numpy()
+    return rates.assign(group="all", log_lr=log_lr, gamma=gamma)
+
+
+def law(name: str, steps: str = "256") -> str:
     """``11 [8, 15]``: r_sign of the law of equal outputs, fitted with s to the best rates of all
     rules and seeds. ``descents``, ``power``: how much worse these fit, in -2 log likelihood."""
-    cells, rates = study_tables(STUDY).cells, study_tables(STUDY).rates
-    gammas = cells.astype({"scaling": str}).groupby(["scaling", "rank"])["gamma"].first()
-    places = pd.MultiIndex.from_frame(rates[["scaling", "rank"]].astype({"scaling": str}))
-    rows = rates.assign(
-        group="all", log_lr=np.log(rates["best_lr"]), gamma=gammas[places].to_numpy()
-    )
+    rows = law_rows(steps)
     found = fit_rates(rows, moved, [2.5, 0.5])
     if name == "s":
         return f"{found.found[1]:.2f}"
@@ -160,4 +166,59 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 """Equal descents; and a power of gamma and of the rank, with free exponents."""
 
 
-BLOCKS: dict[str, Block] = {"rules-test": rules_test, "r-parts": parts, "horizons-law": law}
+def by_steps() -> str:
+    """A row per rule and number of steps: exponent, best rates, and the gain of the highest rank.
+
+    Exponents are slopes over all ranks by seed. Gains are losses of the highest rank less those of
+    the lowest, each at its best rate.
+    """
+    heads = ["rule", "steps", "seeds", "exponent of the best rate", "best rate, rank 1", "rank 16"]
+    heads += ["rank 256", "loss of rank 256 less rank 1, nats per byte"]
+    body = []
+    for rule in TITLES:
+        rates = study_tables(STUDY).rates.query(f"scaling == '{rule}'")
+        for steps, own in rates.groupby("steps"):
+            best = best_rates(rule, STUDY, str(steps))
+            slopes = [slope(one["best_lr"], one["rank"]) for _, one in own.groupby("seed")]
+            shown = (f"{best[rank]:.2g}" for rank in (1, TUNED, 256))
+            exponent = interval_text(*mean_interval(slopes), places=3)
+            row = [RULES[rule].label, f"{steps:g}", str(own["seed"].nunique()), exponent, *shown]
+            body.append([*row, best_gap(rule, STUDY, str(steps))])
+    return minus(table(heads, body))
+
+
+@style.paper()
+def best_by_steps() -> Figure:
+    """A panel per rule: the best rate against the rank, a line per number of steps."""
+    page = Figure(figsize=(7.2, 2.7), layout="constrained")
+    panels = page.subplots(1, 3, sharex=True, sharey=True)
+    rates = study_tables(STUDY).rates
+    counts = sorted(rates["steps"].unique())
+    for ax, (rule, title) in zip(panels, TITLES.items(), strict=True):
+        for index, steps in enumerate(counts):
+            own = rates.query(f"scaling == '{rule}' and steps == {steps}")
+            if own.empty:
+                continue
+            look: dict[str, Any] = {"color": matplotlib.colormaps["viridis"](0.8 - 0.4 * index)}
+            best = best_rates(rule, STUDY, str(steps))
+            ax.plot(own["rank"], own["best_lr"], "o", ms=3, alpha=0.5, mew=0, **look)
+            ax.plot(best.index, best, "-", lw=1.4, label=f"{steps:g} steps", **look)
+        ax.set(xscale="log", yscale="log", title=title, xlabel="rank")
+        ax.title.set_fontsize(9)
+        ax.set_xticks(sorted(rates["rank"].unique()))
+        ax.set_yticks([0.001, 0.002, 0.004, 0.008])
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_major_formatter("{x:g}")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_locator(NullLocator())
+    panels[0].set_ylabel("best learning rate")
+    page.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return page
+
+
+BLOCKS: dict[str, Block] = {
+    "by-steps": by_steps,
+    "rules-test": rules_test,
+    "r-parts": parts,
+    "horizons-law": law,
+}

@@ -104,6 +104,7 @@ def draw_pictures() -> None:
     slim(save(external.one_constant(), PLOTS, "one_constant", ["png"])[0])
     slim(save(horizons.hero(), PLOTS, "hero", ["png"])[0])
     slim(save(horizons.hero(stacked=True), PLOTS, "hero_stacked", ["png"])[0])
+    slim(save(horizons.best_by_steps(), PLOTS, "best_by_steps", ["png"])[0])
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")
 
 

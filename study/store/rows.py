@@ -108,7 +108,15 @@ def read_stream(path: Path, synced: int | None = None) -> pa.Table:
     batches = []
     with contextlib.suppress(pa.ArrowInvalid, OSError):
         batches.extend(pa.ipc.open_stream(content[:synced]))
-    return pa.Table.from_batches(batches, schema=SCHEMAS[path.stem]).unify_dictionaries()
+    schema = SCHEMAS[path.stem]
+    table = pa.Table.from_batches(batches) if batches else schema.empty_table()
+    return _with_columns(table, schema).unify_dictionaries()
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema; null where a file of an older version lacks them."""
+    both = pa.concat_tables([schema.empty_table(), table], promote_options="default")
+    return both.select(schema.names)
 
 
 def last_metrics(stream: Path) -> dict[str, Any] | None:
@@ -145,9 +153,6 @@ def read_parquet(
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         table = file.read(use_threads=False)  # they take as long as reading a thousand rows
         table.validate(full=expected is None)  # for example, indices outside their dictionary
-        if schema is None:
-            return table
-        both = pa.concat_tables([schema.empty_table(), table], promote_options="default")
-        return both.select(schema.names)
+        return table if schema is None else _with_columns(table, schema)
     except (OSError, ValueError, TypeError, KeyError, IndexError, pa.ArrowException) as error:
         raise Damaged(f"{path.name} is damaged: {one_line(error)}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import study
@@ -21,6 +22,8 @@ from study.store import (
     read_cell,
     rows_of,
 )
+from study.store import rows
+from study.store.rows import SCHEMAS
 from study.store.writer import remove_leftovers
 from study.sweeps.progress import render
 from study.vocabulary.quantities import STATS
@@ -150,6 +153,17 @@ def test_round_trip(tmp_path: Path, begin: Begin) -> None:
     expected = {"rank": 8.0, "scaling": "power", "exponent": 0.7, "targets": "q_proj,v_proj"}
     expected |= {"status": "complete", "seconds": 1.0, "steps_done": 2}
     assert {key: row[key] for key in expected} == expected
+
+
+def test_a_running_cell_of_an_older_version_lacks_a_statistic(
+    tmp_path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(steps=3)
+    newer = SCHEMAS["probes"].append(pa.field("of_a_newer_version", pa.float32()))
+    monkeypatch.setattr(rows, "SCHEMAS", {**{n: SCHEMAS[n] for n in SCHEMAS}, "probes": newer})
+    probes = load_measured(tmp_path).probes
+    assert probes["of_a_newer_version"].isna().all()
+    assert len(probes) == 6
 
 
 def test_a_running_cell_has_done_the_steps_of_its_last_whole_row(
