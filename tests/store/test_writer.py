@@ -20,9 +20,9 @@ from study.store import (
     load_cells,
     load_measured,
     read_cell,
+    rows,
     rows_of,
 )
-from study.store import rows
 from study.store.rows import SCHEMAS
 from study.store.writer import remove_leftovers
 from study.sweeps.progress import render
