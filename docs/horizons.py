@@ -63,6 +63,12 @@ def kept(steps: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["rule", "seed", "regret", "share"])
 
 
+def regret_gap(rule: str, steps: str) -> str:
+    """What a rule loses at the best rate of rank 16 less what crossover loses, nats, by seed."""
+    regret = kept(steps).pivot(index="seed", columns="rule", values="regret")
+    return minus(interval_text(*mean_interval(regret[rule] - regret["crossover"]), places=4))
+
+
 def rules_test(steps: str) -> str:
     """A row per rule: how far the best rates of the ranks lie apart, and what one rate costs."""
     found, rates = kept(steps), study_tables(STUDY).rates
@@ -217,6 +223,7 @@ def best_by_steps() -> Figure:
 
 
 BLOCKS: dict[str, Block] = {
+    "regret-gap": regret_gap,
     "by-steps": by_steps,
     "rules-test": rules_test,
     "r-parts": parts,
