@@ -61,7 +61,6 @@ class NormProbePlugin(BasePlugin):
             torch.manual_seed(cfg.get("seed"))
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        """The callback for the trainer that Axolotl built."""
         paths = [source.get("path") for source in cfg.get("datasets") or []]
         options = {
             "results": "results/axolotl",

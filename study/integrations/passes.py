@@ -5,7 +5,6 @@ nothing from the device, except whether gradients that the loop changed in place
 """
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -79,6 +78,7 @@ class LoopPasses:
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
         self.model, self.weights = model, weights
+        self.are_divided = any(hasattr(weight, "to_local") for weight in weights)  # by FSDP2
         self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._watches = ExitStack()
         self.probes: Sequence[NormProbe] = []
@@ -141,12 +141,11 @@ class LoopPasses:
         return together(values).sum() if values else None
 
     @property
-    def loss_scale(self) -> float:
-        """The factor of the mean, or of the sum, of the step's losses in what the loop calls
-        ``backward`` on. Waits for the device."""
-        weights = [float(loss.weight) for loss in self._losses if loss.weight is not None]
-        usual = any(math.isclose(sum(weights), each, rel_tol=0.01) for each in (1, len(weights)))
-        return 1.0 if usual or self.rescaled is not None else sum(weights)
+    def loss_weights(self) -> list[float]:
+        """The factor of each of the step's losses in what the loop calls ``backward`` on. Empty if
+        the loop has scaled the gradients since. Waits for the device."""
+        known = self._losses if self.rescaled is None else []
+        return [float(loss.weight) for loss in known if loss.weight is not None]
 
     def end_watch(self) -> None:
         """Remove the probes' hooks, and drop passes that the update does not use."""
@@ -220,7 +219,8 @@ class LoopPasses:
     def _backward_ended(self) -> None:
         """All gradients of the backward pass are in ``.grad``, unless it was of something else."""
         self._in_backward = False
-        if self._gradient_state() == self._state_before:
+        # FSDP2 keeps gradients that it does not add up yet out of ``.grad``.
+        if self._gradient_state() == self._state_before and not self.are_divided:
             return  # torch.autograd.grad, or the gradients of other weights
         for loss, value, gradient in self._arrived:
             part, weight = (value * gradient).sum(), gradient.sum()

@@ -107,7 +107,6 @@ class Recording:
         # Known at the first update: the processes, and the sequences of the first pass in all.
         self.world: Processes = ALONE
         self.sequences = 0
-        self._is_divided = hasattr(self._pair.A_RD, "to_local")  # by FSDP2
         self._is_open = False
         self._writers: list[CellWriter] = []
         self._pending: list[dict[str, Tensor | float]] = []
@@ -135,7 +134,6 @@ class Recording:
         self.passes.take_gradients()
 
     def begin(self) -> Self:
-        """Start watching."""
         hooks = self.optimizer._optimizer_step_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks):
             raise StudyError(
@@ -293,7 +291,7 @@ class Recording:
         self._begin_step()
 
     def _probe_update(self) -> None:
-        elsewhere = ("delta_w",) if self._is_divided else (*WEIGHTS, *GRADIENTS, *UPDATES)
+        elsewhere = ("delta_w",) if self.passes.are_divided else (*WEIGHTS, *GRADIENTS, *UPDATES)
         for index, adapter in enumerate(self.adapters):
             adapter.probe.after_update()
             own = elsewhere if self.world.number else ()
@@ -328,24 +326,16 @@ class Recording:
                 writer.record["training_note"] = f"{before} {sentence}".strip()
 
     def _open(self) -> None:
-        if (scale := self.passes.loss_scale) != 1:
-            raise StudyError(
-                f"the loop multiplies the loss by {scale:g} before its backward pass: call "
-                "recording.loss(...) with the loss whose backward() it calls. If it divides .grad "
-                "again, as scaler.unscale_(optimizer) does, call recording.gradients() after that "
-                "and before it clips. bf16 and float32 need no GradScaler"
-            )
         device, passes = self._pair.A_RD.device, self.passes.passes
         self._is_open, self.world = True, processes_here(device)
         counts = int(sum(one.content for one in passes)), passes[0].sequences
         content, self.sequences = self.world.sum(torch.tensor(counts, device=device)).tolist()
-        if (norm := self.passes.norm) is not None and not self._is_divided:
-            self._check_processes(norm)
+        self._check_loss_and_gradients()
         if self.world.number:
             return
         loop = self._describe(self)
         if self.world.size > 1:
-            how = f"{self.world.size} processes ({'FSDP2' if self._is_divided else 'DDP'})"
+            how = f"{self.world.size} processes ({'FSDP2' if self.passes.are_divided else 'DDP'})"
             loop = replace(loop, trained_by=f"{loop.trained_by} on {how}")
         parts = self.model, self.optimizer, self._asked, self.step, content
         opened = [open_cell(loop, adapter, *parts) for adapter in self.adapters]
@@ -361,8 +351,22 @@ class Recording:
         for row in before.to_dict("records"):
             self._stuck.add({str(name): value for name, value in row.items()})
 
-    def _check_processes(self, norm: Tensor) -> None:
-        _, (most, least) = self.world.added(norm, torch.stack([norm, -norm]))
+    def _check_loss_and_gradients(self) -> None:
+        """Of the first update. Processes may weight their losses by their tokens."""
+        norm, weights = self.passes.norm, self.passes.loss_weights
+        if norm is None or self.passes.are_divided:
+            norm = torch.zeros((), device=self._pair.A_RD.device)
+        total = torch.full_like(norm, sum(weights))
+        total, (most, least) = self.world.added(total, torch.stack([norm, -norm]))
+        scale = float(total) / self.world.size
+        usual = any(math.isclose(scale, each, rel_tol=0.01) for each in (1, len(weights)))
+        if weights and not usual:
+            raise StudyError(
+                f"the loop multiplies the loss by {scale:g} before its backward pass: call "
+                "recording.loss(...) with the loss whose backward() it calls. If it divides .grad "
+                "again, as scaler.unscale_(optimizer) does, call recording.gradients() after that "
+                "and before it clips. bf16 and float32 need no GradScaler"
+            )
         if most + least > 1e-3 * most:
             raise StudyError(
                 f"the gradients of {self.world.size} processes differ: train one model, in DDP or "
@@ -379,7 +383,7 @@ class Recording:
         local = torch.stack([number.double() for number in each]).view(len(rows), -1)
         local[:, 2:].square_()
         # DDP and FSDP take the mean of gradients over processes. FSDP divides them too.
-        mean = [0] if self._is_divided else [0, 2, 3]
+        mean = [0] if self.passes.are_divided else [0, 2, 3]
         local[:, mean] /= self.world.size
         for row, numbers in zip(rows, self.world.sum(local).tolist(), strict=True):
             loss, tokens, square, clipped = numbers
@@ -464,5 +468,4 @@ def record(
 
 
 def is_seeded() -> bool:
-    """Whether somebody has set the seed of torch."""
     return torch.initial_seed() <= LARGEST_SEED

@@ -209,7 +209,6 @@ def peft_model(model: nn.Module) -> nn.Module:
 
 
 def _adapter_config(adapter: Adapter) -> AdapterConfig:
-    """The adapter's configuration in PEFT, as ours."""
     peft, ranks = adapter.peft, sorted({pair.A_RD.shape[0] for pair in adapter.pairs})
     if len(ranks) > 1:
         warnings.warn(

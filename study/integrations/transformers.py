@@ -126,7 +126,6 @@ class NormProbeCallback(TrainerCallback):
         recording.end(*status, **fields)
 
     def _described(self, recording: Recording) -> Loop:
-        """The loop, as the Trainer's arguments describe it."""
         trainer, args = self.trainer, self.trainer.args
         steps = trainer.state.max_steps
         bf16 = args.bf16 or trainer.model.dtype == torch.bfloat16
