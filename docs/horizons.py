@@ -193,6 +193,15 @@ def by_steps() -> str:
     return minus(table(heads, body))
 
 
+def steps_exponent(rule: str, rank: str) -> str:
+    """``0.07 [0.01, 0.12]``: the exponent of the best rate with the number of steps, over seeds
+    that have each number."""
+    rates = study_tables(STUDY).rates.query(f"scaling == '{rule}' and rank == {rank}")
+    of_seed = rates.pivot(index="seed", columns="steps", values="best_lr").dropna()
+    slopes = [slope(row, of_seed.columns) for _, row in of_seed.iterrows()]
+    return minus(interval_text(*mean_interval(slopes)))
+
+
 @style.paper()
 def best_by_steps() -> Figure:
     """A panel per rule: the best rate against the rank, a line per number of steps."""
@@ -224,6 +233,7 @@ def best_by_steps() -> Figure:
 
 BLOCKS: dict[str, Block] = {
     "regret-gap": regret_gap,
+    "steps-exponent": steps_exponent,
     "by-steps": by_steps,
     "rules-test": rules_test,
     "r-parts": parts,
