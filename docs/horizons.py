@@ -172,14 +172,27 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 """Equal descents; and a power of gamma and of the rank, with free exponents."""
 
 
+def constant(rule: str, steps: str) -> str:
+    """``24 [9, 103]``: r_sign of equal outputs with s = 1/2, fitted to the best rates of a rule."""
+    rows = law_rows(steps).query(f"scaling == '{rule}'")
+    found = fit_rates(rows, moved, [2.5])
+    low, high = np.exp(bounds(rows, moved, found))
+    return f"{np.exp(found.found[0]):.0f} [{low:.0f}, {high:.0f}]".replace("inf", "∞")
+
+
 def by_steps() -> str:
     """A row per rule and number of steps: exponent, best rates, and the gain of the highest rank.
 
     Exponents are slopes over all ranks by seed. Gains are losses of the highest rank less those of
     the lowest, each at its best rate.
     """
-    heads = ["rule", "steps", "seeds", "exponent of the best rate", "best rate, rank 1", "rank 16"]
-    heads += ["rank 256", "loss of rank 256 less rank 1, nats per byte"]
+    heads = ["rule", "steps", "seeds", "exponent of the best rate", "r_sign at s = 1/2"]
+    heads += [
+        "best rate, rank 1",
+        "rank 16",
+        "rank 256",
+        "loss of rank 256 less rank 1, nats per byte",
+    ]
     body = []
     for rule in TITLES:
         rates = study_tables(STUDY).rates.query(f"scaling == '{rule}'")
@@ -188,7 +201,8 @@ def by_steps() -> str:
             slopes = [slope(one["best_lr"], one["rank"]) for _, one in own.groupby("seed")]
             shown = (f"{best[rank]:.2g}" for rank in (1, TUNED, 256))
             exponent = interval_text(*mean_interval(slopes), places=3)
-            row = [RULES[rule].label, f"{steps:g}", str(own["seed"].nunique()), exponent, *shown]
+            row = [RULES[rule].label, f"{steps:g}", str(own["seed"].nunique()), exponent]
+            row += [constant(rule, str(steps)), *shown]
             body.append([*row, best_gap(rule, STUDY, str(steps))])
     return minus(table(heads, body))
 
@@ -233,6 +247,7 @@ def best_by_steps() -> Figure:
 
 BLOCKS: dict[str, Block] = {
     "regret-gap": regret_gap,
+    "steps-constant": constant,
     "steps-exponent": steps_exponent,
     "by-steps": by_steps,
     "rules-test": rules_test,
