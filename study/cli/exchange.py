@@ -39,12 +39,23 @@ def fold(folder: Path, out: Path) -> None:
 
 @cli.command("serve-check")
 @click.argument("folder", type=PATH, metavar="DIR")
-def serve_check(folder: Path) -> None:
-    """By what issues, changes and code of each server say. No server is asked."""
+@click.option("--url", help="Ask a running server, such as http://localhost:8000.")
+@click.option("--base", help="The server's base: a folder or a hub name.  [default: the adapter's]")
+@click.option("--served", metavar="NAME", help="The adapter's name on the server.")
+@click.option("--remote", is_flag=True, help="Ask a server on another machine too.")
+def serve_check(folder: Path, url: str | None, **options: Any) -> None:
+    """By what issues, changes and code of each server say. With --url, a server with the adapter is
+    asked for log-probabilities. PEFT's on this machine give the factor that the server uses.
+    """
+    from study.integrations.asking import ask
     from study.integrations.serving import served, verdict
     from study.training.peft_format import read_adapter
 
-    rows = served(read_adapter(folder))
+    adapter = read_adapter(folder)
+    if url:
+        print_sentences([ask(folder, adapter, url, **options).verdict(adapter)])
+        return
+    rows = served(adapter)
     Console().print(render_texts("What multiplies B A", rows.round(4).astype(str)))
     print_sentences([verdict(rows)])
 
