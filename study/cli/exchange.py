@@ -51,7 +51,7 @@ def serve_check(folder: Path, url: str | None, **options: Any) -> None:
     from study.integrations.serving import served, verdict
     from study.training.peft_format import read_adapter
 
-    adapter = read_adapter(folder)
+    adapter = read_adapter(folder, with_others=True)
     if url:
         print_sentences([ask(folder, adapter, url, **options).verdict(adapter)])
         return

@@ -38,9 +38,10 @@ SECONDS, BYTES = 120, 1 << 20
 HERE = ("localhost", "127.0.0.1", "::1")
 STARTS = [0.0, *2.0 ** np.arange(-5, 9)]
 """Factors around which the best one is searched."""
-OTHER_MODEL, WIDE, UNEVEN = 1.0, 0.2, 0.02
+OTHER_MODEL, WIDE, UNEVEN, EXACT = 1.0, 0.2, 0.02, 1e-3
 """A difference of the bases in nats, a width of the interval and a share of the change that is
-left: above them the bases differ, the factor is not decided, and the layers differ."""
+left: above them the bases differ, the factor is not decided, and the layers differ. A rest below
+the last, in nats, is of rounding."""
 
 
 def base_of(base: str) -> UnloadedModel:
@@ -128,7 +129,7 @@ class Fit:
         near = f"the interval is {self.low:.3g} to {self.high:.3g} of gamma"
         bases = f"the server's base differs from PEFT's by {self.offset:.2g} nats"
         found = f"{self.factor:.3g} of gamma ({self._reading(adapter)})"
-        if self.left > max(UNEVEN * self.change, 2 * self.offset):
+        if self.left > max(UNEVEN * self.change, 2 * self.offset, EXACT):
             share = self.left / self.change
             found = f"no single factor: {self.factor:.3g} of gamma leaves {share:.0%} of the change"
         elif self.high - self.low > WIDE * max(self.factor, WIDE):

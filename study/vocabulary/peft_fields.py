@@ -38,6 +38,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 }
 """The values of other fields that mean plain LoRA on the unchanged base. Null always does."""
 
+BESIDE = ("bias", "lora_bias", "modules_to_save", "trainable_token_indices")
+"""Fields that train other weights next to A and B. gamma multiplies a bias of B, and no other."""
+
 KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """Values of ``init_lora_weights`` that do not change W0. Others, such as pissa, olora, corda, loftq
 and lora_ga, subtract the first ``gamma B A`` from W0 or quantise it."""

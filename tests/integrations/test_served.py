@@ -1,10 +1,14 @@
 """``study serve-check --url``: the factor of llama.cpp, and a line for what can't be decided."""
 
 import copy
+import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +43,8 @@ def asked(cli: Cli, base: str, folder: Path, server: Any) -> tuple[float, str]:
     ran = cli("serve-check", str(folder), "--url", server.listening_address, "--base", base)
     assert ran.code == 0, ran.err
     said = " ".join(ran.out.split())
-    return float(re.search(r"([\d.e-]+) of gamma", said)[1]), said
+    found = re.search(r"Served at [a-z :]*([\d.e-]+) of gamma", said)
+    return float(found[1]) if found else math.nan, said
 
 
 TOO_WEAK = "alpha / r instead of alpha / sqrt r"
@@ -83,3 +88,101 @@ def test_the_factor_of_llama_cpp(kind: str, tmp_path: Path, study_cli: Cli) -> N
         factor, found = asked(study_cli, str(tmp_path / "model"), folder, server)
         assert said in found
         assert math.isnan(expected) or factor == pytest.approx(expected, rel=0.02), found
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A small OpenAI-compatible server. Its dict ``answers`` has the JSON by path; a function gets
+    the request. Lists of models and of log-probabilities are as vLLM writes them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            size = int(self.headers.get("Content-Length") or 0)
+            answer = found.answers.get(self.path)
+            if callable(answer):
+                answer = answer(json.loads(self.rfile.read(size)))
+            self.send_response(200 if answer else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    models = {"data": [{"id": "base"}, {"id": "mine", "parent": "base"}]}
+    address = f"http://127.0.0.1:{http.server_port}"
+    found = SimpleNamespace(listening_address=address, answers={"/v1/models": models})
+    Thread(target=http.serve_forever, daemon=True).start()
+    yield found
+    http.shutdown()
+    http.server_close()
+
+
+def answering(base: Any, folder: Path, factor: float, noise: float = 0.0) -> Callable[[Any], Any]:
+    """The answers of a server that multiplies by ``factor`` of gamma, and whose log-probabilities
+    have errors."""
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
+    generator = torch.Generator().manual_seed(1)
+
+    @torch.no_grad()
+    def answer(request: Any) -> Any:
+        used = factor if request["model"] == "mine" else 0.0
+        with peft.helpers.rescale_adapter_scale(model, used):
+            logits = model(torch.tensor([request["prompt"]])).logits[0, -1]
+        p = logits.log_softmax(-1)
+        p += noise * torch.randn(p.shape, generator=generator)
+        top = {f"token_id:{n}": float(p[n]) for n in p.topk(request["logprobs"]).indices}
+        return {"choices": [{"logprobs": {"top_logprobs": [top]}}]}
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "words"),
+    [
+        (0.25, 0.0, "Served at 0.25 of gamma (alpha / r instead of alpha / sqrt r)"),
+        (4.0, 0.0, "Served at 4 of gamma (no known reading of the adapter)"),
+        (1.0, 0.02, "of gamma (as PEFT)"),
+        (0.0, 0.0, "(the adapter is not applied)"),
+        (0.25, 0.3, "The factor can't be decided: the interval is"),
+    ],
+)
+def test_the_factor_of_other_servers(
+    factor: float, noise: float, words: str, tmp_path: Path, study_cli: Cli, server: Any
+) -> None:
+    folder = adapted(tiny.build(), tmp_path / "own", r=16, lora_alpha=8, use_rslora=True)
+    server.answers["/v1/completions"] = answering(tiny.build(), folder, factor, noise)
+    assert words in asked(study_cli, "tiny", folder, server)[1]
+
+
+def test_what_cannot_be_asked_gets_one_line(tmp_path: Path, study_cli: Cli, server: Any) -> None:
+    folder = adapted(tiny.build(), tmp_path / "own", r=16, use_rslora=True)
+    other = tiny.build()
+    torch.nn.init.normal_(other.lm_head.weight)
+
+    def refused(*words: str, **answers: Any) -> str:
+        server.answers |= {f"/v1/{path}": answer for path, answer in answers.items()}
+        ran = study_cli("serve-check", str(folder), "--url", server.listening_address, *words)
+        assert ran.code == 2
+        [line] = ran.err.splitlines()
+        return line
+
+    assert "names no base: give it with --base" in refused()
+    tiny_base = ("--base", "tiny")
+    assert "answers 404" in refused(*tiny_base)
+    assert "no log-probabilities" in refused(*tiny_base, completions={"choices": [{"text": "x"}]})
+    assert "no log-probabilities" in refused(
+        *tiny_base, completions={"choices": [{"logprobs": None}]}
+    )
+    answers = answering(other, folder, 1.0)
+    assert "serves another model than tiny" in refused(*tiny_base, completions=answers)
+    assert "unknown --served 'yours': choose from base, mine" in refused(
+        *tiny_base, "--served=yours"
+    )
+    assert "has base without an adapter" in refused(*tiny_base, models={"data": [{"id": "base"}]})
+    server.listening_address = "http://127.0.0.1:9"
+    assert "no OpenAI-compatible server answers at http://127.0.0.1:9" in refused(*tiny_base)
+    server.listening_address = "http://192.0.2.1"
+    assert "is not on this machine: give --remote" in refused(*tiny_base)
