@@ -7,27 +7,21 @@ import yaml
 
 from study.errors import StudyError, short, unknown
 from study.integrations.configs import axolotl, tools
-from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.tools import Experiment
 from study.reading import read_file as read_bytes
 from study.reading import read_object
 
 TOOLS = {
     tool.name: tool
-    for tool in (axolotl.AXOLOTL, axolotl.FINLORA, tools.LLAMA_FACTORY, tools.TRL, tools.UNSLOTH)
-} | {tools.TORCHTUNE.name: tools.TORCHTUNE}
+    for tool in (
+        *(axolotl.AXOLOTL, axolotl.FINLORA),
+        *(tools.LLAMA_FACTORY, tools.TRL, tools.UNSLOTH, tools.TORCHTUNE),
+    )
+}
+READERS = {name: tool.read for name, tool in {**TOOLS, "PEFT": tools.PEFT}.items()}
+READERS["FinLoRA's entry"] = axolotl.read_finlora_entry
 MOST_BYTES = 1 << 18
 """Of a file."""
-FORMS = {
-    "peft_type": tools.PEFT.read,
-    "checkpointer": tools.TORCHTUNE.read,
-    "use_peft dataset_mixer dataset_mixture dataset_name max_seq_length": tools.TRL.read,
-    "model_name_or_path stage finetuning_type": tools.LLAMA_FACTORY.read,
-    "use_rsLoRA lora_rank model_name": axolotl.FINLORA.read,
-    "dataset_path": axolotl.read_finlora_entry,
-    "base_model adapter": axolotl.AXOLOTL.read,
-    "training lora": tools.UNSLOTH.read,
-}
-"""The reader of a file by keys that identify it. The first match counts."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -53,9 +47,9 @@ def read_file(path: Path, entry: str | None = None, base: str | None = None) -> 
     and for values that its reader refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
-    for keys, read in FORMS.items():
-        if any(key in values for key in keys.split()):
-            return read(values, where, path.parent, base)
+    for name, row in tools.ROWS.items():
+        if any(key in values for key in row["form"].split()):
+            return READERS[name](values, where, path.parent, base)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
         "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), Unsloth's (training, "
