@@ -14,7 +14,6 @@ from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -24,7 +23,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
 
 from study.config import ModelConfig
-from study.errors import StudyError, one_line, short, unknown
+from study.errors import StudyError, one_line
 from study.models.messages import failing
 from study.models.sources import UnloadedModel, find_model
 from study.training.peft_format import PeftAdapter
@@ -35,7 +34,6 @@ PROMPTS, LENGTH, TOP = 8, 16, 20
 """Prompts, tokens of each, and log-probabilities after each. vLLM gives at most 20."""
 SECONDS, BYTES = 120, 1 << 20
 """The most of all requests together, and of one answer."""
-HERE = ("localhost", "127.0.0.1", "::1")
 STARTS = [0.0, *2.0 ** np.arange(-5, 9)]
 """Factors around which the best one is searched."""
 OTHER_MODEL, WIDE, UNEVEN, EXACT = 1.0, 0.2, 0.02, 1e-3
@@ -52,27 +50,25 @@ def base_of(base: str) -> UnloadedModel:
 
 class Server:
     """An OpenAI-compatible server. ``without`` and ``adapted``: the fields of a request that choose
-    its base and its adapter. ``served``: the adapter's name there."""
+    its base and its adapter, which has the name ``served`` there."""
 
-    def __init__(self, url: str, served: str | None = None, remote: bool = False) -> None:
-        if urlsplit(url).hostname not in HERE and not remote:
+    def __init__(self, url: str, served: str | None, remote: bool) -> None:
+        if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1") and not remote:
             raise StudyError(f"--url={url} is not on this machine: give --remote to ask it too")
         self.url, self.until = url.rstrip("/").removesuffix("/v1"), time.monotonic() + SECONDS
-        listed = {one["id"]: one.get("parent") for one in self.ask("/v1/models")["data"]}
-        name = served or next((name for name in listed if listed[name]), next(iter(listed), ""))
-        if name not in listed:
-            raise unknown("--served", name, listed)
-        base = listed[name] if listed[name] in listed else next(iter(listed))
+        parents = {one["id"]: one.get("parent") for one in self.ask("/v1/models").get("data", ())}
+        first = next(iter(parents), "")
+        name = served or next((name for name in parents if parents[name]), first)
+        base = parents[name] if parents.get(name) in parents else first
         self.without: dict[str, Any] = {"model": base}
         self.adapted: dict[str, Any] = {"model": name}
-        if name == base:  # llama.cpp's adapters have numbers
+        if name == base:  # llama.cpp's adapters have numbers, and are on by default
             try:
-                loaded = self.ask("/lora-adapters")
+                self.without["lora"] = [
+                    {"id": one["id"], "scale": 0.0} for one in self.ask("/lora-adapters")
+                ]
             except StudyError:
-                loaded = []
-            if not loaded:
-                raise StudyError(f"{url} has {base} without an adapter: load it there")
-            self.without["lora"] = [{"id": one["id"], "scale": 0.0} for one in loaded]
+                raise StudyError(f"{url} has {base} without an adapter: load it there") from None
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -81,21 +77,18 @@ class Server:
             left = max(self.until - time.monotonic(), 1e-3)
             with build_opener(ProxyHandler({})).open(request, timeout=left) as answer:
                 return json.loads(answer.read(BYTES))
-        except HTTPError as error:
-            said = short(error.read(200).decode(errors="replace"), 200)
-            raise StudyError(f"{self.url}{path} answers {error.code} {said}") from None
         except (OSError, ValueError, HTTPException) as error:
-            why = f"no OpenAI-compatible server answers at {self.url} ({one_line(error)})"
+            why = f"no OpenAI-compatible server answers at {self.url}{path} ({one_line(error)})"
             raise StudyError(f"{why}: start it, or give another --url") from None
 
     def log_probabilities(
         self, prompt: list[int], chosen: Mapping[str, Any], ids: Mapping[str, int]
     ) -> dict[int, float]:
-        """Of the :data:`TOP` most probable tokens, by id. ``ids``: of tokens that have a text."""
-        one = {"max_tokens": 1, "temperature": 0, "logprobs": TOP}
-        # In vLLM; and in llama.cpp, whose cache of prompts mixes up adapters.
+        """Of the :data:`TOP` most probable tokens, by id. ``ids``: of tokens by their text."""
+        asked = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": TOP}
+        # vLLM's; and llama.cpp's, whose cache of prompts mixes up adapters.
         own = {"return_tokens_as_token_ids": True, "cache_prompt": False}
-        answer = self.ask("/v1/completions", {**chosen, "prompt": prompt, **one, **own})
+        answer = self.ask("/v1/completions", {**chosen, **asked, **own})
         try:
             found = answer["choices"][0]["logprobs"]
             if "content" in found:
@@ -113,8 +106,7 @@ class Fit:
     """``factor``, and the ``low`` and ``high`` end of its 95 % interval, as shares of gamma.
 
     ``tokens``: how many log-probabilities were fitted. Root mean squares in nats: ``offset``, of
-    the server's base minus PEFT's; ``change``, by the adapter on the server; ``left`` of it by the
-    fit.
+    the server's base minus PEFT's; ``change``, by the adapter on the server; ``left`` by the fit.
     """
 
     factor: float
@@ -140,28 +132,20 @@ class Fit:
         return f"Served at {found}; {near}, from {self.tokens} log-probabilities; {bases}."
 
     def _reading(self, adapter: PeftAdapter) -> str:
-        known = {1.0: "as PEFT", 0.0: "the adapter is not applied"}
+        known, rules = {1.0: "as PEFT", 0.0: "the adapter is not applied"}, ["/ r", "/ sqrt r"]
         ranks = {pair.A_RD.shape[-2] for pair in adapter.pairs.values()}
-        gammas = {pair.gamma for pair in adapter.pairs.values()}
-        if len(ranks) == len(gammas) == 1:
-            root = math.sqrt(ranks.pop())
-            own, other, ratio = "alpha / sqrt r", "alpha / r", 1 / root
-            if adapter.scaling == "lora":
-                own, other, ratio = other, own, root
-            known.setdefault(ratio, f"{other} instead of {own}")
-            known.setdefault(1 / gammas.pop(), "1 instead of gamma")
+        if len(ranks) == 1:
+            is_rslora = adapter.scaling == "rslora"
+            other, own = rules if is_rslora else reversed(rules)
+            ratio = math.sqrt(ranks.pop()) ** (-1 if is_rslora else 1)
+            known.setdefault(ratio, f"alpha {other} instead of alpha {own}")
         nearest = min(known, key=lambda one: abs(one - self.factor))
         is_near = abs(nearest - self.factor) < WIDE / 4 * max(nearest, WIDE)
         return known[nearest] if is_near else "no known reading of the adapter"
 
 
 def ask(
-    folder: Path,
-    adapter: PeftAdapter,
-    url: str,
-    base: str | None = None,
-    served: str | None = None,
-    remote: bool = False,
+    folder: Path, adapter: PeftAdapter, url: str, base: str | None, served: str | None, remote: bool
 ) -> Fit:
     """By what the server at ``url`` multiplies the ``adapter`` in ``folder``."""
     base = base or adapter.config.get("base_model_name_or_path")
@@ -170,35 +154,34 @@ def ask(
     if not any(pair.B_OR.any() for pair in adapter.pairs.values()):
         raise StudyError(f"{folder} changes nothing (B = 0): give a trained adapter")
     server, source = Server(url, served, remote), base_of(base)
-    try:
+    with failing("--url needs PEFT", install("peft")):
         from peft import PeftModel
-    except ModuleNotFoundError:
-        raise StudyError(f"--url needs PEFT: {install('peft')}") from None
     loaded = source.load(torch.device("cpu"), torch.float32, None)
     with failing(f"{folder} is not for {base}", "give its base with --base"):
         model = PeftModel.from_pretrained(loaded, folder).eval()
     size, tokenizer = int(model.get_input_embeddings().num_embeddings), source.tokenizer()
     drawn = np.random.default_rng(0).integers(size // 100, size * 9 // 10, (PROMPTS, LENGTH))
-    prompts, ids = drawn.tolist(), {tokenizer.decode([n]): n for n in range(len(tokenizer))}
+    ids = {tokenizer.decode([n]): n for n in range(len(tokenizer))}
     without, adapted = (
-        [server.log_probabilities(prompt, chosen, ids) for prompt in prompts]
+        [server.log_probabilities(prompt, chosen, ids) for prompt in drawn.tolist()]
         for chosen in (server.without, server.adapted)
     )
+    other = f"{url} serves another model than {base}"
     if max(max(each) for each in (*without, *adapted)) >= size:
-        raise StudyError(f"{url} serves another model than {base}: it has more than {size} tokens")
-    return fit(model, drawn, without, adapted, f"{url} serves another model than {base}")
+        raise StudyError(f"{other}: it has more than {size} tokens")
+    found = fit(model, drawn, without, adapted)
+    if not found.offset < OTHER_MODEL:
+        raise StudyError(f"{other}: their log-probabilities differ by {found.offset:.3g} nats")
+    return found
 
 
-def fit(
-    model: Any,
-    prompts: np.ndarray,
-    without: list[dict[int, float]],
-    adapted: list[dict[int, float]],
-    other: str,
-) -> Fit:
-    """The fit to the log-probabilities of a server by prompt and token. ``other``: the error if its
-    base is another. The prompts are the sample of the interval, because errors of the tokens after
-    one prompt are correlated."""
+Answers = list[dict[int, float]]
+"""Log-probabilities by prompt and token."""
+
+
+def fit(model: Any, prompts: np.ndarray, without: Answers, adapted: Answers) -> Fit:
+    """The prompts are the sample of the interval, because errors of the tokens after one prompt are
+    correlated."""
     from peft.helpers import rescale_adapter_scale
 
     @cache
@@ -208,25 +191,18 @@ def fit(
             logits = model(torch.as_tensor(prompts)).logits[:, -1]
         return logits.double().log_softmax(-1).numpy()
 
-    offsets = [p - local(0.0)[n, token] for n, of in enumerate(without) for token, p in of.items()]
-    if not (offset := rms(offsets)) < OTHER_MODEL:
-        raise StudyError(f"{other}: their log-probabilities differ by {offset:.3g} nats")
-    rows = [
-        (n, token, p - without[n][token])
-        for n, of in enumerate(adapted)
-        for token, p in of.items()
-        if token in without[n]
-    ]
-    if len(rows) < PROMPTS:
-        raise StudyError(
-            f"the factor can't be decided: only {len(rows)} tokens are among the {TOP} most "
-            "probable both with the adapter and without it"
-        )
-    at, tokens, change = (np.array(column) for column in zip(*rows, strict=True))
-
     def left(factor: float) -> np.ndarray:
         return (local(factor) - local(0.0))[at, tokens] - change
 
+    offsets = [p - local(0.0)[n, token] for n, of in enumerate(without) for token, p in of.items()]
+    both = [(n, token) for n, of in enumerate(adapted) for token in of if token in without[n]]
+    if len(both) < PROMPTS:
+        raise StudyError(
+            f"the factor can't be decided: only {len(both)} tokens are among the {TOP} most "
+            "probable both with the adapter and without it"
+        )
+    at, tokens = np.array(both).T
+    change = np.array([adapted[n][token] - without[n][token] for n, token in both])
     start = min(range(len(STARTS)), key=lambda n: float(np.square(left(STARTS[n])).sum()))
     bounds = STARTS[max(start - 1, 0)], STARTS[min(start + 1, len(STARTS) - 1)]
     best = minimize_scalar(
@@ -234,12 +210,8 @@ def fit(
     )
     factor, step = float(best.x), max(0.01 * best.x, 1e-3)
     slope = (left(factor + step) - left(factor - step)) / (2 * step)
-    scores = np.bincount(at, slope * left(factor), len(prompts))
-    spread = math.sqrt(len(prompts) / (len(prompts) - 1) * np.square(scores).sum())
-    half = student.ppf(0.975, len(prompts) - 1) * spread / np.square(slope).sum()
-    ends = max(factor - half, 0.0), factor + half
-    return Fit(factor, *ends, len(rows), offset, rms(change), rms(left(factor)))
-
-
-def rms(values: Any) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+    scores = np.bincount(at, slope * left(factor), PROMPTS)
+    spread = math.sqrt(PROMPTS / (PROMPTS - 1) * np.square(scores).sum())
+    half = student.ppf(0.975, PROMPTS - 1) * spread / np.square(slope).sum()
+    sizes = (float(np.sqrt(np.mean(np.square(x)))) for x in (offsets, change, left(factor)))
+    return Fit(factor, max(factor - half, 0.0), factor + half, len(both), *sizes)

@@ -199,7 +199,7 @@ def test_a_folded_adapter_is_the_same_function_as_plain_lora(
 
 
 def test_the_cost_of_rounding_is_said(folder: Path, tmp_path: Path, study_cli: Cli) -> None:
-    """Of mantissas m from 1 to 2, whose mean square is about 2.2: 2**-7 / sqrt(12 * 2.2) = 0.15 %."""
+    """Mantissas from 1 to 2 have a mean square of about 2.2: 2**-7 / sqrt(12 * 2.2) = 0.15 %."""
     weights = {name: weight.bfloat16() for name, weight in load_file(folder / WEIGHTS).items()}
     save_file(weights, folder / WEIGHTS)
     ran = study_cli("fold", str(folder), str(tmp_path / "folded"))
