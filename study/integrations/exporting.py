@@ -84,9 +84,7 @@ def write_folded(folder: Path, out: Path) -> str:
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     """A description of a PEFT adapter, and the commands that continue its training or measure it.
-
-    The base is the one in ``overrides`` (``model=...``), or the one that the adapter names.
-    """
+    Its base is that in ``overrides`` (``model=...``), or the one that it names."""
     found = read_adapter(folder)
     chosen = list(overrides)
     if not any(override.startswith("model=") for override in chosen):

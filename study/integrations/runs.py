@@ -162,10 +162,7 @@ def now() -> str:
 
 
 def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
-    """The active adapters of ``model``, each with the probe of ``probes``.
-
-    Warns of layers whose adapter is not plain LoRA, such as DoRA's.
-    """
+    """The active adapters of ``model``, with their probes. Warns of layers that are not LoRA."""
     options: dict[str, Any] = {
         "sites": chosen("sites", probes.sites, SITES),
         "stats": chosen("stats", probes.stats, STATS, USUAL),

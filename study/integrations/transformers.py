@@ -1,9 +1,6 @@
 """Per-layer norms of a PEFT run under the transformers Trainer or TRL's trainers::
 
-    trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
-
-A :class:`~study.integrations.recording.Recording` measures; the callback gives it the Trainer's
-losses and sends numbers to the trackers.
+trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
 """
 
 from collections.abc import Mapping, Sequence

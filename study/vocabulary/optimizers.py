@@ -45,9 +45,7 @@ BETAS, EPS, MOMENTUM = Option(list[float], below=1.0, length=2), Option(), Optio
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One optimizer.
-
-    - ``states``: numbers of optimizer state per weight;
+    """- ``states``: numbers of optimizer state per weight;
     - ``options``: its keys apart from those that every optimizer has;
     - ``library``: the optional package that it comes from; empty: torch or transformers;
     - ``starts_as``: the optimizer whose first update it has, up to eps;

@@ -67,9 +67,7 @@ Kind = Literal["moment", "spectrum", "alignment", "motion"]
 
 @dataclass(frozen=True)
 class Stat:
-    """A statistic of a site.
-
-    - ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
+    """- ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
       values, ``alignment`` from inputs and weight gradients, ``motion`` from the factors and
       inputs;
     - ``usual``: part of ``probes.stats=all``. Most others cost a product with the inputs, or a

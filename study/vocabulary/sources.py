@@ -40,9 +40,7 @@ DATASETS: dict[str, Source] = {
 
 @dataclass(frozen=True)
 class Format:
-    """The fields of a row of a format.
-
-    - ``needs``: the fields that a row must have, as alternatives;
+    """- ``needs``: the fields that a row must have, as alternatives;
     - ``takes``: fields that it may have as well.
     """
 

@@ -1,11 +1,7 @@
 """Axolotl's YAML and FinLoRA's two forms, with their data.
 
-Axolotl (axolotl-ai-cloud/axolotl): src/axolotl/utils/schemas has the keys, and
-src/axolotl/prompt_strategies the types of datasets, which are formats of rows.
-
-FinLoRA has two forms: a YAML in its documentation of rsLoRA, which does not describe training, and
-entries of ``finetune_configs.json``. Its ``finetune.py`` merges an entry into its own Axolotl
-configuration and trains with Axolotl; the reader does the same.
+FinLoRA has a YAML in its documentation of rsLoRA, which does not describe training, and entries of
+``finetune_configs.json``. Its ``finetune.py`` merges an entry into an Axolotl configuration.
 """
 
 import os.path
@@ -18,14 +14,7 @@ import yaml
 from study.config import CONTEXT
 from study.config.values import LARGEST, check_path
 from study.data import files
-from study.integrations.configs.tools import (
-    GIVE_PATH,
-    Experiment,
-    Reading,
-    Tool,
-    note_init,
-    shown,
-)
+from study.integrations.configs.tools import GIVE_PATH, Experiment, Reading, Tool, note_init, shown
 from study.vocabulary.sources import FORMATS
 
 MESSAGES = "messages"
@@ -88,10 +77,8 @@ def _put_datasets(reading: Reading) -> None:
 def put_rows(reading: Reading, data_sets: Sequence[tuple[str, str, dict[str, Any]]]) -> Path | None:
     """Set the data: those of ``data_sets`` that are like the first. Returns the first file.
 
-    ``data_sets``: by name in notes, a path and the other keys of ``data``. A file is searched next
-    to the configuration, then in the working directory. If FinLoRA's XBRL extraction is missing,
-    the toolkit's generated one replaces it. The user must name any other missing file, or a file in
-    a readable format.
+    ``data_sets``: a name in notes, a path and the other keys of ``data`` of each. A file is next to
+    the configuration or in the working directory.
     """
     experiment, first = reading.experiment, data_sets[0][2]
     experiment.groups["data"] = "file"
@@ -148,11 +135,10 @@ def _data_set(
     chat: Mapping[str, str] = {key: entry.take(key, "text", "") for key in TEMPLATES}
     if format_ == MESSAGES and entry.rest.pop("conversation", "") == "chatml":  # before 0.6
         template = {"chat_template": "chatml", "chat_template_jinja": ""}
-    chat = chat if any(chat.values()) else template
+    chat, chat_template = chat if any(chat.values()) else template, None
     if format_ == MESSAGES:
         chat_template = _chat_template(reading, *chat.values())
     else:
-        chat_template = None
         experiment.ignored += [f"{key} (no conversations)" for key in chat if chat[key]]
     if format_ is None:
         part = " ".join(filter(None, (path, subset, split)))
@@ -246,7 +232,7 @@ ENTRY = (
 def read_finlora_entry(
     values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
 ) -> Experiment:
-    """The experiment of an entry. Raises :class:`StudyError` as :meth:`Tool.read` does."""
+    """The experiment of an entry, as :meth:`Tool.read` makes it."""
     own = {key: values[key] for key in ENTRY.split() if values.get(key) is not None}
     own["datasets"] = [{"path": own.pop("dataset_path"), **FINETUNE["datasets"][0]}]
     if "batch_size" in own:

@@ -40,12 +40,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path, entry: str | None = None, base: str | None = None) -> Experiment:
-    """The experiment that ``path`` describes.
-
-    ``entry`` names one configuration of a file that holds several. ``base`` replaces the base.
-    Raises :class:`StudyError` for a file that cannot be read, has no known form or lacks the entry,
-    and for values that its reader refuses.
-    """
+    """The experiment that ``path`` describes. ``entry`` names one configuration of a file that
+    holds several. ``base`` replaces the base."""
     values, where = _one_entry(load(path), entry, path.name)
     for name, row in tools.ROWS.items():
         if any(key in values for key in row["form"].split()):
@@ -59,10 +55,7 @@ def read_file(path: Path, entry: str | None = None, base: str | None = None) -> 
 
 
 def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[dict[str, Any], str]:
-    """The configuration and its name in messages.
-
-    A file whose values are all mappings holds several configurations by name.
-    """
+    """The configuration and its name in messages. Several are by name in a file of mappings."""
     is_one = not all(isinstance(value, dict) for value in values.values())
     if not values or is_one or "training" in values:  # Unsloth Studio's has sections
         if entry is not None:

@@ -2,15 +2,7 @@
 
 ``tools.csv`` has a row for each setting, with a tool's keys for it and the value of a missing key:
 ``lora_r=64``. An empty cell means the keys in the column *Trainer*, ``none`` no key. ``tools.yaml``
-has the rest, and ``changes.yaml`` keys of any tool without a counterpart. The tools are
-
-- Axolotl and FinLoRA (:mod:`study.integrations.configs.axolotl`, which also reads their data);
-- LLaMA-Factory's YAML (hiyouga/LLaMA-Factory, src/llamafactory/hparams);
-- TRL's for ``trl sft --config``, also that of the alignment-handbook;
-- Unsloth Studio's, for ``unsloth train --config`` (unslothai/unsloth, unsloth_cli/config.py;
-  optimizer, schedule and clipping: studio/backend/core/training/trainer.py);
-- torchtune's recipes for LoRA (pytorch/torchtune, recipes/configs);
-- PEFT's ``adapter_config.json``, which describes an adapter and names its base, nothing else.
+has the rest, and ``changes.yaml`` keys of any tool without a counterpart.
 """
 
 import csv
@@ -50,12 +42,8 @@ KINDS: dict[str, Any] = {
 """Types of values."""
 NEEDED = ("adapter.rank", "adapter.alpha", "optimizer.lr")
 """Settings without which a file is refused."""
-SCHEDULES = {
-    "cosine": "cosine",
-    "get_cosine_schedule_with_warmup": "cosine",
-    "linear": "linear",
-    "constant_with_warmup": "constant",
-}
+SCHEDULES = {name: name for name in ("cosine", "linear")}
+SCHEDULES |= {"get_cosine_schedule_with_warmup": "cosine", "constant_with_warmup": "constant"}
 WITHOUT_WARMUP = "constant"
 """The Trainer's schedule that ignores warm-up."""
 BF16 = (True, "true", "auto", "full", "bf16")
@@ -171,11 +159,8 @@ class Tool:
     def read(
         self, values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
     ) -> Experiment:
-        """The experiment of a file in ``folder`` that messages call ``where``.
-
-        ``base`` replaces the file's. Raises :class:`StudyError` for missing and wrong values, and
-        for a file that does not train LoRA on text.
-        """
+        """The experiment of a file in ``folder`` that messages call ``where``. ``base`` replaces
+        the file's."""
         experiment = Experiment(f"{self.name}'s {where}", {"model": "hf"})
         rest = {key: value for key, value in self._flat(values) if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
@@ -297,10 +282,7 @@ def typed(where: str, kind: str, key: str, value: Any) -> Any:
 
 
 def all_targets(reading: Reading, key: str) -> Any:
-    """``adapter.targets`` from the keys for linear layers and for weights of experts.
-
-    A linear layer may be selected by its weight.
-    """
+    """``adapter.targets``: linear layers, which may be named by their weight, and experts."""
     named, experts = reading.found.get("adapter.targets", []), reading.found.get("experts", [])
     experts = [experts] if isinstance(experts, str) else experts
     weights = [name.removesuffix(".weight") for name in experts]
@@ -316,10 +298,7 @@ def all_targets(reading: Reading, key: str) -> Any:
 
 
 def note_init(reading: Reading, key: str) -> None:
-    """Note the init that PEFT calls ``init_lora_weights``, if it is not PEFT's default.
-
-    Raises :class:`StudyError` for one that PEFT does not have, and for one that changes the base.
-    """
+    """Note PEFT's ``init_lora_weights`` if it is not the default; refuse one that changes W0."""
     init = reading.rest.pop(key, None)
     if why := refusal({"init_lora_weights": init}, trained=False):
         reading.refuse(why.replace("init_lora_weights", key, 1))

@@ -27,12 +27,8 @@ from study.store import write_text
 def write(
     experiment: Experiment, name: str, folder: Path, *, force: bool = False
 ) -> tuple[list[Path], str]:
-    """Write ``folder/experiment/name.yaml``, and the files of its base and data.
-
-    Returns the files, and the command that trains the experiment. It first composes and checks the
-    experiment as ``study train`` does. Raises :class:`StudyError`, and writes nothing, for a value
-    that ``study train`` refuses, a name in use and a folder that cannot be written.
-    """
+    """Write ``folder/experiment/name.yaml``, and the files of its base and data, once the
+    experiment composes. Returns the files, and the command that trains it."""
     check_folder_name(name, "--name")
     is_own = folder.resolve() == CONF.resolve()
     words = [] if is_own else [f"--config-dir={folder.as_posix()}"]
@@ -43,16 +39,13 @@ def write(
         if not is_own and (CONF / group / path.name).exists():
             raise StudyError(f"{group}={name} is a name of the toolkit: give another --name")
         if path.exists() and not force:
-            raise StudyError(
-                f"{path} already exists: give another --name, or --force to overwrite it"
-            )
+            raise StudyError(f"{path} already exists: give another --name, or --force")
     _check(experiment, name, texts)
     try:
         return _write(texts, name, folder), command
     except OSError as error:
-        raise StudyError(
-            f"cannot write to {folder} ({error.strerror}): give another --to"
-        ) from None
+        why = f"cannot write to {folder} ({error.strerror}): give another --to"
+        raise StudyError(why) from None
 
 
 def _write(texts: dict[str, str], name: str, folder: Path) -> list[Path]:
