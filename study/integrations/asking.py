@@ -159,20 +159,25 @@ def ask(
     loaded = source.load(torch.device("cpu"), torch.float32, None)
     with failing(f"{folder} is not for {base}", "give its base with --base"):
         model = PeftModel.from_pretrained(loaded, folder).eval()
-    size, tokenizer = int(model.get_input_embeddings().num_embeddings), source.tokenizer()
-    drawn = np.random.default_rng(0).integers(size // 100, size * 9 // 10, (PROMPTS, LENGTH))
+    prompts, tokenizer = drawn(model), source.tokenizer()
     ids = {tokenizer.decode([n]): n for n in range(len(tokenizer))}
     without, adapted = (
-        [server.log_probabilities(prompt, chosen, ids) for prompt in drawn.tolist()]
+        [server.log_probabilities(prompt, chosen, ids) for prompt in prompts.tolist()]
         for chosen in (server.without, server.adapted)
     )
     other = f"{url} serves another model than {base}"
-    if max(max(each) for each in (*without, *adapted)) >= size:
-        raise StudyError(f"{other}: it has more than {size} tokens")
-    found = fit(model, drawn, without, adapted)
+    if max(map(max, without + adapted)) >= model.get_input_embeddings().num_embeddings:
+        raise StudyError(f"{other}: it has more tokens")
+    found = fit(model, prompts, without, adapted)
     if not found.offset < OTHER_MODEL:
         raise StudyError(f"{other}: their log-probabilities differ by {found.offset:.3g} nats")
     return found
+
+
+def drawn(model: Any) -> np.ndarray:
+    """The fixed prompts, ``[PROMPTS, LENGTH]``."""
+    size = int(model.get_input_embeddings().num_embeddings)
+    return np.random.default_rng(0).integers(size // 100, size * 9 // 10, (PROMPTS, LENGTH))
 
 
 Answers = list[dict[int, float]]

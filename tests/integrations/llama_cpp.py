@@ -1,15 +1,25 @@
 """llama.cpp's server on bases and adapters of transformers and PEFT, in float32.
 
-``python -m tests.integrations.llama_cpp`` measures the numbers of docs/serving.md.
+``python -m tests.integrations.llama_cpp results/reference/served.csv`` measures what the picture of
+docs/serving.md shows.
 """
 
+import copy
+import csv
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
 import xllamacpp as llama
+from peft import PeftModel
 
+from study.integrations.asking import Server, ask, base_of, drawn
+from study.integrations.exporting import export, fold
+from study.store import load_records
 from study.training.peft_format import read_adapter
 
 
@@ -85,3 +95,44 @@ def serve(base: Path, adapter: Path) -> Any:
     options.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     options.lora_adapters = [llama.CommonAdapterLoraInfo(str(adapter), 1.0)]
     return llama.Server(options)
+
+
+def measure(out: Path, work: Path, steps: int = 30) -> None:
+    """Train rsLoRA at three ranks on the base ``small``, and write log-probabilities of the tokens
+    after the fixed prompts of ``study serve-check``: of the base, and with the adapter in PEFT, in
+    the server as it is and in the server after ``study fold``."""
+    words = f"train -m model=small data=pydoc data.sequence_length=128 train.steps={steps} name=r"
+    rsloras = "adapter.scaling=rslora adapter.rank=4,16,64 optimizer.lr=2e-3 probes.steps=null"
+    kept = f"train.save_adapter=true results_dir={work}"
+    command = [sys.executable, "-m", "study", *words.split(), *rsloras.split(), *kept.split()]
+    subprocess.run(command, check=True)
+    source = base_of("small")
+    model = source.load(torch.device("cpu"), torch.float32, None)
+    base, rows = write_base(work / "base.gguf", model), []
+    for record in load_records(work / "r"):
+        rank, cell = record["config"]["adapter"]["rank"], record["cell_id"]
+        own = export(work / "r", cell, work / f"own-{rank}")
+        fold(own, work / f"folded-{rank}")
+        adapted = PeftModel.from_pretrained(copy.deepcopy(model), own).eval()
+        found = []
+        for folder in (own, work / f"folded-{rank}"):
+            running = serve(base, write_adapter(folder, model))
+            server = Server(running.listening_address, None, remote=False)
+            found.append([server.log_probabilities(p, {}, {}) for p in drawn(model).tolist()])
+            print(rank, ask(folder, read_adapter(folder), server.url, "small", None, False))
+        with torch.no_grad():
+            ids = torch.as_tensor(drawn(model))
+            peft, plain = (m(ids).logits[:, -1].log_softmax(-1) for m in (adapted, model))
+        for n, (before, after) in enumerate(zip(*found, strict=True)):
+            for token in before.keys() & after.keys():
+                numbers = plain[n, token], peft[n, token], before[token], after[token]
+                rows.append([rank, n, token, *(f"{float(p):.5f}" for p in numbers)])
+    with out.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["rank", "prompt", "token", "base", "peft", "server", "folded"])
+        table.writerows(sorted(rows))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        measure(Path(sys.argv[1]), Path(place))
