@@ -52,12 +52,10 @@ def serve_check(folder: Path, url: str | None, **options: Any) -> None:
     from study.training.peft_format import read_adapter
 
     adapter = read_adapter(folder, with_others=True)
-    if url:
-        print_sentences([ask(folder, adapter, url, **options).verdict(adapter)])
-        return
     rows = served(adapter)
     Console().print(render_texts("What multiplies B A", rows.round(4).astype(str)))
-    print_sentences([verdict(rows)])
+    found = ask(folder, adapter, url, **options).verdict(adapter) if url else verdict(rows)
+    print_sentences([found])
 
 
 @cli.command("import")
@@ -118,18 +116,11 @@ def _list(text: str) -> list[int | str]:
 
 
 def _import_config(
-    swept: dict[str, list[Any]],
-    *,
-    file: Path,
-    entry: str | None,
-    base: str | None,
-    name: str | None,
-    to: Path,
-    force: bool,
+    swept: dict[str, list[Any]], file: Path, to: Path, force: bool, **told: str | None
 ) -> None:
-    experiment = read_file(file, entry, base=base)
+    experiment = read_file(file, told["entry"], base=told["base"])
     experiment.sweep = swept
-    chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
+    chosen = re.sub(r"[^\w-]+", "_", told["name"] or told["entry"] or file.stem)
     paths, command = write(experiment, chosen, to, force=force)
     for line in (*experiment.lines(), *(f"wrote {path}" for path in paths)):
         say(line)

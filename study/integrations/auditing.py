@@ -1,8 +1,4 @@
-"""``study audit``: the effect of a finished PEFT adapter on its base, layer by layer.
-
-``gamma B A`` is never computed: a small core has its singular values
-(:func:`study.adapters.truncation.singular_factors`).
-"""
+"""``study audit``: the effect of a finished PEFT adapter on its base, layer by layer."""
 
 import math
 from collections.abc import Mapping
@@ -51,8 +47,8 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
       ``stable_rank``: ``(norm / spectral)^2``. ``effective_rank``: exp of the entropy of the
       singular values divided by their sum (Roy and Vetterli 2007). NaN if the layer has not moved;
     - ``base_norm``, ``base_spectral``: of W0. ``relative``: ``norm / base_norm``;
-    - ``lost_in_bf16``: the share of the adapter's output that a bf16 layer loses by adding it to a
-      rounded output (:mod:`study.theory.rounding`), for inputs without a preferred direction.
+    - ``lost_in_bf16``: the share of its output that a bf16 layer loses, for inputs without a
+      preferred direction (:mod:`study.theory.rounding`).
 
     On experts, norms are over all of them, ``spectral`` is the largest, and both ranks are medians.
 

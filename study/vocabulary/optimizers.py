@@ -1,7 +1,4 @@
-"""The optimizers: the facts that configuration, theory, estimates and figures need.
-
-:mod:`study.training.optimizers` builds them. Other modules read only this table.
-"""
+"""The optimizers: the facts that configuration, theory, estimates and figures need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,8 +1,5 @@
 """Base models, data sets, formats of rows and devices: the choices of ``model=``, ``data=``,
-``data.format=`` and ``--plan=``.
-
-:mod:`study.models` loads the models; :mod:`study.data` reads the data sets.
-"""
+``data.format=`` and ``--plan=``."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,5 @@
-"""The files that ``study train`` reads an imported experiment from.
-
-Base and data have their own files, so that ``model=tiny`` or ``data=pydoc`` on the command line
-replaces all of their settings.
-"""
+"""The files of an imported experiment. Base and data have their own, so that ``model=tiny`` or
+``data=pydoc`` on the command line replaces all of their settings."""
 
 import re
 import shlex
@@ -108,9 +105,7 @@ def _check(experiment: Experiment, name: str, texts: dict[str, str]) -> None:
 
 
 def written(value: Any) -> str:
-    r"""``value`` so that Hydra reads it back unchanged after ``key=``.
-
-    Text may come from a stranger's file: an interpolation in it stays text.
+    r"""``value`` so that Hydra reads it back unchanged after ``key=``. Interpolations stay text.
 
     >>> written(["a b", None, True, 1e-05, "${oc.env:HOME}"])
     "['a b',null,true,1e-05,'\\${oc.env:HOME}']"
