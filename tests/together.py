@@ -63,7 +63,7 @@ def together(task: Callable[[int], Any], folder: Path, processes: int = 2) -> li
     return [found.get(number) for number in range(processes)]
 
 
-def commands_together(before: Callable[[int], None], folder: Path) -> list[Any]:
+def commands_together(before: Callable[[int], None], folder: Path, processes: int) -> list[Any]:
     """The command line in ``sys.argv`` in every process: its exit code, or its exception.
 
     ``before(number)`` runs in each process first.
@@ -80,7 +80,7 @@ def commands_together(before: Callable[[int], None], folder: Path) -> list[Any]:
             return int(leaving.code or 0)
         return 0
 
-    return together(task, folder)
+    return together(task, folder, processes)
 
 
 def _run(

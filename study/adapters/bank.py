@@ -27,7 +27,6 @@ from study.adapters.contraction import (
     once_rounded,
 )
 from study.adapters.inits import DRAWS, generator_for
-from study.adapters.processes import own, undivided
 from study.errors import StudyError, unknown
 from study.vocabulary.inits import INITS
 
@@ -135,6 +134,17 @@ class Bucket(nn.Module):
                 self._kept[0].backward(self._kept[1].grad)
         finally:
             self._keeps, self._kept = False, None
+
+
+def own(tensor: Any) -> Any:
+    """This process's part of a tensor that FSDP2 has divided; anything else as it is."""
+    with torch.no_grad():
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def undivided(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 has divided, put together by all processes; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _padded(factors: Sequence[Tensor]) -> Tensor:

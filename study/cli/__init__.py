@@ -1,8 +1,4 @@
-"""The console script ``study``: one module per kind of command.
-
-``study train`` is a Hydra application and gets its arguments unchanged; the others are ordinary
-commands.
-"""
+"""The console script ``study``: one module per kind of command."""
 
 import sys
 

@@ -39,14 +39,23 @@ def fold(folder: Path, out: Path) -> None:
 
 @cli.command("serve-check")
 @click.argument("folder", type=PATH, metavar="DIR")
-def serve_check(folder: Path) -> None:
-    """By what issues, changes and code of each server say. No server is asked."""
+@click.option("--url", help="Ask a running server, such as http://localhost:8000.")
+@click.option("--base", help="The server's base: a folder or a hub name.  [default: the adapter's]")
+@click.option("--served", metavar="NAME", help="The adapter's name on the server.")
+@click.option("--remote", is_flag=True, help="Ask a server on another machine too.")
+def serve_check(folder: Path, url: str | None, **options: Any) -> None:
+    """By what issues, changes and code of each server say. With --url, a server with the adapter is
+    asked for log-probabilities. PEFT's on this machine give the factor that the server uses.
+    """
+    from study.integrations.asking import ask
     from study.integrations.serving import served, verdict
     from study.training.peft_format import read_adapter
 
-    rows = served(read_adapter(folder))
+    adapter = read_adapter(folder, with_others=True)
+    rows = served(adapter)
     Console().print(render_texts("What multiplies B A", rows.round(4).astype(str)))
-    print_sentences([verdict(rows)])
+    found = ask(folder, adapter, url, **options).verdict(adapter) if url else verdict(rows)
+    print_sentences([found])
 
 
 @cli.command("import")
@@ -107,18 +116,11 @@ def _list(text: str) -> list[int | str]:
 
 
 def _import_config(
-    swept: dict[str, list[Any]],
-    *,
-    file: Path,
-    entry: str | None,
-    base: str | None,
-    name: str | None,
-    to: Path,
-    force: bool,
+    swept: dict[str, list[Any]], file: Path, to: Path, force: bool, **told: str | None
 ) -> None:
-    experiment = read_file(file, entry, base=base)
+    experiment = read_file(file, told["entry"], base=told["base"])
     experiment.sweep = swept
-    chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
+    chosen = re.sub(r"[^\w-]+", "_", told["name"] or told["entry"] or file.stem)
     paths, command = write(experiment, chosen, to, force=force)
     for line in (*experiment.lines(), *(f"wrote {path}" for path in paths)):
         say(line)

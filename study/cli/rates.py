@@ -130,8 +130,6 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     if own["adapter.scaling"] == POWER:
         p = own["adapter.exponent"]
         own |= {"adapter.scaling": int(p) if p == int(p) else p, "adapter.exponent": None}
-    if own.get("adapter.crossover") is None:  # of a rule that does not use it
-        own.pop("adapter.crossover", None)
     with initialize_config_dir(str(CONF), version_base=None):
         usual = compose("config", said, return_hydra_config=True)
         swept = {str(key) for key in usual.hydra.sweeper.get("params") or {}}

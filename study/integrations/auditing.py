@@ -1,8 +1,4 @@
-"""``study audit``: the effect of a finished PEFT adapter on its base, layer by layer.
-
-``gamma B A`` is never computed: a small core has its singular values
-(:func:`study.adapters.truncation.singular_factors`).
-"""
+"""``study audit``: the effect of a finished PEFT adapter on its base, layer by layer."""
 
 import math
 from collections.abc import Mapping
@@ -15,18 +11,16 @@ import torch
 from torch import Tensor
 
 from study.adapters.truncation import singular_factors
-from study.config import ModelConfig
 from study.errors import StudyError
+from study.integrations.asking import base_of
 from study.integrations.exporting import span
 from study.integrations.serving import served, verdict
 from study.models.card import block_of
 from study.models.messages import quiet
-from study.models.sources import find_model
 from study.probes.delta_w import core, largest_singular_values
 from study.theory.rounding import swallowed
 from study.training.peft_format import PeftAdapter, read_adapter
 from study.vocabulary.scaling import RULES
-from study.vocabulary.sources import MODELS
 
 OF_BASE = ("base_norm", "base_spectral", "relative", "lost_in_bf16")
 """The columns of :func:`audit` that need the base."""
@@ -53,21 +47,19 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
       ``stable_rank``: ``(norm / spectral)^2``. ``effective_rank``: exp of the entropy of the
       singular values divided by their sum (Roy and Vetterli 2007). NaN if the layer has not moved;
     - ``base_norm``, ``base_spectral``: of W0. ``relative``: ``norm / base_norm``;
-    - ``lost_in_bf16``: the share of the adapter's output that a bf16 layer loses by adding it to a
-      rounded output (:mod:`study.theory.rounding`), for inputs without a preferred direction.
+    - ``lost_in_bf16``: the share of its output that a bf16 layer loses, for inputs without a
+      preferred direction (:mod:`study.theory.rounding`).
 
     On experts, norms are over all of them, ``spectral`` is the largest, and both ranks are medians.
 
-    ``base``: a name of :data:`~study.vocabulary.sources.MODELS`, a folder or a hub name; it is
-    loaded in bf16, which is exact for most checkpoints. Without it, its columns are NaN.
+    ``base``: as :func:`~study.integrations.asking.base_of` says. It is loaded in bf16, which is
+    exact for most checkpoints. Without it, its columns are NaN.
     """
     adapter = read_adapter(folder)
     weights: dict[str, Tensor] | None = None
     if base is not None:
-        own_path = base not in MODELS or MODELS[base].reads_path
-        chosen = ModelConfig(name="hf", path=base) if own_path else ModelConfig(name=base)
         with quiet():
-            model = find_model(chosen).load(torch.device("cpu"), torch.bfloat16, None)
+            model = base_of(base).load(torch.device("cpu"), torch.bfloat16, None)
         weights = dict(model.named_parameters(remove_duplicate=False))
     rows = []
     for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():

@@ -33,10 +33,7 @@ class NormProbeArgs(BaseModel):
 
     @model_validator(mode="after")
     def check_kernels(self) -> Self:
-        """Refuses fused kernels, which bypass the hooks of the wanted sites.
-
-        Axolotl's own validators have run, and have turned on kernels that the YAML does not set.
-        """
+        """Refuses fused kernels, also those that Axolotl's own validators have turned on."""
         sites = (self.norm_probe or {}).get("sites") or "all"
         on = [kernel for kernel in KERNELS if getattr(self, kernel, None)]
         if on and set(chosen("norm_probe.sites", sites, SITES)) & {*FORWARD, *BACKWARD}:

@@ -59,8 +59,8 @@ def _new(folder: Path) -> Iterator[Path]:
 
 def write_folded(folder: Path, out: Path) -> str:
     """Write both files of :func:`fold`: ``lora_alpha = r`` without patterns, and zeros where a
-    layer has a lower rank. B keeps its type."""
-    adapter, tensors = read_adapter(folder), load_file(folder / WEIGHTS)
+    layer has a lower rank. B keeps its type, and other trained weights stay as they are."""
+    adapter, tensors = read_adapter(folder, with_others=True), load_file(folder / WEIGHTS)
     rank = max(pair.A_RD.shape[-2] for pair in adapter.pairs.values())
     lost = whole = 0.0
     for layer, (A, B, gamma) in adapter.pairs.items():
@@ -68,6 +68,8 @@ def write_folded(folder: Path, out: Path) -> str:
         exact = flat(LoraPair(pad(A, (0, 0, 0, more)), pad(gamma * B.double(), (0, more)), 1.0))
         for factor, key in keys.items():
             tensors[key] = exact[factor].to(tensors[key].dtype).contiguous()
+        if (bias := keys["B"].removesuffix("weight") + "bias") in tensors:
+            tensors[bias] = gamma * tensors[bias]
         rounded = tensors[keys["B"]]
         lost += float((rounded.double() - exact["B"]).square().sum())
         whole += float(exact["B"].square().sum())
@@ -82,9 +84,7 @@ def write_folded(folder: Path, out: Path) -> str:
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     """A description of a PEFT adapter, and the commands that continue its training or measure it.
-
-    The base is the one in ``overrides`` (``model=...``), or the one that the adapter names.
-    """
+    Its base is that in ``overrides`` (``model=...``), or the one that it names."""
     found = read_adapter(folder)
     chosen = list(overrides)
     if not any(override.startswith("model=") for override in chosen):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.variable import Variable
 
-from study.adapters.processes import own
+from study.adapters.bank import own
 from study.probes import NormProbe
 from study.probes.layers import AdaptedLayer
 from study.probes.norm_probe import Gradients

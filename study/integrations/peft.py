@@ -29,8 +29,7 @@ def round_once(model: M) -> M:
     use PEFT's own pass. Call it before ``torch.compile``, and again after ``add_adapter`` or after
     you load a saved adapter. A bias costs a copy of the layer's weights in each pass.
 
-    One warning counts layers that keep PEFT's pass: quantised bases, DoRA and other variants,
-    layers that are not linear, trained biases, hooks of another library. ``ValueError`` if all do.
+    One warning counts layers that keep PEFT's pass. ``ValueError`` if all do.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     kept = Counter(why for layer in layers if (why := _kept(layer)))

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from study.adapters.processes import ALONE, Processes
 from study.config import (
     UNKNOWN_STEPS,
     CellConfig,
@@ -40,11 +39,11 @@ from study.integrations.runs import (
     number,
     open_cell,
     plain_optimizer,
-    processes_here,
     read_adapters,
 )
 from study.store import CellWriter, rows_of
 from study.training.devices import peak_memory_gb
+from study.training.sharding import ALONE, Processes
 from study.training.stuck import StuckCheck
 from study.vocabulary.quantities import BACKWARD, GRADIENTS, UPDATES, WEIGHTS
 
@@ -105,7 +104,7 @@ class Recording:
         self.passes = LoopPasses(self.model, weights)
         self._hooks = ExitStack()
         # Known at the first update: the processes, and the sequences of the first pass in all.
-        self.world: Processes = ALONE
+        self.world = ALONE
         self.sequences = 0
         self._is_open = False
         self._writers: list[CellWriter] = []
@@ -327,7 +326,7 @@ class Recording:
 
     def _open(self) -> None:
         device, passes = self._pair.A_RD.device, self.passes.passes
-        self._is_open, self.world = True, processes_here(device)
+        self._is_open, self.world = True, Processes(device)
         counts = int(sum(one.content for one in passes)), passes[0].sequences
         content, self.sequences = self.world.sum(torch.tensor(counts, device=device)).tolist()
         self._check_loss_and_gradients()

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from study.adapters import LoraPair
-from study.adapters.processes import ALONE, Processes, SeveralProcesses, own
+from study.adapters.bank import LoraPair, own
 from study.config import (
     AdapterConfig,
     CellConfig,
@@ -35,6 +33,7 @@ from study.errors import StudyError
 from study.probes import NormProbe, active_adapters
 from study.store import CellWriter, claim, load_records, provenance
 from study.training.devices import describe_device
+from study.training.sharding import Processes
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import SITES, STATS, USUAL
@@ -130,7 +129,7 @@ def open_cell(
         "peft": {"adapter": adapter.name, "variants": adapter.probe.variants}
         | json.loads(_json(adapter.peft.to_dict())),
         "training_note": note,
-        "processes": processes_here(device).size,
+        "processes": Processes(device).size,
         "started": now(),
         **provenance(),
         **describe_device(device),
@@ -163,10 +162,7 @@ def now() -> str:
 
 
 def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
-    """The active adapters of ``model``, each with the probe of ``probes``.
-
-    Warns of layers whose adapter is not plain LoRA, such as DoRA's.
-    """
+    """The active adapters of ``model``, with their probes. Warns of layers that are not LoRA."""
     options: dict[str, Any] = {
         "sites": chosen("sites", probes.sites, SITES),
         "stats": chosen("stats", probes.stats, STATS, USUAL),
@@ -320,12 +316,6 @@ def check_model(model: nn.Module) -> nn.Module:
         if is_wrong:
             raise StudyError(why)
     return found
-
-
-def processes_here(device: torch.device) -> Processes:
-    """The processes of ``torch.distributed`` if it is in use."""
-    is_used = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return SeveralProcesses(device) if is_used and torch.distributed.get_world_size() > 1 else ALONE
 
 
 def plain_optimizer(optimizer: Any) -> Optimizer:

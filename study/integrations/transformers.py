@@ -1,9 +1,6 @@
 """Per-layer norms of a PEFT run under the transformers Trainer or TRL's trainers::
 
-    trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
-
-A :class:`~study.integrations.recording.Recording` measures; the callback gives it the Trainer's
-losses and sends numbers to the trackers.
+trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,11 +31,10 @@ TRACKED = (
 
 
 class NormProbeCallback(TrainerCallback):
-    """Measures the layers of every adapter that ``trainer`` trains.
+    """Measures the layers of every adapter that ``trainer`` trains. The trackers of ``report_to``
+    get a number per layer and site, the console three of the whole model.
 
-    The arguments are those of :func:`study.record`, and ``note``: sentences for the report. At a
-    probed step, the trackers of ``report_to`` get a number per layer and site, and the console gets
-    three of the whole model.
+    The arguments are those of :func:`study.record`, and ``note``: sentences for the report.
     """
 
     def __init__(

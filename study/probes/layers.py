@@ -9,8 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, initial_pair
-from study.adapters.processes import own, undivided
+from study.adapters.bank import (
+    AdapterSpec,
+    LoraBank,
+    LoraPair,
+    initial_pair,
+    own,
+    undivided,
+)
 from study.errors import StudyError
 from study.vocabulary.inits import INITS
 

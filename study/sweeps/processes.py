@@ -2,7 +2,7 @@
 
 Process 0 is an ordinary ``study train``: it reads the command line, claims cells, writes results
 and prints. It sends the others the cells of each pack, then each cell and the step at which it
-begins, and after each step an :class:`~study.adapters.processes.Order`. None ends what it began.
+begins, and after each step an :class:`~study.training.sharding.Order`. None ends what it began.
 
 A process that fails prints why. Its peers lose their connection to it, and end too.
 """
@@ -11,13 +11,11 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 
 import torch
 import torch.distributed as dist
 
 from study.adapters import resolve_targets
-from study.adapters.processes import ALONE, Order, Processes, SeveralProcesses, group_of_orders
 from study.errors import StudyError, one_line
 from study.models import load_base
 from study.models.base import block_path
@@ -29,7 +27,9 @@ from study.sweeps.packs import prepare
 from study.training.checkpoint import Snapshot
 from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
+from study.training.sharding import ALONE, Order, Processes, group_of_orders
 
+CPU = torch.device("cpu")
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """gloo's words for a process that has ended. NCCL and the store have their own exceptions."""
 
@@ -82,21 +82,10 @@ def world(device: torch.device) -> Processes:
     """The processes that train together, each on a ``device`` of its type."""
     if count() == 1:
         return ALONE
-    _join()
-    return SeveralProcesses(device)
-
-
-def device_of_base(device: torch.device) -> torch.device:
-    """Where the base of a pack is held: in the host's memory if several processes divide copies of
-    it, and otherwise on ``device``.
-    """
-    return device if count() == 1 else torch.device("cpu")
-
-
-@cache
-def _join() -> None:
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    group_of_orders()
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        group_of_orders()
+    return Processes(device)
 
 
 def together(train_first: Callable[[], None]) -> None:
@@ -105,7 +94,7 @@ def together(train_first: Callable[[], None]) -> None:
     The others train with it until it ends. They write nothing, and end with code 1 after a failure.
     """
     if os.environ["RANK"] == "0":
-        everyone = world(torch.device("cpu"))
+        everyone = world(CPU)
         train_first()
         everyone.agreed(None)
         if dist.is_initialized():
@@ -114,7 +103,7 @@ def together(train_first: Callable[[], None]) -> None:
     for signum in signals.STOPPING:  # process 0 decides when all stop
         signal.signal(signum, signal.SIG_IGN)
     try:
-        orders = world(torch.device("cpu"))
+        orders = world(CPU)
         while (cells := orders.agreed()) is not None:
             _follow_pack(cells)
         dist.destroy_process_group()
@@ -132,7 +121,7 @@ def _follow_pack(cells: Sequence[Cell]) -> None:
         keep_freed_memory()
         world_here = world(device)
         pack = prepare(cells, device)
-        base = load_base(config.model, device_of_base(device), config.precision)
+        base = load_base(config.model, CPU, config.precision)
         if base.card.fingerprint != card.fingerprint:
             raise StudyError(f"{card.name} has other weights here than in process 0")
         runs = {each.cell.id: each.run for each in pack.cells}

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from study.adapters.processes import Order, Processes
 from study.analysis import load_tables
 from study.config import AUTO_COMPILE
 from study.config.values import literal
@@ -34,6 +33,7 @@ from study.tracking.runs import Tracker, tracker
 from study.training.checkpoint import Snapshot
 from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import train
+from study.training.sharding import Order, Processes
 
 _POLL = 1.0
 """Seconds between two looks at cells that other processes hold."""
@@ -131,7 +131,8 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
     world.agreed(todo)
     pack = prepare(todo, device)
     compiles = pack.cells[0].run.config.pack.compile
-    base = worker.base(todo[0], processes.device_of_base(device))
+    # Processes divide copies of a base that is in the host's memory.
+    base = worker.base(todo[0], device if world.size == 1 else processes.CPU)
     with (
         Display(todo[0].study_dir, len(todo), pack.config.train.steps, posted) as display,
         programs(compiles),

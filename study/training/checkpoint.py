@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from study.adapters import LoraBank
-from study.adapters.processes import DIVIDED, Order
 from study.errors import StudyError, one_line
 from study.store.checkpoints import WEIGHTS, Checkpoint
 from study.training.fold import Fold
+from study.training.sharding import DIVIDED, Order
 
 OPTIMIZER, DROPOUT, ALIGNMENT = "optimizer/", "dropout/", "alignment/"
 """The beginnings of the names of tensors that are not weights."""
@@ -64,7 +64,7 @@ def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
         for bank in fold.banks
         for name, factor, dim in _factors(bank, cell)
     }
-    optimizer, state = fold.learners[cell].state()
+    optimizer, state = fold.learners[cell].state(world.whole)
     tensors |= {OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
     for bank in fold.banks:
         if (streams := bank.dropout_state()) is not None:
@@ -109,7 +109,8 @@ def _restore(fold: Fold, resume: Sequence[Snapshot]) -> None:
                 if stored.shape != factor.shape:
                     raise ValueError(f"{name} is {list(stored.shape)}, not {list(factor.shape)}")
                 factor.data.copy_(stored)
-        fold.learners[cell].restore(_part(snapshot.tensors, OPTIMIZER), snapshot.state)
+        of_optimizer = _part(snapshot.tensors, OPTIMIZER)
+        fold.learners[cell].restore(of_optimizer, snapshot.state, fold.world.part)
         fold.tokens_K[cell] = int(snapshot.state["tokens"])
         fold.earlier_K[cell] = float(snapshot.state["seconds"])
     # The shared state of a fold: dropout streams and accumulated gradients.

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from study.adapters import LoraBank, merged_once
-from study.adapters.processes import ALONE, Processes
 from study.config import CellConfig, chosen, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.errors import StudyError
@@ -27,6 +26,7 @@ from study.probes import Alignment, NormProbe
 from study.probes.activations import Sample, spaced
 from study.training.optimizers import Learner
 from study.training.run import columns, may_leave_out_padding, pays
+from study.training.sharding import ALONE, Processes
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
@@ -56,10 +56,10 @@ class Fold:
                 "examples in a row alone: use false"
             )
         self.padding_free = base.separates_sequences and may_leave_out_padding(cells)
-        self.learners = [Learner(config, cell, banks, world) for cell, config in enumerate(cells)]
+        self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.tokens_K = [0] * len(cells)
-        self.alignment, self.aligned_until = _alignment(base.model, cells[0], world)
+        self.alignment, self.aligned_until = _alignment(base.model, cells[0], world.sum)
         self.dropout_before: list[list[Tensor] | None] = []
         self.step = 0
         self.began, self.earlier_K = time.perf_counter(), [0.0] * len(cells)
@@ -123,7 +123,8 @@ class Fold:
 
     def grad_norms(self) -> Tensor:
         """Each cell's gradient norm over all its adapters, before clipping, ``[K]``."""
-        return torch.stack([learner.measure_grad_norm() for learner in self.learners])
+        self.norm_K = self.world.norm(torch.stack([each.grad_norm() for each in self.learners]))
+        return self.norm_K
 
     def mark_diverged(self, loss_K: Tensor, norm_K: Tensor) -> None:
         """Mark the cells whose loss or gradient norm is not finite: they take no further step."""
@@ -134,8 +135,8 @@ class Fold:
 
         Returns the factor by which clipping multiplied each cell's gradient, ``[K]`` float64.
         """
-        each = zip(self.learners, self.alive_K, strict=True)
-        return torch.stack([learner.update(alive) for learner, alive in each])
+        each = zip(self.learners, self.alive_K, self.norm_K, strict=True)
+        return torch.stack([learner.update(alive, norm) for learner, alive, norm in each])
 
     @torch.no_grad()
     def losses_after(self, step: int) -> Tensor:
@@ -235,7 +236,7 @@ class Fold:
 
 
 def _alignment(
-    model: nn.Module, config: CellConfig, world: Processes
+    model: nn.Module, config: CellConfig, total: Callable[[Tensor], Tensor]
 ) -> tuple[Alignment | None, int]:
     """The weight gradients that alignment statistics need, and the last step that measures them.
 
@@ -245,7 +246,7 @@ def _alignment(
     stats = [stat for stat in wanted if stat in ALIGNMENTS]
     predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
     until = max(predicted, default=0)
-    return (Alignment(model, stats, world.sum), until) if stats and until else (None, 0)
+    return (Alignment(model, stats, total), until) if stats and until else (None, 0)
 
 
 LOGITS = {"cpu": 2**24, "cuda": 2**28}

@@ -15,7 +15,6 @@ from torch import Tensor
 from study.adapters import adapted, resolve_targets
 from study.adapters.bank import LoraBank
 from study.adapters.infinite import InfiniteRankBank
-from study.adapters.processes import ALONE, Processes
 from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
@@ -33,7 +32,7 @@ from study.training.measuring import (
 )
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
-from study.training.sharding import copy_to_divide, divide
+from study.training.sharding import ALONE, Processes
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
@@ -113,14 +112,14 @@ def _folded(
     runs: Sequence[Run],
     world: Processes,
 ) -> Iterator[Fold]:
-    base, shared = copy_to_divide(base, world), runs[0].config
+    base, shared = world.copy_to_divide(base), runs[0].config
     layers = resolve_targets(base.card.targets, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
     specs = [run.adapter for run in runs]
     with (
         recomputing(base) if shared.train.checkpointing else nullcontext(),
         adapted(
-            base.model, layers, specs, bank_type, runs[0].contraction, lambda: divide(base, world)
+            base.model, layers, specs, bank_type, runs[0].contraction, lambda: world.divide(base)
         ) as banks,
     ):
         fold = Fold(base, corpus, [run.config for run in runs], banks, world)

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from study.adapters import LoraBank
-from study.adapters.processes import ALONE, DIVIDED, Processes
 from study.config import CellConfig, OptimizerConfig, TrainConfig
 from study.errors import StudyError
+from study.training.sharding import DIVIDED
 
 Groups = list[dict[str, Any]]
 Constructor = Callable[..., Optimizer]
@@ -107,15 +107,9 @@ def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
 
 
 class Learner:
-    """One cell's optimizer, schedule and clipping over its own slice of every bank.
+    """One cell's optimizer, schedule and clipping over its own slice of every bank."""
 
-    ``world``: the processes that each hold a part of these slices.
-    """
-
-    def __init__(
-        self, config: CellConfig, cell: int, banks: Sequence[LoraBank], world: Processes = ALONE
-    ) -> None:
-        self.world = world
+    def __init__(self, config: CellConfig, cell: int, banks: Sequence[LoraBank]) -> None:
         pairs = [bank.pairs[cell] for bank in banks]
         self.weights = [weight for pair in pairs for weight in pair[:2]]
         self.dims = [dim for dim in DIVIDED for _ in pairs]
@@ -125,25 +119,24 @@ class Learner:
         )
         self.schedule = build_schedule(config.train, self.optimizer)
         self.clip = config.train.clip
-        self._norm = torch.tensor(float("nan"))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(
+        self, whole: Callable[[Tensor, int], Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What steps have changed apart from the weights: tensors, and values for JSON.
 
-        The tensors, by the number of the weight and the name, are those that the optimizer steps
-        or, if they are divided, whole copies on the host.
+        The tensors are named by the number of the weight and their own name. ``whole`` puts those
+        together that are divided in a dimension.
         """
         packed = self.optimizer.state_dict()
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
         for weight, of_weight in packed["state"].items():
             for name, value in of_weight.items():
-                if not isinstance(value, Tensor):
-                    scalars[f"{weight}/{name}"] = value
-                elif value.dim() < 2:  # such as the number of steps
-                    tensors[f"{weight}/{name}"] = value
+                if isinstance(value, Tensor):
+                    tensors[f"{weight}/{name}"] = whole(value, self.dims[weight])
                 else:
-                    tensors[f"{weight}/{name}"] = self.world.whole(value, self.dims[weight])
+                    scalars[f"{weight}/{name}"] = value
         return tensors, {
             "optimizer": type(self.optimizer).__name__,
             "of_weights": scalars,
@@ -151,8 +144,14 @@ class Learner:
             "schedule": self.schedule.state_dict(),
         }
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Continue from a :meth:`state` of a learner of the same configuration.
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        part: Callable[[Tensor, int], Tensor],
+    ) -> None:
+        """Continue from a :meth:`state` of a learner of the same configuration. ``part``: the
+        reverse of ``whole``.
 
         Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is of another one.
         """
@@ -163,12 +162,11 @@ class Learner:
         for key, value in {**state["of_weights"], **tensors}.items():
             number, _, name = key.partition("/")
             if isinstance(value, Tensor):
-                is_divided = value.dim() > 1
-                part = self.world.part(value, self.dims[int(number)]) if is_divided else value
+                own = part(value, self.dims[int(number)])
                 weight = stepped[int(number)]
                 # A fused step needs the strides of the weight.
-                like = weight if part.shape == weight.shape else part
-                value = torch.empty_like(like, dtype=part.dtype, device=part.device).copy_(part)
+                like = weight if own.shape == weight.shape else own
+                value = torch.empty_like(like, dtype=own.dtype, device=own.device).copy_(own)
             restored.setdefault(int(number), {})[name] = value
         now = self.optimizer.state_dict()["param_groups"]
         groups = [
@@ -178,25 +176,24 @@ class Learner:
         self.optimizer.load_state_dict({"state": restored, "param_groups": groups})
         self.schedule.load_state_dict(dict(state["schedule"]))
 
-    def measure_grad_norm(self) -> Tensor:
-        """The global gradient norm, a scalar on the device. :meth:`update` clips by it."""
-        norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
-        self._norm = self.world.norm(norm)
-        return self._norm
+    def grad_norm(self) -> Tensor:
+        """The norm of this process's gradients, a scalar on the device."""
+        return get_total_norm([w.grad for w in self.weights if w.grad is not None])
 
-    def update(self, alive: Tensor) -> Tensor:
+    def update(self, alive: Tensor, norm: Tensor) -> Tensor:
         """Clip as torch's ``clip_grad_norm_`` does, then step; no weight changes unless ``alive``.
 
-        ``alive``: a boolean scalar on the device. Does not wait for the device. Returns the factor
-        by which clipping multiplied the gradient, a float64 scalar; 1 for a cell that has diverged.
+        ``alive``: a boolean scalar on the device. ``norm``: of all gradients. Does not wait for the
+        device. Returns the factor by which clipping multiplied the gradient, a float64 scalar; 1
+        for a cell that has diverged.
         """
         unclipped = alive.new_ones((), dtype=torch.float64)
         if alive.device.type == "cpu" and not alive:  # reading it costs nothing there
             return unclipped
         factor = unclipped
         if self.clip is not None:
-            clip_grads_with_norm_(self.weights, self.clip, self._norm)
-            factor = (self.clip / (self._norm.double() + 1e-6)).clamp(max=1.0)
+            clip_grads_with_norm_(self.weights, self.clip, norm)
+            factor = (self.clip / (norm.double() + 1e-6)).clamp(max=1.0)
         if alive.device.type == "cpu":
             self.optimizer.step()
         else:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +28,11 @@ from study.adapters.inject import path_pattern
 from study.adapters.peft_experts import flat, is_wrapped, places, target_names, unflat, with_experts
 from study.errors import StudyError, one_line, short
 from study.reading import open_file, read_object
-from study.vocabulary.peft_fields import refusal
+from study.vocabulary.peft_fields import BESIDE, refusal
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
+_EMBEDDING = re.compile(_KEY.pattern.replace("lora_", "lora_embedding_").removesuffix(r"\.weight"))
 _AGAIN = "save the adapter again (model.save_pretrained)"
 _LARGEST_CONFIG = 2 << 20
 """Bytes. Different ranks for each of 10,000 layers take about one MiB."""
@@ -129,21 +130,22 @@ def write_adapter(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_adapter(folder: Path) -> PeftAdapter:
+def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
     """Read a PEFT LoRA adapter, float32 on the CPU.
 
     Respects ``rank_pattern``, ``alpha_pattern`` and ``use_rslora``. Raises :class:`StudyError` for
     missing or damaged files, values of a wrong type, and shapes that contradict each other or the
     configuration. Refuses adapters that are not LoRA on the unchanged base
-    (:mod:`study.vocabulary.peft_fields`).
+    (:mod:`study.vocabulary.peft_fields`). ``with_others``: accept and leave out trained weights
+    next to those of LoRA, and read LoRA on embeddings.
     """
-    config, named = _read_config(folder), str(folder / WEIGHTS)
+    config, named = _read_config(folder, BESIDE if with_others else ()), str(folder / WEIGHTS)
     open_file(folder / WEIGHTS, named, _fix(folder, WEIGHTS)).close()
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, MemoryError) as error:
         raise StudyError(f"{named} is damaged ({one_line(error)}): {_AGAIN}") from None
-    keys = with_experts(_keys_by_layer(tensors, named), config, named)
+    keys = with_experts(_keys_by_layer(tensors, named, with_others), config, named)
     # PEFT matches a key with a path, or with all of it after a dot. The first that matches counts.
     ranks, alphas = (
         [
@@ -206,7 +208,7 @@ class _Fields(BaseModel, strict=True):
     target_parameters: list[str] | None = None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
     named = str(folder / CONFIG)
     config = read_object(folder / CONFIG, named, _fix(folder, CONFIG), _LARGEST_CONFIG)
     try:
@@ -218,17 +220,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise StudyError(
             f"{named} has {key}{value}: {first['msg']}: give an {CONFIG} of LoRA as PEFT writes it"
         ) from None
-    if refused := refusal(config, trained=True):
+    checked = {key: value for key, value in config.items() if key not in accepted}
+    if refused := refusal(checked, trained=True):
         raise StudyError(f"{named}: {refused}")
     return config
 
 
-def _keys_by_layer(tensors: Iterable[str], named: str) -> dict[str, dict[str, str]]:
+def _keys_by_layer(
+    tensors: Iterable[str], named: str, with_others: bool
+) -> dict[str, dict[str, str]]:
     keys: dict[str, dict[str, str]] = {}
     for key in tensors:
-        found = _KEY.fullmatch(key)
-        if key.endswith(".base_layer.weight"):  # of a head or an embedding: PEFT's copy of W0
-            continue
+        found = _KEY.fullmatch(key) or (_EMBEDDING.fullmatch(key) if with_others else None)
+        if found is None and (with_others or key.endswith(".base_layer.weight")):
+            continue  # the latter is PEFT's copy of W0, of a head or an embedding
         if found is None:
             raise StudyError(
                 f"{named} has {short(key)}, which is not A or B of a linear layer: only plain LoRA "

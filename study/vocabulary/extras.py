@@ -16,6 +16,7 @@ EXTRAS = {
     "quant": "bases of 8 bits and NF4 (QLoRA)",
     "docs": "make docs",
     "smollm2": "study fetch",
+    "served": "llama.cpp's server, in tests of study serve-check",
     "ray": "a Ray cluster",
     "submitit": "a Slurm cluster",
 }

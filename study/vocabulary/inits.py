@@ -3,8 +3,6 @@
 ``scaled`` is our reading of rsLoRA's appendix B.3. The variance of ``orthogonal`` has a kink at D.
 Hayou et al. 2024 (arXiv 2406.08447) compare Init[A] with Init[B]. PEFT's own ``gaussian`` has a
 standard deviation of 1/r. It would confound every rank sweep, so it is not offered.
-
-:mod:`study.adapters.inits` draws them.
 """
 
 from dataclasses import dataclass
@@ -12,9 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Init:
-    """One init.
-
-    - ``drawn``: the factor that is random, ``A`` or ``B``. The other is 0;
+    """- ``drawn``: the factor that is random, ``A`` or ``B``. The other is 0;
     - ``q``: the variance of its entries is proportional to ``r ** -q``; None if it is not a power;
     - ``kurtosis``: the excess kurtosis of its entries, which finite-rank curves need;
     - ``numerator``: of the variance, over the fan (D for A, O for B);

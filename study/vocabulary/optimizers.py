@@ -1,7 +1,4 @@
-"""The optimizers: the facts that configuration, theory, estimates and figures need.
-
-:mod:`study.training.optimizers` builds them. Other modules read only this table.
-"""
+"""The optimizers: the facts that configuration, theory, estimates and figures need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,9 +42,7 @@ BETAS, EPS, MOMENTUM = Option(list[float], below=1.0, length=2), Option(), Optio
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One optimizer.
-
-    - ``states``: numbers of optimizer state per weight;
+    """- ``states``: numbers of optimizer state per weight;
     - ``options``: its keys apart from those that every optimizer has;
     - ``library``: the optional package that it comes from; empty: torch or transformers;
     - ``starts_as``: the optimizer whose first update it has, up to eps;

@@ -1,28 +1,22 @@
 """The fields of PEFT's ``adapter_config.json``, and which of their values can be read here.
 
-A layer of plain LoRA computes ``W0 x + gamma B A x``. Many fields of PEFT's ``LoraConfig`` change
-that, or change ``W0``. Each of them has its plain values here, and every other value is refused.
-Two readers share the table: of trained weights (:mod:`study.training.peft_format`) and of
-configurations for new training (:mod:`study.integrations.configs.tools`).
+Many fields change ``W0``, or ``W0 x + gamma B A x``. Their plain values are here; others are
+refused, in trained adapters and in configurations.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-READ = (
+INERT = (
     *("peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "lora_dropout"),
     *("target_modules", "rank_pattern", "alpha_pattern", "init_lora_weights"),
-)
-"""Fields that the readers take and check themselves."""
-
-INERT = (
     *("task_type", "auto_mapping", "peft_version", "inference_mode", "runtime_config"),
     *("fan_in_fan_out", "megatron_core", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
 )
-"""Fields that change nothing by themselves. Options of an init act only if
-``init_lora_weights`` names that init."""
+"""Fields that the readers check themselves, and fields that change nothing by themselves: options
+of an init act only if ``init_lora_weights`` names that init."""
 
 LAYERS = ("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")
 """Fields that choose layers. The tensors of a trained adapter show the choice already."""
@@ -37,6 +31,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("use_bdlora", "arrow_config", "kasa_config"), (False,)),
 }
 """The values of other fields that mean plain LoRA on the unchanged base. Null always does."""
+
+BESIDE = ("bias", "lora_bias", "modules_to_save", "trainable_token_indices")
+"""Fields that train other weights next to A and B. gamma multiplies a bias of B, and no other."""
 
 KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """Values of ``init_lora_weights`` that do not change W0. Others, such as pissa, olora, corda, loftq
@@ -60,7 +57,7 @@ def refusal(config: Mapping[str, Any], *, trained: bool) -> str | None:
     base = str(mapping.get("base_model_class", "")) if isinstance(mapping, dict) else ""
     if base and not re.search("CausalLM|LMHead|ConditionalGeneration", base):
         return f"its base is a {_short(base)}: only causal language models can be read"
-    ignored = {*READ, *INERT, *(LAYERS if trained else ())}
+    ignored = {*INERT, *(LAYERS if trained else ())}
     for key, value in config.items():
         plain = PLAIN.get(key, EMPTY)
         if key not in ignored and not _among(value, (None, *plain)):

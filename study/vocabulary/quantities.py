@@ -53,8 +53,6 @@ def _of_group(group: Group) -> tuple[str, ...]:
 FORWARD, BACKWARD = _of_group("forward"), _of_group("backward")
 WEIGHTS, GRADIENTS, UPDATES = _of_group("weights"), _of_group("gradients"), _of_group("updates")
 UNIONS = {name: site.parts for name, site in SITES.items() if site.group == "union"}
-MEASURED = tuple(name for name in SITES if name not in UNIONS)
-"""Sites that a probe reads. Unions are added up from them."""
 
 PRODUCTS = ("adapter_out", "adapter_in_grad", "delta_w")
 """Sites computed from ``gamma B A``. Their finite-rank curves bend at a crossover."""
@@ -67,9 +65,7 @@ Kind = Literal["moment", "spectrum", "alignment", "motion"]
 
 @dataclass(frozen=True)
 class Stat:
-    """A statistic of a site.
-
-    - ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
+    """- ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
       values, ``alignment`` from inputs and weight gradients, ``motion`` from the factors and
       inputs;
     - ``usual``: part of ``probes.stats=all``. Most others cost a product with the inputs, or a
@@ -155,8 +151,7 @@ ALL_KINDS = "all"
 class Quantity:
     """A statistic at a site that tables, figures and reports put first.
 
-    - ``label``: for a table. ``name``: short, for a legend. ``noun``: in a sentence. ``symbol``:
-      mathtext;
+    - ``label``: for a table. ``name``: for a legend. ``noun``: in a sentence. ``symbol``: mathtext;
     - ``layer``, ``kind``: which rows of ``exponents`` hold it;
     - ``primary_at``: the steps at which its verdict is primary, fixed before any run. ``last`` is
       the last step measured;

@@ -1,8 +1,5 @@
 """Base models, data sets, formats of rows and devices: the choices of ``model=``, ``data=``,
-``data.format=`` and ``--plan=``.
-
-:mod:`study.models` loads the models; :mod:`study.data` reads the data sets.
-"""
+``data.format=`` and ``--plan=``."""
 
 from dataclasses import dataclass
 
@@ -40,9 +37,7 @@ DATASETS: dict[str, Source] = {
 
 @dataclass(frozen=True)
 class Format:
-    """The fields of a row of a format.
-
-    - ``needs``: the fields that a row must have, as alternatives;
+    """- ``needs``: the fields that a row must have, as alternatives;
     - ``takes``: fields that it may have as well.
     """
 

@@ -8,9 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Status:
-    """A state of a cell.
-
-    - ``has_ended``: no process trains it, and it did not lose its process;
+    """- ``has_ended``: no process trains it, and it did not lose its process;
     - ``can_resume``: a sweep continues it from its checkpoint, if it has one;
     - ``is_done``: a sweep does not train it again, because it would end in the same way;
     - ``ended_at``: the field of its record with the first step whose numbers are not used. Empty if
@@ -80,10 +78,8 @@ END_COLUMNS = tuple(STATUSES[name].ended_at for name in BROKEN)
 
 
 def end_step(cell: Mapping[Any, Any]) -> float:
-    """The first step of a row of ``cells`` whose numbers are not used; infinity if all are used.
-
-    0 if the cell is broken and the step is unknown.
-    """
+    """The first step of a row of ``cells`` whose numbers are not used; infinity if all are used,
+    0 if it is unknown."""
     status = STATUSES.get(str(cell["status"]))
     column = status.ended_at if status else ""
     if not column:

@@ -1,108 +1,185 @@
-"""llama.cpp serves adapters: rsLoRA at 1 / sqrt(r) of gamma, and right after ``study fold``."""
+"""``study serve-check --url``: the factor of llama.cpp, and a line for what can't be decided."""
 
 import copy
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from transformers import AutoModelForCausalLM
 
-from study.integrations.exporting import fold
 from study.integrations.serving import served
 from study.models import tiny
 from study.training.peft_format import read_adapter
+from tests.models.small import mixtral
 
-gguf, peft, llama = map(pytest.importorskip, ("gguf", "peft", "xllamacpp"))
-MODEL: Any = tiny.build().eval()
-SIZES = MODEL.config
-IDS = list(range(5, 25))
-NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, SIZES.num_hidden_layers)
-HEADS = {"q_proj": SIZES.num_attention_heads, "k_proj": SIZES.num_key_value_heads}
-KEYS: dict[str, Any] = {
-    "context_length": SIZES.max_position_embeddings,
-    "embedding_length": SIZES.hidden_size,
-    "block_count": SIZES.num_hidden_layers,
-    "feed_forward_length": SIZES.intermediate_size,
-    "head_count": SIZES.num_attention_heads,
-    "head_count_kv": SIZES.num_key_value_heads,
-    "layer_norm_rms_eps": SIZES.rms_norm_eps,
-    "tokenizer_model": "gpt2",
-    "tokenizer_pre": "default",
-    "token_list": [f"t{n}" for n in range(SIZES.vocab_size)],
-    "token_types": [1] * SIZES.vocab_size,
-    "token_merges": ["t 0"],
+peft = pytest.importorskip("peft")
+Cli = Callable[..., Any]
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+def adapted(base: Any, folder: Path, **options: Any) -> Path:
+    """An adapter of PEFT whose effect is as large as the base's."""
+    options = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options}
+    config = peft.LoraConfig(**options)
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    torch.manual_seed(config.r)
+    for path, weight in model.named_parameters():
+        if "lora_B" in path:
+            torch.nn.init.normal_(weight, std=0.02 if config.use_rslora else 0.02 * config.r**0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def asked(cli: Cli, base: str, folder: Path, server: Any) -> tuple[float, str]:
+    """The factor that the command finds, as a share of gamma, and its sentence."""
+    ran = cli("serve-check", str(folder), "--url", server.listening_address, "--base", base)
+    assert ran.code == 0, ran.err
+    said = " ".join(ran.out.split())
+    found = re.search(r"Served at [a-z :]*([\d.e-]+) of gamma", said)
+    return float(found[1]) if found else math.nan, said
+
+
+TOO_WEAK = "alpha / r instead of alpha / sqrt r"
+MANY = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"q_proj": 64, "down_proj": 4}}
+KINDS: dict[str, tuple[dict[str, Any], float, str]] = {
+    **{f"LoRA {r}": ({"r": r}, 1.0, "(as PEFT)") for r in (4, 16, 64)},
+    **{
+        f"rsLoRA {r}": ({"r": r, "use_rslora": True}, r**-0.5, f"({TOO_WEAK})") for r in (4, 16, 64)
+    },
+    "alphas": (MANY, math.nan, "no single factor"),
+    "experts": (
+        {"r": 16, "use_rslora": True, "target_modules": [], "target_parameters": EXPERTS},
+        0.25,
+        f"({TOO_WEAK})",
+    ),
 }
 
 
-def write(file: Path, weights: dict[str, torch.Tensor], keys: dict[str, Any]) -> Path:
-    """A file of llama.cpp, which orders the rows of q and k by halves of a head."""
-    writer = gguf.GGUFWriter(file, "llama")
-    for key, value in keys.items():
-        getattr(writer, f"add_{key}")(*(value if isinstance(value, tuple) else [value]))
-    for path, weight in weights.items():
-        layer, _, factor = path.partition(".weight")
-        heads = HEADS.get(layer.rpartition(".")[2])
-        if heads and factor != ".lora_a":
-            weight = weight.unflatten(0, (heads, 2, -1)).swapaxes(1, 2).flatten(0, 2)
-        own = f"{NAMES.get_name(layer)}.weight{factor}"
-        writer.add_tensor(own, weight.detach().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_factor_of_llama_cpp(kind: str, tmp_path: Path, study_cli: Cli) -> None:
+    for package in ("gguf", "xllamacpp"):
+        pytest.importorskip(package)
+    from tests.integrations import llama_cpp
+
+    options, share, words = KINDS[kind]
+    model: Any = tiny.build()
+    if kind == "experts":
+        config = mixtral()
+        config.initializer_range = 0.2
+        model = AutoModelForCausalLM.from_config(config)
+    model.eval().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    base = llama_cpp.write_base(tmp_path / "base.gguf", model)
+    own = adapted(model, tmp_path / "own", **{"lora_alpha": 16, **options})
+    assert study_cli("fold", str(own), str(tmp_path / "folded")).code == 0
+    rows = served(read_adapter(own)).set_index("server").loc[["llama.cpp"]]
+    if kind != "experts":  # of which the table says nothing
+        assert (rows["factor"] / rows["gamma"]).nunique() == (3 if kind == "alphas" else 1)
+    for folder, expected, said in ((own, share, words), (tmp_path / "folded", 1, "(as PEFT)")):
+        server = llama_cpp.serve(base, llama_cpp.write_adapter(folder, model))
+        factor, found = asked(study_cli, str(tmp_path / "model"), folder, server)
+        assert said in found
+        assert math.isnan(expected) or factor == pytest.approx(expected, rel=0.02), found
 
 
-def write_adapter(folder: Path) -> Path:
-    """As convert_lora_to_gguf.py does: it stores lora_alpha."""
-    adapter, factors = read_adapter(folder), {}
-    for layer, (A, B, _) in adapter.pairs.items():
-        factors |= {f"{layer}.weight.lora_a": A, f"{layer}.weight.lora_b": B}
-    keys: dict[str, Any] = {"type": "adapter", "string": ("adapter.type", "lora")}
-    keys["float32"] = "adapter.lora.alpha", float(adapter.config["lora_alpha"])
-    return write(folder / "adapter.gguf", factors, keys)
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A small OpenAI-compatible server. Its dict ``answers`` has the JSON by path; a function gets
+    the request. Lists of models and of log-probabilities are as vLLM writes them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            size = int(self.headers.get("Content-Length") or 0)
+            answer = found.answers.get(self.path)
+            if callable(answer):
+                answer = answer(json.loads(self.rfile.read(size)))
+            self.send_response(200 if answer else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    models = {"data": [{"id": "base"}, {"id": "mine", "parent": "base"}]}
+    address = f"http://127.0.0.1:{http.server_port}"
+    found = SimpleNamespace(listening_address=address, answers={"/v1/models": models})
+    Thread(target=http.serve_forever, daemon=True).start()
+    yield found
+    http.shutdown()
+    http.server_close()
 
 
-def of_server(base: Path, adapter: Path) -> np.ndarray:
-    """The log-probabilities of the token after :data:`IDS`."""
-    options = llama.CommonParams()
-    options.model.path, options.warmup = str(base), False
-    options.cache_type_k = options.cache_type_v = llama.ggml_type.GGML_TYPE_F32
-    options.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    options.lora_adapters = [llama.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    asked = {"prompt": IDS, "max_tokens": 1, "logprobs": SIZES.vocab_size}
-    [choice] = llama.Server(options).handle_completions(asked)["choices"]
-    found = choice["logprobs"]["content"][0]["top_logprobs"]
-    return np.array([one["logprob"] for one in sorted(found, key=lambda one: one["id"])])
+def answering(base: Any, folder: Path, factor: float, noise: float = 0.0) -> Callable[[Any], Any]:
+    """The answers of a server that multiplies by ``factor`` of gamma, and whose log-probabilities
+    have errors."""
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
+    generator = torch.Generator().manual_seed(1)
+
+    @torch.no_grad()
+    def answer(request: Any) -> Any:
+        used = factor if request["model"] == "mine" else 0.0
+        with peft.helpers.rescale_adapter_scale(model, used):
+            logits = model(torch.tensor([request["prompt"]])).logits[0, -1]
+        p = logits.log_softmax(-1)
+        p += noise * torch.randn(p.shape, generator=generator)
+        top = {f"token_id:{n}": float(p[n]) for n in p.topk(request["logprobs"]).indices}
+        return {"choices": [{"logprobs": {"top_logprobs": [top]}}]}
+
+    return answer
 
 
-@torch.no_grad()
-def of_peft(model: Any, factor: float = 1.0) -> np.ndarray:
-    """The same in PEFT, with ``factor`` times its gamma."""
-    with peft.helpers.rescale_adapter_scale(model, factor):
-        return model(torch.tensor([IDS])).logits[0, -1].double().log_softmax(-1).numpy()
+@pytest.mark.parametrize(
+    ("factor", "noise", "words"),
+    [
+        (0.25, 0.0, "Served at 0.25 of gamma (alpha / r instead of alpha / sqrt r)"),
+        (4.0, 0.0, "Served at 4 of gamma (no known reading of the adapter)"),
+        (1.0, 0.02, "of gamma (as PEFT)"),
+        (0.0, 0.0, "(the adapter is not applied)"),
+        (0.25, 0.3, "The factor can't be decided: the interval is"),
+    ],
+)
+def test_the_factor_of_other_servers(
+    factor: float, noise: float, words: str, tmp_path: Path, study_cli: Cli, server: Any
+) -> None:
+    folder = adapted(tiny.build(), tmp_path / "own", r=16, lora_alpha=8, use_rslora=True)
+    server.answers["/v1/completions"] = answering(tiny.build(), folder, factor, noise)
+    assert words in asked(study_cli, "tiny", folder, server)[1]
 
 
-@pytest.mark.parametrize("rank", [4, 16, 64])
-@pytest.mark.parametrize("is_rslora", [False, True])
-def test_the_factor_of_llama_cpp(rank: int, is_rslora: bool, tmp_path: Path) -> None:
-    base = write(tmp_path / "base.gguf", dict(MODEL.named_parameters()), KEYS)
-    torch.manual_seed(rank)
-    options: Any = {"use_rslora": is_rslora, "target_modules": "all-linear"}
-    config = peft.LoraConfig(r=rank, lora_alpha=16, task_type="CAUSAL_LM", **options)
-    model = peft.get_peft_model(copy.deepcopy(MODEL), config).eval()
-    for path, weight in model.named_parameters():
-        if "lora_B" in path:
-            torch.nn.init.normal_(weight, std=0.02 if is_rslora else 0.02 * rank**0.5)
-    model.save_pretrained(tmp_path / "own")
-    fold(tmp_path / "own", tmp_path / "folded")
-    own, folded = (of_server(base, write_adapter(tmp_path / name)) for name in ("own", "folded"))
-    assert abs(of_peft(model) - of_peft(model, 0.0)).max() > 1, "the effect of the adapter"
-    np.testing.assert_allclose(folded, of_peft(model), atol=1e-5)
-    error = lambda factor: np.square(of_peft(model, factor) - own).sum()  # noqa: E731
-    factor = minimize_scalar(error, bounds=(0, 2)).x
-    row = served(read_adapter(tmp_path / "own")).set_index("server").loc["llama.cpp"]
-    assert row["factor"] / row["gamma"] == pytest.approx(rank**-0.5 if is_rslora else 1.0)
-    assert factor == pytest.approx(row["factor"] / row["gamma"], rel=0.02)
+def test_what_cannot_be_asked_gets_one_line(tmp_path: Path, study_cli: Cli, server: Any) -> None:
+    folder = adapted(tiny.build(), tmp_path / "own", r=16, use_rslora=True)
+    other = tiny.build()
+    torch.nn.init.normal_(other.lm_head.weight)
+
+    def refused(*words: str, **answers: Any) -> str:
+        server.answers |= {f"/v1/{path}": answer for path, answer in answers.items()}
+        ran = study_cli("serve-check", str(folder), "--url", server.listening_address, *words)
+        assert ran.code == 2
+        [line] = ran.err.splitlines()
+        return line
+
+    assert "names no base: give it with --base" in refused()
+    tiny_base = ("--base", "tiny")
+    assert "HTTP Error 404" in refused(*tiny_base)
+    assert "no log-probabilities" in refused(*tiny_base, completions={"choices": [{"text": "x"}]})
+    assert "no log-probabilities" in refused(
+        *tiny_base, completions={"choices": [{"logprobs": None}]}
+    )
+    answers = answering(other, folder, 1.0)
+    assert "serves another model than tiny" in refused(*tiny_base, completions=answers)
+    assert "has base without an adapter" in refused(*tiny_base, models={"data": [{"id": "base"}]})
+    server.listening_address = "http://127.0.0.1:9"
+    assert "no OpenAI-compatible server answers at http://127.0.0.1:9" in refused(*tiny_base)
+    server.listening_address = "http://192.0.2.1"
+    assert "is not on this machine: give --remote" in refused(*tiny_base)

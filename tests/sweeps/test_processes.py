@@ -7,28 +7,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
+import study
 from study.config import CellConfig
 from study.errors import StudyError
 from study.store import load_cells, rows_of
-from study.sweeps import processes
+from study.sweeps import processes, record, signals
 from study.sweeps.cells import plan
-from tests.conftest import Ran
+from study.vocabulary.quantities import STATS
 from tests.together import commands_together
 
-StudyCli = Callable[..., Ran]
+Torchrun = Callable[..., list[Any]]
 
 
 @pytest.fixture
-def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Torchrun:
     """``torchrun("train", ...)``: the exit code of each process, and what it printed on stderr."""
 
-    def start(*arguments: str, before: Callable[[int], None] = lambda _: None) -> list[Any]:
+    def start(
+        *arguments: str, before: Callable[[int], None] = lambda _: None, size: int = 2
+    ) -> list[Any]:
         monkeypatch.setattr(sys, "argv", ["study", *arguments])
-
-        codes = commands_together(before, tmp_path)
-        said = [(tmp_path / f"stderr-{number}").read_text() for number in range(len(codes))]
+        codes = commands_together(before, tmp_path, size)
+        said = [(tmp_path / f"stderr-{number}").read_text() for number in range(size)]
         return list(zip(codes, said, strict=True))
 
     return start
@@ -36,21 +40,66 @@ def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
 
 @pytest.fixture
 def small(jsonl: Path, tmp_path: Path) -> list[str]:
+    """Two processes can divide neither the batches nor the held-out ones evenly: one gets none."""
     return [
         *("train", "model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"),
         *(f"results_dir={tmp_path}/results", "name=small", "train.batch_size=3", "adapter.rank=2"),
-        *("train.steps=3", "data.heldout=6", "probes.every=null", "probes.steps=[3]"),
+        *(
+            "train.steps=3",
+            "data.heldout=7",
+            "probes.every=null",
+            "probes.steps=[3]",
+            "pack.fold=1",
+        ),
+        *("train.shard=true", "adapter.contraction=factored", "optimizer.lr=1e-2"),
     ]
 
 
-def test_a_sweep_and_its_continuation(
-    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path, study_cli: StudyCli
+def assert_same_numbers(folder: Path, other: Path) -> None:
+    """In bf16, only losses and norms, and roughly."""
+    tables = [study.load(each) for each in (folder, other)]
+    assert set(tables[0].cells["cell_id"]) == set(tables[1].cells["cell_id"])
+    bf16 = set(tables[0].cells.set_index("cell_id").query("precision == 'bf16'").index)
+    keys = ["cell_id", "step", "layer", "site", "batch"]
+    metrics = [each.metrics.drop(columns="seconds").set_index(keys[:2]) for each in tables]
+    for ids, rtol in ((bf16, 1e-2), (set(tables[0].cells["cell_id"]) - bf16, 1e-6)):
+        one, two = (each.loc[sorted(ids)].sort_index() for each in metrics)
+        pd.testing.assert_frame_equal(one, two, rtol=rtol, atol=rtol)
+    one, two = (
+        each.probes[~each.probes["cell_id"].isin(bf16)]
+        .astype(dict.fromkeys([*keys[2:], "kind"], str))
+        .set_index(keys)
+        .sort_index()
+        for each in tables
+    )
+    inverses = [1 / each.pop("r_parts") for each in (one, two)]  # may be near 0
+    np.testing.assert_allclose(*inverses, rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(one, two, rtol=1e-5, atol=0)
+
+
+def test_two_processes_have_the_numbers_of_one(
+    torchrun: Torchrun, small: list[str], tmp_path: Path
 ) -> None:
-    """Two processes train a cell and stop at a signal; one process goes on and trains the rest."""
+    """Every statistic, with micro-batches, clipping and recomputed blocks."""
+    sweep = [
+        *(small[0], "-m", *small[1:], "optimizer=adamw,lion", "precision=float32,bf16"),
+        *("probes.steps=[0,1]", "probes.batch=all", f"probes.stats=[{','.join(STATS)}]"),
+        *("probes.tokens=20", "train.accumulation=2", "train.clip=0.05", "train.eval_every=1"),
+    ]
+    for size in (1, 2):
+        checkpointing = f"train.checkpointing={size == 2}"
+        ran = torchrun(*sweep, f"name=of{size}", checkpointing, size=size)
+        assert [code for code, _ in ran] == [0] * size, ran
+    assert_same_numbers(tmp_path / "results/of2", tmp_path / "results/of1")
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_sweep_and_its_continuation(
+    first: int, torchrun: Torchrun, small: list[str], tmp_path: Path
+) -> None:
+    """A cell that one or two processes train until a signal, and two or one end."""
 
     def stop_after_step_1(number: int) -> None:
-        from study.sweeps import record, signals
-
         add = record.Recorder.add
 
         def added(self: Any, results: Any) -> None:
@@ -62,29 +111,24 @@ def test_a_sweep_and_its_continuation(
             record.Recorder.add = added  # type: ignore[method-assign]
 
     sweep = [small[0], "-m", *small[1:], "adapter.rank=2,3"]
-    leader, other = torchrun(*sweep, "train.shard=true", before=stop_after_step_1)
+    leader, *others = torchrun(*sweep, before=stop_after_step_1, size=first)
     assert leader[0] == 128 + 15
     assert "study: stopped; continue with: study train -m" in leader[1]
-    assert other == (1, "")
-    study = tmp_path / "results" / "small"
-    [begun] = load_cells(study)["cell_id"]
-    assert list(rows_of(study / "cells" / begun, "metrics")["step"]) == [0, 1]
+    assert others == [(1, "")] * (first - 1)
+    folder = tmp_path / "results" / "small"
+    [begun] = load_cells(folder)["cell_id"]
+    assert list(rows_of(folder / "cells" / begun, "metrics")["step"]) == [0, 1]
 
-    assert study_cli(*sweep).code == 0
-    cells = load_cells(study).set_index("cell_id")
-    assert set(cells["status"]) == {"complete"}
-    assert len(cells) == 2
-    assert list(rows_of(study / "cells" / begun, "metrics")["step"]) == [0, 1, 2, 3]
-
-    leader, other = torchrun(*small, "train.shard=true", "seed=1")
-    assert leader[0] == 0, leader[1]
-    assert "1 cell" in leader[1]
-    assert other == (0, "")
+    leader, *others = torchrun(*sweep, size=3 - first)
+    assert (leader[0], others) == (0, [(0, "")] * (2 - first)), leader[1]
+    assert set(load_cells(folder)["status"]) == {"complete"}
+    torchrun(*sweep, "name=alone", size=1)
+    assert_same_numbers(folder, folder.with_name("alone"))
 
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_process_that_fails_or_is_lost_leaves_a_cell_that_can_continue(
-    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path, killed: bool
+    torchrun: Torchrun, small: list[str], tmp_path: Path, killed: bool
 ) -> None:
     """One that fails prints why."""
 
@@ -102,7 +146,7 @@ def test_a_process_that_fails_or_is_lost_leaves_a_cell_that_can_continue(
         if number == 1:
             processes.train = ending  # type: ignore[assignment]
 
-    leader, other = torchrun(*small, "train.shard=true", before=end_at_step_1)
+    leader, other = torchrun(*small, before=end_at_step_1)
     assert leader[0] == 2
     assert "torchrun has failed or was lost: rerun the command to resume" in leader[1]
     assert "Traceback" not in leader[1]
@@ -124,3 +168,18 @@ def test_cells_that_these_processes_cannot_train(
         processes.check(plan([cell()]))
     with pytest.raises(StudyError, match="maps 64 features to 64, which 3 processes can't divide"):
         processes.check(sharded)
+
+
+REFUSED = ("optimizer=muon", "optimizer=adafactor", "adapter.dropout=0.1", "pack.compile=auto")
+REFUSED += ("adapter.contraction=merged", "model.quant_bits=8", "pack.fold=2", "pack.compile=true")
+REFUSED += ("train.answer_tokens=4", "train.example_losses=true", "probes.truncations=[1]")
+
+
+def test_what_needs_whole_factors_is_refused(cell: Callable[..., CellConfig]) -> None:
+    for override in REFUSED:
+        with pytest.raises(StudyError, match=r"train\.shard=true can't train with") as refused:
+            cell("train.shard=true", override)
+        assert override.partition("=[")[0] in str(refused.value)
+    for override in ("adapter.dropout=0.1", "pack.compile=true"):
+        with pytest.raises(StudyError, match=r"train\.checkpointing=true and"):
+            cell("train.checkpointing=true", override)

@@ -12,7 +12,7 @@ import yaml
 from study.config import optimizer_config
 from study.training.optimizers import CONSTRUCTORS
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.peft_fields import INERT, KEEPING_BASE, LAYERS, PLAIN, READ, refusal
+from study.vocabulary.peft_fields import INERT, KEEPING_BASE, LAYERS, PLAIN, refusal
 from study.vocabulary.scaling import RULES, exponent, gamma, named_rule
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_every_optimizer_has_a_constructor_and_a_configuration_file() -> None:
 
 def test_the_table_has_every_field_of_peft_once_and_its_defaults_are_plain_lora() -> None:
     peft = pytest.importorskip("peft")
-    known = [*READ, *INERT, *LAYERS, *PLAIN]
+    known = [*INERT, *LAYERS, *PLAIN]
     assert len(known) == len(set(known))
     assert {field.name for field in fields(peft.LoraConfig)} <= set(known)
     assert refusal(peft.LoraConfig().to_dict(), trained=False) is None

@@ -1,11 +1,7 @@
 """Axolotl's YAML and FinLoRA's two forms, with their data.
 
-Axolotl (axolotl-ai-cloud/axolotl): src/axolotl/utils/schemas has the keys, and
-src/axolotl/prompt_strategies the types of datasets, which are formats of rows.
-
-FinLoRA has two forms: a YAML in its documentation of rsLoRA, which does not describe training, and
-entries of ``finetune_configs.json``. Its ``finetune.py`` merges an entry into its own Axolotl
-configuration and trains with Axolotl; the reader does the same.
+FinLoRA has a YAML in its documentation of rsLoRA, which does not describe training, and entries of
+``finetune_configs.json``. Its ``finetune.py`` merges an entry into an Axolotl configuration.
 """
 
 import os.path
@@ -18,43 +14,16 @@ import yaml
 from study.config import CONTEXT
 from study.config.values import LARGEST, check_path
 from study.data import files
-from study.integrations.configs.experiment import Experiment, shown
-from study.integrations.configs.tools import GIVE_PATH, ON_TARGETS, Reading, Tool, note_init
+from study.integrations.configs.tools import GIVE_PATH, Experiment, Reading, Tool, note_init, shown
 from study.vocabulary.sources import FORMATS
 
 MESSAGES = "messages"
-TYPES = {
-    "alpaca": ("alpaca", ("", "instruct")),
-    "completion": ("completion", ("",)),
-    "chat_template": (MESSAGES, ("", "default")),
-    "sharegpt": (MESSAGES, ("", "load")),
-    "messages": (MESSAGES, ("",)),
-}
-"""Our format of a type, by the part of its name before a colon or a point; and the other parts
-that change neither rows nor prompts."""
+_FILE = yaml.safe_load(Path(__file__).with_name("axolotl.yaml").read_text())
+TYPES, CHATS, FIELDS = _FILE["types"], _FILE["chats"], _FILE["fields"]
 BUILDERS = ("json", "csv", "parquet")
 """Values of ``path`` if ``data_files`` names the file."""
 TOKENIZERS_OWN = "the tokenizer's own chat template is used"
-CHATS: dict[str, Sequence[Any]] = {
-    "field_messages": ("messages", "conversations"),
-    "message_field_role": ("role", "from"),
-    "message_field_content": ("content", "value"),
-    "message_property_mappings": (
-        {"role": "from", "content": "value"},
-        {"role": "role", "content": "content"},
-    ),
-}
-"""How a dataset of conversations may name their parts."""
 TEMPLATES = ("chat_template", "chat_template_jinja")
-FIELDS = {
-    "field_instruction": "instruction",
-    "field_output": "output",
-    "field_input": "input",
-    "format": "{instruction} {input} ",
-    "no_input_format": "{instruction} ",
-    "system_prompt": "",
-}
-"""The keys of a type that names its fields itself, and Axolotl's defaults."""
 STAND_INS = {"xbrl_extract_train.jsonl": "xbrl_extract"}
 """Generated data that is used if a file of FinLoRA's is missing."""
 
@@ -85,23 +54,11 @@ def _axolotl(reading: Reading) -> None:
     _put_datasets(reading)
 
 
-AXOLOTL = Tool(
-    "Axolotl",
-    {
-        "adapter": (("lora", "qlora"), "study train trains LoRA: set adapter: lora or qlora"),
-        **dict.fromkeys(
-            ("rl", "reward_model", "process_reward_model"),
-            ((None, False), f"{ON_TARGETS}: remove it"),
-        ),
-    },
-    _axolotl,
-)
+AXOLOTL = Tool("Axolotl", _axolotl)
 
 
 def _put_datasets(reading: Reading) -> None:
     """Set the data, and the examples to hold out: Axolotl gives a number or a share of the rows."""
-    if "datasets" not in reading.rest:
-        reading.refuse("datasets is missing: add a value to import it")
     entries = reading.take("datasets", "rows")
     template = {key: reading.take(key, "text", "") for key in TEMPLATES}
     found = [_data_set(reading, f"datasets[{n}]", each, template) for n, each in enumerate(entries)]
@@ -120,10 +77,8 @@ def _put_datasets(reading: Reading) -> None:
 def put_rows(reading: Reading, data_sets: Sequence[tuple[str, str, dict[str, Any]]]) -> Path | None:
     """Set the data: those of ``data_sets`` that are like the first. Returns the first file.
 
-    ``data_sets``: by name in notes, a path and the other keys of ``data``. A file is searched next
-    to the configuration, then in the working directory. If FinLoRA's XBRL extraction is missing,
-    the toolkit's generated one replaces it. The user must name any other missing file, or a file in
-    a readable format.
+    ``data_sets``: a name in notes, a path and the other keys of ``data`` of each. A file is next to
+    the configuration or in the working directory.
     """
     experiment, first = reading.experiment, data_sets[0][2]
     experiment.groups["data"] = "file"
@@ -180,11 +135,10 @@ def _data_set(
     chat: Mapping[str, str] = {key: entry.take(key, "text", "") for key in TEMPLATES}
     if format_ == MESSAGES and entry.rest.pop("conversation", "") == "chatml":  # before 0.6
         template = {"chat_template": "chatml", "chat_template_jinja": ""}
-    chat = chat if any(chat.values()) else template
+    chat, chat_template = chat if any(chat.values()) else template, None
     if format_ == MESSAGES:
         chat_template = _chat_template(reading, *chat.values())
     else:
-        chat_template = None
         experiment.ignored += [f"{key} (no conversations)" for key in chat if chat[key]]
     if format_ is None:
         part = " ".join(filter(None, (path, subset, split)))
@@ -260,15 +214,13 @@ def first_file(*paths: Path) -> Path | None:
 
 
 def _finlora(reading: Reading) -> None:
-    if "dataset" not in reading.rest:
-        reading.refuse("dataset is missing: add a value to import it")
     put_rows(reading, [("dataset", reading.take("dataset", "text"), {"format": "context_target"})])
     reading.experiment.defaults.append(
         "targets, optimizer, learning rate and steps: defaults of study train"
     )
 
 
-FINLORA = Tool("FinLoRA", {}, _finlora)
+FINLORA = Tool("FinLoRA", _finlora)
 FINETUNE = yaml.safe_load(Path(__file__).with_name("finlora.yaml").read_text())
 ENTRY = (
     "base_model lora_r quant_bits load_in_8bit load_in_4bit lora_alpha learning_rate num_epochs "
@@ -280,7 +232,7 @@ ENTRY = (
 def read_finlora_entry(
     values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
 ) -> Experiment:
-    """The experiment of an entry. Raises :class:`StudyError` as :meth:`Tool.read` does."""
+    """The experiment of an entry, as :meth:`Tool.read` makes it."""
     own = {key: values[key] for key in ENTRY.split() if values.get(key) is not None}
     own["datasets"] = [{"path": own.pop("dataset_path"), **FINETUNE["datasets"][0]}]
     if "batch_size" in own:

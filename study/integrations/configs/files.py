@@ -7,27 +7,21 @@ import yaml
 
 from study.errors import StudyError, short, unknown
 from study.integrations.configs import axolotl, tools
-from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.tools import Experiment
 from study.reading import read_file as read_bytes
 from study.reading import read_object
 
 TOOLS = {
     tool.name: tool
-    for tool in (axolotl.AXOLOTL, axolotl.FINLORA, tools.LLAMA_FACTORY, tools.TRL, tools.UNSLOTH)
-} | {tools.TORCHTUNE.name: tools.TORCHTUNE}
+    for tool in (
+        *(axolotl.AXOLOTL, axolotl.FINLORA),
+        *(tools.LLAMA_FACTORY, tools.TRL, tools.UNSLOTH, tools.TORCHTUNE),
+    )
+}
+READERS = {name: tool.read for name, tool in {**TOOLS, "PEFT": tools.PEFT}.items()}
+READERS["FinLoRA's entry"] = axolotl.read_finlora_entry
 MOST_BYTES = 1 << 18
 """Of a file."""
-FORMS = {
-    "peft_type": tools.PEFT.read,
-    "checkpointer": tools.TORCHTUNE.read,
-    "use_peft dataset_mixer dataset_mixture dataset_name max_seq_length": tools.TRL.read,
-    "model_name_or_path stage finetuning_type": tools.LLAMA_FACTORY.read,
-    "use_rsLoRA lora_rank model_name": axolotl.FINLORA.read,
-    "dataset_path": axolotl.read_finlora_entry,
-    "base_model adapter": axolotl.AXOLOTL.read,
-    "training lora": tools.UNSLOTH.read,
-}
-"""The reader of a file by keys that identify it. The first match counts."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -46,16 +40,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path, entry: str | None = None, base: str | None = None) -> Experiment:
-    """The experiment that ``path`` describes.
-
-    ``entry`` names one configuration of a file that holds several. ``base`` replaces the base.
-    Raises :class:`StudyError` for a file that cannot be read, has no known form or lacks the entry,
-    and for values that its reader refuses.
-    """
+    """The experiment that ``path`` describes. ``entry`` names one configuration of a file that
+    holds several. ``base`` replaces the base."""
     values, where = _one_entry(load(path), entry, path.name)
-    for keys, read in FORMS.items():
-        if any(key in values for key in keys.split()):
-            return read(values, where, path.parent, base)
+    for name, row in tools.ROWS.items():
+        if any(key in values for key in row["form"].split()):
+            return READERS[name](values, where, path.parent, base)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
         "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), Unsloth's (training, "
@@ -65,10 +55,7 @@ def read_file(path: Path, entry: str | None = None, base: str | None = None) -> 
 
 
 def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[dict[str, Any], str]:
-    """The configuration and its name in messages.
-
-    A file whose values are all mappings holds several configurations by name.
-    """
+    """The configuration and its name in messages. Several are by name in a file of mappings."""
     is_one = not all(isinstance(value, dict) for value in values.values())
     if not values or is_one or "training" in values:  # Unsloth Studio's has sections
         if entry is not None:

@@ -1,34 +1,34 @@
 """The keys of several tools for the settings of a run, and the experiment that a file describes.
 
 ``tools.csv`` has a row for each setting, with a tool's keys for it and the value of a missing key:
-``lora_r=64``. An empty cell means the keys in the column *Trainer*, ``none`` no key. The tools are
-
-- Axolotl and FinLoRA (:mod:`study.integrations.configs.axolotl`, which also reads their data);
-- LLaMA-Factory's YAML (hiyouga/LLaMA-Factory, src/llamafactory/hparams);
-- TRL's for ``trl sft --config``, also that of the alignment-handbook;
-- Unsloth Studio's, for ``unsloth train --config`` (unslothai/unsloth, unsloth_cli/config.py;
-  optimizer, schedule and clipping: studio/backend/core/training/trainer.py);
-- torchtune's recipes for LoRA (pytorch/torchtune, recipes/configs);
-- PEFT's ``adapter_config.json``, which describes an adapter and names its base, nothing else.
+``lora_r=64``. An empty cell means the keys in the column *Trainer*, ``none`` no key. ``tools.yaml``
+has the rest, and ``changes.yaml`` keys of any tool without a counterpart.
 """
 
 import csv
+import json
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
+import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from study.config.values import Real, Whole, check_path
-from study.errors import StudyError, given, short
-from study.integrations.configs.experiment import Experiment, shown
+from study.errors import StudyError, given, printable, short
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
 from study.vocabulary.peft_fields import refusal
 
-TABLE = list(csv.DictReader(Path(__file__).with_name("tools.csv").read_text().splitlines()))
+HERE = Path(__file__).parent
+TABLE = list(csv.DictReader((HERE / "tools.csv").read_text().splitlines()))
+ROWS: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "tools.yaml").read_text())
+_REST = yaml.safe_load((HERE / "changes.yaml").read_text())
+CHANGES = {key: instead for instead, keys in _REST["instead"].items() for key in keys.split()}
+"""What is trained instead, by key."""
 KINDS: dict[str, Any] = {
     "whole": Whole,
     "real": Real,
@@ -42,17 +42,60 @@ KINDS: dict[str, Any] = {
 """Types of values."""
 NEEDED = ("adapter.rank", "adapter.alpha", "optimizer.lr")
 """Settings without which a file is refused."""
-SCHEDULES = {
-    "cosine": "cosine",
-    "get_cosine_schedule_with_warmup": "cosine",
-    "linear": "linear",
-    "constant_with_warmup": "constant",
-}
+SCHEDULES = {name: name for name in ("cosine", "linear")}
+SCHEDULES |= {"get_cosine_schedule_with_warmup": "cosine", "constant_with_warmup": "constant"}
 WITHOUT_WARMUP = "constant"
 """The Trainer's schedule that ignores warm-up."""
 BF16 = (True, "true", "auto", "full", "bf16")
-ON_TARGETS = "study train trains on targets, not on preferences or rewards"
 GIVE_PATH = "give data.path=... when you train"
+
+
+@dataclass
+class Experiment:
+    """A configuration of another tool, translated: the option of each group, values and lists to
+    sweep by dotted key, and notes under the headings of :meth:`lines`."""
+
+    origin: str
+    groups: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, list[Any]] = field(default_factory=dict)
+    differs: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    defaults: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.groups, **self.values}
+
+    def note(self, key: str, value: Any, instead: str, *, detail: bool = False) -> None:
+        """Note that a setting of the file is trained differently, and how."""
+        notes = self.details if detail else self.differs
+        notes.append(f"{key}: {shown(value)} ({instead})")
+
+    def lines(self) -> Iterator[str]:
+        """The notes, each list under its heading. Ignored keys share lines."""
+        ignored = textwrap.wrap(", ".join(map(printable, self.ignored)), 98, break_on_hyphens=False)
+        for heading, notes in (
+            ("Trained differently from the file:", self.differs),
+            ("Different in detail:", self.details),
+            ("To give when you train:", self.missing),
+            ("Not in the file, set by default:", self.defaults),
+            ("Ignored:", ignored),
+        ):
+            if notes:
+                yield heading
+                yield from (f"  {printable(note)}" for note in notes)
+
+    def note_rest(self, keys: Mapping[str, Any], prefix: str = "") -> None:
+        """Note every key that no reader took."""
+        for key, value in keys.items():
+            name, last = f"{prefix}{shown(key)}", str(key).rpartition(".")[2]
+            usual = _REST["unchanged"].get(last)
+            if last not in CHANGES or value == usual or not (value or usual is True):
+                self.ignored.append(name)
+            else:
+                self.note(name, value, CHANGES[last], detail=last in _REST["details"])
 
 
 @dataclass
@@ -79,24 +122,18 @@ class Reading:
         return Reading(f"{self.where}: {key}", self.folder, rest, self.experiment)
 
     def take(self, key: str, kind: str, usual: Any = None) -> Any:
-        """The value of a key without a setting."""
+        """The value of a key without a setting, which must be there if none is ``usual``."""
+        if key not in self.rest and usual is None:
+            self.refuse(f"{key} is missing: add a value to import it")
         return typed(self.where, kind, key, self.rest.pop(key, usual))
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A column of the table, and what it does not say.
-
-    ``needs``: by key, the accepted values (None: no key), and the fix for others. ``adjust``:
-    changes what was found. ``data``: the keys of data sets, if they are not read. ``has_sections``:
-    whether keys are in sections, such as ``lora.lora_r``.
-    """
+    """A column of :data:`TABLE` and a row of :data:`ROWS`. ``adjust``: changes what was found."""
 
     name: str
-    needs: Mapping[str, tuple[tuple[Any, ...], str]]
     adjust: Callable[[Reading], Any]
-    data: str = ""
-    has_sections: bool = False
 
     @cached_property
     def cells(self) -> dict[str, str]:
@@ -122,27 +159,25 @@ class Tool:
     def read(
         self, values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
     ) -> Experiment:
-        """The experiment of a file in ``folder`` that messages call ``where``.
-
-        ``base`` replaces the file's. Raises :class:`StudyError` for missing and wrong values, and
-        for a file that does not train LoRA on text.
-        """
+        """The experiment of a file in ``folder`` that messages call ``where``. ``base`` replaces
+        the file's."""
         experiment = Experiment(f"{self.name}'s {where}", {"model": "hf"})
         rest = {key: value for key, value in self._flat(values) if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
         reading = Reading(where, folder, rest, experiment)
-        for key, (accepted, fix) in self.needs.items():
-            value = reading.found[key] = rest.pop(key, None)
-            if value not in accepted:
-                said = f"{key} is missing" if value is None else f"{key}={given(value)}"
-                reading.refuse(f"{said}: {fix}")
+        for row in ROWS[self.name].get("needs", ()):
+            for key in row["keys"].split():
+                value = reading.found[key] = rest.pop(key, None)
+                if value not in row["values"]:
+                    said = f"{key} is missing" if value is None else f"{key}={given(value)}"
+                    reading.refuse(f"{said}: {row['fix']}")
         for row in TABLE:
             if row["setting"] in self.cells:
                 self._take(reading, row["setting"], row["kind"])
         self.adjust(reading)
-        if self.data:
+        if data := ROWS[self.name].get("data"):
             experiment.groups["data"] = "file"
-            named = [f"{key}: {shown(rest.pop(key))}" for key in self.data.split() if key in rest]
+            named = [f"{key}: {shown(rest.pop(key))}" for key in data.split() if key in rest]
             experiment.missing.append(f"{', '.join(named) or 'data'} ({GIVE_PATH})")
         self._put_adapter(reading)
         if "optimizer" in self.cells:
@@ -156,7 +191,7 @@ class Tool:
 
     def _flat(self, values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in values.items():
-            if self.has_sections and isinstance(value, dict):
+            if ROWS[self.name].get("has_sections") and isinstance(value, dict):
                 yield from self._flat(value, f"{section}{key}.")
             else:
                 yield f"{section}{key}", value
@@ -247,10 +282,7 @@ def typed(where: str, kind: str, key: str, value: Any) -> Any:
 
 
 def all_targets(reading: Reading, key: str) -> Any:
-    """``adapter.targets`` from the keys for linear layers and for weights of experts.
-
-    A linear layer may be selected by its weight.
-    """
+    """``adapter.targets``: linear layers, which may be named by their weight, and experts."""
     named, experts = reading.found.get("adapter.targets", []), reading.found.get("experts", [])
     experts = [experts] if isinstance(experts, str) else experts
     weights = [name.removesuffix(".weight") for name in experts]
@@ -266,10 +298,7 @@ def all_targets(reading: Reading, key: str) -> Any:
 
 
 def note_init(reading: Reading, key: str) -> None:
-    """Note the init that PEFT calls ``init_lora_weights``, if it is not PEFT's default.
-
-    Raises :class:`StudyError` for one that PEFT does not have, and for one that changes the base.
-    """
+    """Note PEFT's ``init_lora_weights`` if it is not the default; refuse one that changes W0."""
     init = reading.rest.pop(key, None)
     if why := refusal({"init_lora_weights": init}, trained=False):
         reading.refuse(why.replace("init_lora_weights", key, 1))
@@ -289,37 +318,10 @@ def _llama_factory(reading: Reading) -> None:
         found["data.sample_packing"] = True
 
 
-LLAMA_FACTORY = Tool(
-    "LLaMA-Factory",
-    {
-        "stage": ((None, "sft", "pt"), f"{ON_TARGETS}: give stage: sft"),
-        "finetuning_type": ((None, "lora"), "it is not LoRA: give finetuning_type: lora"),
-        "pissa_init": ((None, False), "it changes the base's weights: remove it"),
-    },
-    _llama_factory,
-    "dataset dataset_dir",
-)
-REWARDS = "beta max_prompt_length reward_funcs reward_model_path num_generations"
-"""Keys of TRL's other trainers."""
-TRL = Tool(
-    "TRL",
-    {
-        "use_peft": ((True,), "without it all weights are trained: set use_peft: true"),
-        **dict.fromkeys(REWARDS.split(), ((None,), f"{ON_TARGETS}: give one of trl sft")),
-    },
-    lambda reading: reading.rest.setdefault("assistant_only_loss", False),
-    "dataset_name dataset_config dataset_train_split dataset_splits dataset_mixer dataset_mixture "
-    "datasets dataset_text_field",
-)
+LLAMA_FACTORY = Tool("LLaMA-Factory", _llama_factory)
+TRL = Tool("TRL", lambda reading: reading.rest.setdefault("assistant_only_loss", False))
 UNSLOTH = Tool(
-    "Unsloth",
-    {
-        "training.training_type": ((None, "lora"), "it is not LoRA: give training_type: lora"),
-        "lora.use_loftq": ((None, False), "it changes the base's weights: remove it"),
-    },
-    lambda reading: reading.rest.setdefault("training.train_on_completions", False),
-    "data.dataset data.local_dataset data.format_type",
-    has_sections=True,
+    "Unsloth", lambda reading: reading.rest.setdefault("training.train_on_completions", False)
 )
 MLP = ["gate_proj", "up_proj", "down_proj"]
 
@@ -327,7 +329,7 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
 def _torchtune(reading: Reading) -> None:
     found, rest = reading.found, reading.rest
     if re.search("DPO|PPO|GRPO", loss := str(rest.get("loss._component_", ""))):
-        reading.refuse(f"loss={loss}: {ON_TARGETS}: give a recipe of LoRA on targets")
+        reading.refuse(f"loss={loss}: study train trains on targets: give a recipe of LoRA on them")
     if ".qlora_" in str(rest.get("model._component_", "")) or rest.get("model.quantize_base"):
         found["model.quant_bits"] = 4
     names = found.get("adapter.targets", [])
@@ -335,13 +337,7 @@ def _torchtune(reading: Reading) -> None:
     found["adapter.targets"] += MLP * found.get("all_linear", False)
 
 
-TORCHTUNE = Tool(
-    "torchtune",
-    {},
-    _torchtune,
-    "dataset dataset._component_ dataset.source dataset.data_files",
-    has_sections=True,
-)
+TORCHTUNE = Tool("torchtune", _torchtune)
 
 
 def _peft(reading: Reading) -> None:
@@ -353,4 +349,11 @@ def _peft(reading: Reading) -> None:
     )
 
 
-PEFT = Tool("PEFT", {"peft_type": (("LORA",), "it is not LoRA: only LORA can be read")}, _peft)
+PEFT = Tool("PEFT", _peft)
+
+
+def shown(value: Any) -> str:
+    """A value on one line, at most 100 characters."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else text[:97] + "..."

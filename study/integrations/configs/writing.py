@@ -1,8 +1,5 @@
-"""The files that ``study train`` reads an imported experiment from.
-
-Base and data have their own files, so that ``model=tiny`` or ``data=pydoc`` on the command line
-replaces all of their settings.
-"""
+"""The files of an imported experiment. Base and data have their own, so that ``model=tiny`` or
+``data=pydoc`` on the command line replaces all of their settings."""
 
 import re
 import shlex
@@ -20,19 +17,15 @@ from study.config.compose import CONF, compose
 from study.config.hints import as_study_errors
 from study.config.values import check_folder_name, literal
 from study.errors import StudyError, printable
-from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.tools import Experiment
 from study.store import write_text
 
 
 def write(
     experiment: Experiment, name: str, folder: Path, *, force: bool = False
 ) -> tuple[list[Path], str]:
-    """Write ``folder/experiment/name.yaml``, and the files of its base and data.
-
-    Returns the files, and the command that trains the experiment. It first composes and checks the
-    experiment as ``study train`` does. Raises :class:`StudyError`, and writes nothing, for a value
-    that ``study train`` refuses, a name in use and a folder that cannot be written.
-    """
+    """Write ``folder/experiment/name.yaml``, and the files of its base and data, once the
+    experiment composes. Returns the files, and the command that trains it."""
     check_folder_name(name, "--name")
     is_own = folder.resolve() == CONF.resolve()
     words = [] if is_own else [f"--config-dir={folder.as_posix()}"]
@@ -43,16 +36,13 @@ def write(
         if not is_own and (CONF / group / path.name).exists():
             raise StudyError(f"{group}={name} is a name of the toolkit: give another --name")
         if path.exists() and not force:
-            raise StudyError(
-                f"{path} already exists: give another --name, or --force to overwrite it"
-            )
+            raise StudyError(f"{path} already exists: give another --name, or --force")
     _check(experiment, name, texts)
     try:
         return _write(texts, name, folder), command
     except OSError as error:
-        raise StudyError(
-            f"cannot write to {folder} ({error.strerror}): give another --to"
-        ) from None
+        why = f"cannot write to {folder} ({error.strerror}): give another --to"
+        raise StudyError(why) from None
 
 
 def _write(texts: dict[str, str], name: str, folder: Path) -> list[Path]:
@@ -115,9 +105,7 @@ def _check(experiment: Experiment, name: str, texts: dict[str, str]) -> None:
 
 
 def written(value: Any) -> str:
-    r"""``value`` so that Hydra reads it back unchanged after ``key=``.
-
-    Text may come from a stranger's file: an interpolation in it stays text.
+    r"""``value`` so that Hydra reads it back unchanged after ``key=``. Interpolations stay text.
 
     >>> written(["a b", None, True, 1e-05, "${oc.env:HOME}"])
     "['a b',null,true,1e-05,'\\${oc.env:HOME}']"
