@@ -172,6 +172,13 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 """Equal descents; and a power of gamma and of the rank, with free exponents."""
 
 
+def exponent(rule: str, steps: str) -> str:
+    """``0.079 [0.004, 0.153]``: the exponent of the best rate over all ranks, by seed."""
+    own = study_tables(STUDY).rates.query(f"scaling == '{rule}' and steps == {steps}")
+    slopes = [slope(one["best_lr"], one["rank"]) for _, one in own.groupby("seed")]
+    return minus(interval_text(*mean_interval(slopes), places=3))
+
+
 def constant(rule: str, steps: str) -> str:
     """``24 [9, 103]``: r_sign of equal outputs with s = 1/2, fitted to the best rates of a rule."""
     rows = law_rows(steps).query(f"scaling == '{rule}'")
@@ -198,11 +205,9 @@ def by_steps() -> str:
         rates = study_tables(STUDY).rates.query(f"scaling == '{rule}'")
         for steps, own in rates.groupby("steps"):
             best = best_rates(rule, STUDY, str(steps))
-            slopes = [slope(one["best_lr"], one["rank"]) for _, one in own.groupby("seed")]
             shown = (f"{best[rank]:.2g}" for rank in (1, TUNED, 256))
-            exponent = interval_text(*mean_interval(slopes), places=3)
-            row = [RULES[rule].label, f"{steps:g}", str(own["seed"].nunique()), exponent]
-            row += [constant(rule, str(steps)), *shown]
+            row = [RULES[rule].label, f"{steps:g}", str(own["seed"].nunique())]
+            row += [exponent(rule, str(steps)), constant(rule, str(steps)), *shown]
             body.append([*row, best_gap(rule, STUDY, str(steps))])
     return minus(table(heads, body))
 
@@ -248,6 +253,7 @@ def best_by_steps() -> Figure:
 BLOCKS: dict[str, Block] = {
     "regret-gap": regret_gap,
     "steps-constant": constant,
+    "horizon-exponent": exponent,
     "steps-exponent": steps_exponent,
     "by-steps": by_steps,
     "rules-test": rules_test,
