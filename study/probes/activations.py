@@ -212,11 +212,9 @@ class Activations:
         return self._last_input[1:]
 
     def by_cell(self, x: Tensor) -> Tensor:
-        """``[K, N, F]``."""
         return x.detach().reshape(self.found.cells, -1, x.shape[-1])
 
     def sums(self, source: SiteSource, x_KNF: Tensor, rows: Rows) -> dict[str, list[int]]:
-        """For each site, the sums over the real tokens."""
         if self.found.adder.waits and source == "outputs":
             x_KNF = x_KNF.clone()  # a few models change them in place
         return {
@@ -249,7 +247,6 @@ class LayerPass:
             hooks.callback(dropout.register_forward_hook(seen.after).remove)
 
     def _listeners(self, first: int) -> Listeners:
-        """The functions that take the tensors of the cells from ``first`` on."""
         take = partial(self.delta_w.take, self.index, first)
         return Listeners(take, partial(self._on_dropped, first))
 

@@ -77,7 +77,6 @@ SUMS = TENSORS + 1 + len(WRITTEN)
 
 
 def written_by(stats: Sequence[str]) -> list[str]:
-    """The names of :data:`WRITTEN` that ``stats`` need."""
     needed = {
         *stats,
         "spectral" if "stable_rank" in stats else "",
@@ -137,7 +136,6 @@ chunk only limits temporary memory."""
 
 
 def chunk_size(device: torch.device) -> int:
-    """The number of elements that are read at a time."""
     return CHUNK if device.type == "cpu" else GPU_CHUNK
 
 

@@ -120,9 +120,7 @@ class Pack:
 def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
-    ``device``: where it will train; None: what its configuration asks for. Raises
-    :class:`StudyError` if the device is absent or its memory is too small for a cell. Raises it
-    also if the base lacks a token of the data, or no held-out row is a question to answer.
+    ``device``: where it will train; None: what its configuration asks for.
     """
     config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)
@@ -160,7 +158,6 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
 
 
 def build_pack_corpus(config: CellConfig) -> Corpus:
-    """The tokenised data of a cell."""
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
