@@ -50,6 +50,12 @@ def added_up(stats: Sequence[str]) -> tuple[int, ...]:
     return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
 
 
+HOOKED = "lost", "moved", "start", "parts", "others"
+LOST, MOVED, START, PARTS, OTHERS = HOOKED
+"""Sums that hooks compute over tokens: of ``d (d - D)``, d what a layer should add to its output, D
+what it adds; of ``|dA x|^2`` and ``|A0 x|^2``; of R - 1 times the squares of the parts
+``B_k A_k x``, and of the products of different parts."""
+
 statistic("mean_abs", ABS)(lambda sums, count: sums[..., ABS] / count)
 statistic("rms", SQUARE)(lambda sums, count: np.sqrt(sums[..., SQUARE] / count))
 statistic("m4", FOURTH)(lambda sums, count: (sums[..., FOURTH] / count) ** 0.25)
@@ -63,12 +69,6 @@ statistic("stable_rank", SQUARE)(
 statistic("swallowed", SQUARE)(lambda sums, _: sums[..., WRITTEN[LOST]] / sums[..., SQUARE])
 statistic("rho")(lambda sums, _: np.sqrt(sums[..., WRITTEN[MOVED]] / sums[..., WRITTEN[START]]))
 statistic("r_parts")(lambda sums, _: sums[..., WRITTEN[PARTS]] / sums[..., WRITTEN[OTHERS]])
-
-HOOKED = "lost", "moved", "start", "parts", "others"
-LOST, MOVED, START, PARTS, OTHERS = HOOKED
-"""Sums that hooks compute over tokens: of ``d (d - D)``, d what a layer should add to its output, D
-what it adds; of ``|dA x|^2`` and ``|A0 x|^2``; of R - 1 times the squares of the parts
-``B_k A_k x``, and of the products of different parts."""
 
 WRITTEN: dict[str, int] = {
     name: TENSORS + 1 + index
