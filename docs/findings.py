@@ -17,7 +17,6 @@ import pandas as pd
 import yaml
 
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
-from docs.evidence import measured_in
 from study.analysis.expectations import Compared, compare
 from study.analysis.power import MOST_SEEDS, need_of_primary
 from study.analysis.primary import Answer
@@ -31,8 +30,8 @@ from study.config.expectations import (
     read_entries,
 )
 from study.errors import count_noun
-from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
+from study.report.answer import answer_table, asked
 from study.report.expected import (
     compared_row,
     counts_apart,
@@ -48,7 +47,7 @@ from study.report.text import bullets, distinct, joined, minus, number_list, tab
 from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
-from study.vocabulary.scaling import RULES, named_rule, rule_label
+from study.vocabulary.scaling import named_rule, rule_label
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
@@ -76,8 +75,6 @@ KINDS = {
 """By :attr:`study.config.expectations.Expectation.is_identity`."""
 SECOND_MODEL = "_gemma3"
 """The end of the names of studies that repeat one of SmolLM2 on Gemma 3."""
-MOST_SENTENCES = 5
-"""Of a study's answer; its report has all."""
 
 
 @cache
@@ -245,22 +242,30 @@ def _link(study: str) -> str:
 
 
 def study_block(name: str) -> str:
-    """A study: its figure, its size, its expectations, and what was found."""
+    """A study: what it asks, its answer as its report begins, its size and its expectations."""
     study, tables = STUDIES[name], study_tables(name)
-    cells, ran = tables.cells, settings(tables.cells)
-    size = f"{count_noun(len(cells), 'cell')}, {_span(cells)}"
-    hours = _time(total_seconds(cells, records(name)))
-    text = f"{study['asks']} {ran[:1].upper()}{ran[1:]}. {size}, {hours}."
+    plots, found = f"../../{PLOTS.relative_to(ROOT)}/{name}", answer_table(tables)
+    hours = _time(total_seconds(tables.cells, records(name)))
+    text = f"{count_noun(len(tables.cells), 'cell')}, {_span(tables.cells)}, {hours}."
     if rows := compared(name):
         number = count_noun(len(rows), "comparison")
         text += f" {number[0].upper()}{number[1:]} with what was expected: {counts_apart(rows)}."
-    plots = f"../../{PLOTS.relative_to(ROOT)}/{name}"
-    answers = [f"{primary_text(*found)} {study.get('aside', '')}" for found in primaries(name)]
-    parts = [*answers, text, f"![{study['title']}]({plots}/{study['figures'][0]}.png)"]
-    if study.get("sentences"):
-        parts.append(bullets(what_was_found(tables)[:MOST_SENTENCES]))
-    parts.append(f"[All comparisons, figures and settings]({plots}/report.md)")
+    tests = [f"{primary_text(*one)} {study.get('aside', '')}".strip() for one in primaries(name)]
+    parts = [
+        study["asks"],
+        bullets([*what_was_found(tables), *tests]),
+        f"![{study['title']}]({plots}/{first_figure(name)}.png)",
+        *([table_of(found.rows), found.notes] if found.rows else []),
+        text,
+        f"[Caveats, all comparisons, figures and settings]({plots}/report.md)",
+    ]
     return minus("\n\n".join(parts))
+
+
+def first_figure(name: str) -> str:
+    """The figure of a study's answer: of those that are committed, the one of its question."""
+    own = STUDIES[name]["figures"]
+    return next((one for one in asked(study_tables(name)).figures if one in own), own[0])
 
 
 def _time(seconds: float) -> str:
@@ -286,18 +291,6 @@ def by_setting(study: str) -> str:
     heads = dict.fromkeys((head for cells in body.values() for head in cells), "")
     found = sorted(body.items(), key=lambda row: row[0] != COMMON)
     return minus(table_of([{"setting": setting, **heads, **cells} for setting, cells in found]))
-
-
-def lost_by_step(study: str) -> str:
-    """The share of the output that two products lose, median over layers and seeds, by step."""
-    rows = pd.concat(measured_in(study, "adapter_out", step) for step in (1, 10, 40))
-    usual = rows[rows["contraction"] == "factored"].astype({"scaling": str})
-    shares = usual.groupby(["scaling", "lr", "rank", "step"])["swallowed"].median().unstack()
-    body = [
-        [RULES[rule].label, f"{lr:g}", f"{rank:g}", *(f"{100 * share:.0f} %" for share in row)]
-        for (rule, lr, rank), row in zip(shares.index, shares.to_numpy(), strict=True)
-    ]
-    return table(["rule", "lr", "rank", *(f"step {step}" for step in shares)], body)
 
 
 def failed() -> str:
@@ -492,7 +485,6 @@ BLOCKS: dict[str, Block] = {
     "by-setting": by_setting,
     "singles": lambda study: counts_apart(compared(study)),
     "failed": failed,
-    "lost-by-step": lost_by_step,
     "decided": decided,
     "undecided": undecided,
     "studies": studies,

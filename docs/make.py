@@ -16,7 +16,7 @@ from benchmarks.summary import speed
 from docs import advice, bench, evidence, external, findings, hero, horizons, quick, served
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, rewrite, study_tables, table
 from study.figures import FIGURES, draw_all, save
-from study.report import report_of
+from study.report import as_markdown, read_report
 from study.store import write_output
 from study.store.files import remove
 
@@ -75,8 +75,8 @@ def draw_study(name: str) -> list[str]:
     for path in folder.glob("*.png"):
         if path.stem not in drawn:
             remove(path)
-    text = report_of(RESULTS / name, tables, drawn, folder, folder, findings.entries(name))
-    write_output(folder / "report.md", text)
+    report = read_report(RESULTS / name, tables, drawn, findings.entries(name))
+    write_output(folder / "report.md", as_markdown(report, folder, folder))
     return said
 
 

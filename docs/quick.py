@@ -1,15 +1,16 @@
 """The blocks of docs/start.md, measured.md and conditions.md: the quick study, and that of p*."""
 
-import textwrap
-
-from rich.console import Console
+import os
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from unittest import mock
 
 from docs.blocks import QUICK, Block, study_tables
-from study.analysis.terminal import render_texts
-from study.figures.captions import settings
-from study.report.answer import answer
-from study.report.sections import condition_section, p_star_section, printed
-from study.report.text import bullets, minus, table_of
+from study.cli.tables import conclude, print_table
+from study.report import answer, answer_table, asked
+from study.report.sections import exponent_section, p_star_section, short
+from study.report.text import Table, bullets, minus, table_of
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
 
@@ -19,31 +20,36 @@ P_STAR = "stable_exponent"
 """The folder of the study of p*, in ``results/reference``."""
 
 
+def terminal(show: Callable[[], None]) -> str:
+    """What a command prints on a terminal of :data:`TERMINAL` columns."""
+    with mock.patch.dict(os.environ, COLUMNS=str(TERMINAL)), redirect_stdout(StringIO()) as text:
+        show()
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join(["```", *filter(None, lines), "```"])
+
+
 def printed_answer() -> str:
-    """The end of ``make study``, as a terminal of 100 columns shows it."""
+    """The end of ``make study``."""
     tables = study_tables()
-    head = textwrap.fill(f"{QUICK}: {settings(tables.cells)}", TERMINAL, subsequent_indent="  ")
-    indented = {"initial_indent": "- ", "subsequent_indent": "  "}
-    said = [textwrap.fill(line, TERMINAL, **indented) for line in answer(tables)]
-    return "\n".join(["```", head, *said, "```"])
+    found = asked(tables).asks, answer(tables), answer_table(tables)
+    return terminal(lambda: conclude(QUICK, *found))
 
 
 def condition() -> str:
     """The paper's condition in the quick study, at the first and at the last step."""
-    found = condition_section(study_tables())
-    return minus(f"{table_of(found['rows'])}\n\n{found['legend']}")
+    found = answer_table(study_tables())
+    return minus(f"{table_of(found.rows)}\n\n{found.notes}")
 
 
 def verdict_lines() -> str:
     """The first lines of ``study analyze`` on the quick study."""
-    title, rows, _, by = next(printed(study_tables()))
-    first = rows[(rows[by] == rows[by].iloc[0]) & (rows["step"] == "0")]
-    drawn = render_texts(title, first, by=by)
-    console = Console(width=80, color_system=None, force_terminal=False)
-    with console.capture() as text:
-        console.print(drawn)
-    lines = [line.rstrip() for line in text.get().splitlines()]
-    return "\n".join(["```", *filter(None, lines), "```"])
+    section = exponent_section(study_tables())
+    assert section is not None
+    [table] = section.tables
+    rows = [row for row in table.rows if row["step"] == "0"]
+    by = "optimizer, rule"
+    first = Table([row for row in rows if row[by] == rows[0][by]], "", table.title)
+    return terminal(lambda: print_table(short(first)))
 
 
 def verdict_words() -> str:
@@ -53,7 +59,9 @@ def verdict_words() -> str:
 
 def p_star() -> str:
     """p* of every quantity at its first step, a line per optimizer."""
-    return minus(bullets(p_star_section(study_tables(P_STAR))["sentences"]))
+    section = p_star_section(study_tables(P_STAR))
+    assert section is not None
+    return minus(bullets(section.text[1:]))
 
 
 BLOCKS: dict[str, Block] = {

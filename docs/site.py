@@ -15,17 +15,20 @@ import yaml
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
-from docs.blocks import PLOTS, ROOT
+from docs.blocks import PLOTS, QUICK, RESULTS, ROOT
 from docs.findings import STUDIES
 from study.config.hints import meanings
+from study.dashboard.document import export
 from study.figures import FIGURES
 from study.theory.rows import ROWS
 from study.vocabulary import quantities, statuses, verdicts
 
 GENERATED = (
     *("experiments", "exponents", "files", "findings"),
-    *("gallery", "glossary", "keys", "statistics"),
+    *("gallery", "glossary", "index", "keys", "statistics"),
 )
+MOST_BYTES = 2_500_000
+"""Of the dashboard on the site's front: Plotly takes 2 MB of them."""
 LINK = re.compile(r"(?<!!)\[([^]]*)\]\((?!https?:|#)([^)#]+)\)")
 CONF, DOCS = ROOT / "conf", ROOT / "docs"
 ELSEWHERE = [("py:.*", r"(?!study\.).*"), ("py:.*", r"study\.([a-z_.]+|(adapters|vocabulary)\..+)")]
@@ -84,6 +87,12 @@ def document(name: str) -> str:
     return text.replace("](../docs/", "](")
 
 
+def front(name: str) -> str:
+    """The top of a document: what it found, its two commands and the three ways in."""
+    text = document(name).partition("## Look at")[0]
+    return re.sub(r'<picture>.*?alt="(.*?)" src="(.*?)".*?</picture>', r"![\1](../\2)", text)
+
+
 def outside(page: str, found: re.Match[str]) -> str:
     """A link to a folder or to a document that is no page, as text. Sphinx checks the others."""
     text, target = found.groups()
@@ -114,7 +123,7 @@ def where(name: str, stat: quantities.Stat) -> str:
     return code(special.get(name) or of_kind.get(stat.kind, "adapter_out"))
 
 
-FUNCTIONS = (keys, options, gallery, document, where, code, cell)
+FUNCTIONS = (keys, options, gallery, document, front, where, code, cell)
 TABLES = {"quantities": quantities, "verdicts": verdicts, "statuses": statuses, "ROWS": ROWS}
 NAMES: dict[str, Any] = {function.__name__: function for function in FUNCTIONS} | TABLES
 """What the templates know."""
@@ -140,8 +149,15 @@ def _block(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def add_dashboard(app: Any, error: Exception | None) -> None:
+    """Write the dashboard of the quick study beside the pages."""
+    if error is None:
+        export([RESULTS / QUICK], Path(app.outdir) / "quick.html", MOST_BYTES)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", fill)
+    app.connect("build-finished", add_dashboard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from study.cli import cli
 from study.config.compose import CONF, parse
+from study.figures import style
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -81,3 +83,19 @@ def test_the_theory_of_the_page_is_that_of_the_code() -> None:
     assert len(found) == 5
     for block in found:
         exec(compile(block, "docs/theory.md", "exec"), names)
+
+
+def test_the_recipe_for_a_figure_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("results").symlink_to(DOCS.parent / "results")
+    monkeypatch.setattr("study.figures.style.PAPER", dict(style.PAPER))
+    [recipe] = blocks(DOCS / "paper-figures.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(recipe, "docs/paper-figures.md", "exec"), names)
+    gids = {str(one.get_gid()) for one in names["figure"].findobj()}
+    assert {gid.split(" ")[-1] for gid in gids if gid.startswith("line ")} == {
+        "r=1",
+        "r=16",
+        "r=256",
+    }
+    assert Path("plots/paper/basins.pdf").stat().st_size > 10_000

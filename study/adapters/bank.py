@@ -197,8 +197,7 @@ def initial_pair(
 
     With ``experts``, as many of each, stacked in the first dimension. The draw is keyed by seed,
     layer and rank, so adapters of different ranks are independent, as a fit over ranks assumes.
-    Scaling rules and optimizers at one rank share the draw. Raises ``ValueError`` for an unknown
-    init.
+    Scaling rules and optimizers at one rank share the draw.
     """
     if spec.start is not None:
         return spec.start[layer].A_RD, spec.start[layer].B_OR
@@ -219,8 +218,7 @@ class LoraBank(nn.Module):
     """A frozen linear with the adapters of K cells, ordered by rank.
 
     ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``. With K = 1 it is an ordinary LoRA layer.
-    Adapters are float32 in every precision of the base and are cast where they are used. Raises
-    ``ValueError`` if the specs are not ordered by rank.
+    Adapters are float32 in every precision of the base and are cast where they are used.
     """
 
     def __init__(

@@ -47,12 +47,11 @@ class ExpertBank(LoraBank):
     """The adapters of K cells on one weight of a module of experts.
 
     A is ``[E, R, D]`` and B ``[E, O, R]`` per cell. ``base``: the module; the last word of
-    ``layer`` is the weight's name. Raises ``ValueError`` if the cells are not ordered by rank.
+    ``layer`` is the weight's name.
     """
 
     @property
     def name(self) -> str:
-        """The name of the weight in its module."""
         return self.layer.rpartition(".")[2]
 
     @property

@@ -75,8 +75,6 @@ class InfiniteRankBank(LoraBank):
 
     The drawn factor is the identity and has a gradient of 0. ``gamma`` in its spec is the limit of
     ``gamma * sqrt(rank)``, rsLoRA's alpha. It costs as much as an adapter of rank D (Init[B]: O).
-    Raises ``ValueError`` for more than one cell, for a finite rank, and for an init without a
-    limit.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -22,10 +22,7 @@ HALVES = {
 
 
 def path_pattern(pattern: str, named: str, prefix: str = "") -> re.Pattern[str]:
-    """A regex for module paths, after ``prefix``. ``named``: what it is in errors.
-
-    Raises :class:`StudyError` for an invalid regex.
-    """
+    """A regex for module paths, after ``prefix``. ``named``: what it is in errors."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of a nested set
             return re.compile(f"{prefix}({pattern})")
@@ -41,8 +38,7 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
 
     ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of paths or ends of
     paths; or a regex on whole paths. In addition, ``attention`` and ``mlp`` name one half of each
-    block, and a single name is a list of one. Raises :class:`StudyError` for an invalid regex, an
-    empty list or a name that matches nothing.
+    block, and a single name is a list of one.
     """
     kinds = sorted({path.rpartition(".")[2] for path in linears})
     choices = (
@@ -86,8 +82,7 @@ def adapted(
     Yields their banks. Banks replace linears; :class:`~study.adapters.experts.AdaptedExperts`
     replaces a module of experts. ``bank_type``: of the linears, :class:`LoraBank` or a subclass.
     ``contraction``: how banks compute their products. ``divide``: called once the adapters are in
-    place, to divide them among processes. Raises :class:`StudyError` for experts with another
-    ``bank_type``.
+    place, to divide them among processes.
     """
     device = next(model.parameters()).device
     banks: list[LoraBank] = []

@@ -6,7 +6,7 @@ They are read on one fixed batch that is never trained on, if the study probed i
 training batch. The gradient norm over all adapters (the paper's Figure 3) is shown with them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -24,20 +24,11 @@ from study.vocabulary.quantities import (
     Quantity,
 )
 from study.vocabulary.scaling import rule_words
-from study.vocabulary.verdicts import ONE_SEED, STABLE, UNCLEAR
 
 CONDITION: tuple[Quantity, ...] = (FORWARD_OUT, BACKWARD_IN, GRADIENT_NORM)
 """What must not depend on the rank, in the order of the tables."""
 BATCHES_OF = {FORWARD_OUT: (HELDOUT, TRAIN), BACKWARD_IN: (HELDOUT, TRAIN), GRADIENT_NORM: (TRAIN,)}
 """The batches on which each is read: the first one that the study probed."""
-LOST, FAILS, HOLDS, LATE, OPEN = ANSWERS = (
-    "stable at the first step and not at the last",
-    "not stable at the last step",
-    "stable at the first step and at the last",
-    "stable at the last step and not at the first",
-    "not decided",
-)
-"""Combined verdicts of a curve, in the order of a report: lost stability comes first."""
 
 SUMMARY_COLUMNS = (
     *("optimizer", *RULE, "rule", "curve", "site", "stat", "quantity"),
@@ -50,9 +41,6 @@ SUMMARY_COLUMNS = (
 )
 
 
-OVER_MODEL = "whole model"
-
-
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     """The primary quantities at their primary steps and at the first and last step measured, each
     on one batch, that of the paper's condition.
@@ -62,12 +50,6 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     """
     rows = _rows_of(PRIMARY, exponents)
     return _described(rows[rows["fixed"] | rows["is_first"] | rows["is_last"]], exponents)
-
-
-def headline(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The rows of :func:`summary` at the primary steps of each quantity."""
-    rows = _rows_of(PRIMARY, exponents)
-    return _described(rows[rows["fixed"]], exponents)
 
 
 def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -115,24 +97,6 @@ def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFra
     return rows[(rank == rank.groupby(curve).transform("min")).to_numpy()]
 
 
-def answer(first: Iterable[str], last: Iterable[str]) -> str:
-    """One of :data:`ANSWERS`, from the verdicts at the first and at the last step."""
-
-    def all_stable(words: Iterable[str]) -> bool | None:
-        """None if some test was not decided and none showed a slope."""
-        found = set(words)
-        if found - {STABLE, UNCLEAR, ONE_SEED}:
-            return False
-        return None if found & {UNCLEAR, ONE_SEED} else True
-
-    at_first, at_last = all_stable(first), all_stable(last)
-    if at_last is False:
-        return LOST if at_first else FAILS
-    if at_last and at_first is not None:
-        return HOLDS if at_first else LATE
-    return OPEN
-
-
 def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``exponents`` with :data:`SUMMARY_COLUMNS`."""
     by_row = list(rows.itertuples(index=False))
@@ -141,7 +105,7 @@ def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
         curve=_curve_texts(rows, exponents),
         quantity=[f"{row.site} {row.stat}" for row in by_row],
         over=[
-            OVER_MODEL if row.layer == MODEL_WIDE else f"mean over {row.layers} layers of the log"
+            "whole model" if row.layer == MODEL_WIDE else f"mean over {row.layers} layers of log"
             for row in by_row
         ],
         estimate=list(map(interval_text, rows["exponent"], rows["ci_low"], rows["ci_high"])),

@@ -1,4 +1,4 @@
-"""Verdicts: does a quantity stay stable as the rank grows, and if not, how much does it change?
+"""Verdicts: does a quantity keep its size as the rank grows, and if not, how much does it change?
 
 The margin is a factor of 1.5 from the lowest to the highest rank in every study. In units of the
 slope, ``margin = ln(1.5) / ln(rank_max / rank_min)``. docs/intervals.md has the tests, the groups
@@ -16,7 +16,7 @@ from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import curve_columns, numbered
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, PRIMARY, TRAIN, Quantity
 from study.vocabulary.thresholds import ROUNDING, SEEDS_FOR_VERDICT, SIGNIFICANCE, STABLE_RATIO
-from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISES, STABLE, UNCLEAR
+from study.vocabulary.verdicts import FALLS, GROWS, ONE_SEED, RISES, SHRINKS, STABLE, UNCLEAR
 from study.vocabulary.verdicts import VERDICTS as WORDS
 
 VERDICTS = tuple(WORDS)
@@ -72,8 +72,8 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     down, moves, far = slope < 0, p_slope <= SIGNIFICANCE, p_beyond <= SIGNIFICANCE
     choices = {
         ONE_SEED: seeds == 1,
-        COLLAPSES: far & down,
-        EXPLODES: far,
+        SHRINKS: far & down,
+        GROWS: far,
         STABLE: p_stable <= SIGNIFICANCE,
         FALLS: moves & down,
         RISES: moves,

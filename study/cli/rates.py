@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from rich.console import Console
 
 from study.analysis.losses import OF_A_RULE, final_losses
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
-from study.analysis.terminal import render_best, render_horizons
+from study.analysis.terminal import render_horizons
 from study.cli.group import STUDY_DIR, cli, print_tables, say, tables_as
+from study.cli.tables import print_table
 from study.cli.training import train
 from study.config.compose import CONF
 from study.errors import StudyError
 from study.integrations.configs.writing import written
+from study.report.answer import rate_table
 from study.store import StudyTables, read_record
 from study.store.tables import load_measured
 from study.vocabulary.scaling import POWER
@@ -64,7 +67,9 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     if output:
         print_tables(output, rates=found, exponents=exponents)
         return
-    Console().print(render_best(found))
+    steps = found["horizon"].max()
+    last = replace(tables, rates=found[found["horizon"] == steps])
+    print_table(rate_table(last)._replace(title=f"Best learning rates after {steps:g} steps"))
     Console().print(render_horizons(exponents))
 
 

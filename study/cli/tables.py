@@ -3,7 +3,7 @@
 import math
 import shutil
 import sys
-import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -26,21 +26,20 @@ from study.cli.group import (
     print_tables,
     say,
     tables_as,
-    text_width,
 )
 from study.config.expectations import check_entries, read_entries, read_entry
 from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.audit import adapter_tiles
-from study.figures.captions import settings
 from study.figures.style import FORMATS
 from study.integrations.configs.files import load
-from study.report import answer, plots_folder, write_report
+from study.report import answer, answer_table, asked, plots_folder, write_report
 from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
-from study.report.sections import printed
-from study.store import StudyTables, load_measured, write_table
+from study.report.sections import exponent_section, p_star_section, short
+from study.report.text import Table, plain
+from study.store import load_measured, write_table
 from study.store.archive import check_study, write_archive
 from study.store.files import Damaged, check_writable
 from study.store.records import ARCHIVE, cell_folders, is_archived
@@ -64,22 +63,35 @@ def analyze(study_dir: Path, output: str | None) -> None:
         tables = {"exponents": exponents, "stable": stable, "rates": transfer}
         print_tables(output, **tables, losses=found.losses, answer=answer(found))
         return
-    for table in printed(found):
-        Console().print(render_texts(*table))
+    for section in filter(None, (exponent_section(found), p_star_section(found))):
+        for table in section.tables:
+            print_table(short(table))
     if len(transfer):
         at_end = found.rates.assign(horizon=found.rates["steps"])
         Console().print(render_horizons(analysis.exponents_against_rho(at_end)))
-    conclude(found, study_dir)
+    conclude(study_dir.name, asked(found).asks, answer(found), answer_table(found))
     say(f"all exponents: {study_dir / 'exponents.parquet'}")
     say(f"next: study report {study_dir}")
 
 
-def conclude(tables: StudyTables, study_dir: Path) -> None:
-    """Print what the study found, in a few sentences."""
-    head = printable(f"{study_dir.name}: {settings(tables.cells)}")
-    click.echo("\n" + textwrap.fill(head, text_width(), subsequent_indent="  "))
-    print_sentences(answer(tables))
-    click.echo()
+def conclude(
+    name: str, asks: str, sentences: Iterable[str], table: Table, figure: str = ""
+) -> None:
+    """Print a study's question, its answer, and where its figure is."""
+    click.echo("\n" + printable(f"{name}: {asks}"))
+    print_sentences(sentences)
+    if figure:
+        click.echo(f"# figure: {figure}")
+    if table.rows:
+        print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; rows of equal names in the first column have them as their head."""
+    rows = pd.DataFrame(table.rows).map(plain).rename(columns=plain)
+    first = str(rows.columns[0])
+    by = first if rows[first].duplicated().any() else ""
+    Console().print(render_texts(plain(table.title), rows, plain(table.notes), by=by))
 
 
 @cli.command()
@@ -144,8 +156,9 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     check_writable(to or study_dir, usual)
     say("analyzing the cells and drawing the figures ...")
     tables = load_tables(study_dir)
-    [_, page] = write_report(study_dir, tables, usual, to)
-    conclude(tables, study_dir)
+    found, page = write_report(study_dir, tables, usual, to)
+    figure = str(usual / f"{found.figures[0]}.png") if found.figures else ""
+    conclude(study_dir.name, found.asks, found.sentences, found.table, figure)
     program = "study" if shutil.which("study") else sys.argv[0]
     click.echo(f"# open in a browser: {page}")
     click.echo(f"{program} dashboard {study_dir}    # every layer, in a browser")

@@ -30,8 +30,7 @@ from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.scaling import RULES
 from study.vocabulary.statuses import BROKEN, STATUSES, end_step, note
-from study.vocabulary.thresholds import STABLE_RATIO
-from study.vocabulary.verdicts import VERDICTS, glossary, meaning
+from study.vocabulary.verdicts import glossary
 
 CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 """The metrics with a curve on the page."""
@@ -94,14 +93,6 @@ def _words() -> dict[str, Any]:
         },
         "interval": INTERVAL,
         "straightness": STRAIGHTNESS,
-        "words": {
-            word: {
-                "symbol": row.symbol,
-                "colour": row.colour,
-                "meaning": meaning(word, STABLE_RATIO),
-            }
-            for word, row in VERDICTS.items()
-        },
         "t_critical": t_critical(np.arange(1, MOST_DF + 1)).tolist(),
     }
 
@@ -139,7 +130,7 @@ def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
     quantities = in_order(values.measured(prefix))
     return {
         "study": study.name,
-        "answer": list(study.answer),
+        "report": study.report,
         "cells": [
             _cell(row, metrics.get(str(row["cell_id"])))
             | {
@@ -160,8 +151,6 @@ def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
         "layers": values.layers_of(prefix),
         "quantities": [quantity._asdict() for quantity in quantities],
         "batches": batch_words(quantity.batch for quantity in quantities),
-        **findings.verdicts(study),
-        "p_star": findings.p_star(study),
         "losses": losses,
     }
 

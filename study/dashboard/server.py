@@ -26,22 +26,18 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from study.dashboard.document import PLOTLY, Page, live_document
 from study.dashboard.studies import read_studies, state_of
 from study.dashboard.values import Measured
 from study.errors import StudyError, one_line, printable, unknown
+from study.report.page import Pictures
 from study.vocabulary.statuses import ENDED
 
 MOST_NAMED = 3
 """Quantities that an answer names."""
 LOCAL = ("127.0.0.1", "localhost")
 EVERY_ADDRESS = "0.0.0.0"
-MOST_CONNECTIONS = 48
-"""The most connections. A browser keeps up to six. Further ones get a busy answer."""
-MOST_WAIT = 10.0
-"""Seconds in which a connection must send a whole request."""
 KEY_BYTES = 32
 NOTHING_HERE = "Open the address that study dashboard printed: it ends with a token.\n"
 """The answer to a request without the token."""
@@ -88,8 +84,6 @@ def serve(
         app,
         log_level="error",
         timeout_graceful_shutdown=1,
-        limit_concurrency=MOST_CONNECTIONS,
-        http=_Impatient,
     )
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
@@ -131,27 +125,6 @@ def _is_secret(path: Path) -> bool:
     return about is not None and about.st_size == KEY_BYTES and not about.st_mode & 0o077
 
 
-class _Impatient(H11Protocol):
-    """Closes a connection that sends no whole request in time; uvicorn alone waits for ever."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_a_request()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._expect_a_request()
-
-    def _expect_a_request(self) -> None:
-        last = self.cycle
-
-        def close() -> None:
-            if self.cycle is last:
-                self.transport.close()
-
-        self.loop.call_later(MOST_WAIT, close)
-
-
 def application(
     folders: Sequence[Path],
     hosts: Sequence[str],
@@ -177,7 +150,7 @@ class _Watched:
 
     def __init__(self, folders: Sequence[Path], look_ahead: LookAhead) -> None:
         self.folders, self.look_ahead = folders, look_ahead
-        self.state = ""
+        self.state, self.drawn = "", Pictures()
         self._read()
         self._look()
 
@@ -255,7 +228,7 @@ class _Watched:
 
     def _read(self) -> None:
         state = state_of(self.folders)  # before the files: a change meanwhile is seen next time
-        studies = read_studies(self.folders)
+        studies = read_studies(self.folders, self.drawn)
         self.page = Page(studies, live=True, state=state)
         self.text = self.page.text()
         self.state, self.read_at = state, time.monotonic()

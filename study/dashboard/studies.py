@@ -4,14 +4,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from study.analysis import with_derived
 from study.errors import StudyError, printable
-from study.report import answer
+from study.report.page import Pictures, answer_html
 from study.store import StudyTables, load_cells, load_measured
 from study.store.tables import FIRST
 
@@ -23,49 +23,42 @@ TABLES = (".json", ".parquet", ".arrows")
 class Study:
     """A study when it was read, with its results so far.
 
-    - ``tables``: measured and derived. ``note``: why there are no exponents;
+    - ``tables``: measured and derived;
     - ``unreadable``: why, by the id of each cell that can't be read;
-    - ``answer``: the report's sentences.
+    - ``report``: its answer and its sections as HTML, or why there is none.
     """
 
     name: str
     tables: StudyTables
     unreadable: dict[str, str]
-    note: str = ""
-    answer: Sequence[str] = ()
+    report: str
 
     @classmethod
-    def read(cls, folder: Path, name: str) -> "Study":
-        """Read and analyse a study."""
+    def read(cls, folder: Path, name: str, drawn: Pictures) -> "Study":
+        """Read and analyse a study. ``drawn``: the pictures of earlier reads."""
         every = load_cells(folder, with_unreadable=True)
         broken = every.loc[every["status"] == "unreadable"].set_index("cell_id")["error"]
         unreadable = {str(cell): printable(str(why), 1000) for cell, why in broken.items()}
         if len(broken) == len(every):
             cells = pd.DataFrame(columns=list(FIRST))
             tables = StudyTables(cells, pd.DataFrame(), pd.DataFrame())
-            return cls(name, tables, unreadable, "No exponents: there is no cell that can be read.")
+            return cls(name, tables, unreadable, "There is no cell that can be read.")
         tables = load_measured(folder)
         lost = set(every["cell_id"]) - set(tables.cells["cell_id"]) - set(unreadable)
         unreadable |= dict.fromkeys(sorted(lost), f"a table is damaged: run study check {folder}")
-        ranks = tables.cells["rank"]
-        if ranks[np.isfinite(ranks)].nunique() < 2:
-            return cls(name, tables, unreadable, "No exponents yet: two ranks are needed.")
         try:
-            found = with_derived(tables)
+            tables = with_derived(tables)
         except StudyError as error:
-            return cls(name, tables, unreadable, f"No exponents: {error}")
-        none = "No exponents yet: no quantity has been measured at two ranks."
-        note = none if found.exponents.empty else ""
-        return cls(name, found, unreadable, note, answer(found))
+            return cls(name, tables, unreadable, escape(f"No exponents: {error}"))
+        return cls(name, tables, unreadable, answer_html(folder, tables, drawn))
 
 
-def read_studies(folders: Sequence[Path]) -> list[Study]:
+def read_studies(folders: Sequence[Path], drawn: Pictures | None = None) -> list[Study]:
     twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
     if twice:
         raise StudyError(f"{twice[0]} is given twice: give each study once")
-    return [
-        Study.read(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)
-    ]
+    names, drawn = names_of(folders), {} if drawn is None else drawn
+    return [Study.read(folder, name, drawn) for folder, name in zip(folders, names, strict=True)]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

@@ -37,7 +37,7 @@ LINE, APART, BELOW = 0.34, 0.09, 0.45  # inches: a line at least, between settin
 @style.paper()
 def exponents_over_training(tables: Tables) -> Figure:
     """Scaling exponents of the primary quantities over training, one line per rule. In the grey
-    band a quantity counts as stable.
+    band a quantity keeps its size.
 
     A panel per quantity, a row of panels per setting. The grey band is the margin of the verdicts:
     a change by less than a factor of 1.5 from the lowest to the highest rank. The two conditions of

@@ -117,7 +117,6 @@ def _of_base(weights: Mapping[str, Tensor], row: dict[str, Any], base: str) -> d
 
 
 def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
-    """Sentences on the rows of :func:`audit`."""
     config, moved = adapter.config, rows[rows["moved"]]
     label = RULES[adapter.scaling].label
     found = [

@@ -111,7 +111,6 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a cell's trained adapter, and the cell's record."""
     folder, record = find_cell(study_dir, cell)
     if (folder / ADAPTER).is_dir():
         wrong = damage(folder, record, "adapter")

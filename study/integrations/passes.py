@@ -99,7 +99,6 @@ class LoopPasses:
         self._in_backward = False
 
     def attach(self, hooks: ExitStack) -> None:
-        """Watch the model until ``hooks`` is closed."""
         before = self.model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True)
         after = self.model.register_forward_hook(Hook(self._after_forward))
         for close in (before.remove, after.remove, self._watches.close):
@@ -262,7 +261,6 @@ def after_backward(call: Callable[[], None]) -> None:
 
 
 def copies(layer: AdaptedLayer) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Those of the gradients of A and of B."""
     grads = [stack.gradients for stack in layer.stacks()]
     return [(None if A is None else A.clone(), None if B is None else B.clone()) for A, B in grads]
 

@@ -66,7 +66,6 @@ class Adapter:
 
     @property
     def pairs(self) -> list[LoraPair]:
-        """A, B and gamma of each layer."""
         return [layer.pairs()[0] for layer in self.probe.layers]
 
     @property

@@ -41,7 +41,6 @@ def _factor(reads: list[str], adapter: PeftAdapter, rank: int, gamma: float) -> 
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """A sentence on the rows of :func:`served`."""
     wrong = rows[(rows["factor"] / rows["gamma"] - 1).abs() > 1e-6]
     refused = rows[rows["result"].str.startswith("refuses")]
     if wrong.empty and refused.empty:

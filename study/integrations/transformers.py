@@ -93,7 +93,6 @@ class NormProbeCallback(TrainerCallback):
         self.trainer.training_step = watched
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Send what was measured to the trackers."""
         if self._recording is not None and self._recording.tables:
             self._track(self._recording.tables, state, control)
 

@@ -25,7 +25,7 @@ from study.probes.delta_w import DeltaW
 from study.probes.layers import Stack
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import TENSORS, Product, SiteSource
-from study.probes.statistics import LOST
+from study.probes.statistics import LOST, MOVED, OTHERS, PARTS, START
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
 
@@ -180,11 +180,9 @@ class Activations:
 
     def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
         """Measure the alignments of sampled inputs, rho and r_parts."""
-        if self.alignment is not None or self.rho or self.parts:
-            x_nD = self.joined(x_nD)
         if self.alignment is not None:
-            stats_of = self.alignment.of_inputs
-            self.found.write("adapter_out", layer, cell, stats_of, layer, cell, x_nD)
+            stats_of, joined_nD = self.alignment.of_inputs, self.joined(x_nD)
+            self.found.write("adapter_out", layer, cell, stats_of, layer, cell, joined_nD)
         if self.rho and (A0_RD := self.found.layers[layer].initial_A(cell)) is not None:
             self.found.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
         if self.parts:
@@ -212,11 +210,9 @@ class Activations:
         return self._last_input[1:]
 
     def by_cell(self, x: Tensor) -> Tensor:
-        """``[K, N, F]``."""
         return x.detach().reshape(self.found.cells, -1, x.shape[-1])
 
     def sums(self, source: SiteSource, x_KNF: Tensor, rows: Rows) -> dict[str, list[int]]:
-        """For each site, the sums over the real tokens."""
         if self.found.adder.waits and source == "outputs":
             x_KNF = x_KNF.clone()  # a few models change them in place
         return {
@@ -249,7 +245,6 @@ class LayerPass:
             hooks.callback(dropout.register_forward_hook(seen.after).remove)
 
     def _listeners(self, first: int) -> Listeners:
-        """The functions that take the tensors of the cells from ``first`` on."""
         take = partial(self.delta_w.take, self.index, first)
         return Listeners(take, partial(self._on_dropped, first))
 
@@ -350,11 +345,9 @@ def _lost(
 
 
 def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:
-    """``||dA x|| / ||A0 x||`` over the tokens, Frobenius norms.
-
-    dA is computed first, because ``A x - A0 x`` would lose it to rounding.
-    """
-    return {"rho": (x_nD @ (pair.A_RD - A0_RD).mT).norm() / (x_nD @ A0_RD.mT).norm()}
+    """dA is computed first, because ``A x - A0 x`` would lose it to rounding."""
+    moved, start = (x_nD @ A.mT for A in (pair.A_RD - A0_RD, A0_RD))
+    return {MOVED: moved.norm().double().square(), START: start.norm().double().square()}
 
 
 def _parts(x_nD: Tensor, pair: LoraPair) -> dict[str, Tensor]:
@@ -366,4 +359,4 @@ def _parts(x_nD: Tensor, pair: LoraPair) -> dict[str, Tensor]:
     h_nR = x_nD @ pair.A_RD.mT
     own = torch.dot(h_nR.square().sum(0), pair.B_OR.square().sum(0))
     others = (h_nR @ pair.B_OR.mT).square().sum() - own
-    return {"r_parts": (pair.A_RD.shape[0] - 1) * own / others}
+    return {PARTS: (pair.A_RD.shape[0] - 1) * own, OTHERS: others}

@@ -86,10 +86,8 @@ class Alignment:
         }
 
     def set_gradients(self, gradients_K: Sequence[Mapping[str, Tensor]]) -> None:
-        """Continue from every cell's :meth:`gradients`. Raises ``KeyError`` if a layer is missing.
-
-        Experts have none, because hooks do not see their inputs.
-        """
+        """Continue from every cell's :meth:`gradients`. Experts have none, because hooks do not see
+        their inputs."""
         for index, layer in enumerate(self.layers):
             if layer.experts:
                 continue

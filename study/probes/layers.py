@@ -46,7 +46,6 @@ class Stack(NamedTuple):
         return slice(self.first, self.first + self.cells)
 
     def pairs(self) -> list[tuple[int, LoraPair]]:
-        """The number and the adapter of each cell."""
         each = zip(self.A_kRD, self.B_kOR, self.gammas, self.ranks, strict=True)
         pairs = (LoraPair(A[..., :rank, :], B[..., :rank], gamma) for A, B, gamma, rank in each)
         return list(enumerate(pairs, self.first))
@@ -123,12 +122,8 @@ class AdaptedLayer:
 
 
 def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[AdaptedLayer]:
-    """Every adapted layer, in the order of the model's modules.
-
-    ``adapter``: the name of the active PEFT adapter to read. Raises :class:`StudyError` if the
-    model has no adapted layer or none of ``adapter``, if several adapters are active and none is
-    named, or if an adapted layer is not linear.
-    """
+    """Every adapted layer, in the order of the model's modules. ``adapter``: the name of the active
+    PEFT adapter to read, if there are several."""
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):

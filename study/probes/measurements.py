@@ -99,7 +99,6 @@ class Measurements:
         self._copy: HostCopy | None = None
 
     def wanted_of(self, source: SiteSource) -> list[str]:
-        """The wanted sites that are computed from ``source``."""
         return [name for name in TENSORS[source] if name in self.wanted]
 
     @contextmanager
@@ -118,7 +117,6 @@ class Measurements:
             self._pass = before
 
     def forget(self, passes: Collection[int]) -> None:
-        """Drop the numbers of some passes."""
         self._sums = [entry for entry in self._sums if entry.of_pass not in passes]
         self._written = [entry for entry in self._written if entry.of_pass not in passes]
 

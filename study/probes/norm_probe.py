@@ -145,8 +145,6 @@ class NormProbe:
     Passes with PEFT's adapters off are not measured. If a layer's output is not
     ``W0 x + gamma B A x`` (DoRA), the sites of ``gamma B A`` are left out; :attr:`variants` names
     such layers.
-
-    Raises :class:`study.errors.StudyError` if ``model`` has no LoRA layer, or none of ``adapter``.
     """
 
     def __init__(

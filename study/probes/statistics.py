@@ -50,6 +50,12 @@ def added_up(stats: Sequence[str]) -> tuple[int, ...]:
     return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
 
 
+HOOKED = "lost", "moved", "start", "parts", "others"
+LOST, MOVED, START, PARTS, OTHERS = HOOKED
+"""Sums that hooks compute over tokens: of ``d (d - D)``, d what a layer should add to its output, D
+what it adds; of ``|dA x|^2`` and ``|A0 x|^2``; of R - 1 times the squares of the parts
+``B_k A_k x``, and of the products of different parts."""
+
 statistic("mean_abs", ABS)(lambda sums, count: sums[..., ABS] / count)
 statistic("rms", SQUARE)(lambda sums, count: np.sqrt(sums[..., SQUARE] / count))
 statistic("m4", FOURTH)(lambda sums, count: (sums[..., FOURTH] / count) ** 0.25)
@@ -61,28 +67,24 @@ statistic("stable_rank", SQUARE)(
     lambda sums, _: sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2
 )
 statistic("swallowed", SQUARE)(lambda sums, _: sums[..., WRITTEN[LOST]] / sums[..., SQUARE])
-
-LOST = "lost"
-"""The sum of ``d (d - D)``: d is what a layer should add to its output, D what it adds."""
+statistic("rho")(lambda sums, _: np.sqrt(sums[..., WRITTEN[MOVED]] / sums[..., WRITTEN[START]]))
+statistic("r_parts")(lambda sums, _: sums[..., WRITTEN[PARTS]] / sums[..., WRITTEN[OTHERS]])
 
 WRITTEN: dict[str, int] = {
     name: TENSORS + 1 + index
-    for index, name in enumerate((*(stat for stat in STATS if stat not in STATISTICS), LOST))
+    for index, name in enumerate((*(stat for stat in STATS if stat not in STATISTICS), *HOOKED))
 }
-"""Columns that hold a statistic itself or, for ``swallowed``, a sum that hooks compute; by name.
-Those of several micro-batches add."""
+"""Columns that hold a statistic itself, or a sum of :data:`HOOKED`; by name. Those of several
+micro-batches and processes add."""
 
 SUMS = TENSORS + 1 + len(WRITTEN)
 """The number of columns."""
 
 
 def written_by(stats: Sequence[str]) -> list[str]:
-    """The names of :data:`WRITTEN` that ``stats`` need."""
-    needed = {
-        *stats,
-        "spectral" if "stable_rank" in stats else "",
-        LOST if "swallowed" in stats else "",
-    }
+    read = {"stable_rank": ["spectral"], "swallowed": [LOST], "rho": [MOVED, START]}
+    read["r_parts"] = [PARTS, OTHERS]
+    needed = {*stats, *(name for stat in stats for name in read.get(stat, ()))}
     return [name for name in WRITTEN if name in needed]
 
 
@@ -137,7 +139,6 @@ chunk only limits temporary memory."""
 
 
 def chunk_size(device: torch.device) -> int:
-    """The number of elements that are read at a time."""
     return CHUNK if device.type == "cpu" else GPU_CHUNK
 
 

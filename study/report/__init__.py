@@ -1,16 +1,19 @@
 """``study report``: a study on one page, as Markdown and as a self-contained HTML file.
 
-``templates/report.jinja`` has the prose of the page.
+``templates/`` has the two forms of the page.
 """
 
-from study.report.answer import answer
+from study.report.answer import answer, answer_table, asked
 from study.report.caveats import caveats
 from study.report.page import (
+    Report,
     Study,
+    answer_html,
     as_html,
+    as_markdown,
     draw_figures,
     plots_folder,
+    read_report,
     report_of,
-    report_text,
     write_report,
 )

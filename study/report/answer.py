@@ -1,7 +1,7 @@
-"""The answer: a few sentences on the findings of a study.
+"""The answer: a study's question, its sentences and its table.
 
-The terminal, the report and the README print the same sentences. All numbers and verdicts come from
-tables; a sentence without data is left out.
+Terminal, report, dashboard and documents show the same. All numbers and verdicts come from tables;
+a sentence without data is left out.
 """
 
 import math
@@ -13,29 +13,57 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
+from study.analysis.fits import mean_interval
 from study.analysis.grouping import RULE, curve_columns, curve_labels, distinguishing
-from study.analysis.losses import NOT_A_SETTING, OF_A_RULE
-from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
+from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE
+from study.analysis.summary import CONDITION, condition_rows
+from study.analysis.terminal import exponent_text, interval_span
 from study.analysis.verdicts import rows_of
-from study.analysis.wording import interval_text, setting_labels
+from study.analysis.wording import (
+    TESTED,
+    bracket_notes,
+    factor_text,
+    interval_text,
+    setting_labels,
+)
 from study.errors import count_noun
-from study.report.sections import answer_of
-from study.report.text import broken_list, cell_list, interval, joined, number_list, row_list
+from study.figures.captions import settings
+from study.report.text import (
+    Table,
+    cell_list,
+    filled,
+    interval,
+    joined,
+    number_list,
+    row_list,
+    rule_of_row,
+    signed_interval,
+    span,
+)
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
+from study.vocabulary.questions import Question, questions_of
 from study.vocabulary.scaling import rule_formula, rule_label
-from study.vocabulary.statuses import BROKEN, DONE
+from study.vocabulary.statuses import DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
-from study.vocabulary.verdicts import COLLAPSES, EXPLODES, FALLS, ONE_SEED, RISES, UNCLEAR, VERDICTS
+from study.vocabulary.verdicts import FALLS, GROWS, RISES, SHRINKS, STABLE, UNCLEAR, VERDICTS
+
+MOST_CURVES = 4
+"""Curves with a sentence each. If there are more, each setting has a sentence on its extremes."""
+MOST_SETTINGS = 3
+"""Settings with a sentence on their extremes."""
+UP, DOWN = (GROWS, RISES), (SHRINKS, FALLS)
+PLACE = {quantity: place for place, quantity in enumerate(CONDITION)}
+"""The column ``place`` of the rows of a quantity."""
 
 
 @dataclass(frozen=True)
 class Curve:
     """One rule in one setting, at one learning rate.
 
-    - ``beside``: the settings that differ between the curves of the study, such as the optimizer.
-      ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``. ``name``: ``rsLoRA (AdamW, γ = α/√r)``;
+    - ``label``: ``rsLoRA``. ``formula``: ``γ = α/√r``. ``cells``: of all ranks and seeds;
+    - ``optimizer``, ``named``: the optimizer and other keys, if they differ between settings;
     - ``setting``: equal for curves that differ in the rule only;
     - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`;
     - ``descent``: the row of ``exponents`` with the descent of the first update;
@@ -44,18 +72,22 @@ class Curve:
     - ``gain``: its row of :func:`~study.analysis.losses.rank_effects`.
     """
 
-    beside: str
     label: str
-    name: str
+    named: str
+    optimizer: str
+    formula: str
     setting: str
-    lr: float
-    steps: float
+    cells: pd.DataFrame
     condition: list[Any]
     descent: Any | None
     losses: dict[float, float]
     base: float
     gain: Any | None
     best: dict[float, float]
+
+    @property
+    def beside(self) -> str:
+        return ", ".join(filter(None, (self.optimizer, self.named)))
 
     @property
     def rule(self) -> str:
@@ -66,6 +98,46 @@ class Curve:
         return [row for row in self.condition if row.is_last]
 
 
+def asked(tables: StudyTables) -> Question:
+    """The question of a study: the first one whose columns vary and that it has the data for."""
+    cells = tables.cells
+    labels = curve_labels(cells)
+    optimizers = ["optimizer"] if cells["optimizer"].nunique() > 1 else []
+    found = questions_of([*optimizers, *distinguishing(labels, map(str, labels))])
+    needs = {"rounding": rounding_table, "rates": rate_table}
+    return next(one for one in found if one.kind not in needs or needs[one.kind](tables).rows)
+
+
+def answer(tables: StudyTables) -> list[str]:
+    """What the study found, in sentences. The first ones answer its question.
+
+    ``tables`` are those of :func:`study.analysis.load_tables`. Names are as in the tables: the
+    caller makes them printable.
+    """
+    cells, said = tables.cells, list[str]()
+    ended = cells["status"].isin(DONE)
+    if not ended.all():
+        said.append(f"So far {ended.sum()} of {len(cells)} cells are done.")
+    ranks = sorted(set(cells["rank"].dropna()))
+    if sum(map(math.isfinite, ranks)) < 2:
+        said.append(
+            f"Every cell has rank {number_list(ranks)}, so the study can't say how anything "
+            "changes with the rank: sweep adapter.rank."
+        )
+    kind = asked(tables).kind
+    if kind == "rounding":
+        return [*said, *_in_bf16(tables)]
+    found = curves(tables)
+    said += _best_rates(tables) if kind == "rates" else _of_settings(found)
+    return [*said, *_perplexity(found), *_why(found, cells["lr"].nunique() > 1)]
+
+
+def answer_table(tables: StudyTables) -> Table:
+    """The numbers of :func:`answer`; empty without data."""
+    made = {"rounding": rounding_table, "rates": rate_table}.get(asked(tables).kind)
+    return made(tables) if made else size_table(curves(tables))
+
+
 def curves(tables: StudyTables) -> list[Curve]:
     """Every curve with a fitted quantity or a final loss, in the order of the cells.
 
@@ -74,7 +146,6 @@ def curves(tables: StudyTables) -> list[Curve]:
     """
     cells = curve_labels(tables.cells)
     columns = [str(name) for name in cells]
-    cells["cell_id"] = tables.cells["cell_id"].astype(str)
     exponents, losses, effects = tables.exponents, tables.losses, rank_effects(tables.losses)
     best_losses = losses[losses["how"] == "best"] if len(losses) else losses
     losses = losses[losses["how"] == "fixed"] if len(losses) else losses
@@ -89,7 +160,8 @@ def curves(tables: StudyTables) -> list[Curve]:
         rate = _key(cells, of_setting).map(best).fillna(rate)
     cells = cells[cells["lr"] == rate]
     several = cells["optimizer"].nunique() > 1
-    cells["named"] = setting_labels(cells, distinguishing(cells, columns))
+    named = [name for name in distinguishing(cells, columns) if name != "lr"]
+    cells["named"] = setting_labels(cells, named)
     keys = [_key(table, columns) for table in (condition, exponents, losses)]
     of_rule = [name for name in columns if name != "lr"]
     rule_keys = _key(best_losses, of_rule)
@@ -101,22 +173,19 @@ def curves(tables: StudyTables) -> list[Curve]:
         )
         if not len(own_condition) and not len(own_losses):
             continue
-        row = of_curve.iloc[0]
-        words = label(str(row["optimizer"])) if several else "", str(row["named"])
-        beside = list(filter(None, words))
-        rule = rule_label(*row[list(RULE)])
+        row, own_cells = of_curve.iloc[0], tables.cells.loc[of_curve.index]
         found.append(
             Curve(
-                beside=", ".join(beside),
-                label=rule,
-                name=f"{rule} ({', '.join([*beside, rule_formula(*row[list(RULE)])])})",
+                label=rule_label(*row[list(RULE)]),
+                named=str(row["named"]),
+                optimizer=label(str(row["optimizer"])) if several else "",
+                formula=rule_formula(*row[list(RULE)]),
                 setting=str(_key(of_curve.head(1), beside_rule).iloc[0]),
-                lr=float(row["lr"]),
-                steps=float(row.get("steps", math.nan)),
+                cells=own_cells,
                 condition=row_list(own_condition),
                 descent=next(iter(row_list(own_descent)), None),
                 losses=_by_rank(own_losses),
-                base=_first_loss(tables.metrics, set(of_curve["cell_id"])),
+                base=_first_loss(tables.metrics, set(own_cells["cell_id"].astype(str))),
                 gain=_gain(own_losses, effects),
                 best=_by_rank(best_losses[rule_keys == _key(of_curve.head(1), of_rule).iloc[0]]),
             )
@@ -161,55 +230,81 @@ def _gain(losses: pd.DataFrame, effects: pd.DataFrame) -> Any | None:
     return next(iter(row_list(effects.merge(losses[by].head(1), on=by))), None)
 
 
-MOST_CURVES = 4
-"""Curves with a sentence each. If there are more, each setting has a sentence on its extremes."""
-MOST_SETTINGS = 3
-"""Settings with a sentence on their extremes."""
-GROWS = (EXPLODES, RISES)
-CHANGES = (COLLAPSES, EXPLODES, FALLS, RISES)
-PLACE = {quantity: place for place, quantity in enumerate(CONDITION)}
-"""The column ``place`` of the rows of a quantity."""
+# ---- sizes
 
 
-def answer(tables: StudyTables) -> list[str]:
-    """What the study found, in sentences: loss and gradients against rank, and why.
-
-    ``tables`` are those of :func:`study.analysis.load_tables`. Names are as in the
-    tables: the caller makes them printable.
-    """
-    cells, found, said = tables.cells, curves(tables), []
-    ended = cells["status"].isin(DONE)
-    if not ended.all():
-        said.append(f"So far {ended.sum()} of {len(cells)} cells are done.")
-    ranks = sorted(set(cells["rank"].dropna()))
-    if sum(map(math.isfinite, ranks)) < 2:
-        said.append(
-            f"Every cell has rank {number_list(ranks)}, so the study can't say how anything "
-            "changes with the rank: sweep adapter.rank."
-        )
-    said += [*_of_rules(found), *_in_bf16(tables)]
-    for status in BROKEN:
-        own = cells[cells["status"] == status]
-        verb = {"diverged": "diverged", "stuck": "got stuck"}[status]
-        if len(own):
-            said.append(f"{len(own)} of {len(cells)} cells {verb} ({broken_list(own)}).")
-    several = cells["lr"].nunique() > 1
-    return [*said, *_why(found, several), *_best_rates(tables.rates), *_together(found)]
+def change_text(verdict: str, factor: float) -> str:
+    """``shrinks to 16 %``, ``grows 4.1 times``, ``keeps its size (102 %)``."""
+    size = size_text(factor)
+    if verdict in UP:
+        return f"grows {size}" if size.endswith("times") else f"grows to {size}"
+    if verdict in DOWN:
+        return f"shrinks to {size}"
+    return f"keeps its size ({size})" if verdict == STABLE else f"is at {size}"
 
 
-def _of_rules(found: Sequence[Curve]) -> Iterator[str]:
-    """A sentence per curve; on the extremes of each setting if there are many curves."""
-    if len(found) <= MOST_CURVES:
-        yield from map(_of_rule, found)
-        return
-    settings: dict[str, list[Curve]] = {}
+def size_text(factor: float) -> str:
+    """``13 %``, ``101 %``, ``4.2 times``: a factor between two ranks, for a sentence."""
+    if factor >= 9.95:
+        return f"{factor:,.0f} times"
+    if factor >= 1.5:
+        return f"{factor:.1f} times"
+    return f"{100 * factor:.0f} %" if factor >= 0.1 else f"{100 * factor:.2g} %"
+
+
+def _of_settings(found: Sequence[Curve]) -> Iterator[str]:
+    """A sentence per setting: on each of its rules, or on their extremes if there are many. A
+    setting whose sentence is that of an earlier one is equal to it."""
+    settings_: dict[str, list[Curve]] = {}
     for curve in found:
-        settings.setdefault(curve.setting, []).append(curve)
-    shown = list(settings.values())[:MOST_SETTINGS]
-    for of_setting in shown:
-        yield _extremes(of_setting) if len(of_setting) > 1 else _of_rule(of_setting[0])
-    if more := len(settings) - len(shown):
-        yield f"The report's tables show {count_noun(more, 'more setting')}."
+        if curve.last:
+            settings_.setdefault(curve.setting, []).append(curve)
+    said: dict[str, list[Curve]] = {}
+    for own in settings_.values():
+        text = _extremes(own) if len(own) > MOST_CURVES else "; ".join(map(_of_rule, own))
+        said.setdefault(text, []).append(own[0])
+    for text, (first, *equal) in [*said.items()][:MOST_SETTINGS]:
+        verb = "is" if len(equal) == 1 else "are"
+        same = f" {joined([one.beside for one in equal])} {verb} equal." if equal else ""
+        yield f"{_setting(first)}: {text}.{same}"
+    if (more := len(said) - MOST_SETTINGS) > 0:
+        yield f"The table shows {count_noun(more, 'more setting')}."
+
+
+def _setting(curve: Curve) -> str:
+    """``Rank 256 against rank 4 (4 ranks; SmolLM2, AdamW, learning rate 0.0001, ...), step 10``."""
+    low, high = curve.last[0].rank_min, curve.last[0].rank_max
+    ranks = count_noun(sum(map(math.isfinite, set(curve.cells["rank"]))), "rank")
+    where = "; ".join(filter(None, (ranks, settings(curve.cells), curve.named)))
+    steps = number_list(sorted({row.step for row in curve.last}))
+    return f"Rank {high:.0f} against rank {low:.0f} ({where}), step {steps}"
+
+
+def _of_rule(curve: Curve) -> str:
+    """``under rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``.
+
+    Describes the last step, and the gradient norm at the first one if its verdict differs there.
+    """
+    unclear = [row for row in curve.last if row.verdict == UNCLEAR]
+    clear = [f"the {_noun(r)} {change_text(r.verdict, r.factor)}" for r in curve.last]
+    clear = [said for said, r in zip(clear, curve.last, strict=True) if r.verdict != UNCLEAR]
+    parts = [joined(clear)] if clear else []
+    if unclear:
+        nouns = joined([f"the {_noun(row)} ({size_text(row.factor)})" for row in unclear])
+        verb = "keeps its" if len(unclear) == 1 else "keep their"
+        parts.append(f"{unclear[0].seeds:g} seeds cannot tell whether {nouns} {verb} size")
+    verdicts = {row.place: row.verdict for row in curve.last}
+    parts += [
+        f"at step {row.step} the {_noun(row)} {change_text(row.verdict, row.factor)}"
+        for row in curve.condition
+        if row.place == PLACE[GRADIENT_NORM] and row.is_first and row.verdict != UNCLEAR
+        if row.verdict != verdicts[row.place]
+    ]
+    return f"under {curve.label} {', and '.join(parts)}"
+
+
+def _noun(row: Any) -> str:
+    return CONDITION[row.place].noun
 
 
 def _extremes(found: Sequence[Curve]) -> str:
@@ -221,114 +316,99 @@ def _extremes(found: Sequence[Curve]) -> str:
             rows.sort(key=lambda pair: abs(math.log(pair[1].factor)))
             (least, first), (most, last) = rows[0], rows[-1]
             parts.append(
-                f"at step {first.step} the {quantity.noun} changes least under {least} "
-                f"({size_text(first.factor)}) and most under {most} ({size_text(last.factor)})"
+                f"the {quantity.noun} changes least under {least} ({size_text(first.factor)}) and "
+                f"most under {most} ({size_text(last.factor)})"
             )
-    ends = [(c.losses[max(c.losses)], max(c.losses), c.label) for c in found if c.losses]
-    if ends:
-        loss, rank, rule = min(ends)
-        parts.append(
-            f"the lowest perplexity at rank {rank:.0f}{_at_rate(found[0])} is that of {rule} "
-            f"({perplexities(loss)[0]})"
+    return f"of {len(found)} rules, {'; '.join(parts)}"
+
+
+def size_table(found: Sequence[Curve]) -> Table:
+    """A row per curve at the last step, and at the first one if there are few curves."""
+    rows, body = [row for curve in found for row in curve.condition], []
+    for curve in found:
+        ends = {"last": curve.last}
+        if len(found) <= MOST_CURVES and any(row.step > 1 for row in curve.last):
+            ends = {"first": [row for row in curve.condition if row.is_first], **ends}
+        for which, own in ends.items():
+            steps = " or ".join(map(str, sorted({row.step for row in own})))
+            texts = {row.place: _bold(row) for row in own}
+            losses = curve.losses if which == "last" else {}
+            body.append(
+                {
+                    "rule": f"{curve.rule}, {curve.formula}",
+                    "step": f"{which} ({steps})" if steps else which,
+                    **{q.noun: texts.get(n, "") for n, q in enumerate(CONDITION)},
+                    "held-out perplexity": " to ".join(
+                        perplexities(*(losses[end(losses)] for end in (min, max))) if losses else []
+                    ),
+                }
+            )
+    if not rows:
+        return Table(filled(body))
+    low, high = min(row.rank_min for row in rows), max(row.rank_max for row in rows)
+    return Table(
+        filled(body),
+        f"Changes from rank {low:.0f} to rank {high:.0f}. Bold: by more than {STABLE_RATIO:g} "
+        "times. Not bold: we cannot tell whether by more. *Keeps its size*: by less. ?: the "
+        f"seeds cannot tell. {TESTED}",
+    )
+
+
+def _bold(row: Any) -> str:
+    text = change_text(row.verdict, row.factor).removeprefix("is at ")
+    text += "?" if row.verdict == UNCLEAR else ""
+    return f"**{text}**" if VERDICTS[row.verdict].beyond else text
+
+
+# ---- losses
+
+
+def _perplexity(found: Sequence[Curve]) -> Iterator[str]:
+    """The held-out perplexity at both ends of the ranks, at one rate and at the best ones."""
+    own = [curve for curve in found if curve.losses]
+    if not own:
+        return
+    if len(own) > MOST_CURVES:
+        best = min(own, key=lambda curve: curve.losses[max(curve.losses)])
+        rank = max(best.losses)
+        yield (
+            f"The lowest held-out perplexity at rank {rank:.0f}{_at_rate(best)} is that of "
+            f"{best.rule} ({perplexities(best.losses[rank])[0]})."
         )
-    ranks = [row for curve in found for row in curve.last]
-    over = f", rank {ranks[0].rank_max:.0f} against rank {ranks[0].rank_min:.0f}" if ranks else ""
-    beside = f"{found[0].beside}, " if found[0].beside else ""
-    return f"{beside}{count_noun(len(found), 'rule')}{over}: {'; '.join(parts)}."
-
-
-def _of_rule(curve: Curve) -> str:
-    """``rsLoRA (γ = α/√r), rank 256 against rank 4: at step 0 the gradient norm is ...``
-
-    Describes the last step, after the first one if its verdict differs.
-    """
-    loss = _loss_text(curve) if curve.losses else ""
-    if not curve.condition:
-        return f"{curve.name}: {loss}."
-    last = {row.place: row for row in curve.last}
-    first = [
-        row
-        for row in curve.condition
-        if row.place == PLACE[GRADIENT_NORM] and row.is_first and not row.is_last
-        if row.place not in last or row.verdict != last[row.place].verdict
-    ]
-    parts = []
-    for rows, when in ((first, "at"), (curve.last, "by" if first else "at")):
-        for step in sorted({row.step for row in rows}):
-            said = _clauses([row for row in rows if row.step == step])
-            parts.append(f"{when} step {step}{',' if said[0].isdigit() else ''} {said}")
-    low, high = curve.condition[0].rank_min, curve.condition[0].rank_max
-    text = f"{curve.name}, rank {high:.0f} against rank {low:.0f}: {'; '.join(parts)}."
-    return f"{text} {loss[0].upper()}{loss[1:]}." if loss else text
-
-
-def _clauses(rows: Sequence[Any]) -> str:
-    """``the output falls to 71 %; 3 seeds cannot say whether the norm (81 %) is stable``."""
-    unclear = [row for row in rows if row.verdict == UNCLEAR]
-    clear = [_clause(row) for row in rows if row.verdict != UNCLEAR]
-    said = joined(clear) if clear else ""
-    if not unclear:
-        return said
-    nouns = joined([f"the {CONDITION[r.place].noun} ({size_text(r.factor)})" for r in unclear])
-    verb = "is" if len(unclear) == 1 else "are"
-    doubt = f"{unclear[0].seeds:g} seeds cannot say whether {nouns} {verb} stable"
-    return "; ".join(filter(None, (said, doubt)))
-
-
-def _clause(row: Any) -> str:
-    """``the gradient norm collapses to 13 %``."""
-    noun, size = CONDITION[row.place].noun, size_text(row.factor)
-    if row.verdict == ONE_SEED:
-        return f"the {noun} is at {size}"
-    predicate = VERDICTS[row.verdict].predicate
-    how = f"to {size}" if row.verdict in CHANGES else f"({size})"
-    return f"the {noun} {predicate} {how}"
-
-
-def size_text(factor: float) -> str:
-    """``13 %``, ``101 %``, ``4.2 times``: a factor between two ranks, for a sentence."""
-    if factor >= 9.95:
-        return f"{factor:,.0f} times"
-    if factor >= 2:
-        return f"{factor:.1f} times"
-    return f"{100 * factor:.0f} %" if factor >= 0.1 else f"{100 * factor:.2g} %"
+        return
+    base = next((c.base for c in own if math.isfinite(c.base)), math.nan)
+    before = f" ({perplexities(base)[0]} before training)" if math.isfinite(base) else ""
+    said = [f"under {curve.rule} it {_change_of_loss(curve)}" for curve in own]
+    yield f"Held-out perplexity{before}{_at_rate(own[0])}: {'; '.join(said)}."
+    tuned = [curve for curve in own if len(curve.best) > 1]
+    ends = [perplexities(c.best[min(c.best)], c.best[max(c.best)]) for c in tuned]
+    said = [f"{joined(texts)} under {c.rule}" for c, texts in zip(tuned, ends, strict=True)]
+    if said:
+        low, high = min(tuned[0].best), max(tuned[0].best)
+        yield f"At the best rate of rank {low:.0f} and of rank {high:.0f} it is {joined(said)}."
 
 
 def _at_rate(curve: Curve) -> str:
     """`` at learning rate 0.001`` if several were trained."""
-    return f" at learning rate {curve.lr:g}" if curve.best else ""
-
-
-def _loss_text(curve: Curve) -> str:
-    """``held-out perplexity falls from 26.5 at rank 4 to 18.0 at rank 256 (38.9 before training)``,
-    with its learning rate if there are several, and then also at the best one of each rank."""
-    text = f"held-out perplexity{_at_rate(curve)} {_change_of_loss(curve)}"
-    if len(curve.best) > 1:
-        ends = perplexities(curve.best[min(curve.best)], curve.best[max(curve.best)])
-        text += f"; at the best rate tried of each rank it is {' and '.join(ends)}"
-    return text
+    return f" at learning rate {curve.cells['lr'].iloc[0]:g}" if curve.best else ""
 
 
 def _change_of_loss(curve: Curve) -> str:
-    """``falls from 26.5 at rank 4 to 18.0 at rank 256 (38.9 before training)``.
+    """``falls from 26.5 at rank 4 to 18.0 at rank 256``.
 
     It counts as a change if the interval of the slope over seeds and the two ends show it.
     """
     low, high = min(curve.losses), max(curve.losses)
-    at_low, at_high, *base = perplexities(
-        curve.losses[low], curve.losses[high], *([curve.base] if math.isfinite(curve.base) else [])
-    )
-    before = f" ({base[0]} before training)" if base else ""
+    at_low, at_high = perplexities(curve.losses[low], curve.losses[high])
     if low == high:
-        return f"is {at_low} after training{before}"
+        return f"is {at_low} after training"
     ends = f"{at_low} at rank {low:.0f}", f"{at_high} at rank {high:.0f}"
     direction = gain_sign(curve) if at_low != at_high else 0
     if direction and (curve.losses[low] > curve.losses[high]) == (direction > 0):
-        verb = "falls" if direction > 0 else "rises"
-        return f"{verb} from {ends[0]} to {ends[1]}{before}"
+        return f"{'falls' if direction > 0 else 'rises'} from {ends[0]} to {ends[1]}"
     if curve.gain is None or curve.gain.seeds < SEEDS_FOR_VERDICT:
-        return f"is {ends[0]} and {ends[1]}{before}"
-    return f"shows no steady change with the rank: {ends[0]}, {ends[1]}{before}"
+        return f"is {ends[0]} and {ends[1]}"
+    return f"shows no steady change with the rank ({ends[0]}, {ends[1]})"
 
 
 def gain_sign(curve: Curve) -> int:
@@ -348,116 +428,204 @@ def perplexities(*losses: float) -> list[str]:
     return texts
 
 
-def _in_bf16(tables: StudyTables) -> Iterator[str]:
-    """What rounding took from the outputs of the cells that lost most, and how many steps their
-    training is behind float32."""
-    probes = tables.probes[(tables.probes["batch"] == TRAIN) & tables.probes["swallowed"].notna()]
-    by_cell = probes.astype({"cell_id": str}).groupby(["cell_id", "step"])["swallowed"]
-    lost = by_cell.median().unstack()
-    if lost.empty or np.nanmax(lost) <= 0.5:
-        return
-    cells = tables.cells.astype({"cell_id": str}).set_index("cell_id")
-    how = cells.reindex(columns=["contraction", "precision"]).astype(object)
-    cells["form"] = how["contraction"].fillna(how["precision"]).fillna("as recorded")
-    same = [name for name in ("scaling", "exponent", "alpha", "rank", "lr") if name in cells]
-    cells = cells.fillna(dict.fromkeys(same, -1))
-    worst = cells.loc[[str(lost.mean(axis=1).idxmax())]].iloc[0]
-    cells = cells[(cells[same] == worst[same]).all(axis=1)]
-    here = cells[cells["form"] == worst["form"]]
-    shares = lost.loc[lost.index.intersection(here.index)].median().items()
-    yield (
-        f"Rounding to bf16 ({worst['form']}) took most from {cell_list(here)} at learning rate "
-        f"{worst['lr']:g}: of the adapter's output, in the median layer, "
-        f"{joined([f'{100 * share:.0f} % at step {step}' for step, share in shares])} "
-        "(docs/bf16.md has the remedy)."
-    )
-    losses = tables.metrics.astype({"cell_id": str}).merge(cells[["form"]], on="cell_id")
-    curves = losses.pivot_table("eval_loss", "step", "form").dropna()
-    if len(curves) > 1 and "float32" in curves:
-        last, exact = curves.index[-1], -curves.pop("float32").cummin()
-        delays = last - np.interp(-curves.loc[last], exact, exact.index)
-        said = [f"{steps:.1f} ({form})" for steps, form in zip(delays, curves, strict=True)]
-        yield f"There the held-out loss of step {last} is behind float32 by {joined(said)} steps."
-
-
-def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
-    transfer = rate_transfer(rates)
-    fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
-    if len(fitted) > MOST_CURVES or fitted.empty:
-        return
-    several = fitted["optimizer"].nunique() > 1
-    settings = setting_labels(fitted, distinguishing(fitted, curve_columns(fitted)))
-    laws = []
-    for row, setting in zip(fitted.to_dict("records"), settings, strict=True):
-        names = [label(str(row["optimizer"]))] if several else []
-        names += [rule_label(*(row[name] for name in RULE))]
-        numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
-        low, high = row["rank_min"], row["rank_max"]
-        law = f"as r^{interval(*numbers)}"
-        if row["ranks"] == 2:  # no law: see the caveat
-            value, least, most = ((high / low) ** one for one in numbers)
-            times = interval_text(value, least, most, places=3)
-            law = f"by ×{times} between ranks {low:.0f} and {high:.0f}"
-        laws.append(f"{law} under {' with '.join(filter(None, (*names, setting)))}")
-    yield f"The best learning rate changes with the rank r {joined(laws)}."
-
-
 def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
     """Why a larger output comes with a lower loss, for the first curve that shows both.
 
     ``several``: whether the study has several learning rates.
     """
     for curve in found:
-        grown = [r for r in curve.last if r.place == PLACE[FORWARD_OUT] and r.verdict in GROWS]
+        grown = [r for r in curve.last if r.place == PLACE[FORWARD_OUT] and r.verdict in UP]
         if not grown or gain_sign(curve) <= 0:
             continue
         row, first = curve.descent, "one update changes the model more at a higher rank"
-        if row is not None and row.verdict in GROWS and row.factor >= 2:
+        if row is not None and row.verdict in UP and row.factor >= 2:
             first = (
                 f"the first update lowers the loss {size_text(row.factor)} as much at rank "
                 f"{row.rank_max:.0f} as at rank {row.rank_min:.0f} (to first order)"
             )
-        steps = "time" if math.isnan(curve.steps) else f"{curve.steps:g} steps"
         yield (
-            f"A larger output means a larger step: under {curve.rule} {first}. At learning rate "
-            f"{curve.lr:g} the larger steps learned more in the same {steps}."
+            f"A larger output means a larger step: under {curve.rule} {first}."
             + ("" if several else " To tell a better rank from a larger step, sweep optimizer.lr.")
         )
         return
 
 
-def _together(found: Sequence[Curve]) -> Iterator[str]:
-    """Which rules keep every quantity stable, from the first step measured to the last."""
-    measured = [curve for curve in found if curve.condition]
-    rows = [row for curve in measured for row in curve.condition]
-    if not rows:
+# ---- learning rates
+
+
+def _best_rates(tables: StudyTables) -> Iterator[str]:
+    """How the best learning rate changes with the rank, by rule; the extremes if they are many."""
+    transfer = rate_transfer(tables.rates)
+    fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
+    if fitted.empty:
         return
-    if max(row.seeds for row in rows) < SEEDS_FOR_VERDICT:
-        yield (
-            f"A verdict needs {SEEDS_FOR_VERDICT} seeds, so these are measurements only: train "
-            f"seeds {joined(list(map(str, range(SEEDS_FOR_VERDICT))))}."
+    names, rows = _rule_names(fitted), fitted.to_dict("records")
+    low, high = min(row["rank_min"] for row in rows), max(row["rank_max"] for row in rows)
+    ranks = count_noun(sum(map(math.isfinite, set(tables.cells["rank"]))), "rank")
+    where = settings(tables.cells.drop(columns="lr"))
+    head = f"Rank {high:.0f} against rank {low:.0f} ({ranks}; {where}): the best learning rate"
+    if len(rows) > MOST_CURVES:
+        ends = [min(rows, key=lambda row: row["exponent"]), max(rows, key=lambda r: r["exponent"])]
+        least, most = (f"{_law(row)} under {names[rows.index(row)]}" for row in ends)
+        yield f"{head} goes, of {len(rows)} rules and settings, between {least} and {most}."
+        return
+    laws = []
+    for row, name in zip(rows, names, strict=True):
+        numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
+        factors = [(row["rank_max"] / row["rank_min"]) ** one for one in numbers]
+        law = "" if row["ranks"] == 2 else f", {_law(row)}"
+        text = f"{change_text(_verdict(*factors), factors[0])} under {name}"
+        laws.append(f"{text} (×{interval_text(*factors)}{law})")
+    yield f"{head} {joined(laws)}."
+
+
+def _law(row: Any) -> str:
+    return f"r^{interval(row['exponent'], row['ci_low'], row['ci_high'])}"
+
+
+def _verdict(factor: float, low: float, high: float) -> str:
+    """The verdict on a factor with its interval; none of another kind than those of sizes."""
+    if low > 1 or high < 1:
+        return RISES if low > 1 else FALLS
+    return STABLE if low >= 1 / STABLE_RATIO and high <= STABLE_RATIO else UNCLEAR
+
+
+def _rule_names(rows: pd.DataFrame) -> list[str]:
+    """By row its rule, with the optimizer and the settings that differ between rows."""
+    several = rows["optimizer"].nunique() > 1
+    named = setting_labels(rows, distinguishing(rows, curve_columns(rows)))
+    return [
+        " with ".join(filter(None, (label(str(row.optimizer)) if several else "", rule, setting)))
+        for row, rule, setting in zip(
+            row_list(rows),
+            (rule_label(*r) for r in rows[list(RULE)].to_numpy()),
+            named,
+            strict=True,
         )
+    ]
+
+
+def rate_table(tables: StudyTables) -> Table:
+    """The best rate of each rank, and how it changes with the rank; empty if none were swept."""
+    transfer = rate_transfer(tables.rates)
+    if transfer.empty:
+        return Table()
+    columns = curve_columns(transfer)
+    named = setting_labels(transfer, distinguishing(transfer, columns))
+    logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
+    keys, body = _key(logs, [name for name in columns if name in logs]), []
+    for row, key in zip(
+        row_list(transfer.assign(named=named)),
+        _key(transfer, [name for name in columns if name in logs]),
+        strict=True,
+    ):
+        of_rank = logs[keys == key].groupby("rank")
+        by = row.exponent, row.ci_low, row.ci_high
+        body.append(
+            {
+                "optimizer, rule": f"{label(str(row.optimizer))}, {rule_of_row(row, row.named)}",
+                **{f"rank {rank:.0f}": _marked_rate(runs) for rank, runs in of_rank},
+                "change": factor_text((row.rank_max / row.rank_min) ** row.exponent),
+                "exponent": exponent_text(*by),
+                "theory": interval_span(row.predicted_low, row.predicted_high),
+                "ρ": span(row.rho_min, row.rho_max),
+            }
+        )
+    notes = " ".join([RATE_NOTES, *bracket_notes(transfer[transfer["exponent"].notna()])])
+    return Table(filled(body), notes)
+
+
+def _marked_rate(runs: pd.DataFrame) -> str:
+    """``>0.016``: the best rate of a rank; marked if it is at an edge for some seed."""
+    marks = {"<": LOWEST, ">": HIGHEST}
+    edges = "".join(mark for mark, edge in marks.items() if (runs["edge"] == edge).any())
+    return f"{edges}{np.exp(runs['log_lr'].mean()):.2g}"
+
+
+RATE_NOTES = (
+    "The best learning rate of each rank: the minimum of a parabola in log lr around the best of "
+    "the rates that every seed was run at, as a geometric mean over seeds. Intervals contain the "
+    "error that the grid of rates makes. < or >: at an edge of the rates tried for some seed. "
+    "*Theory* is the range between two rules: at every rank a step lowers the loss equally, or "
+    "moves the adapter output equally. Under a sign-like optimizer it reaches from "
+    "ρ = |ΔA x| / |A₀ x| far below 1 to half of that."
+)
+
+# ---- rounding
+
+
+def _rounding(tables: StudyTables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of the rule and rank that lost most to rounding, by ``form`` and rate; and the
+    share of the output that each cell lost, median over layers, by step. Empty if little is lost.
+    """
+    probes = tables.probes[(tables.probes["batch"] == TRAIN) & tables.probes["swallowed"].notna()]
+    by_cell = probes.astype({"cell_id": str}).groupby(["cell_id", "step"])["swallowed"]
+    lost = by_cell.median().unstack()
+    if lost.empty or np.nanmax(lost) <= 0.5:
+        return tables.cells.iloc[:0], lost
+    cells = tables.cells.astype({"cell_id": str}).set_index("cell_id")
+    how = cells.reindex(columns=["contraction", "precision"]).astype(object)
+    cells["form"] = how["contraction"].fillna(how["precision"]).fillna("as recorded")
+    same = [name for name in ("scaling", "exponent", "alpha", "rank") if name in cells]
+    cells = cells.fillna(dict.fromkeys(same, -1))
+    worst = cells.loc[[str(lost.mean(axis=1).idxmax())]].iloc[0]
+    return cells[(cells[same] == worst[same]).all(axis=1)], lost
+
+
+def _in_bf16(tables: StudyTables) -> Iterator[str]:
+    """What rounding took from the outputs of the cells that lost most, and how many steps their
+    training is behind float32."""
+    cells, lost = _rounding(tables)
+    if cells.empty:
         return
-    nouns = [f"the {CONDITION[place].noun}" for place in sorted({row.place for row in rows})]
-    stable = (
-        f"{joined(nouns)} stable (within a factor of {STABLE_RATIO:g}) from the first step to the "
-        "last"
+    shares = lost.loc[lost.index.intersection(cells.index)]
+    worst = cells.loc[[str(shares.mean(axis=1).idxmax())]].iloc[0]
+    cells = cells[cells["lr"] == worst["lr"]]
+    here = cells[cells["form"] == worst["form"]]
+    steps = lost.loc[lost.index.intersection(here.index)].median().items()
+    yield (
+        f"Rounding to bf16 ({worst['form']}) took most from {cell_list(here)} at learning rate "
+        f"{worst['lr']:g}: of the adapter's output, in the median layer, "
+        f"{joined([f'{100 * share:.0f} % at step {step}' for step, share in steps])} "
+        f"({settings(here)}; docs/bf16.md has the remedy)."
     )
-    kept, lost, rest = (
-        [curve.rule for curve in measured if answer_of(curve.condition) in words]
-        for words in ({HOLDS}, {FAILS, LOST}, {LATE, OPEN})
+    losses = tables.metrics.astype({"cell_id": str}).merge(cells[["form"]], on="cell_id")
+    eval_curves = losses.pivot_table("eval_loss", "step", "form").dropna()
+    if len(eval_curves) > 1 and "float32" in eval_curves:
+        last, exact = eval_curves.index[-1], -eval_curves.pop("float32").cummin()
+        delays = last - np.interp(-eval_curves.loc[last], exact, exact.index)
+        said = [f"{steps:.1f} ({form})" for steps, form in zip(delays, eval_curves, strict=True)]
+        yield f"There the held-out loss of step {last} is behind float32 by {joined(said)} steps."
+
+
+def rounding_table(tables: StudyTables) -> Table:
+    """By learning rate: the share of the output that rounding took, and what the loss lost."""
+    cells, lost = _rounding(tables)
+    if cells.empty:
+        return Table()
+    ends = tables.metrics.astype({"cell_id": str}).dropna(subset="eval_loss").groupby("cell_id")
+    cells = cells.assign(loss=ends["eval_loss"].last())
+    usual = str(cells.loc[str(lost.mean(axis=1).reindex(cells.index).idxmax()), "form"])
+    body = []
+    for lr, own in cells.groupby("lr"):
+        shares = lost.loc[lost.index.intersection(own.index[own["form"] == usual])].median()
+        seeds = own.pivot_table("loss", "seed", "form")
+        body.append(
+            {
+                "learning rate": f"{lr:g}",
+                **{f"lost, step {step}": f"{100 * s:.0f} %" for step, s in shares.items()},
+                **{
+                    f"loss minus float32's ({form})": signed_interval(
+                        *mean_interval((seeds[form] - seeds["float32"]).dropna())
+                    )
+                    for form in seeds
+                    if form != "float32" and "float32" in seeds
+                },
+            }
+        )
+    return Table(
+        filled(body),
+        f"Rows are of {cell_list(cells[cells['form'] == usual])}, which loses most. *Lost*: the "
+        f"share of the adapter's output that rounding takes ({usual}), median over layers and "
+        "seeds. Losses are held-out ones after the last step, in nats.",
     )
-    undecided = f"; for {joined(rest)} it is not decided" if rest else ""
-    if len(measured) > MOST_CURVES:
-        yield f"{len(kept)} of {len(measured)} keep {stable}; {len(lost)} do not."
-    elif kept:
-        verb = "keeps" if len(kept) == 1 else "keep"
-        others = f"; {joined(lost)} does not" if lost else ""
-        yield f"{joined(kept)} {verb} {stable}{others}{undecided}."
-    elif len(lost) == 2:
-        yield f"Neither {lost[0]} nor {lost[1]} keeps {stable}{undecided}."
-    elif lost:
-        none = f"None of {joined(lost)} keeps" if lost[1:] else f"{lost[0]} does not keep"
-        yield f"{none} {stable}{undecided}."
-    else:
-        yield f"These seeds do not decide whether {joined(rest)} keeps {stable}."

@@ -9,12 +9,11 @@ import pandas as pd
 from study.analysis import lazy_ratios
 from study.analysis.grouping import seed_numbers
 from study.analysis.rates import INSIDE
-from study.analysis.stable import first_to_read
 from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
-from study.report.text import broken_list, cell_list, distinct, first_of, joined, quantity_text
+from study.report.text import broken_list, cell_list, distinct, first_of
 from study.store import StudyTables
-from study.vocabulary.optimizers import label, of_family
+from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import (
@@ -24,8 +23,6 @@ from study.vocabulary.thresholds import (
     SIGN_LIKE_FROM,
 )
 
-REGIMES_DIFFER = 0.05
-"""The ranks span two regimes if p* over them differs from its limit by more than this."""
 SHORT = 100
 """Runs with fewer steps than this end early in training."""
 
@@ -41,10 +38,8 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
         *_two_ranks(tables.cells),
         *_noted(records),
         *_large_steps(tables),
-        *_clipped(tables),
         *_losses(tables),
         *_small_beside_eps(tables),
-        *_two_regimes(tables),
     ]
 
 
@@ -112,10 +107,6 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
     measured = "loss_after" in tables.metrics
     ratios = lazy_ratios(tables.metrics, tables.probes) if measured else pd.DataFrame()
     if ratios.empty:
-        yield (
-            "**Step size not checked**: the loss after an update was not recorded, so predictions "
-            "assume that steps are small."
-        )
         return
     ends = {str(row["cell_id"]): end_step(row) for row in tables.cells.to_dict("records")}
     ratios = ratios[ratios["step"] < ratios["cell_id"].map(ends)]
@@ -129,22 +120,6 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
         f"amount within {100 * LAZY_WITHIN:.0f} %. The worst change is {100 * worst['ratio']:z.0f} "
         f"% of it ({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}). "
         "From there on, their rules have no predictions."
-    )
-
-
-def _clipped(tables: StudyTables) -> Iterator[str]:
-    if "clip_factor" not in tables.metrics:
-        return
-    factors = tables.metrics.dropna(subset=["clip_factor"])
-    clipped = factors[factors["clip_factor"] < 1]
-    if clipped.empty:
-        return
-    cells = _of_ids(tables, clipped["cell_id"])
-    linear = cells.loc[cells["optimizer"].isin(of_family("linear")), "optimizer"]
-    changes = f", which changes the exponents of {distinct(map(label, linear))}"
-    yield (
-        f"**Clipping**: {len(clipped)} of {len(factors)} gradients were clipped "
-        f"({cell_list(cells)}){changes if len(linear) else ''}."
     )
 
 
@@ -188,22 +163,6 @@ def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
             f"({cell_list(_of_ids(tables, [worst]))}, step {step}). So updates are not fully "
             "sign-like."
         )
-
-
-def _two_regimes(tables: StudyTables) -> Iterator[str]:
-    stable = first_to_read(tables.stable)
-    if stable.empty or "limit" not in stable:
-        return
-    bent = stable[(stable["predicted"] - stable["limit"]).abs() > REGIMES_DIFFER]
-    if bent.empty:
-        return
-    pairs = dict.fromkeys(zip(bent["site"].astype(str), bent["stat"].astype(str), strict=True))
-    names = joined([quantity_text(*pair).removesuffix(", rms") for pair in pairs])
-    low, high = bent["rank_min"].min(), bent["rank_max"].max()
-    yield (
-        f"**Do not extrapolate beyond these ranks**: between ranks {low:.0f} and {high:.0f} the "
-        f"scaling law of {names} changes, so exponents and p\\* differ at higher ranks."
-    )
 
 
 def _of_ids(tables: StudyTables, ids: Any) -> pd.DataFrame:

@@ -1,13 +1,12 @@
-"""The report's section that compares the experiment's expectations with the measurements."""
+"""The report's section on the experiment's expectations, and the sentence on its primary test."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from study.analysis.expectations import Compared, compare
 from study.analysis.primary import Answer, answer
-from study.analysis.wording import factor_text, interval_text
+from study.analysis.wording import TESTED, factor_text, interval_text
 from study.config.expectations import (
     FACTOR,
     MEANINGS,
@@ -19,38 +18,43 @@ from study.config.expectations import (
 )
 from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
-from study.report.text import joined, quantity_text
+from study.report.text import Section, Table, joined, quantity_text
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DISTANCES, TRAIN
 from study.vocabulary.scaling import named_rule, rule_label
-from study.vocabulary.verdicts import AGREES, DIFFERS
+from study.vocabulary.verdicts import AGREES, DIFFERS, UNCLEAR
 
 
 def expected_section(
     tables: StudyTables, records: Sequence[Record], late: Sequence[Entry] = ()
-) -> dict[str, Any]:
-    """The primary test and every expectation, with measured values and verdicts.
-
-    ``late``: entries whose primary test was stated after the cells had run; used if no cell holds
-    one. Empty without expectations.
-    """
+) -> Section | None:
+    """Every expectation, with measured values and verdicts; None without expectations. ``late``: of
+    :func:`primary_answers`."""
     held = held_expectations(records)
     found = compare([one for one, _ in held], tables)
-    words = {row.verdict for row in found}
+    if not found:
+        return None
+    answers = [primary_details(one) for one, _ in primary_answers(tables, records, late)]
     cells = sum(record.get("status") != UNREADABLE for record in records)
-    return (
-        {
-            "primary": [primary_text(*one) for one in primary_answers(tables, records, late)],
-            "rows": [compared_row(row) for row in found],
-            "counts": counts_apart(found),
-            "some": sum(count < cells for _, count in held),
-            "legend": "; ".join(
-                f"*{word}*: {MEANINGS[word]}" for word in MEANINGS if word in words
-            ),
-        }
-        if found
-        else {}
+    some = sum(count < cells for _, count in held)
+    said = (
+        f"{count_noun(len(found), 'comparison')}, {counts_apart(found)}. Each cell keeps the "
+        "expectations that were stated when it began. Identities follow from B = 0, a random A and "
+        "measured alignments: they are about the first steps. Predictions are about training."
+    )
+    if some:
+        said += (
+            f" {count_noun(some, 'expectation')} of these are in the configuration of only some "
+            "cells, because the experiment was changed between them."
+        )
+    words = {row.verdict for row in found}
+    meanings = "; ".join(f"*{word}*: {MEANINGS[word]}" for word in MEANINGS if word in words)
+    rows = [compared_row(row) for row in found]
+    return Section(
+        "What was expected, and what was measured?",
+        [said, *answers],
+        [Table(rows, f"{meanings}. {TESTED}")],
     )
 
 
@@ -88,7 +92,25 @@ def _primary(entries: Sequence[Entry]) -> list[Primary]:
 
 
 def primary_text(found: Answer, is_late: bool) -> str:
-    """A few sentences: the verdict, the line, and the deviations from theory and rival."""
+    """The verdict in a sentence: ``Primary test of 4 exponents: they are as theory says ...``."""
+    off, tolerance = found.deviation(found.predicted), found.primary.tolerance
+    verdict = {
+        AGREES: f"as theory says, within {tolerance:g}",
+        DIFFERS: f"not as theory says: {off:.2g} from it, not within {tolerance:g}",
+    }.get(
+        found.verdict,
+        f"{off:.2g} from theory, and {count_noun(found.seeds, 'seed')} cannot tell whether that is "
+        f"within {tolerance:g}",
+    )
+    about = ", which follow from B = 0 and a random A" if found.is_identity else ""
+    late = ". The test was stated after the cells had run" if is_late else ""
+    return (
+        f"Primary test of {count_noun(len(found.predicted), 'exponent')}{about}: {verdict}{late}."
+    )
+
+
+def primary_details(found: Answer) -> str:
+    """The numbers of a primary test: deviations from theory and rival, and the line."""
     intercept, slope = (interval_text(*found.interval(which), places=3) for which in (0, 1))
     of_line = (
         f"intercept {intercept}, slope {slope}"
@@ -96,14 +118,13 @@ def primary_text(found: Answer, is_late: bool) -> str:
         else f"mean deviation {intercept}, all with one predicted value"
     )
     near, far = (found.deviation(theory) for theory in (found.predicted, found.rival))
-    late = " The test was stated after the cells had run." if is_late else ""
-    if found.is_identity:
-        late += " All of these are identities of the first steps, so it is no test of training."
+    verdict = found.verdict if found.verdict in (AGREES, DIFFERS) else f"is {UNCLEAR}"
     return (
-        f"**Primary test: {found.verdict}.** {len(found.predicted)} measured exponents "
-        f"({count_noun(found.seeds, 'seed')}) are {near:.3f} from theory, as a root mean square, "
-        f"and {far:.3f} from the rival ({found.primary.rival}). The line of measured on predicted "
-        f"exponents: {of_line} (tolerance {found.primary.tolerance:g}).{late}"
+        f"The primary test {verdict}: its exponents are {near:.3f} from theory, as "
+        f"a root mean square, and {far:.3f} from the rival ({found.primary.rival}). The line of "
+        f"measured on predicted exponents: {of_line} (tolerance {found.primary.tolerance:g}). It "
+        "asks about all exponents at once, and each row below about one, at its own tolerance and "
+        "stricter. So rows may be unclear where the test agrees."
     )
 
 

@@ -1,13 +1,13 @@
-"""The report: its figures, and its two files, Markdown and HTML."""
+"""The report: its content, its figures, and its two files, Markdown and HTML."""
 
 import base64
+import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,117 +15,143 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from study.analysis import summary
-from study.analysis.grouping import curve_labels, seed_numbers
-from study.analysis.wording import TESTED
+from study.analysis.grouping import RULE, curve_labels, seed_numbers
 from study.config.expectations import Entry
 from study.errors import StudyError, count_noun, printable
 from study.figures import FIGURES, draw_all, save
 from study.figures.selection import Absent
 from study.figures.style import DPI
-from study.report import sections
-from study.report.answer import answer
+from study.report.answer import answer, answer_table, asked
 from study.report.caveats import caveats
-from study.report.expected import expected_section
+from study.report.expected import expected_section, primary_answers, primary_text
 from study.report.provenance import Record, provenance_lines, records_of
-from study.report.text import (
-    anchor,
-    bullets,
-    distinct,
-    minus,
-    number_list,
-    row_list,
-    rule_of_row,
-    table_of,
-)
+from study.report.sections import sections
+from study.report.text import Section, Table, distinct, minus, number_list, table_of
 from study.store import StudyTables, cell_folders, read_record, write_output
 from study.store.files import remove
-from study.vocabulary.optimizers import label
+from study.vocabulary.scaling import rule_label
+from study.vocabulary.statuses import DONE
 
 INCH = 120
 """Pixels of the page per inch of a figure. Labels of 8 points then look like 10 point text."""
-UNBROKEN = r"[−+]?\d\.\d+ \[[−+]?\d\.\d+, [−+]?\d\.\d+\]|\d %"
-"""``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
+PAGE_DPI = 160
+"""Of the figure on the dashboard."""
 LIVE = re.compile(r"<(?=[A-Za-z/!?])|(?<=\])[(\[:]")
 """The characters that begin HTML, or make a link of brackets."""
 MOST_OF_A_TEXT = 20_000
 """Characters of a name or a sentence."""
-# The columns of the summary in a notebook.
-SHOWN = ["optimizer", "rule", "curve", "quantity", "batch", "step"]
-SHOWN += ["estimate", "predicted", "verdict"]
-HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+INLINE = MarkdownIt("commonmark", {"html": False}).disable(["link", "image", "autolink"])
 
 
-class Written(str):
-    """Markdown of the report itself, whose names are :func:`inert`."""
+@dataclass(frozen=True)
+class Report:
+    """What a report says of a study, in the order of the page.
+
+    ``asks``: its question. ``sentences``: its answer, and that of its primary test. ``figures``:
+    the names of its pictures, the one of the answer first, or none.
+    """
+
+    name: str
+    asks: str
+    about: str
+    sentences: Sequence[str]
+    figures: Sequence[str]
+    table: Table
+    caveats: Sequence[str]
+    sections: Sequence[Section]
+
+
+def report_of(
+    name: str,
+    tables: StudyTables,
+    records: Sequence[Record],
+    figures: Iterable[str] = (),
+    late: Sequence[Entry] = (),
+) -> Report:
+    """The report on a study, from analyzed tables. ``figures``: those that were drawn. ``late``: of
+    :func:`~study.report.expected.primary_answers`."""
+    question, drawn = asked(tables), list(figures)
+    first = [figure for figure in question.figures if figure in drawn][:1]
+    primary = [primary_text(*one) for one in primary_answers(tables, records, late)]
+    expected = expected_section(tables, records, late)
+    what_ran = Section("What was run?", provenance_lines(tables, records))
+    return Report(
+        name=name,
+        asks=question.asks,
+        about=_about(tables.cells),
+        sentences=[*answer(tables), *primary],
+        figures=[*first, *(figure for figure in drawn if figure not in first)],
+        table=answer_table(tables),
+        caveats=caveats(tables, records) or ["None found in the tables."],
+        sections=[*sections(tables), *([expected] if expected else []), what_ran],
+    )
+
+
+def _about(cells: pd.DataFrame) -> str:
+    """``24 cells: ranks 4, 16, 64, 256; LoRA, rsLoRA; 3 seeds``."""
+    ranks = number_list(sorted(set(cells["rank"])))
+    seeds = count_noun(len(set(seed_numbers(cells))), "seed")
+    rules = distinct(rule_label(*rule) for rule in curve_labels(cells)[list(RULE)].to_numpy())
+    return f"{count_noun(len(cells), 'cell')}: ranks {ranks}; {rules}; {seeds}"
 
 
 def inert(value: object) -> str:
     """A text in Markdown: one line without HTML, links, pictures and control characters."""
-    return printable(LIVE.sub(lambda found: f"&#{ord(found[0])};", str(value)), MOST_OF_A_TEXT)
+    text = LIVE.sub(lambda found: f"&#{ord(found[0])};", str(value))
+    return minus(printable(text, MOST_OF_A_TEXT))
 
 
-def report_text(
-    name: str,
-    tables: StudyTables,
-    records: Sequence[Record],
-    pictures: Sequence[str] = (),
-    late: Sequence[Entry] = (),
-) -> str:
-    """The whole report on the study ``name`` as Markdown, from analyzed tables.
+def inline(value: object) -> Markup:
+    """A text with the marks of Markdown as HTML."""
+    return Markup(INLINE.renderInline(minus(printable(str(value), MOST_OF_A_TEXT))))
 
-    ``pictures``: of :func:`picture`. ``late``: of :func:`~study.report.expected.expected_section`.
-    """
+
+def _templates() -> Environment:
     page = Environment(
         loader=PackageLoader("study.report"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Written) else inert(value),
+        autoescape=lambda name: name is not None and name.endswith("html"),
     )
-    page.globals |= {
-        "bullets": lambda lines: Written(bullets([*map(inert, lines)])),
-        "contents": _contents,
-        "count_noun": count_noun,
-        "table": lambda rows: Written(table_of([{h: inert(row[h]) for h in row} for row in rows])),
-        "tested": TESTED,
-        "written": Written,
-    }
-    expected = expected_section(tables, records, late)
-    text = page.get_template("report.jinja").render(
-        name=name,
-        overview=_overview(tables),
-        answer=[*expected.get("primary", []), *answer(tables)],
-        caveats=caveats(tables, records),
-        expected=expected,
-        condition=sections.condition_section(tables),
-        p_star=sections.p_star_section(tables),
-        exponents=sections.exponent_section(tables),
-        rates=sections.rate_section(tables),
-        losses=sections.loss_section(tables),
-        task=sections.task_section(tables),
-        truncations=sections.truncation_section(tables),
-        pictures=pictures,
-        provenance=provenance_lines(tables, records),
-    )
-    return minus(re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n"
+    page.filters |= {"inert": inert, "inline": inline}
+    page.globals |= {"caption": caption, "table": _table}
+    return page
 
 
-def _contents(text: str) -> Written:
-    """A line of links to the sections of ``text``."""
-    return Written(" · ".join(f"[{title}](#{anchor(title)})" for title in HEADING.findall(text)))
+def _table(rows: Sequence[dict[str, str]]) -> str:
+    return table_of([{head: inert(row[head]) for head in row} for row in rows])
 
 
-def _overview(tables: StudyTables) -> str:
-    cells = tables.cells
-    seeds = len(set(seed_numbers(cells)))
-    return (
-        f"{len(cells)} cells on {distinct(cells['model'])} and {distinct(cells['data'])}: "
-        f"ranks {number_list(sorted(set(cells['rank'])))}; "
-        f"{distinct(rule_of_row(row) for row in row_list(curve_labels(cells)))}; "
-        f"{distinct(label(str(name)) for name in cells['optimizer'])}; "
-        f"{number_list(sorted(set(cells['steps'])))} steps; {count_noun(seeds, 'seed')}."
-    )
+def caption(figure: str) -> str:
+    """The first paragraph of a figure's docstring."""
+    docstring = (FIGURES[figure].__doc__ or figure).strip().split("\n\n")[0]
+    return " ".join(docstring.split()).replace("``", "`")
+
+
+def as_markdown(report: Report, plots: Path, folder: Path) -> str:
+    """The report that will lie in ``folder``, with its pictures in ``plots``."""
+    place = quote(Path(os.path.relpath(plots.resolve(), folder.resolve())).as_posix())
+    text = _templates().get_template("report.jinja").render(report=report, place=place)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def as_html(report: Report, picture: Callable[[str], bytes], template: str = "page.html") -> str:
+    """The report as a whole page with its pictures, or as a part of one (``body.html``).
+    ``picture``: the PNG of a figure."""
+
+    def source(name: str) -> dict[str, str | int]:
+        png = picture(name)
+        width = round(INCH * int.from_bytes(png[16:20]) / _dots(png))
+        return {"src": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width}
+
+    return _templates().get_template(template).render(report=report, source=source)
+
+
+def _dots(png: bytes) -> float:
+    """The dots per inch of a PNG."""
+    at = png.find(b"pHYs")
+    return int.from_bytes(png[at + 4 : at + 8]) * 0.0254 if at > 0 else DPI
 
 
 def draw_figures(tables: StudyTables, plots: Path) -> Iterator[Path]:
@@ -142,17 +168,50 @@ def draw_figures(tables: StudyTables, plots: Path) -> Iterator[Path]:
 
 def write_report(
     study_dir: Path, tables: StudyTables, plots: Path, to: Path | None = None
-) -> list[Path]:
+) -> tuple[Report, Path]:
     """Draw the figures into ``plots``; write ``report.md`` and ``report.html`` into the study or
-    ``to``, and return their paths."""
+    ``to``. Returns the report and the path of its page."""
     folder = study_dir if to is None else to
-    drawn = draw_figures(tables, plots)
-    text = report_of(study_dir, tables, dict.fromkeys(path.stem for path in drawn), plots, folder)
-    paths = [folder / "report.md", folder / "report.html"]
-    write_output(paths[0], text)
-    title = f"{printable(study_dir.resolve().name)}: report"
-    write_output(paths[1], as_html(text, title, folder))
-    return paths
+    drawn = dict.fromkeys(path.stem for path in draw_figures(tables, plots))
+    report = read_report(study_dir, tables, drawn)
+    write_output(folder / "report.md", as_markdown(report, plots, folder))
+    page = as_html(report, lambda name: (plots / f"{name}.png").read_bytes())
+    write_output(folder / "report.html", page)
+    return report, folder / "report.html"
+
+
+def read_report(
+    study_dir: Path, tables: StudyTables, figures: Iterable[str], late: Sequence[Entry] = ()
+) -> Report:
+    """:func:`report_of` a study in a folder, with the records of its cells."""
+    records = records_of(study_dir, tables)
+    return report_of(printable(study_dir.resolve().name), tables, records, figures, late)
+
+
+Pictures = dict[tuple[str, str, int], dict[str, bytes]]
+"""The PNGs of figures by name; by study, question and number of cells that have ended."""
+
+
+def answer_html(study_dir: Path, tables: StudyTables, drawn: Pictures | None = None) -> str:
+    """The report as a part of a page, with the figure of its answer only.
+
+    ``drawn``: pictures of earlier calls. A live page draws one again when a further cell has ended.
+    """
+    question, drawn = asked(tables), {} if drawn is None else drawn
+    key = str(study_dir), question.asks, int(tables.cells["status"].isin(DONE).sum())
+    if key not in drawn:
+        names = (name for name in question.figures if name in FIGURES)
+        every = (draw_all(tables, lambda line: None, [name]) for name in names)
+        first = next((found for one in every for found in one), None)
+        drawn[key] = {first[0]: _png(first[1])} if first else {}
+    report = read_report(study_dir, tables, drawn[key])
+    return as_html(report, drawn[key].__getitem__, "body.html")
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=PAGE_DPI)
+    return file.getvalue()
 
 
 def plots_folder(study_dir: Path) -> Path:
@@ -171,50 +230,6 @@ def plots_folder(study_dir: Path) -> Path:
     return study_dir.parent.parent / "plots" / study_dir.name
 
 
-def report_of(
-    study_dir: Path,
-    tables: StudyTables,
-    figures: Iterable[str],
-    plots: Path,
-    folder: Path,
-    late: Sequence[Entry] = (),
-) -> str:
-    """The report that will lie in ``folder``, with the ``figures`` in ``plots``. ``late``: of
-    :func:`~study.report.expected.expected_section`."""
-    pictures = []
-    for name in figures:
-        docstring = (FIGURES[name].__doc__ or name).strip().split("\n\n")[0]
-        caption = " ".join(docstring.split()).replace("``", "`")
-        pictures.append(picture(caption, plots / f"{name}.png", folder))
-    records = records_of(study_dir, tables)
-    return report_text(study_dir.resolve().name, tables, records, pictures, late)
-
-
-def picture(caption: str, path: Path, folder: Path) -> Written:
-    """A picture with its caption below, in a text that lies in ``folder``."""
-    source = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    return Written(f"![{caption}]({quote(source)})\n\n{caption}")
-
-
-def as_html(text: str, title: str, folder: Path) -> str:
-    """The report as a whole HTML page with its pictures. ``folder``: where it will lie."""
-
-    def embedded(found: re.Match[str]) -> str:
-        png = (folder / unquote(found[1])).read_bytes()
-        # A one-column figure stays half as wide as a full-page one.
-        width = round(INCH * int.from_bytes(png[16:20]) / DPI)
-        data = base64.b64encode(png).decode()
-        return f'<img width="{width}" src="data:image/png;base64,{data}"'
-
-    # The names in the text are inert, so its HTML is that of the template.
-    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
-    body = re.sub(UNBROKEN, lambda found: found[0].replace(" ", "\u00a0"), body)
-    body = re.sub("<h2>(.*?)</h2>", lambda h: f'<h2 id="{anchor(h[1])}">{h[1]}</h2>', body)
-    body = re.sub('<img src="(.*?)"', embedded, body)
-    page = Environment(loader=PackageLoader("study.report"), autoescape=True)
-    return page.get_template("page.html").render(title=title, body=Markup(body))
-
-
 @dataclass(frozen=True)
 class Study(StudyTables):
     """The tables of a study in a notebook, which shows what was found. ``folder``: of the study."""
@@ -222,11 +237,8 @@ class Study(StudyTables):
     folder: Path = Path()
 
     def _repr_html_(self) -> str:
-        """The sentences of the answer, and the exponents to read first."""
-        found = MarkdownIt("commonmark").render(bullets([*map(inert, answer(self))]))
-        rows = summary(self.exponents) if len(self.exponents) else pd.DataFrame(columns=SHOWN)
-        name = escape(printable(self.folder.resolve().name))
-        return f"<h3>{name}</h3>{found}{rows[SHOWN].to_html(index=False, na_rep='')}"
+        """The answer: sentences, figure and table."""
+        return answer_html(self.folder, self)
 
     def figure(self, name: str) -> Figure:
         """The figure ``name`` of :data:`study.figures.FIGURES`.

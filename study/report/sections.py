@@ -1,6 +1,6 @@
-"""The values of the report's sections, for the template: a function each, from a study's tables."""
+"""The sections of a report below its answer: the question of each, sentences and tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from study.analysis import (
     curve_columns,
     first_to_read,
     rank_effects,
-    rate_transfer,
     rule_differences,
     side_by_side,
     summary,
@@ -26,8 +25,6 @@ from study.analysis.stable import (
     shared_measurements,
     shared_rules,
 )
-from study.analysis.summary import ANSWERS, FAILS, LOST, answer, condition_rows
-from study.analysis.terminal import exponent_text, interval_span
 from study.analysis.wording import (
     batch_words,
     bend_text,
@@ -38,25 +35,48 @@ from study.analysis.wording import (
     setting_labels,
 )
 from study.report.text import (
+    Section,
+    Table,
     interval,
     joined,
     legend,
     number_list,
     quantity_text,
-    row_estimate,
     row_list,
     rule_of_row,
     signed_interval,
     span,
-    word_text,
 )
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import BATCH_NAMES, PRIMARY, QUANTITIES
+from study.vocabulary.quantities import PRIMARY, QUANTITIES
 from study.vocabulary.scaling import rule_label
+from study.vocabulary.verdicts import VERDICTS
 
-Section = dict[str, Any]
-"""Values of a section; empty without data. A table is a list of rows: entries by column name."""
+SHORT = ("optimizer", "optimizer, rule", "quantity", "step", "factor", "theory", "verdict")
+"""The columns that a terminal has room for, with those that begin with :data:`NUMBERS`."""
+NUMBERS = ("exponent", "p\\*, measured", "theory, r")
+NOUNS = {quantity.label: quantity.noun for quantity in (*PRIMARY, *QUANTITIES)}
+
+
+def sections(tables: StudyTables) -> Iterator[Section]:
+    """The sections that have data, in their order."""
+    for one in (exponent_section, p_star_section, loss_section, task_section, truncation_section):
+        if section := one(tables):
+            yield section
+
+
+def short(table: Table) -> Table:
+    """The columns of a table that a terminal has room for, with short names."""
+    rows = []
+    for row in table.rows:
+        named = {name.split(" [")[0]: text.split(", bent")[0] for name, text in row.items()}
+        shown = {name: named[name] for name in named if name in SHORT or name.startswith(NUMBERS)}
+        shown["quantity"] = NOUNS.get(shown["quantity"], shown["quantity"])
+        if "batch" in named:
+            shown["optimizer, rule"] += f", {named['batch']}"
+        rows.append(shown)
+    return table._replace(rows=rows)
 
 
 def curve_name(row: Any) -> str:
@@ -78,70 +98,12 @@ def at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table[table["lr"] == lowest], note
 
 
-def answer_of(entries: Sequence[Any]) -> str:
-    """One of :data:`~study.analysis.summary.ANSWERS`, from the rows of one curve."""
-    return answer(
-        [row.verdict for row in entries if row.is_first],
-        [row.verdict for row in entries if row.is_last],
-    )
-
-
-def condition_section(tables: StudyTables) -> Section:
-    """Outputs, input gradients and the gradient norm at the first and the last step, by rule.
-
-    Curves that are stable at the first step and not at the last come first. Without exponents, the
-    section has no rows.
-    """
-    if tables.exponents.empty:
-        return {"rows": []}
-    exponents, note = at_lowest_rate(tables.exponents)
-    rows = condition_rows(exponents)
-    if rows.empty:
-        return {}
-    curves = [row_list(part) for _, part in rows.groupby("curve_number", sort=False)]
-    curves.sort(key=lambda entries: answer_of(entries) != LOST)
-    overall = []
-    for found in ANSWERS:
-        names = [curve_name(entries[0]) for entries in curves if answer_of(entries) == found]
-        word = f"**{found.capitalize()}**" if found in (LOST, FAILS) else found.capitalize()
-        overall += [f"{word}: {'; '.join(names)}."] if names else []
-    body = []
-    for entries in curves:
-        for place in dict.fromkeys(row.place for row in entries):
-            first, *others = [row for row in entries if row.place == place]
-            last = _condition_entry(others[-1]) if others else ""
-            body.append(
-                {
-                    "optimizer, rule": curve_name(first),
-                    "quantity": quantity_text(first.site, first.stat),
-                    "batch": BATCH_NAMES[str(first.batch)],
-                    "at its first step": _condition_entry(first),
-                    "at its last step": last,
-                }
-            )
-    notes = f"{legend(rows)} {' '.join(bracket_notes(rows))}{note}"
-    return {"overall": " ".join(overall), "rows": body, "curves": len(curves), "legend": notes}
-
-
-def _condition_entry(row: Any) -> str:
-    """``step 12: falls, -0.08 [-0.10, -0.06], ×0.72, theory 0.00``."""
-    theory = number_text(row.predicted)
-    parts = [
-        word_text(row.verdict),
-        row_estimate(row),
-        factor_text(row.factor),
-        bend_text(row),
-    ]
-    parts += [f"theory {theory}" if theory else ""]
-    return f"step {row.step}: " + ", ".join(filter(None, parts))
-
-
-def p_star_section(tables: StudyTables) -> Section:
+def p_star_section(tables: StudyTables) -> Section | None:
     """p* of every quantity, once for each optimizer, with theory."""
     stable, note = at_lowest_rate(first_to_read(tables.stable))
     rows = side_by_side(stable)
     if rows.empty:
-        return {}
+        return None
     settings = distinguishing(rows, curve_columns(rows))
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     others = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
@@ -157,12 +119,25 @@ def p_star_section(tables: StudyTables) -> Section:
             for row in row_list(part.drop_duplicates(["site", "stat"]))
         ]
         sentences.append(f"**{label(str(optimizer))}**: {joined(parts)}.")
-    return {
-        "sentences": sentences,
-        "rows": [_p_star_row(row, settings, high, others) for row in rows.to_dict("records")],
-        "notes": " ".join(notes),
-        "note": note,
-    }
+    body = [_p_star_row(row, settings, high, others) for row in rows.to_dict("records")]
+    title = "At which p does each quantity keep its size?"
+    return Section(
+        title,
+        [
+            "p\\* is the p in γ = α / r^p at which a quantity does not depend on the rank.",
+            *sentences,
+        ],
+        [Table(body, f"{P_STAR_NOTES} {' '.join(notes)}{note}", "p\\* of γ = α / r^p")],
+    )
+
+
+P_STAR_NOTES = (
+    "While steps are small, the exponent is linear in p with a known factor, so one rule is enough "
+    "to estimate p\\*: the one with the narrowest interval. Elsewhere, the exponents of several "
+    "rules cross zero at p\\* (*several rules*). Layers are pooled by the mean of the "
+    "log. *Small steps*: whether the loss changed as the linear theory predicts. If not, only "
+    "quantities that the update does not affect have a prediction."
+)
 
 
 def _p_star_row(
@@ -208,12 +183,13 @@ def _apart(row: Mapping[Any, Any], others: pd.DataFrame, settings: list[str]) ->
     ]
 
 
-def exponent_section(tables: StudyTables) -> Section:
+def exponent_section(tables: StudyTables) -> Section | None:
     """The scaling exponents of the summary, with factors, theory and verdicts."""
     if tables.exponents.empty:
-        return {}
+        return None
     exponents, note = at_lowest_rate(tables.exponents)
-    rows = summary(exponents)
+    if (rows := summary(exponents)).empty:
+        return None
     brackets = bracket_head(rows)
     on = batch_words(exponents["batch"].unique())
     body = [
@@ -222,86 +198,29 @@ def exponent_section(tables: StudyTables) -> Section:
             "quantity": quantity_text(row.site, row.stat),
             **({"batch": on[row.batch]} if any(on.values()) else {}),
             "step": str(row.step),
-            f"exponent [{brackets}]" if brackets else "exponent": row_estimate(row),
+            f"exponent [{brackets}]" if brackets else "exponent": row.estimate,
             "factor": factor_text(row.factor),
             "theory": number_text(row.predicted),
-            "verdict": ", ".join(filter(None, (word_text(row.verdict), bend_text(row)))),
+            "verdict": ", ".join(filter(None, (_marked(row.verdict), bend_text(row)))),
             "5–95 % of layers": span(row.layer_p05, row.layer_p95),
         }
         for row in row_list(rows)
     ]
-    notes = f"{legend(rows)} {' '.join(bracket_notes(rows))}"
-    return {"rows": body, "legend": notes, "note": note}
+    notes = (
+        f"{legend(rows)} {' '.join(bracket_notes(rows))} *Factor*: from the lowest to the highest "
+        f"rank. *Theory*: the slope of the finite-rank curve over the same ranks.{note}"
+    )
+    asks = "How does each quantity change with the rank, at which step, and what did theory say?"
+    condition = (
+        "Adapters are rank-stabilized (Kalajdzievski 2023, Theorem 3.2) if their outputs, and the "
+        "gradients that they pass to their inputs, do not depend on the rank at any step."
+    )
+    return Section(asks, [condition], [Table(body, notes, "Scaling exponents with rank")])
 
 
-NOUNS = {quantity.label: quantity.noun for quantity in (*PRIMARY, *QUANTITIES)}
-Printed = tuple[str, pd.DataFrame, str, str]
-"""A table of the terminal: title, texts, caption, and the column that heads groups of rows."""
-
-
-def printed(tables: StudyTables) -> Iterator[Printed]:
-    """The sections on exponents and p* as tables of a terminal. The report has more columns."""
-    if section := exponent_section(tables):
-        rows = pd.DataFrame(section["rows"])
-        names, notes = rows["optimizer, rule"], section["legend"].replace("*", "")
-        texts = {
-            "optimizer, rule": names + ", " + rows["batch"] if "batch" in rows else names,
-            "quantity": rows["quantity"].replace(NOUNS),
-            "step": rows["step"],
-            "exponent": rows.filter(like="exponent").iloc[:, 0],
-            "factor": rows["factor"],
-            "theory": rows["theory"],
-            "verdict": [word.replace("*", "").partition(":")[0] for word in rows["verdict"]],
-        }
-        shown = pd.DataFrame(texts)
-        yield "Scaling exponents with rank", shown, notes + section["note"], "optimizer, rule"
-    if section := p_star_section(tables):
-        rows = pd.DataFrame(section["rows"])
-        texts = {
-            "optimizer": rows["optimizer"],
-            "quantity": rows["quantity"].replace(NOUNS),
-            "step": rows["step"],
-            "p* here": rows["p\\*, measured ranks"],
-            "theory": rows["theory, same ranks"],
-            "limit": rows["p\\*, corrected for finite rank"],
-            "theory ": rows["theory, r → ∞"],
-        }
-        title = "p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank"
-        notes = "p* here: over the ranks measured; limit: corrected for finite rank. "
-        yield title, pd.DataFrame(texts), notes + section["notes"] + section["note"], "optimizer"
-
-
-def rate_section(tables: StudyTables) -> Section:
-    """The exponent of the best rate, and the best rates; empty if no rates were swept."""
-    transfer = rate_transfer(tables.rates)
-    if transfer.empty:
-        return {}
-    settings = distinguishing(transfer, curve_columns(transfer))
-
-    def named(row: Any) -> dict[str, str]:
-        return {"optimizer": label(row.optimizer), "rule": rule_of_row(row, row.named)}
-
-    exponents = [
-        {
-            **named(row),
-            "exponent of the best rate": exponent_text(row.exponent, row.ci_low, row.ci_high),
-            "theory": interval_span(row.predicted_low, row.predicted_high),
-            "ranks": str(row.ranks),
-            "at the edge": str(row.edges),
-            "ρ": span(row.rho_min, row.rho_max) or "not recorded",
-            "seeds": str(row.seeds),
-        }
-        for row in row_list(transfer.assign(named=setting_labels(transfer, settings)))
-    ]
-    by = ["optimizer", *RULE, *settings, "rank"]
-    logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
-    means = logs.groupby(by, observed=True, dropna=False)["log_lr"].mean().reset_index()
-    best = [
-        {**named(row), "rank": f"{row.rank:.0f}", "best learning rate": f"{np.exp(row.log_lr):.2g}"}
-        for row in row_list(means.assign(named=setting_labels(means, settings)))
-    ]
-    notes = bracket_notes(transfer[transfer["exponent"].notna()])
-    return {"exponents": exponents, "best": best, "legend": "".join(f"{note} " for note in notes)}
+def _marked(word: str) -> str:
+    """A verdict; bold if it says that the change is beyond the margin."""
+    return f"**{word}**" if VERDICTS[word].beyond else word
 
 
 COMPARED = {
@@ -312,12 +231,12 @@ COMPARED = {
 """The comparisons of :mod:`study.analysis.losses` in words, in the order of the tables."""
 
 
-def loss_section(tables: StudyTables) -> Section:
+def loss_section(tables: StudyTables) -> Section | None:
     """The effects of rank and rule; empty without final held-out losses."""
     losses = tables.losses
     effects = rank_effects(losses)
     if effects.empty:
-        return {}
+        return None
     differences = rule_differences(losses)
     settings = losses.drop_duplicates("setting")
     shown = [n for n in distinguishing(settings, curve_columns(losses)) if n not in ("alpha", "lr")]
@@ -349,14 +268,24 @@ def loss_section(tables: StudyTables) -> Section:
         }
         for row in row_list(differences)
     ]
-    rates = np.unique(losses.loc[losses["how"] == "matched", "lr"].to_numpy(float))
-    gap = f"{np.max(rates[1:] / rates[:-1]):.2g}" if len(rates) > 1 else ""
-    return {
-        "effects": of_rank,
-        "differences": of_rule,
-        "matched": bool(of_rule) and bool((differences["how"] == "matched").any()),
-        "gap": f", across gaps of up to a factor of {gap}" if gap else "",
-    }
+    found = [Table(of_rank, GAIN, "What doubling the rank does to the final loss")]
+    said = []
+    if of_rule:
+        found.append(Table(of_rule, "", "The loss of each rule minus rsLoRA's at equal rank"))
+        matched = bool((differences["how"] == "matched").any())
+        said.append(MATCHED if matched else NOT_MATCHED)
+    return Section("Does a higher rank help, or only a larger step?", said, found)
+
+
+GAIN = "The gain is the decrease of the final held-out loss, in nats per token."
+MATCHED = (
+    "At matched step size, the difference between rules is due to the rule. The rest is due to the "
+    "step size. Losses are interpolated between runs, linearly in the log of the step size."
+)
+NOT_MATCHED = (
+    "No two runs have the same step size, so a difference between rules is one of rule and step "
+    "size. To separate them, sweep `optimizer.lr`."
+)
 
 
 def _compared_at(row: Any) -> str:
@@ -368,11 +297,11 @@ OWN_COLUMNS = {"optimizer", *RULE, "lr", "rank"}
 NOT_SETTINGS = ("seeds", "rates", "perplexity", "exact_match", "base_", "study")
 
 
-def task_section(tables: StudyTables) -> Section:
+def task_section(tables: StudyTables) -> Section | None:
     """Every rank and rule next to the base model; empty without a held-out loss."""
     scores = task_scores(tables.cells, tables.metrics)
     if scores.empty:
-        return {}
+        return None
     answered = bool(scores["exact_match"].notna().any())
     settings = [
         name
@@ -400,25 +329,36 @@ def task_section(tables: StudyTables) -> Section:
             }
         )
     best = row_list(scores)[int(scores["perplexity"].argmin())]
-    return {
-        "perplexity": number_text(best.perplexity),
-        "rule": rule_label(best.scaling, best.exponent_p, best.crossover),
-        "rank": number_list([best.rank]),
-        "optimizer": label(best.optimizer),
-        "base": number_text(best.base_perplexity),
-        "rows": body,
-        "answered": answered,
-        "several_rates": bool((scores["rates"] > 1).any()),
-    }
+    rule = rule_label(best.scaling, best.exponent_p, best.crossover)
+    said = (
+        f"The lowest held-out perplexity is {number_text(best.perplexity)}, that of {rule} at rank "
+        f"{number_list([best.rank])} under {label(best.optimizer)}."
+    )
+    if base := number_text(best.base_perplexity):
+        said += f" The base model has {base}."
+    notes = (
+        "On held-out examples, after the last step. Perplexity is exp of the mean loss per target "
+        f"token. {EXACT if answered else NO_EXACT}"
+    )
+    if (scores["rates"] > 1).any():
+        notes += " Of several learning rates, the table shows each rank's best."
+    return Section("Did the task improve?", [said], [Table(body, notes)])
 
 
-def truncation_section(tables: StudyTables) -> list[dict[str, str]]:
+EXACT = (
+    "Exact match is the share of greedy answers whose first label is correct (FinLoRA's rule; the "
+    "labels are all held-out targets)."
+)
+NO_EXACT = "Exact match was not measured: train with `train.answer_tokens=20`."
+
+
+def truncation_section(tables: StudyTables) -> Section | None:
     """Every trained rank and the ranks it can be cut to; empty if no adapter was cut."""
     effects = truncation_effects(truncated_losses(tables.cells, tables.truncations))
     if effects.empty:
-        return []
+        return None
     several_rates = bool(effects.groupby("optimizer", observed=True)["lr"].nunique().max() > 1)
-    return [
+    body = [
         {
             "optimizer": label(row.optimizer),
             "rule": rule_of_row(row),
@@ -438,3 +378,10 @@ def truncation_section(tables: StudyTables) -> list[dict[str, str]]:
         }
         for row in row_list(effects)
     ]
+    notes = (
+        "After training, γBA of every layer is cut to its k largest singular directions. It is not "
+        "trained further. *Gain* is the decrease of the loss from the base model. The last column "
+        "is positive if the run trained at the lowest rank found a better adapter of that rank. "
+        "Losses are in nats per token, means over seeds."
+    )
+    return Section("How much of its rank does a trained adapter need?", (), [Table(body, notes)])

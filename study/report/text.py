@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,20 @@ MOST_NAMED = 6
 """Groups of cells that a sentence names before it counts the others."""
 
 
-def anchor(title: str) -> str:
-    """The anchor that GitHub gives to a heading."""
-    kept = re.sub(r"[^\w\- ]", "", title.replace("\\*", "").lower())
-    return kept.strip().replace(" ", "-")
+class Table(NamedTuple):
+    """A table: rows of entries by column name, and notes below it."""
+
+    rows: Sequence[Mapping[str, str]] = ()
+    notes: str = ""
+    title: str = ""
+
+
+class Section(NamedTuple):
+    """A part of a report: the question that it answers, sentences, and tables."""
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,6 +44,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines = ["| " + " | ".join(row) + " |" for row in [heads, *escaped]]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
+
+
+def filled(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Rows with the columns of all of them; what a row lacks is empty. Empty columns are left
+    out."""
+    heads = dict.fromkeys(head for row in rows for head in row if any(r.get(head) for r in rows))
+    return [{head: row.get(head, "") for head in heads} for row in rows]
 
 
 def table_of(rows: Sequence[Mapping[str, str]]) -> str:
@@ -127,21 +144,16 @@ def quantity_text(site: str, stat: str) -> str:
     return labels.get((site, stat)) or f"{SITES[site].label}, {STATS[stat].label}"
 
 
-def row_estimate(row: Any) -> str:
-    """``-0.50 [-0.52, -0.48]``: the slope of a row of ``exponents``."""
-    return interval_text(row.exponent, row.ci_low, row.ci_high)
-
-
-def word_text(word: str) -> str:
-    """A verdict; bold if it says that the change is beyond the margin."""
-    return f"**{word}**" if VERDICTS[word].beyond else word
-
-
 def legend(rows: pd.DataFrame) -> str:
     """What the verdicts of ``rows`` mean, and how they are tested."""
     found = set(rows["verdict"].astype(str))
     meanings = [f"*{word}*: {meaning(word, STABLE_RATIO)}" for word in VERDICTS if word in found]
     return f"{'; '.join(meanings)}.{'' if found <= {ONE_SEED} else f' {TESTED}'}"
+
+
+def plain(text: str) -> str:
+    """``text`` without the marks of Markdown, for a terminal."""
+    return text.replace("*", "").replace("\\", "").replace("`", "")
 
 
 def minus(text: str) -> str:

@@ -56,9 +56,8 @@ OmegaConf.register_new_resolver("gpus", _visible_gpus, replace=True)
 def main(arguments: Sequence[str]) -> None:
     """Run ``study train`` with Hydra's command line, and ``--plan``, which trains nothing.
 
-    ``--plan=h100`` plans for another device than this machine's.
-
-    Raises :class:`StudyError` for every mistake of the user, including those that Hydra reports.
+    ``--plan=h100`` plans for another device than this machine's. Mistakes that Hydra reports are
+    :class:`StudyError` too.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
     plans = [text for text in arguments if text.partition("=")[0] == PLAN_FLAG]
@@ -101,7 +100,6 @@ def job(composed: DictConfig, workers: list["Worker"]) -> Outcome:
 
 
 def _run_one(composed: DictConfig, workers: list["Worker"]) -> Outcome:
-    """Train the one cell of a configuration, or show its plan."""
     config = parse(composed)  # before torch is imported, which takes seconds
     from study.sweeps import cells, launch, plan, run
 
@@ -121,7 +119,6 @@ def _run_one(composed: DictConfig, workers: list["Worker"]) -> Outcome:
 
 
 def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
-    """Train the cells of a pack that no other process holds."""
     overrides, posted = json.loads(composed[_CELLS]), Path(composed[_SWEEP])
     if must_stop(posted):  # before it composes and imports, which takes seconds
         return Outcome(signum=signals.asked())

@@ -44,7 +44,6 @@ class Cell:
 
     @property
     def study_dir(self) -> Path:
-        """The folder of its study."""
         return Path(self.config.results_dir) / self.config.name
 
     @property
@@ -57,7 +56,6 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether it has results already."""
         return is_done(self.folder, with_adapter=self.config.train.save_adapter)
 
     @property
@@ -82,11 +80,7 @@ class Cell:
 def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     """The cell of every configuration, in order, checked against its base and its data.
 
-    Epochs and shares become numbers of steps. Writes nothing and loads no weights. Raises
-    :class:`StudyError` for
-
-    - unknown targets, experts that can't have the adapter, or too long a sequence;
-    - data, weights or an adapter that can't be read, or an adapter for another base.
+    Epochs and shares become numbers of steps. Writes nothing and loads no weights.
     """
     known: dict[Any, Any] = {}
 
@@ -138,7 +132,6 @@ def _examples(model: ModelConfig, data: DataConfig) -> str:
 
 
 def _training_rows(model: ModelConfig, data: DataConfig) -> int:
-    """The rows of one epoch."""
     tokenizer = load_tokenizer(model)
     return len(build_corpus(data, tokenizer, tokenizer.eos_token_id).train)
 

@@ -35,8 +35,7 @@ def claim_device(
     """The device that ``device=name`` means, claimed until ``held`` is closed. It becomes current.
 
     Waits while other processes hold every GPU that it may take. Returns None if ``must_stop`` ended
-    the wait. Raises :class:`~study.errors.StudyError` if CUDA is asked for and torch sees none, and
-    under torchrun if there is no free GPU with the number of this process.
+    the wait.
     """
     if choose_device(name).type == "cpu":
         return torch.device("cpu")

@@ -102,7 +102,6 @@ def limit_of(config: CellConfig) -> CellConfig:
 
 
 def at_rank(config: CellConfig, rank: float) -> CellConfig:
-    """The same configuration at another rank."""
     return replace(config, adapter=replace(config.adapter, rank=rank))
 
 
@@ -148,7 +147,6 @@ class InputMoments:
 
     @contextmanager
     def watch(self, real_BT: Tensor | None = None) -> Iterator[None]:
-        """Add the inputs of the passes in this context."""
         hooks = [bank.register_forward_pre_hook(partial(self._add, real_BT)) for bank in self.banks]
         try:
             yield

@@ -276,10 +276,8 @@ def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> in
 
 
 def check_fits(config: CellConfig, nbytes: int, device: torch.device) -> None:
-    """Raises :class:`StudyError` if a cell that takes ``nbytes`` can't be trained on ``device``.
-
-    The bound is ``pack.memory_gb``, or else the memory of the device.
-    """
+    """Raises :class:`StudyError` if a cell that takes ``nbytes`` is too large for
+    ``pack.memory_gb`` or, without it, for the memory of ``device``."""
     if device.type == "cuda":
         most = torch.cuda.get_device_properties(device).total_memory
     else:

@@ -35,9 +35,8 @@ def conduct(
 ) -> None:
     """Train ``cells`` until all have results. ``packs``: those that are to be trained.
 
-    ``here``: whether the launcher runs its jobs in this process. Raises as
-    :func:`~study.sweeps.run.train_all` does, and :class:`StudyError` for a base without weights,
-    which serves plans only.
+    ``here``: whether the launcher runs its jobs in this process. A base without weights serves
+    plans only.
     """
     for cell in cells:
         if not MODELS[cell.config.model.name].has_weights:

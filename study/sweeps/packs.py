@@ -120,9 +120,7 @@ class Pack:
 def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
-    ``device``: where it will train; None: what its configuration asks for. Raises
-    :class:`StudyError` if the device is absent or its memory is too small for a cell. Raises it
-    also if the base lacks a token of the data, or no held-out row is a question to answer.
+    ``device``: where it will train; None: what its configuration asks for.
     """
     config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)
@@ -160,7 +158,6 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
 
 
 def build_pack_corpus(config: CellConfig) -> Corpus:
-    """The tokenised data of a cell."""
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
@@ -171,7 +168,8 @@ def folds(pack: Pack) -> list[list[Prepared]]:
 
     ``auto`` on a CPU: cells that gain from it (:attr:`~study.sweeps.estimate.Estimate.gains`), as
     many as fill a pass. A process takes as large a share of the memory as of the cores. The cells
-    of the first seed come first, so that a study has its first answer early.
+    of the first seed come first, and of these the lowest and the highest rank, so that a study has
+    its first exponents early.
 
     Trained alone, after the others: infinite rank, whose adapter is another module; a continued
     adapter, whose layers may differ in rank; a cell divided among processes (``train.shard``); an
@@ -204,7 +202,13 @@ def folds(pack: Pack) -> list[list[Prepared]]:
             found[-1].append(each)
         else:
             found.append([each])
-    return sorted(found + alone, key=lambda fold: waits(fold[0]))
+    ranks = sorted({each.cell.config.adapter.rank for each in pack.cells} - {math.inf})
+    order = [*ranks[:1], *ranks[-1:], *ranks[1:-1], math.inf]
+
+    def place(fold: Sequence[Prepared]) -> tuple[bool, int]:
+        return waits(fold[0]), min(order.index(each.cell.config.adapter.rank) for each in fold)
+
+    return sorted(found + alone, key=place)
 
 
 def _trains_alone(cell: Cell) -> bool:

@@ -37,8 +37,7 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
     """Check that ``cells`` can be trained by these processes. Loads no weights.
 
-    ``launched_here``: whether the launcher of the sweep runs its jobs in this process. Raises
-    :class:`StudyError` for the first that can't.
+    ``launched_here``: whether the launcher of the sweep runs its jobs in this process.
     """
     processes = count()
     shards = {cell.config.train.shard for cell in cells}

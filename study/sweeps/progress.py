@@ -139,10 +139,8 @@ class LiveSweep:
 def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path, Path]]:
     """Context manager: other processes see that ``cells`` are to be trained.
 
-    ``cells``: records by the folder of their study. Yields the sweep's file in each.
-
-    First deletes the files of killed sweeps. Raises :class:`~study.store.files.StorageError` if a
-    folder can't be written.
+    ``cells``: records by the folder of their study. Yields the sweep's file in each. First deletes
+    the files of killed sweeps.
     """
     now = datetime.now(UTC)
     name = f"sweep-{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
@@ -182,7 +180,6 @@ def must_stop(posted: Path | None) -> bool:
 
 
 def live_sweeps(study_dir: Path) -> list[LiveSweep]:
-    """The live sweeps of a study, oldest first."""
     held = (path for path in sorted(study_dir.glob("sweep-*.json")) if is_held(path))
     return [sweep for path in held if (sweep := LiveSweep.read(path))]
 
@@ -224,10 +221,7 @@ def render_studies(studies: pd.DataFrame) -> str:
 
 
 def load_status(study_dir: Path) -> pd.DataFrame:
-    """The ``cells`` table, followed by the cells that a sweep has not begun (``waiting``).
-
-    Raises :class:`StudyError` if the folder holds no study and no live sweep is about to begin one.
-    """
+    """The ``cells`` table, followed by the cells that a sweep has not begun (``waiting``)."""
     ahead = pd.DataFrame([cell_row(record) for record in waiting_cells(study_dir)])
     try:
         begun = load_cells(study_dir, with_unreadable=True)
@@ -295,7 +289,6 @@ def terminal_width() -> int:
 
 
 def table_lines(table: Table, width: int = WIDE) -> list[str]:
-    """The lines of a table of at most ``width`` columns."""
     console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
@@ -371,7 +364,6 @@ class Display:
         self.bar.stop()
 
     def start(self, labels: Iterable[str]) -> None:
-        """A fold begins: the cells with these ``labels``."""
         self.label, *_ = labels
         self.began, self.first_tokens = time.monotonic(), -1.0
 
@@ -394,14 +386,12 @@ class Display:
         self.bar.update(self.task, completed=self.ahead.work if self.ahead else 0.0, line=line)
 
     def finish(self, label: str, status: str) -> None:
-        """The cell with this ``label`` has ended."""
         self._read_progress()
         self.finished += status in ENDED
         if self.bar.disable or status != "complete":
             self.say(self._line(label, f"{status} in {time.monotonic() - self.began:.1f} s"))
 
     def first_seed_done(self) -> int | None:
-        """See :meth:`LiveSweep.first_seed_done`."""
         return self.sweep.first_seed_done() if self.sweep else None
 
     def say(self, line: str) -> None:

@@ -63,12 +63,10 @@ class Held:
 
     @property
     def cell(self) -> Cell:
-        """Its configuration and identity."""
         return self.prepared.cell
 
     @property
     def step(self) -> int:
-        """The first step to run."""
         return self.state.step if self.state else 0
 
 
@@ -158,7 +156,6 @@ class Recorder:
             self._write(self._waiting.popleft())
 
     def _write(self, results: Sequence[CellStep]) -> None:
-        """Read and write the results of one step. Waits for their numbers."""
         for result in results:
             held = self.fold[result.cell]
             held.fields |= {"steps_done": result.step, "seconds": result.metrics["seconds"]}

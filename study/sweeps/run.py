@@ -53,10 +53,7 @@ class Worker(contextlib.ExitStack):
         return self._device
 
     def base(self, cell: Cell, device: torch.device) -> FrozenBase:
-        """The base of a pack on ``device``. ``cell``: one of the pack.
-
-        Raises :class:`StudyError` if the weights have been replaced since the cell was planned.
-        """
+        """The base of a pack on ``device``. ``cell``: one of the pack."""
         config, planned = cell.config, cell.card.fingerprint
         wanted = repr((planned, config.model, device, config.precision))
         if self._base is None or self._base[0] != wanted:
@@ -76,8 +73,7 @@ def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:
     """Train the cells of one pack until all have results, of this process or of another.
 
     ``worker``: with a base that stays loaded afterwards. A cell that fails is recorded as
-    ``failed`` and the others go on. Afterwards this raises :class:`StudyError` naming the first
-    failure.
+    ``failed`` and the others go on.
     """
     with Worker() if worker is None else nullcontext(worker) as own:
         train_all(pack, lambda free: [train_pack(free, own)])

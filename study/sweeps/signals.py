@@ -81,7 +81,6 @@ class Listener:
             os._exit(self.stopped(signum).exit_code)
 
     def stopped(self, signum: int) -> Stopped:
-        """The exception that ends the sweep."""
         return Stopped(signum, self.command)
 
 

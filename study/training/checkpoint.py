@@ -51,7 +51,6 @@ def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
     """The state of one cell after ``step``. Its tensors are those that training changes.
 
     Process 0 tells the others to take part, if there are others, and alone gets the whole state.
-    Raises ``RuntimeError`` when the fold has left the step.
     """
     fold = of_fold()
     if fold is None or fold.step != step:
@@ -83,8 +82,7 @@ def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
 def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
     """Give every cell of a new fold the state of its snapshot. Returns the first step to run.
 
-    Raises :class:`StudyError` if a snapshot does not fit its cell, and ``ValueError`` if there is
-    not one snapshot of the same step for each cell. Without snapshots the first step is 0.
+    Without snapshots the first step is 0.
     """
     if not resume:
         return 0
@@ -125,7 +123,6 @@ def _restore(fold: Fold, resume: Sequence[Snapshot]) -> None:
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, which is cut off."""
     return {n.removeprefix(prefix): tensors[n] for n in tensors if n.startswith(prefix)}
 
 

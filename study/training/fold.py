@@ -58,6 +58,7 @@ class Fold:
         self.padding_free = base.separates_sequences and may_leave_out_padding(cells)
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
+        self.norm_K = torch.full((len(cells),), math.nan, device=base.device)
         self.tokens_K = [0] * len(cells)
         self.alignment, self.aligned_until = _alignment(base.model, cells[0], world.sum)
         self.dropout_before: list[list[Tensor] | None] = []

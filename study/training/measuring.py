@@ -137,7 +137,7 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
 
 def sent_by(fold: Fold, probe: NormProbe, step: int, batch: str) -> Sent:
     """The numbers of ``probe``, added up over processes. Process 0 sends what each has whole."""
-    whole = ("delta_w", "rho", "r_parts", *ALIGNMENTS, *(NOISE_SITES if batch == NOISE else ()))
+    whole = ("delta_w", *ALIGNMENTS, *(NOISE_SITES if batch == NOISE else ()))
     return probe.send(step, batch, fold.world.added, whole if fold.world.number else ())
 
 

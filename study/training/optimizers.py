@@ -36,10 +36,7 @@ def _adafactor(groups: Groups, **options: Any) -> Optimizer:
 
 
 def _muon(groups: Groups, **options: Any) -> Optimizer:
-    """torch's Muon, on each A and each B alone.
-
-    Raises :class:`StudyError` with a torch that lacks it, and for the 3-D adapters of experts.
-    """
+    """torch's Muon, on each A and each B alone."""
     if not hasattr(torch.optim, "Muon"):
         raise StudyError(
             f"torch {torch.__version__} has no Muon: install torch 2.9 or later, or use another "
@@ -82,7 +79,7 @@ def build_optimizer(
     """The optimizer that ``config`` names over one cell's adapters.
 
     A has the learning rate ``lr``, B ``lr * loraplus_lr_ratio``. The ratio is LoRA+'s (Hayou et al.
-    2024, arXiv 2402.12354); 1 is LoRA. Raises ``KeyError`` for an optimizer without a constructor.
+    2024, arXiv 2402.12354); 1 is LoRA.
     """
     shared = ("name", "loraplus_lr_ratio")
     options = {key: value for key, value in vars(config).items() if key not in shared}

@@ -50,7 +50,6 @@ class Processes:
             self.number, self.size = dist.get_rank(), dist.get_world_size()
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over the processes."""
         if self.size > 1:
             x = x.detach().clone()
             dist.all_reduce(x)

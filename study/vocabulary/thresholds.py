@@ -1,8 +1,8 @@
 """The thresholds of verdicts, predictions and warnings. No other module repeats them."""
 
 STABLE_RATIO = 1.5
-"""A quantity is stable if it changes by less than this factor over the ranks measured. It collapses
-or explodes if it changes by more."""
+"""A quantity keeps its size if it changes by less than this factor over the ranks measured. It
+shrinks or grows if it changes by more."""
 
 SIGNIFICANCE = 0.05
 """The level of every test."""

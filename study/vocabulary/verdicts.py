@@ -3,42 +3,32 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from study.vocabulary.quantities import SITES, STATS
 from study.vocabulary.thresholds import CONFIDENCE, STABLE_RATIO
 
-Colour = Literal["green", "red", "yellow", "grey"]
-"""``green``: shown to be stable. ``red``: shown to be beyond the margin. ``yellow``: not decided,
-or a slope of unknown size. ``grey``: not tested."""
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """- ``predicate``: the word in a sentence about a quantity ("the gradient norm ... collapses");
-    - ``meaning``: a sentence for a legend. ``{factor}`` is the ratio of the margin;
-    - ``beyond``: whether the word says that the change is larger than the margin.
-    """
+    """One word. ``meaning``: for a legend; ``{factor}`` is the ratio of the margin. ``beyond``:
+    whether the word says that the change is larger than the margin."""
 
-    predicate: str
     meaning: str
-    symbol: str
-    colour: Colour
     beyond: bool = False
 
 
 UNKNOWN_SIZE = "we cannot tell whether by more than {factor:g} times"
 
 VERDICTS: dict[str, Verdict] = {
-    "stable": Verdict("is stable", "changes by less than {factor:g} times", "=", "green"),
-    "collapses": Verdict("collapses", "falls by more than {factor:g} times", "↓", "red", True),
-    "explodes": Verdict("explodes", "grows by more than {factor:g} times", "↑", "red", True),
-    "falls": Verdict("falls", f"falls; {UNKNOWN_SIZE}", "↘", "yellow"),
-    "rises": Verdict("rises", f"grows; {UNKNOWN_SIZE}", "↗", "yellow"),
-    "unclear": Verdict("is unclear", "these seeds cannot tell", "?", "yellow"),
-    "one seed": Verdict("was measured with one seed", "one seed gives no verdict", "–", "grey"),
+    "keeps its size": Verdict("changes by less than {factor:g} times"),
+    "shrinks": Verdict("by more than {factor:g} times", beyond=True),
+    "grows": Verdict("by more than {factor:g} times", beyond=True),
+    "falls": Verdict(f"shrinks; {UNKNOWN_SIZE}"),
+    "rises": Verdict(f"grows; {UNKNOWN_SIZE}"),
+    "unclear": Verdict("these seeds cannot tell"),
+    "one seed": Verdict("one seed gives no verdict"),
 }
-STABLE, COLLAPSES, EXPLODES, FALLS, RISES, UNCLEAR, ONE_SEED = VERDICTS
+STABLE, SHRINKS, GROWS, FALLS, RISES, UNCLEAR, ONE_SEED = VERDICTS
 
 
 AGREES, DIFFERS = "agrees", "differs"

@@ -39,7 +39,7 @@ def test_the_printed_interval_decides_every_word_before_the_correction():
     within = (low > -MARGIN) & (high < MARGIN)
     expected = np.select(
         [high < -MARGIN, low > MARGIN, within, high < 0, low > 0],
-        ["collapses", "explodes", "stable", "falls", "rises"],
+        ["shrinks", "grows", "keeps its size", "falls", "rises"],
         "unclear",
     )
     assert set(expected) == set(VERDICTS) - {"one seed"}
@@ -52,7 +52,7 @@ def test_the_printed_interval_decides_every_word_before_the_correction():
 
 def test_one_seed_has_no_verdict_and_two_are_unclear():
     found = with_verdicts(pd.DataFrame([row(-0.5, 0.001, seeds=n, step=n) for n in (1, 2, 3)]))
-    assert list(found["verdict"]) == ["one seed", "unclear", "collapses"]
+    assert list(found["verdict"]) == ["one seed", "unclear", "shrinks"]
     p_values = found[["p_stable", "p_slope", "p_beyond", "p_bent"]]
     assert p_values[:2].isna().all(axis=None)
     assert p_values[2:].notna().all(axis=None)

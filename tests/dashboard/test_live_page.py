@@ -20,6 +20,8 @@ def test_a_step_is_on_the_page_within_five_seconds(
     one_step(writer, 0, {LAYER: 1.0})
     address = servers.start(folder)
     page = watched.open(address)
+    assert page.evaluate("document.body.dataset.tab") == "losses", "there is one rank"
+    page = watched.show("tab=layers")
     page.evaluate("window.sameDocument = true")
     assert page.locator("#live").inner_text() == "Live: 1 cell running"
     waits = []
@@ -50,7 +52,7 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
 ) -> None:
     folder = written(tmp_path / "results/odd", "aaa", steps=1)
     address = servers.start(folder)
-    page = watched.open(address)
+    page = watched.open(f"{address}#tab=layers")
     page.evaluate("window.sameDocument = true")
 
     sweep = f"train -m model=tiny data=file data.path={jsonl} data.sequence_length=24 "

@@ -1,6 +1,8 @@
 """What the page says of a study: its cells, its settings, its findings, and what is damaged."""
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ from study.dashboard.document import Page
 from study.dashboard.studies import read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
-from study.report import answer
-from study.report.sections import condition_section, exponent_section
+from study.report import answer, answer_table, asked
+from study.report.text import minus, plain
 from tests.store.small_cells import flip
 
 from .conftest import LAYER, begin_cell, one_step, written
@@ -26,32 +28,17 @@ def shown(*folders: Path) -> dict[str, Any]:
     return found
 
 
-def test_verdicts_have_the_numbers_and_words_of_the_report(trained: Path) -> None:
-    """The report is about the lowest learning rate. Its first section has the held-out rows."""
+def test_the_findings_are_the_report(trained: Path) -> None:
+    """Its question, sentences, table and caveats, and the figure of its question."""
     tables, page = load_tables(trained), shown(trained)
-    report = {
-        (curve, quantity, batch, step): [*numbers, theory, word.strip("*")]
-        for curve, quantity, batch, step, *numbers, theory, word, _ in map(
-            dict.values, exponent_section(tables)["rows"]
-        )
-    }
-    condition = {
-        (curve, quantity, f"{batch} batch"): last
-        for curve, quantity, batch, _, last in map(dict.values, condition_section(tables)["rows"])
-    }
-    names = {rule["id"]: rule["name"] for rule in page["rules"]}
-    assert page["answer"] == answer(tables)
-    here = [row for row in page["verdicts"] if row["curve"] != "lr=1e+30"]
-    assert len(here) == 20
-    for row in here:
-        curve = f"{page['optimizers'][row['optimizer']]}, {names[row['rule']]}"
-        batch, step = page["batches"][row["batch"]], str(row["step"])
-        numbers = [row[name] for name in ("estimate", "factor", "theory", "verdict")]
-        if batch == "training batch":
-            assert numbers == report[curve, row["label"], batch, step]
-        else:
-            last = condition[curve, row["label"], batch]
-            assert last.startswith(f"step {step}: {numbers[3]}, {numbers[0]}, {numbers[1]}")
+    text = unescape(re.sub("<[^>]*>", "", page["report"]))
+    assert asked(tables).asks in text
+    for sentence in answer(tables):
+        assert minus(sentence) in text
+    for row in answer_table(tables).rows:
+        assert all(minus(plain(entry)) in text for entry in row.values())
+    assert "Caveats" in text
+    assert page["report"].count("<img") == 1
 
 
 def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(
@@ -66,7 +53,7 @@ def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(
     assert not {"lr", "rank"} & set(found["rest"])
 
 
-def test_a_running_cell_shows_what_it_has_and_why_there_are_no_verdicts(tmp_path: Path) -> None:
+def test_a_running_cell_shows_what_it_has(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no study in"):
         read_studies([tmp_path])
     writer = begin_cell(tmp_path, "aaa")
@@ -76,8 +63,7 @@ def test_a_running_cell_shows_what_it_has_and_why_there_are_no_verdicts(tmp_path
     [cell] = page["cells"]
     assert (cell["status"], cell["steps_done"], cell["probed"]) == ("running", 3, 2)
     assert cell["curves"]["loss"] == {"step": [0, 3], "value": pytest.approx([2.0, 1.7])}
-    assert page["verdicts"] == []
-    assert "two ranks" in page["verdict_notes"][0]
+    assert "So far 0 of 1 cells are done." in page["report"]
     writer.close("failed", error="x")
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -77,23 +76,6 @@ def test_other_names_of_the_machine_are_refused(servers: Servers, trained: Path)
     for host in ("127.0.0.1", "localhost:8000", socket.gethostname(), "0.0.0.0"):
         assert answer(address, page, host)[0] == 200
     assert answer(address, page, OTHER)[0] == 400
-
-
-def test_a_client_that_sends_no_request_is_closed(servers: Servers, trained: Path) -> None:
-    """One that says nothing, one that stops within its headers, and one after an answer."""
-    most = 1.0
-    address = servers.start(
-        trained, first=f"from study.dashboard import server; server.MOST_WAIT = {most}"
-    )
-    begun = f"GET {urlsplit(address).path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
-    place = ("127.0.0.1", urlsplit(address).port)
-    with ExitStack() as closing:
-        clients = [closing.enter_context(socket.create_connection(place, PATIENCE)) for _ in "abc"]
-        for client, said in zip(clients, (b"", begun, begun + b"\r\n" + begun), strict=True):
-            client.sendall(said)
-        for client in clients:
-            while client.recv(1 << 16):  # raises TimeoutError
-                pass
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The code of docs/peft.md and docs/examples/peft_sweep.py runs as it stands."""
 
+import json
 import re
 import runpy
 import sys
@@ -104,6 +105,21 @@ def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     rows = exponents.query(
         "site == 'adapter_grad' and stat == 'norm' and step == 0 and layer == 'model'"
     ).set_index("scaling")
-    for rule, verdict in (("lora", "collapses"), ("rslora", None)):
+    for rule, verdict in (("lora", "shrinks"), ("rslora", None)):
         assert rows.loc[rule, "exponent"] == pytest.approx(rows.loc[rule, "predicted"], abs=0.1)
         assert verdict in (None, rows.loc[rule, "verdict"])
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    Path("results/reference").symlink_to(DOCS.parent / "results/reference")
+    cells = json.loads((DOCS / "examples/study.ipynb").read_text())["cells"]
+    assert len(cells) == 10
+    names: dict[str, Any] = {}
+    for code in ("".join(one["source"]) for one in cells if one["cell_type"] == "code"):
+        exec(compile(code, "docs/examples/study.ipynb", "exec"), names)
+    assert names["figure"].axes
+    assert set(names["mine"].cells["status"]) == {"complete"}
+    assert "Do outputs and gradients keep their size" in names["mine"]._repr_html_()
+    assert sorted(study.load("results/recorded").cells["rank"]) == [4, 16]

@@ -290,22 +290,25 @@ def test_numbers_are_those_of_one_process_with_the_same_batches(
 def test_numbers_are_those_of_autograd(script: Any, tmp_path: Path) -> None:
     """Of two processes with DDP. One process with the whole batches, in torch alone, has the same
     gradients, updates, losses and outputs of adapters."""
-    on_several(tmp_path, lambda number: with_torch(script(tmp_path / "two", 2), number, 2))
+
+    def task(number: int) -> None:
+        with_torch(script(tmp_path / "two", 2), number, 2, stats=["all", "r_parts"])
+
+    on_several(tmp_path, task)
     tables = study.load(tmp_path / "two/results/mine")
-    ours = probed(tables)[["norm", "rms"]]
+    ours = probed(tables)
     names = script(tmp_path / "plain")
     weights: list[torch.Tensor] = names["optimizer"].param_groups[0]["params"]
-    outputs: dict[str, list[torch.Tensor]] = {}
+    seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     layers = {n: m for n, m in names["peft_model"].named_modules() if hasattr(m, "lora_A")}
+    layers = {name.removeprefix("base_model.model."): layer for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.lora_B["default"].register_forward_hook(
-            lambda _, x, y, name=name, gamma=layer.scaling["default"]: outputs.setdefault(
-                name.removeprefix("base_model.model."), []
-            ).append(gamma * y.detach())
+            lambda _, h, y, name=name: seen.setdefault(name, []).append((h[0].detach(), y.detach()))
         )
     ids_SPBT = torch.stack([row["input_ids"] for row in rows()]).view(STEPS, PARTS, ROWS, -1)
     for step, ids_PBT in enumerate(ids_SPBT[:2]):
-        outputs.clear()
+        seen.clear()
         logits = [names["peft_model"](input_ids=ids_BT).logits for ids_BT in ids_PBT]
         losses = [
             nn.functional.cross_entropy(of_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
@@ -316,9 +319,14 @@ def test_numbers_are_those_of_autograd(script: Any, tmp_path: Path) -> None:
         norm = torch.stack([each.double().square().sum() for each in gradients]).sum().sqrt()
         row = tables.metrics.iloc[step]
         assert [row["loss"], row["grad_norm"]] == pytest.approx([float(loss), float(norm)], 1e-6)
-        for name, parts in outputs.items():
-            rms = torch.cat(parts).double().square().mean().sqrt()
-            assert ours["rms"][step, name, "adapter_out"] == pytest.approx(float(rms), 1e-6), name
+        for name, passes in seen.items():
+            rms = torch.cat([y for _, y in passes]).double().square().mean().sqrt()
+            expected = layers[name].scaling["default"] * float(rms)
+            assert ours["rms"][step, name, "adapter_out"] == pytest.approx(expected, 1e-6), name
+            (h, y), B_OR = passes[0], layers[name].lora_B["default"].weight.detach()
+            parts = float(torch.einsum("btr,or->", h.double().square(), B_OR.double().square()))
+            expected = (len(B_OR.T) - 1) * parts / (float(y.double().square().sum()) - parts)
+            assert ours["r_parts"][step, name, "adapter_out"] == pytest.approx(expected, 1e-3)
         of = dict(zip(map(id, weights), gradients, strict=True))
         for name, layer in layers.items():
             for side, factor in (("A", layer.lora_A), ("B", layer.lora_B)):
@@ -329,8 +337,7 @@ def test_numbers_are_those_of_autograd(script: Any, tmp_path: Path) -> None:
                 changes = weight.detach().double() - before
                 for site, x in ((f"{side}_grad", gradient), (f"{side}_update", changes)):
                     expected = float(x.double().square().sum().sqrt())
-                    where = step, name.removeprefix("base_model.model."), site
-                    assert ours["norm"][where] == pytest.approx(expected, 1e-6), where
+                    assert ours["norm"][step, name, site] == pytest.approx(expected, 1e-6), name
 
 
 def test_identity_and_samples(script: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from study import cli
 from study.analysis import load_tables
 from study.analysis.expectations import Compared, compare
 from study.config.expectations import Expectation, Primary
-from study.report import report_text
+from study.report import as_markdown, report_of
 from study.report.expected import verdict_counts
 
 OnDisk = Callable[..., Path]
@@ -131,15 +131,16 @@ def test_best_rates(on_disk: OnDisk) -> None:
 
 def test_the_section_counts_and_lists_them(tables: Any) -> None:
     def text(*records: dict[str, Any]) -> str:
-        return report_text("known", tables, [{"status": "complete", **one} for one in records])
+        complete = [{"status": "complete", **one} for one in records]
+        return as_markdown(report_of("known", tables, complete), Path(), Path())
 
     wrong = replace(NORM, predicted=0.3, source="[a claim](http://example.org)")
     whole = {"expects": [vars(NORM), vars(wrong), {"what": "nonsense"}]}
     found = text(whole, whole)
-    assert "2 comparisons, identities: 1 agrees and 1 **differs**." in found
+    assert "2 comparisons, identities: 1 agrees and 1 **differs**. Each" in found
     loss = {"what": "loss_gap", "site": None, "stat": None, "step": "last"}
     both = text({"expects": [vars(NORM), vars(replace(NORM, **loss))]})
-    assert "identities: 1 agrees; predictions: 1 agrees." in both
+    assert "identities: 1 agrees; predictions: 1 agrees. Each" in both
     assert "| 0 ± 0.02 | 0.000 [−0.004, 0.004] | agrees | Theorem 3.2 | a slope \\|" in found
     assert "only some" not in found
     [right, wrong] = compare([NORM, wrong], tables)
@@ -147,7 +148,7 @@ def test_the_section_counts_and_lists_them(tables: Any) -> None:
     heldout = text({"expects": [vars(replace(NORM, batch="heldout"))]})
     assert "| gradient norm over all adapters (held-out) | slope with rank |" in heldout
     assert "only some" in text(whole, {"expects": []})
-    assert "Expected and measured" not in text({"expects": []})
+    assert "What was expected" not in text({"expects": []})
 
 
 def test_the_primary_test_leads(tables: Any) -> None:
@@ -167,18 +168,18 @@ def test_the_primary_test_leads(tables: Any) -> None:
     def text(late: Sequence[Any] = (), **record: Any) -> str:
         later = {**record, "expects": [*record["expects"], {**rows[0], "what": "factor"}]}
         records = [{"status": "complete", **one} for one in (record, later)]
-        return report_text("known", tables, records, late=late)
+        return as_markdown(report_of("known", tables, records, late=late), Path(), Path())
 
     stated = text(expects=[vars(primary), *rows])
-    assert stated.index("Primary test: agrees") < stated.index("comparisons,")
+    said = "- Primary test of 2 exponents, which follow from B = 0 and a random A: as theory says,"
+    assert stated.count(f"{said} within 0.1.\n") == 1
+    assert stated.index(said) < stated.index("## Caveats") < stated.index("comparisons,")
     assert "intercept 0.000 [−0.004, 0.004], slope 1.000 [1.000, 1.000]" in stated
     assert "0.000 from theory, as a root mean square, and 0.354 from the rival (no change" in stated
     assert "after the cells" not in stated
-    assert "identities of the first steps, so it is no test of training" in stated
-    assert stated.count("Primary test") == 1
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
     wrong = replace(primary, rival_predicts=[0, -0.5])
-    assert "Primary test: differs" in text(
+    assert "not as theory says: 0.14 from it, not within 0.1" in text(
         [wrong, replace(NORM, predicted=-0.2), lora], expects=rows
     )
 

@@ -1,6 +1,7 @@
 """The report: its numbers are those of the tables, its caveats are due, its HTML is one file."""
 
 import base64
+import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,9 +13,18 @@ import pytest
 from PIL import Image
 
 from study.analysis import load_tables
-from study.report import answer, as_html, caveats, report_text, write_report
-from study.report.page import INCH, picture
+from study.report import (
+    answer,
+    answer_table,
+    as_html,
+    as_markdown,
+    caveats,
+    report_of,
+    write_report,
+)
+from study.report.page import INCH
 from study.store import load_records
+from study.vocabulary.questions import questions_of
 
 OnDisk = Callable[..., Path]
 
@@ -24,7 +34,8 @@ def caveats_of(folder: Path) -> list[str]:
 
 
 def report_on(folder: Path) -> str:
-    return report_text("known", load_tables(folder), load_records(folder))
+    found = report_of("known", load_tables(folder), load_records(folder))
+    return as_markdown(found, folder, folder)
 
 
 def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> None:
@@ -62,10 +73,6 @@ CAVEATS: list[tuple[dict[str, Any], list[str]]] = [
             "**Steps too large for the linear theory**: at 2 of 60 probed updates",
             *("rsLoRA r = 256", "worst change is 60 % of it"),
         ],
-    ),
-    (
-        {"clip": only(0.5, 1.0, scaling="rslora")},
-        ["**Clipping**: 30 of 60 gradients", "r = 4, 32, 256", "changes the exponents of SGD"],
     ),
     (
         {"status": only("diverged", "complete", scaling="lora", rank=4)},
@@ -125,19 +132,20 @@ def test_what_rounding_takes_and_the_steps_that_it_costs(on_disk: OnDisk) -> Non
     both = [losses.assign(eval_loss=own), losses.assign(cell_id="exact " + losses["cell_id"])]
     cells = pd.concat([cells.assign(precision="bf16"), exact], ignore_index=True)
     study = replace(tables, cells=cells, metrics=pd.concat(both, ignore_index=True))
-    [lost] = [line for line in answer(study) if line.startswith("Rounding")]
+    lost, behind = answer(study)
     assert lost.startswith("Rounding to bf16 (bf16) took most from LoRA r = 256 at learning rate")
     assert "in the median layer, 86 % at step 1" in lost
-    behind = "There the held-out loss of step 200 is behind float32 by 60.0 (bf16) steps."
-    assert behind in answer(study)
+    assert behind == "There the held-out loss of step 200 is behind float32 by 60.0 (bf16) steps."
+    [row] = answer_table(study).rows
+    assert row["loss minus float32's (bf16)"].startswith("+0.6000")
     rows["swallowed"] = 0.1
     assert not [line for line in answer(tables) if "bf16" in line]
 
 
 def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk: OnDisk) -> None:
     text = report_on(on_disk(lrs=(1e-4, 1e-3, 1e-2)))
-    for title, rows in (("Are the adapters", 2), ("p\\*\n", 4)):
-        part = text.split(f"## {title}")[1].split("\n## ")[0]
+    for title, rows in (("How does each quantity", 8), ("At which p does", 4)):
+        part = text.split(f"<summary>{title}")[1].split("</details>")[0]
         assert "All rows are at the lowest learning rate (0.0001)" in part
         assert part.count("\n| SGD") == rows
 
@@ -148,34 +156,56 @@ def test_p_star_is_said_once_for_each_optimizer(on_disk: OnDisk) -> None:
     study["lazy"] = lambda cell: 0.5 if cell["scaling"] == "rslora" else 1.0
     on_disk(**study)
     text = report_on(on_disk(**study, optimizer={"name": "adamw"}))
-    stable = text.split("## p\\*\n")[1].split("\n## ")[0]
-    named = [line.split("**")[1] for line in stable.splitlines() if line.startswith("- ")]
+    stable = text.split("<summary>At which p does")[1].split("</details>")[0]
+    named = [line.split("**")[1] for line in stable.splitlines() if line.startswith("- **")]
     assert named == ["AdamW", "SGD", "every optimizer"]
     keys = [tuple(line.split(" | ")[:3]) for line in stable.splitlines() if line.startswith("| ")]
     assert len(keys) == len(set(keys))
     assert "\n| SGD | descent of an update | 1 | LoRA |" in stable
 
 
-def test_the_answer_comes_first_and_every_table_is_closed(on_disk: OnDisk, tmp_path: Path) -> None:
+def test_question_sentences_figure_table_and_caveats_come_first(
+    on_disk: OnDisk, tmp_path: Path
+) -> None:
+    """Everything else is closed. Both forms of the page have the same order."""
     folder = on_disk(ranks=(4, 32), seeds=(0, 1, 2))
-    text = report_on(folder)
-    first, *_ = text.split("\n## ")[1:]
-    assert first.startswith("What was found\n")
-    assert first.count("\n- ") == len(answer(load_tables(folder)))
-    html = as_html(text, "t", tmp_path)
-    anchors = re.findall(r'<h2 id="([^"]+)">', html)
-    assert re.findall(r'href="#([^"]+)"', html) == anchors[1:]
-    assert {"p", "caveats"} <= set(anchors)
-    inside = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
-    assert text.count("|---|") == inside.count("|---|") >= 4
-    assert "<details open" not in text
-    assert all(len(summary) > 20 for summary in re.findall(r"<summary>(.*?)</summary>", text))
-    assert html.count("<details>") == html.count("<summary>") == html.count("<table>")
+    tables = load_tables(folder)
+    found, page = write_report(folder, tables, tmp_path)
+    assert found.asks == "Do outputs and gradients keep their size as the rank grows?"
+    assert list(found.sentences) == answer(tables)
+    html, text = page.read_text(), (folder / "report.md").read_text()
+    for form, image, table in ((html, "<img", "<table"), (text, "![", "| rule |")):
+        fold = form.index("<details>")
+        order = [form.index(mark) for mark in (found.asks, "Rank 32 against", image, table)]
+        assert sorted(order) == order
+        assert order[-1] < form.index("Caveats") < fold
+        assert form.count(table, 0, fold) == form.count(image, 0, fold) == 1
+    assert (
+        html.count("<details>")
+        == html.count("<summary>")
+        == len(found.sections) + len(found.figures[1:])
+    )
+
+
+@pytest.mark.parametrize(
+    ("varying", "asks"),
+    [
+        ([], "Do outputs and gradients keep"),
+        (["lr", "steps"], "Which learning rate is best"),
+        (["precision", "lr"], "What does rounding"),
+        (["optimizer", "steps"], "What does the optimizer"),
+        (["steps"], "What does the number of steps"),
+        (["dropout"], "What does the setting"),
+    ],
+)
+def test_what_varies_decides_the_question(varying: list[str], asks: str) -> None:
+    assert questions_of(varying)[0].asks.startswith(asks)
 
 
 def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_path: Path) -> None:
     folder = on_disk(ranks=(4, 32))
-    markdown, html = write_report(folder, load_tables(folder), tmp_path / "plots" / "known")
+    write_report(folder, load_tables(folder), tmp_path / "plots" / "known")
+    markdown, html = folder / "report.md", folder / "report.html"
     linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown.read_text())
     assert len(linked) >= 3
     pictures = [(folder / source).read_bytes() for source in linked]
@@ -188,13 +218,12 @@ def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_pat
 
 
 @pytest.mark.parametrize("inches", [3.4, 6.8])
-def test_a_figure_has_its_own_size_and_an_escaped_caption(inches: float, tmp_path: Path) -> None:
+def test_a_figure_has_its_own_size_and_an_escaped_caption(inches: float, on_disk: OnDisk) -> None:
     """A figure of one column is half as wide as one of two."""
-    path = tmp_path / "a b.png"
-    Image.new("RGB", (round(inches * 300), 300)).save(path, dpi=(300, 300))
-    text = picture('the "loss" of `y`', path, tmp_path)
-    assert text == '![the "loss" of `y`](a%20b.png)\n\nthe "loss" of `y`'
-    html = as_html(text, "t", tmp_path)
+    png = io.BytesIO()
+    Image.new("RGB", (round(inches * 300), 300)).save(png, format="png", dpi=(300, 300))
+    found = report_of("a", load_tables(on_disk(seeds=(0,))), [], ["descent_vs_rank"])
+    html = as_html(found, lambda name: png.getvalue())
     assert f' width="{round(INCH * inches)}"' in html
-    assert "&quot;loss&quot;" in html
-    assert base64.b64encode(path.read_bytes()).decode() in html
+    assert "&lt;gradient, update&gt;" in html
+    assert base64.b64encode(png.getvalue()).decode() in html

@@ -107,7 +107,7 @@ def test_activations_are_what_autograd_keeps(corpus: Corpus, cell: Build, precis
 
 
 def test_a_fold_on_a_cpu_has_the_cells_that_gain_and_fit(cell: Build) -> None:
-    """The first seed comes first, so that the first answer is early."""
+    """The first seed comes first, with its lowest and highest rank: the first exponent is early."""
     swept = [
         cell(f"adapter.rank={rank}", f"adapter.scaling={rule}", f"seed={seed}", "data.heldout=4")
         for seed, rule, rank in product(range(6), ("lora", "rslora"), (2, 4, 2048))
@@ -116,7 +116,7 @@ def test_a_fold_on_a_cpu_has_the_cells_that_gain_and_fit(cell: Build) -> None:
     ranks = [[config.adapter.rank for config in fold] for fold in made]
     assert ranks[:3] == [[2, 2, 4, 4], [2048], [2048]], "adapters are most of a step"
     assert {config.seed for fold in made[:3] for config in fold} == {0}
-    assert ranks[3:] == [[2] * 10 + [4] * 6, [4] * 4, *[[2048]] * 10]
+    assert ranks[3:] == [[2] * 10 + [4] * 6, *[[2048]] * 10, [4] * 4]
     need = prepare(plan(swept[:1])).cells[0].estimate
     tight = replace(swept[0].pack, memory_gb=fold_bytes([need] * 3) / GB)
     low = plan([replace(swept[0], seed=seed, pack=tight) for seed in range(8)])

@@ -69,7 +69,7 @@ function drawFit(view) {
   const ends = [];
   for (const { rule, dots, line } of found) {
     if (line) {
-      data.push(...fitTraces(rule, dots, line), ...theoryTrace(view, rule, dots, line));
+      data.push(...fitTraces(rule, dots, line));
       ends.push({ rule, y: Math.log10(line.at(Math.max(...dots.map(dot => dot.rank)))[0]) });
     }
     data.push({
@@ -125,11 +125,9 @@ function renderFitTitle(view, found) {
   const none = view.measured.includes(view.step)
     ? `No exponent at step ${view.step}: two ranks are needed`
     : `Not measured at step ${view.step}`;
-  const dotted = fitted.some(({ rule }) => theoryOf(view, rule) !== null) ? "dotted: theory" : "";
-  const about = [brackets && `brackets: ${brackets}`, dotted].filter(Boolean).join("; ");
   byId("fit-title").replaceChildren(
     ...(slopes.length
-      ? [`Exponent at step ${view.step}: `, ...slopes, about ? `(${about})` : ""]
+      ? [`Exponent at step ${view.step}: `, ...slopes, brackets ? `(brackets: ${brackets})` : ""]
       : [none]),
   );
 }
@@ -163,34 +161,6 @@ function between(ranks) {
   const low = Math.min(...ranks);
   const high = Math.max(...ranks);
   return [...Array(25).keys()].map(k => low * (high / low) ** (k / 24));
-}
-
-/** The exponent that the table of verdicts predicts for what the fit shows; null if none. */
-function theoryOf(view, rule) {
-  const { site, stat, batch } = view.quantity;
-  const layer = view.layer === MEAN && view.kind === ALL ? "mean" : view.layer;
-  const row = view.overview.verdicts.find(
-    one =>
-      one.rule === rule.id &&
-      one.site === site &&
-      one.stat === stat &&
-      one.batch === batch &&
-      one.step === view.step &&
-      one.layer === layer &&
-      one.optimizer === view.optimizer,
-  );
-  return row?.predicted ?? null;
-}
-
-/** A dotted line with theory's slope through the middle of the fitted one. */
-function theoryTrace(view, rule, dots, line) {
-  const slope = theoryOf(view, rule);
-  if (slope === null) return [];
-  const x = between(dots.map(dot => dot.rank));
-  const middle = x[12];
-  const y = x.map(rank => line.at(middle)[0] * (rank / middle) ** slope);
-  const look = { color: colour("ink"), width: 1.6, dash: "dot" };
-  return [{ type: "scatter", mode: "lines", hoverinfo: "skip", x, y, line: look, name: "theory" }];
 }
 
 // ---- final losses

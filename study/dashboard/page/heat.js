@@ -101,7 +101,7 @@ function drawHeat(view, { panels, grid }) {
       anchor: axisName(n),
     };
     const rank = rankName(view.rank);
-    const what = upper ? "exponent" : `${view.quantity.stat} at rank ${rank}`;
+    const what = upper ? "exponent" : `${columnName(view.quantity.stat)} at rank ${rank}`;
     const head = `${panel.rule.name}: ${what}, step ${view.step}`;
     layout.annotations.push({ ...heading(head, domain, panel.rule, width), y: range[1] });
   });
@@ -162,7 +162,7 @@ function colourAxes(view, panels, both) {
       colorbar: {
         ...{ ...bar, ...halves, y: both ? 0.22 : 0.5 },
         ...logTicks(low, high),
-        title: titled(view.quantity.stat),
+        title: titled(columnName(view.quantity.stat)),
       },
     },
   };
@@ -173,7 +173,8 @@ const axisName = n => `x${n === 0 ? "" : n + 1}`;
 /** The tiles of a panel and, if any value has no colour, its marks. */
 function panelTraces(panel, n) {
   const common = { type: "heatmap", xaxis: axisName(n), yaxis: axisName(n).replace("x", "y") };
-  Object.assign(common, { xgap: 1, ygap: 1, hoverinfo: "none", meta: n });
+  const gap = innerWidth > 700 ? 1 : 0;
+  Object.assign(common, { xgap: gap, ygap: gap, hoverinfo: "none", meta: n });
   const coloraxis = panel.of === "exponent" ? "coloraxis" : "coloraxis2";
   const traces = [{ ...common, z: panel.z, coloraxis, hoverongaps: true }];
   if (panel.marks?.some(row => row.some(mark => mark !== null))) {
@@ -203,11 +204,11 @@ function tileMark(view, panels, grid) {
   });
 }
 
-/** The head of a panel in its rule's colour. A line that is wider than the panel is cut. */
+/** The head of a panel in its rule's colour; only the rule if the panel is narrow. */
 function heading(text, domain, rule, pixels) {
   const most = Math.max(6, Math.floor(((domain[1] - domain[0]) * pixels) / 6.6));
   return {
-    text: plain(text.length > most ? `${text.slice(0, most - 1)}…` : text),
+    text: plain(text.length > most ? text.split(": ")[0] : text),
     align: "left",
     xref: "paper",
     yref: "paper",
@@ -224,7 +225,26 @@ function heading(text, domain, rule, pixels) {
 /** `0 q_proj`: block and kind. */
 const rowName = layer => `${layer.block} ${layer.kind}`;
 
-/** Places to look at first: the first broken value, and each rule's extreme exponents. */
+/**
+ * The odd layers of a panel, {n, value, middle}: those farthest from the median of all layers. Of
+ * exponents one, of values one above it and one below it.
+ */
+function oddOnes({ of, values }) {
+  const isValue = of === "value";
+  const known = [...values.keys()].filter(n =>
+    isValue ? hasLog(values[n]) : values[n] !== undefined,
+  );
+  if (known.length < 3) return [];
+  known.sort((a, b) => values[a] - values[b]);
+  const middle = values[known[Math.floor(known.length / 2)]];
+  const ends = [known[0], known.at(-1)];
+  const away = n => Math.abs(values[n] - middle);
+  const odd = isValue ? ends : [away(ends[0]) > away(ends[1]) ? ends[0] : ends[1]];
+  return odd.map(n => ({ n, value: values[n], middle }));
+}
+
+/** Places to look at first: the first broken value, and each rule's odd layers, by exponent and by
+ *  value. */
 function findings(view, drawn) {
   const found = [];
   if (drawn.first) {
@@ -233,17 +253,12 @@ function findings(view, drawn) {
     const title = "The first value that is not finite";
     found.push({ text, title, broken: true, choose: { layer: layer.name, step } });
   }
-  for (const { rule, lines } of drawn.fits) {
-    const fitted = lines.flatMap((line, y) => (line ? [y] : []));
-    if (fitted.length < 2) continue;
-    fitted.sort((a, b) => lines[a].slope - lines[b].slope);
-    for (const [which, y] of [
-      ["lowest", fitted[0]],
-      ["highest", fitted.at(-1)],
-    ]) {
-      const layer = drawn.rows[y];
-      const text = `${rule.name} ${twoPlaces(lines[y].slope)}: ${rowName(layer)}`;
-      const title = `The layer with the ${which} exponent of ${rule.name}`;
+  for (const panel of drawn.panels) {
+    const { rule, of } = panel;
+    for (const { n, value, middle } of oddOnes(panel)) {
+      const layer = drawn.rows[n];
+      const text = `${rule.name}: ${of} ${brief(value)}, ${rowName(layer)}`;
+      const title = `Farthest from the median of all layers, ${brief(middle)}`;
       found.push({ text, title, rule, choose: { layer: layer.name } });
     }
   }

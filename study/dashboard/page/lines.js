@@ -9,21 +9,22 @@ const LABEL_HEIGHT = 13; // pixels
 
 /**
  * @param curves [{rule, rank, cells, x, y}], one per rule and rank.
- * @param look {log, yTitle, xAxis, smooth, zoom, extra}: whether y is logarithmic; its title; the
- *   x axis, by default steps; the weight of the moving average; the ranges from the address; and a
- *   function from a curve to more traces.
+ * @param look {log, yTitle, xAxis, smooth, zooms, extra}: whether y is logarithmic; its title; the
+ *   x axis, by default steps; the weight of the moving average; whether the
+ *   reader can zoom; and a function from a curve to more traces.
  */
 function drawCurves(id, view, curves, look) {
-  const { log = true, yTitle, smooth = 0, zoom = null, extra = () => [] } = look;
+  const { log = true, yTitle, smooth = 0, extra = () => [] } = look;
   const rules = view.rules.filter(rule => curves.some(curve => curve.rule === rule));
   const visible = log ? hasLog : Number.isFinite;
   const drawn = curves.map(curve => ({ ...curve, smoothed: movingAverage(curve.y, smooth) }));
-  const ranges = zoom ?? [xRange(drawn, look.xAxis), yRange(drawn, visible, log)];
+  const ranges = [xRange(drawn, look.xAxis), yRange(drawn, visible, log)];
   const margin = MARGIN;
   const size = innerSize(id, margin);
   const panels = panelDomains(rules.length, size.width);
   const xAxis = look.xAxis ?? stepAxis(ranges[0], size.width * (panels[0]?.[1] ?? 1));
   const layout = { margin, annotations: [], dragmode: look.zooms ? "zoom" : false };
+  layout.uirevision = yTitle; // the reader's zoom stays until the curve changes
   const data = [];
   const along = xAxis.type === "log" ? Math.log10 : x => x;
   rules.forEach((rule, n) => {
@@ -51,8 +52,7 @@ function drawCurves(id, view, curves, look) {
     title: axisTitle(yTitle, 10),
     fixedrange: !look.zooms,
   };
-  // The address holds the zoom, so a double-click changes the address: see onZoom.
-  draw(id, data, layout, look.zooms ? { doubleClick: false } : {});
+  draw(id, data, layout);
   return drawn;
 }
 

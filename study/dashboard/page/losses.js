@@ -11,43 +11,25 @@ function renderLosses(view) {
   const unit = page.overview.labels.unit[view.curve];
   const label = page.overview.labels.curve[view.curve];
   const yTitle = unit ? `${label} (${unit})` : label;
-  const { smooth, zoom } = view;
+  const { smooth } = view;
   const curves = view.curves(series, log ? together : mean);
   if (!curves.some(curve => curve.x.length)) {
     page.losses = [];
     say("loss", `No ${label} yet.`);
     return;
   }
-  page.losses = drawCurves("loss", view, curves, { log, yTitle, smooth, zoom, zooms: true });
+  page.losses = drawCurves("loss", view, curves, { log, yTitle, smooth, zooms: true });
   onPoints(
     "loss",
     point => curveText(point, page.losses, label),
     point => chooseCurve(point, page.losses),
   );
-  onZoom("loss", zoom => choose({ zoom }));
-}
-
-/** Calls `changed` with the ranges that the reader drags, as text; undefined on a double-click. */
-function onZoom(id, changed) {
-  const chart = byId(id);
-  if (chart.dataset.zooms === chart.dataset.listens) return;
-  chart.dataset.zooms = chart.dataset.listens;
-  chart.on("plotly_relayout", changes => {
-    if (!Object.keys(changes).some(name => name.includes("axis"))) return;
-    const { xaxis, yaxis } = chart._fullLayout;
-    const text = value => String(Number(value.toPrecision(6)));
-    changed([...xaxis.range, ...yaxis.range].map(text).join(","));
-  });
-  chart.on("plotly_doubleclick", () => changed(undefined));
 }
 
 function renderLossChoosers(view) {
   const { labels } = view.overview;
   const names = view.curveNames.map(name => [name, labels.curve[name]]);
   fill("curve", names, oneOf(view.curveNames, view.curve));
-  const gradients = view.curve === GRADIENTS;
-  byId("loss-title").textContent = gradients ? "Gradient norm at every step" : "During training";
-  byId("curve").hidden = gradients;
   const hows = view.hows.length ? view.hows : Object.keys(labels.how).slice(0, 1);
   fill(
     "how",
@@ -56,7 +38,6 @@ function renderLossChoosers(view) {
   );
   byId("smooth").value = view.smooth;
   byId("smooth-value").textContent = view.smooth ? view.smooth.toFixed(2) : "none";
-  byId("unzoom").hidden = view.zoom === null;
 }
 
 /** `at one learning rate, 0.0001`. */

@@ -15,7 +15,7 @@ const page = {
   rankLosses: [],
   rateLosses: [],
   ahead: { waiting: 0, seconds_left: null }, // what running sweeps have still to train
-  sort: { name: "", down: false },
+  sort: "", // a column of the cells
 };
 const choices = new Choices();
 const source = byId("overview") ? new FileSource() : new ServerSource();
@@ -57,14 +57,14 @@ async function renderNow() {
   document.body.dataset.ready = "yes";
 }
 
-/** The chosen view; by default the findings, if there are any when the page is opened. */
+/** The chosen view; by default the findings, if two ranks have begun when the page is opened. */
 function chosenTab(charts, overview) {
-  page.firstTab ??= overview.verdicts.length ? "findings" : "layers";
+  page.firstTab ??= distinct(overview.cells.map(rankOf)).length > 1 ? "findings" : "losses";
   const tabs = tabsOf(charts);
   return oneOf(tabs, choices.made.tab, oneOf(tabs, page.firstTab, "cells"));
 }
 
-const TABS = ["findings", "layers", "losses", "gradients", "cells", "compare"];
+const TABS = ["findings", "layers", "losses", "cells", "compare"];
 const tabsOf = charts =>
   TABS.filter(name =>
     name === "compare"
@@ -109,15 +109,10 @@ function renderLayers(view) {
   once("fit", [shown, view.layer, view.step, sizeOf("layer-fit")], () => renderFit(view));
 }
 
-function renderDuring(view) {
-  const { curve, smooth, zoom } = view;
-  const during = [inputs(view), curve, smooth, zoom, sizeOf("loss")];
-  once("losses", during, () => renderLosses(view));
-}
-
 function renderAllLosses(view) {
-  const { how } = view;
-  renderDuring(view);
+  const { how, curve, smooth } = view;
+  const during = [inputs(view), curve, smooth, sizeOf("loss")];
+  once("losses", during, () => renderLosses(view));
   const final = [inputs(view), how, sizeOf("rank-loss"), sizeOf("rate-loss")];
   once("final losses", final, () => renderFinalLosses(view));
 }
@@ -130,7 +125,6 @@ function renderTable(view) {
 const DRAW = {
   layers: renderLayers,
   losses: renderAllLosses,
-  gradients: renderDuring,
   cells: renderTable,
   compare: () => once("compare", page.version, renderComparison),
 };
@@ -159,17 +153,14 @@ const SELECTS = CHOICES.filter(name => byId(name)?.tagName === "SELECT");
 for (const name of SELECTS) {
   byId(name).addEventListener("change", event => choose({ [name]: event.target.value }));
 }
-// Another curve has another scale.
-byId("curve").addEventListener("change", () => choose({ zoom: undefined }));
 byId("study-choice").addEventListener("change", event => choose({ study: event.target.value }));
-byId("unzoom").addEventListener("click", () => choose({ zoom: undefined }));
 byId("smooth").addEventListener("input", event => {
   const smooth = Number(event.target.value);
   choose({ smooth: smooth || undefined });
 });
 byId("tabs").addEventListener("click", event => {
   const { tab } = event.target.closest("[data-tab]")?.dataset ?? {};
-  if (tab) choose({ tab, zoom: undefined });
+  if (tab) choose({ tab });
 });
 byId("tabs").addEventListener("keydown", event => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -239,6 +230,8 @@ function neighbourTile(view, down, right) {
   const found = at[y][Math.max(0, Math.min(at[y].length - 1, x + right))];
   return view.layers[found < 0 ? n : found].name;
 }
+
+byId("controls").open = innerWidth > 700; // on a phone they are folded
 
 // ---- theme
 

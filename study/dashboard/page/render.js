@@ -1,26 +1,19 @@
 "use strict";
 // Draws each part of the page from `page` (main.js), and handles its tooltips and clicks.
 
-const ALWAYS_COUNTED = ["complete", "running", "diverged", "failed"];
 
 // ---- header, verdicts, choosers
 
 function renderTop(overview) {
   byId("study").textContent = overview.study;
+  byId("about").textContent = overview.configuration.main;
   renderProgress(overview);
   fill("study-choice", pairs(page.all.studies), overview.study, true);
   byId("study").classList.toggle("hidden", page.all.studies.length > 1); // the list has the name
-  byId("answer").hidden = overview.answer.length === 0;
-  byId("sentences").replaceChildren(...overview.answer.map(text => element("li", {}, text)));
-  byId("brackets").textContent = overview.brackets ? `brackets: ${overview.brackets}` : "";
-  byId("verdict-table").replaceChildren(verdictTable(overview));
-  byId("verdict-legend").replaceChildren(...verdictLegend(overview));
-  byId("p-star").hidden = overview.p_star.rows.length === 0;
-  byId("p-star-table").replaceChildren(pStarTable(overview));
-  byId("p-star-legend").textContent = overview.p_star.notes;
+  byId("findings").innerHTML = overview.report; // inert HTML of study.report
   if (!page.all.live) {
     const left = page.all.left_out
-      ? `; ${page.all.left_out} more quantities were left out to stay below 10 MB`
+      ? `; ${page.all.left_out} more quantities were left out`
       : "";
     connection("still", `Exported to this file; values within 0.1 %${left}`);
   }
@@ -31,7 +24,7 @@ function renderProgress(overview) {
   const { waiting, seconds_left: left } = page.ahead;
   const counts = Object.entries({ ...overview.counts, waiting });
   const states = { ...overview.states, waiting: { symbol: "○", colour: "grey" } };
-  const shown = counts.filter(([state, count]) => count || ALWAYS_COUNTED.includes(state));
+  const shown = counts.filter(([state, count]) => count && state !== "complete");
   byId("counts").replaceChildren(
     ...shown.map(([state, number]) => countOf(state, number, states[state])),
   );
@@ -53,10 +46,8 @@ function duration(seconds) {
 }
 
 function countOf(state, count, { symbol, colour }) {
-  const word = state === "complete" ? "done" : state;
   const number = element("b", {}, String(count));
-  const attributes = { class: count ? colour : "faint", "data-term": state };
-  return element("span", attributes, `${symbol} `, number, ` ${word}`);
+  return element("span", { class: colour, "data-term": state }, `${symbol} `, number, ` ${state}`);
 }
 
 // ---- views
@@ -79,11 +70,15 @@ function renderChoosers(view) {
   const stats = distinct(ofSite.map(quantity => quantity.stat));
   const batches = distinct(ofStat.map(quantity => quantity.batch));
   const kinds = [[ALL, "all kinds"], ...pairs(view.kinds)];
-  const mean = view.seeds.length > 1 ? `mean of ${view.seeds.length}` : "only one";
-  const seeds = [[ALL, mean], ...pairs(view.seeds)];
+  const seeds = [[ALL, view.seeds.length > 1 ? "mean" : "only one"], ...pairs(view.seeds)];
   const ranks = view.ranks.map(rank => [rankKey(rank), rankName(rank)]);
-  fill("site", pairs(sites), site);
-  fill("stat", pairs(stats), stat);
+  const { labels } = view.overview;
+  fill(
+    "site",
+    pairs(sites, name => labels.site[name] ?? name),
+    site,
+  );
+  fill("stat", pairs(stats, columnName), stat);
   fill("batch", pairs(batches), batch, true);
   fill("kind", kinds, view.kind);
   fill("optimizer", Object.entries(view.overview.optimizers), view.optimizer);
@@ -98,6 +93,12 @@ function renderChoosers(view) {
 
 /** Options of a <select>: the value, and its text. */
 const pairs = (values, text = value => value) => values.map(value => [value, text(value)]);
+
+/** The words of a column of the probes. */
+const columnName = stat => page.overview.labels.stat[stat] ?? stat;
+
+/** `, held-out batch`; empty if the page has the training batch only. */
+const onBatch = ({ batches }, { batch }) => (batches[batch] ? `, ${batches[batch]}` : "");
 
 /** `gradient of A and B, Frobenius norm`. */
 function quantityText({ site, stat }) {
@@ -193,16 +194,25 @@ function renderNotice({ notice, step: chosen }) {
 function renderKey({ broken, noLog }) {
   const entry = (style, text) => element("span", { class: style }, element("i"), text);
   byId("key").replaceChildren(
-    entry(broken ? "not-finite any" : "not-finite", `not finite: ${broken}`),
-    ...(noLog ? [entry("no-log", `zero or negative: ${noLog}`)] : []),
+    entry(broken ? "not-finite any" : "not-finite", `not finite: ${broken} values`),
+    ...(noLog ? [entry("no-log", `zero or negative: ${noLog} values`)] : []),
     entry("", "not measured"),
-    element("span", {}, "Click or arrow keys: choose a layer. Red grows with rank, blue shrinks."),
+    element("span", {}, "Exponents: red grows with rank, blue shrinks."),
+    element("span", {}, "Click or arrow keys: choose a layer."),
   );
 }
 
 function seedText(view) {
   if (view.seeds.length < 2) return "";
-  return view.seed === ALL ? `, mean of ${view.seeds.length} seeds` : `, seed ${view.seed}`;
+  if (view.seed !== ALL) return `, seed ${view.seed}`;
+  const counts = view.rules.map(rule => view.cellsOf(rule, view.rank).length);
+  return `, ${seedsText(Math.min(...counts), view)}`;
+}
+
+/** `mean of 3 seeds`; `1 of 3 seeds` while others are missing. */
+function seedsText(count, view) {
+  const all = view.seeds.length;
+  return count < all ? `${count} of ${all} seeds` : `mean of ${all} seeds`;
 }
 
 /** The panel of a point of the tiles, and its layer; null where there is none. */
@@ -263,7 +273,8 @@ function renderFit(view) {
 
 function curveText(point, drawn, name) {
   const { rule, rank, cells } = drawn[point.data.meta];
-  const seeds = cells.length > 1 ? `mean of ${cells.length} seeds` : `seed ${cells[0].seed}`;
+  const one = page.view.seeds.length < 2 || page.view.seed !== ALL;
+  const seeds = one ? `seed ${cells[0].seed}` : seedsText(cells.length, page.view);
   const where = `${rule.name}, rank ${rankName(rank)}, step ${point.x}, ${seeds}`;
   return `${where}\n${name} ${number(point.y)}`;
 }
@@ -272,44 +283,24 @@ const chooseCurve = (point, drawn) => choose({ rank: rankKey(drawn[point.data.me
 
 /** The studies side by side, as `study compare` prints them. */
 function renderComparison() {
-  const { settings, rows, notes } = page.all.comparison;
-  byId("settings-table").replaceChildren(settingsTable(page.all.studies, settings));
-  byId("compare-table").replaceChildren(comparisonTable(page.all.studies, rows));
-  byId("compare-legend").textContent =
-    `${notes.join(" ")} Brackets: ${page.overview.interval}. Bold: the interval leaves out 0.`;
+  const { sentences, tables } = page.all.comparison;
+  byId("compare-sentences").replaceChildren(...sentences.map(text => element("li", {}, text)));
+  byId("compare-tables").replaceChildren(...tables.map(textTable));
 }
 
 function renderCells() {
-  const { main, rest } = page.overview.configuration;
-  byId("main-settings").textContent = main;
+  const { rest } = page.overview.configuration;
   const others = Object.entries(rest).map(([name, value]) => `${name} ${value}`);
   byId("other-settings").textContent = others.join(" · ");
-  const focused = document.activeElement?.closest("#cells th")?.textContent;
-  const table = cellTable(page.overview, page.view, page.sort, sortCells, chooseCell);
-  byId("cells").replaceChildren(table);
-  if (!focused) return;
-  const name = focused.replace(/ [↑↓]$/, "");
-  const heads = [...byId("cells").querySelectorAll("th button")];
-  heads.find(button => button.textContent.startsWith(name))?.focus();
-}
-
-function sortCells(name) {
-  page.sort = { name, down: page.sort.name === name && !page.sort.down };
-  renderCells();
+  const resort = sort => {
+    page.sort = sort;
+    renderCells();
+  };
+  byId("cells").replaceChildren(cellTable(page.overview, page.view, page.sort, resort, chooseCell));
 }
 
 function chooseCell(cell) {
   const { rank, seed, optimizer, setting } = cell;
   const rules = distinct([...(page.view?.rules ?? []).map(rule => rule.id), cell.rule]).join(",");
   choose({ rank, seed: String(seed), optimizer, setting, rules, tab: "layers" });
-}
-
-/** Shows the quantity of a verdict in the charts of the layers. */
-function chooseVerdict({ site, stat, batch, step, layer, optimizer, curve, rule }) {
-  const rules = distinct([...(page.view?.rules ?? []).map(one => one.id), rule]).join(",");
-  choose({
-    ...{ tab: "layers", site, stat, batch, step, optimizer, rules },
-    layer: layer === "mean" ? MEAN : layer,
-    setting: curve,
-  });
 }

@@ -9,19 +9,8 @@ function logAxis([low, high]) {
 
 /** An axis of steps: only whole numbers have a tick. */
 function stepAxis([low, high], pixels) {
-  const ticks = wholeTicks(low, high, Math.max(2, Math.floor(pixels / 34)));
-  return { tickvals: ticks, ticktext: ticks.map(String), title: axisTitle("step") };
-}
-
-/** Whole numbers from `low` to `high`, evenly spaced, about `most` of them. */
-function wholeTicks(low, high, most) {
-  let every = 1;
-  for (let k = 0; (high - low) / every > most; k++)
-    every = [1, 2, 5][k % 3] * 10 ** Math.floor(k / 3);
-  const ticks = [];
-  // + 0 makes 0 of -0.
-  for (let at = Math.ceil(low / every) * every; at <= high; at += every) ticks.push(at + 0);
-  return ticks;
+  const most = Math.max(2, Math.floor(pixels / 34));
+  return { nticks: most, dtick: high - low < most ? 1 : undefined, title: axisTitle("step") };
 }
 
 /** Positions of the labels, as many as fit: the first and the last column, or the chosen one. */
@@ -40,13 +29,8 @@ function evenlySpaced(n, most) {
   return distinct([...Array(most).keys()].map(k => Math.round((k * (n - 1)) / (most - 1))));
 }
 
-/** Labels of the colour bar: powers of ten, or five values if it spans few of them. */
+/** Labels of the colour bar: five values, evenly spaced in the logarithm. */
 function logTicks(low, high) {
-  const every = Math.max(1, Math.ceil((high - low) / 8));
-  const powers = [];
-  for (let k = Math.ceil(low); k <= high; k += every) powers.push(k);
-  const evenly = [0, 1, 2, 3, 4].map(k => low + (k * (high - low)) / 4);
-  const values = powers.length >= 3 ? powers : evenly;
-  const text = k => brief(Number((10 ** k).toPrecision(2)));
-  return { tickvals: values, ticktext: values.map(text) };
+  const values = [0, 1, 2, 3, 4].map(k => low + (k * (high - low)) / 4);
+  return { tickvals: values, ticktext: values.map(k => brief(Number((10 ** k).toPrecision(2)))) };
 }

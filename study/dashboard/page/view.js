@@ -3,7 +3,7 @@
 
 const CHOICES = [
   ...["study", "tab", "site", "stat", "batch", "kind", "optimizer", "setting"],
-  ...["rules", "rank", "seed", "step", "layer", "curve", "smooth", "zoom", "how"],
+  ...["rules", "rank", "seed", "step", "layer", "curve", "smooth", "how"],
 ];
 const MEAN = "mean over layers";
 const ALL = "all";
@@ -56,10 +56,9 @@ class View {
     this.chooseSample(made, cells);
     this.chooseStep(made);
     this.chooseLayers(made);
-    this.curveNames = Object.keys(overview.labels.curve).filter(name => name !== GRADIENTS);
-    this.curve = made.tab === "gradients" ? GRADIENTS : oneOf(this.curveNames, made.curve);
+    this.curveNames = Object.keys(overview.labels.curve);
+    this.curve = oneOf(this.curveNames, made.curve);
     this.smooth = Math.max(0, Math.min(0.99, Number(made.smooth) || 0));
-    this.zoom = zoomOf(made.zoom);
     this.chooseLosses(made);
   }
 
@@ -252,13 +251,6 @@ function average(curves, pool) {
   const x = all.filter(s => maps.every((map, k) => map.has(s) || long[k].step.at(-1) < s));
   const y = x.map(s => pool(maps.filter(map => map.has(s)).map(map => map.get(s))));
   return { x, y };
-}
-
-/** `[[x0, x1], [y0, y1]]` from the address, in units of the axes; null for anything else. */
-function zoomOf(text) {
-  const numbers = (text ?? "").split(",").map(part => (part === "" ? NaN : Number(part)));
-  const whole = numbers.length === 4 && numbers.every(Number.isFinite);
-  return whole ? [numbers.slice(0, 2), numbers.slice(2)] : null;
 }
 
 /** `0, 1, 10`; `0, 1, ... 100` if they are many. */
