@@ -17,6 +17,7 @@ from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
 from study.analysis.rate_theory import Curve, bounds, fit_rates, moved
 from study.analysis.wording import interval_text
+from study.errors import count_noun
 from study.figures import style
 from study.report.text import minus, table
 from study.theory import slope
@@ -172,6 +173,12 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 """Equal descents; and a power of gamma and of the rank, with free exponents."""
 
 
+def seeds(rule: str, steps: str) -> str:
+    """``3 seeds``: how many the best rates of a rule after some steps have."""
+    own = study_tables(STUDY).rates.query(f"scaling == '{rule}' and steps == {steps}")
+    return count_noun(own["seed"].nunique(), "seed")
+
+
 def exponent(rule: str, steps: str) -> str:
     """``0.079 [0.004, 0.153]``: the exponent of the best rate over all ranks, by seed."""
     own = study_tables(STUDY).rates.query(f"scaling == '{rule}' and steps == {steps}")
@@ -254,6 +261,7 @@ BLOCKS: dict[str, Block] = {
     "regret-gap": regret_gap,
     "steps-constant": constant,
     "horizon-exponent": exponent,
+    "horizon-seeds": seeds,
     "steps-exponent": steps_exponent,
     "by-steps": by_steps,
     "rules-test": rules_test,
