@@ -36,7 +36,6 @@ AGREES, DIFFERS = "agrees", "differs"
 
 
 def meaning(word: str, factor: float) -> str:
-    """The sentence of a legend, for a margin with the ratio ``factor``."""
     return VERDICTS[word].meaning.format(factor=factor)
 
 
