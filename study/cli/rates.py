@@ -97,7 +97,6 @@ def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:
 def _refining(
     tables: StudyTables, study_dir: Path, within: tuple[float, float] = (0.0, math.inf)
 ) -> Iterator[list[str]]:
-    """The words of a command per rule and rank that lacks rates."""
     parent = study_dir.resolve().parent
     place = [] if parent == Path("results").resolve() else [f"results_dir={written(str(parent))}"]
     found = missing_rates(tables.cells, tables.metrics, within)

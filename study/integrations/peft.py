@@ -76,7 +76,6 @@ class LinearRoundedOnce(Linear):
 
 
 def _kept(layer: Any) -> str:
-    """Why a layer keeps PEFT's forward pass; empty if it can be replaced."""
     base = layer.base_layer
     if type(layer) not in (Linear, LinearRoundedOnce):
         return f"of type {type(layer).__name__}"

@@ -236,7 +236,6 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
 
 
 def peft_model(model: nn.Module) -> nn.Module:
-    """The module that PEFT adapted: ``model`` itself or, in a wrapper, a part of it."""
     for module in model.modules():
         if isinstance(getattr(module, "peft_config", None), dict):
             return module
@@ -335,7 +334,6 @@ KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
 
 
 def check_model(model: nn.Module) -> nn.Module:
-    """The PEFT model in ``model``. Raises :class:`StudyError` if hooks can't watch it."""
     found, modules = peft_model(model), list(model.modules())
     on_linear, on_embedding = (
         any(len(getattr(module, name, ())) for module in modules)

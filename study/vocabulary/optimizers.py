@@ -147,5 +147,4 @@ def decay_of(name: str, weight_decay: float) -> str:
 
 
 def label(name: str) -> str:
-    """The name that figures and reports print; an unknown optimizer keeps its own."""
     return OPTIMIZERS[name].label if name in OPTIMIZERS else name

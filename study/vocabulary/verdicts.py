@@ -48,7 +48,6 @@ TERMS: dict[str, str] = {
 
 
 def glossary() -> dict[str, str]:
-    """Every word with its sentence: :data:`TERMS`, verdicts, sites and statistics."""
     sentences = {
         **{name: site.label for name, site in SITES.items()},
         **{name: f"{stat.label}: {stat.formula}" for name, stat in STATS.items()},
