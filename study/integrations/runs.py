@@ -148,8 +148,8 @@ def share_of_rule(adapter: Adapter) -> float | None:
     """By what the first layer multiplies ``B A x``, over alpha / r or alpha / sqrt(r). It is
     measured from outputs with two values of B, as B may be 0. None on experts, under FSDP2 and for
     variants such as DoRA."""
-    layer, peft = adapter.probe.layers[0], adapter.peft
-    (A_RD, B_OR, _), module = layer.pairs()[0], layer.module
+    module: Any = adapter.probe.layers[0].module
+    (A_RD, B_OR, _), peft = adapter.pairs[0], adapter.peft
     is_divided, is_linear = hasattr(A_RD, "to_local"), type(module).__name__ != "ParamWrapper"
     if adapter.probe.variants or is_divided or not is_linear:
         return None
