@@ -1,0 +1,234 @@
+"""The law of the best rate, fitted to every best rate that is committed; its test; its figure.
+
+A regression of the log best rate with a random level of every model and of every study, by
+penalised least squares. A best rate at the edge of its grid enters with the probability of lying
+beyond. The standard deviations of the random levels and of the scatter are those of expectation and
+maximisation. The test predicts each study, and each published model, from all others.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import least_squares
+from scipy.stats import norm
+
+from docs.blocks import RESULTS
+from docs.external import rates as external_rates
+from study.analysis import advice
+from study.analysis.advice import SIZES, Setting, best_rates_of, log_rate
+from study.analysis.fits import Floats
+from study.analysis.rate_theory import SIDES
+from study.store import cell_folders
+from study.store.tables import load_measured
+
+COOKBOOK = "tinker-cookbook"
+ALPHA = 32.0
+"""Of its models: that of LoRA Without Regret (Schulman et al. 2025), by the same authors."""
+PRIORS = {
+    "base": (-4.0, 10.0),
+    "steps": (0.0, 3.0),
+    "size": (0.0, 3.0),
+    "batch": (0.5, 0.3),
+    "decay": (0.0, 3.0),
+    "muon": (0.0, 5.0),
+    "c": (2.0, 3.0),
+    "c_steps": (0.0, 3.0),
+    "rho": (7.5, 5.0),
+    "rho_size": (0.2, 0.2),
+    "rho_steps": (0.3, 0.3),
+}
+"""Mean and standard deviation of each coefficient before the data. That of the batch matters: no
+study varies the batch. It is between no change and a best rate that goes as the batch, while A hardly
+moves; so with A moved far as its square root, at most."""
+
+
+STUDIES = (
+    *("alpha_against_lr", "alpha_against_lr_tiny", "bf16_dead_zone", "bf16_dead_zone_gemma3"),
+    *("horizons_small", "learning_rate_rho", "learning_rate_rho_tiny", "longer_training"),
+    *("paper_learning_rate", "paper_learning_rate_gemma3", "rate_rivals", "rate_rivals_gemma3"),
+    *("rate_rivals_muon", "rho_ends", "rho_ends_gemma3"),
+)
+"""All of ``results/reference`` with several rates at one rank, rule and alpha."""
+Held = dict[str, float]
+"""Coefficients that are not fitted, with their values."""
+
+
+@cache
+def best_rates() -> pd.DataFrame:
+    """Every best rate: those of the studies, and of the published sweeps. ``unit``: what is left
+    out together, a study or a published model."""
+    found = [best_rates_of(load_measured(RESULTS / name), name) for name in STUDIES]
+    own = pd.concat(found, ignore_index=True)
+    rows = []
+    for row in external_rates().to_dict("records"):
+        run = Setting(int(row["rank"]), ALPHA, "lora", "adamw", steps=780, batch=128)
+        about = {"source": COOKBOOK, "model": row["group"], "rule": "lora", "alpha": ALPHA}
+        about |= run.facts() | {"size": row["billions"] * 1e9, "optimizer": "adamw"}
+        rows.append(about | {key: row[key] for key in ("log_lr", "edge")})
+    table = pd.concat([own, pd.DataFrame(rows)], ignore_index=True)
+    is_own = table["source"] != COOKBOOK
+    return table.assign(unit=table["source"].where(is_own, COOKBOOK + "/" + table["model"]))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``law``: the coefficients. ``error``: their standard deviations. ``spread``: that of a level
+    between models and between studies, of the slope in log steps between studies, and of a single
+    rate (``scatter``). ``levels``: of the models and of the sources. ``cost``: -2 log likelihood."""
+
+    law: dict[str, float]
+    error: dict[str, float]
+    spread: dict[str, float]
+    levels: dict[str, float]
+    cost: float
+
+
+RANDOM = {"model": "model", "source": "source", "steps": "source", "c": "source"}
+"""The random effects: of a model and of a study on the level, and of a study on the slope in log
+steps and on log c."""
+EFFECTS, ROUNDS = ("model", "source", "steps"), 12
+FIRST = {"model": 0.7, "source": 0.2, "steps": 0.1, "c": 0.7, "scatter": 0.2}
+"""Their standard deviations, and that of a single rate, before the first round."""
+
+
+def fit(
+    rows: pd.DataFrame, held: Held, effects: Sequence[str] = EFFECTS, spread: Held | None = None
+) -> Fit:
+    """The likeliest coefficients and random ``effects``. Their ``spread`` is fitted, in at most
+    :data:`ROUNDS`, unless it is given."""
+    columns = {name: rows[name].to_numpy() for name in rows}
+    y, side = rows["log_lr"].to_numpy(float), rows["edge"].map(SIDES).to_numpy(float)
+    inside, free = side == 0, [name for name in PRIORS if name not in held]
+    kinds, sds = list(effects), dict(spread or FIRST)
+    codes = {kind: pd.factorize(rows[RANDOM[kind]]) for kind in kinds}
+    counts = [len(free), *(len(codes[kind][1]) for kind in kinds)]
+    ends = np.cumsum(counts)
+    means, errors = np.array([PRIORS[name] for name in free]).T
+    log_steps = np.log(columns["steps"] / advice.STEPS)
+
+    def parts(x: Floats) -> list[Floats]:
+        return np.split(x, ends[:-1])
+
+    def residuals(x: Floats) -> Floats:
+        """In standard deviations: of the rates, the random effects and the coefficients."""
+        own, *random = parts(x)
+        of_row = {kind: u[codes[kind][0]] for kind, u in zip(kinds, random, strict=True)}
+        law = {**held, **dict(zip(free, own, strict=True))}
+        off = of_row.get("model", 0.0) + of_row.get("source", 0.0)
+        off = off + of_row.get("steps", 0.0) * log_steps
+        law["c"] = law["c"] + of_row.get("c", 0.0)
+        z = (y - log_rate(law, columns, off)) / sds["scatter"]
+        beyond = np.sqrt(-2 * norm.logcdf(-side * z))  # of which half the square is -log P
+        scaled = [u / sds[kind] for kind, u in zip(kinds, random, strict=True)]
+        return np.concatenate([np.where(inside, z, beyond), *scaled, (own - means) / errors])
+
+    x = np.concatenate([means, np.zeros(sum(counts[1:]))])
+    for _ in range(1 if spread else ROUNDS):
+        found = least_squares(residuals, x, x_scale="jac", xtol=1e-6, ftol=1e-7)
+        x, hessian = found.x, found.jac.T @ found.jac
+        covariance, old = np.linalg.inv(hessian), dict(sds)
+        variances = parts(np.diag(covariance))[1:]
+        z, jac = found.fun[: len(y)][inside], found.jac[: len(y)][inside]
+        if spread is None:
+            for kind, u, variance in zip(kinds, parts(x)[1:], variances, strict=True):
+                sds[kind] = max(0.02, math.sqrt(np.mean(u**2 + variance)))
+            used = np.einsum("ij,jk,ik", jac, covariance, jac)
+            sds["scatter"] *= math.sqrt(z @ z / (len(z) - used))
+            if all(abs(math.log(sds[name] / old[name])) < 0.01 for name in sds):
+                break
+    own, *random = parts(x)
+    cost = 2 * found.cost + 2 * inside.sum() * math.log(sds["scatter"])
+    cost += np.linalg.slogdet(hessian[ends[0] :, ends[0] :])[1]
+    cost += 2 * sum(n * math.log(sds[kind]) for kind, n in zip(kinds, counts[1:], strict=True))
+    levels = {
+        str(name): float(each)
+        for kind, u in zip(kinds, random, strict=True)
+        if kind in ("model", "source")
+        for name, each in zip(codes[kind][1], u, strict=True)
+    }
+    law = {**held, **dict(zip(free, map(float, own), strict=True))}
+    of_each = dict(zip(free, np.sqrt(parts(np.diag(covariance))[0]), strict=True))
+    return Fit(law, of_each, sds, levels, float(cost))
+
+
+def known(found: Fit) -> dict[str, Any]:
+    """A fit as ``study advise`` reads it, with intervals as they are before the test."""
+    base = math.hypot(found.spread["model"], found.spread["source"])
+    spread = {"base": base, **{name: found.spread[name] for name in ("steps", "c", "scatter")}}
+    law = {name: [value, found.error.get(name, 0.0)] for name, value in found.law.items()}
+    models = {name: found.levels[name] for name in SIZES if name in found.levels}
+    return {"law": law, "spread": spread, "width": dict.fromkeys(WIDTHS, 1.0), "models": models}
+
+
+def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
+    """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
+    inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
+    rows = inside[["rank", "gamma", "rule", "alpha", "steps"]]
+    for one, other in combinations(rows.itertuples(), 2):
+        same_rule = (one.rule, one.alpha) == (other.rule, other.alpha)
+        same = one.rank == other.rank, same_rule, one.steps == other.steps
+        if sum(same) == 2:
+            yield KINDS[same.index(False)], one.Index, other.Index
+
+
+HELD = 0.9
+KINDS = ("rank", "rule or alpha", "steps")
+WIDTHS = ("moved", "steps", "alone")
+"""Intervals are widened apart for a ratio at equal steps, a ratio of other steps, and a rate."""
+
+
+@cache
+def test() -> dict[str, pd.DataFrame]:
+    """Each unit predicted from the others: ratios of two of its best rates, and its best rates
+    alone. ``value`` and ``half``: of the prediction. ``measured``: what it should be."""
+    rows, spread = best_rates(), law().spread
+    ratios, rates = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name, own in rows.groupby("unit"):
+        of_others = known(fit(rows[rows["unit"] != name], {}, EFFECTS, spread))
+        at = {index: dict(row) for index, row in own.iterrows()}
+        for kind, one, other in pairs(own):
+            start = at[one]["log_lr"]
+            value, half = advice.moved(at[one], at[other], start, of_others)
+            about = {"unit": name, "source": at[one]["source"], "kind": kind, "half": half}
+            about |= {"value": value - start, "measured": at[other]["log_lr"] - start}
+            ratios.append(about | {"one": one, "other": other})
+        for row in at.values():
+            if row["edge"] == "":
+                value, half = advice.alone(row, row["model"], of_others)
+                about = {"unit": name, "source": row["source"], "kind": "alone", "half": half}
+                rates.append(about | {"value": value, "measured": row["log_lr"]})
+    found = pd.DataFrame(ratios)
+    both = [found[(found["kind"] == "steps") == is_steps] for is_steps in (False, True)]
+    return dict(zip(WIDTHS, map(widened, [*both, pd.DataFrame(rates)]), strict=True))
+
+
+def width(table: pd.DataFrame) -> float:
+    """By which intervals must be widened to hold 90 % of the values. Each unit counts once."""
+    off = ((table["value"] - table["measured"]).abs() / table["half"]).to_numpy()
+    weights = (1 / table.groupby("unit")["half"].transform("size")).to_numpy()
+    order = np.argsort(off)
+    share = np.cumsum(weights[order]) / weights.sum()
+    return float(off[order][np.searchsorted(share, HELD)])
+
+
+def widened(table: pd.DataFrame) -> pd.DataFrame:
+    """``off``: the error in log rate. ``holds``: whether the interval holds the value, with the
+    width that all other units ask for."""
+    off = (table["value"] - table["measured"]).abs()
+    others = {unit: width(table[table["unit"] != unit]) for unit in table["unit"].unique()}
+    return table.assign(off=off, holds=off <= table["half"] * table["unit"].map(others))
+
+
+@cache
+def law() -> Fit:
+    """The fit with one c for all studies; its spread is that around this fit. A random c predicts
+    left-out ranks worse (:data:`TRIED`): its mean is that of the studies, most of which are short."""
+    found = fit(best_rates(), {})
+    around = fit(best_rates(), {name: found.law[name] for name in ("c", "c_steps")}, [*RANDOM])
+    return replace(found, spread=around.spread)
