@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.optimize import least_squares
 from scipy.stats import norm
 
-from docs.blocks import RESULTS
+from docs.blocks import RESULTS, ROOT
 from docs.external import rates as external_rates
 from study.analysis import advice
 from study.analysis.advice import SIZES, Setting, best_rates_of, log_rate
@@ -61,19 +61,40 @@ Held = dict[str, float]
 
 @cache
 def best_rates() -> pd.DataFrame:
-    """Every best rate: those of the studies, and of the published sweeps. ``unit``: what is left
-    out together, a study or a published model."""
-    found = [best_rates_of(load_measured(RESULTS / name), name) for name in STUDIES]
-    own = pd.concat(found, ignore_index=True)
+    """Every best rate: those of the studies, and those that others published. ``unit``: what is
+    left out together, a study or a published model. ``grid``: the standard deviation that a coarse
+    grid adds to the log rate."""
+    own = pd.concat([best_rates_of(load_measured(RESULTS / name), name) for name in STUDIES])
+    theirs = pd.concat([cookbook(), optimizers()])
+    theirs["unit"] = theirs["source"] + "/" + theirs["model"]
+    found = pd.concat([own.assign(unit=own["source"]), theirs], ignore_index=True)
+    return found.fillna({"grid": 0.0})
+
+
+def cookbook() -> pd.DataFrame:
+    """The best rates of tinker-cookbook. Its file has no alpha: :data:`ALPHA` is assumed."""
     rows = []
     for row in external_rates().to_dict("records"):
         run = Setting(int(row["rank"]), ALPHA, "lora", "adamw", steps=780, batch=128)
-        about = {"source": COOKBOOK, "model": row["group"], "rule": "lora", "alpha": ALPHA}
-        about |= run.facts() | {"size": row["billions"] * 1e9, "optimizer": "adamw"}
-        rows.append(about | {key: row[key] for key in ("log_lr", "edge")})
-    table = pd.concat([own, pd.DataFrame(rows)], ignore_index=True)
-    is_own = table["source"] != COOKBOOK
-    return table.assign(unit=table["source"].where(is_own, COOKBOOK + "/" + table["model"]))
+        rows.append(published(run, COOKBOOK, row["group"], row["billions"]))
+        rows[-1] |= {key: row[key] for key in ("log_lr", "edge")}
+    return pd.DataFrame(rows)
+
+
+def optimizers() -> pd.DataFrame:
+    """The best rates of lora-optimizers: each is the best of a grid in steps of about 3."""
+    rows = []
+    for row in pd.read_csv(ROOT / "results/external/lora_optimizers.csv").to_dict("records"):
+        about = {name: row[name] for name in ("rank", "alpha", "steps", "batch")}
+        run = Setting(**about, rule="lora", optimizer="adamw", schedule="constant")
+        rows.append(published(run, "lora-optimizers", row["model"], row["billions"]))
+        rows[-1] |= {"log_lr": math.log(row["lr"]), "edge": "", "grid": math.log(10) / 2 / 12**0.5}
+    return pd.DataFrame(rows)
+
+
+def published(run: Setting, source: str, model: str, billions: float) -> dict[str, Any]:
+    about = {"source": source, "model": model, "rule": run.rule, "alpha": run.alpha}
+    return about | {"optimizer": run.optimizer} | run.facts() | {"size": billions * 1e9}
 
 
 @dataclass(frozen=True)
@@ -123,7 +144,7 @@ def fit(
         off = of_row.get("model", 0.0) + of_row.get("source", 0.0)
         off = off + of_row.get("steps", 0.0) * log_steps
         law["c"] = law["c"] + of_row.get("c", 0.0)
-        z = (y - log_rate(law, columns, off)) / sds["scatter"]
+        z = (y - log_rate(law, columns, off)) / np.hypot(sds["scatter"], columns["grid"])
         beyond = np.sqrt(-2 * norm.logcdf(-side * z))  # of which half the square is -log P
         scaled = [u / sds[kind] for kind, u in zip(kinds, random, strict=True)]
         return np.concatenate([np.where(inside, z, beyond), *scaled, (own - means) / errors])
@@ -139,11 +160,12 @@ def fit(
             for kind, u, variance in zip(kinds, parts(x)[1:], variances, strict=True):
                 sds[kind] = max(0.02, math.sqrt(np.mean(u**2 + variance)))
             used = np.einsum("ij,jk,ik", jac, covariance, jac)
-            sds["scatter"] *= math.sqrt(z @ z / (len(z) - used))
+            sds["scatter"] *= math.sqrt(z @ z / (len(z) - used))  # that of most rates, without grid
             if all(abs(math.log(sds[name] / old[name])) < 0.01 for name in sds):
                 break
     own, *random = parts(x)
-    cost = 2 * found.cost + 2 * inside.sum() * math.log(sds["scatter"])
+    noise = np.hypot(sds["scatter"], columns["grid"])[inside]
+    cost = 2 * found.cost + 2 * float(np.log(noise).sum())
     cost += np.linalg.slogdet(hessian[ends[0] :, ends[0] :])[1]
     cost += 2 * sum(n * math.log(sds[kind]) for kind, n in zip(kinds, counts[1:], strict=True))
     levels = {
