@@ -12,8 +12,8 @@ import pandas as pd
 
 from docs import law
 from docs.blocks import QUICK, RESULTS, ROOT
-from study.analysis.advice import Setting, log_output, short_model
 from study.analysis.fits import mean_interval
+from study.analysis.law import Setting, short_model
 from study.analysis.losses import compared_losses, final_losses
 from study.store.files import write_text
 from study.store.tables import load_measured
@@ -37,7 +37,7 @@ def text() -> str:
 
 
 def gain(name: str) -> dict[str, Any]:
-    """What the ranks of a study gained under LoRA, at each rank's best rate, in its longest runs."""
+    """What ranks gained under LoRA in the longest runs of a study, at each rank's best rate."""
     tables = load_measured(RESULTS / name)
     rows = compared_losses(tables.cells, tables.metrics)
     rows = rows[(rows["how"] == "best") & (rows["scaling"] == "lora")]
@@ -67,9 +67,9 @@ def bf16_sizes() -> dict[str, float]:
         rows = sites[0].merge(sites[1][["cell_id", "layer", "rms"]], on=["cell_id", "layer"])
         rows = rows[(rows["precision"] == "float32") & (rows["lr"] <= LAZY)]
         runs = rows[["rank", "alpha", "scaling"]].to_numpy()
-        sized = [log_output(Setting(int(r), a, str(of), "adamw")) for r, a, of in runs]
+        sized = [Setting(int(r), a, str(of), "adamw").first_move for r, a, of in runs]
         ratio = rows["rms_x"] / rows["rms_y"] / rows["lr"]
-        found[str(step)] = float((ratio / np.exp(sized)).median())
+        found[str(step)] = float((ratio / sized).median())
     return found
 
 

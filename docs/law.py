@@ -21,10 +21,11 @@ from scipy.stats import norm
 from docs.blocks import RESULTS, ROOT
 from docs.external import rates as external_rates
 from study.analysis import advice
-from study.analysis.advice import SIZES, Setting, best_rates_of, log_rate
+from study.analysis.advice import WIDE
 from study.analysis.fits import Floats
+from study.analysis.law import SIZES, STEPS, Setting, log_rate
 from study.analysis.rate_theory import SIDES
-from study.store import cell_folders
+from study.analysis.rates import best_rates_of
 from study.store.tables import load_measured
 
 COOKBOOK = "tinker-cookbook"
@@ -43,9 +44,8 @@ PRIORS = {
     "rho_size": (0.2, 0.2),
     "rho_steps": (0.3, 0.3),
 }
-"""Mean and standard deviation of each coefficient before the data. That of the batch matters: no
-study varies the batch. It is between no change and a best rate that goes as the batch, while A hardly
-moves; so with A moved far as its square root, at most."""
+"""Mean and standard deviation of each coefficient before the data. That of the batch matters, as no
+study varies the batch: from no change to the square root of the batch, once A has moved far."""
 
 
 STUDIES = (
@@ -68,7 +68,7 @@ def best_rates() -> pd.DataFrame:
     theirs = pd.concat([cookbook(), optimizers()])
     theirs["unit"] = theirs["source"] + "/" + theirs["model"]
     found = pd.concat([own.assign(unit=own["source"]), theirs], ignore_index=True)
-    return found.fillna({"grid": 0.0})
+    return found.fillna({"grid": 0.0, "data": ""})
 
 
 def cookbook() -> pd.DataFrame:
@@ -88,7 +88,8 @@ def optimizers() -> pd.DataFrame:
         about = {name: row[name] for name in ("rank", "alpha", "steps", "batch")}
         run = Setting(**about, rule="lora", optimizer="adamw", schedule="constant")
         rows.append(published(run, "lora-optimizers", row["model"], row["billions"]))
-        rows[-1] |= {"log_lr": math.log(row["lr"]), "edge": "", "grid": math.log(10) / 2 / 12**0.5}
+        rows[-1] |= {"log_lr": math.log(row["lr"]), "edge": "", "data": row["data"]}
+        rows[-1]["grid"] = math.log(10) / 2 / 12**0.5  # the sd within a step of 10^(1/2)
     return pd.DataFrame(rows)
 
 
@@ -100,8 +101,8 @@ def published(run: Setting, source: str, model: str, billions: float) -> dict[st
 @dataclass(frozen=True)
 class Fit:
     """``law``: the coefficients. ``error``: their standard deviations. ``spread``: that of a level
-    between models and between studies, of the slope in log steps between studies, and of a single
-    rate (``scatter``). ``levels``: of the models and of the sources. ``cost``: -2 log likelihood."""
+    between models and between studies, of other random effects, and of a single rate (``scatter``).
+    ``levels``: of the models and of the sources. ``cost``: -2 log likelihood."""
 
     law: dict[str, float]
     error: dict[str, float]
@@ -131,7 +132,7 @@ def fit(
     counts = [len(free), *(len(codes[kind][1]) for kind in kinds)]
     ends = np.cumsum(counts)
     means, errors = np.array([PRIORS[name] for name in free]).T
-    log_steps = np.log(columns["steps"] / advice.STEPS)
+    log_steps = np.log(columns["steps"] / STEPS)
 
     def parts(x: Floats) -> list[Floats]:
         return np.split(x, ends[:-1])
@@ -191,11 +192,13 @@ def known(found: Fit) -> dict[str, Any]:
 def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
     inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
-    rows = inside[["rank", "gamma", "rule", "alpha", "steps"]]
+    rows = inside[["rank", "rule", "alpha", "steps", "data"]]
     for one, other in combinations(rows.itertuples(), 2):
-        same_rule = (one.rule, one.alpha) == (other.rule, other.alpha)
+        of_rank = [each.rule == "lora" and each.alpha == each.rank for each in (one, other)]
+        same_alpha = one.alpha == other.alpha or all(of_rank)
+        same_rule = one.rule == other.rule and same_alpha
         same = one.rank == other.rank, same_rule, one.steps == other.steps
-        if sum(same) == 2:
+        if sum(same) == 2 and one.data == other.data:
             yield KINDS[same.index(False)], one.Index, other.Index
 
 
@@ -217,13 +220,16 @@ def test() -> dict[str, pd.DataFrame]:
         for kind, one, other in pairs(own):
             start = at[one]["log_lr"]
             value, half = advice.moved(at[one], at[other], start, of_others)
-            about = {"unit": name, "source": at[one]["source"], "kind": kind, "half": half}
+            grid = WIDE * math.hypot(at[one]["grid"], at[other]["grid"])
+            about = {"unit": name, "source": at[one]["source"], "kind": kind}
+            about["half"] = math.hypot(half, grid)
             about |= {"value": value - start, "measured": at[other]["log_lr"] - start}
             ratios.append(about | {"one": one, "other": other})
         for row in at.values():
             if row["edge"] == "":
                 value, half = advice.alone(row, row["model"], of_others)
-                about = {"unit": name, "source": row["source"], "kind": "alone", "half": half}
+                about = {"unit": name, "source": row["source"], "kind": "alone"}
+                about["half"] = math.hypot(half, WIDE * row["grid"])
                 rates.append(about | {"value": value, "measured": row["log_lr"]})
     found = pd.DataFrame(ratios)
     both = [found[(found["kind"] == "steps") == is_steps] for is_steps in (False, True)]
@@ -249,8 +255,8 @@ def widened(table: pd.DataFrame) -> pd.DataFrame:
 
 @cache
 def law() -> Fit:
-    """The fit with one c for all studies; its spread is that around this fit. A random c predicts
-    left-out ranks worse (:data:`TRIED`): its mean is that of the studies, most of which are short."""
+    """The fit with one c for all studies; its spread is that around this fit. With a random c the
+    mean c would be that of the studies, most of which are short."""
     found = fit(best_rates(), {})
     around = fit(best_rates(), {name: found.law[name] for name in ("c", "c_steps")}, [*RANDOM])
     return replace(found, spread=around.spread)
