@@ -7,7 +7,7 @@ maximisation. The test predicts each study, and each published model, from all o
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -189,6 +189,11 @@ def known(found: Fit) -> dict[str, Any]:
     return {"law": law, "spread": spread, "width": dict.fromkeys(WIDTHS, 1.0), "models": models}
 
 
+def name_of(row: Mapping[Any, Any]) -> str:
+    settings = (f"{row[name]:g}" for name in ("alpha", "rank", "steps"))
+    return " ".join([row["source"], row["model"], row["rule"], *settings, row["optimizer"]])
+
+
 def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
     inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
@@ -224,12 +229,14 @@ def test() -> dict[str, pd.DataFrame]:
             about = {"unit": name, "source": at[one]["source"], "kind": kind}
             about["half"] = math.hypot(half, grid)
             about |= {"value": value - start, "measured": at[other]["log_lr"] - start}
-            ratios.append(about | {"one": one, "other": other})
+            names = sorted(name_of(at[end]) for end in (one, other))
+            ratios.append(about | {"key": " | ".join(names)})
         for row in at.values():
             if row["edge"] == "":
                 value, half = advice.alone(row, row["model"], of_others)
                 about = {"unit": name, "source": row["source"], "kind": "alone"}
                 about["half"] = math.hypot(half, WIDE * row["grid"])
+                about["key"] = name_of(row)
                 rates.append(about | {"value": value, "measured": row["log_lr"]})
     found = pd.DataFrame(ratios)
     both = [found[(found["kind"] == "steps") == is_steps] for is_steps in (False, True)]
