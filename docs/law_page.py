@@ -29,7 +29,7 @@ DATA = {
     "batch": "no study varies it",
     "decay": "between studies",
     "muon": "one study of 8 steps",
-    "size": "between models, of which two thirds are published",
+    "size": "between models",
 }
 TRIED: dict[str, law.Held] = {
     "the law": {},
