@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from docs import law
-from docs.blocks import Block
+from docs.blocks import Block, study_tables
 from docs.blocks import table as read
 from study.analysis.advice import WIDE
+from study.analysis.losses import final_losses
 from study.figures import style
 from study.report.text import minus, table
 
@@ -124,6 +125,41 @@ def old() -> str:
     return table(heads, body)
 
 
+def replay(name: str, steps: str) -> str:
+    """What a search that starts at the law would have spent on a stored sweep: three rates around
+    the one that the law predicts without this study, and more while the best is at an edge. A run
+    that is behind the best by twice the spread of the seeds after a quarter of its steps is
+    stopped. Losses are means over seeds; rates are those of the sweep."""
+    tables, found = study_tables(name), law.test()["alone"]
+    predicted = found[found["unit"] == name].set_index("key")["value"]
+    ends = final_losses(tables.cells, tables.metrics)
+    early = tables.metrics[tables.metrics["step"].between(int(steps) * 3 // 16, int(steps) // 4)]
+    quarter = early.groupby(early["cell_id"].astype(str))["loss"].mean()
+    ends = ends[ends["steps"] == int(steps)].assign(early=lambda rows: rows["cell_id"].map(quarter))
+    runs = grid = spent = missed = settings = 0
+    for (rule, alpha, rank), own in ends.groupby(["scaling", "alpha", "rank"], observed=True):
+        model = ends["model"].iloc[0]
+        own_rate = predicted.get(f"{name} {model} {rule} {alpha:g} {rank:g} {steps} adamw")
+        if own_rate is None:
+            continue
+        last, then = (own.pivot(index="lr", columns="seed", values=v) for v in ("loss", "early"))
+        mean, rates = last.mean(axis=1).to_numpy(), np.log(last.index.to_numpy(float))
+        best, tried = int(np.abs(rates - own_rate).argmin()), set[int]()
+        while not (near := {*range(max(0, best - 1), min(best + 2, len(rates)))}) <= tried:
+            tried |= near
+            best = min(tried, key=mean.__getitem__)
+        gaps = then.mean(axis=1).to_numpy() - min(then.mean(axis=1).to_numpy()[[*tried]])
+        spread = (then - then.mean(axis=0)).std(axis=1).mean()
+        stopped = [i for i in tried if gaps[i] > 2 * spread]
+        runs, grid, settings = runs + len(tried), grid + len(rates), settings + 1
+        spent += len(tried) - 0.75 * len(stopped)
+        missed += int(mean.argmin()) not in tried or int(mean.argmin()) in stopped
+    return (
+        f"{settings} settings of {steps} steps: {runs} of {grid} runs, and with the stop "
+        f"{100 * spent / grid:.0f} % of the grid's steps; the best rate was missed in {missed}"
+    )
+
+
 COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}
 
 
@@ -167,4 +203,5 @@ BLOCKS: dict[str, Block] = {
     "law-tried": tried,
     "law-test": tables_of_test,
     "law-old": old,
+    "law-replay": replay,
 }

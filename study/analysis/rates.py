@@ -9,6 +9,7 @@ loss gives the best rate for training up to its step.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -377,8 +378,10 @@ def missing_rates(
     cells: pd.DataFrame,
     metrics: pd.DataFrame,
     within: tuple[float, float] = (0.0, math.inf),
+    prior: Callable[[Setting], float] | None = None,
 ) -> list[Missing]:
-    """The rates ``within`` limits that each rule and rank lacks. Ranks with one rate have none.
+    """The rates ``within`` limits that each rule and rank lacks. A rank with one rate lacks those
+    around what the ``prior`` expects of its run, or none without a prior.
 
     Rates of a rank should lie in steps of 2 around its best one, and no best rate at an edge. A
     best rate at an edge needs the next two rates beyond. A wider step next to it needs a rate half
@@ -394,6 +397,9 @@ def missing_rates(
         wanted: set[float] = set()
         for _, own in here.groupby("seed") if len(tried) > 1 else ():
             wanted |= _wanted(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
+        if len(tried) == 1 and prior is not None:
+            expected = prior(setting_of(runs.iloc[0]))
+            wanted = {expected / STEP, expected, expected * STEP}
         rates: list[float] = []
         for rate in sorted(wanted):  # without those near one that was tried, or near an earlier one
             off = np.abs(np.log(rate / np.array([*tried, *rates])))
@@ -439,7 +445,7 @@ def best_rates_of(of: StudyTables, source: str) -> pd.DataFrame:
             losses = runs[runs["lr"].isin(tried)].groupby("lr")["loss"]
             mean = losses.mean().where(losses.count() == losses.size())
             if len(mean) > 1 and mean.notna().any():
-                run = _setting(first, steps)
+                run = setting_of(first, steps)
                 row = {"source": source, "model": run.model, "rule": run.rule, "alpha": run.alpha}
                 row |= {"optimizer": run.optimizer, "seeds": runs["seed"].nunique()}
                 rows.append(row | run.facts() | placed(mean))
@@ -464,7 +470,8 @@ def _schedules(cells: pd.DataFrame) -> set[str]:
     return set(cells.get("schedule", none).astype(object).fillna("constant").astype(str))
 
 
-def _setting(first: pd.Series, steps: int | None) -> Setting:
+def setting_of(first: pd.Series, steps: int | None = None) -> Setting:
+    """The run of a row of ``cells``; its first ``steps``."""
     rule, p, crossover = (first[name] for name in ("scaling", "exponent_p", "crossover"))
     ratio = first.get("loraplus_lr_ratio")
     return Setting(
