@@ -59,6 +59,10 @@ AXOLOTL = Tool("Axolotl", _axolotl)
 
 def _put_datasets(reading: Reading) -> None:
     """Set the data, and the examples to hold out: Axolotl gives a number or a share of the rows."""
+    if "datasets" not in reading.rest:
+        reading.experiment.groups["data"] = "file"
+        reading.experiment.missing.append(f"datasets: {GIVE_PATH}")
+        return
     entries = reading.take("datasets", "rows")
     template = {key: reading.take(key, "text", "") for key in TEMPLATES}
     found = [_data_set(reading, f"datasets[{n}]", each, template) for n, each in enumerate(entries)]
