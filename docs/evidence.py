@@ -37,11 +37,12 @@ def text() -> str:
 
 
 def gain(name: str) -> dict[str, Any]:
-    """What ranks gained under LoRA in the longest runs of a study, at each rank's best rate."""
+    """What ranks gained under LoRA in the longest runs of several seeds, each at its best rate."""
     tables = load_measured(RESULTS / name)
     rows = compared_losses(tables.cells, tables.metrics)
     rows = rows[(rows["how"] == "best") & (rows["scaling"] == "lora")]
-    rows = rows[rows["steps"] == rows["steps"].max()]
+    seeds = rows.groupby("steps")["seed"].nunique()
+    rows = rows[rows["steps"] == seeds.index[seeds > 1].max()]
     of = rows.pivot(index="seed", columns="rank", values="loss")
     gap = mean_interval(of.iloc[:, -1] - of.iloc[:, 0])
     about = {"source": name, "model": short_model(str(tables.cells["model"].iloc[0]))}
