@@ -69,6 +69,9 @@ def fact(name: str) -> str:
     }
     if name in numbers:
         return str(numbers[name])
+    if name in ("error", "holds"):
+        own = tested().query("kind == 'rank'")
+        return factor(own["off"]) if name == "error" else f"{100 * own['holds'].mean():.0f} %"
     if name.startswith("c-at-"):
         steps = np.log(float(name.removeprefix("c-at-")) / law.STEPS)
         return f"{np.exp(found.law['c'] + found.law['c_steps'] * steps):.2g}"
