@@ -9,6 +9,7 @@ again with the check that ``study advise`` prints. The table holds the rows that
 import contextlib
 import io
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pandas as pd
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from study.analysis.advice import Best, study_evidence
+from study.analysis.rates import best_rates_of
 from study.cli.group import cli
 from study.store.tables import load_measured
 
@@ -78,23 +79,26 @@ def train(name: str, overrides: list[str], rates: list[float]) -> None:
     study("train", "-m", *SHARED.split(), *place, *overrides, swept)
 
 
-def best(name: str) -> Best:
-    tables = load_measured(FOLDER / name)
-    found = study_evidence(tables, name)
-    [last] = [each for each in found.bests if each.steps == STEPS]
-    return last
+def best(name: str) -> tuple[float, str]:
+    """The best rate of a sweep of one rank, and its edge."""
+    [row] = (
+        best_rates_of(load_measured(FOLDER / name), name)
+        .query(f"steps == {STEPS}")
+        .to_dict("records")
+    )
+    return math.exp(row["log_lr"]), str(row["edge"])
 
 
-def sweep(name: str, overrides: list[str], centre: float) -> Best:
+def sweep(name: str, overrides: list[str], centre: float) -> float:
     """The best rate: two steps to either side of the centre, further while it is at an end."""
     rates = [centre * STEP**n for n in range(-2, 3)]
     while True:
         train(name, overrides, rates)
-        found = best(name)
-        if not found.edge:
+        found, edge = best(name)
+        if not edge:
             return found
-        factor = STEP if found.edge == "highest" else 1 / STEP
-        end = max(rates) if found.edge == "highest" else min(rates)
+        factor = STEP if edge == "highest" else 1 / STEP
+        end = max(rates) if edge == "highest" else min(rates)
         rates += [end * factor, end * factor**2]
 
 
@@ -111,8 +115,8 @@ def follow(number: int) -> dict:
     file = axolotl(keys, start, FOLDER / f"{number}.yml")
     as_is = ask(file, "")
     old = sweep(f"{number}-old", [*overrides(as_is), f"adapter.rank={keys['lora_r']}"], start)
-    advice = ask(axolotl(keys, old.lr, file), question)
-    told, first = advice["advice"], advice["evidence"][0]
+    advice = ask(axolotl(keys, old, file), question)
+    told, rests = advice["advice"], advice["evidence"][0]["rests"]
     rank, rate = f"adapter.rank={told['rank']}", told["lr"]
     new = sweep(f"{number}-new", [*overrides(advice), rank], rate["value"])
     words = shlex.split(ask(file, f"{question} --model tiny")["check"]["command"])[4:]
@@ -120,20 +124,16 @@ def follow(number: int) -> dict:
     place = [f"name={number}-check", f"results_dir={FOLDER}"]
     study("train", "-m", *SHARED.split()[:-2], *place, *kept)
     checked = ask(file, f"{question} --model tiny", "--study", str(FOLDER / f"{number}-check"))
-    source = first["where"]["source"] if first["where"] else first["kind"]
     return {
         **{key: as_is["run"][key] for key in ("rank", "rule", "alpha", "optimizer", "ratio")},
         **{f"new_{key}": told[key] for key in ("rank", "rule", "alpha")},
-        "old_best": old.lr,
-        "kind": first["kind"],
-        "source": source,
+        "old_best": old,
+        "source": rests,
         "advised": rate["value"],
         "low": rate["low"],
         "high": rate["high"],
         "checked": checked["advice"]["lr"]["value"],
-        "best": new.lr,
-        "best_low": new.low,
-        "best_high": new.high,
+        "best": new,
     }
 
 

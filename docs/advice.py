@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from docs import evidence
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
-from study.analysis.advice import Setting, committed, lost_in_bf16
+from study.analysis.advice import lost_in_bf16
+from study.analysis.law import Setting
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.cli.group import cli
@@ -55,7 +56,8 @@ def advised() -> str:
     )
 
 
-RATE_STUDIES = (*evidence.RIVALS, "learning_rate_rho", evidence.TINY)
+RATE_STUDIES = ("rate_rivals", "rate_rivals_gemma3", "rate_rivals_muon", "rho_ends")
+RATE_STUDIES = (*RATE_STUDIES, "rho_ends_gemma3", "learning_rate_rho", "learning_rate_rho_tiny")
 
 
 def rate_theories() -> str:
@@ -78,40 +80,19 @@ def rate_theories() -> str:
     return table(heads, body)
 
 
-def rho_size() -> str:
-    """``0.05 (tiny) and 0.09 (SmolLM2)``: rho over width, rate and steps."""
-    bests = [
-        best for name in evidence.STUDIES for best in evidence.last_bests(evidence.of_study(name))
-    ]
-    sizes = evidence.rho_sizes(bests)
-    return " and ".join(f"{size:.2g} ({model_label(model)})" for model, size in sizes.items())
-
-
-def steps_law() -> str:
-    """The exponent of the best rate with the number of steps, as ``study advise`` has it."""
-    value, *ends = committed()["horizon"]
-    laws = map(evidence.step_law, evidence.OF_STEPS)
-    parts = ", ".join(f"{law:.2f} in {few} to {many} steps" for few, many, law in laws)
-    return (
-        f"steps^-{value:.2f} in our studies of a random model ({parts}; range -{max(ends):g} to 0)"
-    )
-
-
 def lost(alpha: str, lr: str, *ranks: str) -> str:
     """The share of an adapter's output that bf16 loses by theory: a row per rule and rank."""
     body = []
-    for rule in (RULES["lora"], RULES["rslora"]):
+    for name in ("lora", "rslora"):
         for rank in ranks:
-            run = Setting(int(rank), float(alpha), float(rule.p or 0), "adamw")
+            run = Setting(int(rank), float(alpha), name, "adamw")
             shares = lost_in_bf16(run, float(lr)).values()
-            body.append([rule.label, rank, *(f"{100 * share:.0f} %" for share in shares)])
+            body.append([RULES[name].label, rank, *(f"{100 * share:.0f} %" for share in shares)])
     return table(["rule", "rank", "lost after 1 update", "after 10"], body)
 
 
 BLOCKS: dict[str, Block] = {
     "lost": lost,
-    "rho-size": rho_size,
-    "steps-law": steps_law,
     "advice": printed,
     "fact": fact,
     "advised": advised,

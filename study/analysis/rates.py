@@ -9,6 +9,7 @@ loss gives the best rate for training up to its step.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
 from study.analysis.grouping import RULE, groups
+from study.analysis.law import Setting, short_model
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
     OUTPUT,
@@ -26,7 +28,9 @@ from study.analysis.rate_theory import (
     rate_exponent,
     slopes,
 )
+from study.store import StudyTables
 from study.theory import family
+from study.vocabulary import scaling
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import BROKEN, STATUSES
 from study.vocabulary.thresholds import CONFIDENCE
@@ -374,8 +378,10 @@ def missing_rates(
     cells: pd.DataFrame,
     metrics: pd.DataFrame,
     within: tuple[float, float] = (0.0, math.inf),
+    prior: Callable[[Setting], float] | None = None,
 ) -> list[Missing]:
-    """The rates ``within`` limits that each rule and rank lacks. Ranks with one rate have none.
+    """The rates ``within`` limits that each rule and rank lacks. A rank with one rate lacks those
+    around what the ``prior`` expects of its run, or none without a prior.
 
     Rates of a rank should lie in steps of 2 around its best one, and no best rate at an edge. A
     best rate at an edge needs the next two rates beyond. A wider step next to it needs a rate half
@@ -391,6 +397,9 @@ def missing_rates(
         wanted: set[float] = set()
         for _, own in here.groupby("seed") if len(tried) > 1 else ():
             wanted |= _wanted(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
+        if len(tried) == 1 and prior is not None:
+            expected = prior(setting_of(runs.iloc[0]))
+            wanted = {expected / STEP, expected, expected * STEP}
         rates: list[float] = []
         for rate in sorted(wanted):  # without those near one that was tried, or near an earlier one
             off = np.abs(np.log(rate / np.array([*tried, *rates])))
@@ -415,3 +424,73 @@ def _wanted(lr: Floats, loss: Floats) -> set[float]:
     above, below = lr[lr > best].min() / best, best / lr[lr < best].max()
     steps = ((above, STEP), (below, 1 / STEP))
     return {best * factor for step, factor in steps if step > STEP * SLACK}
+
+
+FEWEST = 8
+"""The fewest steps of a part of a run that counts as a shorter run."""
+
+
+def best_rates_of(of: StudyTables, source: str) -> pd.DataFrame:
+    """The best rate of each rule and rank of a study in float32, by the mean loss over seeds: a row
+    with what the law reads, ``log_lr`` and ``edge``.
+
+    At an edge of the rates tried the best rate is only bounded, by the middle of the last two. A
+    run at a constant rate counts as one of a half, a quarter, ... of its steps as well.
+    """
+    cells, rows = of.cells[of.cells["precision"].astype(str) == "float32"], list[dict[str, Any]]()
+    for steps in _horizons(cells, of.metrics):
+        so_far = of.metrics if steps is None else of.metrics[of.metrics["step"] <= steps]
+        for runs in groups(final_losses(cells, so_far), (*OF_A_RULE, "rank")):
+            tried, first = common_rates(runs), runs.iloc[0]
+            losses = runs[runs["lr"].isin(tried)].groupby("lr")["loss"]
+            mean = losses.mean().where(losses.count() == losses.size())
+            if len(mean) > 1 and mean.notna().any():
+                run = setting_of(first, steps)
+                row = {"source": source, "model": run.model, "rule": run.rule, "alpha": run.alpha}
+                row |= {"optimizer": run.optimizer, "seeds": runs["seed"].nunique()}
+                rows.append(row | run.facts() | placed(mean))
+    return pd.DataFrame(rows)
+
+
+def _horizons(cells: pd.DataFrame, metrics: pd.DataFrame) -> list[int | None]:
+    """None, for the whole runs, and of runs at a constant rate the halves with a held-out loss."""
+    found: list[int | None] = [None]
+    if len(cells) and cells["steps"].nunique() == 1 and _schedules(cells) == {"constant"}:
+        counts = metrics.dropna(subset="eval_loss").groupby("step").size()
+        steps = int(cells["steps"].iloc[0]) // 2
+        while steps >= FEWEST and counts.get(steps, 0) == counts.max():
+            found.append(steps)
+            steps //= 2
+    return found
+
+
+def _schedules(cells: pd.DataFrame) -> set[str]:
+    """Studies that recorded none have the default."""
+    none = pd.Series("constant", cells.index)
+    return set(cells.get("schedule", none).astype(object).fillna("constant").astype(str))
+
+
+def setting_of(first: pd.Series, steps: int | None = None) -> Setting:
+    """The run of a row of ``cells``; its first ``steps``."""
+    rule, p, crossover = (first[name] for name in ("scaling", "exponent_p", "crossover"))
+    ratio = first.get("loraplus_lr_ratio")
+    return Setting(
+        rank=int(first["rank"]),
+        alpha=float(first["alpha"]),
+        rule=f"{p:g}" if rule == scaling.POWER else str(rule),
+        optimizer=str(first["optimizer"]),
+        crossover=float(crossover),
+        ratio=float(ratio) if ratio and ratio > 0 else 1.0,
+        steps=int(steps or first["steps"]),
+        model=short_model(str(first["model"])),
+        batch=int(first["batch_size"] * first["accumulation"]),
+        schedule="constant" if pd.isna(first.get("schedule")) else str(first["schedule"]),
+    )
+
+
+def placed(losses: "pd.Series[float]") -> dict[str, Any]:
+    """``log_lr`` and ``edge`` of the lowest of ``losses``, by rate in ascending order."""
+    lr = np.asarray(losses.index, np.float64)
+    best, logs = bottom(lr, np.asarray(losses, np.float64)), np.log(lr)
+    ends = {INSIDE: math.log(best.lr), LOWEST: logs[:2].mean(), HIGHEST: logs[-2:].mean()}
+    return {"log_lr": float(ends[best.edge]), "edge": best.edge}

@@ -14,28 +14,29 @@ import click
 import pandas as pd
 
 from study.analysis import advice
-from study.analysis.advice import FAR, Basis, Evidence, Law, Setting, Span, committed, power
+from study.analysis.advice import Advice, Span, committed
+from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting, short_model
+from study.analysis.rates import best_rates_of
 from study.cli.group import PATH, cli
 from study.cli.rates import overrides_of
-from study.cli.symptoms import PAGES, Cause, causes, symptom_lines
+from study.cli.symptoms import PAGES, Cause, causes, symptom_lines, worst_cell
 from study.config.types import MOST_RANK, MOST_STEPS
-from study.errors import StudyError, count_noun, unknown
+from study.errors import StudyError, unknown
 from study.integrations.configs import TOOLS, read_file
 from study.integrations.configs.tools import PEFT, Tool
 from study.integrations.configs.writing import written
 from study.store import cell_folders, find_cell
 from study.store.tables import load_measured
 from study.theory import family
-from study.theory.equivalence import converted_alpha
 from study.vocabulary import scaling
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label
 from study.vocabulary.sources import MODELS, model_label
 
-SCHEMA = 2  # of what --json prints
-USUAL_ALPHA, UNKNOWN_RATE, BF16_MATTERS = 16.0, 1e-2, 0.1
-WIDTHS = {"tiny": 64, "smollm2": 576, "gemma3": 640}
-CHECK, CHECK_STEPS, CHECK_SEEDS, TENTHS = "check", 20, "0,1", (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""The check's name, fewest steps, seeds, and rates (in powers of ten around the advised one)."""
+SCHEMA = 3  # of what --json prints
+USUAL_ALPHA, UNKNOWN_RATE, BF16_MATTERS, CROSSOVER = 16.0, 1e-2, 0.1, 40.0
+CHECK, SHORTER, CHECK_STEPS, CHECK_SEEDS = "check", 10, 20, "0,1"
+"""The check's name, the run's steps over its own, its fewest steps, and its seeds."""
+TENTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # its rates, in powers of ten around the advised one
 HIGHEST_RATE = 0.02
 """Of a check under Adam. Recipes for pretrained models have far lower ones."""
 OF_THE_CHECK = (  # keys that it does not take from a run, apart from those that it sets
@@ -119,42 +120,41 @@ def setting(found: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
     if float(found["adapter.rank"]) == math.inf:
         raise StudyError("no alpha reaches infinite rank: give a run of finite rank")
     model = options["model"] or found.get("model.path") or found.get("model") or ""
-    model, batch = advice.short_model(str(model)), found.get("train.batch_size")
+    batch = found.get("train.batch_size")
     return Setting(
         rank=int(found["adapter.rank"]),
         alpha=USUAL_ALPHA if alpha is None else alpha,
-        p=p_of(found.get("adapter.scaling") or "lora", found.get("adapter.exponent")),
+        rule=rule_of(found.get("adapter.scaling") or "lora", found.get("adapter.exponent")),
         optimizer=name,
+        crossover=found.get("adapter.crossover") or CROSSOVER,
         ratio=float(found.get("optimizer.loraplus_lr_ratio") or 1.0),
         lr=lr,
         steps=options["steps"] or found.get("train.steps"),
-        model=model,
-        width=options["width"] or WIDTHS.get(model),
+        model=short_model(str(model)),
         batch=batch and batch * (found.get("train.accumulation") or 1),
         epochs=found.get("train.epochs"),
         schedule=found.get("train.schedule") or "",
     )
 
 
-def p_of(rule: str, p: float | None = None) -> float:
+def rule_of(rule: str, p: float | None = None) -> str:
+    """A rule as a value of ``adapter.scaling``."""
     try:
-        found = scaling.exponent(*scaling.named_rule(str(rule), None if p != p else p))
+        name, power = scaling.named_rule(str(rule), None if p != p else p)
+        found = scaling.exponent(name, power)
     except ValueError as error:
         raise StudyError(str(error)) from None
-    if found is None:
-        raise StudyError(f"adapter.scaling={rule} is no power of the rank")
-    return found
+    return name if name != scaling.POWER else f"{found:g}"
 
 
-def own_evidence(folders: Sequence[Path]) -> Evidence | None:
-    """The evidence of the user's studies. Raises :class:`StudyError` for one without rates."""
-    found = [advice.study_evidence(load_measured(folder), str(folder)) for folder in folders]
+def own_rates(folders: Sequence[Path]) -> pd.DataFrame | None:
+    """The best rates of the user's studies. Raises :class:`StudyError` for one without any."""
+    found = [best_rates_of(load_measured(folder), str(folder)) for folder in folders]
     for folder, own in zip(folders, found, strict=True):
-        if not own.bests:
+        if own.empty:
             what = "has no rank with two learning rates for all of its seeds"
             raise StudyError(f"{folder} {what}: sweep over some, such as optimizer.lr=1e-4,1e-3")
-    bests = [best for own in found for best in own.bests]
-    return Evidence(bests, [law for own in found for law in own.laws]) if folders else None
+    return pd.concat(found, ignore_index=True) if found else None
 
 
 def span(found: Span, form: str = ".2g") -> str:
@@ -162,66 +162,48 @@ def span(found: Span, form: str = ".2g") -> str:
     return value if low == high else f"{value} [{low}, {high}]"
 
 
-def rate_words(basis: Basis | None) -> str:
-    if basis is None:
+def rate_words(found: Advice | None) -> str:
+    if found is None:
         return "not known: run the check"
-    return span(basis.rate) + (" x yours" if basis.relative else "")
+    return span(found.rate) + (" x yours" if found.is_relative else "")
 
 
-SENTENCES = {
-    "measured": "Best rates that were measured in {where} give {rate}.",
-    "exponent": "In {where} the best rate changes {law}, which makes yours {rate}.",
-    "theory": "No study fits, so theory moves yours to {rate}: equal descents to equal outputs.",
-    "yours": "Nothing differs that changes the best rate, so it stays {rate}.",
-    "others": "By the best rates of {where}, it is {rate}.",
-}
-
-
-def sentence(basis: Basis, new: Setting) -> str:
-    """The answer of one basis, where it was measured, and how the user's setting differs."""
-    law, size, where = "", "", basis.where
-    if isinstance(where, Law) and basis.exponent:
-        law = f"as r^{span(basis.exponent, '.2f')} with the rank"
-        if where.points == 2:
-            factor = power(math.log(where.ranks[1] / where.ranks[0]), [*basis.exponent])
-            law = f"by x {span(factor)} between ranks {where.ranks[0]} and {where.ranks[1]}"
-    if where is not None:
-        far = [] if basis.inside else ["outside its ranks or rates"]
-        far.append("same model" if where.model == new.model else "other model")
-        if where.optimizer != new.optimizer:
-            far.append(f"{label(new.optimizer)}, not {label(where.optimizer)}")
-        far.append(f"{new.steps / where.steps:.3g} x the steps" if new.steps else "steps not given")
-        alpha = f", alpha {where.alpha:g}" if where.alpha else ""
-        size = (
-            f"{where.source} ({model_label(where.model)}, ranks {where.ranks[0]} to "
-            f"{where.ranks[-1]}{alpha}, {where.steps} steps, {count_noun(where.seeds, 'seed')}; "
-            f"yours: {', '.join(far)})"
-        )
-    return SENTENCES[basis.kind].format(where=size, law=law, rate=rate_words(basis))
+def sentence(found: Advice, new: Setting) -> str:
+    """One answer, what it rests on, and its condition."""
+    rows, rests = committed()["rows"], "the law"
+    if found.rests == "run":
+        rests = "the law, if yours is the best rate of its run"
+    elif found.rests == "studies":
+        rests = "best rates of your studies and the law"
+    steps = f"{new.steps or USUAL_STEPS:.0f} steps" + ("" if new.steps else " (assumed)")
+    if found.rests == "law" and not new.size:
+        steps += f" of a model of {USUAL_SIZE / 1e9:.0f} billion weights (assumed)"
+    fitted = f"{rows['rates']} best rates of {rows['models']} models in {rows['studies']} studies"
+    return f"{rate_words(found)} at {steps}, by {rests} ({fitted}; docs/law.md)."
 
 
 def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
-    """What each difference of two runs changes in the best rate, and what nothing here measured."""
+    """What each difference of two runs changes in the best rate, and what the law does not know."""
 
     def words(name: str) -> str:
-        ends = (getattr(run, name) for run in (old, new))
+        ends = (getattr(run, name) or "unknown" for run in (old, new))
         return f"{name} " + " to ".join(x if isinstance(x, str) else f"{x:.4g}" for x in ends)
 
     found = advice.parts(old, new)
     if len(found) > 1:
-        each = [f"{words(name)} x {span(factor)}" for name, factor in found.items()]
-        yield f"By theory and the law of steps: {'; '.join(each)}."
+        each = (f"{words(name)} x {factor:.2g}" for name, factor in found.items())
+        yield f"Of it: {'; '.join(each)}."
     grows = math.isclose(new.alpha / old.alpha, new.rank / old.rank, rel_tol=0.01)
-    if grows and new.p == 1 and "rank" in found:
+    if grows and new.rule == "lora" and "rank" in found:
         yield (
-            f"alpha grows with the rank: x {span(found['alpha'])} comes from it, and alpha "
-            f"{old.alpha:.4g} would keep x {span(found['rank'])}."
+            f"alpha grows with the rank: x {found['alpha']:.2g} comes from it, and alpha "
+            f"{old.alpha:.4g} would keep x {found['rank']:.2g}."
         )
-    others = ["model", "optimizer", "batch", "schedule"]
-    others += [] if advice.more_steps(old, new) else ["steps", "epochs"]
-    both = [name for name in others if getattr(old, name) and getattr(new, name)]
+    if "batch" in found:
+        yield "No study here varies the batch: its factor is between none and the square root."
+    both = [name for name in ("model", "optimizer") if getattr(old, name) and getattr(new, name)]
     if said := [words(name) for name in both if getattr(old, name) != getattr(new, name)]:
-        yield f"Not counted, as no study here measured it: {'; '.join(said)}."
+        yield f"Your rate does not count, as these differ: {'; '.join(said)}."
 
 
 def worth_lines(old: Setting, new: Setting) -> Iterator[str]:
@@ -231,36 +213,35 @@ def worth_lines(old: Setting, new: Setting) -> Iterator[str]:
     yield f"{times} parameters of adapters; {times} memory of {what}, {size} bytes a parameter."
     for gain in advice.gains(new):
         low, high = gain["ranks"]
-        where = f"{gain['source']}: {model_label(gain['model'])}, {gain['steps']} steps"
+        where = f"{gain['source']}: {model_label(gain['model'])}, LoRA, {gain['steps']} steps"
         gap = span(Span(*gain["gap"]), ".3f")
         yield f"Loss of rank {high} less that of {low}, at their best rates: {gap} nats ({where})."
 
 
-def notes_on(given: Given, new: Setting, rate: float | None, own: Evidence | None) -> Iterator[str]:
-    """Lines on bf16, and on the user's studies that do not count."""
+def notes_on(given: Given, new: Setting, rate: float | None) -> Iterator[str]:
+    yield from given.notes
     lost = advice.lost_in_bf16(new, rate) if rate and "precision=bf16" in given.words else {}
     if lost.get(10, 0.0) > BF16_MATTERS:
         yield (
             f"bf16: PEFT loses about {lost[1]:.0%} of the adapter's output after 1 update, "
             f"{lost[10]:.0%} after 10 (theory, sizes of SmolLM2): docs/bf16.md"
         )
-    bests = own.bests if own else ()
-    near = [one for one in bests if advice.unlike(one.steps, new.steps) <= math.log(FAR)]
-    near = [one for one in near if new.model in ("", one.model)]
-    if bests and not near:
-        of = f"{bests[-1].steps} steps of {bests[-1].model}"
-        yield f"{bests[-1].source} has {of}: only its exponents count"
-    if edges := [one for one in near if one.edge and one.optimizer == new.optimizer]:
-        at = f"{edges[0].source}: the {edges[0].edge} rate is best at rank {edges[0].ranks[0]}"
-        yield f"{at}: study rates {edges[0].source} --refine"
+
+
+def notes_on_studies(own: pd.DataFrame, new: Setting) -> Iterator[str]:
+    for row in own[own["edge"] != ""].to_dict("records")[:1]:
+        at = f"{row['source']}: the {row['edge']} rate is best at rank {row['rank']:g}"
+        yield f"{at}: study rates {row['source']} --refine"
+    if new.model and (others := sorted(set(own["model"]) - {new.model})):
+        yield f"Studies of {', '.join(others)} do not count for {new.model}."
 
 
 def check_of(given: Given, old: Setting, new: Setting, rate: float | None) -> dict[str, str]:
     """The command that measures the best rates on the user's model, its size, and what it lacks."""
-    # The best rate of a short run is higher. A run of unknown length counts as FAR times as long.
-    steps = max(CHECK_STEPS, math.ceil((new.steps or 0) / FAR))
-    longer = new.steps / steps if new.steps else FAR
-    centre = (rate or UNKNOWN_RATE) * longer ** committed()["horizon"][0]
+    run = replace(new, lr=rate, steps=new.steps or int(USUAL_STEPS))
+    steps = max(CHECK_STEPS, math.ceil((run.steps or 0) / SHORTER))
+    shorter = advice.parts(run, replace(run, steps=steps)).get("steps", 1.0)  # a higher best rate
+    centre = (rate or UNKNOWN_RATE) * shorter
     tenths = [tenth * (1 if rate else 2) for tenth in TENTHS]
     if family(new.optimizer) == "sign":
         centre = min(centre, HIGHEST_RATE / 10 ** tenths[-1])
@@ -269,6 +250,7 @@ def check_of(given: Given, old: Setting, new: Setting, rate: float | None) -> di
     own = [f"optimizer={new.optimizer}", f"adapter.scaling={new.rule}", "probes.steps=null"]
     own += [f"adapter.alpha={new.alpha:.10g}", f"train.steps={steps}", f"adapter.rank={low},{high}"]
     own += [f"optimizer.lr={rates}", f"seed={CHECK_SEEDS}"]
+    own += [f"adapter.crossover={new.crossover:g}"] if new.rule == "crossover" else []
     taken = {word.partition("=")[0] for word in own}.union(OF_THE_CHECK)
     shared = [word for word in given.words if word.partition("=")[0] not in taken]
     shared = [word for word in shared if not re.match(r"train\.warmup=[1-9]", word)]  # in steps
@@ -289,7 +271,7 @@ def written_alpha(given: Given, run: Setting) -> tuple[float, bool]:
     """The alpha of a run in its tool, and whether its rule is written as rsLoRA. Tools know two
     rules: any other is written as LoRA's. Most take whole numbers only."""
     is_rslora = run.rule == "rslora" and "adapter.scaling" in given.tool.cells
-    alpha = run.alpha if is_rslora else converted_alpha(run.alpha, run.rank, run.p, 1.0)
+    alpha = run.alpha if is_rslora else run.under("lora").alpha
     is_real = given.tool.name in ("PEFT", "torchtune") or given.origin.endswith(".json")
     return (alpha if is_real else max(1, round(alpha))), is_rslora
 
@@ -319,8 +301,8 @@ def paste_lines(given: Given, run: Setting, lr: float | None, rate: str) -> list
 def about_run(run: Setting) -> str:
     rate = f", learning rate {run.lr:.2g}" if run.lr is not None else ""
     ratio = f", LoRA+ ratio {run.ratio:g}" if run.ratio != 1 else ""
-    head = f"rank {run.rank}, {run.rule}, alpha {run.alpha:.4g}, {label(run.optimizer)}"
-    return head + ratio + rate
+    about = f"rank {run.rank}, {run.rule}, alpha {run.alpha:.4g}, {label(run.optimizer)}"
+    return about + ratio + rate
 
 
 def advice_lines(found: Mapping[str, Any], has_evidence: bool) -> Iterator[str]:
@@ -340,23 +322,11 @@ def advice_lines(found: Mapping[str, Any], has_evidence: bool) -> Iterator[str]:
 
 def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]:
     """A configuration, a cell, or the cell of a study that ended worst; and what it shows."""
-    tables, is_cell = None, path.parent.name == "cells"
-    if folder := path.parent.parent if is_cell else path if cell_folders(path) else None:
-        tables = load_measured(folder)
-        losses = tables.metrics.astype({"cell_id": str}).groupby("cell_id")["loss"]
-        ends = losses.agg(lambda rows: rows.iloc[-1]).fillna(math.inf)
-        worst = ends[[name for name in ends.index if not is_cell or name.startswith(path.name)]]
-        path = folder / "cells" / str(worst.idxmax())
-        parts = {name: getattr(tables, name) for name in ("cells", "metrics", "probes")}
-        own = {key: part[part["cell_id"].astype(str) == path.name] for key, part in parts.items()}
-        tables = replace(tables, **own)
+    path, tables = worst_cell(path)
     given = read_run(path, options)
     same = replace(given.run, lr=None)
-    laws = advice.rest(same, same, None, advice.committed_evidence())
-    near = (
-        x for x in laws if x.where and advice.unlike(x.where.steps, same.steps) <= math.log(FAR)
-    )
-    found = causes(given.run, given.words, next(near, None), tables)
+    law = next((one.rate for one in advice.advise(same, same) if not one.is_relative), None)
+    found = causes(given.run, given.words, law, tables)
     return f"{given.origin}: {about_run(given.run)}", list(found)
 
 
@@ -364,13 +334,12 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
 @click.argument("config", type=PATH, metavar="[CONFIG]", required=False)
 @click.argument("new_config", type=PATH, metavar="[NEW]", required=False)
 @click.option("--rank", type=click.IntRange(1, MOST_RANK), help="The new rank; or the run's own.")
-@click.option("--rule", help="The new rule: lora, rslora, or a number p.  [default: the same]")
+@click.option("--rule", help="The new rule: lora, rslora, crossover or p.  [default: the same]")
 @click.option("--alpha", type=float, help="The new alpha.  [default: the same run at its own rank]")
 @click.option("--lr", type=float, help="The learning rate of the run.")
 @click.option("--optimizer", metavar="NAME", help="The optimizer of the run.")
 @click.option("--steps", type=click.IntRange(1, MOST_STEPS), help="The steps of the run.")
 @click.option("--model", "--base", "model", help="Its model: gemma3, a folder, a hub name, ...")
-@click.option("--width", type=click.IntRange(1), help="Features of its hidden states.")
 @click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
 @click.option("--symptom", type=click.Choice(list(PAGES)), help="What goes wrong.")
@@ -393,30 +362,30 @@ def advise(
     given = read_run(config, options)
     old, origin = given.run, given.origin
     given = read_run(new_config, options) if new_config else given
-    run, p = given.run, p_of(rule) if rule else given.run.p
-    same = converted_alpha(run.alpha, run.rank, run.p, p)  # gives the same run at the same rank
-    new = replace(run, rank=rank or run.rank, p=p, alpha=alpha or same)
+    new = given.run.under(rule_of(rule) if rule else given.run.rule)
+    new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha)
     whole, is_rslora = written_alpha(given, new)
-    new = replace(new, alpha=whole if is_rslora else converted_alpha(whole, new.rank, 1.0, p))
-    own = own_evidence(options["studies"])
-    bases = advice.rest(old, new, own, advice.committed_evidence())
-    first = bases[0] if bases else None
-    rate = first.rate.value if first and not first.relative else None
+    new = replace(new, rule=new.rule if is_rslora else "lora", alpha=whole).under(new.rule)
+    old, new = advice.in_steps(old, new)
+    own = own_rates(options["studies"])
+    found = advice.advise(old, new, own)
+    first = found[0] if found else None
+    rate = first.rate.value if first and not first.is_relative else None
     paste = paste_lines(given, new, rate, rate_words(first))
     was = paste_lines(given, given.run, given.run.lr, "not given")
-    check = None if own else check_of(given, old, new, rate)
-    why = sentence(first, new) if first else "No study fits, and the run has no rate."
-    about = {"origin": origin, "rule": old.rule, "words": about_run(old)}
-    found = {
+    check = check_of(given, old, new, rate) if own is None else None
+    of_own = () if own is None else notes_on_studies(own, new)
+    why = sentence(first, new) if first else "The law has no rate of this optimizer."
+    said = {
         "schema": SCHEMA,
-        "run": asdict(old) | about,
-        "advice": asdict(new) | {"rule": new.rule, "lr": first and asdict(first.rate)},
+        "run": asdict(old) | {"origin": origin, "words": about_run(old)},
+        "advice": asdict(new) | {"lr": first and asdict(first.rate)},
         "paste": paste,
         "changes": list(unified_diff(was, paste, lineterm="", n=9))[3:] or paste,
-        "why": [why, *difference_lines(old, new), *given.notes, *notes_on(given, new, rate, own)],
+        "why": [why, *difference_lines(old, new), *notes_on(given, new, rate), *of_own],
         "worth": [] if new.rank == old.rank else list(worth_lines(old, new)),
         "check": check,
-        "evidence": [asdict(basis) | {"words": sentence(basis, new)} for basis in bases],
+        "evidence": [asdict(each) | {"words": sentence(each, new)} for each in found],
     }
-    text = "\n".join(advice_lines(found, options["has_evidence"]))
-    click.echo(json.dumps(found) if as_json else text)
+    text = "\n".join(advice_lines(said, options["has_evidence"]))
+    click.echo(json.dumps(said) if as_json else text)

@@ -80,7 +80,6 @@ def dashboard(
 
 
 def wait_for_cells(study_dir: Path) -> None:
-    """Wait until a study has a cell. Raises :class:`StudyError` if no sweep can write there."""
     is_below_a_file = any(place.is_file() for place in (study_dir, *study_dir.parents))
     if is_below_a_file or any(study_dir.glob("*/cells")):
         raise no_study(study_dir)
@@ -91,7 +90,6 @@ def wait_for_cells(study_dir: Path) -> None:
 
 
 def look_ahead(study_dir: Path) -> tuple[int, float | None]:
-    """The cells that live sweeps of a study have not begun yet, and the seconds left."""
     waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
     times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
     return len(waiting), max((t for t in times if t is not None), default=None)

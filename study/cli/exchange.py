@@ -72,7 +72,6 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 
 
 def reads_config(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the arguments of the two commands that import a configuration."""
     folder: dict[str, Any] = {"default": Path("conf"), "show_default": True, "metavar": "FOLDER"}
     base = "The model to train: a folder or a hub name.  [default: the file's]"
     name = "Name of the experiment.  [default: that of the entry or the file]"

@@ -60,8 +60,6 @@ COMMANDS = {name: row for rows in GROUPS.values() for name, row in rows.items()}
 
 
 class Commands(click.Group):
-    """The commands of :data:`GROUPS`."""
-
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         super().add_command(cmd, name)
         cmd.help = f"{COMMANDS[cmd.name or ''][1]}\n\n{inspect.cleandoc(cmd.help or '')}"

@@ -12,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from study.analysis.advice import alone, committed
+from study.analysis.law import Setting
 from study.analysis.losses import OF_A_RULE, final_losses
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
 from study.analysis.terminal import render_horizons
@@ -43,10 +45,11 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     """A horizon is a step with a held-out loss. Prints for each horizon the best rate of each rank,
     its exponent with rank, and rho, the relative motion of A from its init. --refine prints a
     command per rule and rank that trains rates in steps of 2 around the best one, or beyond an
-    edge. --search trains them and repeats, at most 6 times.
+    edge. --search trains them and repeats, at most 6 times. It starts with the rates around the one
+    of docs/law.md at a rank that has a single rate.
     """
     tables = load_measured(study_dir)
-    if tables.cells["lr"].nunique() < 2:
+    if tables.cells["lr"].nunique() < 2 and not (search or refine):
         raise StudyError(
             f"{study_dir} has one learning rate: sweep over some, such as optimizer.lr=1e-4,2e-4"
         )
@@ -88,19 +91,25 @@ def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:
     runs = final_losses(tables.cells, tables.metrics)
     grid = runs["lr"].nunique() * len(runs.drop_duplicates([*OF_A_RULE, "rank", "seed"]))
     say(f"trained {len(tables.cells) - had} cells; all of these rates at all ranks: {grid - had}")
+    steps = tables.cells["steps_done"].sum()
+    say(f"the study has {steps:.0f} steps; the grid has {grid * tables.cells['steps'].mean():.0f}")
     if list(_refining(tables, study_dir)):
         limits = f"{MOST_ROUNDS} rounds, or {FARTHEST:g} times beyond the first rates"
         say(f"--search stops after {limits}: study rates {study_dir} --refine prints the others")
     return tables
 
 
+def by_law(run: Setting) -> float:
+    """The best rate of a run, as the law expects it."""
+    return math.exp(alone(run.facts(), run.model, committed())[0])
+
+
 def _refining(
     tables: StudyTables, study_dir: Path, within: tuple[float, float] = (0.0, math.inf)
 ) -> Iterator[list[str]]:
-    """The words of a command per rule and rank that lacks rates."""
     parent = study_dir.resolve().parent
     place = [] if parent == Path("results").resolve() else [f"results_dir={written(str(parent))}"]
-    found = missing_rates(tables.cells, tables.metrics, within)
+    found = missing_rates(tables.cells, tables.metrics, within, by_law)
     for missing in found:
         record = read_record(study_dir / "cells" / missing.cell_id)
         assert record is not None  # its tables were just read

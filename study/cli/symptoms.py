@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from study.analysis.advice import Basis, Setting, lost_in_bf16
-from study.store import StudyTables
+from study.analysis.advice import Span, lost_in_bf16
+from study.analysis.law import Setting
+from study.store import StudyTables, cell_folders
+from study.store.tables import load_measured
 from study.theory import family
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import MODEL_WIDE
@@ -23,19 +27,36 @@ Cause = tuple[float, str, str, tuple[str, ...]]
 """A weight by how much something is off, what a run shows, the change, and the symptoms."""
 
 
+def worst_cell(path: Path) -> tuple[Path, StudyTables | None]:
+    """A cell and its tables: that of a study which ended worst; ``path`` if it is neither."""
+    is_cell = path.parent.name == "cells"
+    folder = path.parent.parent if is_cell else path if cell_folders(path) else None
+    if folder is None:
+        return path, None
+    tables = load_measured(folder)
+    losses = tables.metrics.astype({"cell_id": str}).groupby("cell_id")["loss"]
+    ends = losses.agg(lambda rows: rows.iloc[-1]).fillna(math.inf)
+    worst = ends[[name for name in ends.index if not is_cell or name.startswith(path.name)]]
+    path = folder / "cells" / str(worst.idxmax())
+    parts = {name: getattr(tables, name) for name in ("cells", "metrics", "probes")}
+    own = {key: part[part["cell_id"].astype(str) == path.name] for key, part in parts.items()}
+    return path, replace(tables, **own)
+
+
 def causes(
-    run: Setting, words: Sequence[str], law: Basis | None, tables: StudyTables | None
+    run: Setting, words: Sequence[str], law: Span | None, tables: StudyTables | None
 ) -> Iterator[Cause]:
-    """What a run shows. ``law``: of its best rate. ``tables``: of its cell, if it has run."""
-    if law and run.lr and not law.rate.low <= run.lr <= law.rate.high:
-        off, best = run.lr / law.rate.value, f"{law.rate.value:.1e}"
-        where = f"{law.where.source}, {law.where.steps} steps" if law.where else "theory"
-        seen = f"learning rate {run.lr:g} is {off:.2g} times the best one of {where}"
+    """What a run shows. ``law``: its best rate. ``tables``: of its cell, if it has run."""
+    if law and run.lr and not law.low <= run.lr <= law.high:
+        off, best = run.lr / law.value, f"{law.value:.1e}"
+        seen = f"learning rate {run.lr:g} is {off:.2g} times the best one by the law"
         symptoms = LARGE[:1] if off > 1 else SMALL
         yield (abs(math.log(off)), seen, f"learning rate {best}", symptoms)
     above = run.gamma / (USUAL / run.rank)
     if above > 1.5 and family(run.optimizer) == "sign":
-        doubled = " (alpha = 2r)" if run.p == 1 and math.isclose(run.alpha, 2 * run.rank) else ""
+        doubled = (
+            " (alpha = 2r)" if run.rule == "lora" and math.isclose(run.alpha, 2 * run.rank) else ""
+        )
         seen = f"gamma is {run.gamma:.3g}{doubled}, {above:.3g} times that of LoRA with alpha 16"
         change = (
             f"alpha {run.alpha / above:.3g}, or a rate divided by {above**0.5:.2g} to {above:.2g}"

@@ -27,8 +27,6 @@ Option = Literal["results", "steps", "every", "sites", "stats", "tokens", "data"
 
 
 class NormProbeArgs(BaseModel):
-    """The key that the plugin adds to Axolotl's own: arguments of the callback."""
-
     norm_probe: dict[Option, Any] | None = None
 
     @model_validator(mode="after")
@@ -46,8 +44,6 @@ class NormProbeArgs(BaseModel):
 
 
 class NormProbePlugin(BasePlugin):
-    """Adds the callback, with the arguments in ``norm_probe``, to Axolotl's trainer."""
-
     def get_input_args(self) -> str:
         """The key and the check, before Axolotl patches a model's code for its fused kernels."""
         return "study.integrations.axolotl.NormProbeArgs"

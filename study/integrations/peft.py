@@ -46,8 +46,6 @@ def round_once(model: M) -> M:
 
 
 class LinearRoundedOnce(Linear):
-    """PEFT's linear LoRA layer, rounded once."""
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``W0 x + b + gamma B A x``, shape ``[..., O]``, of x of shape ``[..., D]``."""
         bias_O, dtype = self.base_layer.bias, x.dtype
@@ -78,7 +76,6 @@ class LinearRoundedOnce(Linear):
 
 
 def _kept(layer: Any) -> str:
-    """Why a layer keeps PEFT's forward pass; empty if it can be replaced."""
     base = layer.base_layer
     if type(layer) not in (Linear, LinearRoundedOnce):
         return f"of type {type(layer).__name__}"
@@ -92,7 +89,6 @@ def _kept(layer: Any) -> str:
 
 
 def _variant(layer: Any) -> str:
-    """The variant, such as DoRA, of an active adapter of the layer; empty if there is none."""
     active, variants = layer.active_adapters, getattr(layer, "lora_variant", {})
     named = (f"with {type(variants[name]).__name__}" for name in active if name in variants)
     is_dora = any(layer.use_dora.get(name) for name in active)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -96,7 +97,8 @@ def open_cell(
     made_from = {"model": described, "peft": adapter.peft.to_dict(), "varies": varies}
     sources = Sources(_sha256(made_from), "", _sha256(loop.data.name))
     settings = identity(config, sources)
-    same = [each for each in load_records(loop.results) if each.get("settings") == settings]
+    others = load_records(loop.results)
+    same = [each for each in others if each.get("settings") == settings]
     sources = replace(sources, data=_sha256([loop.data.name, content]))
     if first and same:
         sources = Sources(**max(same, key=lambda each: each["started"])["sources"])
@@ -107,16 +109,20 @@ def open_cell(
         raise StudyError(
             f"another recording of this run is open, cell {cell}: give seed= or another name=value"
         )
+    share = share_of_rule(adapter)
+    told = _other_factor(others, config.adapter.scaling, share)
     if (ids := [each["cell_id"] for each in same]) and not first:
         how = f"{cell} goes to aside/ if it has ended" if cell in ids else "on other data"
-        sentence = (
+        told.append(
             f"This study has the same settings in cell {', '.join(ids)}, {how}: give seed=, data= "
             "or another name=value to tell runs apart."
         )
+    for sentence in told:
         warnings.warn(sentence, stacklevel=6)
         note = f"{note} {sentence}".strip()
     record = {
         "cell_id": cell,
+        "share_of_rule": share,
         "settings": settings,
         "study": config.name,
         "model": config.model.path,
@@ -135,6 +141,43 @@ def open_cell(
     }
     text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
     return CellWriter(claimed, text, record, first, gaps=True), first > 0
+
+
+@torch.no_grad()
+def share_of_rule(adapter: Adapter) -> float | None:
+    """By what the first layer multiplies ``B A x``, over alpha / r or alpha / sqrt(r). It is
+    measured from outputs with two values of B, as B may be 0. None on experts, under FSDP2 and for
+    variants such as DoRA."""
+    module: Any = adapter.probe.layers[0].module
+    (A_RD, B_OR, _), peft = adapter.pairs[0], adapter.peft
+    is_divided, is_linear = hasattr(A_RD, "to_local"), type(module).__name__ != "ParamWrapper"
+    if adapter.probe.variants or is_divided or not is_linear:
+        return None
+    before, was_training, W = B_OR.clone(), module.training, module.base_layer.weight
+    x_ND = torch.eye(A_RD.shape[1])[:64].to(W if W.is_floating_point() else A_RD)
+    module.eval()
+    outputs = []
+    for value in (0.0, 1.0):
+        B_OR.fill_(value)
+        outputs.append(module.forward(x_ND).double())
+    module.train(was_training)
+    B_OR.copy_(before)
+    h_N1 = (x_ND.double() @ A_RD.double().T).sum(1, keepdim=True)
+    factor = ((outputs[1] - outputs[0]) * h_N1).sum() / h_N1.square().sum() / len(B_OR)
+    rank = A_RD.shape[0]
+    return float(factor) / (peft.lora_alpha / rank ** (0.5 if peft.use_rslora else 1.0))
+
+
+def _other_factor(others: list[dict[str, Any]], rule: str, share: float | None) -> list[str]:
+    """A sentence if a cell has the same rule by name, and another factor in fact."""
+    for each in others:
+        theirs, is_alike = each.get("share_of_rule"), each["config"]["adapter"]["scaling"] == rule
+        if is_alike and theirs and share and abs(theirs / share - 1) > 0.05:  # bf16 rounds outputs
+            return [
+                f"{rule} is another factor in cell {each['cell_id']}: its adapter's outputs are "
+                f"{theirs:.3g} times those of the rule, and {share:.3g} times here."
+            ]
+    return []
 
 
 def _config(
@@ -193,7 +236,6 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
 
 
 def peft_model(model: nn.Module) -> nn.Module:
-    """The module that PEFT adapted: ``model`` itself or, in a wrapper, a part of it."""
     for module in model.modules():
         if isinstance(getattr(module, "peft_config", None), dict):
             return module
@@ -292,7 +334,6 @@ KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
 
 
 def check_model(model: nn.Module) -> nn.Module:
-    """The PEFT model in ``model``. Raises :class:`StudyError` if hooks can't watch it."""
     found, modules = peft_model(model), list(model.modules())
     on_linear, on_embedding = (
         any(len(getattr(module, name, ())) for module in modules)

@@ -103,7 +103,6 @@ class NormProbeCallback(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any
     ) -> None:
-        """Keep the held-out loss for the next row, which has the same weights."""
         if self._recording is not None and "eval_loss" in metrics:
             self._recording.heldout(metrics["eval_loss"])
 
@@ -112,7 +111,6 @@ class NormProbeCallback(TrainerCallback):
             self._end()
 
     def _end(self, *status: str, **fields: str) -> None:
-        """End the recording, and give the Trainer its own ``training_step`` back."""
         del self.trainer.training_step
         if self._own is not None:
             self.trainer.training_step = self._own

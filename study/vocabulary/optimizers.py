@@ -64,7 +64,6 @@ class Optimizer:
 
     @property
     def has_eps(self) -> bool:
-        """Whether its updates depend on the size of the gradient next to an eps."""
         return "eps" in self.options
 
 
@@ -139,7 +138,6 @@ MOST_USED = "adamw"
 
 
 def of_family(family: Family) -> tuple[str, ...]:
-    """The names of the optimizers of one family."""
     return tuple(name for name, row in OPTIMIZERS.items() if row.family == family)
 
 
@@ -149,5 +147,4 @@ def decay_of(name: str, weight_decay: float) -> str:
 
 
 def label(name: str) -> str:
-    """The name that figures and reports print; an unknown optimizer keeps its own."""
     return OPTIMIZERS[name].label if name in OPTIMIZERS else name

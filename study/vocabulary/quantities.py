@@ -232,8 +232,6 @@ FIRST_READ = (
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the ``metrics`` table."""
-
     label: str
     unit: str = ""
 

@@ -62,7 +62,6 @@ def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | N
 
 
 def uses_crossover(scaling: str) -> bool:
-    """Whether gamma depends on ``adapter.crossover``: the rule is no power."""
     return scaling in RULES and RULES[scaling].over_alpha is not None
 
 

@@ -67,7 +67,6 @@ AUTO = "auto"
 
 
 def model_label(name: str) -> str:
-    """The name that figures print; a path or a hub name stays as it is."""
     return name if name not in MODELS or MODELS[name].reads_path else MODELS[name].label
 
 

@@ -36,7 +36,6 @@ AGREES, DIFFERS = "agrees", "differs"
 
 
 def meaning(word: str, factor: float) -> str:
-    """The sentence of a legend, for a margin with the ratio ``factor``."""
     return VERDICTS[word].meaning.format(factor=factor)
 
 
@@ -49,7 +48,6 @@ TERMS: dict[str, str] = {
 
 
 def glossary() -> dict[str, str]:
-    """Every word with its sentence: :data:`TERMS`, verdicts, sites and statistics."""
     sentences = {
         **{name: site.label for name, site in SITES.items()},
         **{name: f"{stat.label}: {stat.formula}" for name, stat in STATS.items()},

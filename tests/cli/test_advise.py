@@ -5,18 +5,25 @@ import math
 import re
 import shlex
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from docs import evidence
-from study.analysis.advice import Setting, committed, committed_evidence, rest
+from docs import law
+from study.analysis.advice import advise as advise_runs
+from study.analysis.advice import committed
+from study.analysis.law import Setting, log_rate
+from study.analysis.rates import best_rates_of
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.store import cell_folders
+from study.store.tables import load_measured
 from study.training.loop import train
 from study.training.run import Run
 
@@ -72,58 +79,84 @@ def rate(advice: SimpleNamespace) -> float:
     return float(advice.advice.lr.value)
 
 
-def test_the_evidence_is_that_of_the_committed_studies() -> None:
-    """``make figures`` writes it. The study on tiny takes too long to read here."""
+def test_the_law_is_at_most_60_numbers_of_the_committed_rates() -> None:
+    """``make figures`` fits it. All studies take too long to read here: their number is checked."""
+
+    def numbers(part: Any) -> int:
+        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return sum(map(numbers, parts)) + isinstance(part, int | float)
+
     known = committed()
-    assert evidence.step_law(evidence.LONGER) == (512, 2048, pytest.approx(-0.27, abs=0.005))
-    for name in evidence.STUDIES[:2]:
-        found = evidence.of_study(name)
-        for key, rows in (("bests", evidence.last_bests(found)), ("laws", found.laws)):
-            expected = json.loads(evidence.written(list(rows)))
-            assert [row for row in known[key] if row["source"] == name] == expected
-    gaps = [gain for name in evidence.GAINS for gain in evidence.gains(name)]
-    assert known["gains"] == json.loads(evidence.written(gaps))
+    assert numbers(known) <= 60
+    own = best_rates_of(load_measured(Path(MEASURED)), "own")
+    assert len(own) == 4
+    sources = {*law.STUDIES, law.COOKBOOK, "lora-optimizers"}
+    assert known["rows"]["studies"] == len(sources)
 
 
-def test_a_measured_exponent_moves_the_rate_and_is_pasted(advise: Cli) -> None:
-    """rsLoRA from rank 16 to 256 at alpha 16: the best rate goes as r^-0.31 on SmolLM2."""
-    found = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256", "--study", MEASURED)
-    first = found.evidence[0]
-    assert "changes by x 0.28 [0.22, 0.35] between ranks 4 and 256, which makes" in first.words
-    assert rate(found) == pytest.approx(2e-4 * 16**first.exponent.value, rel=1e-3)
-    assert first.exponent.value == pytest.approx(-0.308, abs=1e-3)
-    [theory] = [basis for basis in found.evidence if basis.kind == "theory"]
-    # From an equal descent, r^-1/2, to half of an equal output, which bends: rho is not known.
+def test_the_fit_finds_a_law_that_made_the_rates() -> None:
+    """Rates of 12 models that a law made, with an error of 5 %, half of one study at an edge."""
+    draw = np.random.default_rng(0)
+    truth = {name: value for name, (value, _) in committed()["law"].items()} | {"c": 3.0}
+    rows = []
+    for model in range(12):
+        for rank, steps in product((1, 4, 16, 64, 256), (32, 512)):
+            run = Setting(rank, 16.0, ("lora", "rslora")[model % 2], "adamw", steps=steps)
+            rate = log_rate(truth, run.facts(), 0.5 * np.sin(model)) + 0.05 * draw.normal()
+            is_high = model == 0 and rate > -7.0
+            about = {"model": f"m{model}", "source": f"s{model % 4}", "grid": 0.0}
+            about |= {"log_lr": min(rate, -7.0) if is_high else rate}
+            rows.append(run.facts() | about | {"edge": "highest" if is_high else ""})
+    held = {name: truth[name] for name in truth if name not in ("base", "steps", "c")}
+    found = law.fit(pd.DataFrame(rows), held)
+    for name in ("c", "steps"):
+        assert found.law[name] == pytest.approx(truth[name], abs=4 * found.error[name])
+    assert found.error["c"] < 0.3
+    assert found.spread["scatter"] == pytest.approx(0.05, rel=0.3)
+
+
+def test_a_rate_moves_by_the_law_and_is_pasted(advise: Cli) -> None:
+    """rsLoRA from rank 16 to 256 at alpha 16: between equal descents and half of equal outputs."""
+    found = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256")
     descent, output = 16 / 4, math.sqrt(256 * 265 / (16 * 25)) / 4
-    assert theory.rate.low == pytest.approx(2e-4 / descent, rel=1e-3)
-    assert theory.rate.high == pytest.approx(2e-4 / output**0.5, rel=1e-3)
+    assert 2e-4 / descent < rate(found) < 2e-4 / output**0.5
+    assert found.advice.lr.low < rate(found) < found.advice.lr.high < 2e-4
+    assert [each.rests for each in found.evidence] == ["run", "law"]
+    assert found.changes[-1] == f"+learning_rate: {rate(found):.1e}"
+    assert "at 500 steps, by the law, if yours is the best rate of its run" in found.why[0]
+    crossover = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256", "--rule", "crossover")
+    assert 0.7 < rate(crossover) / 2e-4 < 1.1, "one rate at every rank"
+    assert crossover.paste[1] == "lora_alpha: 111", "gamma r of rank 256, with that of rank 16"
 
 
-def test_a_study_of_the_users_model_gives_the_rate_itself(advise: Cli) -> None:
+def test_a_study_of_the_users_model_counts_most(advise: Cli) -> None:
     config = str(EXAMPLES / "axolotl.yml")
     found = advise(config, "--rank", "32", "--steps", "20", "--study", MEASURED)
-    first = found.evidence[0]
-    assert (first.kind, first.inside, found.check) == ("measured", True, None)
-    assert rate(found) == pytest.approx(math.sqrt(0.000691 * 0.000188), rel=0.15)
-    longer = advise(config, "--rank", "32", "--steps", "200", "--study", MEASURED)
-    assert 10**0.2 < rate(found) / rate(longer) < 10**0.5, "the law of two studies"
-    [low, high] = (getattr(longer.evidence[0].rate, end) for end in ("low", "high"))
-    assert low == pytest.approx(first.rate.low / 10**0.5, rel=1e-3)
-    assert high == pytest.approx(first.rate.high, rel=1e-3), "from steps^-1/2 to no change"
-    far = advise(config, "--rank", "32", "--steps", "201", "--study", MEASURED)
-    assert far.evidence[0].kind == "exponent", "over ten times the steps, no rates count"
-    assert far.why[-1] == f"{MEASURED} has 20 steps of smollm2: only its exponents count"
+    assert (found.evidence[0].rests, found.check) == ("studies", None)
+    constant = math.sqrt(0.000691 * 0.000188)  # the study's, at half the batch
+    assert 2 < rate(found) / constant < 4, "under a cosine the best rate is higher"
+    longer = advise(config, "--rank", "32", "--steps", "2000", "--study", MEASURED)
+    assert rate(longer) < rate(found)
+    wide, narrow = (each.advice.lr.high / each.advice.lr.low for each in (longer, found))
+    assert wide > narrow, "far from the steps of the study"
+    other = advise(config, "--rank", "32", "--model", "tiny", "--study", MEASURED)
+    assert other.evidence[0].rests == "run"
+    assert other.why[-1] == "Studies of smollm2 do not count for tiny."
 
 
-def test_lora_at_one_alpha_keeps_its_rate_under_adam(advise: Cli, peft: Path) -> None:
-    found = advise(str(peft), "--rank", "256", "--lr", "3e-4")
+def test_lora_at_one_alpha_about_keeps_its_rate_under_adam(advise: Cli, peft: Path) -> None:
+    found = advise(str(peft), "--rank", "256", "--lr", "3e-4", "--steps", "20")
     assert found.paste[0] == "LoraConfig(r=256, lora_alpha=16, use_rslora=False)"
     assert "data=file data.path=YOUR_FILE" in found.check.lacks
-    assert rate(found) == pytest.approx(3e-4, rel=0.15)
+    assert 3e-4 < rate(found) < 1.3 * 3e-4
     assert "Assumed: optimizer adamw (--optimizer)." in found.why
+    later = advise(str(peft), "--rank", "256", "--lr", "3e-4", "--steps", "1000")
+    assert 1.3 < rate(later) / 3e-4 < 2.1, "in hundreds of steps the best rate rises"
     doubled = advise(str(peft), "--rank", "256", "--alpha", "512", "--lr", "3e-4")
-    assert 32**-1 < rate(doubled) / rate(found) < 32**-0.5, "alpha = 2 r"
+    assert 32**-1 < rate(doubled) / rate(found) < 32**-0.4, "alpha = 2 r"
     assert "alpha grows with the rank" in doubled.why[2]
+    same = advise(str(peft), "--lr", "3e-4").advice.lr
+    assert (same.low, same.value, same.high) == (3e-4, 3e-4, 3e-4)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +165,8 @@ def test_lora_at_one_alpha_keeps_its_rate_under_adam(advise: Cli, peft: Path) ->
         ("sgd", "rslora", (0.8, 1.7)),  # lr gamma^2 r
         ("sgd", "lora", (12, 27)),
         ("muon", "rslora", (2, 4)),  # lr gamma
-        ("adafactor", "rslora", (0.25, 0.5)),  # lr gamma r
-        ("lion", "0.75", (0.45, 0.8)),
+        ("adafactor", "rslora", (0.25, 0.6)),  # lr gamma r
+        ("lion", "0.75", (0.45, 1.0)),
     ],
 )
 def test_every_family_has_its_law(advise: Cli, optimizer: str, rule: str, factor: Any) -> None:
@@ -142,11 +175,11 @@ def test_every_family_has_its_law(advise: Cli, optimizer: str, rule: str, factor
     assert rate(before) == 0.01
     assert "train.steps=300 " in before.check.command
     [highest] = re.findall(r"optimizer.lr=\S*,(\S+)", before.check.command)
-    assert (float(highest) == 0.02) == (optimizer in ("adafactor", "lion")), "0.24 under others"
-    p = {"lora": 1.0, "rslora": 0.5}.get(rule) or float(rule)
-    old, new = (Setting(rank, 16.0, p, optimizer, lr=0.01) for rank in (16, 256))
-    [first, *_] = rest(old, new, None, committed_evidence())
+    assert (float(highest) == 0.02) == (optimizer in ("adafactor", "lion")), "above under others"
+    old, new = (Setting(rank, 16.0, rule, optimizer, lr=0.01) for rank in (16, 256))
+    [first, *_] = advise_runs(old, new)
     assert factor[0] < first.rate.value / 0.01 < factor[1]
+    assert first.rests == "run"
 
 
 @pytest.mark.parametrize(("name", "half"), [("adamw", 0.5), ("sgd", 0.25)])
@@ -237,7 +270,7 @@ def test_a_mistake_is_named(study_cli: Cli, peft: Path, options: list[str], word
         ("diverged", {"learning_rate": 0.1}, "1. learning rate 0.1 is "),
         ("grad-norm", {"lora_r": 64, "lora_alpha": 128}, "gamma is 2 (alpha = 2r), 8 times"),
         ("nothing-changes", {"bf16": True, "learning_rate": 1e-6}, "bf16 loses part of the"),
-        ("nothing-changes", {"learning_rate": 6e-4}, "It shows no known cause of this."),
+        ("nothing-changes", {"learning_rate": 1.5e-3}, "It shows no known cause of this."),
     ],
 )
 def test_a_configuration_is_searched(
@@ -264,18 +297,27 @@ def test_a_study_is_searched(study_cli: Cli, advise: Cli, tmp_path: Path) -> Non
     assert (run.origin, run.model, run.steps) == (f"cell {cell.name} of slow", "tiny", 2)
 
 
+def test_a_file_needs_no_data_set(advise: Cli, axolotl: Write) -> None:
+    found = advise(axolotl("a.yml", datasets=None), "--rank", "64")
+    assert found.check.lacks == "datasets"
+
+
 def test_two_configurations_are_compared(advise: Cli, axolotl: Write) -> None:
     old = axolotl("old.yml", max_steps=500, lr_scheduler="cosine")
     grown = {"lora_r": 64, "lora_alpha": 128, "micro_batch_size": 16}
     found = advise(old, axolotl("new.yml", max_steps=2000, lr_scheduler="linear", **grown))
-    assert (found.schema, found.run.rank, found.advice.rank) == (2, 16, 64)
+    assert (found.schema, found.run.rank, found.advice.rank) == (3, 16, 64)
     assert found.run.origin == "Axolotl's old.yml"
-    assert "alpha 32 to 128 x 0.35 [0.25, 0.5]" in found.why[1], "gamma 4 times as large: 4^-s"
-    assert "steps 500 to 2000 x 0.59 [0.5, 1]" in found.why[1], "4^-0.38"
-    assert any("batch 4 to 16; schedule cosine to linear" in line for line in found.why)
+    factors = {
+        part.split()[0]: float(part.split(" x ")[1].rstrip("."))
+        for part in found.why[1].removeprefix("Of it: ").split("; ")
+    }
+    assert set(factors) == {"rank", "alpha", "steps", "batch"}
+    assert 4**-1 < factors["alpha"] < 4**-0.5, "gamma 4 times as large: 4^-s"
+    assert 4**-0.5 < factors["steps"] < 1 < factors["batch"] < 2
+    assert rate(found) / 2e-4 == pytest.approx(math.prod(factors.values()), rel=0.05)
+    assert "No study here varies the batch" in str(found.why)
     assert found.changes[-2:] == ["-learning_rate: 2.0e-04", f"+learning_rate: {rate(found):.1e}"]
-    only = advise(old, "--rank", "64", "--alpha", "128")
-    assert rate(found) / rate(only) == pytest.approx(4**-0.38, rel=0.01)
     assert {"train.schedule=linear", "train.batch_size=16"} <= set(found.check.command.split())
     whole = advise(old, "--rank", "64", "--rule", "rslora", "--alpha", "5.7")
     assert (whole.paste[1], whole.advice.alpha) == ("lora_alpha: 6", 6), "Axolotl has integers"

@@ -1,5 +1,6 @@
 """``study rates``: the best learning rates of a study, and the line that trains missing ones."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,18 @@ def test_a_search_trains_what_is_missing_until_nothing_is(
     assert study_cli("rates", folder, "--refine").out == ""
     ran = study_cli("analyze", folder)
     assert ran.code == 0, ran.err
+
+
+def test_a_search_of_one_rate_starts_around_that_of_the_law(study_cli: Cli, tmp_path: Path) -> None:
+    one = ("adapter.rank=4", "adapter.alpha=16", "optimizer.lr=1e-4", "probes.steps=null")
+    assert study_cli(*SWEEP, *one, f"results_dir={tmp_path}").code == 0
+    folder = str(tmp_path / "swept")
+    [line] = study_cli("rates", folder, "--refine").out.splitlines() or [""]
+    low, middle, high = map(float, re.findall(r"optimizer.lr=(\S+)", line)[0].split(","))
+    assert (middle / low, high / middle) == pytest.approx((2, 2), rel=0.02)
+    asked = ("--model", "tiny", "--rank", "4", "--rule", "0.5", "--steps", "2", "--json")
+    law = json.loads(study_cli("advise", *asked).out)["advice"]["lr"]["value"]
+    assert 0.3 < middle / law < 1, "at a constant rate, and half the batch"
 
 
 def test_a_search_ends_if_the_lowest_rate_stays_best(study_cli: Cli, tmp_path: Path) -> None:

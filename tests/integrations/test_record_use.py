@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,25 @@ def test_import_study_is_instant_and_record_is_there() -> None:
         "assert 'torch' in sys.modules; assert not {'omegaconf', 'hydra'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_rule_that_is_another_factor_in_fact_is_told(script: Script) -> None:
+    """Some software applies the rule otherwise, whatever its layers say."""
+    other = script.copy("mine")
+    other.results = script.results
+    script.run(script.record(data="first"), 1)
+    for module in other.model.modules():
+        if hasattr(module, "lora_A"):
+            module.forward = partial(of_other_factor, module, module.forward)
+    with pytest.warns(UserWarning, match="lora is another factor in cell"):
+        other.run(other.record(data="second"), 1)
+    shares = sorted(record["share_of_rule"] for record in load_records(script.results))
+    assert shares == pytest.approx([0.5, 1.0], rel=1e-4)
+
+
+def of_other_factor(layer: Any, forward: Any, x: Tensor) -> Tensor:
+    base = layer.base_layer(x)
+    return base + (forward(x) - base) / 2
 
 
 def test_refused_models_and_optimizers(script: Script) -> None:

@@ -59,6 +59,10 @@ AXOLOTL = Tool("Axolotl", _axolotl)
 
 def _put_datasets(reading: Reading) -> None:
     """Set the data, and the examples to hold out: Axolotl gives a number or a share of the rows."""
+    if "datasets" not in reading.rest:
+        reading.experiment.groups["data"] = "file"
+        reading.experiment.missing.append(f"datasets: {GIVE_PATH}")
+        return
     entries = reading.take("datasets", "rows")
     template = {key: reading.take(key, "text", "") for key in TEMPLATES}
     found = [_data_set(reading, f"datasets[{n}]", each, template) for n, each in enumerate(entries)]
@@ -118,7 +122,6 @@ def put_rows(reading: Reading, data_sets: Sequence[tuple[str, str, dict[str, Any
 def _data_set(
     reading: Reading, where: str, values: Mapping[str, Any], template: Mapping[str, str]
 ) -> tuple[str, str, dict[str, Any]]:
-    """An entry of ``datasets`` for :func:`put_rows`. ``template``: that of the file."""
     experiment, entry = reading.experiment, reading.inside(where, values)
     path, names = entry.take("path", "text"), entry.take("data_files", "names", [])
     if names:
@@ -193,7 +196,6 @@ def _prompted(kind: Reading, where: str) -> tuple[str | None, str | None]:
 
 
 def _chat_template(reading: Reading, name: str, jinja: str) -> str | None:
-    """``data.chat_template``."""
     note = reading.experiment.note
     if jinja and name in ("", "jinja"):
         if file := first_file(reading.folder / jinja):
@@ -209,7 +211,6 @@ def _chat_template(reading: Reading, name: str, jinja: str) -> str | None:
 
 
 def first_file(*paths: Path) -> Path | None:
-    """The first of ``paths`` that is a file."""
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
@@ -232,7 +233,6 @@ ENTRY = (
 def read_finlora_entry(
     values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
 ) -> Experiment:
-    """The experiment of an entry, as :meth:`Tool.read` makes it."""
     own = {key: values[key] for key in ENTRY.split() if values.get(key) is not None}
     own["datasets"] = [{"path": own.pop("dataset_path"), **FINETUNE["datasets"][0]}]
     if "batch_size" in own:

@@ -69,12 +69,10 @@ class Experiment:
         return {**self.groups, **self.values}
 
     def note(self, key: str, value: Any, instead: str, *, detail: bool = False) -> None:
-        """Note that a setting of the file is trained differently, and how."""
         notes = self.details if detail else self.differs
         notes.append(f"{key}: {shown(value)} ({instead})")
 
     def lines(self) -> Iterator[str]:
-        """The notes, each list under its heading. Ignored keys share lines."""
         ignored = textwrap.wrap(", ".join(map(printable, self.ignored)), 98, break_on_hyphens=False)
         for heading, notes in (
             ("Trained differently from the file:", self.differs),
@@ -88,7 +86,6 @@ class Experiment:
                 yield from (f"  {printable(note)}" for note in notes)
 
     def note_rest(self, keys: Mapping[str, Any], prefix: str = "") -> None:
-        """Note every key that no reader took."""
         for key, value in keys.items():
             name, last = f"{prefix}{shown(key)}", str(key).rpartition(".")[2]
             usual = _REST["unchanged"].get(last)
@@ -117,7 +114,6 @@ class Reading:
         raise StudyError(f"{self.where}: {why}")
 
     def inside(self, key: str, values: Mapping[str, Any]) -> "Reading":
-        """A part of the file, with keys of its own."""
         rest = {name: value for name, value in values.items() if value is not None}
         return Reading(f"{self.where}: {key}", self.folder, rest, self.experiment)
 
@@ -137,16 +133,13 @@ class Tool:
 
     @cached_property
     def cells(self) -> dict[str, str]:
-        """By setting, its keys and the default after ``=``."""
         cells = {row["setting"]: row[self.name] or row["Trainer"] for row in TABLE}
         return {setting: cell for setting, cell in cells.items() if cell != "none"}
 
     def key(self, setting: str) -> str:
-        """The key of a setting, to write it."""
         return re.split("[ =]", self.cells[setting])[0]
 
     def lines(self, settings: Mapping[str, Any]) -> list[str]:
-        """``settings`` as lines of YAML in the tool's keys, without those that it does not have."""
         lines, above = list[str](), ""
         for setting in (each for each in settings if each in self.cells):
             section, _, key = self.key(setting).rpartition(".")
@@ -226,7 +219,6 @@ class Tool:
             ours["adapter.targets"] = all_targets(reading, self.key("adapter.targets"))
 
     def _put_optimizer(self, reading: Reading) -> None:
-        """Optimizer, precision and seed."""
         found, experiment, ours = reading.found, reading.experiment, reading.experiment.values
         key, text = self.key("optimizer"), found["optimizer"]
         # The last part of torch.optim.AdamW, paged_adamw_8bit or PagedAdamW8bit.
@@ -252,7 +244,6 @@ class Tool:
             experiment.defaults.append(f"seed: {self.name} draws adapters without one (seed=0)")
 
     def _put_length(self, reading: Reading) -> None:
-        """Steps or epochs, schedule, warm-up and clipping."""
         experiment, ours = reading.experiment, reading.experiment.values
         if ours.get("train.steps", 0) > 0:
             del ours["train.epochs"]

@@ -85,7 +85,6 @@ def _yaml(comments: Iterable[str], body: dict[str, Any]) -> str:
 
 
 def _check(experiment: Experiment, name: str, texts: dict[str, str]) -> None:
-    """Compose and check the experiment alone, and with each swept value."""
     sweep = experiment.sweep.items()
     swept = [[f"{key}={written(value)}"] for key, values in sweep for value in values]
     GlobalHydra.instance().clear()

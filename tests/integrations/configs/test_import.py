@@ -105,7 +105,7 @@ OWN_FIELDS = {"field_instruction": "instruction", "field_output": "output", "for
 NO_RATIO: dict[str, Any] = {"warmup_ratio": None}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 SILENT = """lora_target lora_rank lora_alpha cutoff_len per_device_train_batch_size learning_rate
-    gradient_accumulation_steps lr_scheduler_type num_train_epochs warmup_ratio bf16"""
+    gradient_accumulation_steps lr_scheduler_type num_train_epochs warmup_steps bf16"""
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (A, typed("alpaca"), ALPACA, ""),
     (A, typed("alpaca:chat"), ALPACA, "prompts are those of alpaca"),

@@ -1,0 +1,269 @@
+"""The law of the best rate, fitted to every best rate that is committed; its test; its figure.
+
+A regression of the log best rate with a random level of every model and of every study, by
+penalised least squares. A best rate at the edge of its grid enters with the probability of lying
+beyond. The standard deviations of the random levels and of the scatter are those of expectation and
+maximisation. The test predicts each study, and each published model, from all others.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import least_squares
+from scipy.stats import norm
+
+from docs.blocks import RESULTS, ROOT
+from docs.external import rates as external_rates
+from study.analysis import advice
+from study.analysis.advice import WIDE
+from study.analysis.fits import Floats
+from study.analysis.law import SIZES, STEPS, Setting, log_rate
+from study.analysis.rate_theory import SIDES
+from study.analysis.rates import best_rates_of
+from study.store.tables import load_measured
+
+COOKBOOK = "tinker-cookbook"
+ALPHA = 32.0
+"""Of its models: that of LoRA Without Regret (Schulman et al. 2025), by the same authors."""
+PRIORS = {
+    "base": (-4.0, 10.0),
+    "steps": (0.0, 3.0),
+    "size": (0.0, 3.0),
+    "batch": (0.5, 0.3),
+    "decay": (0.0, 3.0),
+    "muon": (0.0, 5.0),
+    "c": (2.0, 3.0),
+    "c_steps": (0.0, 3.0),
+    "rho": (7.5, 5.0),
+    "rho_size": (0.2, 0.2),
+    "rho_steps": (0.3, 0.3),
+}
+"""Mean and standard deviation of each coefficient before the data. That of the batch matters, as no
+study varies the batch: from no change to the square root of the batch, once A has moved far."""
+
+
+STUDIES = (
+    *("alpha_against_lr", "alpha_against_lr_tiny", "bf16_dead_zone", "bf16_dead_zone_gemma3"),
+    *("horizons_small", "learning_rate_rho", "learning_rate_rho_tiny", "longer_training"),
+    *("paper_learning_rate", "paper_learning_rate_gemma3", "rate_rivals", "rate_rivals_gemma3"),
+    *("rate_rivals_muon", "rho_ends", "rho_ends_gemma3"),
+)
+"""All of ``results/reference`` with several rates at one rank, rule and alpha."""
+Held = dict[str, float]
+"""Coefficients that are not fitted, with their values."""
+
+
+@cache
+def best_rates() -> pd.DataFrame:
+    """Every best rate: those of the studies, and those that others published. ``unit``: what is
+    left out together, a study or a published model. ``grid``: the standard deviation that a coarse
+    grid adds to the log rate."""
+    own = pd.concat([best_rates_of(load_measured(RESULTS / name), name) for name in STUDIES])
+    theirs = pd.concat([cookbook(), optimizers()])
+    theirs["unit"] = theirs["source"] + "/" + theirs["model"]
+    found = pd.concat([own.assign(unit=own["source"]), theirs], ignore_index=True)
+    return found.fillna({"grid": 0.0, "data": ""})
+
+
+def cookbook() -> pd.DataFrame:
+    """The best rates of tinker-cookbook. Its file has no alpha: :data:`ALPHA` is assumed."""
+    rows = []
+    for row in external_rates().to_dict("records"):
+        run = Setting(int(row["rank"]), ALPHA, "lora", "adamw", steps=780, batch=128)
+        rows.append(published(run, COOKBOOK, row["group"], row["billions"]))
+        rows[-1] |= {key: row[key] for key in ("log_lr", "edge")}
+    return pd.DataFrame(rows)
+
+
+def optimizers() -> pd.DataFrame:
+    """The best rates of lora-optimizers: each is the best of a grid in steps of about 3."""
+    rows = []
+    for row in pd.read_csv(ROOT / "results/external/lora_optimizers.csv").to_dict("records"):
+        about = {name: row[name] for name in ("rank", "alpha", "steps", "batch")}
+        run = Setting(**about, rule="lora", optimizer="adamw", schedule="constant")
+        rows.append(published(run, "lora-optimizers", row["model"], row["billions"]))
+        rows[-1] |= {"log_lr": math.log(row["lr"]), "edge": "", "data": row["data"]}
+        rows[-1]["grid"] = math.log(10) / 2 / 12**0.5  # the sd within a step of 10^(1/2)
+    return pd.DataFrame(rows)
+
+
+def published(run: Setting, source: str, model: str, billions: float) -> dict[str, Any]:
+    about = {"source": source, "model": model, "rule": run.rule, "alpha": run.alpha}
+    return about | {"optimizer": run.optimizer} | run.facts() | {"size": billions * 1e9}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``law``: the coefficients. ``error``: their standard deviations. ``spread``: that of a level
+    between models and between studies, of other random effects, and of a single rate (``scatter``).
+    ``levels``: of the models and of the sources. ``cost``: -2 log likelihood."""
+
+    law: dict[str, float]
+    error: dict[str, float]
+    spread: dict[str, float]
+    levels: dict[str, float]
+    cost: float
+
+
+RANDOM = {"model": "model", "source": "source", "steps": "source", "c": "source"}
+"""The random effects: of a model and of a study on the level, and of a study on the slope in log
+steps and on log c."""
+EFFECTS, ROUNDS = ("model", "source", "steps"), 12
+FIRST = {"model": 0.7, "source": 0.2, "steps": 0.1, "c": 0.7, "scatter": 0.2}
+"""Their standard deviations, and that of a single rate, before the first round."""
+
+
+def fit(
+    rows: pd.DataFrame, held: Held, effects: Sequence[str] = EFFECTS, spread: Held | None = None
+) -> Fit:
+    """The likeliest coefficients and random ``effects``. Their ``spread`` is fitted, in at most
+    :data:`ROUNDS`, unless it is given."""
+    columns = {name: rows[name].to_numpy() for name in rows}
+    y, side = rows["log_lr"].to_numpy(float), rows["edge"].map(SIDES).to_numpy(float)
+    inside, free = side == 0, [name for name in PRIORS if name not in held]
+    kinds, sds = list(effects), dict(spread or FIRST)
+    codes = {kind: pd.factorize(rows[RANDOM[kind]]) for kind in kinds}
+    counts = [len(free), *(len(codes[kind][1]) for kind in kinds)]
+    ends = np.cumsum(counts)
+    means, errors = np.array([PRIORS[name] for name in free]).T
+    log_steps = np.log(columns["steps"] / STEPS)
+
+    def parts(x: Floats) -> list[Floats]:
+        return np.split(x, ends[:-1])
+
+    def residuals(x: Floats) -> Floats:
+        """In standard deviations: of the rates, the random effects and the coefficients."""
+        own, *random = parts(x)
+        of_row = {kind: u[codes[kind][0]] for kind, u in zip(kinds, random, strict=True)}
+        law = {**held, **dict(zip(free, own, strict=True))}
+        off = of_row.get("model", 0.0) + of_row.get("source", 0.0)
+        off = off + of_row.get("steps", 0.0) * log_steps
+        law["c"] = law["c"] + of_row.get("c", 0.0)
+        z = (y - log_rate(law, columns, off)) / np.hypot(sds["scatter"], columns["grid"])
+        beyond = np.sqrt(-2 * norm.logcdf(-side * z))  # of which half the square is -log P
+        scaled = [u / sds[kind] for kind, u in zip(kinds, random, strict=True)]
+        return np.concatenate([np.where(inside, z, beyond), *scaled, (own - means) / errors])
+
+    x = np.concatenate([means, np.zeros(sum(counts[1:]))])
+    for _ in range(1 if spread else ROUNDS):
+        found = least_squares(residuals, x, x_scale="jac", xtol=1e-6, ftol=1e-7)
+        x, hessian = found.x, found.jac.T @ found.jac
+        covariance, old = np.linalg.inv(hessian), dict(sds)
+        variances = parts(np.diag(covariance))[1:]
+        z, jac = found.fun[: len(y)][inside], found.jac[: len(y)][inside]
+        if spread is None:
+            for kind, u, variance in zip(kinds, parts(x)[1:], variances, strict=True):
+                sds[kind] = max(0.02, math.sqrt(np.mean(u**2 + variance)))
+            used = np.einsum("ij,jk,ik", jac, covariance, jac)
+            sds["scatter"] *= math.sqrt(z @ z / (len(z) - used))  # that of most rates, without grid
+            if all(abs(math.log(sds[name] / old[name])) < 0.01 for name in sds):
+                break
+    own, *random = parts(x)
+    noise = np.hypot(sds["scatter"], columns["grid"])[inside]
+    cost = 2 * found.cost + 2 * float(np.log(noise).sum())
+    cost += np.linalg.slogdet(hessian[ends[0] :, ends[0] :])[1]
+    cost += 2 * sum(n * math.log(sds[kind]) for kind, n in zip(kinds, counts[1:], strict=True))
+    levels = {
+        str(name): float(each)
+        for kind, u in zip(kinds, random, strict=True)
+        if kind in ("model", "source")
+        for name, each in zip(codes[kind][1], u, strict=True)
+    }
+    law = {**held, **dict(zip(free, map(float, own), strict=True))}
+    of_each = dict(zip(free, np.sqrt(parts(np.diag(covariance))[0]), strict=True))
+    return Fit(law, of_each, sds, levels, float(cost))
+
+
+def known(found: Fit) -> dict[str, Any]:
+    """A fit as ``study advise`` reads it, with intervals as they are before the test."""
+    base = math.hypot(found.spread["model"], found.spread["source"])
+    spread = {"base": base, **{name: found.spread[name] for name in ("steps", "c", "scatter")}}
+    law = {name: [value, found.error.get(name, 0.0)] for name, value in found.law.items()}
+    models = {name: found.levels[name] for name in SIZES if name in found.levels}
+    return {"law": law, "spread": spread, "width": dict.fromkeys(WIDTHS, 1.0), "models": models}
+
+
+def name_of(row: Mapping[Any, Any]) -> str:
+    settings = (f"{row[name]:g}" for name in ("alpha", "rank", "steps"))
+    return " ".join([row["source"], row["model"], row["rule"], *settings, row["optimizer"]])
+
+
+def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
+    """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
+    inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
+    rows = inside[["rank", "rule", "alpha", "steps", "data"]]
+    for one, other in combinations(rows.itertuples(), 2):
+        of_rank = [each.rule == "lora" and each.alpha == each.rank for each in (one, other)]
+        same_alpha = one.alpha == other.alpha or all(of_rank)
+        same_rule = one.rule == other.rule and same_alpha
+        same = one.rank == other.rank, same_rule, one.steps == other.steps
+        if sum(same) == 2 and one.data == other.data:
+            yield KINDS[same.index(False)], one.Index, other.Index
+
+
+HELD = 0.9
+KINDS = ("rank", "rule or alpha", "steps")
+WIDTHS = ("moved", "steps", "alone")
+"""Intervals are widened apart for a ratio at equal steps, a ratio of other steps, and a rate."""
+
+
+@cache
+def test() -> dict[str, pd.DataFrame]:
+    """Each unit predicted from the others: ratios of two of its best rates, and its best rates
+    alone. ``value`` and ``half``: of the prediction. ``measured``: what it should be."""
+    rows, spread = best_rates(), law().spread
+    ratios, rates = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name, own in rows.groupby("unit"):
+        of_others = known(fit(rows[rows["unit"] != name], {}, EFFECTS, spread))
+        at = {index: dict(row) for index, row in own.iterrows()}
+        for kind, one, other in pairs(own):
+            start = at[one]["log_lr"]
+            value, half = advice.moved(at[one], at[other], start, of_others)
+            grid = WIDE * math.hypot(at[one]["grid"], at[other]["grid"])
+            about = {"unit": name, "source": at[one]["source"], "kind": kind}
+            about["half"] = math.hypot(half, grid)
+            about |= {"value": value - start, "measured": at[other]["log_lr"] - start}
+            names = sorted(name_of(at[end]) for end in (one, other))
+            ratios.append(about | {"key": " | ".join(names)})
+        for row in at.values():
+            if row["edge"] == "":
+                value, half = advice.alone(row, row["model"], of_others)
+                about = {"unit": name, "source": row["source"], "kind": "alone"}
+                about["half"] = math.hypot(half, WIDE * row["grid"])
+                about["key"] = name_of(row)
+                rates.append(about | {"value": value, "measured": row["log_lr"]})
+    found = pd.DataFrame(ratios)
+    both = [found[(found["kind"] == "steps") == is_steps] for is_steps in (False, True)]
+    return dict(zip(WIDTHS, map(widened, [*both, pd.DataFrame(rates)]), strict=True))
+
+
+def width(table: pd.DataFrame) -> float:
+    """By which intervals must be widened to hold 90 % of the values. Each unit counts once."""
+    off = ((table["value"] - table["measured"]).abs() / table["half"]).to_numpy()
+    weights = (1 / table.groupby("unit")["half"].transform("size")).to_numpy()
+    order = np.argsort(off)
+    share = np.cumsum(weights[order]) / weights.sum()
+    return float(off[order][np.searchsorted(share, HELD)])
+
+
+def widened(table: pd.DataFrame) -> pd.DataFrame:
+    """``off``: the error in log rate. ``holds``: whether the interval holds the value, with the
+    width that all other units ask for."""
+    off = (table["value"] - table["measured"]).abs()
+    others = {unit: width(table[table["unit"] != unit]) for unit in table["unit"].unique()}
+    return table.assign(off=off, holds=off <= table["half"] * table["unit"].map(others))
+
+
+@cache
+def law() -> Fit:
+    """The fit with one c for all studies; its spread is that around this fit. With a random c the
+    mean c would be that of the studies, most of which are short."""
+    found = fit(best_rates(), {})
+    around = fit(best_rates(), {name: found.law[name] for name in ("c", "c_steps")}, [*RANDOM])
+    return replace(found, spread=around.spread)

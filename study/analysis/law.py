@@ -1,0 +1,141 @@
+"""The law of the best learning rate, which ``docs/law.py`` fits and ``study advise`` reads.
+
+A step at the rate lr moves the output of the adapters by ``lr M``. Once A has moved by rho of its
+init, which is proportional to lr, it moves it by ``lr M (1 + k rho)`` (docs/derivations.md). At the
+best rate
+
+    log(lr (1 + k rho)) = level - log M,    M = gamma sqrt(r (r + c)).
+
+c grows with the steps, from equal descents (c = 0) towards equal outputs (c = r_sign - 1). The
+level depends on steps, size of the model, batch, schedule and optimizer. Under SGD M has gamma^2
+and A counts as fixed; under Muon M is gamma.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from study.theory import family
+from study.theory.equivalence import move
+from study.vocabulary import scaling
+
+STEPS, SIZE, BATCH = 256.0, 1e9, 16.0
+"""Where the level of the law is its ``base``."""
+USUAL_STEPS, USUAL_SIZE = 500.0, 4e9
+"""For a run that does not give them."""
+SIZES = {"tiny": 1e5, "small": 2.8e6, "smollm2": 1.35e8, "gemma3": 2.7e8}
+"""Weights of the models of the studies, by :func:`short_model`."""
+OF_SGD = 6.0
+"""``1 + r_align``, which is c under SGD."""
+
+Law = Mapping[str, float]
+"""``base``, ``steps``, ``size``, ``batch``, ``decay`` and ``muon`` of the level; log ``c`` and its
+slope ``c_steps``; ``rho``, which is ``log(k rho / lr)``, and its slopes."""
+Facts = Mapping[str, Any]
+"""What the law reads of a run (:meth:`Setting.facts`): numbers, or the columns of many runs."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run; None and empty names are unknown. ``rule``: a value of ``adapter.scaling``. ``ratio``:
+    B's learning rate over A's, which ``lr`` is. ``batch``: examples of an optimizer step."""
+
+    rank: int
+    alpha: float
+    rule: str
+    optimizer: str
+    crossover: float = 40.0
+    ratio: float = 1.0
+    lr: float | None = None
+    steps: int | None = None
+    model: str = ""
+    batch: int | None = None
+    epochs: float | None = None
+    schedule: str = ""
+
+    @property
+    def gamma(self) -> float:
+        rule, p = scaling.named_rule(self.rule)
+        return scaling.gamma(rule, self.alpha, self.rank, p, self.crossover)
+
+    def under(self, rule: str) -> "Setting":
+        """The same run under another rule: with the alpha that has the same gamma."""
+        unit = replace(self, rule=rule, alpha=1.0)
+        return replace(unit, alpha=self.gamma / unit.gamma)
+
+    @property
+    def first_move(self) -> float:
+        """The change of a usual layer's output in a first step of size 1, up to a constant; of the
+        loss under a spectral rule, whose closed form needs more of the layer."""
+        is_spectral = family(self.optimizer) == "spectral"
+        size = self.gamma if is_spectral else move(self.rank, self.gamma, self.optimizer)
+        return size * self.ratio
+
+    @property
+    def size(self) -> float | None:
+        """The weights of its model, by its name."""
+        told = re.search(r"(\d+(?:\.\d+)?)b(?![a-z])", self.model)
+        return SIZES.get(self.model, float(told[1]) * 1e9 if told else None)
+
+    def facts(self) -> dict[str, float]:
+        kind = family(self.optimizer)
+        power = 0.5 if kind == "linear" else 1.0  # M has gamma^2 ratio under linear rules
+        return {
+            "rank": float(self.rank),
+            "gamma": self.gamma * self.ratio**power,
+            "steps": self.steps or USUAL_STEPS,
+            "size": self.size or USUAL_SIZE,
+            "batch": self.batch or BATCH,
+            "decay": float(self.schedule != "constant"),
+            "muon": float(kind == "spectral"),
+            "linear": float(kind == "linear"),
+        }
+
+
+def short_model(name: str) -> str:
+    """The name by which studies on the same model are found."""
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    starts = {"smollm2-135m": "smollm2", "gemma-3-270m": "gemma3"}
+    return next((short for start, short in starts.items() if last.startswith(start)), last)
+
+
+def level(law: Law, run: Facts) -> Any:
+    """The level, up to that of the model and the study."""
+    logs = {"steps": STEPS, "size": SIZE, "batch": BATCH}
+    found = law["base"] + sum(law[name] * np.log(run[name] / at) for name, at in logs.items())
+    return found + law["decay"] * run["decay"] + law["muon"] * run["muon"]
+
+
+def log_move(law: Law, run: Facts) -> Any:
+    """log M."""
+    r, log_gamma = run["rank"], np.log(run["gamma"])
+    c = np.exp(law["c"] + law["c_steps"] * np.log(run["steps"] / STEPS))
+    sign, linear = (np.log(r * (r + each)) / 2 for each in (c, OF_SGD))
+    sign = np.where(run["linear"], log_gamma + linear, sign)
+    return log_gamma + np.where(run["muon"], 0.0, sign)
+
+
+def log_motion(law: Law, run: Facts) -> Any:
+    """The log of ``k rho / lr``."""
+    found = law["rho"] + law["rho_size"] * np.log(run["size"] / SIZE)
+    found = found + law["rho_steps"] * np.log(run["steps"] / STEPS)
+    return np.where(run["linear"], -99.0, found)
+
+
+def log_rate(law: Law, run: Facts, off: Any = 0.0) -> Any:
+    """The log of the best rate, at ``off`` from the level of the law."""
+    motion = log_motion(law, run)
+    both = np.asarray(level(law, run) + off - log_move(law, run) + motion)
+    # The root v of v (1 + v) = e^both.
+    usual = np.clip(both, -30.0, 60.0)
+    root = np.log(np.expm1(np.log1p(4 * np.exp(usual)) / 2) / 2)
+    return np.where(both < -30, both, root) - motion
+
+
+def off_level(law: Law, run: Facts, log_lr: Any) -> Any:
+    """The inverse of :func:`log_rate`."""
+    motion = np.log1p(np.exp(log_motion(law, run) + log_lr))
+    return log_lr + motion + log_move(law, run) - level(law, run)
