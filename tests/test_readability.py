@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 32_211,
     "tests": 22_899,
     "benchmarks": 1_756,
-    "docs": 2_736,
+    "docs": 2_735,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
