@@ -40,7 +40,6 @@ TRIED: dict[str, law.Held] = {
     "A moves far, s = 1/2": {"rho": 40.0, "rho_size": 0.0, "rho_steps": 0.0},
     "no dependence on the size": {"size": 0.0},
     "no dependence on the schedule": {"decay": 0.0},
-    "no dependence on the batch": {"batch": 0.0},
 }
 KINDS = ("rank", "rule or alpha", "steps", "alone")
 NAMES = ("between two ranks", "between two rules or alphas", "between two numbers of steps")

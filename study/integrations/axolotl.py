@@ -45,7 +45,6 @@ class NormProbeArgs(BaseModel):
 
 class NormProbePlugin(BasePlugin):
     def get_input_args(self) -> str:
-        """The key and the check, before Axolotl patches a model's code for its fused kernels."""
         return "study.integrations.axolotl.NormProbeArgs"
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:

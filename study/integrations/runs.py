@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,14 +110,8 @@ def open_cell(
             f"another recording of this run is open, cell {cell}: give seed= or another name=value"
         )
     share = share_of_rule(adapter)
-    told = _other_factor(others, config.adapter.scaling, share)
-    if (ids := [each["cell_id"] for each in same]) and not first:
-        how = f"{cell} goes to aside/ if it has ended" if cell in ids else "on other data"
-        told.append(
-            f"This study has the same settings in cell {', '.join(ids)}, {how}: give seed=, data= "
-            "or another name=value to tell runs apart."
-        )
-    for sentence in told:
+    ids = [] if first else [each["cell_id"] for each in same]
+    for sentence in _told(cell, ids, others, config.adapter.scaling, share):
         warnings.warn(sentence, stacklevel=6)
         note = f"{note} {sentence}".strip()
     record = {
@@ -168,16 +162,25 @@ def share_of_rule(adapter: Adapter) -> float | None:
     return float(factor) / (peft.lora_alpha / rank ** (0.5 if peft.use_rslora else 1.0))
 
 
-def _other_factor(others: list[dict[str, Any]], rule: str, share: float | None) -> list[str]:
-    """A sentence if a cell has the same rule by name, and another factor in fact."""
+def _told(
+    cell: str, same: list[str], others: list[dict[str, Any]], rule: str, share: float | None
+) -> Iterator[str]:
+    """Of a new cell: those of the ``same`` settings, and one of the same rule by name that is
+    another factor in fact."""
     for each in others:
         theirs, is_alike = each.get("share_of_rule"), each["config"]["adapter"]["scaling"] == rule
         if is_alike and theirs and share and abs(theirs / share - 1) > 0.05:  # bf16 rounds outputs
-            return [
+            yield (
                 f"{rule} is another factor in cell {each['cell_id']}: its adapter's outputs are "
                 f"{theirs:.3g} times those of the rule, and {share:.3g} times here."
-            ]
-    return []
+            )
+            break
+    if same:
+        how = f"{cell} goes to aside/ if it has ended" if cell in same else "on other data"
+        yield (
+            f"This study has the same settings in cell {', '.join(same)}, {how}: give seed=, data= "
+            "or another name=value to tell runs apart."
+        )
 
 
 def _config(

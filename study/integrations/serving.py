@@ -33,7 +33,6 @@ def served(adapter: PeftAdapter) -> pd.DataFrame:
 
 
 def _factor(reads: list[str], adapter: PeftAdapter, rank: int, gamma: float) -> float:
-    """What a server that ``reads`` some keys multiplies by, in a layer of this rank and gamma."""
     root, config = 0.5 if adapter.scaling == "rslora" else 1.0, adapter.config
     alpha = gamma * rank**root if "alpha_pattern" in reads else config["lora_alpha"]
     divisor = rank if "rank_pattern" in reads else config["r"]

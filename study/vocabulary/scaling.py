@@ -114,7 +114,6 @@ def rule_words(scaling: str, p: float | None = None, crossover: float | None = N
 
 
 def _number(scaling: str, p: float | None, crossover: float | None, equals: str) -> str:
-    """The number that the user gives for a rule; empty if there is none."""
     letter, number = ("c", crossover) if uses_crossover(scaling) else ("p", p)
     is_needed = scaling in RULES and RULES[scaling].p is None and number is not None
     return f" {letter}{equals}{number:g}" if is_needed else ""
