@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
-from study.analysis.grouping import RULE, groups
+from study.analysis.grouping import CURVE_ID, RULE, groups
 from study.analysis.law import Setting, short_model
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
@@ -95,7 +95,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
             nearest = off.where(np.isfinite(own["loss"])).idxmin()
             rows.append(
                 {
-                    **own.iloc[0].drop(["lr", "loss", "cell_id", "gamma"]).to_dict(),
+                    **own.iloc[0].drop(["lr", "loss", "cell_id", "gamma", CURVE_ID]).to_dict(),
                     "best_lr": best.lr,
                     "best_loss": best.loss,
                     "edge": best.edge,

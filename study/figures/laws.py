@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
-from pandas.api.types import is_numeric_dtype
 
 from study.analysis import fitted
+from study.analysis.grouping import CURVE_ID
 from study.analysis.verdicts import rows_of as pooled_rows_of
 from study.figures import style
 from study.figures.captions import sentence_on_ci
@@ -144,17 +144,11 @@ def layer_laws(
 
 def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> pd.DataFrame:
     """The rows of ``exponents`` of this family and rule with the values ``where`` of columns."""
-    rows = exponents
-    keys = {**where, **rule.keys, **family.keys}
-    for name, value in keys.items():
-        if len(rows) and name in rows:
-            if pd.isna(value):
-                rows = rows[rows[name].isna()]
-            elif is_numeric_dtype(rows[name]):
-                rows = rows[np.isclose(rows[name], value, rtol=1e-9, atol=0)]
-            else:
-                rows = rows[rows[name] == value]
-    return rows
+    if exponents.empty:
+        return exponents
+    cells = family.cells[family.cells["rule"] == rule]
+    here = exponents[CURVE_ID].isin(set(cells[CURVE_ID]))
+    return exponents[np.logical_and.reduce([here, *(exponents[n] == v for n, v in where.items())])]
 
 
 def fits(
