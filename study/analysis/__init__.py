@@ -48,7 +48,6 @@ def with_derived(measured: StudyTables) -> StudyTables:
     """``measured`` with the derived tables; each is empty without enough data.
 
     ``stable``: p* over all ranks and over ranks from :data:`HIGH_RANKS`; ``rank_min`` tells which.
-    Raises :class:`StudyError` as ``fit_exponents`` does.
     """
     cells, metrics, probes = measured.cells, measured.metrics, measured.probes
     predicted = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)

@@ -100,7 +100,9 @@ def eps_ratios(
         gradients = probes.loc[measured & (probes["rms"] > 0), ["cell_id", "step", "rms"]]
         medians = gradients.groupby(["cell_id", "step"], observed=True)["rms"].median()
         found = medians.reset_index()
-        found = found.assign(ratio=found["rms"] / found["cell_id"].astype(str).map(eps))
+        found = found.assign(
+            ratio=found["rms"] / found["cell_id"].astype(str).map(eps).astype(float)
+        )
         ratios = _by_curve(found, of_cell)["ratio"].min()
         return up_to_step(rows, ratios.groupby("curve").cummin(), math.inf)
 

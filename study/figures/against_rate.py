@@ -29,8 +29,6 @@ from study.figures.selection import (
 from study.vocabulary.optimizers import of_family
 
 MOST_RULES = 5
-MOST_TICKS = 12
-"""Of more rates than these, not every one has a tick."""
 MOST_RANKS = 4
 MARGIN = 2.0
 """The factor by which the axis of rho extends beyond the data on either side."""
@@ -56,10 +54,8 @@ def learning_rate_basins(tables: Tables) -> Figure:
             for rank in style.ranks_to_draw(sweep.ranks):
                 drawn = _draw_basin(ax, sweep, rule, rank)
                 crosses, edges = crosses or drawn[0], edges or drawn[1]
-            rates = sweep.rates
             ax.set_xscale("log")
-            minor = rates if len(rates) <= MOST_TICKS else []
-            style.log_ticks(ax.xaxis, (rates[0], rates[-1]), minor)
+            style.log_ticks(ax.xaxis, (sweep.rates[0], sweep.rates[-1]))
             ax.set_xlabel("learning rate")
             style.heading(ax, rule, columns)
         panels[0].set_ylim(*sweep.y_range)
@@ -158,7 +154,7 @@ def _draw_products(ax: Axes, part: Sweep, rank: float) -> bool:
     crosses = False
     for lr in rates:
         colour, who = style.shade(rule, lr, rates), f"lr={lr:g} r={style.rank_name(rank)}"
-        own, name = cells[cells["lr"] == lr], style.decimal(lr, powers=True)
+        own, name = cells[cells["lr"] == lr], style.decimal(lr)
         mean, crossed = draw_line(ax, own, "alpha", top, name, who, factor=lr, color=colour)
         crosses = crosses or crossed
         if len(mean):
@@ -177,7 +173,7 @@ def _on_rho(tables: Tables, part: Sweep) -> str:
         return ""
     middle = cells.groupby("lr")["rho"].median()
     rates = style.ranks_to_draw(sorted(middle.index))
-    each = ", ".join(f"{middle[lr]:.2g} at {style.decimal(lr, powers=True)}" for lr in rates)
+    each = ", ".join(f"{middle[lr]:.2g} at {style.decimal(lr)}" for lr in rates)
     return f"Median ρ after the last step, on the training batch: {each}."
 
 
@@ -246,9 +242,7 @@ def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
         style.band(ax, rho, descent, output, colour, f"band {gid}", alpha=0.15)
         ax.plot(rho, descent, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
         ax.plot(rho, output, color=colour, linestyle=":", linewidth=0.8, gid=f"output {gid}")
-        style.label_end(
-            ax, float(rho[-1]), float(descent[-1]), f"${rule.letter}={rule.number:g}$", colour
-        )
+        style.label_end(ax, float(descent[-1]), f"${rule.letter}={rule.number:g}$", colour)
         for row in own.sort_values("horizon").to_dict("records"):
             x, y, is_last = row["rho"], row["exponent"], row["horizon"] == last
             if is_last:

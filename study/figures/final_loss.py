@@ -92,7 +92,7 @@ def draw_line(
     ax.plot(x, mean, gid=f"line {who}", **look, **style.DOTS)
     style.band(ax, x, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
     if len(x):
-        style.label_end(ax, float(x[-1]), min(float(mean.iloc[-1]), top), name, colour)
+        style.label_end(ax, min(float(mean.iloc[-1]), top), name, colour)
     lost = means.index[~whole | (means["mean"] > top)].to_numpy(float)
     return mean, style.crosses(ax, lost, colour, f"cross {who}")
 

