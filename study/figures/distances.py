@@ -74,7 +74,7 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
     options = {"ratio": ratio, "labels": labels, "sharey": False}
     page, grid = laws.panels(families, len(measures), more=2, **options)
     inches = page.get_figwidth() / len(measures) - 0.6
-    drawn: list[laws.Law] = []
+    drawn: list[laws.RankLaw] = []
     theory: set[str] = set()
     for panels, (family, step) in zip(grid, lines, strict=True):
         for ax, measure in zip(panels, measures, strict=True):

@@ -34,7 +34,7 @@ PER_LAYER = "one per seed, the mean over layers of the log; bars: 5th to 95th pe
 
 
 @dataclass(frozen=True)
-class Law:
+class RankLaw:
     """A statistic against the rank, for one rule at one step.
 
     - ``rank``, ``value``: one point per cell;
@@ -98,7 +98,7 @@ def panels(
 
 def laws(
     family: Family, series: pd.DataFrame, exponents: pd.DataFrame, step: int, **where: str
-) -> list[Law]:
+) -> list[RankLaw]:
     """The family's laws at ``step``, one per rule; ``where`` selects the fit.
 
     Cells of infinite rank are left out: they have no place on the axis.
@@ -115,13 +115,13 @@ def laws(
         fits = rows_of(exponents, family, rule, step=step, **(model | where))
         fit = fits.iloc[0] if len(fits) == 1 else None
         if len(points) or len(lost):
-            found.append(Law(rule, rank, value, lost["rank"].to_numpy(float), fit))
+            found.append(RankLaw(rule, rank, value, lost["rank"].to_numpy(float), fit))
     return found
 
 
 def layer_laws(
     family: Family, series: pd.DataFrame, exponents: pd.DataFrame, step: int, **where: str
-) -> list[Law]:
+) -> list[RankLaw]:
     """The laws of the mean over layers of the log statistic, each with its spread over layers."""
     cells = family.cells[["cell_id", "rule", "rank", "seed"]]
     logs = series[series["step"] == step].merge(cells[np.isfinite(cells["rank"])], on="cell_id")
@@ -161,7 +161,7 @@ def fits(
 
 def draw(
     ax: Axes,
-    found: Sequence[Law],
+    found: Sequence[RankLaw],
     family: Family,
     heading: str,
     inches: float,
@@ -195,7 +195,7 @@ def draw(
     style.legend_above(ax, list(entries.values()), list(entries), heading)
 
 
-def _draw_points(ax: Axes, law: Law, look: Mapping[str, Any], shift: float) -> list[Line2D]:
+def _draw_points(ax: Axes, law: RankLaw, look: Mapping[str, Any], shift: float) -> list[Line2D]:
     """A hollow marker per cell, and a bar per rank for the spread over layers.
 
     A diverged cell has no value: its cross is at the bottom. ``shift``: by points on the page, not
@@ -218,7 +218,7 @@ def _draw_points(ax: Axes, law: Law, look: Mapping[str, Any], shift: float) -> l
     return ax.plot(law.rank, law.value, zorder=4, gid=f"points {who}", **hollow)
 
 
-def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D]:
+def _draw_fit(ax: Axes, law: RankLaw, colour: Any, *, straight: bool) -> list[Line2D]:
     """The fitted line with its band and, if ``straight``, the predicted line as dots upon it."""
     if law.fit is None:
         return []
@@ -233,7 +233,7 @@ def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D
     return ax.plot(along, middle, color=colour, linestyle=dashes, zorder=3, gid=f"line {who}")
 
 
-def _legend_text(law: Law, digits: int, *, short: bool) -> str:
+def _legend_text(law: RankLaw, digits: int, *, short: bool) -> str:
     """``LoRA  −0.50 [−0.52, −0.48], theory −0.50``.
 
     ``short``: the prediction in parentheses, and a rule without a fixed p is ``p = 0.75``.
@@ -252,7 +252,7 @@ def _legend_text(law: Law, digits: int, *, short: bool) -> str:
 
 
 def fine_print(
-    drawn: Sequence[Law],
+    drawn: Sequence[RankLaw],
     points: str = "one per seed",
     *,
     straight: bool = True,

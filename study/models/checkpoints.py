@@ -46,7 +46,7 @@ _SAMPLE = "Sample 1: é, 漢\n"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ModelFolder:
     """A model's folder, with config.json, a tokenizer and safetensors weights.
 
     - ``name``: in results. ``named``: in errors. ``where``: the argument of ``from_pretrained``;
@@ -189,7 +189,7 @@ def check_weights(file: Path, named: str) -> None:
             raise ValueError("it holds no tensor")
 
 
-def find(path: str) -> Checkpoint:
+def find(path: str) -> ModelFolder:
     """The checkpoint that ``model.path`` names: a folder, or a model on the hub."""
     named = f"model.path={short(path, 200)}"
     folder = Path(os.path.expanduser(path))
@@ -215,7 +215,7 @@ def find(path: str) -> Checkpoint:
             f"{named}: {CONFIG} has {found[1] or found[2]}, which loads other weights "
             "or code: remove the key"
         )
-    return Checkpoint(folder, path, named, path, commit)
+    return ModelFolder(folder, path, named, path, commit)
 
 
 @lru_cache

