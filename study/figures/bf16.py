@@ -81,7 +81,7 @@ def loss_in_bf16(tables: Tables) -> Figure:
                 one = {"rank": family.ranks[-1], "rule": rule, "lr": rate}
                 cells = family.cells[(family.cells[list(one)] == pd.Series(one)).all(axis=1)]
                 seeds.add(_draw_losses(ax, cells, losses))
-                ax.set_title(f"{style.name(rule)}, lr {style.decimal(rate)}")
+                ax.set_title(f"{style.name(rule)}, lr {rate:g}")
             style.y_axis(panels, metric.label, f"({metric.unit})")
         for ax in panels:  # the lowest
             style.step_axis(ax, losses["step"].to_numpy())

@@ -35,7 +35,6 @@ from matplotlib.ticker import (
     MaxNLocator,
     NullFormatter,
     NullLocator,
-    ScalarFormatter,
 )
 from scipy.optimize import isotonic_regression
 from tueplots import axes, bundles
@@ -477,11 +476,6 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.set_xscale("symlog", linthresh=1, linscale=0.3)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
     ax.set_xlim(-0.1, last * 1.15)
-
-
-def decimal(value: float) -> str:
-    """``3 × 10⁻³`` as a formula."""
-    return f"${ScalarFormatter(useMathText=True).format_data(value)}$"
 
 
 def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> bool:
