@@ -182,7 +182,7 @@ def _numbered(
 ) -> tuple[pd.DataFrame, "pd.Series[int]"]:
     """``exponents`` with a number in ``curve``, and the same number by ``cell_id``."""
     curve, ids = pd.factorize(exponents[CURVE_ID])
-    of_cell = ids.get_indexer(curve_labels(cells)[CURVE_ID])
+    of_cell = ids.get_indexer(pd.Index(curve_labels(cells)[CURVE_ID]))
     return exponents.assign(curve=curve), pd.Series(of_cell, index=cells["cell_id"].astype(str))
 
 
