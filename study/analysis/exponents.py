@@ -175,8 +175,9 @@ def fit_exponents(
 ) -> pd.DataFrame:
     """Fit every statistic in ``probes`` against the rank of its cell, per seed and then over seeds.
 
-    To fit some cells only, filter ``cells``, not ``probes``. Left out are infinite rank, values
-    without a logarithm, and the rows of a cell from its ``diverged_step`` on.
+    ``curve_id`` names the curve of a row, as in ``losses``. To fit some cells only, filter
+    ``cells``, not ``probes``. Left out are infinite rank, values without a logarithm, and the rows
+    of a cell from its ``diverged_step`` on.
     """
     measured = [str(name) for name in probes.columns if name not in NOT_STATS]
     measured = [name for name in measured if name not in STATS or STATS[name].fitted]

@@ -166,7 +166,7 @@ def conditions(tables: Tables) -> Figure:
 def _draw_curve(ax: Axes, law: laws.RankLaw, tables: Tables) -> Line2D | None:
     """The curve whose slope is the prediction of the table, through the mean of the points.
 
-    None if there is no prediction. gid: ``curve <scaling> p=<p>``.
+    None if there is no prediction.
     """
     if law.fit is None:
         return None

@@ -71,7 +71,7 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, 
     """The losses of one rank, with a mark at its best learning rate.
 
     Returns whether there is a cross, for a run that diverged or lies above the panel, and whether
-    the best rate is at an edge of the grid. gids: ``line|band|cross|best|edge <rule> r=<rank>``.
+    the best rate is at an edge of the grid.
     """
     cells, (_, top), name = sweep.of(rule), sweep.y_range, style.rank_name(rank)
     colour, who = style.shade(rule, rank, sweep.ranks), f"{style.gid(rule)} r={name}"
@@ -136,10 +136,7 @@ def _points(family: Family, tables: Tables) -> pd.DataFrame:
 
 
 def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
-    """One setting. A shorter run has a smaller open marker, without bars.
-
-    gids: ``curve|band|point|early <scaling> p=<p>``.
-    """
+    """One setting. A shorter run has a smaller open marker, without bars."""
     low, high = points["rho_low"].min() / MARGIN, points["rho_high"].max() * MARGIN
     rho = np.geomspace(low, high, 200)
     last = points["horizon"].max()

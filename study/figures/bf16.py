@@ -127,7 +127,7 @@ def _settings(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> tuple[lis
 
 
 def _draw_points(ax: Axes, rows: pd.DataFrame, beside: list[Rule]) -> None:
-    """A point per layer and cell, in the shade of its rank. gids: ``points <rule> r=<rank>``."""
+    """A point per layer and cell, in the shade of its rank."""
     ax.plot([0, 1], [0, 1], color=style.FAINT, linestyle=style.DASHED, zorder=1, gid="expected")
     ranks = sorted(set(rows["rank"]))
     groups: Any = rows.groupby(["rule", "rank"])

@@ -100,7 +100,7 @@ def draw_line(
 
     A band shows the range over seeds, and ``name`` is at the end. Crosses are where a seed
     diverged, or the mean lies above the panel, whose highest loss is ``top``. Returns the means by
-    x, and whether there is any cross. gids: ``line|band|cross <who>``; ``label <name>``.
+    x, and whether there is any cross.
     """
     loss = cells.groupby("lr")["loss"]
     means = loss.agg(["mean", "min", "max"])
@@ -220,7 +220,7 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
 
 
 def _draw_base(ax: Axes, start: float) -> None:
-    """The loss before training. gid: ``base``."""
+    """The loss before training."""
     look: dict[str, Any] = {"color": style.FAINT, "linestyle": style.DASHED, "zorder": 1}
     ax.axhline(start, linewidth=0.8, gid="base", **look)
     look = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "top"}
@@ -228,10 +228,7 @@ def _draw_base(ax: Axes, start: float) -> None:
 
 
 def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -> None:
-    """The points and the mean of one rule; infinite rank is a horizontal line.
-
-    gids: ``points|line|edge|limit <scaling> p=<p>``.
-    """
+    """The points and the mean of one rule; infinite rank is a horizontal line."""
     look, who = style.look(rule, beside), style.gid(rule)
     colour = look["color"]
     finite = points[np.isfinite(points["rank"])].sort_values("rank", kind="stable")
@@ -297,10 +294,7 @@ def truncated_losses(tables: Tables) -> Figure:
 
 
 def _draw_cuts(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
-    """The lines of one rule, each labelled at its end.
-
-    gids: ``cut|whole <scaling> p=<p> r=<rank>``; ``rank <rank>``.
-    """
+    """The lines of one rule, each labelled at its end."""
     most = max((k for k in rows["kept"] if math.isfinite(k)), default=1.0)
     for rank in style.ranks_to_draw(family.ranks):
         loss = rows[(rows["rank"] == rank) & (rows["kept"] > 0)].groupby("kept")["loss"].mean()

@@ -173,8 +173,6 @@ def draw(
 
     - ``curved``: rules whose predicted curve the caller draws in place of the straight line;
     - ``more``: further entries of the legend.
-
-    gids: ``points|line|band|theory|spread|lost <scaling> p=<p>``.
     """
     entries: dict[str, Any] = {}
     is_short = inches < NARROW

@@ -208,7 +208,6 @@ def _draw(
 
     Around a curve: its range over the seeds. Curves that are not complete are thinner. The curve of
     a broken cell ends in a cross, at the edge of the range ``reach`` if it lies outside.
-    gids: ``curve|band|cross <scaling> p=<p> r=<rank> <status>``; ``label <rank>``.
     """
     dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
     last: dict[float, Course] = {}  # by rank: the longest, if none is complete

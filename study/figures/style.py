@@ -523,7 +523,7 @@ def on_ranks(ranks: Iterable[Sequence[float]]) -> str:
 
 
 def label_end(ax: Axes, y: float, text: str, colour: Any) -> None:
-    """Label the line of ``ax`` that ends at ``y``, right of the panel. gid: ``label <text>``."""
+    """Label the line of ``ax`` that ends at ``y``, right of the panel."""
     place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 7}
     ax.text(1.02, y, text, color=colour, gid=LABEL + text, **place)
 
