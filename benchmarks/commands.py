@@ -1,4 +1,4 @@
-"""The command ``study bench``: its suites, and the two benchmarks beside them.
+"""The command ``study bench``: its suites, and the benchmark of inference beside them.
 
 The help is instant: torch, PEFT and pandas are imported when something is timed.
 """
@@ -20,20 +20,13 @@ SUITES = {
     "large-steps": "All ranks, 4096 tokens a step, tuned loop against ours.",
     "compiled": "All ranks, five steps of 1024 tokens, also with pack.compile.",
     "probes": "Runs and single steps with and without probes.",
-    "folds": "All ranks and rules in one pack: one cell a pass, and pack.fold=auto.",
     "bf16": "All ranks in bf16, 1024 tokens a step: two products, and one that rounds once.",
 }
 """What is timed against PEFT, by name, in the order in which it runs."""
 FULL = "xbrl_extract"
 """The data of every table that names no other: full sequences, so that nothing is padding."""
-BESIDE = {
-    "inference": "What merged and unmerged adapters cost at inference.",
-    "scale": "What the commands take on a study of many tiny cells.",
-}
-LISTS = "\n\n".join(
-    f"\b\n{title}:\n" + "\n".join(f"  {name:<12} {about}" for name, about in listed.items())
-    for title, listed in {"Suites": SUITES, "Commands": BESIDE}.items()
-)
+LISTS = "\b\nSuites:\n" + "\n".join(f"  {name:<12} {about}" for name, about in SUITES.items())
+INFERENCE = "\n\n\b\nAnd what merged and unmerged adapters cost: study bench inference"
 
 
 def shown(default: Any, what: str = "", **more: Any) -> dict[str, Any]:
@@ -48,16 +41,14 @@ def folder(default: str, what: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``study bench`` with ``arguments``."""
-    beside = {"inference": inference, "scale": scale}
-    if arguments and arguments[0] in beside:
-        name, *rest = arguments
-        beside[name].main(rest, f"study bench {name}", standalone_mode=False)
+    if arguments and arguments[0] == "inference":
+        inference.main(list(arguments[1:]), "study bench inference", standalone_mode=False)
     else:
         suites.main(list(arguments), "study bench", standalone_mode=False)
 
 
-@click.command(epilog=LISTS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", nargs=-1, metavar="[SUITE]... | inference | scale")
+@click.command(epilog=LISTS + INFERENCE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, metavar="[SUITE]... | inference")
 @click.option("--to", **folder("results/bench", "Folder of the tables, one for each suite."))
 @click.option("--plots", **folder("plots/bench", "Folder of the figure."))
 @click.option("--model", **shown("smollm2", type=click.Choice(["smollm2", "tiny"])))
@@ -65,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
 @click.option("--steps", **shown(3, "Optimizer steps of a run."))
 @click.option("--device", **shown("auto", type=click.Choice(["auto", "cpu", "cuda"])))
 @click.option("--precision", **shown("float32", type=click.Choice(["float32", "bf16"])))
-@click.option("--tokens", **shown(1024, "Tokens of a step in sweep and folds."))
+@click.option("--tokens", **shown(1024, "Tokens of a step in sweep."))
 @click.option("--data", **shown(FULL, "Of a sweep: a name of conf/data, or a file of rows."))
 @click.option("--measured/--read", **shown(True, "Measure, or only summarise earlier tables."))
 def suites(
@@ -147,16 +138,3 @@ def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any)
     click.echo(inference_verdict(costs))
     for path in (table, *save(infer_cost(timings), plots, "infer_cost")):
         click.echo(path)
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--cells", **shown(200, type=click.IntRange(1)))
-def scale(cells: int) -> None:
-    """Train a study of many tiny cells, then time each command on it.
-
-    Prints wall-clock seconds, processor seconds and the peak of memory of every command.
-    """
-    from .scale import costs
-
-    for line in costs(cells):
-        click.echo(line)

@@ -44,7 +44,6 @@ STEPS = """
 2-large/trace       {trace} {large}
 3-smollm2/quick     {train} experiment=quick model={base} precision=float32 {fewer}
 3-smollm2/compare   benchmarks.first_day compare {folder}/quick {reference}
-3-smollm2/folds     {bench} folds
 3-smollm2/trainer   {bench} --tokens={tokens} sweep
 4-studies/stable_exponent {train} experiment=stable_exponent model={base} {size} {fewer}
 4-studies/quick     {train} experiment=quick model={base} precision=bf16 {fewer}

@@ -111,8 +111,7 @@ def infer_cost(timings: pd.DataFrame) -> Figure:
     """Time and peak memory relative to the base: merged (filled), unmerged (hollow), by rule.
 
     ``timings`` is the table that ``study bench inference`` writes. In the grey band, 1 ± 0.03, an
-    adapter costs the same as the base. gids: ``same``; ``<form>|bars <form> <rule>``. Raises
-    :class:`Absent` for a table without adapters.
+    adapter costs the same as the base. Raises :class:`Absent` for a table without adapters.
     """
     costs = inference_costs(timings)
     adapted = costs[costs["rank"] > 0]

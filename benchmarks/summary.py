@@ -19,7 +19,6 @@ LABELS = {
     "alone": "ours, one cell at a time",
     "packed": "ours, packed",
     "compiled": "ours, packed and compiled",
-    "folded": "ours, packed and folded",
 }
 """The ways to train, by the name of the way."""
 PLAIN = "no probes"
@@ -110,15 +109,6 @@ def processor(table: pd.DataFrame) -> str:
     return ", ".join(re.sub(r"\(R\)| Processor", "", name) for name in names)
 
 
-def _folds(table: pd.DataFrame) -> str:
-    by_way = table.groupby(["variant", "way"])["seconds"].median().unstack("way")
-    return "\n".join(
-        f"- {cells}: {LABELS[OURS]} {row[OURS]:.1f} s, {LABELS['folded']} {row['folded']:.1f} s: "
-        f"{row[OURS] / row['folded']:.2f}x"
-        for cells, row in by_way.iterrows()
-    )
-
-
 def _probes(table: pd.DataFrame) -> str:
     more = 100 * (ratios_to("off", table[table["way"] == OURS]) - 1)
     lines = [
@@ -149,7 +139,6 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "large-steps": _large_steps,
     "compiled": _compiled,
     "probes": _probes,
-    "folds": _folds,
     "bf16": _bf16,
 }
 """The section of each suite."""

@@ -406,16 +406,6 @@ def probes(size: Size) -> Iterator[Row]:
             yield _row("probes", "fold", config, seconds, variant=variant)
 
 
-def folds(size: Size) -> Iterator[Row]:
-    """The suite ``folds``."""
-    grid = size.grid()
-    base_and_corpus(grid[0])  # loaded before the clock starts
-    for _ in range(TURNS):
-        for way, fold in (("packed", 1), ("folded", "auto")):
-            seconds, _ = whole_pack([replace(c, pack=replace(c.pack, fold=fold)) for c in grid])
-            yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
-
-
 def forms(size: Size) -> Iterator[Row]:
     """The suite ``bf16``. The way is the form of the adapters; runs of the two take turns."""
     for rank, _, way in product(size.ranks, range(TURNS), ("factored", "concatenated")):
@@ -429,7 +419,6 @@ RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "large-steps": large_steps,
     "compiled": compiled_steps,
     "probes": probes,
-    "folds": folds,
     "bf16": forms,
 }
 """The generator of each of :data:`benchmarks.commands.SUITES`."""

@@ -10,8 +10,8 @@ MOST_CHARACTERS = 1000
 class StudyError(ValueError):
     """A user's mistake. The message names the value, the choices and the fix in one line.
 
-    The command line prints that line without a traceback. Characters that can't be printed are
-    escaped, and the middle of a long message is left out.
+    Every function that reads what users give may raise it. The command line prints the line without
+    a traceback. Characters that can't be printed are escaped, and a long message loses its middle.
     """
 
     def __init__(self, message: str) -> None:

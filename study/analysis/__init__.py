@@ -14,7 +14,7 @@ import pandas as pd
 
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import fitted
-from study.analysis.grouping import curve_columns, curve_numbers
+from study.analysis.grouping import CURVE_ID, curve_columns, curve_labels
 from study.analysis.losses import (
     compared_losses,
     rank_effects,
@@ -48,14 +48,13 @@ def with_derived(measured: StudyTables) -> StudyTables:
     """``measured`` with the derived tables; each is empty without enough data.
 
     ``stable``: p* over all ranks and over ranks from :data:`HIGH_RANKS`; ``rank_min`` tells which.
-    Raises :class:`StudyError` as ``fit_exponents`` does.
     """
     cells, metrics, probes = measured.cells, measured.metrics, measured.probes
     predicted = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
     stable = [stable_exponents(predicted)]
     high = cells[(cells["rank"] >= HIGH_RANKS) & np.isfinite(cells["rank"])]
     if len(high):  # a fit needs two ranks of a curve
-        high = high[high["rank"].groupby(curve_numbers(high)).transform("nunique") > 1]
+        high = high[high["rank"].groupby(curve_labels(high)[CURVE_ID]).transform("nunique") > 1]
     if len(high) and (cells["rank"] < HIGH_RANKS).any():
         mine = probes[probes["cell_id"].isin(set(high["cell_id"].astype(str)))]
         wanted = sorted({q.stat for q in QUANTITIES} & set(mine.columns))

@@ -16,6 +16,7 @@ from study.analysis.grouping import (
     HASH_OF,
     NOT_A_CURVE,
     RULE,
+    curve_columns,
     curve_labels,
     distinguishing,
     groups,
@@ -125,7 +126,8 @@ def _numbers(study: StudyTables, ranks: set[float], batches: set[str]) -> pd.Dat
     names = [name for name in ("seed", "data_seed") if name in cells]
     units = cells[names].astype(str).agg("/".join, axis=1)
     cells = cells.assign(unit=units)  # so every seed has its own curve
-    settings = [str(name) for name in curve_labels(cells) if name not in ("unit", "study")]
+    settings = curve_columns(curve_labels(cells))
+    settings = [name for name in settings if name not in ("unit", "study")]
     losses = final_losses(cells, study.metrics).dropna(subset="loss")
     losses = losses.assign(what=LOSS, quantity=METRICS["eval_loss"].label, at="last")
     evaluated = study.metrics.dropna(subset="eval_loss").astype({"cell_id": str})

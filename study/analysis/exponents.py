@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Lines, fit_lines, t_critical
-from study.analysis.grouping import codes, curve_labels, curve_numbers, design, firsts
+from study.analysis.grouping import CURVE_ID, codes, curve_labels, design
 from study.errors import StudyError, unknown
 from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS, STATS
 
@@ -175,8 +175,9 @@ def fit_exponents(
 ) -> pd.DataFrame:
     """Fit every statistic in ``probes`` against the rank of its cell, per seed and then over seeds.
 
-    To fit some cells only, filter ``cells``, not ``probes``. Left out are infinite rank, values
-    without a logarithm, and the rows of a cell from its ``diverged_step`` on.
+    ``curve_id`` names the curve of a row, as in ``losses``. To fit some cells only, filter
+    ``cells``, not ``probes``. Left out are infinite rank, values without a logarithm, and the rows
+    of a cell from its ``diverged_step`` on.
     """
     measured = [str(name) for name in probes.columns if name not in NOT_STATS]
     measured = [name for name in measured if name not in STATS or STATS[name].fitted]
@@ -193,9 +194,10 @@ def fit_exponents(
     rows = pd.DataFrame(columns=["curve", *FIT_COLUMNS], dtype=float)
     if parts:
         rows = pd.concat(parts, ignore_index=True)
-    curve, of_cell = rows["curve"].to_numpy(int), curve_numbers(cells)
-    labels = curve_labels(cells).iloc[firsts(of_cell)].take(curve).reset_index(drop=True)
+    curve, labels = rows["curve"].to_numpy(int), curve_labels(cells)
+    of_cell = labels[CURVE_ID].cat.codes
     rows = rows.assign(dropped=np.bincount(of_cell)[curve] - rows["points"])
+    labels = labels[~of_cell.duplicated()].take(curve).reset_index(drop=True)
     for name in ("site", "stat", "batch", "kind", "layer", "interval"):
         values = rows[name].unique()
         known = {"batch": sorted(values), "interval": ["seeds", "ranks", "none"]}

@@ -1,5 +1,6 @@
 """Which cells form a curve: those of one configuration at several ranks and seeds."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
@@ -36,6 +37,9 @@ CURVE_FIRST = (
     *("study", "model", "quant_bits", "data", "optimizer", *RULE, "alpha", "lr", "init", "targets"),
 )
 
+CURVE_ID = "curve_id"
+"""A text, equal for the cells of one curve and for its rows in all tables."""
+
 HASH_OF = {
     "model_sha256": ("model", "width"),
     "tokenizer_sha256": ("model",),
@@ -45,8 +49,9 @@ HASH_OF = {
 
 
 def curve_columns(table: pd.DataFrame) -> list[str]:
-    """The columns that identify the curve: those before ``site`` or, of ``rates``, ``setting``."""
-    return list(takewhile(lambda name: name not in ("site", "setting"), table.columns))
+    """The columns that identify the curve: those before its id or, where rows of several curves
+    are joined, before ``site`` or ``setting``."""
+    return list(takewhile(lambda name: name not in (CURVE_ID, "site", "setting"), table.columns))
 
 
 def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
@@ -112,7 +117,10 @@ def end_steps(cells: pd.DataFrame) -> Floats:
 
 
 def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
-    """The columns that separate curves. ``exponent``, now ``exponent_p``, has the rule's own p."""
+    """The columns that separate curves, and :data:`CURVE_ID`, a hash of their values.
+
+    ``exponent``, now ``exponent_p``, has the rule's own p.
+    """
     labels = cells[[name for name in cells.columns if name not in NOT_A_CURVE]]
     labels = labels.rename(columns={"exponent": "exponent_p"})
     p = cells["scaling"].astype(object).map({name: rule.p for name, rule in RULES.items()})
@@ -126,7 +134,13 @@ def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
             words = labels[name].astype(object).map(str, na_action="ignore")
             labels[name] = words.astype("category")
     first = [name for name in CURVE_FIRST if name in labels]
-    return labels[first + [name for name in labels.columns if name not in first]]
+    labels = labels[first + [name for name in labels.columns if name not in first]]
+    number = numbered(labels, labels.columns)
+    numeric = dict.fromkeys(labels.select_dtypes("number"), float)
+    distinct = labels.take(firsts(number)).astype(numeric)
+    texts = ["\n".join(map(str, values)) for values in distinct.to_numpy(object)]
+    ids = np.array([hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts], object)
+    return labels.assign(**{CURVE_ID: pd.Categorical(ids[number], ids)})
 
 
 def gammas(rule: Any, ranks: Iterable[float]) -> Floats:
@@ -145,12 +159,6 @@ def local_p(rule: Any, ranks: Floats) -> float:
     return -slope(gammas(rule, ranks), ranks) if math.isnan(p) else p
 
 
-def curve_numbers(cells: pd.DataFrame) -> Ints:
-    """A number per cell, equal for cells of one curve: 0, 1, ... in order of first appearance."""
-    labels = curve_labels(cells)
-    return numbered(labels, labels.columns)
-
-
 def seed_numbers(cells: pd.DataFrame) -> Ints:
     """A number for each pair of seed and data seed: the sample unit of every interval."""
     units = [name for name in ("seed", "data_seed") if name in cells]
@@ -165,7 +173,8 @@ def design(cells: pd.DataFrame) -> pd.DataFrame:
     of a curve, and gives best rates only.
     """
     ids = pd.Index(cells["cell_id"].astype(str))
-    curve, rank = curve_numbers(cells), cells["rank"].to_numpy(float)
+    labels = curve_labels(cells).reset_index(drop=True)
+    curve, rank = labels[CURVE_ID].cat.codes.to_numpy(), cells["rank"].to_numpy(float)
     end = np.where(np.isinf(rank), 0.0, end_steps(cells))
     table = pd.DataFrame({"curve": curve, "seed": seed_numbers(cells), "rank": rank}, ids)
     twins = table[table.duplicated(keep=False)]
@@ -178,11 +187,11 @@ def design(cells: pd.DataFrame) -> pd.DataFrame:
         )
     finite = pd.Series(rank).where(np.isfinite(rank))
     if finite.nunique() > 1 and finite.groupby(curve).nunique().max() < 2:
-        labels = curve_labels(cells).reset_index(drop=True)
-        rule = numbered(labels, [str(name) for name in labels if name != "lr"])
+        columns = curve_columns(labels)
+        rule = numbered(labels, [name for name in columns if name != "lr"])
         rates = labels["lr"].groupby([rule, finite]).nunique()
         if finite.groupby(rule).nunique().max() < 2 or rates.max() < 2:
-            differing = [str(n) for n in labels if labels[n].nunique(dropna=False) > 1]
+            differing = [name for name in columns if labels[name].nunique(dropna=False) > 1]
             raise StudyError(
                 f"no two ranks share a curve; the cells also differ in {', '.join(differing)}: "
                 "sweep the rank with everything else fixed"

@@ -14,9 +14,10 @@ import pandas as pd
 
 from study.analysis.fits import interval_columns, mean_interval
 from study.analysis.grouping import (
+    CURVE_ID,
     RULE,
+    curve_columns,
     curve_labels,
-    curve_numbers,
     groups,
     numbered,
     seed_numbers,
@@ -63,7 +64,7 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     loss = ids.map(_ends(metrics, "eval_loss")["last"]).astype(float).where(~broken)
     table = labels.assign(
         cell_id=ids,
-        setting=numbered(labels, [str(name) for name in labels if name not in NOT_A_SETTING]),
+        setting=numbered(labels, [n for n in curve_columns(labels) if n not in NOT_A_SETTING]),
         rank=cells["rank"].to_numpy(float),
         seed=seed_numbers(cells),
         gamma=cells["gamma"].to_numpy(float),
@@ -79,10 +80,9 @@ def _finished(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _facts(cells: pd.DataFrame) -> pd.DataFrame:
-    """The columns of the curve, ``cell_id``, ``curve`` (a number), ``rank`` and ``seed``."""
+    """The columns of the curve and its id, ``cell_id``, ``rank`` and ``seed``."""
     return curve_labels(cells).assign(
         cell_id=cells["cell_id"].astype(str),
-        curve=curve_numbers(cells),
         rank=cells["rank"].astype(float),
         seed=seed_numbers(cells),
     )
@@ -163,9 +163,10 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     losses = _losses(cells, metrics, "eval_loss")
     if losses.empty:
         return losses
-    ranks = _facts(_finished(cells)).groupby("curve")["rank"]
-    at = [losses["rank"] == losses["curve"].map(rank) for rank in (ranks.max(), ranks.min())]
-    return _subtracted(losses[at[0] & ~at[1]], losses[at[1]], ["curve"])
+    facts = _facts(_finished(cells)).astype({CURVE_ID: object})
+    ranks = facts.groupby(CURVE_ID)["rank"]
+    at = [losses["rank"] == losses[CURVE_ID].map(rank) for rank in (ranks.max(), ranks.min())]
+    return _subtracted(losses[at[0] & ~at[1]], losses[at[1]], [CURVE_ID])
 
 
 def loss_differences(
@@ -204,7 +205,7 @@ def _subtracted(left: pd.DataFrame, right: pd.DataFrame, pair: list[str]) -> pd.
     both["gap"], both["rank_max"] = both["value"] - both["value_of_right"], both["rank"]
     rows = [
         here.iloc[0].to_dict() | {**interval_columns("gap", here["gap"]), "seeds": len(here)}
-        for _, here in both.groupby(["curve", "rank", "step"])
+        for _, here in both.groupby([CURVE_ID, "rank", "step"], observed=True)
     ]
     return pd.DataFrame(rows)
 
@@ -346,8 +347,8 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     rates = _rates(labels.assign(seed=seed_numbers(done), loss=losses))
     shown = labels[complete & (rates > 0)]
     rows = []
-    for _, group in shown.groupby(numbered(labels, ["rank"], curve_numbers(done))[shown.index]):
-        row = {str(name): value for name, value in group.iloc[0].items()}
+    for group in groups(shown, [CURVE_ID, "rank"]):
+        row = {str(name): value for name, value in group.iloc[0].drop(CURVE_ID).items()}
         row |= {"seeds": len(group), "rates": rates[group.index[0]]}
         for name, metric in (("perplexity", "eval_loss"), ("exact_match", "exact_match")):
             own = ends[metric].iloc[group.index]
@@ -365,7 +366,7 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
     1 if every rank and seed was run at one rate only, its own.
     """
     found = pd.Series(0, runs.index)
-    for rule in groups(runs, [str(n) for n in runs if n not in ("lr", "rank", "seed", "loss")]):
+    for rule in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):
         if rule.groupby(["rank", "seed"])["lr"].nunique().max() == 1:
             found[rule.index] = 1
             continue
@@ -402,7 +403,7 @@ def truncation_effects(losses: pd.DataFrame) -> pd.DataFrame:
       t-interval. Positive: the run of low rank found the better delta_w of that rank.
     """
     rows = []
-    for _, runs in losses.groupby("curve", sort=False) if len(losses) else ():
+    for _, runs in losses.groupby(CURVE_ID, sort=False, observed=True) if len(losses) else ():
         lowest = runs["rank"].min()
         at_lowest = runs[(runs["rank"] == lowest) & (runs["kept"] == lowest)]
         for rank, of_rank in runs.groupby("rank"):

@@ -10,8 +10,7 @@ rank or seed while training is lazy. At a large learning rate they do, so each c
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,8 @@ import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import (
+    CURVE_ID,
     RULE,
-    codes,
-    curve_columns,
     curve_labels,
     firsts,
     gammas,
@@ -55,53 +53,38 @@ LAYERS_AGREE = 0.02
 """The median over layers has a prediction if those of its layers span less than this."""
 
 
-@dataclass(frozen=True)
-class RowCurves:
-    """The curve of each row of ``exponents``, of each cell by ``cell_id``, as the same numbers;
-    and the step of each row."""
+def up_to_step(rows: pd.DataFrame, values: "pd.Series[Any]", missing: float) -> Floats:
+    """By row: the last of ``values`` (by ``curve`` and ``step``) that is not after the row's step.
 
-    curve_R: Ints
-    step_R: Ints
-    of_cell: "pd.Series[int]"
-
-    @classmethod
-    def of(cls, exponents: pd.DataFrame, cells: pd.DataFrame) -> "RowCurves":
-        """Match the rows of ``exponents`` with the cells they were fitted to, by their labels."""
-        labels = curve_labels(cells)
-        names = [name for name in curve_columns(exponents) if name in labels]
-        of_row = numbered(exponents, names)
-        distinct = exponents[names].take(firsts(of_row))
-        both = pd.concat([distinct, labels[names]], ignore_index=True).astype(str)
-        number = numbered(both, names)
-        return cls(
-            curve_R=number[: len(distinct)][of_row],
-            step_R=exponents["step"].to_numpy(int),
-            of_cell=pd.Series(number[len(distinct) :], index=cells["cell_id"].astype(str)),
-        )
-
-    def up_to_step(self, values: "pd.Series[Any]", missing: float) -> Floats:
-        """By row: the last of ``values`` (over curve, step) that is not after the row's step."""
-        known = values.astype(float).rename_axis(["curve", "step"]).rename("value").reset_index()
-        known = known.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
-        rows = pd.DataFrame({"curve": self.curve_R, "step": self.step_R}).astype(int)
-        rows = rows.reset_index().sort_values("step", kind="stable")
-        found = pd.merge_asof(rows, known, on="step", by="curve").set_index("index")["value"]
-        return found.sort_index().fillna(missing).to_numpy(float)
+    ``rows`` of ``exponents`` have a number in ``curve`` in all functions of this module.
+    """
+    known = values.astype(float).rename("value").reset_index()
+    known = known.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
+    places = rows[["curve", "step"]].astype(int).assign(place=range(len(rows)))
+    places = places.sort_values("step", kind="stable")
+    found = pd.merge_asof(places, known, on="step", by="curve").sort_values("place")["value"]
+    return found.fillna(missing).to_numpy(float)
 
 
-def clipping(curves: RowCurves, metrics: pd.DataFrame) -> npt.NDArray[Any]:
+def _by_curve(table: pd.DataFrame, of_cell: "pd.Series[int]") -> Any:
+    """``table`` grouped by the curve of its ``cell_id`` and by ``step``."""
+    curve = table["cell_id"].astype(str).map(of_cell)
+    return table.assign(curve=curve).groupby(["curve", "step"])
+
+
+def clipping(
+    rows: pd.DataFrame, of_cell: "pd.Series[int]", metrics: pd.DataFrame
+) -> npt.NDArray[Any]:
     """By row ``never``, ``always`` or ``some``: how many of the gradients were clipped."""
     factors = metrics.dropna(subset=["clip_factor"])
-    of_curve = factors["cell_id"].astype(str).map(curves.of_cell).to_numpy()
-    clipped = factors["clip_factor"] < 1
-    by_step = clipped.groupby([of_curve, factors["step"].to_numpy(int)]).agg(["min", "max"])
-    some = curves.up_to_step(by_step["max"].groupby(level=0).cummax(), missing=0.0) > 0
-    every = curves.up_to_step(by_step["min"].groupby(level=0).cummin(), missing=0.0) > 0
+    clipped = _by_curve(factors.assign(clipped=factors["clip_factor"] < 1), of_cell)["clipped"]
+    some = up_to_step(rows, clipped.max().groupby("curve").cummax(), missing=0.0) > 0
+    every = up_to_step(rows, clipped.min().groupby("curve").cummin(), missing=0.0) > 0
     return np.where(every, "always", np.where(some, "some", "never")).astype(object)
 
 
 def eps_ratios(
-    curves: RowCurves, exponents: pd.DataFrame, cells: pd.DataFrame, probes: pd.DataFrame
+    rows: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame, probes: pd.DataFrame
 ) -> Floats:
     """By row the smallest rms(gradient) / eps, median over layers; infinite if it is not known.
 
@@ -109,36 +92,37 @@ def eps_ratios(
     which moves first.
     """
     if "eps" not in cells or cells["eps"].isna().all() or "rms" not in probes:
-        return np.full(len(exponents), math.inf)
+        return np.full(len(rows), math.inf)
     eps = pd.Series(cells["eps"].to_numpy(float), index=cells["cell_id"].astype(str))
 
     def smallest(factor: str) -> Floats:
-        cell_N, ids = codes(probes["cell_id"])
         measured = (probes["site"] == f"{factor}_grad") & (probes["batch"] == TRAIN)
-        row = np.flatnonzero(measured & (probes["rms"] > 0))
-        step = probes["step"].to_numpy()[row].astype(int)
-        rms = pd.Series(probes["rms"].to_numpy()[row]).groupby([cell_N[row], step]).median()
-        cell = np.array(ids, object)[rms.index.get_level_values(0)]
-        ratio = pd.Series(rms.to_numpy() / eps.reindex(cell).to_numpy())
-        by = [curves.of_cell.reindex(cell).to_numpy(), rms.index.get_level_values(1).to_numpy()]
-        return curves.up_to_step(ratio.groupby(by).min().groupby(level=0).cummin(), math.inf)
+        gradients = probes.loc[measured & (probes["rms"] > 0), ["cell_id", "step", "rms"]]
+        medians = gradients.groupby(["cell_id", "step"], observed=True)["rms"].median()
+        found = medians.reset_index()
+        found = found.assign(
+            ratio=found["rms"] / found["cell_id"].astype(str).map(eps).astype(float)
+        )
+        ratios = _by_curve(found, of_cell)["ratio"].min()
+        return up_to_step(rows, ratios.groupby("curve").cummin(), math.inf)
 
     drawn_B = [name for name, init in INITS.items() if init.drawn == "B"]
-    on_A, on_B = (exponents["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
-    about_A = np.where(exponents["init"].isin(drawn_B), ~on_B, on_A)
+    on_A, on_B = (rows["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
+    about_A = np.where(rows["init"].isin(drawn_B), ~on_B, on_A)
     found = np.where(about_A, smallest("A"), smallest("B"))
     return np.nan_to_num(found, nan=math.inf, posinf=math.inf)
 
 
-def laziness(curves: RowCurves, metrics: pd.DataFrame, probes: pd.DataFrame) -> Floats:
+def laziness(
+    rows: pd.DataFrame, of_cell: "pd.Series[int]", metrics: pd.DataFrame, probes: pd.DataFrame
+) -> Floats:
     """By row 1 if every probed step was lazy, 0 if one was not, NaN if that was not recorded."""
     if "loss_after" not in metrics or metrics["loss_after"].isna().all():
-        return np.full(len(curves.curve_R), np.nan)
+        return np.full(len(rows), np.nan)
     ratios = lazy_ratios(metrics, probes)
-    of_curve = pd.Series(curves.of_cell.reindex(ratios["cell_id"]).to_numpy(), index=ratios.index)
-    lazy = ratios["ratio"].sub(1).abs() <= LAZY_WITHIN
-    every = lazy.groupby([of_curve, ratios["step"]]).min()
-    return curves.up_to_step(every.groupby(level=0).cummin(), missing=math.nan)
+    ratios = ratios.assign(lazy=ratios["ratio"].sub(1).abs() <= LAZY_WITHIN)
+    every = _by_curve(ratios, of_cell)["lazy"].min()
+    return up_to_step(rows, every.groupby("curve").cummin(), missing=math.nan)
 
 
 def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
@@ -176,21 +160,30 @@ def with_predictions(
     vocabulary.
     """
     cells = cells[np.isfinite(cells["rank"])]
-    curves = RowCurves.of(exponents, cells)
+    rows, of_cell = _numbered(exponents, cells)
     conditions: dict[str, Any] = {
-        "lazy": laziness(curves, metrics, probes),
-        "clipped": pd.Categorical(clipping(curves, metrics), categories=CLIPS),
-        "eps_ratio": eps_ratios(curves, exponents, cells, probes),
+        "lazy": laziness(rows, of_cell, metrics, probes),
+        "clipped": pd.Categorical(clipping(rows, of_cell, metrics), categories=CLIPS),
+        "eps_ratio": eps_ratios(rows, of_cell, cells, probes),
     }
     powers = [name for name, init in INITS.items() if init.q is not None]
     has_theory = exponents["optimizer"].isin(list(OPTIMIZERS)) & exponents["init"].isin(powers)
     single = np.flatnonzero(has_theory & ~exponents["layer"].isin(POOLINGS))
     predicted = np.full(len(exponents), np.nan)
     if len(single):
-        asked = _asked(exponents.assign(**conditions).take(single), curves, single, probes)
-        predicted[single] = _answers(asked, curves.of_cell, cells)
-    _pool(exponents, predicted, single, curves.curve_R)
+        asked = _asked(rows.assign(**conditions).take(single), of_cell, probes)
+        predicted[single] = _answers(asked, of_cell, cells)
+    _pool(rows, predicted, single)
     return exponents.assign(predicted=predicted, **conditions)
+
+
+def _numbered(
+    exponents: pd.DataFrame, cells: pd.DataFrame
+) -> tuple[pd.DataFrame, "pd.Series[int]"]:
+    """``exponents`` with a number in ``curve``, and the same number by ``cell_id``."""
+    curve, ids = pd.factorize(exponents[CURVE_ID])
+    of_cell = ids.get_indexer(pd.Index(curve_labels(cells)[CURVE_ID]))
+    return exponents.assign(curve=curve), pd.Series(of_cell, index=cells["cell_id"].astype(str))
 
 
 def predicted_curve(
@@ -207,10 +200,8 @@ def predicted_curve(
     """
     if not np.isfinite(row["predicted"]) or "lazy" not in exponents:
         return None
-    same = np.ones(len(exponents), bool)
-    for name in (*curve_columns(exponents), "site", "stat", "batch", "step"):
-        column = exponents[name]
-        same &= (column.isna() if pd.isna(row[name]) else column == row[name]).to_numpy(bool)
+    names = [CURVE_ID, "site", "stat", "batch", "step"]
+    same = np.logical_and.reduce([exponents[name] == row[name] for name in names])
     pooled = row["layer"] in POOLINGS
     added = row["kind"] == MODEL_WIDE and row["optimizer"] in of_family("spectral")
     mine = exponents["layer"] == row["layer"]
@@ -220,9 +211,8 @@ def predicted_curve(
         mine &= exponents["kind"] != MODEL_WIDE
     elif row["kind"] != ALL_KINDS:
         mine &= exponents["kind"] == row["kind"]
-    rows = exponents.take(np.flatnonzero(same & mine.to_numpy()))
-    curves = RowCurves.of(rows, cells[np.isfinite(cells["rank"])])
-    asked = _asked(rows, curves, np.arange(len(rows)), probes)
+    rows, of_cell = _numbered(exponents[same & mine.to_numpy()], cells[np.isfinite(cells["rank"])])
+    asked = _asked(rows, of_cell, probes)
     known = []
     for one in asked.to_dict("records"):
         setting, place = _setting(one, 0.0), (one["site"], one["stat"])
@@ -235,8 +225,8 @@ def predicted_curve(
 
 
 def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame) -> Floats:
-    """Theory's slopes for the rows of :func:`_asked`, over the finite ranks of each row's curve
-    between its lowest and highest. Many rows have equal inputs: each is computed once."""
+    """Theory's slopes for the rows of :func:`_asked`, over the ranks of each row's curve between
+    its lowest and highest. Many rows have equal inputs: each is computed once."""
     number = numbered(asked, asked.columns)
     rank = cells["rank"].to_numpy(float)
     by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}
@@ -253,22 +243,16 @@ def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
     return np.array(found)[number]
 
 
-def _asked(
-    rows: pd.DataFrame, curves: RowCurves, place: Ints, probes: pd.DataFrame
-) -> pd.DataFrame:
-    """The inputs of theory for each row: the numbers of its layer and its conditions. ``place``: of
-    the rows in the table of ``curves``."""
-    curve = curves.curve_R[place]
+def _asked(rows: pd.DataFrame, of_cell: "pd.Series[int]", probes: pd.DataFrame) -> pd.DataFrame:
+    """The inputs of theory for each row: the numbers of its layer and its conditions."""
     lazy = rows["lazy"].to_numpy(float)
     decay = np.full(len(rows), "none", object)
     if "weight_decay" in rows:
         pairs = zip(rows["optimizer"].astype(str), rows["weight_decay"].astype(float), strict=True)
         decay = np.array([decay_of(name, decay) for name, decay in pairs], object)
-    numbers = layer_numbers(rows, curve, curves.of_cell, probes)
-    return numbers.assign(
-        curve=curve,
+    return layer_numbers(rows, of_cell, probes).assign(
         **{name: rows[name].astype(str).array for name in ("site", "stat", "optimizer", "init")},
-        **{name: rows[name].array for name in ("step", *RULE, "rank_min", "rank_max")},
+        **{n: rows[n].array for n in ("curve", "step", *RULE, "rank_min", "rank_max")},
         decay=decay,
         clip=rows["clipped"].astype(object).to_numpy(),
         eps_ratio=rows["eps_ratio"].to_numpy(float),
@@ -307,11 +291,11 @@ def adjustments(rows: pd.DataFrame) -> npt.NDArray[Any]:
     return known.where(known.isin(ADJUSTMENTS), ADJUSTMENTS[0]).to_numpy()
 
 
-def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
+def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints) -> None:
     """Fill the pooled rows of ``predicted`` from those of their layers, and the model-wide rows of
     descent that have no prediction of their own. In these a layer's weight is its mean descent over
     ranks and seeds."""
-    quantity = numbered(exponents, ["site", "stat", "batch", "step"], curve)
+    quantity = numbered(exponents, ["curve", "site", "stat", "batch", "step"])
     wide, is_mean, over_all = (
         (exponents[name] == value).to_numpy()
         for name, value in (("kind", MODEL_WIDE), ("layer", MEAN_LOG), ("kind", ALL_KINDS))
@@ -338,11 +322,13 @@ def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints)
 
 # The numbers of layers.
 
+PLACE = ["curve", "step", "batch", "layer"]
+
 
 def layer_numbers(
-    rows: pd.DataFrame, curve: Ints, of_cell: "pd.Series[int]", probes: pd.DataFrame
+    rows: pd.DataFrame, of_cell: "pd.Series[int]", probes: pd.DataFrame
 ) -> pd.DataFrame:
-    """:data:`LAYER_FIELDS` of ``rows``, whose curves are ``curve``; NaN if not recorded.
+    """:data:`LAYER_FIELDS` of ``rows``; NaN if not recorded.
 
     ``r_eff`` is that of the layer's weight gradient, or for a row over the whole model that of the
     gradients of all layers together. Under a spectral rule ``r_eff`` and ``r_nuc`` are those of the
@@ -350,30 +336,30 @@ def layer_numbers(
     under a spectral rule every row needs the sizes of its layer.
     """
     names = [name for name in RECORDED if name in probes]
+    places = rows[PLACE].astype({"batch": str, "layer": str}).reset_index(drop=True)
     columns = [*dict.fromkeys([*names, "r_eff"])]
-    result = pd.DataFrame(np.nan, index=range(len(rows)), columns=columns)
+    result = pd.DataFrame(np.nan, index=places.index, columns=columns)
     here = np.flatnonzero(_may_cross(probes))
     if not names or not len(here):
         return result
     means = _means(probes, here, names, of_cell)
-    step, layer = rows["step"].to_numpy(int), rows["layer"].astype(str).to_numpy(object)
+    step = places["step"].to_numpy(int)
     early = step <= LAST_PREDICTED_STEP
     spectral = rows["optimizer"].isin(of_family("spectral")).to_numpy()
     crossed = _may_cross(rows) | (spectral & early)
-    batch = rows["batch"].astype(str).to_numpy(object)
-    known = _at(means, curve[crossed], step[crossed], batch[crossed], layer[crossed])
-    result.loc[crossed, names] = known.to_numpy(float)
+    result.loc[crossed, names] = _at(means, places[crossed])[names].to_numpy(float)
     if "r_back" in result:
         result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
     if "r_align" in names:
         of_step = np.where(spectral, 1, np.maximum(step, 1))  # that of step 1 is about step 0's
-        of_train = _at(means, curve, of_step, TRAIN, layer)
-        share = _shares(of_train[early])
-        wide = layer[early] == MODEL_WIDE
+        of_train = _at(means, places.assign(step=of_step, batch=TRAIN))
+        result["r_eff"] = _shares(of_train)
+        wide = early & (places["layer"] == MODEL_WIDE).to_numpy()
         if wide.any():
-            at = np.flatnonzero(early)[wide]
-            share[wide] = _shares_of_models(rows.take(at), curve[at], of_cell, probes, means)
-        result.loc[early, "r_eff"] = share.round(2) ** -2  # rounded so that rows repeat
+            about = places[wide].assign(**{n: rows[n].to_numpy()[wide] for n in ("site", "stat")})
+            result.loc[wide, "r_eff"] = _shares_of_models(about, of_cell, probes, means)
+        # Rounded so that rows repeat.
+        result["r_eff"] = result["r_eff"].where(early).round(2) ** -2
         if "r_nuc" in names:
             result["r_nuc"] = of_train["r_nuc"].where(spectral & early).to_numpy(float)
     return _of_spectral_rules(result, rows)
@@ -402,22 +388,21 @@ def _of_spectral_rules(numbers: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFram
 
 
 def _means(
-    probes: pd.DataFrame, here: Ints, columns: Sequence[str], of_cell: "pd.Series[int]"
+    probes: pd.DataFrame, here: Ints, columns: list[str], of_cell: "pd.Series[int]"
 ) -> pd.DataFrame:
     """Geometric means of ``columns`` over the cells of a curve, in the rows ``here``: a row per
-    curve, step, batch and layer."""
-    rows = probes[["cell_id", "step", "batch", "layer", *columns]].take(here)
-    words = [rows[name].astype(str).to_numpy(object) for name in ("cell_id", "batch", "layer")]
-    by = [of_cell.reindex(words[0]).to_numpy(), rows["step"].to_numpy(int), *words[1:]]
+    :data:`PLACE`."""
+    rows = probes[["cell_id", *PLACE[1:], *columns]].take(here)
+    rows = rows.astype({"cell_id": str, "batch": str, "layer": str})
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = pd.DataFrame(np.log(rows[list(columns)].astype(float)))
-    return logs.groupby(by).mean().transform(np.exp)
+        rows[columns] = np.log(rows[columns].astype(float))
+    rows = rows.assign(curve=rows["cell_id"].map(of_cell))
+    return rows.groupby(PLACE)[columns].mean().transform(np.exp).reset_index()
 
 
-def _at(means: pd.DataFrame, curve: Any, step: Any, batch: Any, layer: Any) -> pd.DataFrame:
+def _at(means: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``means`` at given places; NaN where there are none."""
-    places = np.broadcast_arrays(curve, step, np.asarray(batch, object), layer)
-    return means.reindex(pd.MultiIndex.from_arrays(places))
+    return places[PLACE].merge(means, on=PLACE, how="left")
 
 
 def _shares(known: pd.DataFrame) -> Floats:
@@ -428,17 +413,14 @@ def _shares(known: pd.DataFrame) -> Floats:
 
 
 def _shares_of_models(
-    rows: pd.DataFrame,
-    curve: Ints,
-    of_cell: "pd.Series[int]",
-    probes: pd.DataFrame,
-    means: pd.DataFrame,
+    rows: pd.DataFrame, of_cell: "pd.Series[int]", probes: pd.DataFrame, means: pd.DataFrame
 ) -> Floats:
     """By row the share of the gradients of all layers together: ``|w share| / sum w``.
 
-    ``w`` is a layer's part of the statistic: its descent, or the square of its norm.
+    ``w`` is a layer's part of the statistic: its descent, or the square of its norm. ``rows`` have
+    a place, ``site`` and ``stat``.
     """
-    found = np.full(len(rows), np.nan)
+    found, by = np.full(len(rows), np.nan), PLACE[:-1]
     is_descent = (rows["stat"] == DESCENT.stat).to_numpy()
     single = (probes["layer"] != MODEL_WIDE) & (probes["step"] <= LAST_PREDICTED_STEP)
     for site in rows["site"].astype(str).unique():
@@ -447,15 +429,14 @@ def _shares_of_models(
             asked = about & (rows["site"] == site).to_numpy()
             if column not in probes or not len(here) or not asked.any():
                 continue
-            w = _means(probes, here, [column], of_cell)[column] ** power
-            of_curve, step, _, layer = (w.index.get_level_values(k) for k in range(4))
-            share = _shares(_at(means, of_curve, np.maximum(step, 1), TRAIN, layer))
-            squares, by = (w * share) ** 2, [0, 1, 2]
-            root = squares.groupby(level=by).sum(min_count=1) ** 0.5
-            shares = root / w.where(squares.notna()).groupby(level=by).sum(min_count=1)
-            keys = [curve[asked], rows["step"].to_numpy(int)[asked]]
-            keys.append(rows["batch"].astype(str).to_numpy(object)[asked])
-            found[asked] = shares.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float)
+            layers = _means(probes, here, [column], of_cell)
+            share = _shares(_at(means, layers.assign(step=layers["step"].clip(1), batch=TRAIN)))
+            weight = layers[column] ** power
+            square = (weight * share) ** 2
+            terms = layers[by].assign(square=square, weight=weight.where(square.notna()))
+            sums = terms.groupby(by).sum(min_count=1).reset_index()
+            sums = rows.loc[asked, by].merge(sums, on=by, how="left")
+            found[asked] = sums["square"] ** 0.5 / sums["weight"]
     return found
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
-from study.analysis.grouping import RULE, groups
+from study.analysis.grouping import CURVE_ID, RULE, groups
 from study.analysis.law import Setting, short_model
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
@@ -48,7 +48,7 @@ NOT_OF_A_RULE = (
 """The columns of ``rates`` that vary within a rule."""
 
 
-class Best(NamedTuple):
+class Bottom(NamedTuple):
     """The learning rate of lowest loss, that loss, and its ``edge``.
 
     - ``step``: the mean of the steps in log lr to the neighbouring rates, NaN at an edge;
@@ -70,7 +70,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
 
     Columns: those of the curve without ``lr``, ``setting``, ``rank``, ``seed``, and
 
-    - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Best`;
+    - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Bottom`;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
     - ``wall``: whether the run at the next rate diverged;
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
@@ -95,7 +95,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
             nearest = off.where(np.isfinite(own["loss"])).idxmin()
             rows.append(
                 {
-                    **own.iloc[0].drop(["lr", "loss", "cell_id", "gamma"]).to_dict(),
+                    **own.iloc[0].drop(["lr", "loss", "cell_id", "gamma", CURVE_ID]).to_dict(),
                     "best_lr": best.lr,
                     "best_loss": best.loss,
                     "edge": best.edge,
@@ -123,7 +123,7 @@ def _rho(probes: pd.DataFrame) -> dict[str, float]:
     return rows.groupby("cell_id")["rho"].median().to_dict()
 
 
-def bottom(lr: Floats, loss: Floats) -> Best:
+def bottom(lr: Floats, loss: Floats) -> Bottom:
     """The minimum of the loss over learning rates: the vertex of a parabola in log ``lr``.
 
     The parabola passes through the best rate tried and its two neighbours. A loss of NaN is a run
@@ -135,7 +135,7 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     best = int(np.nanargmin(y))
     edge = LOWEST if best == 0 else HIGHEST if best == len(x) - 1 else INSIDE
     if edge:
-        return Best(float(np.exp(x[best])), float(y[best]), edge)
+        return Bottom(float(np.exp(x[best])), float(y[best]), edge)
 
     def curvature(middle: int) -> float:
         """The second divided difference of y around ``middle``: d of ``c u + d u^2``."""
@@ -147,7 +147,7 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     # y = here + c u + d u^2 through its neighbours. The middle is the lowest, so d >= 0.
     d = curvature(best)
     if not d > 0:  # NaN next to a run that diverged
-        return Best(float(np.exp(x[best])), float(y[best]), edge, step, math.inf)
+        return Bottom(float(np.exp(x[best])), float(y[best]), edge, step, math.inf)
     c = (y[best - 1] - y[best]) / a - d * a
     u = -c / (2 * d)
     # The third divided difference: with the lower one of the two points beyond.
@@ -157,7 +157,7 @@ def bottom(lr: Floats, loss: Floats) -> Best:
         outer = min(beyond, key=lambda i: y[i])
         side = -1 if outer < best else 1
         third = (curvature(best + side) - d) / float(x[outer] - x[best - side])
-    return Best(
+    return Bottom(
         lr=float(np.exp(x[best] + u)),
         loss=float(y[best] + c * u + d * u * u),
         edge=edge,
@@ -166,7 +166,7 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     )
 
 
-def grid_errors(found: list[Best]) -> Floats:
+def grid_errors(found: list[Bottom]) -> Floats:
     """The standard deviations of the grid's errors in the log best rates of one rule (see the
     module); NaN at an edge."""
     step, skew = (np.array([getattr(best, name) for best in found]) for name in ("step", "skew"))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from study.analysis.grouping import RULE, curve_columns, distinguishing, numbered
+from study.analysis.grouping import CURVE_ID, RULE, curve_columns, distinguishing
 from study.analysis.verdicts import at_primary_steps, rows_of
 from study.analysis.wording import interval_text, setting_labels
 from study.vocabulary.quantities import (
@@ -65,14 +65,14 @@ def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.Data
     ``place``: of the quantity. ``is_first``, ``is_last``: whether its exponents begin or end there.
     ``fixed``: whether the step is a primary one of the quantity.
     """
-    curve = pd.Series(numbered(exponents, curve_columns(exponents)), exponents.index)
     parts = []
     for place, quantity in enumerate(quantities):
         rows = rows_of_condition(quantity, exponents)
-        number = curve[rows.index].to_numpy()
-        fixed = at_primary_steps(quantity, rows, number)
-        parts.append(rows.assign(place=place, curve_number=number, fixed=fixed))
+        fixed = at_primary_steps(quantity, rows)
+        parts.append(rows.assign(place=place, fixed=fixed))
     rows = pd.concat(parts)
+    order = exponents[CURVE_ID].unique()
+    rows = rows.assign(curve_number=pd.Categorical(rows[CURVE_ID], order).codes)
     steps = rows.groupby(["curve_number", "place"])["step"]
     rows = rows.assign(
         is_first=rows["step"] == steps.transform("min"),
@@ -93,8 +93,7 @@ def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFra
     rows = exponents[rows_of(quantity, exponents, batch=None)]
     batches = BATCHES_OF.get(quantity, (TRAIN,))
     rank = rows["batch"].map({name: n for n, name in enumerate(batches)}).astype(float)
-    curve = numbered(rows, curve_columns(exponents))
-    return rows[(rank == rank.groupby(curve).transform("min")).to_numpy()]
+    return rows[rank == rank.groupby(rows[CURVE_ID], observed=True).transform("min")]
 
 
 def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:

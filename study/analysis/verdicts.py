@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import optimize, special
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import curve_columns, numbered
+from study.analysis.grouping import CURVE_ID, numbered
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, PRIMARY, TRAIN, Quantity
 from study.vocabulary.thresholds import ROUNDING, SEEDS_FOR_VERDICT, SIGNIFICANCE, STABLE_RATIO
 from study.vocabulary.verdicts import FALLS, GROWS, ONE_SEED, RISES, SHRINKS, STABLE, UNCLEAR
@@ -53,11 +53,11 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     span = np.log(high / low)
     with np.errstate(divide="ignore"):
         margin = math.log(STABLE_RATIO) / span
-    curve = numbered(exponents, curve_columns(exponents))
+    curve = numbered(exponents, [CURVE_ID])
     primary = np.zeros(len(exponents), bool)
     for quantity in PRIMARY:
         rows = np.flatnonzero(rows_of(quantity, exponents))
-        primary[rows] = at_primary_steps(quantity, exponents.iloc[rows], curve[rows])
+        primary[rows] = at_primary_steps(quantity, exponents.iloc[rows])
 
     group = _groups(exponents, curve, primary)
     p_stable, p_slope, p_beyond, p_bent = (
@@ -178,10 +178,9 @@ def _groups(exponents: pd.DataFrame, curve: Ints, primary: Mask) -> Ints:
     return np.asarray(kind * (1 + number.max(initial=0)) + number)
 
 
-def at_primary_steps(quantity: Quantity, rows: pd.DataFrame, curve: Ints) -> Mask:
-    """Which ``rows`` of a quantity on one batch are at its primary steps. ``curve``: one number
-    for the rows of each curve."""
+def at_primary_steps(quantity: Quantity, rows: pd.DataFrame) -> Mask:
+    """Which ``rows`` of a quantity on one batch are at its primary steps."""
     step = rows["step"].to_numpy()
-    last = pd.Series(step).groupby(curve).transform("max").to_numpy()
+    last = rows.groupby(CURVE_ID, observed=True)["step"].transform("max").to_numpy()
     at = [last if one == "last" else one for one in quantity.primary_at]
     return np.any([step == one for one in at], axis=0)

@@ -33,7 +33,7 @@ from study.config.values import (
     whole_or,
 )
 from study.errors import StudyError, given, short, unknown
-from study.vocabulary.extras import NONE, TRACKERS, Tracker
+from study.vocabulary.extras import NONE, TRACKERS, TrackerRow
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
@@ -322,7 +322,7 @@ class TrackerConfig(Part):
     It holds no account key, so no record contains one: trackers have their own settings.
     """
 
-    name: Annotated[str, one_of(ChainMap(TRACKERS, {NONE: Tracker("none")}))] = NONE
+    name: Annotated[str, one_of(ChainMap(TRACKERS, {NONE: TrackerRow("none")}))] = NONE
     mode: Annotated[str, one_of(TRACKER_MODES)] = "offline"
     project: str | None = None
     entity: str | None = None

@@ -84,7 +84,7 @@ def chosen(
     """The members of ``choices`` that ``value`` selects, in the order of ``choices``.
 
     ``value`` is ``all``, one name or a list, which may contain ``all``. ``all`` means ``usual``, by
-    default every choice. Raises :class:`StudyError` for an unknown name.
+    default every choice.
     """
     names = tuple(choices)
     wanted = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.colors import to_hex
 
 from study.analysis.fits import t_critical
-from study.analysis.grouping import curve_labels, distinguishing
+from study.analysis.grouping import curve_columns, curve_labels, distinguishing
 from study.analysis.summary import BATCHES_OF
 from study.analysis.wording import (
     INTERVAL,
@@ -189,7 +189,7 @@ def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
 def _settings(cells: pd.DataFrame) -> list[str]:
     """By cell, the name of its setting, as the table of exponents has it in ``curve``."""
     labels = curve_labels(cells).astype(object)
-    return setting_labels(labels, distinguishing(labels, map(str, labels)))
+    return setting_labels(labels, distinguishing(labels, curve_columns(labels)))
 
 
 def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:

@@ -31,11 +31,10 @@ _MODULES = {
     "lost_in_bf16": "bf16",
     "exponent_heatmap": "over_layers",
     "conditions": "against_rank",
-    "loss_against_rank": "loss_by_rank",
+    "loss_against_rank": "final_loss",
     "learning_rate_basins": "against_rate",
-    "loss_against_alpha": "against_rate",
     "rate_exponent_vs_rho": "against_rate",
-    "truncated_losses": "truncated",
+    "truncated_losses": "final_loss",
     "distance_to_infinite_rank": "distances",
 }
 """The module of each figure. A figure has the name of its function and of its file."""

@@ -167,10 +167,7 @@ def crossing(p: np.ndarray, slope: np.ndarray) -> float:
 
 def _draw(ax: Axes, lines: Sequence[Line]) -> None:
     """The lines of one setting, their bars and theory. A large marker is at p*, hollow if it is
-    extrapolated; otherwise with a bar along its interval.
-
-    gids: ``line|bars|theory|star|reach <site> <step>``.
-    """
+    extrapolated; otherwise with a bar along its interval."""
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
     for rule in (Rule.of(name) for name, row in RULES.items() if row.p is not None):
         look: dict[str, Any] = {"color": style.tint(rule, [rule]), "linewidth": 0.5, "zorder": 0.5}

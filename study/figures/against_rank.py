@@ -71,7 +71,7 @@ def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str =
     beside = 2 if columns == 1 and len(shown) > 1 else 1
     page, grid = laws.panels(list(shown), columns, ratio=0.58, beside=beside)
     inches = page.get_figwidth() / (columns * beside) - 0.6
-    drawn: list[laws.Law] = []
+    drawn: list[laws.RankLaw] = []
     for panels, family, steps in zip(grid, shown, ends, strict=True):
         for ax, step in style.each(panels, steps):
             found = laws.laws(family, series, tables.exponents, step, **where)
@@ -101,7 +101,7 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
 
     page, grid = laws.panels(list(shown), len(moments), ratio=0.85, column=style.FULL)
     inches = page.get_figwidth() / len(moments) - 0.35
-    drawn: list[laws.Law] = []
+    drawn: list[laws.RankLaw] = []
     for panels, (family, steps) in zip(grid, shown.items(), strict=True):
         for ax, (stat, series) in zip(panels, moments.items(), strict=True):
             where = {"site": SITE, "stat": stat, "batch": batch}
@@ -137,7 +137,7 @@ def conditions(tables: Tables) -> Figure:
 
     page, grid = laws.panels(list(shown), 2, ratio=0.58, more=2, sharey=False)
     inches = page.get_figwidth() / 2 - 0.6
-    drawn: list[laws.Law] = []
+    drawn: list[laws.RankLaw] = []
     layers: list[int] = []  # of each predicted curve
     for panels, (family, steps) in zip(grid, shown.items(), strict=True):
         step = max((s for s in steps if s <= LAST_PREDICTED_STEP), default=steps[-1])
@@ -163,10 +163,10 @@ def conditions(tables: Tables) -> Figure:
     return style.finish(page, points, on_curves, on_batch(), left_out)
 
 
-def _draw_curve(ax: Axes, law: laws.Law, tables: Tables) -> Line2D | None:
+def _draw_curve(ax: Axes, law: laws.RankLaw, tables: Tables) -> Line2D | None:
     """The curve whose slope is the prediction of the table, through the mean of the points.
 
-    None if there is no prediction. gid: ``curve <scaling> p=<p>``.
+    None if there is no prediction.
     """
     if law.fit is None:
         return None

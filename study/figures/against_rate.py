@@ -1,10 +1,8 @@
-"""The best learning rate: the loss against the rate at each rank, against its product with alpha,
-and the exponent of the best rate with rank against rho, with the predicted crossover.
+"""The best learning rate: the loss against the rate at each rank, and the exponent of the best rate
+with rank against rho, with the predicted crossover.
 """
 
 import math
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,15 +21,10 @@ from study.figures.selection import (
     Tables,
     holding,
     most_varied,
-    probed,
     rules_of,
 )
-from study.vocabulary.optimizers import of_family
 
 MOST_RULES = 5
-MOST_TICKS = 12
-"""Of more rates than these, not every one has a tick."""
-MOST_RANKS = 4
 MARGIN = 2.0
 """The factor by which the axis of rho extends beyond the data on either side."""
 
@@ -44,7 +37,7 @@ def learning_rate_basins(tables: Tables) -> Figure:
     Candidates are the rates that all seeds of the rank were run at. An open marker is at an edge of
     them: the best rate may lie outside. Lines are means over seeds.
     """
-    tried = [sweep for sweep in sweeps(tables, "lr") if len(sweep.rates) > 1]
+    tried = [sweep for sweep in sweeps(tables) if len(sweep.rates) > 1]
     if not tried:
         raise Absent("a loss against the learning rate needs runs at two learning rates")
     shown, left_out = most_varied(tried, rules=MOST_RULES)
@@ -56,10 +49,8 @@ def learning_rate_basins(tables: Tables) -> Figure:
             for rank in style.ranks_to_draw(sweep.ranks):
                 drawn = _draw_basin(ax, sweep, rule, rank)
                 crosses, edges = crosses or drawn[0], edges or drawn[1]
-            rates = sweep.rates
             ax.set_xscale("log")
-            minor = rates if len(rates) <= MOST_TICKS else []
-            style.log_ticks(ax.xaxis, (rates[0], rates[-1]), minor)
+            style.log_ticks(ax.xaxis, (sweep.rates[0], sweep.rates[-1]))
             ax.set_xlabel("learning rate")
             style.heading(ax, rule, columns)
         panels[0].set_ylim(*sweep.y_range)
@@ -80,13 +71,13 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, 
     """The losses of one rank, with a mark at its best learning rate.
 
     Returns whether there is a cross, for a run that diverged or lies above the panel, and whether
-    the best rate is at an edge of the grid. gids: ``line|band|cross|best|edge <rule> r=<rank>``.
+    the best rate is at an edge of the grid.
     """
     cells, (_, top), name = sweep.of(rule), sweep.y_range, style.rank_name(rank)
     colour, who = style.shade(rule, rank, sweep.ranks), f"{style.gid(rule)} r={name}"
     dashes = "dashed" if math.isinf(rank) else "solid"
     own = cells[cells["rank"] == rank]
-    _, crosses = draw_line(ax, own, "lr", top, name, who, color=colour, linestyle=dashes)
+    _, crosses = draw_line(ax, own, top, name, who, color=colour, linestyle=dashes)
     best, loss, at_edge = sweep.best(rule, rank)
     if not np.isfinite(best):
         return crosses, False
@@ -96,89 +87,6 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, 
         look |= {"markerfacecolor": "white", "markeredgecolor": colour}
     ax.plot([best], [loss], gid=f"{'edge' if edge else 'best'} {who}", **look)
     return crosses, edge
-
-
-@style.paper()
-def loss_against_alpha(tables: Tables) -> Figure:
-    """Final held-out loss against the product of alpha and the learning rate under a sign-like
-    optimizer, a line per learning rate and a panel per rank. Where lines coincide, only the product
-    matters; elsewhere the motion of A relative to its init, rho, makes the difference.
-
-    Lines are means over seeds. A large marker is the lowest mean of its learning rate. LoRA-alpha
-    (arXiv 2606.12883, abstract) says that the larger alpha is better.
-    """
-    parts = []
-    for sweep in sweeps(tables, "lr", "alpha"):
-        is_sign = str(sweep.keys.get("optimizer")) in of_family("sign")
-        for rule in sweep.rules:
-            cells = sweep.of(rule)
-            # Two learning rates at two alphas each.
-            if is_sign and (cells.groupby("lr")["alpha"].nunique() > 1).sum() > 1:
-                parts.append(replace(sweep, words=(*sweep.words, style.name(rule)), cells=cells))
-    if not parts:
-        raise Absent("a loss against alpha x lr needs runs at two alphas of two learning rates")
-    shown, left_out = most_varied(parts)
-    ranks = [style.ranks_to_draw(part.finite_ranks, MOST_RANKS) for part in shown]
-    columns = max(map(len, ranks))
-    above, ratio = 0.3 + 0.35 * len(shown), 1.9 / max(columns, 2)
-    page, grid = style.panels(
-        shown, columns, ratio=ratio, above=above, column=style.FULL, sharex=True
-    )
-    crosses = False
-    for panels, part, its_ranks in zip(grid, shown, ranks, strict=True):
-        for ax, rank in style.each(panels, its_ranks):
-            crosses = _draw_products(ax, part, rank) or crosses
-            ax.set_title(f"rank {style.rank_name(rank)}")
-            ax.set_xlabel("α × learning rate")
-        products = part.cells["alpha"] * part.cells["lr"]
-        panels[0].set_xscale("log")
-        style.log_ticks(panels[0].xaxis, (products.min(), products.max()))
-        panels[0].set_ylim(*part.y_range)
-        style.y_axis(panels, *LABEL)
-    seeds = max(part.cells["seed"].nunique() for part in shown)
-    return style.finish(
-        page,
-        "Numbers at the lines: learning rates.",
-        f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
-        "Large: the best α of each learning rate.",
-        _on_rho(tables, shown[0]),
-        "×: diverged, or loss above the panel." if crosses else "",
-        left_out,
-    )
-
-
-def _draw_products(ax: Axes, part: Sweep, rank: float) -> bool:
-    """The lines of one rank. Return whether any is a cross: diverged, or above the panel.
-
-    gids: ``line|band|best|cross lr=<lr> r=<rank>``.
-    """
-    (rule,), (_, top) = part.rules, part.y_range
-    cells = part.cells[part.cells["rank"] == rank]
-    rates = style.ranks_to_draw(sorted(set(cells["lr"])))
-    crosses = False
-    for lr in rates:
-        colour, who = style.shade(rule, lr, rates), f"lr={lr:g} r={style.rank_name(rank)}"
-        own, name = cells[cells["lr"] == lr], style.decimal(lr, powers=True)
-        mean, crossed = draw_line(ax, own, "alpha", top, name, who, factor=lr, color=colour)
-        crosses = crosses or crossed
-        if len(mean):
-            look: dict[str, Any] = {"marker": "o", "markersize": 5, "zorder": 4, "color": colour}
-            best = mean.nsmallest(1)
-            ax.plot(best.index, best, gid=f"best {who}", **look)
-    return crosses
-
-
-def _on_rho(tables: Tables, part: Sweep) -> str:
-    """A sentence on rho at each learning rate; empty if it was not measured."""
-    rho = probed(tables, "A", "rho")
-    of_cell = rho[rho["step"] == rho["step"].max()].groupby("cell_id")["value"].median()
-    cells = part.cells.assign(rho=part.cells["cell_id"].map(of_cell)).dropna(subset=["rho"])
-    if cells.empty:
-        return ""
-    middle = cells.groupby("lr")["rho"].median()
-    rates = style.ranks_to_draw(sorted(middle.index))
-    each = ", ".join(f"{middle[lr]:.2g} at {style.decimal(lr, powers=True)}" for lr in rates)
-    return f"Median ρ after the last step, on the training batch: {each}."
 
 
 @style.paper()
@@ -228,10 +136,7 @@ def _points(family: Family, tables: Tables) -> pd.DataFrame:
 
 
 def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
-    """One setting. A shorter run has a smaller open marker, without bars.
-
-    gids: ``curve|band|point|early <scaling> p=<p>``.
-    """
+    """One setting. A shorter run has a smaller open marker, without bars."""
     low, high = points["rho_low"].min() / MARGIN, points["rho_high"].max() * MARGIN
     rho = np.geomspace(low, high, 200)
     last = points["horizon"].max()
@@ -246,9 +151,7 @@ def _draw_exponents(ax: Axes, family: Family, points: pd.DataFrame) -> None:
         style.band(ax, rho, descent, output, colour, f"band {gid}", alpha=0.15)
         ax.plot(rho, descent, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
         ax.plot(rho, output, color=colour, linestyle=":", linewidth=0.8, gid=f"output {gid}")
-        style.label_end(
-            ax, float(rho[-1]), float(descent[-1]), f"${rule.letter}={rule.number:g}$", colour
-        )
+        style.label_end(ax, float(descent[-1]), f"${rule.letter}={rule.number:g}$", colour)
         for row in own.sort_values("horizon").to_dict("records"):
             x, y, is_last = row["rho"], row["exponent"], row["horizon"] == last
             if is_last:

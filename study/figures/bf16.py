@@ -81,7 +81,7 @@ def loss_in_bf16(tables: Tables) -> Figure:
                 one = {"rank": family.ranks[-1], "rule": rule, "lr": rate}
                 cells = family.cells[(family.cells[list(one)] == pd.Series(one)).all(axis=1)]
                 seeds.add(_draw_losses(ax, cells, losses))
-                ax.set_title(f"{style.name(rule)}, lr {style.decimal(rate, powers=True)}")
+                ax.set_title(f"{style.name(rule)}, lr {rate:g}")
             style.y_axis(panels, metric.label, f"({metric.unit})")
         for ax in panels:  # the lowest
             style.step_axis(ax, losses["step"].to_numpy())
@@ -127,7 +127,7 @@ def _settings(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> tuple[lis
 
 
 def _draw_points(ax: Axes, rows: pd.DataFrame, beside: list[Rule]) -> None:
-    """A point per layer and cell, in the shade of its rank. gids: ``points <rule> r=<rank>``."""
+    """A point per layer and cell, in the shade of its rank."""
     ax.plot([0, 1], [0, 1], color=style.FAINT, linestyle=style.DASHED, zorder=1, gid="expected")
     ranks = sorted(set(rows["rank"]))
     groups: Any = rows.groupby(["rule", "rank"])

@@ -74,7 +74,7 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
     options = {"ratio": ratio, "labels": labels, "sharey": False}
     page, grid = laws.panels(families, len(measures), more=2, **options)
     inches = page.get_figwidth() / len(measures) - 0.6
-    drawn: list[laws.Law] = []
+    drawn: list[laws.RankLaw] = []
     theory: set[str] = set()
     for panels, (family, step) in zip(grid, lines, strict=True):
         for ax, measure in zip(panels, measures, strict=True):
@@ -106,7 +106,7 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
 def _draw_theory(ax: Axes, family: Family, rows: pd.DataFrame, measure: str) -> dict[str, Line2D]:
     """The known distance after the first step, as the mean over layers of the log.
 
-    Returns its entry in a legend, if it is known. gid: ``known <measure>``.
+    Returns its entry in a legend, if it is known.
     """
     init = INITS.get(family.keys.get("init", DEFAULT_INIT))  # None for an imported adapter
     optimizer = OPTIMIZERS.get(family.keys.get("optimizer", ""))

@@ -1,5 +1,9 @@
-"""The final held-out loss of each run, by rule, rank and learning rate."""
+"""The final held-out loss: of each run, against the rank, and of adapters cut to lower ranks.
 
+Does rank help, or only the size of the steps? How much rank does a run need?
+"""
+
+import math
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -7,16 +11,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from study.analysis.losses import Tried, best_tried, common_rates
+from study.analysis import compared_losses
+from study.analysis.losses import INSIDE, Tried, best_tried, common_rates, fans, fixed_rate
 from study.figures import style
-from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
+from study.figures.selection import (
+    Absent,
+    Family,
+    Rule,
+    Tables,
+    families,
+    holding,
+    most_varied,
+    per_step,
+    rules_of,
+)
 from study.vocabulary.quantities import METRICS
+from study.vocabulary.scaling import RULES
 from study.vocabulary.statuses import BROKEN, DONE
 
 METRIC = METRICS["eval_loss"]
 LABEL = (f"final {METRIC.label}", f"({METRIC.unit})")
 """The y axis: quantity and unit."""
+MOST_RULES = 5
+FARTHEST_START = 3.0
+"""The loss before training is drawn if the y axis grows to at most this multiple for it."""
 ABOVE_START = 0.15
 """How far the y axis reaches above the loss before training, as a share of the best decrease."""
 
@@ -71,20 +91,18 @@ class Sweep(Family):
 def draw_line(
     ax: Axes,
     cells: pd.DataFrame,
-    by: str,
     top: float,
     name: str,
     who: str,
-    factor: float = 1.0,
     **look: Any,
 ) -> tuple["pd.Series[float]", bool]:
-    """The mean loss over seeds against ``factor`` times a column of ``cells``, where none diverged.
+    """The mean loss over seeds against the learning rate, where none diverged.
 
     A band shows the range over seeds, and ``name`` is at the end. Crosses are where a seed
     diverged, or the mean lies above the panel, whose highest loss is ``top``. Returns the means by
-    x, and whether there is any cross. gids: ``line|band|cross <who>``; ``label <name>``.
+    x, and whether there is any cross.
     """
-    loss = cells.assign(x=factor * cells[by]).groupby("x")["loss"]
+    loss = cells.groupby("lr")["loss"]
     means = loss.agg(["mean", "min", "max"])
     whole = loss.count() == loss.size()
     drawn, colour = means[whole], look["color"]
@@ -92,16 +110,13 @@ def draw_line(
     ax.plot(x, mean, gid=f"line {who}", **look, **style.DOTS)
     style.band(ax, x, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
     if len(x):
-        style.label_end(ax, float(x[-1]), min(float(mean.iloc[-1]), top), name, colour)
+        style.label_end(ax, min(float(mean.iloc[-1]), top), name, colour)
     lost = means.index[~whole | (means["mean"] > top)].to_numpy(float)
     return mean, style.crosses(ax, lost, colour, f"cross {who}")
 
 
-def sweeps(tables: Tables, *free: str) -> list[Sweep]:
-    """The settings of a study with the final held-out loss of their runs.
-
-    ``free``: the columns of ``cells`` that differ within a setting.
-    """
+def sweeps(tables: Tables) -> list[Sweep]:
+    """The settings of a study, learning rates aside, with the final held-out loss of their runs."""
     cells = tables.cells
     heldout = per_step(tables, "eval_loss") if len(cells) else pd.DataFrame()
     if heldout.empty:
@@ -111,8 +126,8 @@ def sweeps(tables: Tables, *free: str) -> list[Sweep]:
     final = last.loc[last["step"] > 0, "value"]
     first = heldout[heldout["step"] == 0].set_index("cell_id")["value"]
     found = []
-    for family in families(cells.drop(columns=[*free])):
-        own = family.cells.join(cells[[*free]].astype(float))
+    for family in families(cells.drop(columns="lr")):
+        own = family.cells.join(cells["lr"].astype(float))
         own = own[own["status"].isin(DONE)].astype({"cell_id": str})
         broken = own["status"].isin(BROKEN)
         own["loss"] = own["cell_id"].map(final).astype(float).where(~broken)
@@ -123,3 +138,174 @@ def sweeps(tables: Tables, *free: str) -> list[Sweep]:
     if not found:
         raise Absent("no finished run with a held-out loss after its first step")
     return found
+
+
+@style.paper()
+def loss_against_rank(tables: Tables) -> Figure:
+    """Final held-out loss against the rank: at one learning rate, at the best learning rate of each
+    rank, and at matched step size.
+
+    The one learning rate is the best at the lowest rank, over all rules: the one that tuning a
+    small adapter would choose. Matched: every rule has the learning rate at which its lazy step is
+    that of rsLoRA, with equal ``lr gamma`` under a sign-like optimizer and ``lr gamma^2`` under
+    SGD. Its loss is interpolated linearly in log lr. If the rules then agree, they differed by step
+    size alone.
+    """
+    every = [sweep for sweep in sweeps(tables) if len(sweep.finite_ranks) > 1]
+    if not every:
+        raise Absent("a loss against the rank needs runs at two ranks")
+    shown, left_out = most_varied(every, rules=MOST_RULES)
+    points_of = [_panels(sweep, tables) for sweep in shown]
+    columns = max(map(len, points_of))
+    ratio, above = 0.66 if columns < 3 else 0.9, 0.5 + 0.45 * len(shown)
+    page, grid = style.panels(shown, columns, ratio=ratio, above=above)
+    inches = page.get_figwidth() / columns - 0.5
+    beside = sorted({rule for sweep in shown for rule in sweep.rules[:MOST_RULES]})
+    for panels, sweep, drawn in zip(grid, shown, points_of, strict=True):
+        losses = pd.concat(drawn.values())["loss"]
+        low, high = losses.min(), losses.max()
+        is_near = max(high, sweep.start) - min(low, sweep.start) <= FARTHEST_START * (high - low)
+        cost = sweep.cells["cell_id"].map(fans(tables.probes)).dropna().unique()
+        mflop = [f"\n{6 * one / 1e6:.2g} MFLOP per token and unit of rank" for one in cost]
+        for ax, (heading, points) in style.each(panels, drawn.items()):
+            if is_near:
+                _draw_base(ax, sweep.start)
+            for rule in sweep.rules[:MOST_RULES]:
+                _draw_rule(ax, rule, beside, points[points["rule"] == rule])
+            style.rank_axis(ax, sweep.finite_ranks, inches)
+            ax.set_title(heading, loc="left")
+            ax.set_xlabel("rank $r$" + (mflop[0] if len(mflop) == 1 else ""))
+        style.y_axis(panels, *LABEL)
+    looks = {style.name(rule): style.look(rule, beside) for rule in beside}
+    style.legend(page, looks, columns=min(len(beside), 2 * columns))
+    every_point = pd.concat([points for drawn in points_of for points in drawn.values()])
+    seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
+    starts = sorted({f"{sweep.start:.2f}" for sweep in shown if np.isfinite(sweep.start)})
+    base = " to ".join(dict.fromkeys([*starts[:1], *starts[-1:]]))
+    return style.finish(
+        page,
+        f"Points: one per seed; lines: mean over {seeds} seeds."
+        if seeds > 1
+        else "Points: runs (one seed).",
+        "Open: the best rate is at an edge of the grid." if every_point["edge"].any() else "",
+        f"Base: the loss before training, {base}." if base else "",
+        "Dashed: infinite rank." if np.isinf(every_point["rank"]).any() else "",
+        left_out,
+    )
+
+
+def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
+    """By heading: the points (rule, rank, loss, edge) of a panel."""
+    fixed = fixed_rate(sweep.cells)
+    at_fixed = sweep.cells[sweep.cells["lr"] == fixed].assign(edge=False)
+    found = {f"learning rate {fixed:g}": at_fixed}
+    if len(sweep.rates) > 1:
+        best = []
+        groups: Any = sweep.cells.groupby(["rule", "rank"])
+        for (rule, rank), cells in groups:
+            tried = sweep.best(rule, rank, shared=True)
+            best.append(cells[cells["lr"] == tried.lr].assign(edge=tried.edge != INSIDE))
+        found["best learning rate of each rank"] = pd.concat(best)
+        own = tables.cells[tables.cells["cell_id"].isin(set(sweep.cells["cell_id"]))]
+        compared = compared_losses(own, tables.metrics)
+        compared = compared[(compared["how"] == "matched") & np.isfinite(compared["loss"])]
+        compared = compared.assign(rule=rules_of(compared), edge=False)
+        # The rate at which most points can be matched; among equals, the one with the lowest loss.
+        at_rate = [matched for _, matched in compared.groupby("lr")]
+        if at_rate:
+            matched = max(at_rate, key=lambda one: (len(one), -one["loss"].mean()))
+            rate = matched["lr"].iloc[0]
+            found[f"steps matched to {RULES['rslora'].label} at {rate:g}"] = matched
+    return {heading: points[np.isfinite(points["loss"])] for heading, points in found.items()}
+
+
+def _draw_base(ax: Axes, start: float) -> None:
+    """The loss before training."""
+    look: dict[str, Any] = {"color": style.FAINT, "linestyle": style.DASHED, "zorder": 1}
+    ax.axhline(start, linewidth=0.8, gid="base", **look)
+    look = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "top"}
+    ax.annotate("base", (0, start), (2, -2), color=style.FAINT, fontsize=7, **look)
+
+
+def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -> None:
+    """The points and the mean of one rule; infinite rank is a horizontal line."""
+    look, who = style.look(rule, beside), style.gid(rule)
+    colour = look["color"]
+    finite = points[np.isfinite(points["rank"])].sort_values("rank", kind="stable")
+    if finite.empty:
+        return
+    mean = finite.groupby("rank")["loss"].mean()
+    ax.plot(mean.index, mean, color=colour, gid=f"line {who}", zorder=2)
+    hollow = style.HOLLOW | look | {"zorder": 3}
+    at_edge = finite["edge"].astype(bool)
+    inner, outer = finite[~at_edge], finite[at_edge]
+    solid = hollow | {"markerfacecolor": colour}
+    ax.plot(inner["rank"], inner["loss"], gid=f"points {who}", **solid)
+    if len(outer):
+        ax.plot(outer["rank"], outer["loss"], gid=f"edge {who}", **hollow)
+    limit = points.loc[np.isinf(points["rank"]), "loss"]
+    if len(limit):
+        dashed = {"color": colour, "linestyle": "dashed", "linewidth": 0.8, "zorder": 1}
+        ax.axhline(limit.mean(), gid=f"limit {who}", **dashed)
+
+
+@style.paper()
+def truncated_losses(tables: Tables) -> Figure:
+    """Held-out loss after training, with every weight change cut to its k largest singular
+    directions, one line per trained rank.
+
+    A line ends with a large marker at the whole run, where k is its rank. The loss of the base
+    (k = 0) is much higher: it is in the text below the panels. Lines are means over seeds.
+    """
+    absent = "no truncations in the tables: train with probes.truncations=log"
+    rows = getattr(tables, "truncations", pd.DataFrame())
+    if len(rows) == 0:
+        raise Absent(absent)
+    rows = rows.astype({"cell_id": str})
+    cells = tables.cells[tables.cells["status"] == "complete"].astype({"cell_id": str})
+    cells = cells[cells["cell_id"].isin(set(rows["cell_id"]))].reset_index(drop=True)
+
+    def of_family(family: Family) -> pd.DataFrame:
+        return family.cells[["cell_id", "rule", "rank", "seed"]].merge(rows, on="cell_id")
+
+    shown, left_out = holding(cells, of_family, absent, rules=MOST_RULES)
+    columns = min(max(len(family.rules) for family in shown), MOST_RULES)
+    page, grid = style.panels(list(shown), columns, ratio=0.33 * max(columns, 2), sharex=True)
+    for row, (family, cut) in zip(grid, shown.items(), strict=True):
+        kept = sorted({k for k in cut["kept"] if 0 < k < math.inf})
+        for ax, rule in style.each(row, family.rules):
+            style.rank_axis(ax, kept, page.get_figwidth() / columns - 0.6)
+            ax.set_xlabel("rank $k$ of the cut $\\Delta W$")
+            _draw_cuts(ax, family, rule, cut[cut["rule"] == rule])
+            style.heading(ax, rule, columns)
+            ax.margins(y=0.15)  # room for labels above the markers, and right of the last one
+        row[0].set_xlim(right=2.5 * max(ax.dataLim.x1 for ax in row))
+        style.y_axis(row, METRIC.label, f"({METRIC.unit})")
+    seeds = max(family.cells["seed"].nunique() for family in shown)
+    base = sorted({f"{loss:.2f}" for loss in rows.loc[rows["kept"] == 0, "loss"]})
+    return style.finish(
+        page,
+        f"Lines: mean over {seeds} seeds." if seeds > 1 else "",
+        style.on_ranks(family.ranks for family in shown),
+        "Large: the whole run.",
+        f"Base ($k = 0$): {' to '.join(dict.fromkeys([base[0], base[-1]]))}." if base else "",
+        left_out,
+    )
+
+
+def _draw_cuts(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
+    """The lines of one rule, each labelled at its end."""
+    most = max((k for k in rows["kept"] if math.isfinite(k)), default=1.0)
+    for rank in style.ranks_to_draw(family.ranks):
+        loss = rows[(rows["rank"] == rank) & (rows["kept"] > 0)].groupby("kept")["loss"].mean()
+        if loss.empty:
+            continue
+        colour, name = style.shade(rule, rank, family.ranks), style.rank_name(rank)
+        who = f"{style.gid(rule)} r={name}"
+        kept = [min(k, 2 * most) for k in loss.index]  # infinite rank: right of all others
+        ax.plot(kept, loss, color=colour, gid=f"cut {who}", zorder=2, **style.DOTS)
+        look = style.LARGE | {"marker": style.rule_look(rule.scaling).marker, "color": colour}
+        ax.plot(kept[-1:], loss.iloc[-1:], gid=f"whole {who}", **look)
+        look = {"color": colour, "fontsize": 7, "gid": f"rank {name}"}
+        end = kept[-1], loss.iloc[-1]
+        ax.annotate(name, end, (3, 3), textcoords="offset points", **look)

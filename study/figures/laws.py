@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
-from pandas.api.types import is_numeric_dtype
 
 from study.analysis import fitted
+from study.analysis.grouping import CURVE_ID
 from study.analysis.verdicts import rows_of as pooled_rows_of
 from study.figures import style
 from study.figures.captions import sentence_on_ci
@@ -34,7 +34,7 @@ PER_LAYER = "one per seed, the mean over layers of the log; bars: 5th to 95th pe
 
 
 @dataclass(frozen=True)
-class Law:
+class RankLaw:
     """A statistic against the rank, for one rule at one step.
 
     - ``rank``, ``value``: one point per cell;
@@ -98,7 +98,7 @@ def panels(
 
 def laws(
     family: Family, series: pd.DataFrame, exponents: pd.DataFrame, step: int, **where: str
-) -> list[Law]:
+) -> list[RankLaw]:
     """The family's laws at ``step``, one per rule; ``where`` selects the fit.
 
     Cells of infinite rank are left out: they have no place on the axis.
@@ -115,13 +115,13 @@ def laws(
         fits = rows_of(exponents, family, rule, step=step, **(model | where))
         fit = fits.iloc[0] if len(fits) == 1 else None
         if len(points) or len(lost):
-            found.append(Law(rule, rank, value, lost["rank"].to_numpy(float), fit))
+            found.append(RankLaw(rule, rank, value, lost["rank"].to_numpy(float), fit))
     return found
 
 
 def layer_laws(
     family: Family, series: pd.DataFrame, exponents: pd.DataFrame, step: int, **where: str
-) -> list[Law]:
+) -> list[RankLaw]:
     """The laws of the mean over layers of the log statistic, each with its spread over layers."""
     cells = family.cells[["cell_id", "rule", "rank", "seed"]]
     logs = series[series["step"] == step].merge(cells[np.isfinite(cells["rank"])], on="cell_id")
@@ -144,17 +144,11 @@ def layer_laws(
 
 def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> pd.DataFrame:
     """The rows of ``exponents`` of this family and rule with the values ``where`` of columns."""
-    rows = exponents
-    keys = {**where, **rule.keys, **family.keys}
-    for name, value in keys.items():
-        if len(rows) and name in rows:
-            if pd.isna(value):
-                rows = rows[rows[name].isna()]
-            elif is_numeric_dtype(rows[name]):
-                rows = rows[np.isclose(rows[name], value, rtol=1e-9, atol=0)]
-            else:
-                rows = rows[rows[name] == value]
-    return rows
+    if exponents.empty:
+        return exponents
+    cells = family.cells[family.cells["rule"] == rule]
+    here = exponents[CURVE_ID].isin(set(cells[CURVE_ID]))
+    return exponents[np.logical_and.reduce([here, *(exponents[n] == v for n, v in where.items())])]
 
 
 def fits(
@@ -167,7 +161,7 @@ def fits(
 
 def draw(
     ax: Axes,
-    found: Sequence[Law],
+    found: Sequence[RankLaw],
     family: Family,
     heading: str,
     inches: float,
@@ -179,8 +173,6 @@ def draw(
 
     - ``curved``: rules whose predicted curve the caller draws in place of the straight line;
     - ``more``: further entries of the legend.
-
-    gids: ``points|line|band|theory|spread|lost <scaling> p=<p>``.
     """
     entries: dict[str, Any] = {}
     is_short = inches < NARROW
@@ -201,7 +193,7 @@ def draw(
     style.legend_above(ax, list(entries.values()), list(entries), heading)
 
 
-def _draw_points(ax: Axes, law: Law, look: Mapping[str, Any], shift: float) -> list[Line2D]:
+def _draw_points(ax: Axes, law: RankLaw, look: Mapping[str, Any], shift: float) -> list[Line2D]:
     """A hollow marker per cell, and a bar per rank for the spread over layers.
 
     A diverged cell has no value: its cross is at the bottom. ``shift``: by points on the page, not
@@ -224,7 +216,7 @@ def _draw_points(ax: Axes, law: Law, look: Mapping[str, Any], shift: float) -> l
     return ax.plot(law.rank, law.value, zorder=4, gid=f"points {who}", **hollow)
 
 
-def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D]:
+def _draw_fit(ax: Axes, law: RankLaw, colour: Any, *, straight: bool) -> list[Line2D]:
     """The fitted line with its band and, if ``straight``, the predicted line as dots upon it."""
     if law.fit is None:
         return []
@@ -239,7 +231,7 @@ def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D
     return ax.plot(along, middle, color=colour, linestyle=dashes, zorder=3, gid=f"line {who}")
 
 
-def _legend_text(law: Law, digits: int, *, short: bool) -> str:
+def _legend_text(law: RankLaw, digits: int, *, short: bool) -> str:
     """``LoRA  −0.50 [−0.52, −0.48], theory −0.50``.
 
     ``short``: the prediction in parentheses, and a rule without a fixed p is ``p = 0.75``.
@@ -258,7 +250,7 @@ def _legend_text(law: Law, digits: int, *, short: bool) -> str:
 
 
 def fine_print(
-    drawn: Sequence[Law],
+    drawn: Sequence[RankLaw],
     points: str = "one per seed",
     *,
     straight: bool = True,

@@ -99,7 +99,7 @@ def _maps(
 
 
 def _draw(ax: Axes, rule: Rule, layers: pd.DataFrame, colours: Normalize) -> None:
-    """The map of one rule. gids: ``map <rule>``, ``hatched <rule> <kind> <block>``."""
+    """The map of one rule."""
     kinds = tiles(ax, layers, "exponent", COLOURS, colours, f"map {style.gid(rule)}")
     for layer in layers[~layers["sure"]].to_dict("records"):
         who = f"hatched {style.gid(rule)} {layer['kind']} {layer['block']}"

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Curve:
+class Course:
     """One rule at one rank: the mean over its complete cells, or one cell that is not complete.
 
     A broken cell (diverged or stuck) with fewer than two values is a point at infinity, at the step
@@ -126,7 +126,7 @@ def _over_training(
     held = cells_of(cells, rows[0].series, what)["cell_id"]
     cells = cells[cells["cell_id"].isin(held) | cells["status"].isin(BROKEN)]
 
-    def of_family(family: Family) -> list[list[Curve]]:
+    def of_family(family: Family) -> list[list[Course]]:
         found = [_curves(family, row.series, log=row.geometric) for row in rows]
         return found if any(curve.has_line for one in found for curve in one) else []
 
@@ -168,7 +168,7 @@ def _over_training(
     )
 
 
-def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
+def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Course]:
     """The family's curves of a (cell_id, step, value) series; with ``log`` the mean is geometric.
 
     A cell that is not complete has its own curve, because a mean would jump where it ends.
@@ -190,28 +190,27 @@ def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
             elif cell.status in BROKEN:
                 at, beyond = np.array([cell.end]), np.array([np.inf])
                 numbers = (at, beyond, beyond, beyond)
-                found.append(Curve(rule, rank, *numbers, 1, str(cell.status)))
+                found.append(Course(rule, rank, *numbers, 1, str(cell.status)))
     return found
 
 
-def _averaged(rule: Rule, rank: float, wide: pd.DataFrame, status: str, log: bool) -> Curve:
+def _averaged(rule: Rule, rank: float, wide: pd.DataFrame, status: str, log: bool) -> Course:
     values = np.log(wide.to_numpy(float)) if log else wide.to_numpy(float)
     lines = [values.mean(axis=1), values.min(axis=1), values.max(axis=1)]
     mean, low, high = map(np.exp, lines) if log else lines
-    return Curve(rule, rank, wide.index.to_numpy(), mean, low, high, values.shape[1], status)
+    return Course(rule, rank, wide.index.to_numpy(), mean, low, high, values.shape[1], status)
 
 
 def _draw(
-    ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[float, float]
+    ax: Axes, found: Sequence[Course], ranks: Sequence[float], reach: tuple[float, float]
 ) -> None:
     """The curves of a rule in the shades of their ranks, each labelled with its rank.
 
     Around a curve: its range over the seeds. Curves that are not complete are thinner. The curve of
     a broken cell ends in a cross, at the edge of the range ``reach`` if it lies outside.
-    gids: ``curve|band|cross <scaling> p=<p> r=<rank> <status>``; ``label <rank>``.
     """
     dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
-    last: dict[float, Curve] = {}  # by rank: the longest, if none is complete
+    last: dict[float, Course] = {}  # by rank: the longest, if none is complete
     for curve in sorted(found, key=lambda c: (not c.complete, c.rank, -c.step[-1])):
         colour = style.shade(curve.rule, curve.rank, ranks)
         if curve.cells > 1:
@@ -231,10 +230,10 @@ def _draw(
         if rank in ranks:
             y = float(np.clip(curve.value[-1], *reach))
             colour = style.shade(curve.rule, rank, ranks)
-            style.label_end(ax, float(curve.step[-1]), y, style.rank_name(rank), colour)
+            style.label_end(ax, y, style.rank_name(rank), colour)
 
 
-def _limits(found: Sequence[Curve], *, log: bool) -> tuple[float, float]:
+def _limits(found: Sequence[Course], *, log: bool) -> tuple[float, float]:
     """The y range: that of the complete curves, plus up to half of it for the other curves."""
     found = [curve for curve in found if curve.has_line]
     if not found:
@@ -254,7 +253,7 @@ def _limits(found: Sequence[Curve], *, log: bool) -> tuple[float, float]:
     return (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
 
 
-def _fine_print(drawn: Sequence[Curve], mean: str) -> list[str]:
+def _fine_print(drawn: Sequence[Course], mean: str) -> list[str]:
     """What lines, bands and crosses mean. ``drawn``: the curves of all ranks."""
     complete = [curve for curve in drawn if curve.complete]
     seeds = {curve.cells for curve in complete}

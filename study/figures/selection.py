@@ -125,7 +125,7 @@ def families(cells: pd.DataFrame) -> list[Family]:
     rules = rules_of(labels)
     columns = [str(name) for name in cells if name in labels and name not in RULE]
     words = labels.select_dtypes("category").astype(object)
-    cells = cells.assign(rule=rules, **words)
+    cells = cells.assign(rule=rules, **words)  # and the id of their curve
     varying = [c for c in columns if cells[c].nunique(dropna=False) > 1]
     groups = [cells]
     if varying:

@@ -3,14 +3,11 @@
 Page and font sizes are those of tueplots for ICML's two columns. The fonts (STIX, a Times) ship
 with matplotlib, so a figure looks the same on every machine and needs no LaTeX.
 
-A rule has a hue and a marker. Within a rule the lightness falls with the logarithm of the rank,
-equally for every rule: in a grey print the lightness still shows the rank, and the marker or the
-panel shows the rule. The hues of LoRA, rsLoRA and the power rule stay apart under deuteranopia,
-protanopia and tritanopia.
+A rule has a marker and one of matplotlib's sequential colour maps, which is darker at a higher
+rank: in a grey print the lightness still shows the rank, and the marker or the panel the rule.
 
-Lines are labelled at their ends, in their colours, instead of in a legend. The labels form a column
-on the right of their panel. The axis is extended for them, and its line ends with the data.
-:func:`finish` places them, because their places depend on the layout.
+Lines are labelled in a column right of their panel, in their colours, instead of in a legend.
+:func:`finish` keeps the labels apart, because their places depend on the layout.
 """
 
 import io
@@ -26,17 +23,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation, Text
 from matplotlib.ticker import (
-    FixedFormatter,
     FixedLocator,
     FuncFormatter,
-    Locator,
+    LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -203,7 +197,7 @@ def finish(drawn: Figure, *sentences: str) -> Figure:
     drawn.set_layout_engine(_layout())  # also if the figure was finished before
     drawn.draw_without_rendering()
     drawn.set_layout_engine("none")
-    _place_labels(drawn)
+    _keep_labels_apart(drawn)
     return drawn
 
 
@@ -282,22 +276,12 @@ class Look(NamedTuple):
     marker: str
 
 
-def _shades(*colours: Any) -> Colormap:
-    """A colour map through ``colours`` whose CIELAB lightness falls linearly, from 80 to 20."""
-    path = LinearSegmentedColormap.from_list("path", list(colours))(np.linspace(0, 1, 256))
-    rgb = path[:, :3]
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    lightness = 116 * np.cbrt(linear @ [0.2126729, 0.7151522, 0.0721750]) - 16
-    at = np.interp(np.linspace(80, 20, 33), lightness[::-1], np.arange(256)[::-1])
-    return LinearSegmentedColormap.from_list("shades", path[np.rint(at).astype(int)])
-
-
-LOOKS = (
-    Look(_shades(*matplotlib.colormaps["copper"](np.linspace(1.0, 0.1, 64))), "o"),
-    Look(_shades("#97e2cc", "#36b0a4", "#11788a", "#07303b"), "s"),
-    Look(_shades("#d9cdf9", "#9a78e0", "#6a3fc4", "#2c1268"), "^"),
-    Look(_shades("#b4ec3c", "#82ba06", "#6e7900", "#3a3a00"), "*"),
-    Look(_shades("#fdc5dd", "#fa5a9c", "#d91387", "#5a0340"), "X"),
+LOOKS = tuple(
+    Look(ListedColormap(matplotlib.colormaps[name](np.linspace(*part, 256))), marker)
+    for name, part, marker in (
+        *(("copper_r", (0.1, 0.9), "o"), ("GnBu", (0.5, 1.0), "s"), ("Purples", (0.4, 1.0), "^")),
+        *(("YlGn", (0.5, 1.0), "*"), ("RdPu", (0.4, 1.0), "X")),
+    )
 )
 """In the order of :data:`~study.vocabulary.scaling.RULES`, again from the start if there are more
 rules."""
@@ -390,8 +374,7 @@ def _on_white(rule: Rule, at: float) -> RGBA:
 
 TICK_INCHES = 0.3
 """Width of a four-digit tick label and a gap."""
-FEWEST_TICKS, MOST_TICKS = 3, 6
-"""Labelled ticks of a logarithmic axis."""
+FEWEST_TICKS = 3
 
 
 def y_axis(
@@ -405,7 +388,10 @@ def y_axis(
     if log:
         log_axis(panels)
     else:
-        panels[0].yaxis.set_major_locator(_round_ticks())
+        # Matplotlib's own default reads the size of labels from the rcParams at every draw.
+        panels[0].yaxis.set_major_locator(
+            MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=FEWEST_TICKS)
+        )
 
 
 def legend_above(ax: Axes, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:
@@ -459,49 +445,24 @@ def rank_axis(ax: Axes, ranks: Sequence[float], inches: float) -> None:
     ax.set_xlabel("rank $r$")
 
 
-def _round_ticks() -> MaxNLocator:
-    """About five round numbers.
-
-    Unlike matplotlib's default, it does not read the size of the labels from the rcParams at every
-    draw. Each axis needs its own locator.
-    """
-    return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=FEWEST_TICKS)
-
-
-def log_ticks(
-    axis: Axis, ends: tuple[float, float], minor: Sequence[float] | Locator | None = None
-) -> None:
-    """Label a logarithmic axis between ``ends``, with unlabelled ticks at ``minor``.
-
-    Labels are at powers of ten if there are three, else at more of each decade. An axis too short
-    for three of these has the ticks of a linear one. All are decimals or, if one would be long, all
-    have powers of ten.
-    """
+def log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
+    """Label a logarithmic axis: each decade or, if it is short, more of it."""
     low, high = ends
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for subs in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7)):
-        ticks = [sub * 10.0**power for power in powers for sub in subs]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= FEWEST_TICKS:
-            break
-    else:
-        ticks = [tick for tick in _round_ticks().tick_values(low, high) if low <= tick <= high]
-    ticks = ticks[:: math.ceil(len(ticks) / MOST_TICKS) or 1]
-    long = not all(map(_is_short, ticks))
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([decimal(tick, powers=long) for tick in ticks]))
-    axis.set_minor_locator(minor if isinstance(minor, Locator) else FixedLocator(minor or []))
-    axis.set_minor_formatter(NullFormatter())
+    decades = math.log10(high / low)
+    subs = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.3 else (1.0, 2.0, 5.0)
+    logs = LogLocator(subs=subs, numticks=7)
+    axis.set_major_locator(logs if decades > 0.6 else MaxNLocator(4))
+    short = low >= 1e-4 and high <= 1e4
+    powers = LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf))
+    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}") if short else powers)
+    axis.set_minor_locator(NullLocator())
 
 
 def log_axis(panels: Sequence[Axes] | np.ndarray) -> None:
-    """A logarithmic y axis, shared by ``panels``, whose limits stay."""
+    """A logarithmic y axis, shared by ``panels``."""
     for ax in panels:
         ax.set_yscale("log")
-    low, high = panels[0].get_ylim()
-    short = math.log10(high / low) < 6
-    minor = LogLocator(base=10, subs=range(2, 10), numticks=20) if short else None
-    log_ticks(panels[0].yaxis, (low, high), minor)
+    log_ticks(panels[0].yaxis, panels[0].get_ylim())
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
@@ -510,32 +471,11 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.set_xlabel("optimizer step")
     last = max(int(steps.max()), 1)
     if last <= 64 or np.median(np.unique(steps)) > last / 4:
-        whole = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, last)
-        ax.xaxis.set_major_locator(FixedLocator([step for step in whole if 0 <= step <= last]))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         return
     ax.set_xscale("symlog", linthresh=1, linscale=0.3)
-    ax.xaxis.set_major_locator(FixedLocator([0, *(10**k for k in range(len(str(last))))]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(-0.1, last * 1.15)
-
-
-def decimal(value: float, *, powers: bool | None = None) -> str:
-    """``0.003``, or with ``powers`` ``3 × 10⁻³`` as a formula; by default the shorter one."""
-    if not (powers if powers is not None else not _is_short(value)):
-        return f"{value:.6g}"
-    exponent = _exponent(value)
-    digits = round(value / 10**exponent, 6)
-    power = rf"10^{{{exponent}}}"
-    return f"${power}$" if digits == 1 else rf"${digits:g}\times {power}$"
-
-
-def _is_short(value: float) -> bool:
-    return -3 <= _exponent(value) <= 3
-
-
-def _exponent(value: float) -> int:
-    return math.floor(math.log10(value) + 1e-9)
 
 
 def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> bool:
@@ -555,8 +495,8 @@ MOST_LABELS = 6
 """More labels in a panel would need more shades than a reader can distinguish."""
 LABEL = "label "
 """The beginning of a label's gid."""
-LABEL_SIZE, LEADER = 7, 9
-"""Points: the size of the text, and the length of the line that leads to it."""
+LABEL_HEIGHT = 7.5
+"""Points between two labels."""
 
 
 def ranks_to_draw(ranks: Sequence[float], most: int = MOST_LABELS) -> list[float]:
@@ -582,66 +522,24 @@ def on_ranks(ranks: Iterable[Sequence[float]]) -> str:
     return f"Numbers at the lines: ranks{left_out}."
 
 
-def label_end(ax: Axes, x: float, y: float, text: str, colour: Any) -> None:
-    """Label the line of ``ax`` that ends at (x, y). gid: ``label <text>``."""
-    leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1.5}
-    label = ax.annotate(
-        text,
-        (x, y),
-        (1.0, y),
-        textcoords=("axes fraction", "data"),
-        color=colour,
-        fontsize=LABEL_SIZE,
-        va="center",
-        annotation_clip=False,
-        gid=LABEL + text,
-        arrowprops={**leader, "relpos": (0, 0.5)},
-    )
-    label.set_in_layout(False)
+def label_end(ax: Axes, y: float, text: str, colour: Any) -> None:
+    """Label the line of ``ax`` that ends at ``y``, right of the panel."""
+    place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 7}
+    ax.text(1.02, y, text, color=colour, gid=LABEL + text, **place)
 
 
-def _place_labels(page: Figure) -> None:
-    """Put the labels of every panel where they do not overlap. The layout must be fixed."""
-    labels: dict[Axes, list[Annotation]] = {}
-    found: list[Any] = page.findobj(lambda one: str(one.get_gid()).startswith(LABEL))
-    for text in found:
-        labels.setdefault(text.axes, []).append(text)
-    if not labels:
-        return
-    renderer: Any = FigureCanvasAgg(page).get_renderer()
-    # Of the texts alone: an annotation's own extent includes the line that leads to it.
-    boxes = [Text.get_window_extent(text, renderer) for one in labels.values() for text in one]
-    width, height = max(box.width for box in boxes), max(box.height for box in boxes)
-    ends = {}
-    for ax in labels:
-        beside = ax.get_shared_x_axes().get_siblings(ax)
-        ends[ax] = max(text.xy[0] for one in beside for text in labels.get(one, []))
-        _make_room(ax, float(ends[ax]), width + LEADER * page.dpi / 72)
-    for ax, texts in labels.items():
-        ax.spines["bottom"].set_bounds(ax.get_xlim()[0], ends[ax])
-        texts.sort(key=lambda text: text.xy[1])
-        wanted = np.array([ax.transData.transform(text.xy)[1] for text in texts])
-        low, high = ax.bbox.y0 + height / 2, ax.bbox.y1 - height / 2
-        for text, y in zip(texts, _spread(wanted, height, low, high), strict=True):
-            text.set_anncoords("axes fraction")
-            text.xyann = (1 - width / ax.bbox.width, float((y - ax.bbox.y0) / ax.bbox.height))
-
-
-def _make_room(ax: Axes, end: float, room: float) -> None:
-    """Extend the x axis until ``room`` pixels are right of ``end``, where the lines end."""
-    scale = ax.xaxis.get_transform()
-    left, right, end = (float(x) for x in scale.transform([*ax.get_xlim(), end]))
-    extended = left + (end - left) / (1 - room / ax.bbox.width)
-    # A panel that shares the axis may have made more room.
-    ax.set_xlim(right=float(scale.inverted().transform([max(extended, right)])[0]))
-
-
-def _spread(wanted: np.ndarray, apart: float, low: float, high: float) -> np.ndarray:
-    """The places nearest to the sorted places ``wanted``, at least ``apart`` from each other.
-
-    Between ``low`` and ``high``, unless they do not fit. Nearest in the sum of squares: an isotonic
-    regression of the places minus the space of their predecessors.
-    """
-    before = apart * np.arange(len(wanted))
-    free = isotonic_regression(wanted - before).x
-    return np.clip(free, low, max(low, high - before[-1])) + before
+def _keep_labels_apart(page: Figure) -> None:
+    """Move the labels of a panel, as little as possible, so that none is on another. The layout
+    must be fixed."""
+    for ax in page.findobj(Axes):
+        texts = [text for text in ax.texts if str(text.get_gid()).startswith(LABEL)]
+        if not texts:
+            continue
+        heights = ax.transData.transform([(0, text.get_position()[1]) for text in texts])[:, 1]
+        order = np.argsort(heights, kind="stable")
+        before = LABEL_HEIGHT * page.dpi / 72 * np.arange(len(texts))
+        free = isotonic_regression(heights[order] - before).x
+        top = max(ax.bbox.y0, ax.bbox.y1 - before[-1])
+        for place, y in zip(order, np.clip(free, ax.bbox.y0, top) + before, strict=True):
+            texts[place].set_transform(ax.transAxes)
+            texts[place].set_y((y - ax.bbox.y0) / ax.bbox.height)

@@ -172,10 +172,6 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
 
     With ``config.quant_bits``, block linears have that many bits (:mod:`study.models.quantised`).
     SmolLM2 in float32 takes about one second. torch's global random state is unchanged.
-
-    Raises :class:`StudyError` as :func:`study.models.describe` does, and for too little memory,
-    weights that do not fit the card or the model, NaN logits, and models that can't run as a
-    :class:`FrozenBase`.
     """
     if precision not in _DTYPES:
         raise unknown("precision", precision, PRECISIONS)
@@ -204,8 +200,7 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
 def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
     """Run two short sequences with the same first half, once whole and once in two parts.
 
-    ``relative``: the tolerance, relative to the largest logit. Raises :class:`StudyError` if the
-    logits of both ways differ, or if a token attends to a later one.
+    Their logits must agree within ``relative`` of the largest one.
     """
     model: Any = base.model
     family = f"model {base.card.name!r} ({type(model).__name__})"
@@ -263,10 +258,7 @@ def _separates_sequences(base: FrozenBase, relative: float) -> bool:
 
 
 def block_path(card: ModelCard) -> str:
-    """The path of a model's list of blocks.
-
-    Raises :class:`StudyError` if its linears are not all in one list.
-    """
+    """The path of a model's list of blocks."""
     place = first_block(card.linears)
     if place is None:
         raise StudyError(
@@ -277,7 +269,7 @@ def block_path(card: ModelCard) -> str:
 
 
 def blocks_of(base: FrozenBase) -> list[nn.Module]:
-    """The blocks of a base, in order. Raises :class:`StudyError` as :func:`block_path` does."""
+    """The blocks of a base, in order."""
     blocks: Any = base.model.get_submodule(block_path(base.card))
     return list(blocks)
 

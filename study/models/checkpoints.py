@@ -46,7 +46,7 @@ _SAMPLE = "Sample 1: é, 漢\n"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ModelFolder:
     """A model's folder, with config.json, a tokenizer and safetensors weights.
 
     - ``name``: in results. ``named``: in errors. ``where``: the argument of ``from_pretrained``;
@@ -78,8 +78,7 @@ class Checkpoint:
     def weight_files(self) -> list[Path]:
         """The safetensors files of the weights, in order; empty if the hub's are not yet fetched.
 
-        Takes milliseconds: only headers and lengths are checked. Raises :class:`StudyError` if a
-        file is missing or damaged, or if there is none.
+        Takes milliseconds: only headers and lengths are checked.
         """
         names = [SINGLE]
         if not (self.folder / SINGLE).is_file() and (self.folder / INDEX).is_file():
@@ -105,11 +104,7 @@ class Checkpoint:
         return files
 
     def config(self, quant_bits: int | None = None) -> Any:
-        """The model's configuration, a transformers ``PretrainedConfig``.
-
-        Raises :class:`StudyError` for a configuration that transformers can't read, that needs code
-        from the checkpoint, or whose quantisation is not that of bitsandbytes with ``quant_bits``.
-        """
+        """The model's configuration, a transformers ``PretrainedConfig``."""
         with failing(
             f"{self.named}: {CONFIG} can't be used",
             "give a causal language model that transformers supports",
@@ -125,10 +120,7 @@ class Checkpoint:
         return config
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The folder's tokenizer.
-
-        Raises :class:`StudyError` if there is none that the tokenizers library can run.
-        """
+        """The folder's tokenizer."""
         fix = "save its tokenizer.json in the same folder"
         with failing(f"{self.named} has no usable tokenizer", fix):
             tokenizer = AutoTokenizer.from_pretrained(
@@ -144,9 +136,7 @@ class Checkpoint:
         """The model on ``device`` with weights in ``dtype``. A hub model's weights are fetched.
 
         With ``quant_bits``, each weight of a block linear is quantised as it is read, so the dense
-        model is never in memory. Raises :class:`StudyError` if the weights don't fit the model, and
-        if files have other bits at the same size and time than when they were last hashed.
-        Hashing them again takes about 0.7 s per GB.
+        model is never in memory. Hashing them again takes about 0.7 s per GB.
         """
         if self.commit and not self.weight_files():
             _fetch(self.name, ["model*.safetensors", INDEX], self.commit)
@@ -199,11 +189,8 @@ def check_weights(file: Path, named: str) -> None:
             raise ValueError("it holds no tensor")
 
 
-def find(path: str) -> Checkpoint:
-    """The checkpoint that ``model.path`` names: a folder, or a model on the hub.
-
-    Raises :class:`StudyError` if there is neither.
-    """
+def find(path: str) -> ModelFolder:
+    """The checkpoint that ``model.path`` names: a folder, or a model on the hub."""
     named = f"model.path={short(path, 200)}"
     folder = Path(os.path.expanduser(path))
     commit = None
@@ -228,14 +215,14 @@ def find(path: str) -> Checkpoint:
             f"{named}: {CONFIG} has {found[1] or found[2]}, which loads other weights "
             "or code: remove the key"
         )
-    return Checkpoint(folder, path, named, path, commit)
+    return ModelFolder(folder, path, named, path, commit)
 
 
 @lru_cache
 def snapshot(name: str) -> Path:
     """The folder of the hub model ``name`` with its config and tokenizer, named by the commit.
 
-    Cached, so that a process uses one commit. Raises :class:`StudyError` if it can't be fetched.
+    Cached, so that a process uses one commit.
     """
     return _fetch(name, _SMALL_FILES)
 

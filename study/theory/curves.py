@@ -102,8 +102,6 @@ def curve(
     ``mean_abs`` and ``m4`` of activations share the curve of ``rms``, which assumes that entries
     are as Gaussian at rank 4 as at rank 4096. Sums of few products have heavier tails: this tilts
     the slope by about 0.01 at ranks from 4.
-
-    Raises :class:`StudyError` without a prediction, with the reason.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     prediction = predict(

@@ -35,23 +35,23 @@ NONE, WANDB = "none", "wandb"
 
 
 @dataclass(frozen=True)
-class Tracker:
+class TrackerRow:
     """``at_once``: whether one process can write several runs at a time."""
 
     label: str
     at_once: bool = False
 
 
-TRACKERS: dict[str, Tracker] = {
-    WANDB: Tracker("W&B", at_once=True),
-    "tensorboard": Tracker("TensorBoard", at_once=True),
-    "trackio": Tracker("Trackio"),
-    "mlflow": Tracker("MLflow"),
-    "comet_ml": Tracker("Comet"),
-    "aim": Tracker("Aim", at_once=True),
-    "clearml": Tracker("ClearML"),
-    "dvclive": Tracker("DVCLive"),
-    "swanlab": Tracker("SwanLab"),
+TRACKERS: dict[str, TrackerRow] = {
+    WANDB: TrackerRow("W&B", at_once=True),
+    "tensorboard": TrackerRow("TensorBoard", at_once=True),
+    "trackio": TrackerRow("Trackio"),
+    "mlflow": TrackerRow("MLflow"),
+    "comet_ml": TrackerRow("Comet"),
+    "aim": TrackerRow("Aim", at_once=True),
+    "clearml": TrackerRow("ClearML"),
+    "dvclive": TrackerRow("DVCLive"),
+    "swanlab": TrackerRow("SwanLab"),
 }
 """The choices of ``tracker=``: W&B, and those of ``accelerate.tracking``, by the name of their
 package, which accelerate uses too."""

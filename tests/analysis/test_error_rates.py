@@ -81,7 +81,7 @@ def assert_covers(covered: Any, what: str) -> None:
     ids=str,
 )
 def test_the_interval_of_a_slope_covers_19_times_in_20(changes: dict[str, Any]) -> None:
-    fit = lines(-0.5, studies=10_000, **changes)
+    fit = lines(-0.5, studies=2_000, **changes)
     assert_covers(np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope, str(changes))
 
 
@@ -89,7 +89,7 @@ def test_the_interval_of_a_slope_covers_19_times_in_20(changes: dict[str, Any]) 
 def test_ten_per_cent_of_the_cells_may_be_missing(seeds: int, decided: float, least: float) -> None:
     """Straight curves are covered as ever. Bent ones are covered less where a rank is left out,
     because half of the seeds lack it. A straight line is called bent in up to 10 %."""
-    how = {"studies": 3_000, "seeds": seeds, "missing": 0.1, "noise": 0.05}
+    how = {"studies": 2_000, "seeds": seeds, "missing": 0.1, "noise": 0.05}
     for bend in (0.0, 0.05):
         fit = lines(-0.5, tilt=0.02, bend=bend, **how)
         covered = np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope
@@ -104,9 +104,9 @@ def test_ten_per_cent_of_the_cells_may_be_missing(seeds: int, decided: float, le
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_skewed_seeds_are_covered_less_as_the_caveat_says(seeds: int) -> None:
     """Exponential slopes: 88 % instead of 95 %, and 11 % of the words *stable* at the margin."""
-    fit = lines(-0.5, studies=10_000, seeds=seeds, tilt=0.05, noise=0.005, skewed=True)
+    fit = lines(-0.5, studies=2_000, seeds=seeds, tilt=0.05, noise=0.005, skewed=True)
     share = (np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope).mean()
-    how = {"studies": 10_000, "seeds": seeds, "tilt": 0.3 * MARGIN, "noise": 1e-3}
+    how = {"studies": 2_000, "seeds": seeds, "tilt": 0.3 * MARGIN, "noise": 1e-3}
     stable = (words([MARGIN], skewed=True, **how) == "keeps its size").mean()
     assert 0.86 < share < 0.90
     assert 0.08 < stable < 0.13
@@ -310,7 +310,7 @@ def words(truth: Sequence[float], *, studies: int, **how: Any) -> np.ndarray:
     else:
         asked = [("A", f"stat{n}", "all", "mean_log", 3) for n in range(rows)]
     places = pd.DataFrame(asked * studies, columns=keys, index=table.index)
-    places.insert(0, "lr", np.repeat(np.arange(studies), rows))  # a curve of its own
+    places.insert(0, "curve_id", np.repeat(np.arange(studies), rows))  # a curve of its own
     table = pd.concat([places, table], axis=1)
     found = with_verdicts(table)
     assert (found["primary"] == (rows <= 5)).all()
@@ -333,7 +333,7 @@ def test_a_family_rarely_has_a_false_word(name: str, tilt: float, seeds: int, ro
     """``tilt``: the error of a seed's slope in margins."""
     slopes, claims = FALSE[name]
     truth = MARGIN * np.resize(slopes, rows)
-    found = words(truth, studies=20_000 // rows, seeds=seeds, tilt=tilt * MARGIN, noise=1e-3)
+    found = words(truth, studies=10_000 // rows, seeds=seeds, tilt=tilt * MARGIN, noise=1e-3)
     per_family = np.isin(found, claims).any(axis=1).mean()
     assert per_family < 0.05
     if name == "flat":
@@ -343,10 +343,10 @@ def test_a_family_rarely_has_a_false_word(name: str, tilt: float, seeds: int, ro
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> None:
-    fit = lines(0.3, studies=10_000, seeds=seeds, noise=0.05)
+    fit = lines(0.3, studies=2_000, seeds=seeds, noise=0.05)
     table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
     table = table.rename(columns={"slope": "exponent"})
-    place = {"lr": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
+    place = {"curve_id": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
     place |= {"kind": "all", "layer": "mean_log", "step": 0}
     table = pd.concat([pd.DataFrame(place), table], axis=1)
     false = with_verdicts(table)["bent"].mean()

@@ -157,6 +157,7 @@ def test_task_scores_are_means_over_seeds_at_the_best_rate_of_a_rank() -> None:
     metrics = metrics.assign(exact_match=np.where(metrics["step"] == 0, 0.25, 0.625))
     scores = task_scores(cells, metrics)
     assert len(scores) == 4
+    assert "curve_id" not in scores, "a report would name it as a setting"
     assert set(scores["lr"]) == {1e-3}
     assert set(scores["rates"]) == {2}
     row = scores[(scores["scaling"] == "rslora") & (scores["rank"] == 8)].iloc[0]

@@ -14,7 +14,7 @@ from study.vocabulary.quantities import PRIMARY
 MARGIN = math.log(1.5) / math.log(1024 / 4)
 
 
-PLACE = {"scaling": "lora", "site": "adapter_grad", "stat": "norm", "batch": "train", "step": 0}
+PLACE = {"curve_id": "lora", "site": "adapter_grad", "stat": "norm", "batch": "train", "step": 0}
 PLACE |= {"kind": "model", "layer": "model", "rank_min": 4.0, "rank_max": 1024.0}
 
 

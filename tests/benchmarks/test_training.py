@@ -18,7 +18,7 @@ def bench(study_cli: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_four_ways_are_timed_and_summarised(bench: Callable[..., Any], tmp_path: Path) -> None:
-    """``make gpu-rehearsal`` has the other data and the suite ``folds``."""
+    """``make gpu-rehearsal`` has the other data."""
     options = ["--ranks=2", "--data=pydoc", "--tokens=512"]
     ran = bench("sweep", *options)
     assert ran.code == 0, ran.err

@@ -16,6 +16,8 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from study.figures import style
+
 Named = tuple[str, Any, Bbox]
 """What has a box: in words, its owner, and the box."""
 
@@ -40,7 +42,9 @@ def text_outside(figure: Figure, texts: list[Named], renderer: Any) -> list[str]
     found = [f"{name} off the page" for name, _, box in texts if not _within(box, page)]
     for ax in _axes(figure):
         panel = ax.get_window_extent(renderer).padded(1)
-        inside = [(text, _glyphs(text, renderer)) for text in _shown(ax.texts)]
+        beside = [text for text in ax.texts if str(text.get_gid()).startswith(style.LABEL)]
+        shown = [text for text in _shown(ax.texts) if text not in beside]
+        inside = [(text, _glyphs(text, renderer)) for text in shown]
         off = [text for text, box in inside if not _within(box, panel)]
         found += [f"{text.get_text()!r} outside of its panel" for text in off]
     return found

@@ -93,7 +93,6 @@ RICH: tuple[Callable[[], SimpleNamespace], ...] = (
     distant,
 )
 OF_ONE_FIGURE = {
-    "loss_against_alpha": test_losses.products,
     "rate_exponent_vs_rho": test_rate_exponents.study,
     **dict.fromkeys(("loss_in_bf16", "lost_in_bf16"), test_bf16.in_bf16),
 }

@@ -11,15 +11,12 @@ import pandas as pd
 import pytest
 
 from study.figures import Absent
-from study.figures.against_rate import learning_rate_basins, loss_against_alpha
-from study.figures.loss_by_rank import loss_against_rank
-from study.figures.truncated import truncated_losses
-from tests.figures.checklist import problems
+from study.figures.against_rate import learning_rate_basins
+from study.figures.final_loss import loss_against_rank, truncated_losses
 from tests.figures.conftest import artists, only, panels, rows, said
 
 RATES, RANKS = (1e-5, 1e-4, 1e-3, 1e-2), (4, 64, 1024)
 P = {"lora": 1.0, "rslora": 0.5}
-PRODUCTS, ALPHAS = (5e-4, 2e-3, 8e-3), (16.0, 64.0, 256.0, 1024.0)
 
 
 def study(
@@ -57,26 +54,6 @@ def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, loss=None, **more: Any
         for scaling, rank, lr, seed in itertools.product(P, ranks, rates, (0, 1))
     ]
     return study(cells, loss or parabola, **more)
-
-
-def products() -> SimpleNamespace:
-    """The best product of alpha and rate is 0.128; the loss there grows with the rate."""
-    cells = [
-        {"optimizer": "adamw", "scaling": "lora", "rank": float(rank), "alpha": alpha}
-        | {"lr": lr, "gamma": alpha / rank, "seed": seed}
-        for rank, lr, alpha, seed in itertools.product((4, 256), PRODUCTS, ALPHAS, (0, 1))
-    ]
-
-    def loss(cell: dict[str, Any]) -> float:
-        off = np.log(cell["alpha"] * cell["lr"] / 0.128)
-        return 3.0 + 30 * cell["lr"] + 0.05 * off**2 + 0.02 * cell["seed"]
-
-    tables = study(cells, loss)
-    layers = pd.DataFrame({"layer": ["a", "b", "c"], "block": range(3), "size": [0.5, 1.0, 4.0]})
-    rho = tables.cells[["cell_id", "lr"]].merge(layers, how="cross")
-    rho = rho.assign(rho=300 * rho["lr"] * rho["size"], step=10, site="A", batch="train", kind="q")
-    tables.probes = rho.drop(columns=["lr", "size"])
-    return tables
 
 
 def final(tables, **where) -> pd.DataFrame:
@@ -153,19 +130,6 @@ def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: 
 
 
 # alpha
-
-
-def test_a_line_per_rate_shows_means_over_seeds_at_its_products() -> None:
-    figure = loss_against_alpha(products())
-    line = only(figure, "line lr=0.002 r=4")
-    at = np.array(ALPHAS) * 2e-3
-    np.testing.assert_allclose(line.get_xdata(), at)
-    np.testing.assert_allclose(line.get_ydata(), 3.06 + 0.05 * np.log(at / 0.128) ** 2 + 0.01)
-    for lr, rank in itertools.product(PRODUCTS, (4, 256)):
-        best = only(figure, f"best lr={lr:g} r={rank}")
-        assert best.get_xydata()[0] == pytest.approx([0.128, 3.01 + 30 * lr])
-    assert "Median ρ after the last step, on the training batch: 0.15 at" in said(figure)
-    assert problems(figure) == []
 
 
 # truncations

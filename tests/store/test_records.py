@@ -15,7 +15,7 @@ from study.errors import StudyError
 from study.store import cell_folders, find_cell, is_done, load_cells, load_records, read_cell
 from study.store.records import FORMAT, record_hash
 from study.vocabulary.statuses import STATUSES
-from tests.store.small_cells import CONFIG, RECORD, complete, flip
+from tests.store.small_cells import CONFIG, complete, flip
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
@@ -129,12 +129,6 @@ def test_a_complete_cell_without_its_adapter_is_not_done(folder: Path) -> None:
     assert is_done(folder, with_adapter=True)
     (folder / "adapter" / "weights").write_bytes(b"ac")
     assert not is_done(folder, with_adapter=True)
-
-
-def test_gamma_is_that_of_the_rule(tmp_path: Path) -> None:
-    adapter = CONFIG["adapter"] | {"scaling": "crossover", "exponent": None, "crossover": 40.0}
-    complete(tmp_path, record=RECORD | {"config": CONFIG | {"adapter": adapter}})
-    assert load_cells(tmp_path)["gamma"].iloc[0] == pytest.approx(16 / math.sqrt(8 * 48))
 
 
 CHANGES = {
