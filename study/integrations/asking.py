@@ -8,9 +8,10 @@ multiple whose changes, with minus without the adapter, fit the server's best in
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def ask(
         raise StudyError(f"{folder} changes nothing (B = 0): give a trained adapter")
     server, source = Server(url, served, remote), base_of(base)
     with failing("--url needs PEFT", install("peft")):
-        from peft import PeftModel
+        from peft import PeftModel, helpers
     loaded = source.load(torch.device("cpu"), torch.float32, None)
     with failing(f"{folder} is not for {base}", "give its base with --base"):
         model = PeftModel.from_pretrained(loaded, folder).eval()
@@ -168,7 +169,8 @@ def ask(
     other = f"{url} serves another model than {base}"
     if max(map(max, without + adapted)) >= model.get_input_embeddings().num_embeddings:
         raise StudyError(f"{other}: it has more tokens")
-    found = fit(model, prompts, without, adapted)
+    scaled = partial(helpers.rescale_adapter_scale, model)
+    found = fit(model, scaled, prompts, without, adapted)
     if not found.offset < OTHER_MODEL:
         raise StudyError(f"{other}: their log-probabilities differ by {found.offset:.3g} nats")
     return found
@@ -182,17 +184,18 @@ def drawn(model: Any) -> np.ndarray:
 
 Answers = list[dict[int, float]]
 """Log-probabilities by prompt and token."""
+Scaled = Callable[[float], AbstractContextManager[None]]
+"""A context in which the adapter is multiplied by a factor."""
 
 
-def fit(model: Any, prompts: np.ndarray, without: Answers, adapted: Answers) -> Fit:
+def fit(model: Any, scaled: Scaled, prompts: np.ndarray, without: Answers, adapted: Answers) -> Fit:
     """The prompts are the sample of the interval, because errors of the tokens after one prompt are
     correlated."""
-    from peft.helpers import rescale_adapter_scale
 
     @cache
     @torch.no_grad()
     def local(factor: float) -> np.ndarray:
-        with rescale_adapter_scale(model, factor):
+        with scaled(factor):
             logits = model(torch.as_tensor(prompts)).logits[:, -1]
         return logits.double().log_softmax(-1).numpy()
 
