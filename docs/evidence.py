@@ -31,6 +31,7 @@ def text() -> str:
     found["width"] = {name: law.width(table) for name, table in law.test().items()}
     found["rows"] = {"rates": len(rows), "studies": rows["source"].nunique()}
     found["rows"]["models"] = rows["model"].nunique()
+    found["optimizers"] = sorted({*rows["optimizer"], "adam"})  # Adam without decay is AdamW
     found |= {"gains": [*map(gain, GAINS)], "bf16": bf16_sizes()}
     short = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.4g}"))
     return "{" + ",\n".join(f'"{key}": {json.dumps(part)}' for key, part in short.items()) + "}\n"

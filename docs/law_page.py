@@ -19,7 +19,7 @@ MEANINGS = {
     "size": "the power of the size of the model",
     "batch": "the power of the batch",
     "decay": "a schedule that decays",
-    "muon": "Muon instead of Adam",
+    "spectral": "Muon instead of Adam",
     "c": "log c at 256 steps",
     "c_steps": "the power of the steps in c",
     "rho": "log(k ρ / η) at 256 steps, a billion weights",
@@ -29,7 +29,7 @@ MEANINGS = {
 DATA = {
     "batch": "no study varies it",
     "decay": "between studies",
-    "muon": "one study of 8 steps",
+    "spectral": "one study of 8 steps",
     "size": "between models",
 }
 TRIED: dict[str, law.Held] = {

@@ -19,8 +19,8 @@ from study.analysis.losses import INSIDE
 from study.theory import family
 from study.theory.rounding import swallowed
 
-HAVE_RATES, USUAL_RATE = ("adam", "adamw", "muon"), 3e-4
-"""The optimizers whose best rates were measured, and a rate for a run of another one."""
+USUAL_RATE = 3e-4
+"""Of a run with an optimizer whose best rates were not measured."""
 SIZE_SD = 1.5
 """Of the log of the size of an unknown model."""
 WIDE = 1.645
@@ -55,7 +55,8 @@ class Advice:
 Known = Mapping[str, Any]
 """``law``: coefficients with their standard deviations. ``spread``: of coefficients between models
 and studies, and ``scatter``, of a single rate. ``width``: by which intervals are widened, so that
-90 % hold in the test. ``models``: levels of models by name."""
+90 % hold in the test. ``models``: levels of models by name. ``optimizers``: those with measured
+rates."""
 
 
 def _interval(
@@ -105,7 +106,7 @@ def advise(old: Setting, new: Setting, own: pd.DataFrame | None = None) -> list[
             value = float(np.average(values, weights=halves**-2))
             found.append(Advice(_span(value, halves.min()), "studies"))
     can_move = (old.model, old.optimizer) == (new.model, new.optimizer)
-    has_law = new.optimizer in HAVE_RATES
+    has_law = new.optimizer in known["optimizers"]
     if can_move and (old.lr is not None or not has_law):
         lr = old.lr or USUAL_RATE
         rate = Span(lr, lr, lr)

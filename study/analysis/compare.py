@@ -13,7 +13,7 @@ from scipy import stats
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
-    HASH_OF,
+    FOLLOWS,
     NOT_A_CURVE,
     RULE,
     curve_columns,
@@ -86,7 +86,7 @@ def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
     kept = [column for column in kept if all(column in one for one in cells.values())]
     texts = {column: [_values_text(one[column]) for one in cells.values()] for column in kept}
     texts = {c: t for c, t in texts.items() if len(set(t)) > 1}
-    rows = [[c, *t] for c, t in texts.items() if not set(HASH_OF.get(c, ())) & texts.keys()]
+    rows = [[c, *t] for c, t in texts.items() if not set(FOLLOWS.get(c, ())) & texts.keys()]
     return pd.DataFrame(rows, columns=["setting", *cells])
 
 

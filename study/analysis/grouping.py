@@ -40,12 +40,14 @@ CURVE_FIRST = (
 CURVE_ID = "curve_id"
 """A text, equal for the cells of one curve and for its rows in all tables."""
 
-HASH_OF = {
+FOLLOWS = {
     "model_sha256": ("model", "width"),
     "tokenizer_sha256": ("model",),
     "data_sha256": ("data",),
+    "warmup": ("steps",),
 }
-"""For each hash, the columns that name its source."""
+"""For a hash, the columns that name its source; for a warm-up, which may be a share of the steps,
+their number."""
 
 
 def curve_columns(table: pd.DataFrame) -> list[str]:
@@ -58,7 +60,7 @@ def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     """The ``columns`` that a label must name to separate the curves of ``rows``.
 
     Optimizer and rule are left out, because labels always name both. So are columns that are
-    constant within an optimizer, such as eps, and hashes that are constant within a name.
+    constant within an optimizer, such as eps, and what is constant within :data:`FOLLOWS`.
     """
 
     def varies(column: str, *within: str) -> bool:
@@ -74,7 +76,7 @@ def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
         for name in columns
         if name not in ("optimizer", *RULE)
         and varies(name, "optimizer")
-        and varies(name, *HASH_OF.get(name, ()))
+        and varies(name, *FOLLOWS.get(name, ()))
     ]
 
 

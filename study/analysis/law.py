@@ -32,8 +32,8 @@ OF_SGD = 6.0
 """``1 + r_align``, which is c under SGD."""
 
 Law = Mapping[str, float]
-"""``base``, ``steps``, ``size``, ``batch``, ``decay`` and ``muon`` of the level; log ``c`` and its
-slope ``c_steps``; ``rho``, which is ``log(k rho / lr)``, and its slopes."""
+"""``base``, ``steps``, ``size``, ``batch``, ``decay`` and ``spectral`` of the level; log ``c`` and
+its slope ``c_steps``; ``rho``, which is ``log(k rho / lr)``, and its slopes."""
 Facts = Mapping[str, Any]
 """What the law reads of a run (:meth:`Setting.facts`): numbers, or the columns of many runs."""
 
@@ -90,7 +90,7 @@ class Setting:
             "size": self.size or USUAL_SIZE,
             "batch": self.batch or BATCH,
             "decay": float(self.schedule != "constant"),
-            "muon": float(kind == "spectral"),
+            "spectral": float(kind == "spectral"),
             "linear": float(kind == "linear"),
         }
 
@@ -106,7 +106,7 @@ def level(law: Law, run: Facts) -> Any:
     """The level, up to that of the model and the study."""
     logs = {"steps": STEPS, "size": SIZE, "batch": BATCH}
     found = law["base"] + sum(law[name] * np.log(run[name] / at) for name, at in logs.items())
-    return found + law["decay"] * run["decay"] + law["muon"] * run["muon"]
+    return found + law["decay"] * run["decay"] + law["spectral"] * run["spectral"]
 
 
 def log_move(law: Law, run: Facts) -> Any:
@@ -115,7 +115,7 @@ def log_move(law: Law, run: Facts) -> Any:
     c = np.exp(law["c"] + law["c_steps"] * np.log(run["steps"] / STEPS))
     sign, linear = (np.log(r * (r + each)) / 2 for each in (c, OF_SGD))
     sign = np.where(run["linear"], log_gamma + linear, sign)
-    return log_gamma + np.where(run["muon"], 0.0, sign)
+    return log_gamma + np.where(run["spectral"], 0.0, sign)
 
 
 def log_motion(law: Law, run: Facts) -> Any:
