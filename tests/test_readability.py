@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_374,
-    "study/analysis": 4_404,
+    "study/analysis": 4_407,
     "study/cli": 1_488,
     "study/config": 1_543,
     "study/dashboard": 964,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 558,
     "study/training": 1_772,
     "study/vocabulary": 1_073,
-    "study": 31_946,
+    "study": 31_949,
     "tests": 22_830,
     "benchmarks": 1_653,
-    "docs": 2_774,
+    "docs": 2_775,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
