@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from study.analysis import with_derived
@@ -46,6 +47,9 @@ class Study:
         tables = load_measured(folder)
         lost = set(every["cell_id"]) - set(tables.cells["cell_id"]) - set(unreadable)
         unreadable |= dict.fromkeys(sorted(lost), f"a table is damaged: run study check {folder}")
+        ranks = tables.cells["rank"]
+        if ranks[np.isfinite(ranks)].nunique() < 2:
+            return cls(name, tables, unreadable, "No answer yet: two ranks are needed.")
         try:
             tables = with_derived(tables)
         except StudyError as error:

@@ -63,7 +63,7 @@ def test_a_running_cell_shows_what_it_has(tmp_path: Path) -> None:
     [cell] = page["cells"]
     assert (cell["status"], cell["steps_done"], cell["probed"]) == ("running", 3, 2)
     assert cell["curves"]["loss"] == {"step": [0, 3], "value": pytest.approx([2.0, 1.7])}
-    assert "So far 0 of 1 cells are done." in page["report"]
+    assert page["report"] == "No answer yet: two ranks are needed."
     writer.close("failed", error="x")
 
 
