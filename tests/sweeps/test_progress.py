@@ -125,6 +125,6 @@ def test_the_first_seed_gives_a_first_answer(
     said = study_cli(*line, "seed=7,3").err.splitlines()
     [told] = [i for i, text in enumerate(said) if "first answer, of one seed (3)" in text]
     assert "LoRA" in said[told + 1]
-    assert "rank 4 against rank 2" in said[told + 1]
+    assert "Rank 4 against rank 2" in said[told + 1]
     assert sum(" of 4 cells done" in text for text in said[told:]) == 2
     assert "first answer" not in study_cli(*line, "seed=5").err

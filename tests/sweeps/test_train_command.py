@@ -149,7 +149,10 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(
         pairs = zip(record["expects"], stated, strict=True)
         assert [{key: one[key] for key in about} for one, about in pairs] == stated
     assert study_cli("report", "results/mine").code == 0
-    assert "## Expected and measured" in (tmp_path / "results/mine/report.md").read_text()
+    assert (
+        "What was expected, and what was measured?"
+        in (tmp_path / "results/mine/report.md").read_text()
+    )
 
 
 def test_help_and_config(study_cli: Cli) -> None:
