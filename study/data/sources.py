@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from study.config import CONTEXT, DataConfig
-from study.data import files, pydoc, xbrl
+from study.data import files, pydoc, strings, xbrl
 from study.data.chat import ChatTemplate
 from study.data.examples import Conversation, Example, Row
 from study.data.files import Found
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SOURCES: dict[str, Callable[[], Iterable[Row]]] = {
     "pydoc": cache(lambda: tuple(pydoc.documentation())),
     "xbrl_extract": cache(lambda: tuple(xbrl.questions())),
+    "random_strings": strings.random_strings,
 }
 """The function of every data set that has one, by name. It returns the examples in an order of its
 own, the same on every call: a plan asks for their hash, and training for the examples."""
@@ -54,7 +55,7 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
             "add data=file, or remove data.path"
         )
     if made := SOURCES.get(config.name):
-        loaded = Loaded(list(made()), None)
+        loaded = Loaded(list(islice(made(), config.max_samples)), None)
     else:
         loaded = _of_format(config, _found(config), tokenizer)
     if not loaded.rows:  # pydoc: a Python installed without sources and docstrings

@@ -31,8 +31,13 @@ MODELS: dict[str, Source] = {
 DATASETS: dict[str, Source] = {
     "pydoc": Source("documentation of Python's standard library"),
     "xbrl_extract": Source("generated XBRL filings"),
+    "random_strings": Source("random strings after a key each"),
     "file": Source("a file or a data set of the hub", reads_path=True),
 }
+
+RANDOM_STRINGS, KEY, STRING, BITS = "random_strings", 3, 16, 6
+"""The data set of random strings, each after a key: characters of a key and of a string, and the
+bits of a character."""
 
 
 @dataclass(frozen=True)

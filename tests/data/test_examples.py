@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
         (".", "file", "can't be read"),
         ("blank.jsonl", "file", "has no examples: name another file"),
         ("rows.jsonl", "pydoc", r"add data=file, or remove data\.path"),
-        (None, "sums", "unknown data 'sums': choose from pydoc, xbrl_extract, file"),
+        (
+            None,
+            "sums",
+            "unknown data 'sums': choose from pydoc, xbrl_extract, random_strings, file",
+        ),
     ],
 )
 def test_a_bad_path_is_named(
@@ -80,6 +85,17 @@ def test_a_bad_path_is_named(
     Path("blank.jsonl").write_text("\n  \n")
     with pytest.raises(StudyError, match=message):
         load(path, name)
+
+
+def test_random_strings_have_distinct_keys_and_cannot_be_compressed() -> None:
+    few, many = (
+        load_rows(DataConfig("random_strings", max_samples=n), tiny.tokenizer).rows
+        for n in (9, 4000)
+    )
+    assert few == many[:9]
+    assert len({row.context for row in many}) == 4000
+    text = "".join(row.target for row in many)
+    assert len(zlib.compress(text.encode(), 9)) == pytest.approx(4000 * 96 / 8, rel=0.02)
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
