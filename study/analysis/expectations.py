@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from study.analysis.capacity import capacity
 from study.analysis.distances import of_cells
 from study.analysis.fits import t_critical
 from study.analysis.grouping import RULE, curve_columns, distinguishing
@@ -25,6 +26,7 @@ from study.config.expectations import (
     ALPHA_GAP,
     BEST_ALPHA,
     BEST_RATE,
+    CAPACITY,
     DIFFERENCE,
     DISTANCE,
     FACTOR,
@@ -34,6 +36,7 @@ from study.config.expectations import (
     NOT_MEASURED,
     P_STAR,
     P_STAR_LIMIT,
+    PER_PARAMETER,
     SLOPE,
     Expectation,
 )
@@ -47,8 +50,10 @@ COLUMNS_OF = {
     P_STAR_LIMIT: ("p_star_limit", "limit_low", "limit_high"),
     **dict.fromkeys((LOSS_GAP, ALPHA_GAP, DIFFERENCE), ("gap", "ci_low", "ci_high")),
     **dict.fromkeys(
-        (SLOPE, FACTOR, BEST_RATE, BEST_ALPHA, DISTANCE), ("exponent", "ci_low", "ci_high")
+        (SLOPE, FACTOR, BEST_RATE, BEST_ALPHA, DISTANCE, CAPACITY),
+        ("exponent", "ci_low", "ci_high"),
     ),
+    PER_PARAMETER: ("per_parameter", "bits_low", "bits_high"),
 }
 
 
@@ -144,6 +149,8 @@ def _table(what: str, tables: StudyTables) -> pd.DataFrame:
     if what in (BEST_ALPHA, ALPHA_GAP):
         alphas = best_alphas(tables.cells, tables.metrics, tables.probes)
         return alpha_transfer(alphas) if what == BEST_ALPHA else alpha_gaps(alphas)
+    if what in (CAPACITY, PER_PARAMETER):
+        return capacity(tables)
     if what == DISTANCE:
         return of_cells(tables.cells, tables.distances)
     return tables.exponents
@@ -158,7 +165,7 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     stable = one.what in (P_STAR, P_STAR_LIMIT)
     if one.what in (ALPHA_GAP, DIFFERENCE):
         known = ["rank", "alpha", "lr", "steps"]
-    elif one.what in (BEST_RATE, BEST_ALPHA):
+    elif one.what in (BEST_RATE, BEST_ALPHA, CAPACITY, PER_PARAMETER):
         known = curve_columns(found)
     else:
         if one.lr is None:  # those at the lowest learning rate

@@ -32,16 +32,17 @@ from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 SLOPE, FACTOR, P_STAR, P_STAR_LIMIT = "slope", "factor", "p_star", "p_star_limit"
 BEST_RATE, BEST_ALPHA, DISTANCE = "best_rate", "best_alpha", "distance"
 LOSS_GAP, ALPHA_GAP, DIFFERENCE = "loss_gap", "alpha_gap", "loss_difference"
+CAPACITY, PER_PARAMETER = "capacity", "bits_per_parameter"
 PRIMARY = "primary"
 NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((SLOPE, FACTOR, P_STAR, P_STAR_LIMIT), ("site", "stat", "step")),
     LOSS_GAP: ("step",),
     DIFFERENCE: ("step", "of", "against"),
-    **dict.fromkeys((BEST_RATE, BEST_ALPHA, ALPHA_GAP), ()),
+    **dict.fromkeys((BEST_RATE, BEST_ALPHA, ALPHA_GAP, CAPACITY, PER_PARAMETER), ()),
     DISTANCE: ("measure", "step"),
 }
 """Which of ``site``, ``stat``, ``measure`` and ``step`` each needs. It may not have the others."""
-EXPONENTS = (SLOPE, P_STAR, P_STAR_LIMIT, BEST_RATE, BEST_ALPHA, DISTANCE)
+EXPONENTS = (SLOPE, P_STAR, P_STAR_LIMIT, BEST_RATE, BEST_ALPHA, DISTANCE, CAPACITY)
 """The kinds that a primary test may be about: their numbers have one unit."""
 WHAT_LABELS: dict[str, str] = {
     SLOPE: "slope with rank",
@@ -55,6 +56,8 @@ WHAT_LABELS: dict[str, str] = {
     ALPHA_GAP: "held-out loss at the lowest learning rate minus that at the highest, each at its "
     "best α",
     DISTANCE: "slope of the distance to infinite rank",
+    CAPACITY: "slope of the stored bits with the adapter's parameters",
+    PER_PARAMETER: "bits stored per parameter",
 }
 """What can be expected, in Markdown."""
 LAST = "last"
