@@ -21,6 +21,7 @@ SUITES = {
     "compiled": "All ranks, five steps of 1024 tokens, also with pack.compile.",
     "probes": "Runs and single steps with and without probes.",
     "bf16": "All ranks in bf16, 1024 tokens a step: two products, and one that rounds once.",
+    "limits": "Steps of 192, 1024 and 4096 tokens, against the limits of this machine.",
 }
 """What is timed against PEFT, by name, in the order in which it runs."""
 FULL = "xbrl_extract"
@@ -87,14 +88,15 @@ def suites(
 
     size = Size(ranks=[int(rank) for rank in ranks.split(",")], **options)
     to.mkdir(parents=True, exist_ok=True)
-    file = "{}.parquet" if size.data == FULL else f"{{}}-{Path(size.data).stem}.parquet"
+    kind = "" if size.data == FULL else f"-{Path(size.data).stem}"
+    kind += "" if size.precision == "float32" else f"-{size.precision}"
     for name in (names or tuple(SUITES)) if measured else ():
-        path = to / file.format(name)
+        path = to / f"{name}{kind}.parquet"
         # In a process of its own: memory that its allocator keeps is free again for the next suite.
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
             rows = pool.submit(measure, name, size).result()
         rows.sort_values("rank", kind="stable").to_parquet(path, index=False)
-    files = {name: to / file.format(name) for name in SUITES}
+    files = {name: to / f"{name}{kind}.parquet" for name in SUITES}
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     click.echo(summarise(tables))
     if "sweep" in tables:

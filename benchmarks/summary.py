@@ -49,6 +49,8 @@ def medians(table: pd.DataFrame, *by: str) -> pd.DataFrame:
 
 
 def _sweep(table: pd.DataFrame) -> str:
+    folds = table.loc[table["way"] == "folded", "seconds"]
+    table = table[table["way"] != "folded"]
     wall = table.groupby("way")["seconds"].sum()
     steps = medians(table, "rank")
     whole = medians(table, "rank", "scaling").sum()
@@ -63,6 +65,11 @@ def _sweep(table: pd.DataFrame) -> str:
         f"ranks from 1024 only: {high[way] / high[OURS]:.2f}x"
         for way in others
     ]
+    if len(folds):
+        ratios = ", ".join(
+            f"{wall[way] / folds.mean():.2f}x over {LABELS[way]}" for way in wall.index
+        )
+        lines.append(f"- the whole sweep, ours, in folds: {folds.mean():.0f} s; {ratios}")
     lines += _micro_batches(table)
     shown = steps.rename(columns=LABELS)
     for way in others:
@@ -103,6 +110,30 @@ def _bf16(table: pd.DataFrame) -> str:
     return f"Seconds of a step, medians:\n\n{markdown(steps, 'rank')}"
 
 
+def _limits(table: pd.DataFrame) -> str:
+    flops, moved = table["flops"] / table["peak"], table["bytes"] / table["bandwidth"]
+    shown = pd.DataFrame(
+        {
+            "tokens": table["tokens"],
+            "precision": table["precision"],
+            "seconds": table["seconds"],
+            "products": table["products"],
+            "FLOPs / peak": flops,
+            "bytes / bandwidth": moved,
+            "step / limit": table["seconds"] / np.maximum(flops, moved),
+        }
+    )
+    peaks = table.groupby("precision", sort=False)["peak"].first() / 1e9
+    peak = ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in peaks.items())
+    speed = table["bandwidth"].iloc[0] / 1e9
+    shown.index = table["rank"]
+    return (
+        f"- measured here: {peak} (a square product), {speed:.1f} GB/s (a copy)\n\n"
+        "Seconds of a step, the share of it in products, and the seconds that its FLOPs and its "
+        f"bytes would take at these speeds:\n\n{markdown(shown, 'rank')}"
+    )
+
+
 def processor(table: pd.DataFrame) -> str:
     """The processor that a table was measured on, or several, as people call it."""
     names = [str(device).partition(",")[0] for device in table["device"].unique()]
@@ -140,6 +171,7 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "compiled": _compiled,
     "probes": _probes,
     "bf16": _bf16,
+    "limits": _limits,
 }
 """The section of each suite."""
 

@@ -5,7 +5,8 @@
   is one row, in which attention is masked by position);
 - ``loop``: PEFT in a tuned bare loop: fused AdamW, logits on targets only, one loaded model;
 - ``alone``: this project, the base loaded for every cell;
-- ``packed``: this project as a sweep runs it; ``compiled``: the same with ``pack.compile``.
+- ``packed``: this project, cell by cell in a pack; ``folded``: all cells at once, as a sweep trains
+  them; ``compiled``: ``packed`` with ``pack.compile``.
 
 Base, data, steps, precision and A are the same each time; for PEFT, A is copied from ours, which is
 not timed. All must reach the same loss. They take turns, cell by cell, in a rotating order, so that
@@ -20,6 +21,7 @@ import contextlib
 import gc
 import io
 import math
+import re
 import sys
 import tempfile
 import time
@@ -31,6 +33,7 @@ from functools import cache, partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -40,6 +43,9 @@ from hydra.core.global_hydra import GlobalHydra
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DataCollatorWithFlattening,
     Trainer,
@@ -57,7 +63,7 @@ from study.store import load_measured
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
 from study.sweeps.packs import build_pack_corpus
-from study.training.devices import choose_device, describe_device
+from study.training.devices import choose_device, describe_device, matmul_rate
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 
 from .commands import FULL, SUITES
@@ -346,9 +352,15 @@ class Size:
 
 
 def whole_sweep(size: Size) -> Iterator[Row]:
-    """The suite ``sweep``."""
-    way = "alone" if size.data == FULL else "flattened"
-    yield from _compare("sweep", ["trainer", "loop", way, "packed"], size.grid())
+    """The suite ``sweep``. On rows of real lengths also as one pack, in folds (``folded``), twice."""
+    cells = size.grid()
+    if size.data == FULL:
+        yield from _compare("sweep", ["trainer", "loop", "alone", "packed"], cells)
+        return
+    for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
+        yield from _compare("sweep", ["trainer", "loop", "flattened", "packed"], part)
+        base_and_corpus(cells[0])
+        yield _row("sweep", "folded", cells[0], whole_pack(cells)[0], variant="whole sweep")
 
 
 def large_steps(size: Size) -> Iterator[Row]:
@@ -414,12 +426,57 @@ def forms(size: Size) -> Iterator[Row]:
             yield _row("bf16", way, config, seconds, variant="step")
 
 
+PRODUCT = re.compile(r"aten::(mm|addmm|bmm|baddbmm|_scaled_dot_product\w+)")
+"""The operations that count as products in the suite ``limits``."""
+LIMITS = tuple(product((4, 64, 1024), (192, 1024, 4096), ("float32", "bf16")))
+"""The rank, tokens and precision of each row of the suite ``limits``."""
+
+
+def limits(size: Size) -> Iterator[Row]:
+    """The suite ``limits``: a step, and what this machine could do at best in its time.
+
+    ``flops``: of the products in a step. ``bytes``: the least that it moves, which is the weights
+    of the base twice (forward and backward), and A, B, their gradients and both states, each read
+    and written once. ``products``: the share of a step's time in products and attention. ``peak``
+    (FLOP/s) and ``bandwidth`` (bytes/s) are measured here.
+    """
+    device = choose_device(size.device)
+    peaks = {precision: matmul_rate(device, precision) for precision in TOLERANCE}
+    speed = bandwidth(device)
+    for rank, tokens, precision in LIMITS:
+        overrides = (f"precision={precision}", "train.steps=3", "adapter.targets=all-linear")
+        config = size.cell(tokens, rank, *overrides)
+        base, _ = base_and_corpus(config)
+        weights = sum(x.numel() * x.element_size() for x in base.model.parameters())
+        factors = rank * sum(map(sum, base.card.shapes))
+        seconds = median(packed(config).steps[1:])
+        once = replace(config, train=replace(config.train, steps=1))
+        with FlopCounterMode(display=False) as counter:
+            packed(once)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            run = packed(once)
+        times = {row.key: row.self_cpu_time_total / 1e6 for row in profiler.key_averages()}
+        share = sum(t for name, t in times.items() if PRODUCT.fullmatch(name)) / run.steps[0]
+        more = {"flops": counter.get_total_flops(), "bytes": 2 * weights + 8 * 4 * factors}
+        more |= {"products": share, "peak": peaks[precision], "bandwidth": speed}
+        yield _row("limits", "packed", config, seconds, variant="step", **more)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes/s that a copy of 512 MiB reads and writes."""
+    a = torch.ones(2**27, device=device)
+    b = torch.empty_like(a)
+    timer = Timer("b.copy_(a)", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * a.numel() * a.element_size() / timer.timeit(5).median
+
+
 RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "sweep": whole_sweep,
     "large-steps": large_steps,
     "compiled": compiled_steps,
     "probes": probes,
     "bf16": forms,
+    "limits": limits,
 }
 """The generator of each of :data:`benchmarks.commands.SUITES`."""
 

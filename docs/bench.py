@@ -12,8 +12,11 @@ from study.report.text import bullets
 
 
 def suite(name: str) -> str:
-    """What ``study bench --read`` prints of a suite; ``sweep-pydoc`` is ``sweep`` on that data."""
-    return SECTIONS[name.removesuffix("-pydoc")](read(f"bench/{name}"))
+    """What ``study bench --read`` prints of a suite; ``sweep-pydoc-bf16`` is ``sweep``
+    on that data, in that precision.
+    """
+    section = next(section for start, section in SECTIONS.items() if name.startswith(start))
+    return section(read(f"bench/{name}"))
 
 
 def ran_on(name: str) -> str:
