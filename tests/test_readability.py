@@ -31,9 +31,9 @@ PACKAGE_LINES = {
     "study/training": 1_772,
     "study/vocabulary": 1_078,
     "study": 32_074,
-    "tests": 22_910,
-    "benchmarks": 1_653,
-    "docs": 2_775,
+    "tests": 22_929,
+    "benchmarks": 1_744,
+    "docs": 2_778,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
