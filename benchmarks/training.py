@@ -352,7 +352,7 @@ class Size:
 
 
 def whole_sweep(size: Size) -> Iterator[Row]:
-    """The suite ``sweep``. On rows of real lengths also as one pack, in folds (``folded``), twice."""
+    """The suite ``sweep``. Rows of real lengths also train as one pack in folds, twice."""
     cells = size.grid()
     if size.data == FULL:
         yield from _compare("sweep", ["trainer", "loop", "alone", "packed"], cells)
