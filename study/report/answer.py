@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
+from study.analysis.capacity import FULL, capacity, stored_bits
 from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
     CURVE_ID,
@@ -111,7 +112,7 @@ def asked(tables: StudyTables) -> Question:
     labels = curve_labels(cells)
     optimizers = ["optimizer"] if cells["optimizer"].nunique() > 1 else []
     found = questions_of([*optimizers, *distinguishing(labels, curve_columns(labels))])
-    needs = {"rounding": rounding_table, "rates": rate_table}
+    needs = {"rounding": rounding_table, "capacity": capacity_table, "rates": rate_table}
     return next(one for one in found if one.kind not in needs or needs[one.kind](tables).rows)
 
 
@@ -134,6 +135,8 @@ def answer(tables: StudyTables) -> list[str]:
     kind = asked(tables).kind
     if kind == "rounding":
         return [*said, *_in_bf16(tables)]
+    if kind == "capacity":
+        return [*said, *_of_capacity(tables)]
     found = curves(tables)
     said += _best_rates(tables) if kind == "rates" else _of_settings(found)
     return [*said, *_perplexity(found), *_why(found, cells["lr"].nunique() > 1)]
@@ -141,8 +144,9 @@ def answer(tables: StudyTables) -> list[str]:
 
 def answer_table(tables: StudyTables) -> Table:
     """The numbers of :func:`answer`; empty without data."""
-    made = {"rounding": rounding_table, "rates": rate_table}.get(asked(tables).kind)
-    return made(tables) if made else size_table(curves(tables))
+    made = {"rounding": rounding_table, "capacity": capacity_table, "rates": rate_table}
+    kind = asked(tables).kind
+    return made[kind](tables) if kind in made else size_table(curves(tables))
 
 
 def curves(tables: StudyTables) -> list[Curve]:
@@ -563,6 +567,48 @@ RATE_NOTES = (
     "moves the adapter output equally. Under a sign-like optimizer it reaches from "
     "ρ = |ΔA x| / |A₀ x| far below 1 to half of that."
 )
+
+# ---- capacity
+
+
+def _of_capacity(tables: StudyTables) -> Iterator[str]:
+    """How the bits that adapters stored go with their parameters, by setting."""
+    found, where = capacity(tables), f" ({settings(tables.cells)})"
+    for row, name in zip(row_list(found), _rule_names(found) if len(found) else [], strict=True):
+        bits = interval_text(row.per_parameter, row.bits_low, row.bits_high)
+        yield (
+            f"Under {name} the bits stored go with the parameters to the power "
+            f"{interval(row.exponent, row.ci_low, row.ci_high)} from rank {row.rank_min:.0f} to "
+            f"rank {row.rank_max:.0f}: {bits} bits a parameter, {count_noun(row.seeds, 'seed')}"
+            f"{where}."
+        )
+        where = ""
+
+
+def capacity_table(tables: StudyTables) -> Table:
+    """What the adapters of each setting and rank stored; empty without random strings."""
+    table, body = stored_bits(tables), []
+    if table.empty:
+        return Table()
+    names = distinguishing(table, curve_columns(table))
+    names = [name for name in names if name not in ("max_samples", "data_sha256")]
+    table["named"] = setting_labels(table, names)
+    by = ["named", "offered", "rank", "parameters"]
+    for _, own in table.groupby(by, sort=False):
+        row = row_list(own)[0]
+        share = own["bits"].mean() / row.offered
+        body.append(
+            {
+                "setting": row.named,
+                "bits of all strings": f"{row.offered:,.0f}",
+                "rank": f"{row.rank:g}",
+                "parameters": f"{row.parameters:,.0f}",
+                "stored": f"{100 * share:.0f} %" + (" (does not count)" if share > FULL else ""),
+                "bits a parameter": interval_text(*mean_interval(own["bits"] / row.parameters)),
+            }
+        )
+    return Table(filled(body), "Means over seeds, with 95 % intervals.")
+
 
 # ---- rounding
 

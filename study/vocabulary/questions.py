@@ -15,7 +15,7 @@ class Question(NamedTuple):
 
     asks: str
     varies: tuple[str, ...]
-    kind: Literal["rounding", "rates", "sizes"]
+    kind: Literal["rounding", "capacity", "rates", "sizes"]
     figures: tuple[str, ...]
 
 
@@ -26,6 +26,9 @@ LIMIT, LOSSES = "distance_to_infinite_rank", ("truncated_losses", "loss_curves")
 RANK = " as the rank grows?"
 QUESTIONS = (
     Question("What does rounding to bf16 take from the adapter?", FORMS, "rounding", ROUNDED),
+    Question(
+        "How many bits does an adapter store?", ("max_samples",), "capacity", ("bits_stored",)
+    ),
     Question("Which learning rate is best at which rank?", ("lr", "alpha"), "rates", BASINS),
     Question(f"What does the optimizer change{RANK}", ("optimizer", "betas"), "sizes", SIZES),
     Question(f"What does the number of steps change{RANK}", ("steps",), "sizes", SIZES),

@@ -5,7 +5,10 @@ import pandas as pd
 import pytest
 
 from study.analysis.capacity import capacity, stored_bits
+from study.figures import FIGURES
+from study.report.answer import answer, answer_table
 from study.store import StudyTables
+from tests.figures.checklist import problems
 
 STRINGS, BATCH, STEPS, SIZE, BITS = 100, 30, 12, 500, 1.5
 
@@ -57,3 +60,22 @@ def test_an_adapter_that_stored_nearly_all_bits_does_not_count() -> None:
 def test_another_tokenizer_has_no_bits() -> None:
     assert stored_bits(tables(tokens=16))["bits"].isna().all()
     assert capacity(tables(tokens=16)).empty
+
+
+def test_report_and_figure_show_a_study_of_several_numbers_of_strings() -> None:
+    few, many = tables(), tables()
+    for table in (many.cells, many.metrics, many.probes):
+        table["cell_id"] = "of 200 " + table["cell_id"]
+    many.cells["max_samples"] = 2 * STRINGS + 1
+    names = ("cells", "metrics", "probes")
+    both = {n: pd.concat([getattr(few, n), getattr(many, n)], ignore_index=True) for n in names}
+    study = StudyTables(**both)
+    first, _ = answer(study)
+    assert first.startswith(
+        "Under LoRA with max_samples=101 the bits stored go with the parameters"
+    )
+    assert "to the power 1.00 [1.00, 1.00] from rank 1 to rank 8: 1.52 [1.48, 1.55]" in first
+    assert {row["stored"] for row in answer_table(study).rows} >= {"4 %", "8 %", "16 %", "63 %"}
+    drawn = FIGURES["bits_stored"](study)
+    assert problems(drawn) == []
+    assert "9.6 kbit offered" in {text.get_text() for text in drawn.axes[0].texts}
