@@ -29,7 +29,6 @@ _MODULES = {
     "exponents_by_setting": "exponents",
     "loss_in_bf16": "bf16",
     "lost_in_bf16": "bf16",
-    "exponent_heatmap": "over_layers",
     "conditions": "against_rank",
     "loss_against_rank": "final_loss",
     "learning_rate_basins": "against_rate",

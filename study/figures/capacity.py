@@ -36,7 +36,11 @@ def bits_stored(tables: Tables) -> Figure:
     for (label, own), (colour, marker) in zip(
         table.groupby("label", sort=False), LOOKS, strict=False
     ):
-        looks[str(label)] = {"color": colour, "marker": marker, "markersize": 3}
+        looks[str(label) or "means over seeds"] = {
+            "color": colour,
+            "marker": marker,
+            "markersize": 3,
+        }
         ax.plot(own["parameters"], own["bits"], marker, ms=2.5, color=colour, alpha=0.5)
         mean = own.groupby("parameters")["bits"].mean()
         ax.plot(mean.index, mean, marker=marker, ms=3, color=colour, gid=f"line {label}")

@@ -21,6 +21,7 @@ from study.analysis.grouping import (
     curve_columns,
     curve_labels,
     distinguishing,
+    groups,
     numbered,
 )
 from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE
@@ -204,20 +205,6 @@ def curves(tables: StudyTables) -> list[Curve]:
             )
         )
     return found
-
-
-def _key(table: pd.DataFrame, columns: Sequence[str]) -> "pd.Series[str]":
-    """A text per row, equal for rows that agree in ``columns``. Numbers are compared as floats,
-    because one table may hold them as integers.
-    """
-    if table.empty:
-        return pd.Series([], dtype=object)
-    is_number = pd.api.types.is_numeric_dtype
-    texts = [
-        map(str, table[name].astype(float if is_number(table[name]) else object))
-        for name in columns
-    ]
-    return pd.Series(["\n".join(row) for row in zip(*texts, strict=True)], table.index)
 
 
 def _rows(table: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
@@ -527,16 +514,11 @@ def rate_table(tables: StudyTables) -> Table:
     transfer = rate_transfer(tables.rates)
     if transfer.empty:
         return Table()
-    columns = curve_columns(transfer)
-    named = setting_labels(transfer, distinguishing(transfer, columns))
+    named = setting_labels(transfer, distinguishing(transfer, curve_columns(transfer)))
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
-    keys, body = _key(logs, [name for name in columns if name in logs]), []
-    for row, key in zip(
-        row_list(transfer.assign(named=named)),
-        _key(transfer, [name for name in columns if name in logs]),
-        strict=True,
-    ):
-        of_rank = logs[keys == key].groupby("rank")
+    rows, body = row_list(transfer.assign(named=named)), []
+    for row, own in zip(rows, groups(logs, OF_A_RULE), strict=True):
+        of_rank = own.groupby("rank")
         by = row.exponent, row.ci_low, row.ci_high
         body.append(
             {

@@ -20,7 +20,7 @@ from tests.figures.test_against_rank import lazy
 
 PLAIN = (
     *("loss_curves", "grad_norm_curves", "grad_norm_vs_rank", "activation_moments_vs_rank"),
-    *("descent_vs_rank", "exponents_over_training", "exponent_heatmap", "loss_against_rank"),
+    *("descent_vs_rank", "exponents_over_training", "loss_against_rank"),
 )
 """The figures that every synthetic study has data for. The others have tests of their own."""
 BOTH = [("lora", np.nan), ("rslora", np.nan)]

@@ -5,11 +5,9 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import QuadMesh
 
 from study.figures.against_p import exponent_against_p
 from study.figures.exponents import exponents_by_setting, exponents_over_training
-from study.figures.over_layers import exponent_heatmap
 from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
@@ -29,18 +27,6 @@ def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross() -> None:
     assert stars["star adapter_update 0"] == pytest.approx(1.0, abs=0.02)
     assert stars["star adapter_out 6"] == pytest.approx(0.9, abs=0.02)
     assert f"= {stars['star adapter_update 0']:.2f}" in said(figure)
-
-
-def test_the_map_holds_every_layers_exponent_at_the_last_step() -> None:
-    tables = tiny()
-    figure = exponent_heatmap(tables)
-    maps = [one for one in artists(figure, "map") if isinstance(one, QuadMesh)]
-    assert [one.get_gid() for one in maps] == ["map lora p=1", "map rslora p=0.5"]
-    where = {"scaling": "lora", "site": "adapter_out", "stat": "rms", "step": 6}
-    for (line, kind), block in itertools.product(enumerate(("q_proj", "down_proj")), range(12)):
-        fit = row(tables.exponents, layer=f"layers.{block}.{kind}", **where)
-        assert maps[0].get_array()[line, block] == pytest.approx(fit["exponent"])
-    assert [t.get_text() for t in panels(figure)[0].get_yticklabels()] == ["q", "down"]
 
 
 def test_exponents_over_steps_are_the_tables_with_their_intervals() -> None:
