@@ -585,11 +585,15 @@ def capacity_table(tables: StudyTables) -> Table:
                 "bits of all strings": f"{row.offered:,.0f}",
                 "rank": f"{row.rank:g}",
                 "parameters": f"{row.parameters:,.0f}",
-                "stored": f"{100 * share:.0f} %" + (" (does not count)" if share > FULL else ""),
+                "stored": f"{100 * share:.0f} %" + (" (nearly all)" if share > FULL else ""),
                 "bits a parameter": interval_text(*mean_interval(own["bits"] / row.parameters)),
             }
         )
-    return Table(filled(body), "Means over seeds, with 95 % intervals.")
+    return Table(
+        filled(body),
+        "Means over seeds, with 95 % intervals. *Nearly all*: it might have stored more "
+        "strings, so it is in no slope.",
+    )
 
 
 # ---- rounding
