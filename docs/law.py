@@ -214,13 +214,19 @@ WIDTHS = ("moved", "steps", "alone")
 
 
 @cache
+def without(unit: str) -> dict[str, Any]:
+    """What the command would know without a study or a published model."""
+    rows = best_rates()
+    return known(fit(rows[rows["unit"] != unit], {}, EFFECTS, law().spread))
+
+
+@cache
 def test() -> dict[str, pd.DataFrame]:
     """Each unit predicted from the others: ratios of two of its best rates, and its best rates
     alone. ``value`` and ``half``: of the prediction. ``measured``: what it should be."""
-    rows, spread = best_rates(), law().spread
     ratios, rates = list[dict[str, Any]](), list[dict[str, Any]]()
-    for name, own in rows.groupby("unit"):
-        of_others = known(fit(rows[rows["unit"] != name], {}, EFFECTS, spread))
+    for name, own in best_rates().groupby("unit"):
+        of_others = without(name)
         at = {index: dict(row) for index, row in own.iterrows()}
         for kind, one, other in pairs(own):
             start = at[one]["log_lr"]

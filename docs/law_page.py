@@ -1,5 +1,8 @@
 """The numbers and the figure of docs/law.md: the law of the best rate, and its test."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,8 +11,11 @@ from matplotlib.figure import Figure
 from docs import law
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
+from study.analysis import advice
 from study.analysis.advice import WIDE
-from study.analysis.losses import final_losses
+from study.analysis.grouping import groups
+from study.analysis.losses import OF_A_RULE, common_rates, final_losses
+from study.analysis.rates import SLACK, missing_rates, setting_of
 from study.figures import style
 from study.report.text import minus, table
 
@@ -127,39 +133,72 @@ def old() -> str:
     return table(heads, body)
 
 
-def replay(name: str, steps: str) -> str:
-    """What a search that starts at the law would have spent on a stored sweep: three rates around
-    the one that the law predicts without this study, and more while the best is at an edge. A run
-    that is behind the best by twice the spread of the seeds after a quarter of its steps is
-    stopped. Losses are means over seeds; rates are those of the sweep."""
-    tables, found = study_tables(name), law.test()["alone"]
-    predicted = found[found["unit"] == name].set_index("key")["value"]
-    ends = final_losses(tables.cells, tables.metrics)
-    early = tables.metrics[tables.metrics["step"].between(int(steps) * 3 // 16, int(steps) // 4)]
-    quarter = early.groupby(early["cell_id"].astype(str))["loss"].mean()
-    ends = ends[ends["steps"] == int(steps)].assign(early=lambda rows: rows["cell_id"].map(quarter))
-    runs = grid = spent = missed = settings = 0
-    for (rule, alpha, rank), own in ends.groupby(["scaling", "alpha", "rank"], observed=True):
-        model = ends["model"].iloc[0]
-        own_rate = predicted.get(f"{name} {model} {rule} {alpha:g} {rank:g} {steps} adamw")
-        if own_rate is None:
-            continue
-        last, then = (own.pivot(index="lr", columns="seed", values=v) for v in ("loss", "early"))
-        mean, rates = last.mean(axis=1).to_numpy(), np.log(last.index.to_numpy(float))
-        best, tried = int(np.abs(rates - own_rate).argmin()), set[int]()
-        while not (near := {*range(max(0, best - 1), min(best + 2, len(rates)))}) <= tried:
-            tried |= near
-            best = min(tried, key=mean.__getitem__)
-        gaps = then.mean(axis=1).to_numpy() - min(then.mean(axis=1).to_numpy()[[*tried]])
-        spread = (then - then.mean(axis=0)).std(axis=1).mean()
-        stopped = [i for i in tried if gaps[i] > 2 * spread]
-        runs, grid, settings = runs + len(tried), grid + len(rates), settings + 1
-        spent += len(tried) - 0.75 * len(stopped)
-        missed += int(mean.argmin()) not in tried or int(mean.argmin()) in stopped
-    return (
-        f"{settings} settings of {steps} steps: {runs} of {grid} runs, and with the stop "
-        f"{100 * spent / grid:.0f} % of the grid's steps; the best rate was missed in {missed}"
-    )
+STOPS = {"no stop": math.inf, "stop": 0.0, "milder stop": 2.0}
+"""The stops after a quarter of the steps, by the highest rate over the leader's that they spare."""
+
+
+def searched(name: str) -> pd.DataFrame:
+    """``study rates --search`` on a stored sweep, by the law without this study: a row per setting
+    and stop. ``spent``: the runs, of each seed. ``lost``: how far the best rate found is above the
+    best of the grid. A run stops if its training loss is behind the leader's by more than the
+    standard deviation of the difference over seeds."""
+    of, rows = study_tables(name), list[dict[str, Any]]()
+    steps = of.metrics["cell_id"].map(of.cells.set_index("cell_id")["steps"]).astype(float)
+    is_then = of.metrics["step"].gt(steps * 3 / 16) & of.metrics["step"].le(steps / 4)
+    early = of.metrics[is_then].groupby("cell_id", observed=True)["loss"].mean()
+    ends = of.metrics.dropna(subset="eval_loss")
+    for runs in groups(final_losses(of.cells, ends), (*OF_A_RULE, "rank")):
+        grid, run = common_rates(runs), setting_of(runs.iloc[0])
+        runs = runs[runs["lr"].isin(grid)].assign(early=runs["cell_id"].map(early))
+        last, then = (runs.pivot(index="lr", columns="seed", values=v) for v in ("loss", "early"))
+        loss = last.mean(axis=1, skipna=False)
+        cells = of.cells[of.cells["cell_id"].isin(runs["cell_id"])]
+        start = advice.alone(run.facts(), run.model, law.without(name))[0]
+        nearest = int(np.abs(np.log(grid) - start).argmin())
+        for stop, spared in STOPS.items():
+            new = {*grid[min(nearest, len(grid) - 2) :][:2]}
+            tried, stopped = set[float](), set[float]()
+            while new:
+                tried |= new
+                leader = then.loc[sorted(tried - stopped)].mean(axis=1).idxmin()
+                for lr in new - {leader}:
+                    behind = then.loc[lr] - then.loc[leader]
+                    is_spared = leader < lr <= spared * leader * SLACK or math.isinf(spared)
+                    if behind.mean() > behind.std() and not is_spared:
+                        stopped.add(lr)
+                status = cells["status"].astype(object).mask(cells["lr"].isin(stopped), "stuck")
+                done = cells.assign(status=status)[cells["lr"].isin(tried)]
+                wanted = [lr for one in missing_rates(done, ends) for lr in one.rates]
+                new = {lr for lr in grid for at in wanted if 1 / SLACK < lr / at < SLACK} - tried
+            lost = loss[sorted(tried - stopped)].min() - loss.min()
+            found = {"steps": run.steps, "rule": run.rule, "stop": stop, "grid": len(grid)}
+            found |= {"spent": len(tried) - 0.75 * len(stopped), "lost": lost, "best": loss.min()}
+            rows.append(found)
+    return pd.DataFrame(rows)
+
+
+def replay() -> str:
+    """What searches of stored sweeps spend and lose: a row per study and number of steps."""
+    body = []
+    for name in ("horizons_small", "longer_training", "paper_learning_rate"):
+        found = searched(name)
+        best = found.groupby(["steps", "rule"])["best"]
+        found["share"] = found["lost"] / (best.transform("max") - best.transform("min"))
+        for steps, own in found.groupby("steps"):
+            usual = own[own["stop"] == "no stop"]
+            row = [f"{name}, {steps}", str(len(usual)), f"{usual['grid'].mean():.1f}"]
+            row += [f"{usual['spent'].mean():.1f}, at most {usual['spent'].max():.0f}"]
+            body.append([*row, *(_spent(own[own["stop"] == stop]) for stop in STOPS)])
+    heads = ["study, steps", "settings", "runs of the grid", "of the search", "of the grid's steps"]
+    return table([*heads, *(f"with the {stop}" for stop in [*STOPS][1:])], body)
+
+
+def _spent(own: pd.DataFrame) -> str:
+    text = f"{100 * own['spent'].sum() / own['grid'].sum():.0f} %"
+    if not (missed := int((own["lost"] > 0).sum())):
+        return text
+    worst = own.loc[own["lost"].idxmax()]
+    return f"{text}; {missed} missed, by up to {worst['lost']:.3f} ({100 * worst['share']:.0f} %)"
 
 
 COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}

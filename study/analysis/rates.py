@@ -346,8 +346,6 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
 STEP = 2.0
 SLACK = 1.2
 """A step of up to ``STEP * SLACK`` counts as one of ``STEP``: rates are rounded."""
-BEYOND = 2
-"""The number of rates to train beyond an edge."""
 
 
 @dataclass(frozen=True)
@@ -380,12 +378,12 @@ def missing_rates(
     within: tuple[float, float] = (0.0, math.inf),
     prior: Callable[[Setting], float] | None = None,
 ) -> list[Missing]:
-    """The rates ``within`` limits that each rule and rank lacks. A rank with one rate lacks those
-    around what the ``prior`` expects of its run, or none without a prior.
+    """The rates ``within`` limits that each rule and rank lacks. A rank with one rate lacks the one
+    that the ``prior`` expects and twice that, or none without a prior.
 
     Rates of a rank should lie in steps of 2 around its best one, and no best rate at an edge. A
-    best rate at an edge needs the next two rates beyond. A wider step next to it needs a rate half
-    or twice as large. The seeds of a rank share a grid, so all train what one needs.
+    best rate at an edge needs the next rate beyond. A wider step next to it needs a rate half or
+    twice as large. The seeds of a rank share a grid, so all train what one needs.
     """
     ends = final_losses(cells, metrics)
     ends = ends.sort_values([*OF_A_RULE, "rank", "seed"])
@@ -399,7 +397,7 @@ def missing_rates(
             wanted |= _wanted(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
         if len(tried) == 1 and prior is not None:
             expected = prior(setting_of(runs.iloc[0]))
-            wanted = {expected / STEP, expected, expected * STEP}
+            wanted = {expected, expected * STEP}
         rates: list[float] = []
         for rate in sorted(wanted):  # without those near one that was tried, or near an earlier one
             off = np.abs(np.log(rate / np.array([*tried, *rates])))
@@ -417,10 +415,10 @@ def missing_rates(
 def _wanted(lr: Floats, loss: Floats) -> set[float]:
     """The rates that the runs of one rule, rank and seed need, tried or not."""
     if not np.isfinite(loss).any():
-        return {float(lr.min()) / STEP**n for n in range(1, BEYOND + 1)}
+        return {float(lr.min()) / STEP}
     edge, best = bottom(lr, loss).edge, float(lr[np.nanargmin(loss)])
     if edge != INSIDE:
-        return {best * (STEP**-n if edge == LOWEST else STEP**n) for n in range(1, BEYOND + 1)}
+        return {best / STEP if edge == LOWEST else best * STEP}
     above, below = lr[lr > best].min() / best, best / lr[lr < best].max()
     steps = ((above, STEP), (below, 1 / STEP))
     return {best * factor for step, factor in steps if step > STEP * SLACK}

@@ -30,7 +30,7 @@ from study.vocabulary.scaling import POWER
 
 ALONE = ("optimizer.lr", "seed", "data.seed")
 """The keys that a line of ``--refine`` sweeps over."""
-MOST_ROUNDS, FARTHEST = 6, 100.0
+MOST_ROUNDS, FARTHEST = 8, 100.0
 """Limits of ``--search``. New rates are within this factor of those that the study had."""
 
 
@@ -45,8 +45,8 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     """A horizon is a step with a held-out loss. Prints for each horizon the best rate of each rank,
     its exponent with rank, and rho, the relative motion of A from its init. --refine prints a
     command per rule and rank that trains rates in steps of 2 around the best one, or beyond an
-    edge. --search trains them and repeats, at most 6 times. It starts with the rates around the one
-    of docs/law.md at a rank that has a single rate.
+    edge. --search trains them and repeats, at most 8 times. At a rank that has a single rate it
+    starts with the one of docs/law.md and twice that.
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2 and not (search or refine):

@@ -74,13 +74,13 @@ def at(best: float) -> Loss:
         (at(1e-3), (5e-4, 1e-3, 2e-3), []),
         (at(1e-3), (2.5e-4, 5.01e-4, 1e-3, 2e-3), []),
         # a best rate at an edge
-        (at(1e-3), (2.5e-4, 5e-4), [(1e-3, 2e-3)]),
-        (at(1e-4), (1e-3, 2e-3), [(2.5e-4, 5e-4)]),
+        (at(1e-3), (2.5e-4, 5e-4), [(1e-3,)]),
+        (at(1e-4), (1e-3, 2e-3), [(5e-4,)]),
         # a wide step beside the best
         (at(1e-3), (1e-4, 1e-3, 1e-2), [(5e-4, 2e-3)]),
         (at(1e-3), (5e-4, 1e-3, 1e-2), [(2e-3,)]),
         # what one seed needs is for all
-        (lambda c: at(1e-3 if c["seed"] else 4e-3)(c), (5e-4, 1e-3, 2e-3), [(4e-3, 8e-3)]),
+        (lambda c: at(1e-3 if c["seed"] else 4e-3)(c), (5e-4, 1e-3, 2e-3), [(4e-3,)]),
     ],
 )
 def test_what_a_sweep_lacks(

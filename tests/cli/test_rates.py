@@ -39,7 +39,7 @@ def test_a_search_trains_what_is_missing_until_nothing_is(
     lines = study_cli("rates", folder, "--refine").out.splitlines()
     assert len(lines) == 2, "a line per rank"
     assert all(line.startswith("study train -m ") for line in lines)
-    assert all("optimizer.lr=0.032,0.064 seed=0" in line for line in lines)
+    assert all("optimizer.lr=0.032 seed=0" in line for line in lines)
     assert not re.search("pack|null", str(lines)), (
         "of the study's machine; the rule has no crossover"
     )
@@ -63,11 +63,11 @@ def test_a_search_of_one_rate_starts_around_that_of_the_law(study_cli: Cli, tmp_
     assert study_cli(*SWEEP, *one, f"results_dir={tmp_path}").code == 0
     folder = str(tmp_path / "swept")
     [line] = study_cli("rates", folder, "--refine").out.splitlines() or [""]
-    low, middle, high = map(float, re.findall(r"optimizer.lr=(\S+)", line)[0].split(","))
-    assert (middle / low, high / middle) == pytest.approx((2, 2), rel=0.02)
+    first, second = map(float, re.findall(r"optimizer.lr=(\S+)", line)[0].split(","))
+    assert second / first == pytest.approx(2, rel=0.02)
     asked = ("--model", "tiny", "--rank", "4", "--rule", "0.5", "--steps", "2", "--json")
     law = json.loads(study_cli("advise", *asked).out)["advice"]["lr"]["value"]
-    assert 0.2 < middle / law < 1, "at a constant rate, and an eighth of the batch"
+    assert 0.2 < first / law < 1, "at a constant rate, and an eighth of the batch"
 
 
 def test_a_search_ends_if_the_lowest_rate_stays_best(study_cli: Cli, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_search_ends_if_the_lowest_rate_stays_best(study_cli: Cli, tmp_path: P
     assert study_cli(*SWEEP, *one, f"results_dir={tmp_path}").code == 0
     ran = study_cli("rates", str(tmp_path / "swept"), "--search")
     assert ran.code == 0, ran.err
-    assert "--search stops after 6 rounds, or 100 times beyond the first rates: " in ran.err
+    assert "--search stops after 8 rounds, or 100 times beyond the first rates: " in ran.err
     rates = study.load(str(tmp_path / "swept")).cells["lr"]
     assert 1e8 <= rates.min() < 2e8
 
