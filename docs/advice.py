@@ -1,24 +1,25 @@
 """What ``study advise`` prints, and what following it was worth, for the documents."""
 
+from collections.abc import Iterator
 from textwrap import fill
 
 import numpy as np
+import pandas as pd
 from click.testing import CliRunner
+from scipy.interpolate import Akima1DInterpolator
 
-from docs import evidence
+from docs import evidence, law
 from docs.blocks import Block, study_tables
-from docs.blocks import table as read
-from study.analysis.advice import lost_in_bf16
+from study.analysis.advice import lost_in_bf16, moved
+from study.analysis.grouping import groups
 from study.analysis.law import Setting
+from study.analysis.losses import OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import rate_exponent
-from study.analysis.rates import exponents_against_rho, rates_by_horizon
+from study.analysis.rates import exponents_against_rho, rates_by_horizon, setting_of
 from study.cli.group import cli
 from study.report.text import table
-from study.vocabulary.optimizers import label
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
-
-WITHIN = 2.0
 
 
 def printed(*arguments: str) -> str:
@@ -34,26 +35,52 @@ def fact(name: str, form: str = "") -> str:
     return format(evidence.facts()[name], form)
 
 
-def advised() -> str:
-    """A row for each configuration of ``benchmarks/advice.py``, and how many are right."""
-    heads = ["from", "to", "rests on", "advised", "check", "best", "advised / best", "check / best"]
-    rows, body = read("advice/advised"), []
-    for row in rows.to_dict("records"):
-        ratio = f", LoRA+ {row['ratio']:g}" if row["ratio"] != 1 else ""
-        old = f"{row['rule']} r {row['rank']} α {row['alpha']:g}, {label(row['optimizer'])}{ratio}"
-        new = f"{row['new_rule']} r {row['new_rank']} α {row['new_alpha']:.4g}"
-        rates = [row[key] for key in ("advised", "checked", "best")]
-        off = [f"{rate / row['best']:.2f}" for rate in rates[:2]]
-        body.append([old, new, row["source"], *(f"{rate:.2g}" for rate in rates), *off])
-    right = [
-        int((np.abs(np.log(rows[key] / rows["best"])) <= np.log(WITHIN)).sum())
-        for key in ("advised", "checked")
-    ]
-    return (
-        f"{table(heads, body)}\n\nThe advised rate is within a factor of {WITHIN:g} of the best "
-        f"one in {right[0]} of {len(rows)} rows, and with the check in {right[1]}. 40 steps, "
-        "3 seeds, rates in steps of 2."
-    )
+FOLLOWED = (("horizons_small", 256, 10), ("paper_learning_rate", 20, 2))
+"""Studies whose runs are followed, with the steps of the new runs and their number."""
+
+
+def drawn(rows: pd.DataFrame, steps: int, count: int) -> Iterator[tuple[pd.Series, pd.Series]]:
+    """Pairs of best rates, drawn before any was looked at: runs of so many steps, and for each of
+    them any other run, which may differ in rank, rule, alpha and steps."""
+    draw = np.random.default_rng(0)
+    rows = rows.sort_values(["steps", "rule", "alpha", "rank"], ignore_index=True)
+    for new in draw.permutation(rows.index[rows["steps"] == steps])[:count]:
+        yield rows.loc[draw.choice(rows.index.drop(new))], rows.loc[new]
+
+
+def followed() -> str:
+    """The advice followed without training: the rate that the law without the study gives a run
+    from the best rate of another, and the loss there. Losses are means over seeds, interpolated
+    over the log rate. ``gain``: of the rank, between the best losses of a rule's ranks."""
+    body = []
+    for name, steps, count in FOLLOWED:
+        basins, of = dict[tuple[str, float, float], Akima1DInterpolator](), study_tables(name)
+        own = of.cells[of.cells["steps"] == steps]
+        for runs in groups(final_losses(own, of.metrics), (*OF_A_RULE, "rank")):
+            loss = runs[runs["lr"].isin(common_rates(runs))].groupby("lr")["loss"].mean()
+            run = setting_of(runs.iloc[0])
+            basins[run.rule, run.alpha, run.rank] = Akima1DInterpolator(np.log(loss.index), loss)
+        lowest = {
+            key: float(basin(np.linspace(*basin.x[[0, -1]], 999)).min())
+            for key, basin in basins.items()
+        }
+        rates = law.best_rates()
+        for old, new in drawn(rates[rates["source"] == name], steps, count):
+            value, half = moved(dict(old), dict(new), old["log_lr"], law.without(name))
+            key = new["rule"], new["alpha"], new["rank"]
+            gives = float(basins[key](value)) - lowest[key]
+            ranks = [loss for (*same, _), loss in lowest.items() if same == [*key[:2]]]
+            gain = max(ranks) - min(ranks)
+            words = [
+                f"{x['rule']} r {x['rank']:g} α {x['alpha']:.3g}, {x['steps']:g} steps"
+                for x in (old, new)
+            ]
+            holds = "yes" if abs(value - new["log_lr"]) <= half else "no"
+            each = [f"{np.exp(x):.2g}" for x in (value, new["log_lr"])]
+            each += [f"{np.exp(value - new['log_lr']):.2f}", holds, f"{gives:.4f}"]
+            body.append([name, *words, *each, f"{gain:.4f}", f"{100 * gives / gain:.0f} %"])
+    heads = ["study", "from", "to", "advised", "best", "advised / best", "interval holds"]
+    return table([*heads, "loss given away", "gain of the rank", "share"], body)
 
 
 RATE_STUDIES = ("rate_rivals", "rate_rivals_gemma3", "rate_rivals_muon", "rho_ends")
@@ -95,6 +122,6 @@ BLOCKS: dict[str, Block] = {
     "lost": lost,
     "advice": printed,
     "fact": fact,
-    "advised": advised,
+    "followed": followed,
     "rate-theories": rate_theories,
 }
