@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_374,
-    "study/analysis": 4_494,
+    "study/analysis": 4_492,
     "study/cli": 1_535,
     "study/config": 1_546,
     "study/dashboard": 968,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 558,
     "study/training": 1_772,
     "study/vocabulary": 1_081,
-    "study": 32_097,
+    "study": 32_095,
     "tests": 22_937,
-    "benchmarks": 1_744,
-    "docs": 2_778,
+    "benchmarks": 1_592,
+    "docs": 2_850,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
