@@ -62,10 +62,8 @@ class PackedSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Plan, pack and launch until all cells have results. Returns what the launcher returned.
-
-        Raises what a job raised, and :class:`StudyError` if cells failed.
-        """
+        """Plan, pack and train until all cells have results. Hydra's basic launcher is not called:
+        packs train in this process."""
         # Imported here, because Hydra imports every plugin at start-up.
         from study.config.compose import compose, search_path
         from study.sweeps.app import PLAN_KEY, job_overrides, parallel_jobs
@@ -80,11 +78,13 @@ class PackedSweeper(Sweeper):
         from study.sweeps import cells, launch, packs, plan
 
         planned = cells.plan(configs)
-        overrides = {cell.folder: shlex.join(own) for cell, own in zip(planned, grid, strict=True)}
         at_a_time = configs[0].pack.devices or parallel_jobs(self.config.hydra.launcher)
         todo = packs.packs(cells.to_train(planned), at_a_time)
         if PLAN_KEY in self.config:
             return plan.show_plan(planned, todo, self.config[PLAN_KEY])
+        if isinstance(self.launcher, BasicLauncher):
+            return launch.train_here(planned, todo, lambda free: packs.packs(free, at_a_time))
+        overrides = {cell.folder: shlex.join(own) for cell, own in zip(planned, grid, strict=True)}
         returns: list[JobReturn] = []
 
         def one_pass(free: Sequence["Cell"], files: Mapping[Path, Path]) -> list["Outcome"]:
@@ -97,7 +97,7 @@ class PackedSweeper(Sweeper):
             # Accessing the value raises the exception of a job that is not a user's mistake.
             return [job.return_value for job in ended]
 
-        launch.conduct(planned, todo, one_pass, here=isinstance(self.launcher, BasicLauncher))
+        launch.conduct(planned, todo, one_pass, here=False)
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:

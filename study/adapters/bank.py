@@ -32,10 +32,8 @@ from study.vocabulary.inits import INITS
 
 
 def features(linear: nn.Module) -> tuple[int, int]:
-    """``(D, O)`` of a frozen linear: ``nn.Linear``, a subclass of it, or transformers' ``Conv1D``.
-
-    Also correct for a quantised linear, whose packed weight has another shape.
-    """
+    """``(D, O)`` of a frozen linear: ``nn.Linear``, a subclass of it, or transformers'
+    ``Conv1D``."""
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
     conv1d: Any = linear
@@ -44,11 +42,7 @@ def features(linear: nn.Module) -> tuple[int, int]:
 
 
 def dense_weight(linear: nn.Module) -> Tensor | None:
-    """The weight of a frozen linear, a view ``[O, D]``; None if quantised or of another class.
-
-    A packed weight can only be used through its linear. Subclasses are excluded: their product need
-    not be ``x W^T + b``.
-    """
+    """The weight of a frozen linear, a view ``[O, D]``; None if quantised or of another class."""
     if type(linear) is nn.Linear:
         return linear.weight
     if type(linear) is Conv1D:
@@ -329,10 +323,7 @@ class LoraBank(nn.Module):
         )
 
     def set_dropout(self, state: Sequence[Tensor | None] | None) -> None:
-        """Set each cell's stream to its ``state``, so that a repeated pass draws the same masks.
-
-        A cell without one has no dropout. None: before the first draw.
-        """
+        """Set each cell's stream to its ``state``: a repeated pass draws the same masks."""
         self._dropout_streams = None
         if state is not None:
             self._dropout_streams = self._new_dropout_streams(self.pairs[0].A_RD.device)
@@ -348,11 +339,7 @@ class LoraBank(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """``W + gamma B A``, ``[O, D]``, for a model that reads a layer's weight itself.
-
-        Mamba multiplies by the weight of ``dt_proj``. Raises :class:`StudyError` for several cells,
-        dropout, and a weight that is not float32: rounded to bf16, the sum would lose the adapter.
-        """
+        """``W + gamma B A``, ``[O, D]``, for a model that reads a layer's weight, as Mamba does."""
         W_OD, bucket = dense_weight(self.base), self._buckets()[0]
         is_exact = W_OD is not None and W_OD.dtype == torch.float32
         if W_OD is None or not is_exact or len(self.specs) > 1 or self.specs[0].dropout:
@@ -450,10 +437,7 @@ class LoraBank(nn.Module):
         return kept_kND
 
     def _dropout(self, x_kND: Tensor, cells: slice) -> Tensor:
-        """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``.
-
-        Each cell has its own random stream.
-        """
+        """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``."""
         if self._dropout_streams is None:
             self._dropout_streams = self._new_dropout_streams(x_kND.device)
         keep_k = zip(

@@ -166,10 +166,7 @@ def _product(u_KIN: Tensor, v_KNJ: Tensor) -> Tensor:
 
 
 class Mixed(torch.autograd.Function):
-    """``x V^T`` for K cells of one rank, with ``V_KOD = W + gamma B A``.
-
-    The gradients of A and B are computed through the rank.
-    """
+    """``x V^T`` for K cells of one rank, ``V_KOD = W + gamma B A``; A and B through the rank."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, V: Tensor, A: Tensor, B: Tensor, gamma: Tensor) -> Tensor:
@@ -185,10 +182,7 @@ class Mixed(torch.autograd.Function):
 
 
 class Merged(torch.autograd.Function):
-    """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B.
-
-    ``listeners.product`` gets the product ``B A``.
-    """
+    """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B."""
 
     @staticmethod
     def forward(
@@ -226,10 +220,7 @@ class Contraction:
     tokens: int = 0
 
     def choose(self, d: int, o: int, rank: int, needs_product: bool = False) -> str:
-        """One of ``FORMS`` for ``A: [R, D]`` and ``B: [O, R]`` on a dense float32 weight.
-
-        ``needs_product``: whether a probe needs ``B A`` itself.
-        """
+        """One of ``FORMS`` for ``A: [R, D]`` and ``B: [O, R]`` on a dense float32 weight."""
         if self.form != "auto":
             return self.form
 
@@ -245,10 +236,7 @@ class Contraction:
 
 
 def adapter_flops(form: str, tokens: int, d: int, o: int, rank: int) -> int:
-    """FLOPs of an adapter in one optimizer step, forward and backward.
-
-    The frozen product's ``4 T D O`` are not included.
-    """
+    """FLOPs of an adapter in one step, forward and backward, without the frozen ``4 T D O``."""
     if form == "merged":
         return 2 * tokens * d * o + 6 * rank * d * o
     if form == "mixed":

@@ -83,11 +83,7 @@ class ExpertBank(LoraBank):
 
 
 class AdaptedExperts(nn.Module):
-    """A module of experts that runs with the adapted weights of each cell.
-
-    Its inputs, a row per token and cell, are split among the cells. It computes in float32; its
-    output has the dtype of the frozen weights.
-    """
+    """A module of experts that runs, in float32, with the adapted weights of each cell."""
 
     def __init__(self, base: nn.Module, banks: Iterable[ExpertBank]) -> None:
         super().__init__()

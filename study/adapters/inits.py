@@ -1,8 +1,4 @@
-"""How the drawn factor of an adapter gets its values: one function for each init.
-
-The rows of :data:`study.vocabulary.inits.INITS` say which factor is drawn, and the variance of its
-entries. To add an init, add a row there and a function here.
-"""
+"""How the drawn factor of an adapter gets its values: one function for each init."""
 
 import hashlib
 import math

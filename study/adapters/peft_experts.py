@@ -85,10 +85,7 @@ def _parameter_names(weights: Sequence[str], modules: Mapping[str, nn.Module]) -
 
 
 def places(experts: Iterable[str]) -> dict[str, str]:
-    """Where PEFT keeps the adapters of weights of experts, by path.
-
-    The wrapper of ``down_proj`` is the outer one: it is the last parameter of its module.
-    """
+    """Where PEFT keeps the adapters of weights of experts, by path."""
     found: dict[str, str] = {}
     by_module: dict[str, list[str]] = defaultdict(list)
     for layer in experts:
@@ -103,10 +100,7 @@ def places(experts: Iterable[str]) -> dict[str, str]:
 def with_experts(
     keys: Mapping[str, dict[str, str]], config: Mapping[str, Any], named: str
 ) -> dict[str, dict[str, str]]:
-    """``keys`` with the paths of weights of experts in place of their wrappers'.
-
-    The path of a linear layer that is selected by its weight stays as it is.
-    """
+    """``keys`` with the paths of weights of experts in place of their wrappers'."""
     wanted = [
         name for name in config.get("target_parameters") or [] if not name.endswith(".weight")
     ]

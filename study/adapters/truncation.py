@@ -50,11 +50,8 @@ class Truncation:
 
     @torch.no_grad()
     def keep(self, rank: float) -> list[float]:
-        """Cut every adapter to at most ``rank`` singular directions.
-
-        Returns, for each cell, the share of the squared norm of delta_w that is kept: the mean over
-        layers, NaN if delta_w is 0 in all of them.
-        """
+        """Cut adapters to at most ``rank`` directions. Returns, by cell, the share of the squared
+        norm of delta_w that is kept: the mean over layers, NaN if it is 0 in all."""
         for pairs, factors in zip(self.pairs, self.factors, strict=True):
             for (A_RD, B_OR, _), (A_mD, B_Om, _) in zip(pairs, factors, strict=True):
                 k = int(min(rank, A_mD.shape[-2]))
@@ -78,10 +75,8 @@ class Truncation:
 
 @contextmanager
 def truncating(banks: Sequence[LoraBank]) -> Iterator[Truncation]:
-    """Context manager: adapters can be cut to lower ranks. They are restored bit for bit on exit.
-
-    Holds two more copies of the adapters. Works for the infinite-rank limit too.
-    """
+    """Context manager: adapters can be cut to lower ranks. They are restored bit for bit on
+    exit."""
     truncation = Truncation(banks)
     try:
         yield truncation

@@ -45,10 +45,8 @@ def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
 
 
 def with_derived(measured: StudyTables) -> StudyTables:
-    """``measured`` with the derived tables; each is empty without enough data.
-
-    ``stable``: p* over all ranks and over ranks from :data:`HIGH_RANKS`; ``rank_min`` tells which.
-    """
+    """``measured`` with derived tables. ``stable``: over all ranks and from :data:`HIGH_RANKS`
+    (``rank_min``)."""
     cells, metrics, probes = measured.cells, measured.metrics, measured.probes
     predicted = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
     stable = [stable_exponents(predicted)]

@@ -77,9 +77,8 @@ def compare(studies: Mapping[str, StudyTables]) -> Comparison:
 
 
 def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
-    """The columns of ``cells`` whose values differ between studies: ``setting``, and the values in
-    each study as text. Columns that records of an older version lack are left out. So is a hash if
-    the name of its source differs too."""
+    """The columns of ``cells`` whose values differ between studies, as texts, without what older
+    records lack."""
     cells = {name: tables.cells for name, tables in studies.items()}
     columns = [str(column) for column in next(iter(cells.values()))]
     kept = [c for c in columns if c in AXES or c not in NOT_A_CURVE | {"study"}]
@@ -174,11 +173,8 @@ def _differences(rows: pd.DataFrame) -> dict[str, Any]:
 def difference_interval(
     one: "pd.Series[float]", other: "pd.Series[float]"
 ) -> tuple[float, float, float, bool]:
-    """The mean of ``other`` minus that of ``one``, its 95 % interval, and whether it is paired.
-
-    Both are indexed by seed. With the same seeds, it is Student's t over the differences of single
-    seeds; otherwise Welch's (1947). The bounds are NaN without two values of each.
-    """
+    """The mean of ``other`` minus that of ``one`` (by seed), its 95 % interval (Student's t over
+    pairs of equal seeds, otherwise Welch's), and whether it is paired."""
     if set(one.index) == set(other.index):
         return *mean_interval(other - one), True
     difference = float(other.mean() - one.mean())

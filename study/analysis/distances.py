@@ -100,10 +100,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def exponents(distances: pd.DataFrame) -> pd.DataFrame:
-    """The fits of :func:`study.analysis.fit_exponents`, with the distance as the statistic.
-
-    ``site`` is the measure.
-    """
+    """The fits of :func:`study.analysis.fit_exponents` of the distance; ``site`` is the measure."""
     return exponents_of(runs(distances), distances)
 
 
@@ -132,10 +129,7 @@ def of_cells(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 
 
 def laws(distances: pd.DataFrame) -> list[str]:
-    """A line per measure and step: the scaling exponent with its interval.
-
-    Per layer it is the exponent of the mean over layers of the log.
-    """
+    """A line per measure and step: the exponent, of layers that of the mean of the log."""
     fits = exponents(distances)
     pooled = (fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS)
     fits = fits[pooled | (fits["site"] == LOSS)].sort_values(["site", "step"])

@@ -91,10 +91,7 @@ _NOTHING |= {"curve": "", "seeds": 0, "step": None, "se_grid": 0.0}
 
 
 def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
-    """A row for each curve that an expectation matches, in the order of ``expectations``.
-
-    An expectation without a curve has one row, which is ``not measured``.
-    """
+    """A row for each curve that an expectation matches; without one, a row ``not measured``."""
     found = {what: _table(what, tables) for what in {one.what for one in expectations}}
     rows: list[tuple[Expectation, Value]] = []
     for one in expectations:

@@ -28,11 +28,8 @@ from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS, STATS
 
 
 def pool(y_GSRL: Floats) -> tuple[Floats, Floats, Ints]:
-    """The mean and the median of a log statistic over layers, and the number of layers.
-
-    All ``[G, S, R]``. A layer counts only if the seed has it at every rank that has any layer: one
-    that is missing at high rank only would look like a slope.
-    """
+    """The mean and the median of a log statistic over layers, and their number, ``[G, S, R]``. A
+    layer counts if the seed has it at every rank that has any."""
     there = np.isfinite(y_GSRL)
     shared = (there | ~there.any(axis=-1, keepdims=True)).all(axis=2, keepdims=True)
     pooled = there & shared
@@ -59,11 +56,8 @@ def quantiles(values: Floats, q: npt.ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class Grid:
-    """The usable probe rows ``N`` of one site, and the columns ``C`` that are fitted to them.
-
-    The columns are the ``L`` layers and then the poolings of each of ``pools``, the last over all
-    kinds. ``place_N``: the place of a row in the flattened ``[G, S, R, L]``.
-    """
+    """The usable probe rows ``N`` of one site, and the columns ``C`` fitted to them: ``L`` layers,
+    then poolings. ``place_N``: in the flattened ``[G, S, R, L]``."""
 
     site: str
     row_N: Ints

@@ -24,10 +24,8 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 def complete(y_GSRC: Floats, x_R: Floats) -> tuple[Floats, Mask]:
-    """``y`` with its missing cells fitted (docs/intervals.md), NaN where they don't count.
-
-    Also returns which cells are measured and count. ``x_R`` is log rank.
-    """
+    """``y`` with its missing cells fitted (docs/intervals.md), and which cells are measured and
+    count."""
     there_GSRC = np.isfinite(y_GSRC)
     ranks_GSC = there_GSRC.sum(axis=2)
     # All seeds have all ranks, or none.
@@ -141,11 +139,8 @@ def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
 
 
 def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDArray[Any]]:
-    """The line of each seed about its own centre ``(x, y)``, all ``[G, S, C]`` or ``[G, S, 1]``.
-
-    ``sxx``, ``rss``: the sums of squares of x about the centre, and of the residuals. The quadratic
-    is fitted through ``q``, which is ``x^2`` less its projection on 1 and x.
-    """
+    """The line of each seed about its own centre, ``[G, S, C]`` or ``[G, S, 1]``. ``q``: x^2 less
+    its projection on 1 and x."""
     there = there_GSRC
     if (there == there[..., :1]).all():  # all columns lack the same points: one x for all
         there = there[..., :1]
@@ -224,10 +219,7 @@ def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDA
 
 
 def t_critical(df: npt.ArrayLike) -> Floats:
-    """Student's t quantile: the half-width of a two-sided 95 % interval in standard errors.
-
-    NaN where ``df`` is 0.
-    """
+    """Student's t quantile, half of a 95 % interval in standard errors; NaN where ``df`` is 0."""
     df = np.asarray(df, float)
     distinct, where = np.unique(df, return_inverse=True)  # a handful of values in a million rows
     half_width = np.full(distinct.shape, np.nan)
@@ -236,11 +228,8 @@ def t_critical(df: npt.ArrayLike) -> Floats:
 
 
 def fitted(row: Mapping[str, Any] | Any, rank: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """The line of one row of ``exponents`` at ``rank``, with its pointwise 95 % band.
-
-    ``(value, low, high)`` in the units of the statistic. With several seeds it is exactly the
-    t-interval over their lines at that rank.
-    """
+    """The line of one row of ``exponents`` at ``rank``: ``(value, low, high)`` with its pointwise
+    95 % band."""
     dx = np.log(np.asarray(rank, float)) - row["log_rank_mean"]
     centre = row["log_stat_mean"] + row["exponent"] * dx
     variance = row["se_mean"] ** 2 + 2 * dx * row["cov"] + (dx * row["se_slope"]) ** 2
@@ -249,10 +238,7 @@ def fitted(row: Mapping[str, Any] | Any, rank: npt.ArrayLike) -> tuple[Floats, F
 
 
 def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
-    """The mean of a sample with its 95 % t-interval: ``(mean, low, high)``.
-
-    The bounds are NaN for a sample of one; all three are NaN for an empty sample.
-    """
+    """The mean of a sample with its 95 % t-interval; bounds are NaN for one, all for none."""
     sample = np.asarray(values, float)
     if sample.size == 0:
         return np.nan, np.nan, np.nan

@@ -57,11 +57,8 @@ def curve_columns(table: pd.DataFrame) -> list[str]:
 
 
 def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
-    """The ``columns`` that a label must name to separate the curves of ``rows``.
-
-    Optimizer and rule are left out, because labels always name both. So are columns that are
-    constant within an optimizer, such as eps, and what is constant within :data:`FOLLOWS`.
-    """
+    """The ``columns`` that a label must name to separate the curves of ``rows``: not optimizer,
+    rule or what follows from them."""
 
     def varies(column: str, *within: str) -> bool:
         """Whether ``column`` has several values in rows with the same values of ``within``."""
@@ -81,10 +78,7 @@ def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 
 
 def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = None) -> Ints:
-    """Numbers the distinct combinations of ``columns`` (and ``within``), in order of appearance.
-
-    Returns the number of each row. Column by column, a million rows take a tenth of a second.
-    """
+    """Numbers the distinct combinations of ``columns`` (and ``within``), in order of appearance."""
     number = np.zeros(len(table), np.int64) if within is None else within.astype(np.int64)
     for name in columns:
         codes, values = pd.factorize(table[name], use_na_sentinel=False)
@@ -110,19 +104,13 @@ def codes(column: "pd.Series[str]") -> tuple[Ints, list[str]]:
 
 
 def end_steps(cells: pd.DataFrame) -> Floats:
-    """Per cell the first step whose rows are not used: those of a diverged or a stuck cell.
-
-    A pack still measures a diverged cell, with frozen weights.
-    """
+    """Per cell the first step whose rows are not used: those of a diverged or a stuck cell."""
     columns = [name for name in cells if name == "status" or name in END_COLUMNS]
     return np.array([end_step(cell) for cell in cells[columns].to_dict("records")])
 
 
 def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
-    """The columns that separate curves, and :data:`CURVE_ID`, a hash of their values.
-
-    ``exponent``, now ``exponent_p``, has the rule's own p.
-    """
+    """The columns that separate curves, and :data:`CURVE_ID`, a hash of their values."""
     labels = cells[[name for name in cells.columns if name not in NOT_A_CURVE]]
     labels = labels.rename(columns={"exponent": "exponent_p"})
     p = cells["scaling"].astype(object).map({name: rule.p for name, rule in RULES.items()})
@@ -153,10 +141,8 @@ def gammas(rule: Any, ranks: Iterable[float]) -> Floats:
 
 
 def local_p(rule: Any, ranks: Floats) -> float:
-    """The p of the power that is nearest to the rule over ``ranks``; its own p if it is a power.
-
-    A slope over these ranks is that of this power, because theory's logs are linear in log gamma.
-    """
+    """The p of the power that is nearest to the rule over ``ranks``: its slope is that of the
+    rule."""
     p = float(rule["exponent_p"])
     return -slope(gammas(rule, ranks), ranks) if math.isnan(p) else p
 
@@ -168,12 +154,8 @@ def seed_numbers(cells: pd.DataFrame) -> Ints:
 
 
 def design(cells: pd.DataFrame) -> pd.DataFrame:
-    """By ``cell_id``: the ``curve``, ``seed`` and ``rank`` of a cell, and ``end``, the first step
-    whose rows are not used (0 at infinite rank).
-
-    A sweep whose ranks have different learning rates (:mod:`study.config.compose`) has no two ranks
-    of a curve, and gives best rates only.
-    """
+    """By ``cell_id``: ``curve``, ``seed``, ``rank`` and ``end``, the first step whose rows are not
+    used (0 at infinite rank)."""
     ids = pd.Index(cells["cell_id"].astype(str))
     labels = curve_labels(cells).reset_index(drop=True)
     curve, rank = labels[CURVE_ID].cat.codes.to_numpy(), cells["rank"].to_numpy(float)

@@ -112,12 +112,8 @@ def common_rates(runs: pd.DataFrame) -> list[float]:
 
 
 def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> Tried:
-    """The one of ``rates`` with the lowest mean loss over seeds, for the runs of a rule and rank.
-
-    ``runs`` has ``lr`` and ``loss``; ``rates`` are those of :func:`common_rates`. A rate at which a
-    seed diverged is never the best, but it is part of the grid. NaN if a seed diverged at every
-    rate, or if none of the rates was tried.
-    """
+    """The rate of ``rates`` with the lowest mean loss over seeds; NaN if a seed diverged at
+    each."""
     by = runs[runs["lr"].isin(list(rates))].groupby("lr")["loss"]
     mean = by.mean().where(by.count() == by.size())
     if not mean.notna().any():
@@ -128,11 +124,8 @@ def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> Tried:
 
 
 def fixed_rate(runs: pd.DataFrame) -> float:
-    """The best rate at the lowest rank, by the mean loss over rules and seeds.
-
-    Candidates are the rates that all rules and seeds were run at, without divergence. The most
-    common rate if there is no candidate.
-    """
+    """The best rate at the lowest rank, by the mean over rules and seeds, of those run without
+    divergence; else the most common."""
     lowest = runs[runs["rank"] == runs["rank"].min()].groupby("lr")["loss"]
     shared = lowest.size() == lowest.size().max()
     mean = lowest.mean().where(shared & (lowest.count() == lowest.size()))
@@ -140,11 +133,7 @@ def fixed_rate(runs: pd.DataFrame) -> float:
 
 
 def fans(probes: pd.DataFrame) -> "pd.Series[float]":
-    """By cell, the sum of D + O over its layers; empty if the sizes were not recorded.
-
-    An adapter of rank R has R times as many parameters, and costs 6 R times as many FLOPs per
-    trained token.
-    """
+    """By cell, the sum of D + O over its layers; empty if the sizes were not recorded."""
     if "d_in" not in probes or probes["d_in"].isna().all():
         return pd.Series(dtype=float)
     layers = probes.loc[probes["layer"] != MODEL_WIDE, ["cell_id", "layer", "d_in", "d_out"]]
@@ -172,11 +161,8 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 def loss_differences(
     cells: pd.DataFrame, metrics: pd.DataFrame, asked: Expectation
 ) -> pd.DataFrame:
-    """The loss of the settings ``asked.of`` minus that of ``asked.against``, as :func:`loss_gaps`.
-
-    A row per curve, rank and step. ``asked.batch``: on held-out rows, or on the batch of the step,
-    which has the same tokens in every cell of a seed.
-    """
+    """The loss of ``asked.of`` minus that of ``asked.against``, as :func:`loss_gaps`: per curve,
+    rank, step."""
     losses = _losses(cells, metrics, {TRAIN: "loss", HELDOUT: "eval_loss"}[asked.batch])
     of, against = asked.of or {}, asked.against or {}
     if not {*of, *against} <= {*losses}:
@@ -215,10 +201,8 @@ REFERENCE_P = 0.5
 
 
 def compared_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Final held-out losses in the three comparisons, ``how``: ``fixed``, ``best`` or ``matched``.
-
-    ``loss`` is NaN if the run diverged. In ``matched``, ``lr`` and ``alpha`` are rsLoRA's.
-    """
+    """Final held-out losses in the comparisons ``fixed``, ``best`` or ``matched``; NaN if
+    diverged."""
     ends = final_losses(cells, metrics)
     parts = []
     for _, setting in ends.groupby("setting", sort=False):
@@ -229,11 +213,8 @@ def compared_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
-    """The effect of doubling the rank on the loss, a row per comparison, rule, alpha and rate.
-
-    ``gain``, in nats per token and positive if rank helps, is the mean over seeds of each seed's
-    least-squares slope, with its t-interval (NaN with one seed). ``lr`` is NaN for ``best``.
-    """
+    """The effect of doubling the rank: ``gain``, in nats per token, the mean over seeds of each
+    seed's slope, with its t-interval."""
     by = ["how", *OF_A_RULE, "lr"]
     rows = []
     for rule in groups(_rate_if_shared(losses), by):
@@ -361,10 +342,7 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
-    """By run, the number of rates that it is the best of; 0 if it is at another rate.
-
-    1 if every rank and seed was run at one rate only, its own.
-    """
+    """By run, the number of rates that it is the best of; 0 if it is at another rate."""
     found = pd.Series(0, runs.index)
     for rule in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):
         if rule.groupby(["rank", "seed"])["lr"].nunique().max() == 1:

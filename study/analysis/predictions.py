@@ -54,10 +54,8 @@ LAYERS_AGREE = 0.02
 
 
 def up_to_step(rows: pd.DataFrame, values: "pd.Series[Any]", missing: float) -> Floats:
-    """By row: the last of ``values`` (by ``curve`` and ``step``) that is not after the row's step.
-
-    ``rows`` of ``exponents`` have a number in ``curve`` in all functions of this module.
-    """
+    """By row: the last of ``values`` (by ``curve`` and ``step``) that is not after the row's
+    step."""
     known = values.astype(float).rename("value").reset_index()
     known = known.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
     places = rows[["curve", "step"]].astype(int).assign(place=range(len(rows)))
@@ -86,11 +84,8 @@ def clipping(
 def eps_ratios(
     rows: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame, probes: pd.DataFrame
 ) -> Floats:
-    """By row the smallest rms(gradient) / eps, median over layers; infinite if it is not known.
-
-    The sites of the random factor use its own ratio. All others use that of the trained factor,
-    which moves first.
-    """
+    """By row the smallest rms(gradient) / eps, median over layers; sites of the random factor use
+    their own, others the trained factor's."""
     if "eps" not in cells or cells["eps"].isna().all() or "rms" not in probes:
         return np.full(len(rows), math.inf)
     eps = pd.Series(cells["eps"].to_numpy(float), index=cells["cell_id"].astype(str))
@@ -126,10 +121,8 @@ def laziness(
 
 
 def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
-    """The actual over the linearised loss change of every probed update.
-
-    Columns: ``cell_id``, ``step``, ``ratio``, which is ``(loss - loss_after) / descent``.
-    """
+    """The actual over the linearised loss change of every probed update: ``cell_id``, ``step``,
+    ``ratio``."""
     of_updates = (probes["site"] == DESCENT.site) & (probes["batch"] == TRAIN)
     wide = probes[of_updates & (probes["layer"] == MODEL_WIDE)]
     wide = wide.assign(cell_id=wide["cell_id"].astype(str))
@@ -193,11 +186,8 @@ def predicted_curve(
     probes: pd.DataFrame,
     ranks: Floats,
 ) -> Floats | None:
-    """The logarithm, up to a constant, of the curve whose slope is a row's ``predicted``, [ranks].
-
-    A pooled row has the mean over its layers, under the same conditions as its prediction. The
-    model-wide descent under a spectral rule is the sum over layers. None without a prediction.
-    """
+    """The logarithm, up to a constant, of the curve whose slope is ``predicted``, [ranks]; or
+    None."""
     if not np.isfinite(row["predicted"]) or "lazy" not in exponents:
         return None
     names = [CURVE_ID, "site", "stat", "batch", "step"]
@@ -415,11 +405,8 @@ def _shares(known: pd.DataFrame) -> Floats:
 def _shares_of_models(
     rows: pd.DataFrame, of_cell: "pd.Series[int]", probes: pd.DataFrame, means: pd.DataFrame
 ) -> Floats:
-    """By row the share of the gradients of all layers together: ``|w share| / sum w``.
-
-    ``w`` is a layer's part of the statistic: its descent, or the square of its norm. ``rows`` have
-    a place, ``site`` and ``stat``.
-    """
+    """By row the share of the gradients of all layers together: ``|w share| / sum w``, w the
+    layer's descent or squared norm."""
     found, by = np.full(len(rows), np.nan), PLACE[:-1]
     is_descent = (rows["stat"] == DESCENT.stat).to_numpy()
     single = (probes["layer"] != MODEL_WIDE) & (probes["step"] <= LAST_PREDICTED_STEP)

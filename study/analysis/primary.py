@@ -66,10 +66,7 @@ class Answer:
 
 
 def answer(primary: Primary, entries: Sequence[Entry], tables: StudyTables) -> Answer | None:
-    """The result of a primary test; None if fewer than two of its exponents were measured.
-
-    ``entries``: those of the experiment. ``tables``: of :func:`study.analysis.load_tables`.
-    """
+    """The result of a primary test; None if fewer than two of its exponents were measured."""
     asked = primary.of(entries)
     rows = [row for row, _ in asked]
     whole = [row for row in compare(rows, tables) if not math.isnan(row.measured)]
@@ -143,10 +140,8 @@ def judged(
 
 
 def squared_deviation(off_SN: Floats) -> Floats:
-    """The jackknife's pseudo-values of the mean square deviation of rows, ``[S]``.
-
-    ``off_SN``: measured minus predicted; one that is missing takes the mean of the other seeds.
-    """
+    """The jackknife's pseudo-values of the mean square deviation, ``[S]``; missing rows take the
+    other seeds' mean."""
     off_SN = np.where(np.isfinite(off_SN), off_SN, np.nanmean(off_SN, axis=0))
     products = off_SN @ off_SN.T / off_SN.shape[1]
     np.fill_diagonal(products, 0.0)
@@ -159,10 +154,8 @@ def squared_deviation(off_SN: Floats) -> Floats:
 
 
 def line(predicted: Floats, measured: Floats, grid: Floats) -> tuple[Floats, Floats]:
-    """Intercept and slope of measured on predicted exponents, and their errors that ``grid`` makes.
-
-    The slope is NaN, and taken to be 1, if all rows have one predicted value.
-    """
+    """Intercept and slope of measured on predicted exponents (NaN if all predict one value), and
+    their errors from the ``grid``."""
     has = np.isfinite(measured)
     x, y, grid = predicted[has], measured[has], grid[has]
     off = x - x.mean()

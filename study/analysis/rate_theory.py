@@ -61,11 +61,8 @@ def rate_exponent(m: float, rho: Numbers) -> Numbers:
 
 
 def log_outputs(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.Series:
-    """:data:`OUTPUT` at each rank of the runs of one rule, up to a constant: the mean over layers.
-
-    Without recorded alignments, inputs are assumed unrelated to the gradient (r_align = D), the
-    strongest bend. NaN for an init or optimizer without theory.
-    """
+    """:data:`OUTPUT` at each rank of the runs of one rule, up to a constant; without alignments for
+    r_align = D."""
     ranks = np.unique(runs["rank"].to_numpy(float))
     first = runs.iloc[0]
     optimizer, init = str(first["optimizer"]), INITS.get(str(first["init"]))
@@ -106,11 +103,8 @@ def _layers(
 
 
 def slopes(outputs: pd.Series, rule: Any) -> tuple[float, float]:
-    """m by the descent, and by the output over the ranks of ``outputs`` (:func:`log_outputs`).
-
-    ``rule``: a row with its columns and ``optimizer``. NaN without a prediction, or with fewer than
-    two ranks.
-    """
+    """m by the descent, and by the output over the ranks of ``outputs``; NaN without a
+    prediction."""
     if len(outputs) < 2 or outputs.isna().any():
         return math.nan, math.nan
     ranks = outputs.index.to_numpy(float)
@@ -121,10 +115,8 @@ def slopes(outputs: pd.Series, rule: Any) -> tuple[float, float]:
 
 
 def predicted_interval(outputs: pd.Series, rule: Any) -> tuple[float, float]:
-    """The interval predicted for the exponent of the best rate at any rho; NaN as :func:`slopes`.
-
-    ``outputs``: of the ranks of the fit.
-    """
+    """The interval predicted for the exponent of the best rate at any rho; NaN as
+    :func:`slopes`."""
     falls, optimizer = [-m for m in slopes(outputs, rule)], str(rule["optimizer"])
     if optimizer in OPTIMIZERS and family(optimizer) == "sign":
         falls += [fall / 2 for fall in falls]
@@ -148,10 +140,8 @@ class Fit(NamedTuple):
 
 
 def moved(rates: pd.DataFrame, found: Sequence[float] | Floats) -> Floats:
-    """``log M^-s`` with ``M = gamma sqrt(r (r - 1 + r_sign))``, from ``rank`` and ``gamma``.
-
-    ``found``: log r_sign, and s; 1/2, if A has moved far, without it.
-    """
+    """``log M^-s`` with ``M = gamma sqrt(r (r - 1 + r_sign))``. ``found``: log r_sign, and s (1/2
+    without)."""
     s = found[1] if len(found) > 1 else 0.5
     rank, log_gamma = rates["rank"].to_numpy(float), np.log(rates["gamma"].to_numpy(float))
     return np.asarray(-s * (log_gamma + np.log(rank * (rank - 1 + np.exp(found[0]))) / 2))
@@ -160,10 +150,8 @@ def moved(rates: pd.DataFrame, found: Sequence[float] | Floats) -> Floats:
 def fit_rates(
     rates: pd.DataFrame, curve: Curve, start: Sequence[float], scatter: float | None = None
 ) -> Fit:
-    """The likeliest levels, parameters of the curve and, unless it is given, scatter.
-
-    ``rates``: ``group``, ``log_lr`` (the bound at an edge), ``edge``, and what the curve reads.
-    """
+    """The likeliest levels, parameters of the curve and scatter. ``rates``: ``group``, ``log_lr``,
+    ``edge``, and what it reads."""
     of_row, names = pd.factorize(rates["group"])
     y, side = rates["log_lr"].to_numpy(float), rates["edge"].map(SIDES).to_numpy(float)
     n, shifts = len(names), 1e-5 * np.eye(len(start))

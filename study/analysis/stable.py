@@ -119,10 +119,7 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _factor(asked: Mapping[Any, Any]) -> tuple[float, float]:
-    """k, the change of a slope per unit of p, and theory's p* for large rank.
-
-    Both are NaN without a prediction.
-    """
+    """k, the change of a slope per unit of p, and theory's p* for large rank; or NaN."""
     init, optimizer = INITS.get(str(asked["init"])), str(asked["optimizer"])
     if init is None or init.q is None or optimizer not in OPTIMIZERS:
         return math.nan, math.nan
@@ -138,10 +135,7 @@ def _factor(asked: Mapping[Any, Any]) -> tuple[float, float]:
 
 
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
-    """p* where the slopes over a grid of p cross zero, by linear interpolation.
-
-    One row per grid whose slopes bracket zero.
-    """
+    """p* where the slopes over a grid of p cross zero, by linear interpolation, if they do."""
     may_differ = ("scaling", "exponent_p", "interval", "seeds", "ranks", *CONDITIONS)
     grid = numbered(rows, [name for name in _identity(rows) if name not in may_differ])
     p_P = np.unique(rows["exponent_p"].to_numpy(float))
@@ -193,10 +187,7 @@ def _identity(rows: pd.DataFrame) -> list[str]:
 
 
 def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
-    """The rows for the whole model on the training batch.
-
-    A site that is measured over the whole model has that row; others have the mean over layers.
-    """
+    """The rows for the whole model, or the mean over layers, on the training batch."""
     if stable.empty:
         return stable
     model_wide = stable["layer"] == MODEL_WIDE
@@ -206,11 +197,8 @@ def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
 
 
 def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
-    """The rows over all ranks, each with ``high_p_star``, over its higher ranks alone.
-
-    Step 0 is before any update, so all numbers except the updates are equal under all optimizers.
-    They share a row with :data:`EVERY_OPTIMIZER`.
-    """
+    """The rows over all ranks, each with ``high_p_star`` over its higher ranks. At step 0,
+    optimizers share a row."""
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
     if stable.empty:
         return stable.assign(**{f"high_{name}": np.nan for name in beside})
@@ -256,10 +244,8 @@ def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.
 
 
 def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """One row per quantity and step: of the rules that give a p*, the best one.
-
-    It is the rule with the narrowest interval among those with small steps, or among all.
-    """
+    """One row per quantity and step: the rule with the narrowest interval, of those with small
+    steps if any."""
     lazy = -rows["lazy"].fillna(0.0).to_numpy(float)
     width = (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float)
     same = numbered(rows, ["optimizer", "site", "stat", "step", *settings])

@@ -42,12 +42,7 @@ SUMMARY_COLUMNS = (
 
 
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The primary quantities at their primary steps and at the first and last step measured, each
-    on one batch, that of the paper's condition.
-
-    Columns with those of ``exponents``, as texts: ``rule``, ``curve`` (the other values that
-    separate curves), ``over`` (how layers were pooled) and ``estimate`` (with its interval).
-    """
+    """The primary quantities at their primary steps and at the first and last step, as texts."""
     rows = _rows_of(PRIMARY, exponents)
     return _described(rows[rows["fixed"] | rows["is_first"] | rows["is_last"]], exponents)
 
@@ -60,11 +55,7 @@ def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.DataFrame:
-    """Quantities at every step, each on one batch, ordered by curve, quantity and step.
-
-    ``place``: of the quantity. ``is_first``, ``is_last``: whether its exponents begin or end there.
-    ``fixed``: whether the step is a primary one of the quantity.
-    """
+    """Quantities at every step, each on one batch. ``fixed``: whether the step is a primary one."""
     parts = []
     for place, quantity in enumerate(quantities):
         rows = rows_of_condition(quantity, exponents)

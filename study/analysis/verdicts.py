@@ -96,20 +96,15 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
 def tost(
     slope: npt.ArrayLike, se: npt.ArrayLike, df: npt.ArrayLike, margin: npt.ArrayLike
 ) -> Floats:
-    """The p-value of the equivalence test ``|slope| < margin``.
-
-    It is at most 5 % if and only if the 95 % interval lies inside the margin.
-    """
+    """The p-value of the equivalence test ``|slope| < margin``."""
     return _tail(np.asarray(margin, float) - np.abs(np.asarray(slope, float)), se, df)
 
 
 def beyond(
     slope: npt.ArrayLike, se: npt.ArrayLike, df: npt.ArrayLike, margin: npt.ArrayLike
 ) -> Floats:
-    """The p-value of the test that ``|slope| > margin``; the usual two-sided one for a margin of 0.
-
-    It is at most 5 % if and only if the 95 % interval lies outside the margin.
-    """
+    """The p-value of the test that ``|slope| > margin``; the usual two-sided one for a margin
+    of 0."""
     return _tail(np.abs(np.asarray(slope, float)) - np.asarray(margin, float), se, df)
 
 

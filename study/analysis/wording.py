@@ -45,11 +45,7 @@ def number_text(value: float) -> str:
 
 
 def batch_words(batches: Iterable[str]) -> dict[str, str]:
-    """``{"train": "training batch", "heldout": "held-out batch"}``: how a verdict names its batch.
-
-    ``batches``: those of the rows of a study. If the training batch is the only one, its words are
-    empty: there is nothing to tell apart.
-    """
+    """How a verdict names each batch of a study; the training batch alone needs no words."""
     found = list(dict.fromkeys(map(str, batches)))
     return {
         batch: "" if found == [TRAIN] else f"{BATCH_NAMES.get(batch, batch)} batch"
@@ -73,11 +69,8 @@ def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[st
 
 
 def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
-    """A name for each of some different settings.
-
-    If one of them consists of words that more than half of all have, it is :data:`COMMON`, and the
-    others are named by their other words. Otherwise a name has all words.
-    """
+    """A name for each of some settings; one of usual words only is :data:`COMMON`, others are named
+    by their other words."""
     count = Counter(word for words in settings for word in words)
     rare = [[word for word in words if 2 * count[word] <= len(settings)] for words in settings]
     names = settings if all(rare) or len(settings) < 2 else [words or [COMMON] for words in rare]
@@ -94,10 +87,7 @@ def setting_labels(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 
 
 def bracket_head(rows: pd.DataFrame) -> str:
-    """What the brackets after the slopes of ``rows`` show, for the head of a table.
-
-    Empty if they show different things, or nothing: see :func:`bracket_notes`.
-    """
+    """What the brackets after the slopes of ``rows`` show, if it is one thing."""
     kinds = [kind for kind in BRACKETS if (rows["interval"] == kind).any()]
     return BRACKETS[kinds[0]] if len(kinds) == 1 else ""
 

@@ -33,7 +33,7 @@ from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unk
 from study.figures import FIGURES, draw_all, save
 from study.figures.audit import adapter_tiles
 from study.figures.style import FORMATS
-from study.integrations.configs.files import load
+from study.integrations.configs import load
 from study.report import answer, answer_table, asked, plots_folder, write_report
 from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds

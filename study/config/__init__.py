@@ -1,7 +1,5 @@
-"""The configuration of a cell: its types, its checks and its identity.
-
-Only :mod:`study.config.compose` and :mod:`study.config.hints` import Hydra and OmegaConf, which the
-environment of Axolotl cannot import.
+"""The configuration of a cell. Only ``compose`` and ``hints`` import Hydra, which Axolotl's
+environment can't.
 """
 
 from study.config.checks import validate

@@ -1,7 +1,4 @@
-"""Checks of several fields of a cell that need neither its model nor its data.
-
-The types and limits of single fields are in :mod:`study.config.types`.
-"""
+"""Checks of several fields of a cell that need neither its model nor its data."""
 
 import math
 from collections.abc import Iterator

@@ -102,10 +102,7 @@ def compose(
 
 
 def search_path(hydra_overrides: Iterable[str]) -> list[str]:
-    """The overrides of ``hydra.searchpath``, which Hydra separates from those of a task.
-
-    They are the user's folders of configuration files. Composing a cell needs both.
-    """
+    """The user's folders of configuration files, which Hydra separates from a task's overrides."""
     return [override for override in hydra_overrides if override.startswith("hydra.searchpath=")]
 
 

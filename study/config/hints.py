@@ -124,11 +124,7 @@ def known_keys() -> dict[str, tuple[str, ...]]:
 
 
 def reference(root: DictConfig) -> str:
-    """The groups with their options, and each key of the composed configuration ``root``.
-
-    The value of a key comes from ``root``, its meaning from its comment in ``conf/``, and its
-    choices from its type.
-    """
+    """The groups with their options, and each key of ``root``: value, meaning and choices."""
     composed: Any = OmegaConf.to_container(root, resolve=False)
     chosen = root.hydra.runtime.choices
     sources = root.hydra.runtime.config_sources

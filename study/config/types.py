@@ -1,8 +1,4 @@
-"""The typed configuration of a cell: each field with its type and its limits.
-
-Defaults and meanings are in ``conf/``, where users read them (``study train --help``). A key that
-``conf/`` lacks has a default here.
-"""
+"""The typed configuration of a cell. Defaults and meanings are in ``conf/``."""
 
 import math
 from collections import ChainMap
@@ -232,10 +228,7 @@ def _option_type(option: Option) -> Any:
 
 @cache
 def optimizer_config(name: str) -> type[OptimizerConfig]:
-    """The configuration type of an optimizer: :class:`OptimizerConfig` and its own options.
-
-    Raises ``KeyError`` for a name that is not in :data:`study.vocabulary.optimizers.OPTIMIZERS`.
-    """
+    """The configuration type of an optimizer: :class:`OptimizerConfig` and its own options."""
     options = [
         (key, _option_type(option), field(default=MISSING))
         for key, option in OPTIMIZERS[name].options.items()
@@ -317,10 +310,7 @@ class CheckpointConfig(Part):
 
 @dataclass
 class TrackerConfig(Part):
-    """Where results are sent in addition to the store.
-
-    It holds no account key, so no record contains one: trackers have their own settings.
-    """
+    """Where results are sent in addition to the store. It holds no account key."""
 
     name: Annotated[str, one_of(ChainMap(TRACKERS, {NONE: TrackerRow("none")}))] = NONE
     mode: Annotated[str, one_of(TRACKER_MODES)] = "offline"

@@ -27,10 +27,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Checked(AfterValidator):
-    """A function that returns a value, or raises :class:`StudyError` with :data:`KEY` in its line.
-
-    ``words``: the words it accepts, for help.
-    """
+    """A function that returns a value or raises, with :data:`KEY` in its line. ``words``: for
+    help."""
 
     words: tuple[str, ...] = ()
 
@@ -81,11 +79,8 @@ def whole_or(least: int, *words: Any) -> Checked:
 def chosen(
     key: str, value: Any, choices: Iterable[str], usual: Iterable[str] | None = None
 ) -> tuple[str, ...]:
-    """The members of ``choices`` that ``value`` selects, in the order of ``choices``.
-
-    ``value`` is ``all``, one name or a list, which may contain ``all``. ``all`` means ``usual``, by
-    default every choice.
-    """
+    """The members of ``choices`` that ``value`` (a name or a list) selects, in their order. ``all``
+    means ``usual``, by default every choice."""
     names = tuple(choices)
     wanted = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     for name in wanted:
@@ -181,10 +176,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def read(kind: type[T], values: Any, prefix: str = "") -> T:
-    """A dataclass from a nested dictionary: every value is converted to its type and checked.
-
-    ``prefix``: put before its keys in messages.
-    """
+    """A dataclass from a nested dictionary, checked. ``prefix``: before its keys in messages."""
     try:
         found: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:

@@ -49,11 +49,8 @@ MOST_BYTES, MOST_CELLS = 10_000_000, 1_000
 
 
 class Page:
-    """The data of the page on ``studies`` as they are now.
-
-    ``overview``: the object that the page shows. ``quantities``: those with values. ``version``: a
-    hash of the overview and of ``state``, which changes when values do.
-    """
+    """The data of the page. ``quantities``: those with values. ``version``: a hash that changes
+    when values do."""
 
     def __init__(self, studies: Sequence[Study], live: bool, state: str = "") -> None:
         probes = [study.tables.probes for study in studies]
@@ -80,12 +77,8 @@ class Page:
 
 
 def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) -> tuple[int, int]:
-    """Write the page on the studies in ``folders`` to ``file``, which works offline.
-
-    Returns the numbers of quantities in it and in all. Quantities are added in the order of
-    :func:`~study.dashboard.overview.in_order` until the file reaches ``most_bytes``. The first is
-    always included.
-    """
+    """Write the page to ``file``, which works offline, with quantities up to ``most_bytes``.
+    Returns how many it has, of how many."""
     if (cells := sum(len(cell_folders(folder)) for folder in folders)) > MOST_CELLS:
         few = f"name studies of at most {MOST_CELLS:,} cells, or leave --export out"
         raise StudyError(f"{cells:,} cells are too many for one file: {few}")

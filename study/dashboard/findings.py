@@ -63,11 +63,7 @@ def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def comparison(studies: Sequence[Study]) -> dict[str, Any]:
-    """The first study compared with each other one, as ``study compare`` does it; empty for one.
-
-    ``sentences``: on each other study. ``tables``: rows of texts: the numbers, and the settings
-    that differ.
-    """
+    """The first study compared with each other one, as by ``study compare``; empty for one."""
     if len(studies) < 2:
         return {}
     if without := [one.name for one in studies if one.tables.metrics.empty]:

@@ -49,12 +49,8 @@ PLOTLY_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamon
 
 
 def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, Any]:
-    """The object. Missing numbers are null; infinities are strings, since JSON cannot hold them.
-
-    ``pages``: what each study shows, one at a time. ``comparison``: all of them side by side
-    (:func:`study.dashboard.findings.comparison`). ``quantities``: those of all studies, in the
-    order of their messages. ``live``: whether the page can request updates.
-    """
+    """The object. Missing numbers are null, infinities strings. ``live``: whether the page can
+    request updates."""
     names = [study.name for study in studies]
     return {
         "study": ", ".join(names),
@@ -103,11 +99,8 @@ def prefixes(studies: Sequence[Study]) -> list[str]:
 
 
 def in_order(quantities: Sequence[Measured]) -> list[Measured]:
-    """:data:`~study.vocabulary.quantities.FIRST_READ` first.
-
-    For a site and a statistic, the batch of the paper's condition in the report comes first. At
-    other sites the training batch does.
-    """
+    """:data:`~study.vocabulary.quantities.FIRST_READ` first, each on the batch that the report
+    reads."""
     places = {pair: n for n, pair in enumerate(FIRST_READ)}
     condition = {quantity.site: batches[0] for quantity, batches in BATCHES_OF.items()}
     return sorted(
@@ -169,11 +162,8 @@ def _cell(row: Mapping[Any, Any], metrics: pd.DataFrame | None) -> dict[str, Any
 
 
 def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
-    """``{"step": [...], "value": [...]}`` at the measured steps.
-
-    A long curve keeps every 2nd, 4th, 8th ... point and its last one. So seeds of different lengths
-    have common steps, at which the page averages them.
-    """
+    """``{"step": [...], "value": [...]}``; a long curve keeps every 2nd, 4th, 8th ... point and its
+    last."""
     if metrics is None or name not in metrics:
         return {"step": [], "value": []}
     values = metrics[name].to_numpy(float)

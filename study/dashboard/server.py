@@ -63,10 +63,7 @@ def serve(
     ready: Callable[[str], None],
     look_ahead: LookAhead = lambda study_dir: (0, None),
 ) -> None:
-    """Serve the studies in ``folders`` until interrupted. Port 0 means any free port.
-
-    ``ready`` gets the address of the page.
-    """
+    """Serve the studies until interrupted. Port 0: any free one. ``ready`` gets the address."""
     token = token_of(folders)
     app = application(folders, hosts_of(host), token, look_ahead)
     listening = socket.socket()
@@ -100,10 +97,7 @@ def hosts_of(host: str) -> list[str]:
 
 
 def token_of(folders: Sequence[Path]) -> str:
-    """The secret part of the address of these studies.
-
-    If a key that only this user can read can be stored, it is the same at the next start.
-    """
+    """The secret part of the address: the same at the next start, if a key can be stored."""
     key = secrets.token_bytes(KEY_BYTES)
     path = platformdirs.user_state_path("study") / "dashboard-key"
     with contextlib.suppress(OSError):

@@ -22,12 +22,8 @@ TABLES = (".json", ".parquet", ".arrows")
 
 @dataclass(frozen=True)
 class Study:
-    """A study when it was read, with its results so far.
-
-    - ``tables``: measured and derived;
-    - ``unreadable``: why, by the id of each cell that can't be read;
-    - ``report``: its answer and its sections as HTML, or why there is none.
-    """
+    """A study when it was read. ``unreadable``: why, by cell. ``report``: its HTML, or why there is
+    none."""
 
     name: str
     tables: StudyTables

@@ -46,10 +46,8 @@ class Layer(NamedTuple):
 
 
 class Values:
-    """The probed values of studies. ``probes``: their tables, by what their cells' keys begin with.
-
-    ``layers``: those of all studies, in the order of the models. ``steps``: of each cell, by key.
-    """
+    """The probed values of studies, by what their cells' keys begin with; all layers; each cell's
+    steps."""
 
     def __init__(self, probes: Mapping[str, pd.DataFrame]) -> None:
         self._probes = {prefix: table for prefix, table in probes.items() if len(table)}
@@ -131,11 +129,8 @@ def _layers(tables: Iterable[pd.DataFrame]) -> list[Layer]:
 def pack_values(
     values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.bool_]
 ) -> tuple[dict[str, float], bytes]:
-    """Values of steps by layers in ``2 S W`` bytes, and their scale.
-
-    The scale is ``base``, the logarithm of the code 1, and ``resolution``, the step from code to
-    code. ``missing_SW``: whether a value was not measured. A measured one can be NaN.
-    """
+    """Values of steps by layers in ``2 S W`` bytes, and their scale: ``base``, the logarithm of the
+    code 1, and ``resolution``. ``missing_SW``: not measured (NaN is)."""
     values = values_SW.astype(np.float64)
     has_log = np.isfinite(values) & (values != 0) & ~missing_SW
     logs = np.log(np.abs(values[has_log]))

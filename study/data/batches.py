@@ -194,10 +194,7 @@ class TokenTable:
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """Held-out questions: the token ids of each context, as in the loss, and each target's text.
-
-    ``padding_id`` fills rows. ``eos_token_id`` ends an answer; None: only its length ends it.
-    """
+    """Held-out questions: token ids of each context, as in the loss, and each target's text."""
 
     contexts: Sequence[list[int]]
     targets: Sequence[str]
@@ -240,10 +237,8 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """The training examples, the held-out examples, also as questions, and the content hash.
-
-    ``rows``, for the record: how many are trained on, held out, cut and dropped, and their format.
-    """
+    """Training and held-out examples, the latter also as questions, and the content hash. ``rows``:
+    their counts and format, for the record."""
 
     train: TokenTable
     heldout: TokenTable
@@ -318,10 +313,7 @@ def build_corpus(
 
 
 def _answer(row: Row, is_cut: bool) -> str | None:
-    """The answer of a row that is a question.
-
-    A conversation that was cut may lack its last turn, and a document has no question.
-    """
+    """The answer of a row that is a question, which a document and a cut chat may not be."""
     if isinstance(row, Example):
         return row.target
     return row.answer if isinstance(row, Conversation) and not is_cut else None

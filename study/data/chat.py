@@ -1,7 +1,5 @@
-"""Conversations to text by a chat template, and the places of the assistant's turns in it.
-
-The text is that of transformers' ``apply_chat_template``. A template comes from a stranger: it runs
-in the sandbox of transformers, and its size and its time are limited.
+"""Conversations to text by a chat template, in the sandbox of transformers and within limits, and
+the places of the assistant's turns in it.
 """
 
 import os

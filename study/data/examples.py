@@ -1,7 +1,4 @@
-"""Examples of three kinds: their content hash, and their split into training and held-out ones.
-
-This module needs no tokenizer and no model.
-"""
+"""Examples of three kinds: their content hash, and their split into training and held-out."""
 
 import hashlib
 import json
@@ -77,7 +74,5 @@ def split_places(examples: Sequence[Row], heldout: int) -> tuple[list[int], list
 
 
 def _canonical(example: Row) -> bytes:
-    """One line of JSON. Two examples have the same line only if they are equal: JSON escapes the
-    newlines in a string.
-    """
+    """One line of JSON. Two examples have the same line only if they are equal."""
     return json.dumps(vars(example), sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"

@@ -141,10 +141,7 @@ def _parameters(names: list[str]) -> str:
 
 
 def _first_paragraph(docstring: str, function: str) -> str | None:
-    """The first paragraph that is not a signature, on one line, cut after a sentence.
-
-    None if there is no such paragraph, or if it is too short.
-    """
+    """The first paragraph that is no signature, on one line, cut after a sentence; or None."""
     for paragraph in re.split(r"\n\s*\n", docstring.strip()):
         text = " ".join(paragraph.split())
         if text.startswith(f"{function}(") or "->" in text:  # the signature of a C function

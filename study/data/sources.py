@@ -1,6 +1,4 @@
-"""The data sets: one function for each row of :data:`study.vocabulary.sources.DATASETS` that is
-made here. The other rows read what ``data.path`` names.
-"""
+"""The data sets that are made here, and the rows of those that ``data.path`` names."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -40,10 +38,7 @@ class Loaded:
 
 
 def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> Loaded:
-    """The rows of the data set that ``config`` names. Its ``seed`` and lengths don't matter.
-
-    ``tokenizer`` is called for conversations only, whose text depends on it.
-    """
+    """The rows of the data set of ``config``. ``tokenizer`` is called for conversations only."""
     if config.name not in DATASETS:
         raise unknown("data", config.name, DATASETS)
     path = "" if config.path in (None, MISSING) else given(config.path)

@@ -54,10 +54,8 @@ def draw_all(
     left_out: Callable[[str], None] = _log.warning,
     names: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw, one by one, the figures of ``names`` whose data exist; of all without ``names``.
-
-    ``left_out`` gets a line for each of the others, which says what it lacks.
-    """
+    """Draw the figures of ``names`` (None: all) whose data exist. ``left_out`` gets a line for each
+    of the others."""
     for name in FIGURES if names is None else names:
         try:
             figure = FIGURES[name](tables)

@@ -28,10 +28,7 @@ BLANK = 0.1
 
 @dataclass(frozen=True)
 class Line:
-    """The exponents of a quantity at one step: ``rows`` of the table, one for each ``p``.
-
-    ``first``: whether the step is the first of those shown of the quantity.
-    """
+    """The exponents of a quantity at one step: a row of the table for each ``p``."""
 
     quantity: Quantity
     step: int
@@ -147,11 +144,8 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
 
 
 def crossing(p: np.ndarray, slope: np.ndarray) -> float:
-    """The p at which ``slope`` falls through 0; NaN if there is none.
-
-    Linear between neighbours and up to :data:`BEYOND` outside of them: exact where the slope is
-    linear in p, as at steps 0 and 1.
-    """
+    """The p at which ``slope`` falls through 0, linear between neighbours and up to :data:`BEYOND`
+    outside; NaN if there is none."""
     known = np.isfinite(slope)
     p, slope = p[known], slope[known]
     if len(p) < 2:
@@ -193,10 +187,7 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
 
 
 def _p_axis(ax: Axes, lines: Sequence[Line]) -> None:
-    """Ticks at the measured p, and at the p of named rules with the name on a second line.
-
-    ``lines``: those of all panels, so that the panels have one axis.
-    """
+    """Ticks at the measured p, and at the p of named rules with the name on a second line."""
     ps = sorted({float(p) for line in lines for p in line.p})
     stars = [star for line in lines for star in line.stable if np.isfinite(star)]
     named = {round(row.p, 9): row.label for row in RULES.values() if row.p is not None}

@@ -58,10 +58,7 @@ def descent_vs_rank(tables: Tables) -> Figure:
 
 
 def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str = "") -> Figure:
-    """A row per family: a panel for the first step and, with ``last``, one for the last.
-
-    Without ``last``, two families are next to each other.
-    """
+    """A row per family: a panel for the first step and, with ``last``, one for the last."""
     where = {"site": quantity.site, "stat": quantity.stat}
     series = probed(tables, **where, model=True)
     cells = cells_of(tables.cells, series, f"model-wide {quantity.site} {quantity.stat}")
@@ -164,10 +161,7 @@ def conditions(tables: Tables) -> Figure:
 
 
 def _draw_curve(ax: Axes, law: laws.RankLaw, tables: Tables) -> Line2D | None:
-    """The curve whose slope is the prediction of the table, through the mean of the points.
-
-    None if there is no prediction.
-    """
+    """The curve whose slope is the prediction, through the mean of the points, or None."""
     if law.fit is None:
         return None
     ends = np.geomspace(law.fit["rank_min"], law.fit["rank_max"], 65)

@@ -68,11 +68,8 @@ def learning_rate_basins(tables: Tables) -> Figure:
 
 
 def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, bool]:
-    """The losses of one rank, with a mark at its best learning rate.
-
-    Returns whether there is a cross, for a run that diverged or lies above the panel, and whether
-    the best rate is at an edge of the grid.
-    """
+    """The losses of one rank, with its best rate marked. Returns whether there is a cross, and
+    whether the best rate is at an edge."""
     cells, (_, top), name = sweep.of(rule), sweep.y_range, style.rank_name(rank)
     colour, who = style.shade(rule, rank, sweep.ranks), f"{style.gid(rule)} r={name}"
     dashes = "dashed" if math.isinf(rank) else "solid"

@@ -95,10 +95,7 @@ def loss_in_bf16(tables: Tables) -> Figure:
 
 
 def _lost(probes: pd.DataFrame) -> pd.DataFrame:
-    """By layer and cell: the share lost at the first step that has any, and the share expected.
-
-    A layer's size comes from its mean absolute value, because a few large outputs dominate an rms.
-    """
+    """By layer and cell: the share lost at the first step that has any, and the share expected."""
     keys = ["cell_id", "step", "layer"]
     rows = probes.reindex(columns=[*keys, "site", "batch", "mean_abs", "rms", "swallowed"])
     rows = rows[rows["batch"] == TRAIN].astype({"cell_id": str, "layer": str})
@@ -109,11 +106,8 @@ def _lost(probes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> tuple[list[Family], str]:
-    """The settings of the cells in ``series``, with the column ``form``: how a cell rounds. Cells
-    that differ in :data:`APART` share one. And what is left out (:func:`most_varied`).
-
-    Raises :class:`Absent` if no cell is in bf16.
-    """
+    """The settings of the cells in ``series``, with the column ``form``, how a cell rounds, and
+    what is left out."""
     cells = cells[cells["cell_id"].isin(set(series["cell_id"]))].astype({"cell_id": str})
     apart = cells.reindex(columns=APART)
     bf16 = apart["precision"] == "bf16"

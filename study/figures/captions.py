@@ -56,11 +56,7 @@ def span(numbers: Iterable[int]) -> str:
 
 
 def settings(cells: pd.DataFrame) -> str:
-    """The settings of the cells of a figure, on one line. A setting that varies is ``several``.
-
-    ``SmolLM2, pydoc, AdamW, learning rate 0.0001, α = 16, batch 4 × 48 tokens, 3 seeds, 12 steps``.
-    What the cells do not record is left out.
-    """
+    """The settings of the cells of a figure, on one line. A setting that varies is ``several``."""
     steps = _one(cells, "steps", "{:g} steps", "numbers of steps")
     units = [name for name in ("seed", "data_seed") if name in cells]
     seeds = len(cells[units].drop_duplicates())

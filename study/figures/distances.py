@@ -104,10 +104,8 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
 
 
 def _draw_theory(ax: Axes, family: Family, rows: pd.DataFrame, measure: str) -> dict[str, Line2D]:
-    """The known distance after the first step, as the mean over layers of the log.
-
-    Returns its entry in a legend, if it is known.
-    """
+    """The known distance after the first step, as the mean over layers of the log, and its entry in
+    a legend."""
     init = INITS.get(family.keys.get("init", DEFAULT_INIT))  # None for an imported adapter
     optimizer = OPTIMIZERS.get(family.keys.get("optimizer", ""))
     if optimizer is None or (measure, optimizer.family) not in FORMULAS:

@@ -43,12 +43,8 @@ ABOVE_START = 0.15
 
 @dataclass(frozen=True, eq=False)
 class Sweep(Family):
-    """A family whose learning rates may differ, with its runs that have ended.
-
-    - ``cells``: one row per run: rule, rank, lr, gamma, seed and loss (NaN if it diverged or got
-      stuck);
-    - ``start``: the held-out loss before training, NaN if it was not evaluated.
-    """
+    """A family whose learning rates may differ. ``cells``: its ended runs, with NaN as the loss of
+    a broken one. ``start``: the held-out loss before training, or NaN."""
 
     start: float
 
@@ -69,12 +65,8 @@ class Sweep(Family):
         return self.cells[self.cells["rule"] == rule]
 
     def best(self, rule: Rule, rank: float, shared: bool = False) -> Tried:
-        """The best learning rate of a rank in the mean over seeds.
-
-        It is among the rank's own rates. If ``shared``, it is among those that all ranks share, as
-        in the table ``losses``, unless each rank has others (:meth:`has_own_rates`). NaN if a seed
-        diverged at every rate, or if there are fewer than two rates.
-        """
+        """The best rate of a rank in the mean over seeds, among its own rates or, if ``shared``,
+        among those of all ranks. NaN if a seed diverged at every rate."""
         cells = self.of(rule)
         own = cells[cells["rank"] == rank]
         rates = common_rates(cells if shared and not self.has_own_rates(rule) else own)
@@ -96,12 +88,8 @@ def draw_line(
     who: str,
     **look: Any,
 ) -> tuple["pd.Series[float]", bool]:
-    """The mean loss over seeds against the learning rate, where none diverged.
-
-    A band shows the range over seeds, and ``name`` is at the end. Crosses are where a seed
-    diverged, or the mean lies above the panel, whose highest loss is ``top``. Returns the means by
-    x, and whether there is any cross.
-    """
+    """The mean loss over seeds against the rate, with its range, and crosses where a seed diverged
+    or the mean lies above ``top``. Returns the means by x, and whether there is a cross."""
     loss = cells.groupby("lr")["loss"]
     means = loss.agg(["mean", "min", "max"])
     whole = loss.count() == loss.size()

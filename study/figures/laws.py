@@ -69,11 +69,8 @@ class RankLaw:
 def measured(
     cells: pd.DataFrame, series: pd.DataFrame, most: int = MOST_FAMILIES
 ) -> tuple[dict[Family, list[int]], str]:
-    """Families with the steps at which two finite ranks have a value in ``series``.
-
-    At most ``most`` of them, and a sentence on what is left out. Raises
-    :class:`~study.figures.selection.Absent` if there is none.
-    """
+    """Families with the steps at which two finite ranks have a value, at most ``most``, and a
+    sentence on what is left out."""
 
     def steps(family: Family) -> list[int]:
         ranks = family.cells.loc[np.isfinite(family.cells["rank"]), ["cell_id", "rank"]]
@@ -87,10 +84,8 @@ def measured(
 def panels(
     shown: Sequence[Family], columns: int, *, more: int = 1, **options: Any
 ) -> tuple[Figure, list[np.ndarray]]:
-    """:func:`style.panels`, with room for the legends above the panels.
-
-    ``more``: the entries of a legend apart from the rules, with its heading.
-    """
+    """:func:`style.panels` with room for legends above. ``more``: their entries apart from the
+    rules."""
     entries = min(max(len(family.rules) for family in shown), MOST_RULES) + more
     rows = math.ceil(len(options.get("labels", shown)) / options.get("beside", 1))
     return style.panels(shown, columns, above=0.3 + 0.14 * entries * rows, **options)
@@ -99,10 +94,8 @@ def panels(
 def laws(
     family: Family, series: pd.DataFrame, exponents: pd.DataFrame, step: int, **where: str
 ) -> list[RankLaw]:
-    """The family's laws at ``step``, one per rule; ``where`` selects the fit.
-
-    Cells of infinite rank are left out: they have no place on the axis.
-    """
+    """The family's laws at ``step``, one per rule, without infinite rank; ``where`` selects the
+    fit."""
     at_step = series[series["step"] == step]
     cells = family.cells[np.isfinite(family.cells["rank"])]
     model = {"batch": TRAIN, "layer": MODEL_WIDE, "kind": MODEL_WIDE}
@@ -169,11 +162,8 @@ def draw(
     curved: Collection[Rule] = (),
     more: Mapping[str, Line2D] | None = None,
 ) -> None:
-    """Draw a family's laws into a panel ``inches`` wide. The legend above it has the exponents.
-
-    - ``curved``: rules whose predicted curve the caller draws in place of the straight line;
-    - ``more``: further entries of the legend.
-    """
+    """Draw a family's laws into a panel. ``curved``: rules whose predicted curve the caller draws.
+    ``more``: further entries of the legend."""
     entries: dict[str, Any] = {}
     is_short = inches < NARROW
     widths = [law.fit["ci_high"] - law.fit["ci_low"] for law in found if law.fit is not None]
@@ -194,11 +184,8 @@ def draw(
 
 
 def _draw_points(ax: Axes, law: RankLaw, look: Mapping[str, Any], shift: float) -> list[Line2D]:
-    """A hollow marker per cell, and a bar per rank for the spread over layers.
-
-    A diverged cell has no value: its cross is at the bottom. ``shift``: by points on the page, not
-    in the data. It keeps the bars of several rules at one rank apart.
-    """
+    """A hollow marker per cell, a cross for a broken one, and a bar per rank for the spread over
+    layers, ``shift`` points aside."""
     who, colour = style.gid(law.rule), look["color"]
     if len(law.lost):
         cross = style.CROSS | {"color": colour, "transform": ax.get_xaxis_transform()}
@@ -232,10 +219,7 @@ def _draw_fit(ax: Axes, law: RankLaw, colour: Any, *, straight: bool) -> list[Li
 
 
 def _legend_text(law: RankLaw, digits: int, *, short: bool) -> str:
-    """``LoRA  −0.50 [−0.52, −0.48], theory −0.50``.
-
-    ``short``: the prediction in parentheses, and a rule without a fixed p is ``p = 0.75``.
-    """
+    """``LoRA −0.50 [−0.52, −0.48], theory −0.50``."""
     named = f"{law.rule.letter} = {law.rule.number:g}"
     name = named if short and not law.rule.has_own_p else style.name(law.rule)
     if law.fit is None:
@@ -256,10 +240,7 @@ def fine_print(
     straight: bool = True,
     inches: float = NARROW,
 ) -> str:
-    """What points, lines, bands, brackets and crosses mean.
-
-    ``straight``: whether predictions are drawn as straight lines. ``inches``: the width of a panel.
-    """
+    """What points, lines, bands, brackets and crosses mean."""
     fits = [law.fit for law in drawn if law.fit is not None]
     sentences = [f"Points: {points}."]
     if fits:

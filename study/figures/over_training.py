@@ -26,10 +26,7 @@ MARKED_UP_TO = 12
 
 
 class Row(NamedTuple):
-    """A row of panels: its label on the y axis, and a (cell_id, step, value) series.
-
-    ``geometric``: whether the mean over seeds is geometric.
-    """
+    """A row of panels: its label, and a (cell_id, step, value) series. ``geometric``: its mean."""
 
     label: tuple[str, str]
     series: pd.DataFrame
@@ -38,13 +35,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Course:
-    """One rule at one rank: the mean over its complete cells, or one cell that is not complete.
-
-    A broken cell (diverged or stuck) with fewer than two values is a point at infinity, at the step
-    at which it broke.
-
-    ``low``, ``high``: the range over the cells.
-    """
+    """One rule at one rank: the mean over its complete cells with its range, or one cell that is
+    not complete. A broken cell without two values is a point at infinity."""
 
     rule: Rule
     rank: float
@@ -119,10 +111,7 @@ def grad_norm_curves(tables: Tables) -> Figure:
 def _over_training(
     cells: pd.DataFrame, rows: Sequence[Row], what: str, *, ratio: float, log: bool = False
 ) -> Figure:
-    """Settings one below the other, each with its rows of panels and a column per rule.
-
-    ``what``: the first row, in words.
-    """
+    """Settings one below the other, with rows of panels and a column per rule."""
     held = cells_of(cells, rows[0].series, what)["cell_id"]
     cells = cells[cells["cell_id"].isin(held) | cells["status"].isin(BROKEN)]
 
@@ -169,10 +158,8 @@ def _over_training(
 
 
 def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Course]:
-    """The family's curves of a (cell_id, step, value) series; with ``log`` the mean is geometric.
-
-    A cell that is not complete has its own curve, because a mean would jump where it ends.
-    """
+    """The family's curves of a series; with ``log`` the mean is geometric. A cell that is not
+    complete has its own."""
     series = series[series["cell_id"].isin(set(family.cells["cell_id"]))]
     wide = series.pivot(index="step", columns="cell_id", values="value")
     cells = family.cells.assign(end=end_steps(family.cells))
@@ -204,11 +191,8 @@ def _averaged(rule: Rule, rank: float, wide: pd.DataFrame, status: str, log: boo
 def _draw(
     ax: Axes, found: Sequence[Course], ranks: Sequence[float], reach: tuple[float, float]
 ) -> None:
-    """The curves of a rule in the shades of their ranks, each labelled with its rank.
-
-    Around a curve: its range over the seeds. Curves that are not complete are thinner. The curve of
-    a broken cell ends in a cross, at the edge of the range ``reach`` if it lies outside.
-    """
+    """The curves of a rule, labelled with their ranks, and their range over seeds. A broken one
+    ends in a cross, within ``reach``."""
     dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
     last: dict[float, Course] = {}  # by rank: the longest, if none is complete
     for curve in sorted(found, key=lambda c: (not c.complete, c.rank, -c.step[-1])):

@@ -36,10 +36,7 @@ class Absent(StudyError):
 
 @dataclass(frozen=True, order=True)
 class Rule:
-    """A scaling rule with its ``number``: its p or, if it is no power, its crossover.
-
-    ``place`` sorts rules as the vocabulary does.
-    """
+    """A scaling rule with its ``number``: its p or, if it is no power, its crossover."""
 
     place: int
     scaling: str
@@ -75,11 +72,8 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """The cells of one setting, with their rule in the column ``rule``.
-
-    ``words``: how the setting differs from others of the study, a column each; empty if it is the
-    only one. ``keys``: the columns of ``cells`` that define the setting, with their values.
-    """
+    """The cells of one setting. ``words``: how it differs from others, a column each. ``keys``: the
+    columns of ``cells`` that define it."""
 
     words: tuple[str, ...]
     keys: dict[str, Any]
@@ -176,10 +170,7 @@ def holding(
     most: int = MOST_FAMILIES,
     rules: int = 99,
 ) -> tuple[dict[Family, T], str]:
-    """By family of ``cells``, its ``content``, if that is not empty; and what is left out of it.
-
-    See :func:`most_varied`. Raises :class:`Absent`, with the message ``absent``, without any.
-    """
+    """By family of ``cells``, its ``content``, if that is not empty; and what is left out of it."""
     found = {family: content(family) for family in families(cells)} if len(cells) else {}
     found = {family: held for family, held in found.items() if len(held)}  # type: ignore[arg-type]
     if not found:
@@ -189,10 +180,8 @@ def holding(
 
 
 def per_step(tables: Tables, column: str) -> pd.DataFrame:
-    """The finite values of a column of ``metrics``: (cell_id, step, value).
-
-    The last row of a diverged cell is the step at which it diverged; so for a stuck cell.
-    """
+    """The finite values of a column of ``metrics``: (cell_id, step, value), also at a broken
+    end."""
     rows = tables.metrics.reindex(columns=["cell_id", "step", column])
     series = _series(rows, rows[column])
     return series[series["step"] <= _ends(tables.cells, series)]
@@ -201,10 +190,8 @@ def per_step(tables: Tables, column: str) -> pd.DataFrame:
 def probed(
     tables: Tables, site: str, stat: str, batch: str = TRAIN, *, model: bool = False
 ) -> pd.DataFrame:
-    """The positive values of a statistic of single layers: (cell_id, step, layer, value).
-
-    ``model``: instead, those of the whole model.
-    """
+    """A statistic's positive values: (cell_id, step, layer, value), of layers or of the
+    ``model``."""
     rows = tables.probes
     if stat not in rows:
         return pd.DataFrame(columns=["cell_id", "step", "value", "layer"])

@@ -97,11 +97,8 @@ def _layout() -> ConstrainedLayoutEngine:
 def figure(
     nrows: int, ncols: int, *, column: str = FULL, ratio: float, above: float = 0.0
 ) -> Figure:
-    """An empty figure for a grid of panels, as wide as one column (``half``) or two (``full``),
-    and at most as high as a page.
-
-    ``ratio``: height of a panel over its width. ``above``: inches for legends and titles.
-    """
+    """An empty figure as wide as one column (``half``) or two (``full``). ``ratio``: height of a
+    panel over its width. ``above``: inches for legends and titles."""
     height = WIDTH[column] / ncols * nrows * ratio + above
     return Figure(figsize=(WIDTH[column], min(height, HIGHEST)), layout=_layout())
 
@@ -183,12 +180,8 @@ def legend(
 
 
 def finish(drawn: Figure, *sentences: str) -> Figure:
-    """Write ``sentences`` below the panels, fix the layout, and place the labels of lines.
-
-    The last line of the text is the figure's label, the settings of its cells, so that a figure cut
-    out of a page still says what it shows. :func:`save` writes it as metadata. A layout engine that
-    stays on changes the layout slightly at every draw.
-    """
+    """Write ``sentences`` and the settings of the cells below the panels, fix the layout, and place
+    the labels of lines."""
     width = int(drawn.get_figwidth() * 25)
     text = wrapped(" ".join(filter(None, sentences)), width)
     about = plain(textwrap.fill(str(drawn.get_label()), width))
@@ -336,10 +329,8 @@ def heading(ax: Axes, rule: Rule, columns: int) -> None:
 
 
 def look(rule: Rule, beside: Sequence[Rule]) -> dict[str, Any]:
-    """The one colour of a rule and its marker, if ranks are on an axis.
-
-    Several exponents of one rule in ``beside`` take shades of its hue, and a marker each.
-    """
+    """The one colour of a rule and its marker. Several exponents of one rule take shades and
+    markers."""
     peers = [r for r in beside if r.scaling == rule.scaling]
     own = rule_look(rule.scaling)
     if len(peers) < 2:
@@ -380,10 +371,7 @@ FEWEST_TICKS = 3
 def y_axis(
     panels: Sequence[Axes] | np.ndarray, quantity: str, unit: str = "", *, log: bool = False
 ) -> None:
-    """Label the y axis of ``panels``, which share it, with about five ticks.
-
-    ``unit``: the unit or the definition, on a second line.
-    """
+    """Label the y axis that ``panels`` share, with about five ticks; ``unit`` on a second line."""
     panels[0].set_ylabel(f"{quantity}\n{unit}" if unit else quantity, linespacing=1.15)
     if log:
         log_axis(panels)
@@ -424,10 +412,7 @@ def rank_name(rank: float) -> str:
 
 
 def rank_axis(ax: Axes, ranks: Sequence[float], inches: float) -> None:
-    """A logarithmic axis with a tick at every rank of the study.
-
-    On an axis ``inches`` long, as many ticks are labelled as fit.
-    """
+    """A logarithmic axis with a tick at every rank, as many labelled as fit in ``inches``."""
     ax.set_xscale("log", base=2)
     span = math.log(ranks[-1] / ranks[0]) or math.log(2)
     apart = TICK_INCHES * span / inches
@@ -479,10 +464,7 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
 
 
 def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> bool:
-    """Crosses on the upper edge of a panel, at runs that diverged or whose values lie above it.
-
-    Returns whether there are any.
-    """
+    """Crosses on the upper edge of a panel, at runs that diverged or lie above it, if any."""
     look = {**CROSS, "markersize": 3.5, "transform": ax.get_xaxis_transform()}
     if len(x):
         ax.plot(x, np.full(len(x), 1.0), color=colour, gid=gid, **look)
@@ -500,10 +482,8 @@ LABEL_HEIGHT = 7.5
 
 
 def ranks_to_draw(ranks: Sequence[float], most: int = MOST_LABELS) -> list[float]:
-    """At most ``most`` of the sorted ``ranks``: the first, the last, and others evenly between.
-
-    Infinite rank is always among them.
-    """
+    """At most ``most`` of the sorted ``ranks``: first, last, infinite, and others evenly
+    between."""
     finite = [rank for rank in ranks if np.isfinite(rank)]
     infinite = [rank for rank in ranks if not np.isfinite(rank)]
     most -= len(infinite)

@@ -251,11 +251,7 @@ class LoopPasses:
 
 
 def after_backward(call: Callable[[], None]) -> None:
-    """Call ``call`` when the backward pass that is running has ended, as DDP and FSDP do.
-
-    A hook on a weight would run before they sum its gradient over processes. They queue their ends
-    during the pass, so ``call`` is queued at its end.
-    """
+    """Call ``call`` when the backward pass that is running has ended, as DDP and FSDP do."""
     queue = Variable._execution_engine.queue_callback
     queue(lambda: queue(call))
 

@@ -1,7 +1,5 @@
-"""``study.record``: a training loop over PEFT as cells of a study.
-
-Hooks on the model and on the optimizer find the passes and the updates. They change nothing in the
-loop: no tensor, no random number, no loss.
+"""``study.record``: a training loop over PEFT as cells of a study. Hooks find the passes and the
+updates, and change nothing.
 """
 
 import math

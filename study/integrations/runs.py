@@ -42,11 +42,8 @@ from study.vocabulary.quantities import SITES, STATS, USUAL
 
 @dataclass(frozen=True)
 class Loop:
-    """Facts about a training loop other than its model and its optimizer.
-
-    ``results``: the study's folder. ``note``: sentences for the record and the report.
-    ``varies``: other differences between its cells and others, by name.
-    """
+    """Facts about a loop other than its model and optimizer. ``note``: sentences for the record and
+    the report. ``varies``: other differences between its cells, by name."""
 
     results: Path
     seed: int

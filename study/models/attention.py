@@ -1,9 +1,5 @@
-"""Attention within sequences, for rows of tokens that hold several of them.
-
-transformers calls the attention function that a model's configuration names. This module's function
-gets the lengths of the sequences in a row (``sequences``, an argument of the model's forward). It
-computes each sequence alone, without a mask of N by N tokens, and without products of tokens of
-different sequences.
+"""Attention within sequences, for rows of tokens that hold several. transformers passes their
+lengths (``sequences``); each is computed alone, without a mask of N by N tokens.
 """
 
 from collections.abc import Sequence

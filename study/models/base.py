@@ -40,11 +40,8 @@ sequences, by their positions. It reads the answer from the device in every pass
 
 @dataclass
 class FrozenBase:
-    """A causal language model of transformers in eval mode, with no parameter that is trained.
-
-    Shapes: ``T`` tokens, ``d`` features of the hidden states, ``V`` tokens in the vocabulary, ``N``
-    chosen tokens.
-    """
+    """A causal language model in eval mode. ``T`` tokens, ``d`` features of the hidden states,
+    ``V`` tokens in the vocabulary, ``N`` chosen tokens."""
 
     model: nn.Module
     card: ModelCard
@@ -94,11 +91,7 @@ class FrozenBase:
             return self.trunk(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """The logits of hidden states, ``[N, V]``, with all operations after the head.
-
-        Some families cap, scale or shift their logits (Gemma 2, Cohere, Granite). To cover all of
-        them, the model's own forward runs with a trunk that returns the given hidden states.
-        """
+        """The logits of hidden states, ``[N, V]``, with all that a family does after the head."""
         # A shallow copy takes microseconds. It shares the submodules, in its own dict.
         head: Any = copy.copy(self.model)
         head._modules = {**head._modules, trunk_name(head): _IdentityTrunk(self.trunk)}
@@ -198,10 +191,8 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
 
 @torch.no_grad()
 def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
-    """Run two short sequences with the same first half, once whole and once in two parts.
-
-    Their logits must agree within ``relative`` of the largest one.
-    """
+    """Compare the logits of two sequences, whole and in two parts, within ``relative`` of the
+    largest."""
     model: Any = base.model
     family = f"model {base.card.name!r} ({type(model).__name__})"
     half = max(1, min(4, base.card.max_length // 2))
@@ -276,11 +267,8 @@ def blocks_of(base: FrozenBase) -> list[nn.Module]:
 
 @contextmanager
 def recomputing(base: FrozenBase) -> Iterator[None]:
-    """Context manager: a forward pass keeps only the input of each block.
-
-    A backward pass recomputes each block before its gradients. This costs a third more products,
-    and holds the activations of one block at a time. The numbers are the same.
-    """
+    """Context manager: a forward pass keeps only the input of each block, and a backward pass
+    recomputes the block. The numbers are the same."""
 
     def again(forward: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():

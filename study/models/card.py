@@ -79,10 +79,7 @@ class ModelCard:
 
 
 def describe(config: ModelConfig) -> ModelCard:
-    """The card of the model that ``config`` names. A packaged one is fetched if absent.
-
-    The result is cached until the weights or config.json change; a cached call takes a few ms.
-    """
+    """The card of the model that ``config`` names, cached. A packaged one is fetched if absent."""
     model = find_model(config)
     card = _card(model, model.fingerprint(), config.quant_bits)
     if config.quant_bits is None:
@@ -258,10 +255,7 @@ def block_of(path: str) -> tuple[str, int] | None:
 
 
 def first_block(layers: Sequence[str]) -> tuple[str, int] | None:
-    """The list of blocks that contains all ``layers``, by path, and the index of the first of them.
-
-    None if there is no such list.
-    """
+    """The list of blocks that contains all ``layers``, by path, and the first index; or None."""
     places = [place for place in map(block_of, layers) if place]
     paths = {path for path, _ in places}
     if len(places) < len(layers) or len(paths) != 1:
@@ -292,10 +286,7 @@ class Coverage:
 
     @property
     def notice(self) -> str | None:
-        """One line for the user; None if targets could select every weight.
-
-        In that case the user has chosen the weights without adapters.
-        """
+        """One line for the user; None if targets could select every weight."""
         if not self.out_of_reach:
             return None
         percent = math.floor(1000 * self.share) / 10  # rounding down: 100 % would be wrong

@@ -1,7 +1,5 @@
-"""A causal language model of transformers in a folder, from the user or from the Hugging Face hub.
-
-Weights come from safetensors files only, and code in a checkpoint is never run. The config and the
-tokenizer are fetched from the hub when a model is described, its weights when it is loaded.
+"""A causal LM of transformers in a folder, from the user or the hub. Weights come from safetensors
+files only, and code in a checkpoint is never run.
 """
 
 import hashlib
@@ -65,21 +63,16 @@ class ModelFolder:
     note: str = ""
 
     def fingerprint(self, again: bool = False) -> str:
-        """The hub's commit, or the sha256 of config.json and the weights.
-
-        Hashes of files are cached on disk, unless they are to be computed ``again``. Raises
-        :class:`StudyError` as :meth:`weight_files` does.
-        """
+        """The hub's commit, or the sha256 of config.json and the weights, cached unless
+        ``again``."""
         files = [self.folder / CONFIG, *self.weight_files()]
         if known := self.commit or self.sha256:
             return known
         return hashlib.sha256("".join(file_sha256(f, again) for f in files).encode()).hexdigest()
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files of the weights, in order; empty if the hub's are not yet fetched.
-
-        Takes milliseconds: only headers and lengths are checked.
-        """
+        """The safetensors files of the weights, in order; empty if the hub's are not yet
+        fetched."""
         names = [SINGLE]
         if not (self.folder / SINGLE).is_file() and (self.folder / INDEX).is_file():
             index = read_object(self.folder / INDEX, f"{self.named}: {INDEX}", _AGAIN, _MOST_BYTES)
@@ -179,9 +172,7 @@ class ModelFolder:
 
 
 def check_weights(file: Path, named: str) -> None:
-    """Raise :class:`StudyError` unless ``file`` is a safetensors file with a whole header and the
-    length that it says, and with at least one tensor.
-    """
+    """Raise unless ``file`` is a whole safetensors file with at least one tensor."""
     if not file.exists():
         raise StudyError(f"{named} does not exist: {_AGAIN}")
     with failing(f"{named} is damaged", _AGAIN), safe_open(file, framework="pt") as opened:
@@ -220,10 +211,7 @@ def find(path: str) -> ModelFolder:
 
 @lru_cache
 def snapshot(name: str) -> Path:
-    """The folder of the hub model ``name`` with its config and tokenizer, named by the commit.
-
-    Cached, so that a process uses one commit.
-    """
+    """The folder of the hub model ``name`` with config and tokenizer, named by the commit."""
     return _fetch(name, _SMALL_FILES)
 
 

@@ -54,10 +54,7 @@ def check_rows(named: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def check_checkpoint(named: str, quantisation: dict[str, Any], quant_bits: int | None) -> None:
-    """Refuse a checkpoint, called ``named``, that bitsandbytes did not quantise to ``quant_bits``.
-
-    ``quantisation``: its ``quantization_config``.
-    """
+    """Refuse a checkpoint that bitsandbytes did not quantise to ``quant_bits``."""
     bits = next((bits for bits in SCHEMES if quantisation.get(f"load_in_{bits}bit")), None)
     if bits is None:
         raise StudyError(

@@ -40,10 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A configuration as a model that can be described. ``text``: its JSON.
-
-    Its tokens are bytes, as those of ``tiny``, so sequences have the greatest possible length.
-    """
+    """A configuration as a model that can be described. ``text``: its JSON. Tokens are bytes."""
 
     name: str
     text: str
@@ -106,10 +103,8 @@ def _without_path(config: ModelConfig) -> None:
 
 
 def _small(config: ModelConfig) -> UnloadedModel:
-    """The pretrained Llama of 2.8 million parameters that this package holds, in bf16.
-
-    ``docs/examples/pretrain_small.py`` made it; ``card.json`` in its folder describes it.
-    """
+    """The pretrained Llama of 2.8 million parameters in this package
+    (docs/examples/pretrain_small.py)."""
     _without_path(config)
     folder = Path(__file__).parent / "small"
     note = "pretrained on the documentation of Python and of packages"

@@ -73,11 +73,7 @@ class Sample(NamedTuple):
 
 
 class Rows:
-    """Which of the rows ``[K, N, F]`` of the cells count, and which of these are sampled.
-
-    - ``real_KN``: those that count, on the device; None if all do. ``count_K``: how many;
-    - ``sampled_K``: how many are sampled.
-    """
+    """Which rows ``[K, N, F]`` count: ``real_KN`` (None: all), ``count_K``; and ``sampled_K``."""
 
     def __init__(self, device: torch.device, real_KN: Tensor, sampled_KN: Tensor) -> None:
         places = [sampled_N.nonzero().flatten() for sampled_N in sampled_KN]
@@ -110,11 +106,8 @@ class Rows:
 
 
 class Activations:
-    """Measures activations and their gradients. Hooks exist only inside :meth:`watch`.
-
-    ``tokens``: sampled of each cell in every pass. Those of the first pass also give the alignments
-    and rho.
-    """
+    """Measures activations and their gradients, with hooks inside :meth:`watch`. ``tokens``:
+    sampled of each cell in every pass."""
 
     def __init__(
         self, found: Measurements, delta_w: DeltaW, tokens: int, alignment: Alignment | None
@@ -189,19 +182,13 @@ class Activations:
             self.found.write("adapter_out", layer, cell, _parts, x_nD, pair)
 
     def align_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> None:
-        """Measure the alignments of sampled output gradients.
-
-        Call it as soon as they are known: the step's own weight gradient is added right after.
-        """
+        """Measure the alignments of output gradients before the step's weight gradient is added."""
         if self.alignment is not None:
             stats_of, dy_nO = self.alignment.of_output_gradients, self.joined(dy_nO)
             self.found.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
 
     def inputs(self, x: Tensor, rows: Rows) -> tuple[dict[str, list[int]], Tensor | None]:
-        """The sums over the inputs of a layer, and the sampled ones, if they are wanted.
-
-        Computed once for layers that read the same tensor ``x``: q, k and v; gate and up.
-        """
+        """The sums over the inputs of a layer, and the sampled ones, if they are wanted."""
         if self._last_input is None or self._last_input[0] is not x:
             x_KND = self.by_cell(x)
             wanted = self.rho or self.found.wanted_of("sampled_inputs")

@@ -42,11 +42,8 @@ ALIGNED = ALIGNMENTS[:-1]
 
 
 class Alignment:
-    """The accumulated weight gradients ``G_KOD`` of every adapted layer, and their alignments.
-
-    ``stats``: names of ``ALIGNMENTS`` of :mod:`study.vocabulary.quantities`. ``total``: the sum of
-    a tensor over the processes that divide a batch.
-    """
+    """The accumulated weight gradients ``G_KOD`` and their alignments. ``stats``: their names.
+    ``total``: the sum of a tensor over the processes that divide a batch."""
 
     def __init__(
         self,
@@ -96,10 +93,8 @@ class Alignment:
             self._G_KOD[index] = torch.stack(summed)
 
     def of_inputs(self, layer: int, cell: int, x_nD: Tensor) -> dict[str, Tensor]:
-        """The statistics of the layer's ``adapter_out`` from float32 inputs.
-
-        Empty before the first accumulated step.
-        """
+        """The statistics of the layer's ``adapter_out`` from float32 inputs; empty before step
+        1."""
         G_KOD = self._G_KOD[layer]
         if G_KOD is None:
             return {}

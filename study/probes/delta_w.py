@@ -33,10 +33,7 @@ eigenvalue."""
 
 
 class Core(NamedTuple):
-    """A largest singular value is ``scale * sqrt(largest eigenvalue of square_mm)``.
-
-    Both are float64, on the device.
-    """
+    """A largest singular value is ``scale * sqrt(largest eigenvalue of square_mm)``, in float64."""
 
     scale: Tensor
     square_mm: Tensor
@@ -75,10 +72,8 @@ def core(*factors: Tensor) -> Core:
 
 
 def largest_singular_values(cores: Sequence[Core]) -> list[Tensor]:
-    """One float64 scalar per core, on the device: NaN for a non-finite entry, 0 for a zero product.
-
-    Does not synchronise.
-    """
+    """One float64 scalar per core, on the device: NaN for a non-finite entry. No
+    synchronisation."""
     found: dict[int, Tensor] = {}
     by_size = sorted(range(len(cores)), key=lambda index: cores[index].square_mm.shape)
     for _, group in groupby(by_size, key=lambda index: cores[index].square_mm.shape):
@@ -115,10 +110,7 @@ def _largest_eigenvalues(squares_Lmm: Tensor) -> Tensor:
 
 
 class DeltaW:
-    """Measures the site ``delta_w``.
-
-    The largest singular value of experts' delta_w, a stack of many matrices, is not computed.
-    """
+    """Measures the site ``delta_w``; of experts without the largest singular value."""
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements

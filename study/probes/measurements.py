@@ -1,6 +1,5 @@
-"""The measurements of one step, from the parts of a probe to a table on the host.
-
-All numbers of a step come to the host in one copy. Letters: ``K`` cells, ``S`` sites, ``L`` layers.
+"""The measurements of one step, sent to the host in one copy. Letters: ``K`` cells, ``S`` sites,
+``L`` layers.
 """
 
 import math
@@ -78,10 +77,8 @@ class Entry(NamedTuple):
 
 
 class Measurements:
-    """Numbers by site, layer and cell: entered on the device, sent to the host in one copy, read.
-
-    ``wanted``: the sites to measure. ``stats``: the statistics.
-    """
+    """Numbers by site, layer and cell: entered on the device, sent to the host in one copy,
+    read."""
 
     def __init__(
         self, layers: Sequence[AdaptedLayer], wanted: Set[str], stats: Sequence[str]
@@ -172,11 +169,8 @@ class Measurements:
         stats_of: Callable[..., dict[str, Tensor]],
         *parts: Any,
     ) -> None:
-        """Enter the statistics ``stats_of(*parts)`` by name: a number on the device for each of the
-        cells from ``first`` on.
-
-        Nothing is computed if ``site`` is not wanted.
-        """
+        """Enter ``stats_of(*parts)`` by name, a number on the device for each cell from ``first``
+        on."""
         if site in self.wanted:
             with self.measuring():
                 for stat, value_k in stats_of(*parts).items():
@@ -184,11 +178,7 @@ class Measurements:
                     self._written.append(Entry(*place, stat, value_k.reshape(-1)))
 
     def send(self, added: Added | None = None, elsewhere: Collection[str] = ()) -> None:
-        """Add up all numbers by place, and begin to copy them to the host.
-
-        ``added``, ``elsewhere``: see :meth:`study.probes.NormProbe.send`. Does not wait for the
-        device.
-        """
+        """Add up all numbers by place, and begin to copy them to the host, without waiting."""
         kept = [entry for entry in self._sums if entry.site not in elsewhere]
         counts, rows, index = np.zeros(math.prod(self.shape)), [], []
         for entry in kept:  # layers that read the same tensor share its rows
@@ -240,10 +230,8 @@ class Measurements:
 
     @cached_property
     def sent(self) -> tuple[np.ndarray, np.ndarray]:
-        """All sums, ``[K, S, L, SUMS]`` float64, and the numbers of elements, ``[K, S, L]``.
-
-        A statistic that was not written is NaN. Waits for the copy.
-        """
+        """All sums, ``[K, S, L, SUMS]`` float64 (NaN: not written), and numbers of elements, ``[K,
+        S, L]``. Waits for the copy."""
         assert self._copy is not None
         found, sums = self._copy.numpy(), no_sums((math.prod(self.shape),))
         columns, stats = list(self.adder.columns), [WRITTEN[n] for n in written_by(self.stats)]
@@ -282,11 +270,8 @@ class Sent:
         return self.found.arrived
 
     def frame(self, cell: int) -> pd.DataFrame:
-        """A cell's rows of the ``probes`` table, without ``cell_id``. Waits for the device.
-
-        One per site and layer, and one over the whole model for unions of A and B. ``d_in`` and
-        ``d_out`` are the features of the layer; 0 in a row over the whole model.
-        """
+        """A cell's rows of the ``probes`` table, without ``cell_id``: one per site and layer, and
+        of unions of A and B one over the whole model, with ``d_in = d_out = 0``."""
         sums_KSLX, counts_KSL = self.found.sent
         sums_SLX, counts_SL = with_norms(sums_KSLX[cell], counts_KSL[cell]), counts_KSL[cell]
         parts, order = [], [*KEYS, *self.found.stats]

@@ -49,10 +49,8 @@ Gradients = Sequence[Sequence[tuple[Tensor | None, Tensor | None]]]
 
 
 class Update:
-    """The change of a stack of weights in a step, ``[k, m, F]``, subtracted chunk by chunk.
-
-    ``gradient``: the chunks are also multiplied by it, for :meth:`descent`; None if not.
-    """
+    """The change of a stack of weights in a step, ``[k, m, F]``, chunk by chunk. ``gradient``: the
+    chunks are also multiplied by it; None if not."""
 
     def __init__(self, weight: Tensor, before: Tensor, gradient: Tensor | None) -> None:
         self.weight, self.before, self.gradient = weight, before, gradient
@@ -198,11 +196,8 @@ class NormProbe:
         self._measurements.forget(passes)
 
     def feed_noise(self) -> None:
-        """Measure ``adapter_out`` and ``adapter_in_grad`` on isotropic Gaussian x and dL/dy.
-
-        Both have variance 1 and ``tokens`` rows. The draw is keyed by the layer's name: it is the
-        same for every cell, rank and device.
-        """
+        """Measure ``adapter_out`` and ``adapter_in_grad`` on standard normal x and dL/dy, the same
+        for every cell, rank and device."""
         self._activations.feed_noise()
 
     def before_update(self, gradients: Gradients | None = None) -> None:

@@ -89,10 +89,7 @@ def written_by(stats: Sequence[str]) -> list[str]:
 
 
 def no_sums(shape: Sequence[int]) -> np.ndarray:
-    """``[*shape, SUMS]`` before anything is measured: NaN in the written columns, else 0.
-
-    Descent is 0 too: it adds over A and B, and one of them may have no gradient.
-    """
+    """``[*shape, SUMS]`` before anything is measured: NaN in the written columns, else 0."""
     sums = np.zeros((*shape, SUMS))
     sums[..., TENSORS + 1 :] = np.nan
     sums[..., WRITTEN["descent"]] = 0.0
@@ -110,10 +107,7 @@ def with_norms(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def statistics(sums: np.ndarray, count: np.ndarray, stats: Sequence[str]) -> dict[str, np.ndarray]:
-    """The given ``stats`` of rows of sums ``[..., SUMS]`` over ``count`` elements, ``[...]``.
-
-    float32; NaN if not measured.
-    """
+    """The given ``stats`` of rows of sums ``[..., SUMS]`` over ``count`` elements, ``[...]``."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         values = {
             stat: STATISTICS[stat](sums, count) if stat in STATISTICS else sums[..., WRITTEN[stat]]

@@ -1,7 +1,4 @@
-"""``study report``: a study on one page, as Markdown and as a self-contained HTML file.
-
-``templates/`` has the two forms of the page.
-"""
+"""``study report``: a study on one page, as Markdown and as a self-contained HTML file."""
 
 from study.report.answer import answer, answer_table, asked
 from study.report.caveats import caveats

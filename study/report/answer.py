@@ -118,11 +118,8 @@ def asked(tables: StudyTables) -> Question:
 
 
 def answer(tables: StudyTables) -> list[str]:
-    """What the study found, in sentences. The first ones answer its question.
-
-    ``tables`` are those of :func:`study.analysis.load_tables`. Names are as in the tables: the
-    caller makes them printable.
-    """
+    """What the study found, in sentences of which the first answer its question. Names are as in
+    the tables."""
     cells, said = tables.cells, list[str]()
     ended = cells["status"].isin(DONE)
     if not ended.all():
@@ -151,11 +148,8 @@ def answer_table(tables: StudyTables) -> Table:
 
 
 def curves(tables: StudyTables) -> list[Curve]:
-    """Every curve with a fitted quantity or a final loss, in the order of the cells.
-
-    If a setting has several learning rates, the best one at its lowest rank counts: tuning a small
-    adapter would find it. Without final losses, the lowest rate counts.
-    """
+    """Every curve with a fitted quantity or a final loss, at its setting's best learning rate at
+    the lowest rank or, without losses, at the lowest rate."""
     cells = curve_labels(tables.cells)
     columns = curve_columns(cells)
     of_setting, of_rule, beside_rule = (
@@ -285,10 +279,7 @@ def _setting(curve: Curve) -> str:
 
 
 def _of_rule(curve: Curve) -> str:
-    """``under rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``.
-
-    Describes the last step, and the gradient norm at the first one if its verdict differs there.
-    """
+    """``under rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``."""
     unclear = [row for row in curve.last if row.verdict == UNCLEAR]
     clear = [f"the {_noun(r)} {change_text(r.verdict, r.factor)}" for r in curve.last]
     clear = [said for said, r in zip(clear, curve.last, strict=True) if r.verdict != UNCLEAR]
@@ -398,10 +389,8 @@ def _at_rate(curve: Curve) -> str:
 
 
 def _change_of_loss(curve: Curve) -> str:
-    """``falls from 26.5 at rank 4 to 18.0 at rank 256``.
-
-    It counts as a change if the interval of the slope over seeds and the two ends show it.
-    """
+    """``falls from 26.5 at rank 4 to 18.0 at rank 256``, if the slope over seeds and both ends show
+    it."""
     low, high = min(curve.losses), max(curve.losses)
     at_low, at_high = perplexities(curve.losses[low], curve.losses[high])
     if low == high:
@@ -433,10 +422,7 @@ def perplexities(*losses: float) -> list[str]:
 
 
 def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
-    """Why a larger output comes with a lower loss, for the first curve that shows both.
-
-    ``several``: whether the study has several learning rates.
-    """
+    """Why a larger output comes with a lower loss, for the first curve that shows both."""
     for curve in found:
         grown = [r for r in curve.last if r.place == PLACE[FORWARD_OUT] and r.verdict in UP]
         if not grown or gain_sign(curve) <= 0:

@@ -28,10 +28,7 @@ SHORT = 100
 
 
 def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
-    """A line per caveat, the most important first.
-
-    ``records``: of all cells, including unreadable ones.
-    """
+    """A line per caveat, the most important first, of all cells, including unreadable ones."""
     return [
         *_lost_cells(tables.cells, records),
         *_few_seeds(tables.cells),

@@ -45,11 +45,8 @@ INLINE = MarkdownIt("commonmark", {"html": False}).disable(["link", "image", "au
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says of a study, in the order of the page.
-
-    ``asks``: its question. ``sentences``: its answer, and that of its primary test. ``figures``:
-    the names of its pictures, the one of the answer first, or none.
-    """
+    """What a report says of a study, in the order of the page. ``figures``: pictures' names, the
+    one of the answer first, or none."""
 
     name: str
     asks: str
@@ -193,10 +190,8 @@ Pictures = dict[tuple[str, str, int], dict[str, bytes]]
 
 
 def answer_html(study_dir: Path, tables: StudyTables, drawn: Pictures | None = None) -> str:
-    """The report as a part of a page, with the figure of its answer only.
-
-    ``drawn``: pictures of earlier calls. A live page draws one again when a further cell has ended.
-    """
+    """The report as a part of a page, with the figure of its answer only. ``drawn``: earlier
+    pictures."""
     question, drawn = asked(tables), {} if drawn is None else drawn
     key = str(study_dir), question.asks, int(tables.cells["status"].isin(DONE).sum())
     if key not in drawn:
@@ -215,10 +210,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def plots_folder(study_dir: Path) -> Path:
-    """The folder of a study's figures: ``plots_dir/NAME``, by the configuration of a cell.
-
-    A record may come from somebody else, so only a folder next to ``results_dir`` is accepted.
-    """
+    """The folder of a study's figures. Only one next to ``results_dir`` is accepted of a record."""
     records = filter(None, map(read_record, cell_folders(study_dir)))
     config: dict[str, object] = next((r["config"] for r in records if r["config"]), {})
     results, plots = (Path(str(config.get(key, ""))) for key in ("results_dir", "plots_dir"))
@@ -241,10 +233,7 @@ class Study(StudyTables):
         return answer_html(self.folder, self)
 
     def figure(self, name: str) -> Figure:
-        """The figure ``name`` of :data:`study.figures.FIGURES`.
-
-        Raises ``KeyError`` for another name, and :class:`StudyError` if the study lacks its data.
-        """
+        """The figure ``name`` of :data:`study.figures.FIGURES`; KeyError for another name."""
         try:
             return FIGURES[name](self)
         except Absent as lacks:

@@ -86,10 +86,8 @@ def curve_name(row: Any) -> str:
 
 
 def at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows at each optimizer's lowest learning rate, and a note if there are several.
-
-    The theory assumes small steps, so it is compared with the lowest rate.
-    """
+    """The rows at each optimizer's lowest rate, as theory assumes small steps, and a note if there
+    are several."""
     if table.empty or table.groupby("optimizer", observed=True)["lr"].nunique().max() < 2:
         return table, ""
     lowest = table.groupby("optimizer", observed=True)["lr"].transform("min")

@@ -109,9 +109,7 @@ def with_hashes(cells: pa.Table, about: Mapping[str, Any]) -> bytes:
 
 
 def _packed(table: pa.Table) -> memoryview:
-    """The file of a table, made small. Numbers are sorted by the significance of their bytes, which
-    compresses better.
-    """
+    """The file of a table, made small: numbers are sorted by the significance of their bytes."""
     numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     return parquet_bytes(
         table.unify_dictionaries().combine_chunks(),
@@ -125,11 +123,8 @@ def _packed(table: pa.Table) -> memoryview:
 
 
 def check_study(study_dir: Path) -> Iterator[tuple[Path, str]]:
-    """The damaged files of a study, or folders of its cells, each with the reason.
-
-    It reads every file and writes nothing. Files that a live process may be writing are left out.
-    Raises :class:`~study.store.files.Damaged` if the study's archive is damaged.
-    """
+    """The damaged files of a study, or folders of its cells, each with the reason. Files that a
+    live process may be writing are left out."""
     folders = cell_folders(study_dir)
     if not folders:
         raise no_study(study_dir)

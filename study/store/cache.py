@@ -30,9 +30,7 @@ def cache_folder() -> Path:
 
 
 def file_sha256(path: Path, again: bool = False) -> str:
-    """The file's sha256 in hex. It is cached by path, size and modification time, to the
-    nanosecond, unless ``again``.
-    """
+    """The file's sha256 in hex, cached by path, size and time unless ``again``."""
     stat, whole_path = path.stat(), str(path.resolve())
     name = hashlib.sha256(whole_path.encode()).hexdigest()[:24]
     note = cache_folder() / "sha256" / f"{name}.json"
@@ -49,10 +47,7 @@ def file_sha256(path: Path, again: bool = False) -> str:
 
 
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays that ``make`` returns, cached as ``arrays/name.npz`` in the cache folder.
-
-    ``name`` must identify everything that the arrays are computed from.
-    """
+    """The arrays of ``make``, cached under ``name``, which must identify what they come from."""
     place = cache_folder() / "arrays" / f"{name}.npz"
     try:
         with np.load(place, allow_pickle=False) as found:

@@ -48,12 +48,8 @@ class Checkpoint:
 def save(
     folder: Path, checkpoint: Checkpoint, before_rename: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write a checkpoint of the cell in ``folder`` and delete older ones. Returns its file.
-
-    ``before_rename`` is called when the tensors are on disk; it must put the rows of earlier steps
-    on disk. Takes the memory of the tensors once more. If it raises, earlier checkpoints are
-    untouched.
-    """
+    """Write a checkpoint and delete older ones. Returns its file. ``before_rename`` must put the
+    rows of earlier steps on disk."""
     place = folder / CHECKPOINTS
     if place.is_symlink():
         files.remove(place)
@@ -80,10 +76,8 @@ def newest_step(folder: Path) -> int:
 def load_newest(
     folder: Path, cell_id: str, say: Callable[[str], None] = _log.warning
 ) -> Checkpoint | None:
-    """The newest usable checkpoint of the cell in ``folder``; None if there is none.
-
-    ``say`` gets a line about each that is not usable.
-    """
+    """The newest usable checkpoint of the cell, or None. ``say`` gets a line about each other
+    one."""
     for note, read in _tried(folder, cell_id):
         if isinstance(read, Checkpoint):
             return read

@@ -29,10 +29,8 @@ LOCK = "lock"
 
 
 class StorageError(StudyError, OSError):
-    """A file can't be written. ``errno`` is the system's number of the cause.
-
-    Files written before are complete, so the same command resumes when the cause is gone.
-    """
+    """A file can't be written. ``errno``: the cause. Files written before are complete, so the
+    command can be run again."""
 
 
 class Damaged(StudyError):
@@ -146,11 +144,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> dict[str, Any]:
-    """Write a whole file as :func:`replacing` does. Returns its description.
-
-    A draft is locked while it is written. Those that are not are of killed processes: they are
-    deleted from the folder.
-    """
+    """Write a whole file as :func:`replacing` does. Returns its description. Unlocked drafts of
+    killed processes are deleted from the folder."""
     with contextlib.ExitStack() as held, replacing(path) as draft:
         append(held.enter_context(Lock(draft)).file, content, path)
         has_locks = is_held(draft)
@@ -208,11 +203,8 @@ def check_no_link(*folders: Path) -> None:
 
 
 class Lock:
-    """The lock of ``path``, held from when it is made until :meth:`release`; a context manager.
-
-    ``file``: its descriptor. ``timeout``: seconds to wait for another holder before
-    ``TimeoutError`` is raised. Raises :class:`StorageError` if the file can't be made.
-    """
+    """The lock of ``path``, held until :meth:`release`; a context manager. ``timeout``: seconds to
+    wait before ``TimeoutError``."""
 
     def __init__(self, path: Path, timeout: float = math.inf) -> None:
         self.path, self.file = path, create(path)
@@ -264,10 +256,8 @@ def _is_file_of(file: int, path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a live process holds the lock of ``path``. Creates no file; takes about 10 us.
-
-    It asks for a shared lock, so that two readers don't mistake each other for the holder.
-    """
+    """Whether a live process holds the lock of ``path``. It asks for a shared lock, so that two
+    readers don't mistake each other for the holder."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

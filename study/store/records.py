@@ -200,19 +200,13 @@ def new_file(study_dir: Path, name: str, about: Mapping[str, Any]) -> Path:
 
 
 def archived_file(study_dir: Path, name: str, about: Mapping[str, Any] | None) -> Path:
-    """The file of a study's table, which a killed ``study archive`` may not have renamed.
-
-    ``about``: of :class:`Archive`; None if the table is in no archive.
-    """
+    """The file of a study's table, which a killed ``study archive`` may not have renamed."""
     new = new_file(study_dir, name, about) if about else None
     return new if new and new.exists() else study_dir / f"{name}.parquet"
 
 
 def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
-    """The folders of a study's cells, by id. Some may have no record yet, or an unreadable one.
-
-    An archived cell has no folder on disk, but functions of :mod:`study.store` take its path.
-    """
+    """The folders of a study's cells, by id; of archived cells, the paths that they would have."""
     cells = Path(study_dir) / "cells"
     names = set(archive_of(Path(study_dir)).records)
     check_no_link(cells)
@@ -224,10 +218,8 @@ def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_record(cell_folder: Path) -> dict[str, Any] | None:
-    """A cell's record as it is on disk or in the study's archive; None if there is none.
-
-    If it can't be used, its status is ``unreadable``, ``error`` says why, and ``config`` is empty.
-    """
+    """A cell's record on disk or in the archive, or None. If it can't be used, its status is
+    ``unreadable`` and ``error`` says why."""
     if (cell_folder / RECORD).exists():
         return _parse(cell_folder)
     return archive_of(cell_folder.parents[1]).records.get(cell_folder.name)
@@ -262,11 +254,8 @@ def read_cell(cell_folder: Path) -> dict[str, Any] | None:
 
 
 def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
-    """Whether a cell needs no training: it is complete, or it would end in the same way again.
-
-    A cell with a damaged table needs training. ``with_adapter``: and a complete one without a whole
-    adapter.
-    """
+    """Whether a cell needs no training: it would end in the same way again, and its tables
+    (``with_adapter``: and adapter) are whole."""
     record = read_record(cell_folder)
     if record is None or record["status"] not in statuses.DONE:
         return False
@@ -284,11 +273,8 @@ the path of such a file."""
 def damage(
     cell_folder: Path, record: Mapping[str, Any], *parts: str, sizes_only: bool = False
 ) -> str | None:
-    """Which file of an ended cell is missing or damaged, in words; None if none is.
-
-    ``parts``: of :data:`PLACES`, by default the tables. It compares sizes and, unless
-    ``sizes_only``, hashes. The tables of an archive are compared when its records are read.
-    """
+    """Which file of an ended cell is missing or damaged, in words, or None. ``parts``: of
+    :data:`PLACES`, by default the tables."""
     for part in parts or ("tables",):
         for name, expected in record.get(part, {}).items():
             path = cell_folder / PLACES[part].format(name)

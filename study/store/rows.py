@@ -53,10 +53,8 @@ supervised ``tokens`` after the last step."""
 
 
 class Stream:
-    """Appends to the Arrow stream of one table; every append is one write.
-
-    The first rows replace the file that was there. ``written``: the bytes so far.
-    """
+    """Appends to the Arrow stream of one table; every append is one write. ``written``: its
+    bytes."""
 
     def __init__(self, path: Path, rows: pa.Table) -> None:
         self.path, self.written, self._rows = path, 0, 0
@@ -94,12 +92,8 @@ class Stream:
 
 
 def read_stream(path: Path, synced: int | None = None) -> pa.Table:
-    """The whole batches of a stream. A killed process may have left a part of one at the end.
-
-    ``synced``: the bytes that were on disk when the record was written, with the rows before every
-    checkpoint. Bytes after them may be wrong after a power cut and are not read. Raises
-    :class:`Damaged` if bytes are missing.
-    """
+    """The whole batches of a stream. ``synced``: the bytes on disk when the record was written.
+    Later ones may be wrong after a power cut and are not read."""
     content = b""
     with contextlib.suppress(Damaged):
         content = files.read(path)
@@ -143,11 +137,8 @@ def parquet_bytes(table: pa.Table, **options: Any) -> memoryview:
 def read_parquet(
     path: Path, schema: pa.Schema | None = None, expected: Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """A table, with the columns of ``schema`` if it is given; those that the file lacks are null.
-
-    ``expected``: the ``bytes`` and the ``sha256`` of the file. Without them, only the checksums of
-    its pages are compared.
-    """
+    """A table, with the columns of ``schema`` if given (missing ones are null). ``expected``: the
+    ``bytes`` and ``sha256`` of the file."""
     content = files.read(path, expected)
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)

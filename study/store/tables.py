@@ -1,6 +1,5 @@
-"""The tables of one cell and of a study: streams while a cell trains, Parquet files when it has
-ended, one Parquet file per table in an archived study. Rows of ``cells`` come from records, so a
-new configuration key becomes a column without a change here.
+"""The tables of one cell and of a study. Rows of ``cells`` come from records, so a new
+configuration key becomes a column without a change here.
 """
 
 import logging
@@ -75,11 +74,8 @@ def cells_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as a row of the ``cells`` table.
-
-    Every configuration key that is part of the cell's identity has a column (:data:`GROUPS`), and
-    the first digits of the hash of each source, such as ``data_sha256``. Lists are strings.
-    """
+    """A record as a row of the ``cells`` table: every key of its identity (:data:`GROUPS`), and the
+    first digits of the hash of each source. Lists are strings."""
     row = dict.fromkeys(FIRST, math.nan)
     configured: set[str] = set()
     config = record["config"]
@@ -116,11 +112,8 @@ def _plain(value: Any) -> Any:
 def load_cell_table(
     cell_folder: Path, name: str, record: Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """The rows of one of :data:`SCHEMAS` so far, in the order of writing.
-
-    ``record``: the cell's record, if the caller has read it. If the cell has ended, the table is
-    compared with the record's hash, otherwise it is read from its stream.
-    """
+    """The rows of one of :data:`SCHEMAS` so far, in the order of writing. ``record``: the cell's,
+    if the caller has read it."""
     stream, finished = cell_folder / f"{name}.arrows", cell_folder / f"{name}.parquet"
     if record is None or (record["status"] in RESUMABLE and not stream.exists()):
         record = read_record(cell_folder) or {"status": "running"}  # it may have ended just now
@@ -167,10 +160,8 @@ def with_id(cell_id: str, table: pa.Table) -> pa.Table:
 
 
 def load_cells(study_dir: str | os.PathLike[str], with_unreadable: bool = False) -> pd.DataFrame:
-    """The ``cells`` table of a study (:func:`cells_table`).
-
-    Cells with the status ``unreadable`` are left out with a warning, unless ``with_unreadable``.
-    """
+    """The ``cells`` table of a study. Unreadable cells are left out with a warning, unless asked
+    for."""
     found = map(read_cell, cell_folders(study_dir))
     records = [record for record in found if record is not None]
     bad = {r["cell_id"]: r["error"] for r in records if r["status"] == "unreadable"}
@@ -215,10 +206,7 @@ class StudyTables:
 
 
 def load_measured(study_dir: str | os.PathLike[str]) -> StudyTables:
-    """The measured tables of a study, with the rows so far of running and diverged cells.
-
-    Cells with a damaged table are left out with a warning.
-    """
+    """The measured tables of a study, with the rows so far of running and diverged cells."""
     records: list[dict[str, Any]] = []
     tables: dict[str, dict[str, pa.Table]] = {}
     damaged: dict[str, str] = {}

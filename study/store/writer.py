@@ -36,10 +36,8 @@ ASIDE = "aside"
 
 
 class CellWriter:
-    """Appends rows to a claimed cell, and ends it with its status.
-
-    After a crash at any system call, the tables become those of an undisturbed run.
-    """
+    """Appends rows to a claimed cell, and ends it with its status. After a crash at any system
+    call, the tables become those of an undisturbed run."""
 
     def __init__(
         self,
@@ -49,14 +47,8 @@ class CellWriter:
         first_step: int = 0,
         gaps: bool = False,
     ) -> None:
-        """Begin at ``first_step`` and keep the rows of the steps before it.
-
-        ``gaps``: whether some of them may be missing. Results of an ended or unreadable cell are
-        moved to ``aside/ID.TIME`` in the study's folder.
-
-        Raises :class:`Damaged` if rows to keep are missing or changed. The claim is released if it
-        raises.
-        """
+        """Begin at ``first_step`` and keep the rows before it; with ``gaps`` some may be missing.
+        Results of an ended or unreadable cell are moved to ``aside/ID.TIME``."""
         self.claim, self.folder = claimed, claimed.path.parent
         self.record = record | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
@@ -91,9 +83,8 @@ class CellWriter:
         return cls(claimed, *arguments, **options)
 
     def append(self, table: str, rows: pd.DataFrame) -> None:
-        """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are
-        NaN. Any process can read the rows when it returns; :meth:`sync` puts them on disk.
-        """
+        """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are NaN;
+        :meth:`sync` puts them on disk."""
         schema = SCHEMAS[table]
         arrow = pa.Table.from_pandas(
             rows.reindex(columns=schema.names), schema=schema, preserve_index=False
@@ -118,9 +109,7 @@ class CellWriter:
 
     def close(self, status: str, **fields: Any) -> None:
         """Turn the streams into Parquet files, record ``status`` and ``fields``, release the claim.
-
-        If it raises, the cell has not ended: call :meth:`interrupt`.
-        """
+        If it raises, call :meth:`interrupt`."""
         with self._writing():
             streams = self._streams.items()
             tables = {n: write_parquet(self.folder / f"{n}.parquet", s.read()) for n, s in streams}
@@ -134,10 +123,7 @@ class CellWriter:
         self._release()
 
     def interrupt(self, **fields: Any) -> None:
-        """Keep rows and checkpoints, record ``interrupted`` and ``fields``, release the claim.
-
-        It also works after an error and with a full disk.
-        """
+        """Keep rows and checkpoints, record ``interrupted`` and ``fields``, release the claim."""
         with suppress(StudyError):  # a cell that is "running" without a process is interrupted
             if self._error is None:
                 self.sync()

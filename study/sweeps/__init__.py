@@ -1,4 +1,1 @@
-"""From configurations to results: cells, packs, and the loop that trains and records them.
-
-Nothing is imported here, so that ``study status`` starts without torch.
-"""
+"""From configurations to results. Nothing is imported here: ``study status`` needs no torch."""

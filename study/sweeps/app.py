@@ -1,8 +1,8 @@
 """The Hydra application of ``study train``: it makes cells of configs, and a line of an error.
 
-A job is a pack. The sweeper passes it to a launcher as Hydra overrides (:func:`job_overrides`): one
-string of overrides per cell. The job composes its cells again from those strings, in the process
-that the launcher starts. torch is imported only after the configuration is checked.
+Cells train in this process, unless a launcher starts others. It gets a pack as Hydra overrides
+(:func:`job_overrides`), one string per cell, and its process composes the cells again from them.
+torch is imported only after the configuration is checked.
 """
 
 import json
@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,9 +24,6 @@ from study.config.hints import arranged, as_study_errors, reference
 from study.errors import StudyError
 from study.sweeps import signals
 from study.sweeps.progress import Outcome, must_stop
-
-if TYPE_CHECKING:
-    from study.sweeps.run import Worker
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts only its own flags, so ours is passed as a key that no cell has. Its value
@@ -54,11 +51,7 @@ OmegaConf.register_new_resolver("gpus", _visible_gpus, replace=True)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run ``study train`` with Hydra's command line, and ``--plan``, which trains nothing.
-
-    ``--plan=h100`` plans for another device than this machine's. Mistakes that Hydra reports are
-    :class:`StudyError` too.
-    """
+    """Run ``study train`` with Hydra's command line, and ``--plan``, which trains nothing."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
     plans = [text for text in arguments if text.partition("=")[0] == PLAN_FLAG]
     own = arranged([argument for argument in arguments if argument not in plans])
@@ -67,58 +60,44 @@ def main(arguments: Sequence[str]) -> None:
         own.append("hydra/hydra_help=study")  # Hydra's own advertises study -sc
     sys.argv = [sys.argv[0], *own]
     mistakes: list[str | None] = []
-    workers: list[Worker] = []  # one, when torch is imported
 
     def task(composed: DictConfig) -> Outcome:
-        outcome = job(composed, workers)
+        outcome = job(composed)
         mistakes.append(outcome.mistake)
         return outcome
 
     app = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
-    try:
-        with as_study_errors(), signals.listen(["train", *arguments]):
-            app()
-    finally:
-        for worker in workers:
-            worker.close()
+    with as_study_errors(), signals.listen(["train", *arguments]):
+        app()
     for mistake in filter(None, mistakes):
         raise StudyError(mistake)
 
 
-def job(composed: DictConfig, workers: list["Worker"]) -> Outcome:
-    """One job: the cells of a pack or, without ``cells``, the one cell of the config itself.
-
-    ``workers``: what this process keeps from job to job. A user's mistake is part of the outcome.
-    Hydra would print an exception together with all overrides of the job.
-    """
+def job(composed: DictConfig) -> Outcome:
+    """One job: the cells of a pack or, without ``cells``, the one cell of the config itself. A
+    mistake is part of the outcome: Hydra would print it together with all overrides."""
     signals.listen_in_worker()
     try:
         with as_study_errors():
-            return (_run_pack if _CELLS in composed else _run_one)(composed, workers)
+            return (_run_pack if _CELLS in composed else _run_one)(composed)
     except StudyError as error:
         return Outcome(mistake=str(error))
 
 
-def _run_one(composed: DictConfig, workers: list["Worker"]) -> Outcome:
+def _run_one(composed: DictConfig) -> Outcome:
     config = parse(composed)  # before torch is imported, which takes seconds
-    from study.sweeps import cells, launch, plan, run
+    from study.sweeps import cells, launch, plan
 
     planned = cells.plan([config])
     packs = [pack] if (pack := cells.to_train(planned)) else []
     if PLAN_KEY in composed:
         plan.show_plan(planned, packs, composed[PLAN_KEY])
-        return Outcome()
-    worker = run.Worker()
-    workers.append(worker)
-    launch.conduct(
-        planned,
-        packs,
-        lambda free, files: [run.train_pack(free, worker, files[free[0].study_dir])],
-    )
+    else:
+        launch.train_here(planned, packs, lambda free: [free])
     return Outcome()
 
 
-def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
+def _run_pack(composed: DictConfig) -> Outcome:
     overrides, posted = json.loads(composed[_CELLS]), Path(composed[_SWEEP])
     if must_stop(posted):  # before it composes and imports, which takes seconds
         return Outcome(signum=signals.asked())
@@ -131,20 +110,12 @@ def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     configs = compose(loader, name, shared, [shlex.split(own) for own in overrides])
     from study.sweeps import cells, run
 
-    pack = cells.plan(configs)
-    if signals.current().is_worker:  # it may get no further job
-        with run.Worker() as worker:
-            return run.train_pack(pack, worker, posted)
-    if not workers:
-        workers.append(run.Worker())
-    return run.train_pack(pack, workers[0], posted)
+    with run.Worker() as worker:  # the process may get no further job
+        return run.train_pack(cells.plan(configs), worker, posted)
 
 
 def parallel_jobs(launcher: Mapping[str, Any]) -> int:
-    """How many jobs a launcher runs at the same time, by its settings; 1 if they don't say.
-
-    joblib takes -1 for a process per core.
-    """
+    """How many jobs a launcher runs at a time, by its settings, or 1. joblib's -1 is all cores."""
     said = next((launcher[key] for key in _JOBS if launcher.get(key)), 1)
     return int(said) if said > 0 else max(1, (os.cpu_count() or 1) + 1 + int(said))
 
@@ -158,8 +129,6 @@ def job_overrides(cells: Sequence[str], posted: Path) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """``text`` as a quoted string of Hydra's override grammar.
-
-    Quotes are escaped, and so are backslashes before a quote.
-    """
+    """``text`` as a quoted string of Hydra's override grammar, with backslashes before a quote
+    escaped."""
     return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'

@@ -78,10 +78,7 @@ class Cell:
 
 
 def plan(configs: Iterable[CellConfig]) -> list[Cell]:
-    """The cell of every configuration, in order, checked against its base and its data.
-
-    Epochs and shares become numbers of steps. Writes nothing and loads no weights.
-    """
+    """The cell of every configuration, in order, checked. Loads no weights and writes nothing."""
     known: dict[Any, Any] = {}
 
     def once(ask: Callable[..., Any], *arguments: Any) -> Any:
@@ -180,10 +177,7 @@ def to_train(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def data_name(config: DataConfig) -> str:
-    """The name of a data set in results: its file, its hub name, or its own.
-
-    A subset and a split that were asked for follow in brackets.
-    """
+    """The name of a data set in results, with the subset and split that were asked for."""
     if config.path is None:
         return config.name
     parts = [config.subset, config.split if config.split != DataConfig.split else None]

@@ -32,11 +32,8 @@ def count() -> int:
 def claim_device(
     name: str, must_stop: Callable[[], bool], held: contextlib.ExitStack
 ) -> torch.device | None:
-    """The device that ``device=name`` means, claimed until ``held`` is closed. It becomes current.
-
-    Waits while other processes hold every GPU that it may take. Returns None if ``must_stop`` ended
-    the wait.
-    """
+    """The device of ``device=name``, claimed until ``held`` is closed, and made current. None if
+    ``must_stop`` ended the wait for a free GPU."""
     if choose_device(name).type == "cpu":
         return torch.device("cpu")
     visible = visible_gpus()
@@ -73,9 +70,7 @@ def claim_device(
 
 
 def visible_gpus() -> list[tuple[torch.device, str]]:
-    """The GPUs that torch sees, which ``CUDA_VISIBLE_DEVICES`` chooses and orders, with their
-    UUIDs.
-    """
+    """The GPUs that torch sees, which ``CUDA_VISIBLE_DEVICES`` orders, with their UUIDs."""
     devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     return [(d, str(torch.cuda.get_device_properties(d).uuid)) for d in devices]
 

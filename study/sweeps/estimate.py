@@ -144,10 +144,7 @@ def estimate(
     contraction: Contraction,
     device: str = "cpu",
 ) -> Estimate:
-    """The cost of a cell whose typical step has ``tokens`` tokens, ``supervised`` with a loss.
-
-    ``device``: the type of the device, which decides the size of a chunk of logits.
-    """
+    """The cost of a cell whose step has ``tokens`` tokens, ``supervised`` of them with a loss."""
     train, bits = config.train, 16 if config.precision == "bf16" else 32
     layers = resolve_targets(card.targets, config.adapter.targets)
     first = card.linears.index(layers[0]) if layers[0] in card.linears else 0
@@ -263,12 +260,8 @@ def full_estimate(config: CellConfig, card: ModelCard, device: str = "cuda") -> 
 
 
 def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> int:
-    """Bytes that one process may use, its base included: ``pack.memory_gb``, or a share of what is
-    free.
-
-    ``held``: bytes of the base, if this process holds it already. They are not free, and the
-    estimate of a fold counts them.
-    """
+    """Bytes that one process may use: ``pack.memory_gb``, or a share of what is free and of the
+    ``held`` bytes of the base, if it is loaded."""
     if config.pack.memory_gb is not None:
         return int(config.pack.memory_gb * 2**30)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

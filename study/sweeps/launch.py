@@ -14,7 +14,7 @@ from study.store.files import remove
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.progress import Outcome, counts, posted, stop_file
-from study.sweeps.run import train_all
+from study.sweeps.run import Worker, train_all, train_pack
 from study.vocabulary.extras import WANDB
 from study.vocabulary.sources import MODELS
 
@@ -30,14 +30,27 @@ Launch = Callable[[list[Cell], Mapping[Path, Path]], Iterable[Outcome]]
 """Trains cells that no process holds, once. It gets the file of the sweep by a study's folder."""
 
 
+def train_here(
+    cells: Sequence[Cell],
+    packs: Sequence[Sequence[Cell]],
+    divide: Callable[[list[Cell]], Iterable[list[Cell]]],
+) -> None:
+    """:func:`conduct` in this process. ``divide``: makes packs of the cells that no process
+    holds."""
+    with Worker() as worker:
+
+        def one_pass(free: list[Cell], files: Mapping[Path, Path]) -> Iterator[Outcome]:
+            for pack in divide(free):
+                yield train_pack(pack, worker, files[pack[0].study_dir])
+
+        conduct(cells, packs, one_pass)
+
+
 def conduct(
     cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], launch: Launch, here: bool = True
 ) -> None:
-    """Train ``cells`` until all have results. ``packs``: those that are to be trained.
-
-    ``here``: whether the launcher runs its jobs in this process. A base without weights serves
-    plans only.
-    """
+    """Train ``cells`` until all have results. ``packs``: those to be trained. ``here``: whether
+    they train in this process."""
     for cell in cells:
         if not MODELS[cell.config.model.name].has_weights:
             raise StudyError(
@@ -70,10 +83,7 @@ def conduct(
 
 
 def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
-    """Print on stderr how many cells the sweep has, and how many it will continue and train.
-
-    Notices follow, such as which weights of the base can't be adapted.
-    """
+    """Print how many cells the sweep has, will continue and will train, and notices."""
     todo = [cell for pack in packs for cell in pack]
     distinct = len({cell.folder for cell in cells})
     steps = [step for cell in todo if (step := newest_step(cell.folder))]
@@ -91,10 +101,8 @@ def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
 
 @contextlib.contextmanager
 def _launched(files: Iterable[Path]) -> Iterator[None]:
-    """Context manager: a signal stops all processes of a launcher after their step.
-
-    The error of a launcher that has lost a process is a line: its cells can continue.
-    """
+    """Context manager: a signal stops all processes of a launcher after their step, and the error
+    of a launcher that has lost one is a line."""
     stops = [stop_file(file) for file in files]
 
     def stop() -> None:

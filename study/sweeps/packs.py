@@ -118,10 +118,7 @@ class Pack:
 
 
 def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
-    """Read the data of a pack and estimate every cell. Loads no weights.
-
-    ``device``: where it will train; None: what its configuration asks for.
-    """
+    """Read the data of a pack and estimate every cell. Loads no weights."""
     config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)
     corpus = build_pack_corpus(config)

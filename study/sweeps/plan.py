@@ -31,10 +31,7 @@ GB = 2**30
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], name: str = "") -> None:
-    """Print the cost of the cells to train: FLOPs, folds, memory and time.
-
-    ``name``: one of :data:`DEVICES` to plan for; empty: this machine.
-    """
+    """Print FLOPs, folds, memory and time, on a device of :data:`DEVICES` or this machine."""
     if name and name not in DEVICES:
         raise unknown("device of --plan", name, DEVICES)
     announce(cells, packs)
@@ -74,10 +71,7 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], name: str 
 def _price_lines(
     needs: Sequence[tuple[Cell, Estimate]], name: str, memory: float, rates: Mapping[str, float]
 ) -> Iterator[str]:
-    """A table with a line for each rank, and the time of all cells that fit the device.
-
-    ``memory``: its bytes; ``rates``: its FLOP/s in large products, by precision.
-    """
+    """A table with a line for each rank. ``rates``: FLOP/s in large products, by precision."""
     columns = ("rank", "cells", "PFLOP a cell", "base GB", "adapter GB", "activations GB")
     table = Table(*columns, "all GB", "time a cell", box=None)
     fit: list[float] = []

@@ -35,10 +35,7 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
-    """Check that ``cells`` can be trained by these processes. Loads no weights.
-
-    ``launched_here``: whether the launcher of the sweep runs its jobs in this process.
-    """
+    """Check that ``cells`` can be trained by these processes. Loads no weights."""
     processes = count()
     shards = {cell.config.train.shard for cell in cells}
     if shards == {True} and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -88,10 +85,8 @@ def world(device: torch.device) -> Processes:
 
 
 def together(train_first: Callable[[], None]) -> None:
-    """Be one of the processes that torchrun has started. ``train_first``: what process 0 does.
-
-    The others train with it until it ends. They write nothing, and end with code 1 after a failure.
-    """
+    """Be one of torchrun's processes. ``train_first``: what process 0 does. The others train with
+    it, write nothing, and end with code 1 after a failure."""
     if os.environ["RANK"] == "0":
         everyone = world(CPU)
         train_first()

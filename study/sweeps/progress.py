@@ -59,11 +59,8 @@ class Outcome:
 
 
 class SweepProgress(NamedTuple):
-    """How far a sweep is.
-
-    ``states``: cells by state. ``work``: the share of the steps that is done, 0 to 1.
-    ``seconds_left``: None before a cell has taken :data:`FEW` steps or ended.
-    """
+    """How far a sweep is: cells by state, the share of the steps done, and seconds left (None
+    early)."""
 
     states: Counter[str]
     work: float
@@ -77,9 +74,8 @@ class SweepProgress(NamedTuple):
 
 
 class LiveSweep:
-    """A live sweep of one study. ``began``: when it did, UTC. ``cells``: their records before they
-    begin; ``steps_done`` if they continue.
-    """
+    """A live sweep of one study. ``cells``: records before they begin; ``steps_done`` if they
+    continue."""
 
     def __init__(self, study_dir: Path, began: str, cells: Sequence[dict[str, Any]]) -> None:
         self.study_dir, self.began, self.cells = study_dir, began, cells
@@ -94,10 +90,7 @@ class LiveSweep:
             return None
 
     def records(self) -> list[dict[str, Any]]:
-        """The record of every cell as of now; ``waiting`` if the cell has none.
-
-        A cell that is done is read once.
-        """
+        """The record of every cell as of now; ``waiting`` if the cell has none."""
         found = []
         for cell in self.cells:
             cell_id = cell["cell_id"]
@@ -137,11 +130,8 @@ class LiveSweep:
 
 @contextlib.contextmanager
 def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path, Path]]:
-    """Context manager: other processes see that ``cells`` are to be trained.
-
-    ``cells``: records by the folder of their study. Yields the sweep's file in each. First deletes
-    the files of killed sweeps.
-    """
+    """Context manager: others see that ``cells``, records by study, are to be trained. Yields the
+    sweep's file in each. First deletes the files of killed sweeps."""
     now = datetime.now(UTC)
     name = f"sweep-{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
     files = {study_dir: study_dir / name for study_dir in cells}
@@ -163,19 +153,12 @@ def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path
 
 
 def stop_file(sweep: Path) -> Path:
-    """While this file exists, every process of the sweep, on any machine, stops after its step.
-
-    A signal would reach only processes of the sweep's machine, and only the launcher knows which of
-    them train.
-    """
+    """While this file exists, every process of the sweep, on any machine, stops after its step."""
     return sweep.with_suffix(".stop")
 
 
 def must_stop(posted: Path | None) -> bool:
-    """Whether this process must stop after its step, because of a signal or its sweep.
-
-    ``posted``: the file of its sweep; None for a pack without a sweep.
-    """
+    """Whether this process must stop after its step, by a signal or the file of its sweep."""
     return signals.asked() is not None or (posted is not None and stop_file(posted).exists())
 
 
@@ -300,9 +283,7 @@ def _summary(cells: pd.DataFrame) -> str:
 
 
 def watch(study_dir: Path) -> None:
-    """Print a line when the states of the cells change, and at intervals. When no sweep is live and
-    no cell is running, print the table and the next command.
-    """
+    """Print a line when states change, and at intervals; the table when nothing trains any more."""
     printed, states = -LINE_EVERY, ""
     width = terminal_width()
     while True:
@@ -329,11 +310,8 @@ def watch(study_dir: Path) -> None:
 
 
 class Display:
-    """Progress of one pack: cells done in the whole sweep, the step, the loss and the time left.
-
-    A context manager: a bar on a terminal, lines of log elsewhere. ``cells``: the number of the
-    pack's cells. ``steps``: the last step. ``posted``: the file of its sweep.
-    """
+    """Progress of one pack: a bar on a terminal, lines of log elsewhere. ``cells``: the number of
+    its cells. ``posted``: the file of its sweep."""
 
     def __init__(self, study_dir: Path, cells: int, steps: int, posted: Path | None = None) -> None:
         self.name, self.cells, self.steps = study_dir.name, cells, steps

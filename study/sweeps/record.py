@@ -1,7 +1,4 @@
-"""Record a fold while it trains: rows, checkpoints and records on disk, the display, the tracker.
-
-Training waits while a checkpoint is written.
-"""
+"""Record a fold while it trains: rows, checkpoints, records, the display, the tracker."""
 
 import os
 import time
@@ -47,10 +44,8 @@ COST_SHARE = 20
 
 @dataclass
 class Held:
-    """A cell that this process holds and trains.
-
-    ``state``: its checkpoint, to continue from. ``fields``: added to its record at its end.
-    """
+    """A cell that this process trains, with the checkpoint it continues from. ``fields``: added to
+    its record at its end."""
 
     prepared: Prepared
     writer: CellWriter
@@ -71,11 +66,8 @@ class Held:
 
 
 class Recorder:
-    """Writes a fold's results as they arrive and passes them to the display and the tracker.
-
-    It ends with :meth:`close`, with :meth:`fail`, or with :meth:`interrupt` if the cells are to be
-    continued.
-    """
+    """Writes a fold's results as they arrive, until :meth:`close`, :meth:`fail` or, if its cells
+    are to continue, :meth:`interrupt`."""
 
     def __init__(
         self, fold: Sequence[Held], device: torch.device, display: Display, tracked: Tracker
@@ -97,11 +89,8 @@ class Recorder:
         display.start(held.cell.label for held in fold)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
-        """Take the results of one step, by cell; None for a cell that had diverged before.
-
-        They are read and written when their numbers have left the device, and by :meth:`close` at
-        the latest. Checkpoints are written when they are due.
-        """
+        """Take the results of one step, by cell (None: diverged before). They are written when
+        their numbers have arrived; checkpoints when they are due."""
         self._last = [result for result in results if result is not None]
         self._waiting.append(self._last)
         while self._waiting and all(result.arrived for result in self._waiting[0]):
@@ -111,17 +100,13 @@ class Recorder:
 
     @property
     def can_stop(self) -> bool:
-        """Whether a later step follows, so that a checkpoint is useful. Waits for the numbers of
-        the last step.
-        """
+        """Whether a later step follows, so that a checkpoint is useful. Waits for the last
+        numbers."""
         steps = self.fold[0].cell.config.train.steps
         return any(not result.diverged and result.step < steps for result in self._last)
 
     def checkpoint(self) -> None:
-        """Checkpoint the cells after the last step that was added.
-
-        The rows are on disk first. If it can't be written, a line says so, and training goes on.
-        """
+        """Checkpoint the cells after the last step. If it can't be written, a line says so."""
         self._write_all()
         alive = [result for result in self._last if not result.diverged]
         if not alive or alive[0].step == self._checkpointed:
@@ -175,11 +160,8 @@ class Recorder:
                 held.writer.append(name, table)
 
     def close(self, model: nn.Module) -> None:
-        """Write the results that are left, and close every cell with its status.
-
-        Trained adapters of cells with ``train.save_adapter`` are written in PEFT's format.
-        ``model``: the base after its adapters were removed.
-        """
+        """Write what is left, close every cell with its status, and save adapters. ``model``: the
+        base without adapters."""
         self._write_all()
         for held in self.fold:
             if held.adapter is None:
@@ -198,11 +180,7 @@ class Recorder:
         self._close()
 
     def fail(self, error: Exception) -> dict[Path, str]:
-        """Close the cells that have not diverged as failed. Returns a line for each, by folder.
-
-        The traceback goes to ``error.log`` in the cell's folder, unless the error is a user's
-        mistake.
-        """
+        """Close the cells that have not diverged as failed. Returns a line for each, by folder."""
         try:
             self._write_all()
         except StorageError:
@@ -230,10 +208,8 @@ class Recorder:
             self._end(held)
 
     def interrupt(self) -> None:
-        """Release the cells that have not ended, with their rows and checkpoints.
-
-        It also works after an error of the disk.
-        """
+        """Release the cells that have not ended, with rows and checkpoints, also after a disk's
+        error."""
         for held in self.fold:
             if held.is_open:
                 held.status = "interrupted"
@@ -248,11 +224,8 @@ class Recorder:
 
 
 def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) -> dict[str, Any]:
-    """A cell's record as it begins: configuration, sources, versions, commit and device.
-
-    ``data``: the hash of the examples. A cell that continues at ``first_step`` keeps the time at
-    which it began, and gets an entry in ``resumed``.
-    """
+    """A cell's record as it begins. ``data``: the hash of the examples. A cell that continues keeps
+    its first time and gets an entry in ``resumed``."""
     record = {
         **cell.description,
         "sources": asdict(cell.sources) | {"data": data},

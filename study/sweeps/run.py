@@ -70,11 +70,7 @@ class Worker(contextlib.ExitStack):
 
 
 def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:
-    """Train the cells of one pack until all have results, of this process or of another.
-
-    ``worker``: with a base that stays loaded afterwards. A cell that fails is recorded as
-    ``failed`` and the others go on.
-    """
+    """Train the cells of one pack until all have results, of this process or of another."""
     with Worker() if worker is None else nullcontext(worker) as own:
         train_all(pack, lambda free: [train_pack(free, own)])
 
@@ -114,10 +110,8 @@ def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Out
 
 
 def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None) -> Outcome:
-    """Train those cells of a pack that have no results and that no other process holds.
-
-    ``posted``: the file of its sweep, which may ask to stop.
-    """
+    """Train the cells without results that no other process holds. ``posted``: the file of its
+    sweep."""
     stop = partial(must_stop, posted)
     todo = [cell for cell in cells if not cell.done and not is_claimed(cell.folder)]
     if not todo or stop() or (device := worker.device(todo[0].config.device, stop)) is None:
@@ -186,10 +180,8 @@ class _Pass:
                 self.display.say(f"- {sentence}")
 
     def _claim(self, fold: Sequence[Prepared]) -> list[Held]:
-        """Open the cells of a fold that are still to train, and that continue at one step.
-
-        Those of other steps become the next fold.
-        """
+        """Open the cells of a fold that continue at one step. Those of other steps become the next
+        fold."""
         corpus, device = self.pack.corpus, self.pack.device
         shared = {"fold": secrets.token_hex(6), "rows": corpus.rows}
         opened: list[Held] = []

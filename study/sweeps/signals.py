@@ -31,11 +31,8 @@ _ONE_REQUEST = 0.5
 
 
 class Stopped(BaseException):
-    """A signal ended the sweep. No ``except Exception`` catches it.
-
-    ``command``: what the user typed; it resumes. ``line``: the last line to print.
-    ``exit_code``: as a shell reports it for a process that a signal ended.
-    """
+    """A signal ended the sweep; no ``except Exception`` catches it. ``command`` resumes.
+    ``exit_code``: as a shell reports it."""
 
     def __init__(self, signum: int, command: str = "") -> None:
         super().__init__(signum, command)
@@ -44,12 +41,9 @@ class Stopped(BaseException):
 
 
 class Listener:
-    """The handler of a process's signals, and the signals that came.
-
-    ``command`` resumes the sweep. ``is_worker``: a launcher started the process. ``asked``: the
-    first signal. ``handed``: one for the launcher's handler. ``patient``: what to call at the first
-    signal, for each open :func:`patience`.
-    """
+    """The handler of a process's signals. ``command`` resumes the sweep. ``is_worker``: a launcher
+    started the process. ``handed``: a signal for the launcher's handler. ``patient``: what to call
+    at the first signal."""
 
     def __init__(self, command: str = "", is_worker: bool = False) -> None:
         self.command, self.is_worker = command, is_worker
@@ -92,10 +86,8 @@ def current() -> Listener:
 
 @contextlib.contextmanager
 def listen(arguments: Sequence[str]) -> Iterator[None]:
-    """Context manager: signals end this process as described above.
-
-    ``arguments``: those of ``study``. Nested, or outside the main thread, it changes nothing.
-    """
+    """Context manager: signals end this process as above. ``arguments``: those of ``study``.
+    Nested, it does nothing."""
     if not _may_listen():
         yield
         return
@@ -129,9 +121,7 @@ def _may_listen() -> bool:
 
 @contextlib.contextmanager
 def patience(on_first: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Context manager: the first signal is noted and ``on_first`` is called. A second one raises
-    :class:`Stopped`.
-    """
+    """Context manager: the first signal is noted and calls ``on_first``; a second one raises."""
     patient = current().patient
     patient.append(on_first)
     try:
@@ -146,9 +136,7 @@ def asked() -> int | None:
 
 
 def hand_over() -> None:
-    """If a signal came, call the launcher's handler for it. It may end the process. If it returns,
-    training goes on.
-    """
+    """If a signal came for the launcher's handler, call it. If it returns, training goes on."""
     listener = current()
     signum, listener.handed = listener.handed, None
     if signum is not None:

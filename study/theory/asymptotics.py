@@ -1,7 +1,4 @@
-"""Asymptotic exponents: the prediction for a quantity, its modifiers, and when there is none.
-
-:mod:`~study.theory.rows` holds the table of exponents.
-"""
+"""Asymptotic exponents: the prediction for a quantity, its modifiers, and when there is none."""
 
 import math
 from dataclasses import dataclass
@@ -60,11 +57,8 @@ PLAIN = Modifiers()
 
 @dataclass(frozen=True)
 class Prediction:
-    """The asymptotic exponent of a quantity, None without a prediction.
-
-    ``row``, ``family``: the row of the table and the family it belongs to, from which the
-    finite-rank curve is built. ``row`` is None without an exponent.
-    """
+    """The asymptotic exponent of a quantity, or None; the ``row`` and ``family`` that its
+    finite-rank curve is built from."""
 
     exponent: float | None = None
     row: PowerLaw | None = None

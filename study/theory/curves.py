@@ -27,10 +27,7 @@ Floats = NDArray[np.float64]
 
 
 def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
-    """rho of ``r (r - 1 + rho)`` for the term ``aligned``, ``crossed`` or ``weight``.
-
-    NaN if it depends on an unknown property of the layer.
-    """
+    """rho of ``r (r - 1 + rho)`` for ``aligned``, ``crossed`` or ``weight``; NaN if unknown."""
     fan = layer.d_in if init == "A" else layer.d_out
     if kind == "sign":
         return {
@@ -133,11 +130,8 @@ def log_bias(
     layer: Layer = UNKNOWN,
     **others: Any,
 ) -> Floats:
-    """How far the mean of the log over draws lies below the log of the curve, [ranks].
-
-    The arguments are those of :func:`curve`. See :mod:`study.theory.log_gaps`. It is 0 if the
-    layer's share is not known, and NaN where the curve is NaN.
-    """
+    """How far the mean of the log lies below the log of the curve, [ranks]; 0 if the share is not
+    known."""
     ranks = np.asarray(ranks, dtype=np.float64)
     found = predict(site, stat, optimizer=optimizer, init=init, **others)
     if found.row is None:
@@ -184,10 +178,7 @@ def _rho(term: Term, kind: Family, optimizer: str, layer: Layer, init: str) -> f
 
 
 def slope(values: ArrayLike, ranks: ArrayLike) -> float:
-    """The least-squares slope of ``log(values)`` against log ``ranks``.
-
-    It is exactly linear in the p of the values.
-    """
+    """The least-squares slope of ``log(values)`` against log ``ranks``, linear in their p."""
     x = np.log(np.asarray(ranks, dtype=np.float64))
     y = np.log(np.asarray(values, dtype=np.float64))
     x = x - np.average(x)
@@ -232,10 +223,7 @@ def stable_exponent(
 
 
 def power_of_gamma(site: str, stat: str, *, layer: Layer = UNKNOWN, **setting: Any) -> float:
-    """k, if the quantity goes as ``gamma**k`` at fixed rank; NaN without a prediction.
-
-    ``setting``: the arguments of :func:`curve`; it depends on neither p nor the layer.
-    """
+    """k, if the quantity goes as ``gamma**k`` at fixed rank; NaN without a prediction."""
     flat, steep = (predict(site, stat, **(setting | {"p": p})).exponent for p in (0.0, 1.0))
     return math.nan if flat is None or steep is None else flat - steep
 

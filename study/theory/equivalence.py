@@ -29,11 +29,8 @@ def converted_alpha(alpha: float, rank: float, p: float, new_p: float) -> float:
 
 
 def descent(rank: float, gamma: float, optimizer: str) -> float:
-    """The decrease of the loss by a first update at a learning rate of 1, up to a constant.
-
-    The constant depends on neither rank nor gamma. Muon's is for torch's factor ``sqrt(O / r)``, at
-    ranks above the number of directions of the gradient (docs/derivations.md).
-    """
+    """The decrease of the loss by a first update at rate 1, up to a constant; Muon's for the factor
+    ``sqrt(O / r)``."""
     kind = family(optimizer)
     if kind == "spectral":
         return gamma
@@ -41,11 +38,8 @@ def descent(rank: float, gamma: float, optimizer: str) -> float:
 
 
 def move(rank: float, gamma: float, optimizer: str, layer: Layer = USUAL) -> float:
-    """The change of the adapter's output by an update at a learning rate of 1, up to a constant.
-
-    The constant depends on neither rank nor gamma. It is the rms over draws of A, and NaN if the
-    curve depends on an unknown property of the layer.
-    """
+    """The rms change of the adapter's output by an update at rate 1, up to a constant; NaN if
+    unknown."""
     law: dict[str, Any] = {"step": 1, "optimizer": optimizer, "p": 0.0, "layer": layer}
     [size] = curve("adapter_out", "rms", [rank], **law)
     return float(size) * gamma ** (2 if family(optimizer) == "linear" else 1)

@@ -84,11 +84,8 @@ UNKNOWN = Layer()
 def measure_layer(
     G: ArrayLike, x: ArrayLike, g: ArrayLike, init: str = "A", kurtosis: float = UNIFORM
 ) -> Layer:
-    """The properties of a layer, computed from arrays.
-
-    ``G`` [O, D]: the (accumulated) weight gradient that the trained factor holds. ``x`` [N, D] and
-    ``g`` [N, O]: inputs and output gradients of the tokens on which the quantity is measured.
-    """
+    """The properties of a layer from arrays: ``G`` [O, D] that the trained factor holds, inputs
+    ``x`` [N, D], output gradients ``g`` [N, O]."""
     G, x, g = (np.asarray(array, dtype=np.float64) for array in (G, x, g))
     d_out, d_in = G.shape
     if init == "B":

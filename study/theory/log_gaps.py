@@ -44,10 +44,8 @@ def _sum_gap(share: float, power: int, rank: float) -> float:
 def product_gap(
     term: Term, kind: Family, ranks: ArrayLike, rho: float, share: float, joint: float = 1.0
 ) -> Floats:
-    """``(log E S - E log S) / 2`` of the square S of a quantity with a crossover, [ranks].
-
-    ``rho``: the crossover of the curve. The gap is NaN without it, and 0 without a share.
-    """
+    """``(log E S - E log S) / 2`` of the square S of a quantity with the crossover ``rho``,
+    [ranks]."""
     known = np.asarray(ranks, float)
     if math.isnan(rho):
         return np.full(known.shape, math.nan)

@@ -25,11 +25,8 @@ def kept(spacing: ArrayLike) -> Floats:
 
 
 def swallowed(out_rms: ArrayLike, adapter_rms: ArrayLike) -> Floats:
-    """The expected share of an adapter's output that is lost in bf16: 0 nothing, 1 all.
-
-    ``out_rms``: of the layer's output, a Gaussian. ``adapter_rms``: of the adapter's own, a
-    Gaussian independent of it. NaN where it is 0.
-    """
+    """The expected share of an adapter's output that is lost in bf16; from the rms of the layer's
+    output and of the adapter's."""
     out, s = np.broadcast_arrays(np.asarray(out_rms, float), np.asarray(adapter_rms, float))
     with np.errstate(divide="ignore", invalid="ignore"):
         edges = 2.0 ** (np.floor(np.log2(out))[..., None] + EDGES)

@@ -33,10 +33,8 @@ def adjustment(rows: Floats, columns: Floats, adjust: str) -> Floats:
 
 
 def bend(row: PowerLaw, ranks: Floats, layer: Layer, init: str, adjust: str) -> Floats:
-    """The size of a quantity over its power law at large rank, up to a factor, [ranks].
-
-    NaN without a closed form, or if it depends on an unknown property of the layer.
-    """
+    """The size of a quantity over its power law at large rank, up to a factor, [ranks]; NaN without
+    a closed form."""
     of_B = (row.term == "random") == (init == "B")
     if adjust == "none":
         factor = np.ones(ranks.shape)

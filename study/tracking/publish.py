@@ -1,7 +1,4 @@
-"""Publish a study's exponent table and figures to W&B, as artifacts of one extra run.
-
-A sweep publishes when it ends. ``study dashboard --wandb`` publishes on request.
-"""
+"""Publish a study's exponent table and figures to W&B, as artifacts of one extra run."""
 
 import re
 from collections.abc import Callable
@@ -22,10 +19,7 @@ COLUMNS = ["optimizer", "rule", "curve", "quantity", "step", "estimate", "predic
 
 
 def tracker_of(study_dir: Path) -> TrackerConfig | None:
-    """The tracker settings of the last tracked cell; None if no cell was tracked.
-
-    W&B's files go to ``study_dir``, not to a folder that a record names.
-    """
+    """The tracker settings of the last tracked cell, or None. W&B's files go to ``study_dir``."""
     records = sorted(load_records(study_dir), key=lambda record: record.get("started") or "")
     configs = [record["config"].get("tracker") for record in records]
     tracked = [c for c in configs if isinstance(c, dict) and c.get("name") == "wandb"]

@@ -60,10 +60,7 @@ def plain(value: Any) -> Any:
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """A cell's configuration by dotted key, and what else identifies the cell.
-
-    Lists become text, and keys without a value are left out, as not every tracker stores those.
-    """
+    """A cell's configuration by dotted key, without empty values and with lists as text."""
     [config] = pd.json_normalize(plain(record["config"])).to_dict("records")
     found = {key: record[key] for key in ("study", "cell_id", "gamma")} | config
     return {
@@ -76,11 +73,7 @@ def flat(record: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
 def history_row(
     metrics: Mapping[str, float], probes: pd.DataFrame | None, sites: Sequence[str]
 ) -> dict[str, float]:
-    """One step of a cell: every metric, and the ``norm`` of each probed layer at ``sites``.
-
-    A layer is named ``block_07/q_proj``, and the whole model ``model``. Layers of the same block
-    and kind, such as experts, keep the path below the block, so that no two share a name.
-    """
+    """One step of a cell: every metric, and the ``norm`` of each probed layer at ``sites``."""
     row = {name: value for name, value in metrics.items() if name != "step"}
     if probes is None or "norm" not in probes:
         return row
@@ -174,11 +167,8 @@ class _Run:
 
 
 class Tracker:
-    """The runs of one pack's cells; does nothing if ``tracker=none``.
-
-    ``notify`` gets one line on the first error. The library is imported when the first cell starts.
-    One that can write a single run at a time gets each cell when it has ended.
-    """
+    """The runs of one pack's cells; does nothing if ``tracker=none``. ``notify`` gets a line on the
+    first error."""
 
     def __init__(self, config: TrackerConfig, notify: Callable[[str], None]) -> None:
         self.config, self.notify = config, notify
@@ -207,10 +197,8 @@ class Tracker:
             self._attempt(lambda: self._write_rows(run))
 
     def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
-        """A cell has ended. ``fields``: the fields that the end adds to its record.
-
-        With ``tracker.alerts``, the first one that diverges or gets stuck sends an alert.
-        """
+        """A cell has ended. With ``tracker.alerts``, the first one that diverges or gets stuck
+        sends one."""
         run = self.runs.pop(cell_id)
 
         def end() -> None:
@@ -311,10 +299,7 @@ def tracker(config: TrackerConfig, notify: Callable[[str], None]) -> Tracker:
 
 
 def run_id(study: str, cell_id: str) -> str:
-    """The id of a cell's run: two studies of one W&B project may have the same cell.
-
-    The study is hashed, because its name may have characters and lengths that W&B refuses.
-    """
+    """The id of a cell's run. The study is hashed: W&B refuses some names."""
     return f"{hashlib.sha256(study.encode()).hexdigest()[:8]}-{cell_id}"
 
 
@@ -327,11 +312,7 @@ def silenced() -> Any:
 
 
 def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
-    """Start a W&B run, one of several in this process. It records no terminal, code or machine.
-
-    Raises the errors of W&B, and ``OSError`` if ``tracker.dir`` is not writable: W&B would write to
-    another folder without a message.
-    """
+    """Start a W&B run, one of several in this process. It records no terminal, code or machine."""
     wandb = silenced()
     if tracker.mode == "online" and not wandb.login(prompt=False, verify=False):
         raise ValueError("no API key: run `wandb login`, or use tracker.mode=offline")

@@ -25,12 +25,8 @@ from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
 
 
 def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) -> str:
-    """Publish the study and save its workspace to W&B. Returns the workspace's address.
-
-    If it cannot be saved, its specification is written to ``workspace.json`` in the study's folder,
-    ``notify`` gets the reason, and the path is returned. Raises :class:`StudyError` if there is no
-    study, or if it has no W&B runs.
-    """
+    """Publish the study and save its workspace. Returns its address or, if it can't be saved, the
+    path of ``workspace.json``."""
     tracker = tracker_of(study_dir)
     if tracker is None:
         raise StudyError(f"{study_dir} has no W&B runs: train it with tracker=wandb")

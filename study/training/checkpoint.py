@@ -48,10 +48,8 @@ class Snapshot:
 
 
 def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
-    """The state of one cell after ``step``. Its tensors are those that training changes.
-
-    Process 0 tells the others to take part, if there are others, and alone gets the whole state.
-    """
+    """One cell's state after ``step``, in the tensors that training changes. Other processes take
+    part, and process 0 alone gets all of it."""
     fold = of_fold()
     if fold is None or fold.step != step:
         raise RuntimeError(f"the state after step {step} is gone: the loop has gone on")
@@ -80,10 +78,7 @@ def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
 
 
 def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
-    """Give every cell of a new fold the state of its snapshot. Returns the first step to run.
-
-    Without snapshots the first step is 0.
-    """
+    """Give every cell of a new fold its snapshot's state. Returns the first step to run."""
     if not resume:
         return 0
     steps = [snapshot.step for snapshot in resume]

@@ -32,12 +32,8 @@ from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 
 class Fold:
-    """K cells in lockstep: their banks, their learners and their batches.
-
-    Losses and norms are ``[K]`` tensors on the device. No method but the evaluation of answers
-    waits for the device. ``alive_K``: which cells have not diverged, on the device too.
-    ``compiled``: the blocks that plain training passes run instead, if any.
-    """
+    """K cells in lockstep. Losses and norms are ``[K]`` tensors on the device, and only the
+    evaluation of answers waits for it. ``compiled``: the blocks that plain passes run, if any."""
 
     def __init__(
         self,
@@ -76,11 +72,8 @@ class Fold:
     # The passes of one optimizer step.
 
     def backward(self, step: int, probe: NormProbe | None = None) -> Tensor:
-        """Forward and backward over the micro-batches of ``step``.
-
-        Returns each cell's mean loss over the step's supervised tokens, ``[K]``. Leaves the
-        gradients of that mean in each cell's pairs.
-        """
+        """The passes of the micro-batches of ``step``: each cell's mean loss over its supervised
+        tokens, ``[K]``, and the gradients of that mean in its pairs."""
         micro_batches, supervised_K = self._micro_batches(step)
         real_K = torch.stack([self._per_cell(m.real_BT) for m in micro_batches]).sum(0).tolist()
         self.tokens_K = [seen + new for seen, new in zip(self.tokens_K, real_K, strict=True)]
@@ -132,10 +125,8 @@ class Fold:
         self.alive_K = self.alive_K & loss_K.isfinite() & norm_K.isfinite()
 
     def update(self) -> Tensor:
-        """One optimizer step for every cell that has not diverged.
-
-        Returns the factor by which clipping multiplied each cell's gradient, ``[K]`` float64.
-        """
+        """One optimizer step for every cell alive. Returns each one's clip factor, ``[K]``
+        float64."""
         each = zip(self.learners, self.alive_K, self.norm_K, strict=True)
         return torch.stack([learner.update(alive, norm) for learner, alive, norm in each])
 
@@ -183,11 +174,8 @@ class Fold:
         return sums.view(len(self.cells), -1)
 
     def _nll(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """The negative log-likelihoods in nats of this process's supervised tokens, ``[N]``, and
-        where they are, ``[B, T]`` on the CPU.
-
-        Logits are computed for the supervised tokens only.
-        """
+        """The negative log-likelihoods of this process's supervised tokens, ``[N]``, and where they
+        are, ``[B, T]`` on the CPU."""
         device, world = self.base.device, self.world
         input_ids_BT = world.rows(batch.input_ids_BT, 0)[world.number]
         targets_BT = world.rows(batch.targets_BT, IGNORED)[world.number]
@@ -202,11 +190,8 @@ class Fold:
         return nll_N, supervised_BT
 
     def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
-        """One batch per cell in one: ``[K * B, T]``, or a row of real tokens per cell, ``[K, N]``.
-
-        Columns of padding are cut off as :func:`~study.training.run.columns` says, and a row per
-        cell is chosen as ``pack.padding_free`` says.
-        """
+        """One batch per cell in one: ``[K * B, T]`` without columns of padding, or a row of real
+        tokens per cell, ``[K, N]``."""
         stacked = TokenBatch.stacked(batches).trimmed(columns(self.cells))
         if self.padding_free:
             rows = TokenBatch.in_rows(batches)
@@ -216,11 +201,7 @@ class Fold:
         return stacked
 
     def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
-        """A step's micro-batches, and each cell's supervised tokens in all of them, ``[K]``.
-
-        The count is known before the first pass. So micro-batches add up to the mean over the step,
-        not to a mean of means.
-        """
+        """A step's micro-batches, and each cell's supervised tokens in all of them, ``[K]``."""
         accumulation = self.cells[0].train.accumulation
         size, table = self.cells[0].train.batch_size, self.corpus.train
         micro_batches = [
@@ -239,10 +220,8 @@ class Fold:
 def _alignment(
     model: nn.Module, config: CellConfig, total: Callable[[Tensor], Tensor]
 ) -> tuple[Alignment | None, int]:
-    """The weight gradients that alignment statistics need, and the last step that measures them.
-
-    ``(None, 0)`` if none is asked for.
-    """
+    """The weight gradients that alignments need, and the last step that measures them, or (None,
+    0)."""
     wanted = chosen("probes.stats", config.probes.stats, STATS, USUAL)
     stats = [stat for stat in wanted if stat in ALIGNMENTS]
     predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
@@ -257,11 +236,8 @@ LOGITS = {"cpu": 2**24, "cuda": 2**28}
 def target_losses(
     hidden_Nd: Tensor, targets_N: Tensor, logits: Callable[[Tensor], Tensor], vocabulary: int
 ) -> Tensor:
-    """The negative log-likelihood of every target in nats, ``[N]`` float32.
-
-    ``logits``: the frozen head, ``[n, d] -> [n, V]``. Costs one product of the head forward and one
-    backward, as without chunks. Gradients reach only ``hidden_Nd``.
-    """
+    """The negative log-likelihood of every target, in nats, ``[N]`` float32. ``logits``: the frozen
+    head, ``[n, d] -> [n, V]``. Gradients reach only ``hidden_Nd``."""
     chunk = max(1, LOGITS.get(hidden_Nd.device.type, LOGITS["cuda"]) // vocabulary)
     return _Chunked.apply(hidden_Nd, targets_N, logits, chunk)
 

@@ -1,7 +1,4 @@
-"""Measurements of a fold other than its training loss: held-out examples, and probes.
-
-Held-out examples give a loss, exact matches, and losses at lower ranks.
-"""
+"""Measurements of a fold other than its training loss: held-out examples, and probes."""
 
 import math
 
@@ -33,11 +30,8 @@ from study.vocabulary.quantities import (
 def heldout_losses(
     fold: Fold, first_K: Tensor | None = None, examples: list[Tensor] | None = None
 ) -> Tensor:
-    """Each cell's mean loss over the supervised tokens of the held-out examples, in nats, ``[K]``.
-
-    ``first_K``: the sums of the first batch, if a probe has computed them. ``examples``: a list to
-    which the sums of every example are appended, ``[K, E]`` a batch. Does not wait.
-    """
+    """Each cell's mean held-out loss in nats, ``[K]``. ``first_K``: the first batch's sums, if
+    known. ``examples``: gets the sums of every example, ``[K, E]`` a batch."""
     sums_K, count = torch.zeros(len(fold.cells), device=fold.base.device), 0
     known = [] if first_K is None or examples is not None else [first_K]
     with fold.evaluating(), merged_once(fold.banks):
@@ -56,10 +50,7 @@ def heldout_losses(
 
 
 def last_tables(fold: Fold, examples: list[Tensor] | None) -> list[dict[str, pd.DataFrame]]:
-    """Each cell's tables of the last step, by name: ``truncations`` and ``examples``, if asked for.
-
-    ``examples``: what :func:`heldout_losses` appended. Waits for the device.
-    """
+    """Each cell's tables of the last step: ``truncations`` and ``examples``, if asked for."""
     tables_K: list[dict[str, pd.DataFrame]] = [{} for _ in fold.cells]
     if cut_K := truncated_losses(fold):
         for tables, cut in zip(tables_K, cut_K, strict=True):
@@ -73,10 +64,8 @@ def last_tables(fold: Fold, examples: list[Tensor] | None) -> list[dict[str, pd.
 
 @torch.no_grad()
 def exact_matches(fold: Fold, tokens: int) -> list[float]:
-    """The share of held-out questions that each cell answers correctly.
-
-    Answers are greedy and have at most ``tokens`` tokens. Waits for the device at every token.
-    """
+    """The share of held-out questions that each cell answers, greedily in at most ``tokens``
+    tokens."""
     questions, device = fold.corpus.questions, fold.base.device
     answers_K: list[list[list[int]]] = [[] for _ in fold.cells]
     bf16 = fold.cells[0].precision == "bf16"
@@ -94,10 +83,7 @@ def exact_matches(fold: Fold, tokens: int) -> list[float]:
 
 
 def truncated_losses(fold: Fold) -> list[pd.DataFrame] | None:
-    """Each cell's held-out loss with its adapters truncated to lower ranks, and at its own rank.
-
-    None without truncations. Costs an SVD of a small core per layer, and an evaluation per rank.
-    """
+    """Each cell's held-out loss with its adapters cut to lower ranks; None without truncations."""
     largest = max(min(bank.features) for bank in fold.banks)
     kept_K = [truncation_ranks(config, largest) for config in fold.cells]
     if not any(kept_K):
@@ -155,11 +141,8 @@ def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | Non
 
 
 def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
-    """A pass on the first ``batch_size`` held-out examples, without dropout: the sums of losses.
-
-    Gradients never reach ``.grad`` and no random stream advances, so this pass does not change
-    training.
-    """
+    """A pass on the first ``batch_size`` held-out examples, without dropout or ``.grad``: the sums
+    of losses."""
     batch = next(fold.corpus.heldout.batches(fold.cells[0].train.batch_size))
     batch_K, gradients = fold.stacked([batch] * len(fold.cells)), None
     with (
@@ -175,10 +158,8 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
 
 
 def _gradients(fold: Fold, probe: NormProbe, loss: Tensor) -> Gradients:
-    """The gradients of ``loss`` by layer and stack. Those of the last step are not read any more.
-
-    FSDP leaves the gradients of divided factors in ``.grad`` only.
-    """
+    """The gradients of ``loss`` by layer and stack. FSDP leaves those of divided factors in
+    ``.grad``."""
     if fold.world.size > 1:
         for bank in fold.banks:
             bank.zero_grad()

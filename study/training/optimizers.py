@@ -1,6 +1,5 @@
-"""One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer.
-
-The last two take more than a second to import, so they are imported where they are used.
+"""One optimizer and one schedule per cell. transformers and pytorch_optimizer are imported late:
+they take a second.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +24,7 @@ Constructor = Callable[..., Optimizer]
 
 
 def _adafactor(groups: Groups, **options: Any) -> Optimizer:
-    """transformers' Adafactor without relative steps and parameter scaling.
-
-    With parameter scaling, B = 0 would hardly move at first.
-    """
+    """transformers' Adafactor without parameter scaling, with which B = 0 would hardly move."""
     from transformers.optimization import Adafactor
 
     fixed = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
@@ -76,11 +72,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
 def build_optimizer(
     config: OptimizerConfig, A_weights: Sequence[Tensor], B_weights: Sequence[Tensor]
 ) -> Optimizer:
-    """The optimizer that ``config`` names over one cell's adapters.
-
-    A has the learning rate ``lr``, B ``lr * loraplus_lr_ratio``. The ratio is LoRA+'s (Hayou et al.
-    2024, arXiv 2402.12354); 1 is LoRA.
-    """
+    """The optimizer of ``config`` over one cell's adapters. B has LoRA+'s rate ``lr *
+    loraplus_lr_ratio`` (Hayou et al. 2024, arXiv 2402.12354)."""
     shared = ("name", "loraplus_lr_ratio")
     options = {key: value for key, value in vars(config).items() if key not in shared}
     groups: Groups = [
@@ -91,10 +84,8 @@ def build_optimizer(
 
 
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
-    """A constant, linear or cosine schedule with linear warm-up from 0 over ``warmup`` steps.
-
-    It is that of ``transformers.get_scheduler``, whose import takes a second.
-    """
+    """A constant, linear or cosine schedule with linear warm-up, as transformers'
+    ``get_scheduler``."""
     if config.schedule == "constant" and not config.warmup:
         return LambdaLR(optimizer, lambda step: 1.0)
     from transformers.optimization import get_scheduler
@@ -120,11 +111,8 @@ class Learner:
     def state(
         self, whole: Callable[[Tensor, int], Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What steps have changed apart from the weights: tensors, and values for JSON.
-
-        The tensors are named by the number of the weight and their own name. ``whole`` puts those
-        together that are divided in a dimension.
-        """
+        """What steps have changed apart from the weights: tensors by number and name, and values
+        for JSON. ``whole`` joins divided ones."""
         packed = self.optimizer.state_dict()
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
@@ -147,11 +135,8 @@ class Learner:
         state: Mapping[str, Any],
         part: Callable[[Tensor, int], Tensor],
     ) -> None:
-        """Continue from a :meth:`state` of a learner of the same configuration. ``part``: the
-        reverse of ``whole``.
-
-        Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is of another one.
-        """
+        """Continue from a :meth:`state` of a learner of the same configuration; ``part`` undoes
+        ``whole``."""
         if state["optimizer"] != type(self.optimizer).__name__:
             raise ValueError(f"{type(self.optimizer).__name__} is not {state['optimizer']}")
         restored: dict[int, dict[str, Any]] = {}
@@ -201,13 +186,9 @@ class Learner:
 
 @torch.no_grad()
 def step_if(alive: Tensor, optimizer: Any, weights: Sequence[Tensor]) -> None:
-    """One step of which the device leaves the weights as they are unless ``alive``.
-
-    Fused optimizers have a flag for this, which mixed precision uses (``found_inf`` of
-        :class:`torch.amp.GradScaler`). With the others the weights are restored from a copy. Then
-        the optimizer's own state is not that of the weights any more; a cell that has diverged has
-        no later step that would read it.
-    """
+    """One step that leaves the weights as they are unless ``alive``: by the flag of fused
+    optimizers (``found_inf``), or by a copy of the weights; a diverged cell's other state is not
+    read again."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = (~alive).float()
         optimizer.step()

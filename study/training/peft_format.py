@@ -52,10 +52,8 @@ class PeftAdapter:
         return "rslora" if self.config.get("use_rslora") else "lora"
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], base: str) -> None:
-        """Raise :class:`StudyError` if a layer is missing in ``shapes`` or has another size there.
-
-        ``shapes``: ``(D, O)`` by module path, ``(E, D, O)`` of experts.
-        """
+        """Raise if a layer is not in ``shapes``, ``(D, O)`` by module path, ``(E, D, O)`` of
+        experts."""
         other = f"the adapter is for another base than {base}"
         for layer, pair in self.pairs.items():
             own = (*pair.A_RD.shape[:-2], pair.A_RD.shape[-1], pair.B_OR.shape[-2])
@@ -177,7 +175,7 @@ def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
 
 
 def file_hash(folder: Path) -> str:
-    """The sha256 of both files of an adapter. Raises :class:`StudyError` if one can't be read."""
+    """The sha256 of both files of an adapter."""
     digests = []
     for name in (CONFIG, WEIGHTS):
         with open_file(folder / name, str(folder / name), _fix(folder, name)) as file:

@@ -77,17 +77,13 @@ class CellStep:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss or the gradient norm is not finite at this step. The cell has no later
-        step. Waits for the numbers.
-        """
+        """Whether the loss or the gradient norm is not finite: the last step. Waits for the
+        numbers."""
         return not self.numbers.alive_K[self.cell]
 
     def snapshot(self) -> Snapshot:
-        """The cell's state after this step, in the memory that training changes.
-
-        It is valid until the loop continues: copy or write it before. Raises ``RuntimeError``
-        later, and for a cell that has diverged, which has no later step.
-        """
+        """The cell's state after this step, in the memory that training changes: copy or write it
+        before the loop continues."""
         if self.capture is None or self.diverged:
             raise RuntimeError("this step has no state to go on from")
         return self.capture()
@@ -111,11 +107,8 @@ def results(
     sent: Sequence[Sent],
     tables_K: Sequence[Mapping[str, pd.DataFrame]],
 ) -> list[CellStep]:
-    """The step's results, one per cell.
-
-    ``metrics``: the measurements, by name and cell. ``tokens`` counts the real tokens so far;
-    ``seconds`` is the cell's time so far, when the host has launched the step.
-    """
+    """The step's results, one per cell. ``metrics``: by name and cell. ``tokens`` counts real
+    tokens, ``seconds`` until the host launched the step."""
     columns: dict[str, Sequence[float] | Tensor] = {
         "step": [step] * len(fold.cells),
         "tokens": fold.tokens_K,

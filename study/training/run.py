@@ -47,10 +47,8 @@ class Run:
 
 
 def adapter_spec(config: CellConfig) -> AdapterSpec:
-    """How a cell's adapters are drawn.
-
-    At infinite rank ``gamma`` is 0, so the spec holds the limit of ``gamma * sqrt(rank)`` instead.
-    """
+    """How a cell's adapters are drawn; at infinite rank with the limit of ``gamma *
+    sqrt(rank)``."""
     adapter = config.adapter
     gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
     start = read_adapter(Path(adapter.path)).pairs if adapter.path else None
@@ -58,10 +56,8 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
 
 
 def typical_step(config: CellConfig, corpus: Corpus) -> tuple[int, int]:
-    """Tokens that a cell sends through the model in one optimizer step, and those with a loss.
-
-    Both are means over the first batches. Of a base that needs the padding, it is not counted.
-    """
+    """Tokens of a cell in one optimizer step, and those with a loss: means over the first
+    batches."""
     size = config.train.batch_size, config.train.accumulation
     free = config.pack.padding_free if may_leave_out_padding([config]) else False
     return _typical_step(corpus.train, config.data.seed, *size, columns([config]), free)
@@ -97,10 +93,7 @@ def columns(cells: Sequence[CellConfig]) -> int:
 
 
 def may_leave_out_padding(cells: Sequence[CellConfig]) -> bool:
-    """Whether the real tokens of a batch may share one row, if the base separates sequences.
-
-    Not if several processes divide a batch by its rows.
-    """
+    """Whether the real tokens of a batch may share one row, if the base separates sequences."""
     shared = cells[0]
     allowed = shared.pack.padding_free is not False and not shared.train.shard
     return allowed and columns(cells) == 1

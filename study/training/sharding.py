@@ -106,10 +106,8 @@ class Processes:
         return orders[0]
 
     def copy_to_divide(self, base: FrozenBase) -> FrozenBase:
-        """``base``, or for :meth:`divide` a copy with new modules: FSDP can't be removed from one.
-
-        The host's memory holds the whole base, whose weights all copies share.
-        """
+        """``base``, or for :meth:`divide` a copy with new modules: FSDP can't be removed from
+        one."""
         if self.size == 1:
             return base
         model: Any = base.model

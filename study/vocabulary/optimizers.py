@@ -18,11 +18,8 @@ Decay = Literal["coupled", "decoupled"]
 
 @dataclass(frozen=True)
 class Option:
-    """One option of an optimizer: its type, and the limits of its value.
-
-    A list has ``length`` elements, each within the limits. ``choices``: the only values, if it has
-    any; torch's None means the first one.
-    """
+    """One option of an optimizer: its type, and its limits. A list has ``length`` elements.
+    ``choices``: the only values; torch's None is the first."""
 
     type: Any = float
     least: float | None = 0.0

@@ -1,6 +1,5 @@
-"""Measured quantities: sites, statistics, batches and metrics; and the quantities shown first.
-
-Letters: x the input of an adapted linear, y its output, g = dL/dy, ``W0`` its frozen weight.
+"""Measured quantities. Letters: x the input of an adapted linear, y its output, g = dL/dy, ``W0``
+its frozen weight.
 """
 
 from dataclasses import dataclass

@@ -66,11 +66,8 @@ def uses_crossover(scaling: str) -> bool:
 
 
 def exponent(scaling: str, power: float | None = None) -> float | None:
-    """The rule's p in ``gamma = alpha * rank ** -p``; None if it is no power.
-
-    Raises ``ValueError`` for an unknown rule, for the power rule without ``power``, and for any
-    other rule with it.
-    """
+    """The rule's p in ``gamma = alpha * rank ** -p``; None if it is no power. ``ValueError`` for an
+    unknown rule, or a power that does not fit it."""
     if scaling not in RULES:
         raise ValueError(f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}")
     if scaling == POWER:

@@ -77,12 +77,8 @@ def model_label(name: str) -> str:
 
 @dataclass(frozen=True)
 class DeviceRow:
-    """One GPU, as its data sheet describes it, without sparsity. A plan needs no such GPU.
-
-    - ``gib``: the memory that a process sees, in GiB, rounded down;
-    - ``bf16``, ``float32``: the peak of matrix products, in TFLOP/s. float32 is without TF32, which
-      training does not use.
-    """
+    """One GPU by its data sheet, without sparsity: memory in GiB, and the peak of products in
+    TFLOP/s (float32 without TF32)."""
 
     label: str
     gib: float

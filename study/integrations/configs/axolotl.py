@@ -1,7 +1,5 @@
-"""Axolotl's YAML and FinLoRA's two forms, with their data.
-
-FinLoRA has a YAML in its documentation of rsLoRA, which does not describe training, and entries of
-``finetune_configs.json``. Its ``finetune.py`` merges an entry into an Axolotl configuration.
+"""Axolotl's YAML and FinLoRA's two forms (its YAML, and an entry of ``finetune_configs.json``,
+which ``finetune.py`` merges into a configuration of Axolotl), with their data.
 """
 
 import os.path
@@ -22,22 +20,18 @@ _FILE = yaml.safe_load(Path(__file__).with_name("axolotl.yaml").read_text())
 TYPES, CHATS, FIELDS = _FILE["types"], _FILE["chats"], _FILE["fields"]
 BUILDERS = ("json", "csv", "parquet")
 """Values of ``path`` if ``data_files`` names the file."""
-TOKENIZERS_OWN = "the tokenizer's own chat template is used"
 TEMPLATES = ("chat_template", "chat_template_jinja")
 STAND_INS = {"xbrl_extract_train.jsonl": "xbrl_extract"}
 """Generated data that is used if a file of FinLoRA's is missing."""
 
 
 def _axolotl(reading: Reading) -> None:
-    found, rest, experiment = reading.found, reading.rest, reading.experiment
+    found, rest = reading.found, reading.rest
     if found["adapter"] == "qlora" and found.get("model.quant_bits") != 4:
         reading.refuse("adapter: qlora and no load_in_4bit contradict: set load_in_4bit: true")
     if isinstance(rest.get("peft"), dict) and rest["peft"].get("loftq_config"):
         reading.refuse("peft.loftq_config changes the base's weights: remove it")
     if found.get("all_linear"):
-        if names := found.get("adapter.targets"):
-            why = "adapters are on the linear layers of the blocks"
-            experiment.note("lora_target_modules", names, why, detail=True)
         found["adapter.targets"] = "all-linear"
     elif not (found.get("adapter.targets") or found.get("experts")):
         reading.refuse(
@@ -49,8 +43,6 @@ def _axolotl(reading: Reading) -> None:
         found["train.accumulation"] = max(1, batch // max(1, found["train.batch_size"]))
     if found["train.warmup"] == 1:
         found["train.warmup"] = 2  # Axolotl's builder does it: step 0 would be at 0
-    if "warmup_ratio" in reading.unset:
-        reading.unset["warmup_ratio"] += " (there at most 100 steps)"
     _put_datasets(reading)
 
 
@@ -136,13 +128,8 @@ def _data_set(
     else:
         format_ = _format(entry, str(kind), where)
     chat: Mapping[str, str] = {key: entry.take(key, "text", "") for key in TEMPLATES}
-    if format_ == MESSAGES and entry.rest.pop("conversation", "") == "chatml":  # before 0.6
-        template = {"chat_template": "chatml", "chat_template_jinja": ""}
-    chat, chat_template = chat if any(chat.values()) else template, None
-    if format_ == MESSAGES:
-        chat_template = _chat_template(reading, *chat.values())
-    else:
-        experiment.ignored += [f"{key} (no conversations)" for key in chat if chat[key]]
+    chat = chat if any(chat.values()) else template
+    chat_template = _chat_template(reading, *chat.values()) if format_ == MESSAGES else None
     if format_ is None:
         part = " ".join(filter(None, (path, subset, split)))
         why = f"convert its rows to one of data.format, then {GIVE_PATH}"
@@ -179,34 +166,29 @@ def _prompted(kind: Reading, where: str) -> tuple[str | None, str | None]:
     given = {key: kind.take(key, "text", usual) for key, usual in FIELDS.items()}
     question, answer, more = (given.pop(key) for key in list(given)[:3])
     format_ = next((name for name, row in FORMATS.items() if (question, answer) in row.needs), None)
-    if format_ and more != "input":
-        experiment.note(f"{where}.field_input", more, "rows must have data.format's fields: rename")
-        format_ = None
-    if format_ is None:
+    if format_ is None or more != "input":
         return None, None
     experiment.note_rest(kind.rest, f"{where}.")
     prompt = given["no_input_format"] or given["format"]
     if format_ != "alpaca" and "{input}" not in prompt and not given["system_prompt"]:
         return format_, prompt.replace("{instruction}", CONTEXT)  # rows without a field input
     if set(given.values()) - {"", "{instruction}"}:
-        is_alpaca = format_ == "alpaca"
-        why = "Alpaca's prompt" if is_alpaca else "the text is the prompt and the answer"
+        why = "Alpaca's prompt" if format_ == "alpaca" else "the text is the prompt and the answer"
         experiment.note(where, given, why)
     return format_, None
 
 
 def _chat_template(reading: Reading, name: str, jinja: str) -> str | None:
-    note = reading.experiment.note
-    if jinja and name in ("", "jinja"):
-        if file := first_file(reading.folder / jinja):
-            return str(file.resolve())
-        why = f"{TOKENIZERS_OWN}: write the template to a file and give data.chat_template=FILE"
-        note("chat_template_jinja", jinja, why)
-    elif name == "chatml":
-        return name
+    file = first_file(reading.folder / jinja) if jinja and name in ("", "jinja") else None
+    if file or name == "chatml":
+        return str(file.resolve()) if file else name
+    own = "the tokenizer's own chat template is used"
+    if jinja:
+        why = f"{own}: write the template to a file and give data.chat_template=FILE"
+        reading.experiment.note("chat_template_jinja", jinja, why)
     elif name and not name.startswith("tokenizer_default"):
         # Axolotl's templates are copies of those that the models of this name have.
-        note("chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN, detail=True)
+        reading.experiment.note("chat_template", f"{name}, of Axolotl", own, detail=True)
     return None
 
 

@@ -97,11 +97,8 @@ class Experiment:
 
 @dataclass
 class Reading:
-    """A file that is being read.
-
-    ``where``: its name in messages. ``found``: its values by setting. ``unset``: by key, the
-    defaults of missing keys. ``rest``: the values of keys without a setting.
-    """
+    """A file that is being read. ``where``: its name in messages. ``found``: values by setting.
+    ``unset``: the defaults of missing keys. ``rest``: values of keys without a setting."""
 
     where: str
     folder: Path

@@ -113,7 +113,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (A, typed(OWN_FIELDS), ALPACA, 'datasets[0].type: {"format": "Q: {x}", '),
     (A, typed("input_output"), NOTHING, "datasets[0]: train.jsonl of type input_output (convert"),
     (A, chat() | {"chat_template": "chatml"}, {"data.chat_template": "chatml"}, ""),
-    (A, chat(type="sharegpt", conversation="chatml"), {"data.chat_template": "chatml"}, ""),
     (A, chat() | {"chat_template": "llama3"}, CHAT, "chat_template: llama3, of Axolotl"),
     (A, chat() | {"chat_template_jinja": "mine.jinja"}, {"data.chat_template": "mine.jinja"}, ""),
     (A, chat() | {"chat_template_jinja": "{{ x }}"}, CHAT, "write the template to a file"),
@@ -141,7 +140,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (A, chat() | {"val_set_size": 0.1}, CHAT, "val_set_size: 0.1 (of rows that are not here"),
     (A, NO_RATIO | {"warmup_steps": 5}, {"train.warmup": 5}, ""),
     (A, NO_RATIO | {"warmup_steps": 1}, {"train.warmup": 2}, ""),  # Axolotl makes two of one
-    (A, NO_RATIO, {"train.warmup": 0.03}, "warmup_ratio 0.03 (there at most 100 steps)"),
+    (A, NO_RATIO, {"train.warmup": 0.03}, "warmup_ratio 0.03"),
     (A, {"lr_scheduler": "constant"}, {"train.warmup": 0}, ""),
     (A, {"lr_scheduler": "polynomial"}, {"train.schedule": "constant"}, "polynomial (constant ins"),
     (A, {"batch_size": 12, "gradient_accumulation_steps": None}, {"train.accumulation": 3}, ""),
