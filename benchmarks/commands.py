@@ -135,7 +135,7 @@ def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any)
     timings = pd.read_parquet(table)
     costs = inference_costs(timings)
     columns = ["phase", "form", "scaling", "rank", "seconds", "ratio", "ratio_low", "ratio_high"]
-    shown_costs = costs[[*columns, "weights_gb", "peak_gb"]]
+    shown_costs = costs[[*columns, "weights_gb"]]
     click.echo(shown_costs.to_string(index=False, float_format="{:.3f}".format))
     click.echo(inference_verdict(costs))
     for path in (table, *save(infer_cost(timings), plots, "infer_cost")):

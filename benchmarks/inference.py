@@ -6,25 +6,21 @@ rule it costs what the base costs. An unmerged adapter adds two products to each
 ``D``, ``O``: in and out features; ``R``: rank.
 
 Three things make the times comparable. The order is drawn anew in each round, and the base is timed
-several times in it. Each turn starts with a pass that is not timed. The control, which is the base
+several times in it. Each turn starts with passes that are not timed. The control, which is the base
 under another name, shows how much of a difference is noise.
 """
 
 import copy
 import random
-import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
-from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.benchmark import Timer
 
 from study.adapters import AdapterSpec, dense_weight, features
 from study.adapters.bank import initial_pair
@@ -39,11 +35,8 @@ from study.vocabulary.sources import MODELS
 BASES = 3
 """Turns of the base in a round. All other times are compared with their mean."""
 TIMED = {"prefill": 2, "decode": 6}
-"""Timed passes in a turn; their median counts. A prefill reads all tokens, a decode one."""
-COLUMNS = (
-    *("round", "form", "scaling", "rank", "phase", "tokens"),
-    *("seconds", "weights_gb", "peak_gb"),
-)
+"""Timed passes in a turn. A prefill reads all tokens, a decode one."""
+COLUMNS = ("round", "form", "scaling", "rank", "phase", "tokens", "seconds", "weights_gb")
 ALPHA = 16.0
 _B_STD = 1e-3  # small beside the weights, so that activations stay as in the base
 
@@ -66,10 +59,7 @@ class Unmerged(nn.Module):
 
 
 class Factors:
-    """An adapter of the highest rank on every block linear. Lower ranks use its first rows.
-
-    Raises :class:`StudyError` for a quantised base.
-    """
+    """An adapter of the highest rank on every block linear. Lower ranks use its first rows."""
 
     def __init__(self, base: FrozenBase, rank: int) -> None:
         self.linears = {path: base.model.get_submodule(path) for path in base.card.linears}
@@ -125,41 +115,8 @@ def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Non
             model.set_submodule(path, module)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors that were created inside; ``peak`` is the maximum.
-
-    It counts the tensors themselves, on any device. What an allocator rounds up or keeps for later
-    is not counted. Tensors of ``known`` and views of them were not created inside.
-    """
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        # Held, so that no other storage gets their ids.
-        self._held = [tensor.untyped_storage() for tensor in known]
-        self._known = {id(storage) for storage in self._held}
-        self._now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-            if storage is not None and id(storage) not in self._known:
-                self._known.add(id(storage))
-                self._now += storage.nbytes()
-                weakref.finalize(storage, self._free, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self._now)
-        return out
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._now -= size
-
-
 def run(model: str, *, device: str, precision: str, tokens: int, **options: Any) -> pd.DataFrame:
-    """Load ``model`` (``smollm2``, ``tiny``, a folder or a hub name) and :func:`measure` it.
-
-    Raises :class:`StudyError` for a missing model, and for more ``tokens`` than it takes.
-    """
+    """Load ``model`` (``smollm2``, ``tiny``, a folder or a hub name) and :func:`measure` it."""
     known = model in MODELS and not MODELS[model].reads_path
     config = ModelConfig(model) if known else ModelConfig("hf", model)
     card = describe(config)
@@ -183,11 +140,8 @@ def measure(
     """Time every form of ``base``, under both rules at each rank: a row per round, turn and phase.
 
     Columns: ``round``, ``form``, ``scaling``, ``rank`` (0: none), ``phase``, ``tokens`` of a pass,
-    ``seconds`` (the turn's median), ``weights_gb`` (GiB of the model's tensors), ``peak_gb`` (the
-    same and the most that a pass holds at once), model, precision and machine.
-
-    Memory: the base, a copy of its linears (two for a moment), and the factors of the highest rank.
-    Raises :class:`StudyError` for a quantised base.
+    ``seconds`` (the turn's mean), ``weights_gb`` (GiB of the model's tensors), model, precision and
+    machine. Memory: the base, a copy of its linears, and the factors of the highest rank.
     """
     factors = Factors(base, max(ranks))
     forms: list[Form] = [*[("base", "", 0)] * BASES, ("control", "", 0)]
@@ -196,16 +150,15 @@ def measure(
     stream = torch.Generator().manual_seed(0)
     ids_1T = torch.randint(vocabulary, (1, tokens), generator=stream).to(base.device)
     passes = {"prefill": ids_1T, "decode": ids_1T[:, :1]}
-    memory: dict[tuple[Form, str], tuple[float, float]] = {}
     rows = []
     for number in range(rounds):
         for form in random.Random(number).sample(forms, len(forms)):
             with replaced(base.model, factors.modules(form)):
+                held = [*base.model.parameters(), *base.model.buffers()]
+                weights = sum(tensor.numel() * tensor.element_size() for tensor in held) / 2**30
                 for phase, ids in passes.items():
-                    if (form, phase) not in memory:
-                        memory[form, phase] = _gigabytes(base, ids)
-                    turn = (number, *form, phase, ids.numel())
-                    rows.append((*turn, _seconds(base, ids, TIMED[phase]), *memory[form, phase]))
+                    seconds = _seconds(base, ids, TIMED[phase])
+                    rows.append((number, *form, phase, ids.numel(), seconds, weights))
         say(f"round {number + 1} of {rounds}")
     machine = describe_device(base.device)
     return pd.DataFrame(rows, columns=list(COLUMNS)).assign(
@@ -221,22 +174,7 @@ def next_token(base: FrozenBase, ids_1T: Tensor) -> Tensor:
 
 
 def _seconds(base: FrozenBase, ids_1T: Tensor, timed: int) -> float:
-    """The median time of ``timed`` passes, after one to warm up."""
-    wait = torch.cuda.synchronize if base.device.type == "cuda" else lambda: None
-    times = []
-    for _ in range(timed + 1):
-        wait()
-        began = time.perf_counter()
-        next_token(base, ids_1T)
-        wait()
-        times.append(time.perf_counter() - began)
-    return median(times[1:])
-
-
-def _gigabytes(base: FrozenBase, ids_1T: Tensor) -> tuple[float, float]:
-    """GiB of the model's own tensors, and the peak of those and a pass's tensors together."""
-    held = [*base.model.parameters(), *base.model.buffers()]
-    own = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    with LiveBytes([*held, ids_1T]) as live:
-        next_token(base, ids_1T)
-    return own / 2**30, (own + live.peak) / 2**30
+    """The mean time of ``timed`` passes, after two to warm up."""
+    known = {"next_token": next_token, "base": base, "ids_1T": ids_1T}
+    timer = Timer("next_token(base, ids_1T)", globals=known, num_threads=torch.get_num_threads())
+    return float(timer.timeit(timed).mean)

@@ -30,7 +30,7 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
     - ``ratio_low``, ``ratio_high``: its 95 % interval, by resampling rounds; NaN with fewer than
       three;
     - ``same``: whether that interval is within 1 ± 0.03;
-    - ``weights_gb``, ``peak_gb``: memory in GiB. ``peak_ratio``: the peak over the base's.
+    - ``weights_gb``: memory in GiB. ``weights_ratio``: the same over the base's.
 
     The form ``all merged`` pools the merged adapters of a round. All have the base's shape, so
     together they show a difference that is too small to see in one of them.
@@ -41,7 +41,7 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
     others["ratio"] = others["seconds"] / others["base"]
     together = others[others["form"] == "merged"].assign(form="all merged", scaling="", rank=0)
     others = pd.concat([others, together])
-    peak = timings[own].groupby("phase")["peak_gb"].first().to_dict()
+    weights = timings.loc[own, "weights_gb"].iloc[0]
     rows = []
     for key, turns in others.groupby(list(KEYS), sort=False):
         by_round = turns.groupby("round")["ratio"].mean().to_numpy()
@@ -51,8 +51,8 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
             | {"tokens": turns["tokens"].iloc[0], "seconds": turns["seconds"].median()}
             | {"ratio": float(np.median(by_round)), "ratio_low": low, "ratio_high": high}
             | {"same": low >= 1 - SAME and high <= 1 + SAME, "rounds": len(by_round)}
-            | {name: turns[name].iloc[0] for name in ("weights_gb", "peak_gb")}
-            | {"peak_ratio": turns["peak_gb"].iloc[0] / peak[key[0]]}
+            | {"weights_gb": (own_gb := turns["weights_gb"].iloc[0])}
+            | {"weights_ratio": own_gb / weights}
         )
     found = pd.DataFrame(rows)
     ordered = {
@@ -99,7 +99,7 @@ def _ratio(row: Mapping[Hashable, Any]) -> str:
 PANELS = (
     ("prefill", "ratio", "time"),
     ("decode", "ratio", "time"),
-    ("prefill", "peak_ratio", "peak memory"),
+    ("prefill", "weights_ratio", "weights in memory"),
 )
 """By panel: the phase, the column of the costs that it shows, and what that is."""
 HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": (0, (3, 1.5))}
@@ -108,7 +108,7 @@ HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": (0, (
 
 @style.paper()
 def infer_cost(timings: pd.DataFrame) -> Figure:
-    """Time and peak memory relative to the base: merged (filled), unmerged (hollow), by rule.
+    """Time and weights in memory relative to the base: merged (filled), unmerged (hollow), by rule.
 
     ``timings`` is the table that ``study bench inference`` writes. In the grey band, 1 ± 0.03, an
     adapter costs the same as the base. Raises :class:`Absent` for a table without adapters.

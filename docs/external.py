@@ -17,7 +17,7 @@ from docs.blocks import ROOT, Block
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST
 from study.analysis.rate_theory import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
 from study.analysis.rates import bottom
-from study.figures.one_level import on_one_level
+from study.figures import style
 from study.report.text import minus, table
 
 TABLE = ROOT / "results/external/tinker_sft_sweep.csv"
@@ -25,6 +25,11 @@ EXPERTS = r"A\d+B|DeepSeek|Kimi|gpt-oss"
 """The names of mixtures of experts."""
 BILLIONS = {"DeepSeek": 671.0, "Kimi": 1000.0}
 """Of weights, where the name does not tell: DeepSeek-V3.1, and Kimi K2 and its successors."""
+KINDS = {"dense models": "#d9730d", "mixtures of experts": "#2b6fc2"}
+MARKERS = {"": "o", "lowest": "v", "highest": "^"}
+STYLES = (":", "--", "-")
+MOST = 1000.0
+"""The largest r_sign that is told apart: above it the curve is the power 1/4."""
 
 
 @cache
@@ -135,12 +140,50 @@ def r_sign(kind: str) -> str:
     return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
 
 
+@style.paper()
 def one_constant() -> Figure:
-    """The best rates with three laws, and r_sign from each model alone."""
-    facts = usable().drop_duplicates("group").set_index("group")
+    """The best rates of dense models and of mixtures of experts against the rank with three laws,
+    which cross at rank 8, and r_sign of each model alone against its size."""
+    rates, facts = usable(), usable().drop_duplicates("group").set_index("group")
     models = facts.join(np.exp(of_each(usable(), *LAWS[OUTPUTS])))
-    drawn = {law: (LAWS[law][0], fitted(law)) for law in (NONE, POWER, OUTPUTS)}
-    return on_one_level(usable(), drawn, models)
+    laws = {law: (LAWS[law][0], fitted(law)) for law in (NONE, POWER, OUTPUTS)}
+    page = style.figure(1, 3, ratio=1.0, above=0.5)
+    left, middle, right = page.subplots(1, 3)
+    middle.sharey(left)
+    at = pd.DataFrame({"rank": np.r_[8, np.geomspace(1, 128, 99)]})
+    at = at.assign(gamma=1 / at["rank"])
+    *_, (curve, best) = laws.values()
+    for ax, (kind, colour), experts in zip((left, middle), KINDS.items(), (0, 1), strict=True):
+        own, here = (rows[rows["experts"] == experts] for rows in (rates, models))
+        y = np.exp(own["log_lr"] - own["group"].map(best.levels) - curve(at, best.found)[0])
+        for edge, marker in MARKERS.items():
+            beyond = own["edge"] == edge
+            look = {
+                "color": colour,
+                "ms": 3.5,
+                "mfc": "none",
+                "ls": "none",
+                "gid": f"{kind} {edge}",
+            }
+            ax.plot(own["rank"][beyond], y[beyond], marker=marker, **look)
+        for (of_law, found), line in zip(laws.values(), STYLES, strict=True):
+            z = of_law(at, found.found)
+            ax.plot(at["rank"][1:], np.exp(z - z[0])[1:], color=style.INK, ls=line, lw=0.9)
+        style.rank_axis(ax, [1, 4, 16, 64, 128], 2.0)
+        ax.set_title(kind, color=colour)
+        x, high = here["billions"], here["high"].clip(upper=MOST)
+        style.bars(right, x, here["low"].clip(lower=1), high, colour, f"bars {kind}")
+        right.plot(x, here["value"].clip(1, MOST), "o", color=colour, ms=3, gid=f"models {kind}")
+    style.y_axis([left], "best learning rate", "over the law at rank 8")
+    right.set(
+        xscale="log",
+        yscale="log",
+        xlabel="weights in billions",
+        title=r"$r_{\mathrm{sign}}$ of each model",
+    )
+    looks = {law: {"color": style.INK, "ls": line} for law, line in zip(laws, STYLES, strict=True)}
+    style.legend(page, looks, 3)
+    return style.finish(page, "Triangles: the best rate lies beyond the rates tried.")
 
 
 BLOCKS: dict[str, Block] = {

@@ -12,7 +12,7 @@ from scipy.interpolate import PchipInterpolator
 
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
-from docs.hero import best_gap, best_rates
+from docs.numbers import best_gap, best_rates
 from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
 from study.analysis.rate_theory import Curve, bounds, fit_rates, moved

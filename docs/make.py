@@ -13,18 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
-from docs import (
-    advice,
-    bench,
-    evidence,
-    external,
-    findings,
-    hero,
-    horizons,
-    law_page,
-    quick,
-    served,
-)
+from docs import advice, bench, evidence, external, findings, horizons, law_page, numbers
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, rewrite, study_tables, table
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown, read_report
@@ -33,17 +22,13 @@ from study.store.files import remove
 
 COLOURS = 256
 BLOCKS: dict[str, Block] = {
-    **quick.BLOCKS,
+    **numbers.BLOCKS,
     **bench.BLOCKS,
     **findings.BLOCKS,
     **advice.BLOCKS,
     **external.BLOCKS,
     **horizons.BLOCKS,
     **law_page.BLOCKS,
-    "rate-change": hero.rate_change,
-    "best-gap": hero.best_gap,
-    "below-best": hero.below_best,
-    "norm-ratio": hero.norm_ratio,
 }
 
 
@@ -114,7 +99,7 @@ def draw_pictures() -> None:
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
     save(infer_cost(table("infer_cost/infer_cost")), PLOTS, "infer_cost")
     slim(save(external.one_constant(), PLOTS, "one_constant", ["png"])[0])
-    slim(save(served.picture(), PLOTS, "served", ["png"])[0])
+    slim(save(numbers.picture(), PLOTS, "served", ["png"])[0])
     slim(save(law_page.left_out(), PLOTS, "left_out", ["png"])[0])
     slim(save(horizons.hero(), PLOTS, "hero", ["png"])[0])
     slim(save(horizons.hero(stacked=True), PLOTS, "hero_stacked", ["png"])[0])

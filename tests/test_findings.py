@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import archive, findings, hero
+from docs import archive, findings, numbers
 from docs.blocks import PLOTS, RESULTS, NoTables, study_tables
 from docs.findings import CLAIMS, STUDIES, matching
 from study.analysis.expectations import Compared
@@ -130,4 +130,4 @@ def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds() -> None:
     loss = cells.pivot_table("loss", "seed", ["rank", "lr"])
     low, high = (loss[rank][loss[rank].mean().idxmin()] for rank in (4, 256))
     expected = interval_text(*mean_interval(high - low), places=3)
-    assert hero.best_gap("lora", "longer_training", "2048") == minus(expected)
+    assert numbers.best_gap("lora", "longer_training", "2048") == minus(expected)

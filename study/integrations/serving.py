@@ -1,11 +1,17 @@
 """``study serve-check``: what servers multiply a PEFT adapter by, if they ignore some keys."""
 
+import csv
 import math
+from pathlib import Path
 
 import pandas as pd
 
 from study.training.peft_format import PeftAdapter
-from study.vocabulary.servers import SERVERS
+
+SERVERS = list(csv.DictReader(Path(__file__).with_name("servers.csv").read_text().splitlines()))
+"""What servers read. ``reads``: keys of ``adapter_config.json`` that change the factor;
+``rank_pattern`` if it divides by the tensors' rank. ``unknown``: keys of which nothing is known.
+``whole``: whether ``lora_alpha`` must be written without a point. ``since``: the source."""
 
 
 def served(adapter: PeftAdapter) -> pd.DataFrame:

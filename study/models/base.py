@@ -17,12 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, masking_utils
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    masking_utils,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
 from study.models import quantised
-from study.models.attention import WITHIN_SEQUENCES
 from study.models.card import ModelCard, describe, first_block
 from study.models.messages import failing, replaced
 from study.models.sources import find_model
@@ -33,6 +39,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Rounding error between the whole model and its two parts, as a share of the largest logit."""
 _LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another device"
 
+WITHIN_SEQUENCES = "within_sequences"
+"""The attention function of rows that hold several sequences, by its name in transformers."""
 _FIND_PACKED = "find_packed_sequence_indices"
 """Without a mask, this function of transformers looks for rows that are packed with several
 sequences, by their positions. It reads the answer from the device in every pass."""
@@ -46,7 +54,7 @@ class FrozenBase:
     model: nn.Module
     card: ModelCard
     separates_sequences: bool = False
-    """Whether a row may hold several sequences (:mod:`study.models.attention`)."""
+    """Whether a row may hold several sequences."""
 
     @property
     def device(self) -> torch.device:
@@ -278,3 +286,48 @@ def recomputing(base: FrozenBase) -> Iterator[None]:
     blocks = blocks_of(base)
     with replaced("forward", {block: partial(again, block.forward) for block in blocks}):
         yield
+
+
+def within_sequences(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sequences: Sequence[Sequence[int]] | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence of each row.
+
+    ``query``: ``[B, heads, T, d]``; ``key`` and ``value`` may have fewer heads. ``sequences[b]``:
+    the lengths of the sequences of row ``b``, whose sum is T. None: what transformers' ``sdpa``
+    computes. Returns ``[B, T, heads, d]``.
+    """
+    if sequences is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rows = len(query) if all(lengths == sequences[0] for lengths in sequences) else 1
+    attended = []
+    each = zip(*(x.split(rows) if rows < len(x) else [x] for x in (query, key, value)), strict=True)
+    for lengths, row in zip(sequences, each, strict=False):
+        parts = zip(*(x.split(lengths, 2) for x in row), strict=True)
+        windows = (_window(length, sliding_window, query.device) for length in lengths)
+        outputs = [
+            sdpa_attention_forward(module, q, k, v, window, **options)[0]
+            for (q, k, v), window in zip(parts, windows, strict=True)
+        ]
+        attended.append(torch.cat(outputs, 1))
+    return torch.cat(attended), None
+
+
+def _window(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """The mask of a sequence longer than the sliding window: bool ``[1, 1, T, T]``, or None."""
+    if window is None or length <= window:
+        return None
+    place = torch.arange(length, device=device)
+    behind = place[:, None] - place
+    return ((behind >= 0) & (behind < window))[None, None]
+
+
+AttentionInterface.register(WITHIN_SEQUENCES, within_sequences)
+AttentionMaskInterface.register(WITHIN_SEQUENCES, sdpa_mask)

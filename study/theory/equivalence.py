@@ -1,11 +1,8 @@
-"""Equal runs, and runs with an equal first update: the settings for another rank.
-
-**Equal runs.** At one rank, two rules with the same gamma give the same run
-(:func:`converted_alpha`). No setting gives the same run at another rank, because A has another
-number of random rows.
-
-**The same first update.** To leading order in the learning rate, an update lowers the loss by lr
+"""The first update at another rank. To leading order in the learning rate, it lowers the loss by lr
 times :func:`descent`, and moves the adapter's output by lr times :func:`move`.
+
+At one rank, two rules with the same gamma give the same run. No setting gives the same run at
+another rank, because A has another number of random rows.
 """
 
 from typing import Any
@@ -17,15 +14,6 @@ from study.theory.layers import Layer
 USUAL = Layer(1000, 1000, r_align=5, r_sign=10, r_back=1, r_diag=0, kurtosis=0)
 """The layer if it is unknown. Geometric means over the measured layers are: r_sign 12 and r_align 6
 on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
-
-
-def converted_alpha(alpha: float, rank: float, p: float, new_p: float) -> float:
-    """The alpha with which ``alpha r**-new_p`` is the gamma of the old rule.
-
-    >>> converted_alpha(16, 64, p=0.5, new_p=1.0)
-    128.0
-    """
-    return alpha * float(rank) ** (new_p - p)
 
 
 def descent(rank: float, gamma: float, optimizer: str) -> float:

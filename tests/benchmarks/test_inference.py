@@ -58,8 +58,8 @@ def made_up(
     ):
         slower = (1 + 0.5 * number / rounds) * (1 + noise * rng.standard_normal())
         seconds = 0.01 * factor(form[0], form[2]) * slower
-        memory = (1.0, 2.0 if form[0] == "unmerged" else 1.5)
-        rows.append((number, *form, phase, tokens, seconds, *memory))
+        memory = 2.0 if form[0] == "unmerged" else 1.5
+        rows.append((number, *form, phase, tokens, seconds, memory))
     return pd.DataFrame(rows, columns=list(COLUMNS)).assign(
         model="made up", precision="float32", device="cpu", device_name="a machine", threads=2
     )
@@ -75,7 +75,7 @@ def test_a_ratio_compares_with_the_base_of_its_round() -> None:
         ("prefill", "unmerged", "lora", 64)
     ]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((2, 2, 2))
-    assert row["peak_ratio"] == pytest.approx(2 / 1.5)
+    assert row["weights_ratio"] == pytest.approx(2 / 1.5)
     assert costs.loc[costs["form"] != "unmerged", "same"].all()
     assert not costs.loc[costs["form"] == "unmerged", "same"].any()
     assert (
