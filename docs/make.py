@@ -5,8 +5,11 @@ git reports a change only where a number or a picture changed. The picture of th
 screenshot (:mod:`docs.screenshot`).
 """
 
+import hashlib
 import io
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -30,6 +33,27 @@ BLOCKS: dict[str, Block] = {
     **horizons.BLOCKS,
     **law_page.BLOCKS,
 }
+
+
+STAMP = ROOT / "docs/stamp.txt"
+READ = ("*.md", "benchmarks", "conf", "docs", "results", "study")
+"""All code and tables that documents are written from, and the documents."""
+PACKAGES = ("numpy", "pandas", "pyarrow", "scipy")
+
+
+def stamp() -> str:
+    """The hash of all that the numbers in documents depend on, and of the documents."""
+    found = hashlib.sha256(" ".join(map(version, PACKAGES)).encode())
+    listed = subprocess.check_output(["git", "-C", ROOT, "ls-files", "--", *READ], text=True)
+    for file in (ROOT / name for name in listed.split()):
+        if file != STAMP and file.exists():
+            found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def is_written() -> bool:
+    """Whether nothing has changed since the last ``make figures``."""
+    return (ROOT / ".git").exists() and STAMP.exists() and STAMP.read_text().strip() == stamp()
 
 
 def say(line: str) -> None:
@@ -111,3 +135,4 @@ if __name__ == "__main__":
     evidence.write()
     draw_pictures()
     write_documents()
+    STAMP.write_text(stamp() + "\n")
