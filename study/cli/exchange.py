@@ -10,7 +10,8 @@ from rich.console import Console
 
 from study.analysis.terminal import render_texts
 from study.cli.group import PATH, STUDY_DIR, cli, print_sentences, say
-from study.integrations.configs import read_file, write
+from study.integrations.configs import read_file
+from study.integrations.configs.writing import write
 
 
 @cli.command()
