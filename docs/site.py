@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 from docs.blocks import PLOTS, QUICK, RESULTS, ROOT
 from docs.findings import STUDIES
-from study.config.hints import meanings
 from study.dashboard.document import export
 from study.figures import FIGURES
 from study.theory.rows import ROWS
@@ -33,31 +31,6 @@ LINK = re.compile(r"(?<!!)\[([^]]*)\]\((?!https?:|#)([^)#]+)\)")
 CONF, DOCS = ROOT / "conf", ROOT / "docs"
 ELSEWHERE = [("py:.*", r"(?!study\.).*"), ("py:.*", r"study\.([a-z_.]+|(adapters|vocabulary)\..+)")]
 """References that nitpicky mode does not check: other packages, and modules without a page."""
-
-
-def keys() -> dict[str, dict[str, tuple[str, str, list[str]]]]:
-    """The keys of each group of ``conf/``: the default, the meaning, and the options that have it.
-
-    The group "" holds the keys of ``config.yaml``. A default is that of the group's first option.
-    """
-    found: dict[str, dict[str, tuple[str, str, list[str]]]] = {"": {}}
-    lists = [entry for entry in _yaml(CONF / "config.yaml")["defaults"] if entry != "_self_"]
-    chosen = {group: option for entry in lists for group, option in entry.items() if option}
-    for group in ("", *(group for group in chosen if (CONF / group).is_dir())):
-        files = (CONF / group).glob("*.yaml")
-        for file in sorted(files, key=lambda file: (file.stem != chosen.get(group), file.stem)):
-            meaning = meanings([file])
-            for key, value in _yaml(file).items():
-                if key in ("defaults", "hydra") or (group and key == "name"):
-                    continue
-                shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
-                row = (shown, meaning.get(key, ""), [])
-                found.setdefault(group, {}).setdefault(key, row)[2].append(file.stem)
-    return found
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    return yaml.safe_load(file.read_text()) or {}
 
 
 def options(group: str) -> dict[str, str]:
@@ -123,7 +96,7 @@ def where(name: str, stat: quantities.Stat) -> str:
     return code(special.get(name) or of_kind.get(stat.kind, "adapter_out"))
 
 
-FUNCTIONS = (keys, options, gallery, document, front, where, code, cell)
+FUNCTIONS = (options, gallery, document, front, where, code, cell)
 TABLES = {"quantities": quantities, "verdicts": verdicts, "statuses": statuses, "ROWS": ROWS}
 NAMES: dict[str, Any] = {function.__name__: function for function in FUNCTIONS} | TABLES
 """What the templates know."""
