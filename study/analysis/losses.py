@@ -201,8 +201,8 @@ REFERENCE_P = 0.5
 
 
 def compared_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Final held-out losses in the comparisons ``fixed``, ``best`` or ``matched``; NaN if
-    diverged."""
+    """Final held-out losses in the comparisons ``fixed``, ``best`` or ``matched``; NaN if diverged.
+    In ``matched``, ``lr`` and ``alpha`` are rsLoRA's."""
     ends = final_losses(cells, metrics)
     parts = []
     for _, setting in ends.groupby("setting", sort=False):

@@ -37,7 +37,7 @@ class Measured(NamedTuple):
     batch: str
 
 
-class Layer(NamedTuple):
+class Tile(NamedTuple):
     """A tile on the page. The whole model is the layer ``model`` of block -1."""
 
     name: str
@@ -117,12 +117,12 @@ class Values:
             yield key, steps, values_SW, missing_SW
 
 
-def _layers(tables: Iterable[pd.DataFrame]) -> list[Layer]:
+def _layers(tables: Iterable[pd.DataFrame]) -> list[Tile]:
     """The layers of probe tables, each once. The whole model comes first."""
-    found = {MODEL_WIDE: Layer(MODEL_WIDE, -1, MODEL_WIDE)}
+    found = {MODEL_WIDE: Tile(MODEL_WIDE, -1, MODEL_WIDE)}
     for table in tables:
         for name, block, kind in table[["layer", "block", "kind"]].drop_duplicates().values:
-            found.setdefault(str(name), Layer(str(name), int(block), str(kind)))
+            found.setdefault(str(name), Tile(str(name), int(block), str(kind)))
     return list(found.values())
 
 

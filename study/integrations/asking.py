@@ -103,7 +103,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Factor:
     """``factor``, and the ``low`` and ``high`` end of its 95 % interval, as shares of gamma.
 
     ``tokens``: how many log-probabilities were fitted. Root mean squares in nats: ``offset``, of
@@ -147,7 +147,7 @@ class Fit:
 
 def ask(
     folder: Path, adapter: PeftAdapter, url: str, base: str | None, served: str | None, remote: bool
-) -> Fit:
+) -> Factor:
     """By what the server at ``url`` multiplies the ``adapter`` in ``folder``."""
     base = base or adapter.config.get("base_model_name_or_path")
     if not base:
@@ -188,7 +188,9 @@ Scaled = Callable[[float], AbstractContextManager[None]]
 """A context in which the adapter is multiplied by a factor."""
 
 
-def fit(model: Any, scaled: Scaled, prompts: np.ndarray, without: Answers, adapted: Answers) -> Fit:
+def fit(
+    model: Any, scaled: Scaled, prompts: np.ndarray, without: Answers, adapted: Answers
+) -> Factor:
     """The prompts are the sample of the interval, because errors of the tokens after one prompt are
     correlated."""
 
@@ -222,4 +224,4 @@ def fit(model: Any, scaled: Scaled, prompts: np.ndarray, without: Answers, adapt
     spread = math.sqrt(PROMPTS / (PROMPTS - 1) * np.square(scores).sum())
     half = student.ppf(0.975, PROMPTS - 1) * spread / np.square(slope).sum()
     sizes = (float(np.sqrt(np.mean(np.square(x)))) for x in (offsets, change, left(factor)))
-    return Fit(factor, max(factor - half, 0.0), factor + half, len(both), *sizes)
+    return Factor(factor, max(factor - half, 0.0), factor + half, len(both), *sizes)
