@@ -99,7 +99,7 @@ def _ratio(row: Mapping[Hashable, Any]) -> str:
 PANELS = (
     ("prefill", "ratio", "time"),
     ("decode", "ratio", "time"),
-    ("prefill", "weights_ratio", "weights in memory"),
+    ("prefill", "weights_ratio", "weights"),
 )
 """By panel: the phase, the column of the costs that it shows, and what that is."""
 HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": (0, (3, 1.5))}
