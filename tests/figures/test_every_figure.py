@@ -13,6 +13,7 @@ from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
+from tests.analysis import test_capacity
 from tests.figures import test_bf16, test_losses, test_rate_exponents
 from tests.figures.checklist import problems
 from tests.figures.conftest import said, tiny
@@ -93,6 +94,7 @@ RICH: tuple[Callable[[], SimpleNamespace], ...] = (
     distant,
 )
 OF_ONE_FIGURE = {
+    "bits_stored": test_capacity.tables,
     "rate_exponent_vs_rho": test_rate_exponents.study,
     **dict.fromkeys(("loss_in_bf16", "lost_in_bf16"), test_bf16.in_bf16),
 }
