@@ -222,31 +222,34 @@ def without(unit: str) -> dict[str, Any]:
 
 @cache
 def test() -> dict[str, pd.DataFrame]:
-    """Each unit predicted from the others: ratios of two of its best rates, and its best rates
-    alone. ``value`` and ``half``: of the prediction. ``measured``: what it should be."""
-    ratios, rates = list[dict[str, Any]](), list[dict[str, Any]]()
-    for name, own in best_rates().groupby("unit"):
-        of_others = without(name)
-        at = {index: dict(row) for index, row in own.iterrows()}
-        for kind, one, other in pairs(own):
-            start = at[one]["log_lr"]
-            value, half = advice.moved(at[one], at[other], start, of_others)
-            grid = WIDE * math.hypot(at[one]["grid"], at[other]["grid"])
-            about = {"unit": name, "source": at[one]["source"], "kind": kind}
-            about["half"] = math.hypot(half, grid)
-            about |= {"value": value - start, "measured": at[other]["log_lr"] - start}
-            names = sorted(name_of(at[end]) for end in (one, other))
-            ratios.append(about | {"key": " | ".join(names)})
-        for row in at.values():
-            if row["edge"] == "":
-                value, half = advice.alone(row, row["model"], of_others)
-                about = {"unit": name, "source": row["source"], "kind": "alone"}
-                about["half"] = math.hypot(half, WIDE * row["grid"])
-                about["key"] = name_of(row)
-                rates.append(about | {"value": value, "measured": row["log_lr"]})
-    found = pd.DataFrame(ratios)
-    both = [found[(found["kind"] == "steps") == is_steps] for is_steps in (False, True)]
-    return dict(zip(WIDTHS, map(widened, [*both, pd.DataFrame(rates)]), strict=True))
+    """Each unit predicted from the others, by the width of its intervals."""
+    units = best_rates().groupby("unit")
+    found = pd.concat(predicted(own, without(name)) for name, own in units)
+    kinds = {"steps": "steps", "alone": "alone"}
+    parts = dict(iter(found.groupby(found["kind"].map(kinds).fillna("moved"))))
+    return {name: widened(parts[name].reset_index(drop=True)) for name in WIDTHS}
+
+
+def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
+    """Ratios of two best rates of a unit, and its best rates alone. ``value`` and ``half``: of the
+    prediction. ``measured``: what it should be."""
+    rows, at = list[dict[str, Any]](), {index: dict(row) for index, row in own.iterrows()}
+    for kind, one, other in pairs(own):
+        start = at[one]["log_lr"]
+        value, half = advice.moved(at[one], at[other], start, of_others)
+        grid = WIDE * math.hypot(at[one]["grid"], at[other]["grid"])
+        about = {"unit": at[one]["unit"], "source": at[one]["source"], "kind": kind}
+        about |= {"half": math.hypot(half, grid), "value": value - start}
+        names = sorted(name_of(at[end]) for end in (one, other))
+        about |= {"measured": at[other]["log_lr"] - start, "key": " | ".join(names)}
+        rows.append(about)
+    for row in at.values():
+        if row["edge"] == "":
+            value, half = advice.alone(row, row["model"], of_others)
+            about = {"unit": row["unit"], "source": row["source"], "kind": "alone"}
+            about |= {"half": math.hypot(half, WIDE * row["grid"]), "key": name_of(row)}
+            rows.append(about | {"value": value, "measured": row["log_lr"]})
+    return pd.DataFrame(rows)
 
 
 def width(table: pd.DataFrame) -> float:

@@ -1,5 +1,6 @@
 """The numbers and the figure of docs/law.md: the law of the best rate, and its test."""
 
+import json
 import math
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import norm
 
 from docs import law
-from docs.blocks import Block, study_tables
+from docs.blocks import ROOT, Block, study_tables
 from docs.blocks import table as read
 from study.analysis import advice
 from study.analysis.advice import WIDE
@@ -46,6 +48,8 @@ TRIED: dict[str, law.Held] = {
     "A moves far, s = 1/2": {"rho": 40.0, "rho_size": 0.0, "rho_steps": 0.0},
     "no dependence on the size": {"size": 0.0},
     "no dependence on the schedule": {"decay": 0.0},
+    "no dependence on the batch": {"batch": 0.0},
+    "proportional to the batch": {"batch": 1.0},
 }
 KINDS = ("rank", "rule or alpha", "steps", "alone")
 NAMES = ("between two ranks", "between two rules or alphas", "between two numbers of steps")
@@ -77,6 +81,9 @@ def fact(name: str) -> str:
     if name in ("error", "holds"):
         own = tested().query("kind == 'rank'")
         return factor(own["off"]) if name == "error" else f"{100 * own['holds'].mean():.0f} %"
+    if name == "unseen":  # the median error if only the spread of the levels mattered
+        sds = [found.spread[one] for one in ("model", "source", "scatter")]
+        return f"{np.exp(norm.ppf(0.75) * math.hypot(*sds)):.2f}"
     if name.startswith("c-at-"):
         steps = np.log(float(name.removeprefix("c-at-")) / law.STEPS)
         return f"{np.exp(found.law['c'] + found.law['c_steps'] * steps):.2g}"
@@ -120,6 +127,27 @@ def tables_of_test(of: str = "") -> str:
     return table(heads, [row(name, found[found["kind"] == kind]) for kind, name in kinds])
 
 
+def residuals() -> str:
+    """Predicted over measured, by study: the geometric mean, and the factor of a standard
+    deviation, of ratios of steps and of rates alone."""
+    found, body = tested(), []
+    about = law.best_rates().groupby("source").agg({"model": "unique", "decay": "max"})
+    found["over"] = found["value"] - found["measured"]
+    for source, own in found.groupby("source"):
+        models, decays = about.loc[source]
+        cells = [source, models[0] if len(models) == 1 else f"{len(models)} models"]
+        cells.append("decays" if decays else "constant")
+        for kind in ("steps", "alone"):
+            over = np.exp(own.loc[own["kind"] == kind, "over"].agg(["mean", "std"]))
+            told = [str(int((own["kind"] == kind).sum())), *(f"{one:.2f}" for one in over)]
+            cells += told if told[0] != "0" else [""] * 3
+        body.append(cells)
+    of = ["points", "predicted over measured", "spread"]
+    return table(
+        ["study", "model", "schedule", *(f"{n}: {x}" for n in ("steps", "rate") for x in of)], body
+    )
+
+
 def old() -> str:
     """The same for the points that the old command answered, with its numbers beside them."""
     found = tested().merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
@@ -131,6 +159,30 @@ def old() -> str:
         each = [factor(own["off"]), factor(own["off_old"])]
         body.append([name, str(len(own)), *each, *shares])
     return table(heads, body)
+
+
+BLIND = (("lora-optimizers", 9000, "76445d13"), ("horizons_small", 64, "466bd979"))
+BLIND = (*BLIND, ("horizons_small", 1024, "466bd979"))
+"""Best rates that came after a fit was committed, with their steps and its commit."""
+
+
+def blind() -> str:
+    """What the fits of these commits said of rates that they had not seen."""
+    fits = json.loads((ROOT / "results/external/blind_fits.json").read_text())
+    rates, body = law.best_rates(), []
+    for source, steps, commit in BLIND:
+        own = rates[(rates["source"] == source) & (rates["steps"] == steps)]
+        units = own.groupby("unit")
+        found = pd.concat(law.predicted(each, fits[commit]) for _, each in units)
+        found["off"] = found["value"] - found["measured"]
+        for kind in ("rank", "alone"):
+            rows = found[found["kind"] == kind]
+            holds = (rows["off"].abs() <= rows["half"]).sum()
+            over = f"{np.exp(rows['off'].median()):.2f}"
+            row = [f"{source}, {steps} steps", commit, dict(zip(KINDS, NAMES, strict=True))[kind]]
+            body.append([*row, str(len(rows)), factor(rows["off"].abs()), over, str(holds)])
+    heads = ["rates", "fit", "", "points", "median error", "predicted over measured"]
+    return table([*heads, "intervals that hold"], body)
 
 
 STOPS = {"no stop": math.inf, "stop": 0.0, "milder stop": 2.0}
@@ -244,5 +296,7 @@ BLOCKS: dict[str, Block] = {
     "law-tried": tried,
     "law-test": tables_of_test,
     "law-old": old,
+    "law-blind": blind,
+    "law-residuals": residuals,
     "law-replay": replay,
 }

@@ -200,7 +200,10 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
             f"{old.alpha:.4g} would keep x {found['rank']:.2g}."
         )
     if "batch" in found:
-        yield "No study here varies the batch: its factor is between none and the square root."
+        power, error = committed()["law"]["batch"]
+        ends = (found["batch"] ** (1 + sign * advice.WIDE * error / power) for sign in (0, -1, 1))
+        factor = span(Span(next(ends), *sorted(ends)))
+        yield f"No study varies the batch, so its power is assumed: x {factor} (docs/law.md)."
     both = [name for name in ("model", "optimizer") if getattr(old, name) and getattr(new, name)]
     if said := [words(name) for name in both if getattr(old, name) != getattr(new, name)]:
         yield f"Your rate does not count, as these differ: {'; '.join(said)}."
