@@ -15,7 +15,7 @@ FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_271,
     "study/analysis": 4_347,
-    "study/cli": 1_536,
+    "study/cli": 1_539,
     "study/config": 1_516,
     "study/dashboard": 929,
     "study/data": 1_540,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 523,
     "study/training": 1_687,
     "study/vocabulary": 1_059,
-    "study": 31_021,
-    "tests": 22_958,
+    "study": 31_024,
+    "tests": 22_961,
     "benchmarks": 1_530,
-    "docs": 2_866,
+    "docs": 2_923,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
