@@ -44,8 +44,9 @@ PACKAGES = ("numpy", "pandas", "pyarrow", "scipy")
 def stamp() -> str:
     """The hash of all that the numbers in documents depend on, and of the documents."""
     found = hashlib.sha256(" ".join(map(version, PACKAGES)).encode())
-    listed = subprocess.check_output(["git", "-C", ROOT, "ls-files", "--", *READ], text=True)
-    for file in (ROOT / name for name in listed.split()):
+    words = ["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "--", *READ]
+    listed = subprocess.check_output(words, text=True).split()
+    for file in (ROOT / name for name in sorted(set(listed))):
         if file != STAMP and file.exists():
             found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
     return found.hexdigest()
