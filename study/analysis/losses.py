@@ -280,7 +280,6 @@ def _best(setting: pd.DataFrame) -> pd.DataFrame:
 
 
 def _matched(setting: pd.DataFrame) -> pd.DataFrame:
-    """The comparison ``matched``, per rank and seed."""
     if not setting["optimizer"].isin(list(OPTIMIZERS)).all():
         return pd.DataFrame()
     power = np.where(setting["optimizer"].isin(of_family("linear")), 2, 1)

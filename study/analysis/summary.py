@@ -88,7 +88,6 @@ def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFra
 
 
 def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``exponents`` with :data:`SUMMARY_COLUMNS`."""
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
         rule=[rule_words(*rule) for rule in rows[list(RULE)].to_numpy()],

@@ -122,7 +122,6 @@ class Expectation:
     against: dict[str, Any] | None = None
 
     def check(self, prefix: str) -> None:
-        """Check what concerns several fields."""
         try:
             _ = self.p
         except ValueError as error:
@@ -205,13 +204,11 @@ Entry: TypeAlias = Expectation | Primary
 
 
 def read_entry(entry: Any, prefix: str = "") -> Entry:
-    """An entry of ``expects:``."""
     is_primary = isinstance(entry, Mapping) and entry.get("what") == PRIMARY
     return read(Primary, entry, prefix) if is_primary else read(Expectation, entry, prefix)
 
 
 def check_entries(entries: Sequence[Entry]) -> None:
-    """Check what concerns several fields."""
     for number, entry in enumerate(entries):
         if isinstance(entry, Expectation):
             entry.check(f"expects[{number}].")

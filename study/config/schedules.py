@@ -97,7 +97,6 @@ def _every(key: str, every: int, last: int) -> set[int]:
 
 
 def _powers(most: int) -> list[int]:
-    """The powers of two up to ``most``."""
     return [2**i for i in range(most.bit_length())]
 
 

@@ -130,7 +130,6 @@ def _check_prompt(prompt: str) -> str:
 
 
 def _check_paths(paths: Any) -> Any:
-    """A path, or a list of them."""
     for path in paths if isinstance(paths, list) else [paths]:
         check_path(str(path))
     if not paths:
@@ -215,7 +214,6 @@ class OptimizerConfig(Part):
 
 
 def _option_type(option: Option) -> Any:
-    """The type of an option of an optimizer, with its limits."""
     if option.choices:
         return Annotated[option.type, one_of(option.choices)]
     limits = Field(ge=option.least, gt=option.above, lt=option.below, le=option.most)
@@ -244,7 +242,6 @@ for _name in OPTIMIZERS:
 
 
 def _read_optimizer(options: Any) -> OptimizerConfig:
-    """The options of an optimizer as the type for its name."""
     name = options.get("name") if isinstance(options, dict) else options
     if not isinstance(name, str) or name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)

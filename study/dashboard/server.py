@@ -150,13 +150,11 @@ class _Watched:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Refresh for as long as the application runs."""
         watching = asyncio.create_task(self._watch())
         yield
         watching.cancel()
 
     def routes(self) -> list[Route]:
-        """The routes below the token."""
         pages = {
             "/": self.document,
             "/plotly.js": self.plotly,

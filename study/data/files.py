@@ -108,7 +108,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def is_file_name(path: str) -> bool:
-    """Whether a path ends as a data file does."""
     return Path(path).suffix in (*READERS, *COMPRESSIONS)
 
 

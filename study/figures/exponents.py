@@ -106,7 +106,6 @@ def _draw(
     rows: Mapping[Rule, pd.DataFrame],
     looks: Mapping[Rule, Mapping[str, Any]],
 ) -> None:
-    """The exponents of one quantity."""
     margin = np.log(STABLE_RATIO) / np.log(ranks[-1] / ranks[0])
     ax.axhspan(-margin, margin, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0, gid="level")
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1)
@@ -176,7 +175,6 @@ def _exponents(settings: list[Family], exponents: pd.DataFrame) -> pd.DataFrame:
 def _draw_settings(
     ax: Axes, rows: pd.DataFrame, rule: Rule, looks: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """The exponents of one rule."""
     places = list(dict.fromkeys(rows["place"]))
     apart = 0.8 / len(looks)  # in lines
     shifts = {name: apart * (n - (len(looks) - 1) / 2) for n, name in enumerate(looks)}

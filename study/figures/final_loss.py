@@ -208,7 +208,6 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
 
 
 def _draw_base(ax: Axes, start: float) -> None:
-    """The loss before training."""
     look: dict[str, Any] = {"color": style.FAINT, "linestyle": style.DASHED, "zorder": 1}
     ax.axhline(start, linewidth=0.8, gid="base", **look)
     look = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "top"}
@@ -282,7 +281,6 @@ def truncated_losses(tables: Tables) -> Figure:
 
 
 def _draw_cuts(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
-    """The lines of one rule, each labelled at its end."""
     most = max((k for k in rows["kept"] if math.isfinite(k)), default=1.0)
     for rank in style.ranks_to_draw(family.ranks):
         loss = rows[(rows["rank"] == rank) & (rows["kept"] > 0)].groupby("kept")["loss"].mean()

@@ -62,7 +62,6 @@ class RankLaw:
 
     @property
     def predicted(self) -> float:
-        """The predicted exponent; NaN if there is none."""
         return math.nan if self.fit is None else float(self.fit["predicted"])
 
 
@@ -240,7 +239,6 @@ def fine_print(
     straight: bool = True,
     inches: float = NARROW,
 ) -> str:
-    """What points, lines, bands, brackets and crosses mean."""
     fits = [law.fit for law in drawn if law.fit is not None]
     sentences = [f"Points: {points}."]
     if fits:

@@ -56,7 +56,6 @@ class Rule:
 
     @property
     def p(self) -> float:
-        """NaN if the rule is no power."""
         return math.nan if self.letter == "c" else self.number
 
     @property

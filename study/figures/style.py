@@ -156,7 +156,6 @@ def each(row: np.ndarray, things: Iterable[T]) -> list[tuple[Axes, T]]:
 def band(
     ax: Axes, x: Any, low: Any, high: Any, colour: Any, gid: str, alpha: float = 0.2, **more: Any
 ) -> None:
-    """A shaded area from ``low`` to ``high``."""
     options: dict[str, Any] = {"color": colour, "alpha": alpha, "linewidth": 0, "gid": gid, **more}
     ax.fill_between(x, low, high, **options)
 
@@ -164,7 +163,6 @@ def band(
 def bars(
     ax: Axes, x: Any, low: Any, high: Any, colour: Any, gid: str, width: float = 0.8, **more: Any
 ) -> None:
-    """A vertical bar from ``low`` to ``high`` at each x."""
     ax.vlines(x, low, high, color=colour, linewidth=width, gid=gid, **more)
 
 
@@ -293,7 +291,6 @@ QUANTITY_LOOKS = (
 
 
 def rule_look(scaling: str) -> Look:
-    """The look of a rule."""
     return LOOKS[list(RULES).index(scaling) % len(LOOKS)]
 
 
@@ -341,7 +338,6 @@ def look(rule: Rule, beside: Sequence[Rule]) -> dict[str, Any]:
 
 
 def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
-    """The colour of :func:`look`."""
     colour: RGBA = look(rule, beside)["color"]
     return colour
 
@@ -444,7 +440,6 @@ def log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
 
 
 def log_axis(panels: Sequence[Axes] | np.ndarray) -> None:
-    """A logarithmic y axis, shared by ``panels``."""
     for ax in panels:
         ax.set_yscale("log")
     log_ticks(panels[0].yaxis, panels[0].get_ylim())

@@ -273,7 +273,6 @@ def joint_norm(norms: Sequence[Tensor]) -> Tensor | None:
 
 
 def together(scalars: Sequence[Tensor]) -> Tensor:
-    """Scalars of several devices on that of the first."""
     return torch.stack([one.to(scalars[0].device) for one in scalars])
 
 

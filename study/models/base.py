@@ -58,7 +58,6 @@ class FrozenBase:
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def sent(self, x: Tensor) -> Tensor:
@@ -268,7 +267,6 @@ def block_path(card: ModelCard) -> str:
 
 
 def blocks_of(base: FrozenBase) -> list[nn.Module]:
-    """The blocks of a base, in order."""
     blocks: Any = base.model.get_submodule(block_path(base.card))
     return list(blocks)
 

@@ -113,7 +113,6 @@ class ModelFolder:
         return config
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The folder's tokenizer."""
         fix = "save its tokenizer.json in the same folder"
         with failing(f"{self.named} has no usable tokenizer", fix):
             tokenizer = AutoTokenizer.from_pretrained(

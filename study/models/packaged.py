@@ -47,7 +47,6 @@ class Package:
 
     @property
     def folder(self) -> Path:
-        """Of the converted model."""
         return cache_folder() / self.label.lower()
 
 

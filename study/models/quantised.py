@@ -31,7 +31,6 @@ BLOCK = 64
 
 
 def check_installed() -> None:
-    """Raises :class:`StudyError` if bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise StudyError(
             f"model.quant_bits needs bitsandbytes: {install('quant')}, or use model.quant_bits=null"

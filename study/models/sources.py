@@ -55,7 +55,6 @@ class Shape:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def config(self, quant_bits: int | None = None) -> Any:
-        """The transformers configuration."""
         fix = "give the config.json of a causal language model that transformers supports"
         with failing(f"{self.named} can't be used", fix):
             return AutoConfig.for_model(**json.loads(self.text))
@@ -68,7 +67,6 @@ class Shape:
 
 
 def find_shape(path: str) -> Shape:
-    """The shape that ``model.path`` names."""
     if path in SHAPES:
         return Shape(path, json.dumps(SHAPES[path], sort_keys=True))
     file = Path(path).expanduser()

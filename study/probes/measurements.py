@@ -51,7 +51,6 @@ class HostCopy:
         return self._copied is None or bool(self._copied.query())
 
     def numpy(self) -> np.ndarray:
-        """The numbers. Waits for the copy."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._on_host.numpy()

@@ -163,5 +163,4 @@ def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
 
 
 def _of_ids(tables: StudyTables, ids: Any) -> pd.DataFrame:
-    """The rows of ``cells`` with these ids."""
     return tables.cells[tables.cells["cell_id"].astype(str).isin(set(map(str, ids)))]

@@ -155,7 +155,6 @@ def _bold(word: str, text: str) -> str:
 
 
 def compared_row(row: Compared) -> dict[str, str]:
-    """A row of the section's table."""
     one = row.expectation
     rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
     given = {"alpha": one.alpha, "lr": one.lr, "eps": one.eps}

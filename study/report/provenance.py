@@ -40,7 +40,6 @@ SETTINGS = (
 
 
 def provenance_lines(tables: StudyTables, records: Sequence[Record]) -> list[str]:
-    """Everything that identifies the runs."""
     cells = tables.cells
     found = [record for record in records if record.get("status") != UNREADABLE]
     models = dict.fromkeys(record.get("model") for record in found)

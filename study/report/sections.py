@@ -60,7 +60,6 @@ NOUNS = {quantity.label: quantity.noun for quantity in (*PRIMARY, *QUANTITIES)}
 
 
 def sections(tables: StudyTables) -> Iterator[Section]:
-    """The sections that have data, in their order."""
     for one in (exponent_section, p_star_section, loss_section, task_section, truncation_section):
         if section := one(tables):
             yield section

@@ -59,12 +59,10 @@ def table_of(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """A bulleted list."""
     return "\n".join(f"- {line}" for line in lines)
 
 
 def row_list(table: pd.DataFrame) -> list[Any]:
-    """The rows of a table as named tuples."""
     return list(table.itertuples(index=False))
 
 

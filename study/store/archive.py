@@ -69,7 +69,6 @@ def write_archive(
     cells = cells_table(list(kept.values()))
 
     def joined(name: str) -> pa.Table:
-        """The rows of all cells."""
         parts = []
         for cell in cells["cell_id"]:
             rows = load_cell_table(study_dir / "cells" / cell, name, records[cell])

@@ -90,7 +90,6 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, if absent."""
     with storing(path):
         for folder in reversed([place for place in (path, *path.parents) if not place.exists()]):
             with contextlib.suppress(FileExistsError):  # another process made it

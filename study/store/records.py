@@ -93,7 +93,6 @@ class _Record(_Part):
 
 
 def record_hash(record: Mapping[str, Any]) -> str:
-    """The sha256 of a record without its own hash."""
     kept = {key: value for key, value in record.items() if key != SHA256}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

@@ -86,7 +86,6 @@ class Stream:
         return table
 
     def close(self) -> None:
-        """Close the file and keep it."""
         with contextlib.suppress(OSError):  # its rows are on disk already, or were reported
             os.close(self._file)
 

@@ -151,7 +151,6 @@ def rows_of(cell_folder: Path, table: str) -> pd.DataFrame:
 
 
 def with_id(cell_id: str, table: pa.Table) -> pa.Table:
-    """``table`` with the id of its cell as the first column."""
     ids = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), [cell_id])
     return table.add_column(0, _ID, ids)
 

@@ -242,5 +242,4 @@ def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) 
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -54,7 +54,6 @@ class Listener:
         self._one_request_ends = math.inf
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """A signal came."""
         if signum in self.launchers:
             self.handed = signum
             if not self.patient:

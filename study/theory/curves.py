@@ -41,7 +41,6 @@ def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
 
 
 def _diagonal(layer: Layer, init: str) -> float:
-    """``r_diag``, or its default."""
     fan = layer.d_in if init == "A" else layer.d_out
     return layer.r_align / fan if layer.r_diag is None else layer.r_diag
 

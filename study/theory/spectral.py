@@ -24,7 +24,6 @@ _log_gamma = np.vectorize(math.lgamma, otypes=[float])
 
 
 def adjustment(rows: Floats, columns: Floats, adjust: str) -> Floats:
-    """The factor on the update of a matrix of this shape."""
     if adjust == "none":
         return np.ones(np.broadcast(rows, columns).shape)
     if adjust == "original":

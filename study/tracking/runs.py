@@ -215,7 +215,6 @@ class Tracker:
         self._attempt(end)
 
     def _write_rows(self, run: _Run) -> None:
-        """Write the rows that are left. Opens the run first."""
         if run.open is None:
             run.open = self.open(run.record, run.name)
         for row, step in run.rows:

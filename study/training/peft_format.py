@@ -175,7 +175,6 @@ def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
 
 
 def file_hash(folder: Path) -> str:
-    """The sha256 of both files of an adapter."""
     digests = []
     for name in (CONFIG, WEIGHTS):
         with open_file(folder / name, str(folder / name), _fix(folder, name)) as file:
