@@ -45,9 +45,10 @@ FOLLOWS = {
     "tokenizer_sha256": ("model",),
     "data_sha256": ("data",),
     "warmup": ("steps",),
+    "alpha": RULE,
 }
 """For a hash, the columns that name its source; for a warm-up, which may be a share of the steps,
-their number."""
+their number; for alpha, the rule, as some studies choose one alpha for each."""
 
 
 def curve_columns(table: pd.DataFrame) -> list[str]:
@@ -60,21 +61,28 @@ def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     """The ``columns`` that a label must name to separate the curves of ``rows``: not optimizer,
     rule or what follows from them."""
 
-    def varies(column: str, *within: str) -> bool:
-        """Whether ``column`` has several values in rows with the same values of ``within``."""
-        if rows[column].nunique(dropna=False) < 2:  # most columns; to group the rows takes longer
-            return False
-        same = [rows[name].astype(object) for name in within if name in rows]
-        values = rows.groupby(same or np.zeros(len(rows)), dropna=False)[column]
-        return bool(values.nunique(dropna=False).max() > 1)
-
     return [
         name
         for name in columns
         if name not in ("optimizer", *RULE)
-        and varies(name, "optimizer")
-        and varies(name, *FOLLOWS.get(name, ()))
+        and _varies(rows, name, "optimizer")
+        and _varies(rows, name, *FOLLOWS.get(name, ()))
     ]
+
+
+def rule_columns(rows: pd.DataFrame) -> tuple[str, ...]:
+    """The columns that name a rule, with ``alpha`` if each rule has one alpha."""
+    has_one = "alpha" in rows and not _varies(rows, "alpha", *RULE)
+    return (*RULE, "alpha") if has_one else RULE
+
+
+def _varies(rows: pd.DataFrame, column: str, *within: str) -> bool:
+    """Whether ``column`` has several values in rows with the same values of ``within``."""
+    if rows[column].nunique(dropna=False) < 2:  # most columns; to group the rows takes longer
+        return False
+    same = [rows[name].astype(object) for name in within if name in rows]
+    values = rows.groupby(same or np.zeros(len(rows)), dropna=False, observed=True)[column]
+    return bool(values.nunique(dropna=False).max() > 1)
 
 
 def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = None) -> Ints:

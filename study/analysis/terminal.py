@@ -61,7 +61,10 @@ def render_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = ""
     )
     names = [str(name) for name in rows if name != by]
     for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
+        if place:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, min_width=12)
     for part in groups(rows, [by]) if by else [rows]:
         if by:
             table.add_section()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from study.analysis.grouping import RULE, curve_labels, distinguishing, end_steps
+from study.analysis.grouping import RULE, curve_labels, distinguishing, end_steps, rule_columns
 from study.analysis.wording import setting_text
 from study.errors import StudyError, printable
 from study.store import StudyTables
@@ -116,7 +116,8 @@ def families(cells: pd.DataFrame) -> list[Family]:
     """The families of ``cells``. Cells that the analysis fits together share one, rules aside."""
     labels = curve_labels(cells)
     rules = rules_of(labels)
-    columns = [str(name) for name in cells if name in labels and name not in RULE]
+    ours = rule_columns(labels)
+    columns = [str(name) for name in cells if name in labels and name not in ours]
     words = labels.select_dtypes("category").astype(object)
     cells = cells.assign(rule=rules, **words)  # and the id of their curve
     varying = [c for c in columns if cells[c].nunique(dropna=False) > 1]

@@ -23,6 +23,7 @@ from study.analysis.grouping import (
     distinguishing,
     groups,
     numbered,
+    rule_columns,
 )
 from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE
 from study.analysis.summary import CONDITION, condition_rows
@@ -154,7 +155,7 @@ def curves(tables: StudyTables) -> list[Curve]:
     columns = curve_columns(cells)
     of_setting, of_rule, beside_rule = (
         numbered(cells, [name for name in columns if name not in apart])
-        for apart in (NOT_A_SETTING, ("lr",), RULE)
+        for apart in (NOT_A_SETTING, ("lr",), rule_columns(cells))
     )
     cells = cells.assign(tried=of_setting, rule=of_rule, beside=beside_rule)
     exponents, losses, effects = tables.exponents, tables.losses, rank_effects(tables.losses)
@@ -257,24 +258,25 @@ def _of_settings(found: Sequence[Curve]) -> Iterator[str]:
     for curve in found:
         if curve.last:
             settings_.setdefault(curve.setting, []).append(curve)
-    said: dict[str, list[Curve]] = {}
+    said: dict[str, list[list[Curve]]] = {}
     for own in settings_.values():
         text = _extremes(own) if len(own) > MOST_CURVES else "; ".join(map(_of_rule, own))
-        said.setdefault(text, []).append(own[0])
+        said.setdefault(text, []).append(own)
     for text, (first, *equal) in [*said.items()][:MOST_SETTINGS]:
         verb = "is" if len(equal) == 1 else "are"
-        same = f" {joined([one.beside for one in equal])} {verb} equal." if equal else ""
+        same = f" {joined([one[0].beside for one in equal])} {verb} equal." if equal else ""
         yield f"{_setting(first)}: {text}.{same}"
     if (more := len(said) - MOST_SETTINGS) > 0:
         yield f"The table shows {count_noun(more, 'more setting')}."
 
 
-def _setting(curve: Curve) -> str:
+def _setting(found: Sequence[Curve]) -> str:
     """``Rank 256 against rank 4 (4 ranks; SmolLM2, AdamW, learning rate 0.0001, ...), step 10``."""
-    low, high = curve.last[0].rank_min, curve.last[0].rank_max
-    ranks = count_noun(sum(map(math.isfinite, set(curve.cells["rank"]))), "rank")
-    where = "; ".join(filter(None, (ranks, settings(curve.cells), curve.named)))
-    steps = number_list(sorted({row.step for row in curve.last}))
+    last, cells = found[0].last, pd.concat([curve.cells for curve in found])
+    low, high = last[0].rank_min, last[0].rank_max
+    ranks = count_noun(sum(map(math.isfinite, set(cells["rank"]))), "rank")
+    where = "; ".join(filter(None, (ranks, settings(cells), found[0].named)))
+    steps = number_list(sorted({row.step for row in last}))
     return f"Rank {high:.0f} against rank {low:.0f} ({where}), step {steps}"
 
 
