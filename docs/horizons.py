@@ -113,7 +113,7 @@ def draw(ax: Axes, runs: pd.DataFrame, best: "pd.Series[float]") -> None:
     """The mean loss over seeds by rank, and the best rate of each rank."""
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
     for index, rank in enumerate(ranks):
-        colour = colours(0.95 - 0.95 * index / (len(ranks) - 1))
+        colour = colours(0.85 - 0.85 * index / (len(ranks) - 1))  # yellow is faint on white
         look: dict[str, Any] = {"color": colour, "zorder": 2 + index}
         own = runs[runs["rank"] == rank].groupby("lr")["loss"].mean()
         ax.plot(own.index, own, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)

@@ -7,7 +7,6 @@ init, so perplexity and exact match of step 0 are the base model's.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,14 +38,6 @@ OF_A_RULE = ("setting", *RULE, "alpha")
 INSIDE, LOWEST, HIGHEST = "", "lowest", "highest"
 """Values of ``edge``: whether the best of the tried rates is the lowest or the highest. If it is,
 the true best rate may lie outside."""
-
-
-class Tried(NamedTuple):
-    """A learning rate that was tried, the mean final loss over seeds there, and its ``edge``."""
-
-    lr: float
-    loss: float
-    edge: str
 
 
 def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -111,16 +102,16 @@ def common_rates(runs: pd.DataFrame) -> list[float]:
     return sorted(float(rate) for rate in count.index[count == places])
 
 
-def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> Tried:
-    """The rate of ``rates`` with the lowest mean loss over seeds; NaN if a seed diverged at
-    each."""
+def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> tuple[float, str]:
+    """The rate of ``rates`` with the lowest mean loss over seeds, and its ``edge``; NaN if a seed
+    diverged at each."""
     by = runs[runs["lr"].isin(list(rates))].groupby("lr")["loss"]
     mean = by.mean().where(by.count() == by.size())
     if not mean.notna().any():
-        return Tried(np.nan, np.nan, INSIDE)
+        return np.nan, INSIDE
     place = int(np.nanargmin(mean.to_numpy(float)))
     edge = LOWEST if place == 0 else HIGHEST if place == len(mean) - 1 else INSIDE
-    return Tried(float(mean.index[place]), float(mean.iloc[place]), edge)
+    return float(mean.index[place]), edge
 
 
 def fixed_rate(runs: pd.DataFrame) -> float:
@@ -274,8 +265,8 @@ def _best(setting: pd.DataFrame) -> pd.DataFrame:
         rates = common_rates(rule)
         if len(rates) > 1:
             for _, runs in rule.groupby("rank"):
-                best = best_tried(runs, rates)
-                parts.append(runs[runs["lr"] == best.lr].assign(how="best", edge=best.edge))
+                lr, edge = best_tried(runs, rates)
+                parts.append(runs[runs["lr"] == lr].assign(how="best", edge=edge))
     return pd.concat(parts) if parts else pd.DataFrame()
 
 
@@ -349,7 +340,7 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
             continue
         rates = common_rates(rule)
         for _, own in rule.groupby("rank"):
-            found[own.index[own["lr"] == best_tried(own, rates).lr]] = len(rates)
+            found[own.index[own["lr"] == best_tried(own, rates)[0]]] = len(rates)
     return found
 
 

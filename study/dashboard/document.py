@@ -22,10 +22,8 @@ PLOTLY = Path(plotly.__file__).parent / "package_data/plotly.min.js"
 STYLES = ("style.css", "panels.css")
 SCRIPTS = (
     "values.js",
-    "fits.js",
     "view.js",
     "parts.js",
-    "ticks.js",
     "heat.js",
     "lines.js",
     "against.js",
@@ -53,8 +51,11 @@ class Page:
     when values do."""
 
     def __init__(self, studies: Sequence[Study], live: bool, state: str = "") -> None:
-        probes = [study.tables.probes for study in studies]
-        self._values = Values(dict(zip(prefixes(studies), probes, strict=True)))
+        tables = dict(zip(prefixes(studies), (study.tables for study in studies), strict=True))
+        self._values = Values(
+            {prefix: one.probes for prefix, one in tables.items()},
+            {prefix: one.exponents for prefix, one in tables.items()},
+        )
         self._messages: dict[Measured, bytes] = {}
         self.quantities = in_order(self._values.measured())
         self.overview = overview(studies, self._values, live)

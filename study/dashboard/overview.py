@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
-from study.analysis.fits import t_critical
-from study.analysis.grouping import curve_columns, curve_labels, distinguishing
+from study.analysis.grouping import CURVE_ID, curve_columns, curve_labels, distinguishing
 from study.analysis.summary import BATCHES_OF
 from study.analysis.wording import (
     INTERVAL,
@@ -36,8 +35,6 @@ CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm
 """The metrics with a curve on the page."""
 MOST_POINTS = 400
 """Points of a curve on the page. Longer curves are thinned out."""
-MOST_DF = 200
-"""Degrees of freedom of Student's t on the page. The last is within 0.6 % of the normal's."""
 
 NOT_CONFIGURATION = (
     *("cell_id", "study", "status", "error", "diverged_step", "stuck_step", "steps_done"),
@@ -67,7 +64,7 @@ def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, 
 
 
 def _words() -> dict[str, Any]:
-    """The parts that all studies share: labels, meanings, and the constants of intervals."""
+    """The parts that all studies share: labels and meanings."""
     return {
         "labels": {
             "site": {name: site.label for name, site in SITES.items()},
@@ -89,7 +86,6 @@ def _words() -> dict[str, Any]:
         },
         "interval": INTERVAL,
         "straightness": STRAIGHTNESS,
-        "t_critical": t_critical(np.arange(1, MOST_DF + 1)).tolist(),
     }
 
 
@@ -128,11 +124,17 @@ def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
             _cell(row, metrics.get(str(row["cell_id"])))
             | {
                 "key": (key := prefix + str(row["cell_id"])),
+                "curve": prefix + curve,
                 "setting": setting,
                 "loss_group": groups.get(str(row["cell_id"])),
                 "probed": len(values.steps.get(key, ())),
             }
-            for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
+            for row, setting, curve in zip(
+                cells.to_dict("records"),
+                _settings(cells),
+                curve_labels(cells)[CURVE_ID].astype(str),
+                strict=True,
+            )
         ],
         "unreadable": [
             {"cell_id": name, "note": why} for name, why in sorted(study.unreadable.items())

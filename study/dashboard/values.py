@@ -1,12 +1,7 @@
 """The probed values of studies, packed for the browser, one quantity at a time.
 
-Values take two bytes each, so a page of 20 cells, 210 layers and 200 steps stays under 10 MB. A
-code holds the sign of a value and its logarithm in steps of 0.2 %, so the error is at most 0.1 %.
-It is larger only in a cell that spans more than 27 decades; its ``resolution`` says so. Zero, NaN,
-both infinities and "not measured" have their own codes.
-
-Codes are stored as differences from step to step, with the sign in the last bit and low bytes
-before high bytes. gzip then sees many small numbers and zeros. ``page/values.js`` unpacks this.
+A value is a float of 4 bytes with 11 bits of its mantissa, so the error is below 0.03 % and gzip
+halves it. -0 stands for "not measured". ``page/values.js`` reads this.
 """
 
 import json
@@ -18,15 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.vocabulary.quantities import ALIGNMENTS, MODEL_WIDE, STATS
+from study.vocabulary.quantities import ALIGNMENTS, MEAN_LOG, MODEL_WIDE, STATS
 
 SHOWN = tuple(stat for stat in STATS if stat not in (*ALIGNMENTS, "nonfinite"))
 """The statistics on the page. Alignments are inputs of the theory only."""
-RESOLUTION = 2e-3
-"""The natural logarithm between two codes. The largest error is half of it."""
-LARGEST = 32_000
-ZERO, NAN, INFINITE, MISSING = 0, 32_766, 32_767, -32_768
-"""Codes other than ``±1 ... ±LARGEST``. ``-INFINITE`` is minus infinity."""
+LOST_BITS = 12
+"""Of the 23 bits of a float's mantissa."""
 
 
 class Measured(NamedTuple):
@@ -46,11 +38,14 @@ class Tile(NamedTuple):
 
 
 class Values:
-    """The probed values of studies, by what their cells' keys begin with; all layers; each cell's
-    steps."""
+    """The probed values of studies and their exponents, by what the keys of their cells and curves
+    begin with; all layers; each cell's steps."""
 
-    def __init__(self, probes: Mapping[str, pd.DataFrame]) -> None:
+    def __init__(
+        self, probes: Mapping[str, pd.DataFrame], exponents: Mapping[str, pd.DataFrame]
+    ) -> None:
         self._probes = {prefix: table for prefix, table in probes.items() if len(table)}
+        self._exponents = {prefix: table for prefix, table in exponents.items() if len(table)}
         self.layers = _layers(self._probes.values())
         self.steps = {
             prefix + str(cell): np.unique(step)
@@ -80,15 +75,35 @@ class Values:
         return list(found)
 
     def message(self, quantity: Measured) -> bytes:
-        """A header in JSON after its length in 4 bytes, then the packed values of each cell."""
+        """A header in JSON after its length in 4 bytes, then the values of each cell."""
         blocks, parts = [], []
         for key, steps, values_SW, missing_SW in self._cells(quantity):
-            scale, packed = pack_values(values_SW, missing_SW)
-            blocks.append({"cell": key, "steps": steps.tolist(), **scale})
-            parts.append(packed)
-        header = {"quantity": quantity, "width": len(self.layers), "blocks": blocks}
+            blocks.append({"cell": key, "steps": steps.tolist()})
+            parts.append(rounded(values_SW, missing_SW).tobytes())
+        header = {"width": len(self.layers), "blocks": blocks, "lines": self._lines(quantity)}
         text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 4)  # the floats after it are aligned
         return b"".join([len(text).to_bytes(4, "little"), text, *parts])
+
+    def _lines(self, quantity: Measured) -> dict[str, dict[int, dict[str, list[Any]]]]:
+        """By curve, step and row: exponent, ends of its interval, seeds and ranks. The row is the
+        index of a layer, or the kind of the layers whose mean log it is."""
+        place_of = {layer.name: str(place) for place, layer in enumerate(self.layers)}
+        found: dict[str, dict[int, dict[str, list[Any]]]] = {}
+        for prefix, table in self._exponents.items():
+            own = table[(table[list(quantity._fields)] == quantity).all(axis=1)]
+            own = own[own["exponent"].notna()]
+            rows = own["layer"].astype(str).map(place_of)
+            rows = rows.where(own["layer"] != MEAN_LOG, own["kind"].astype(str))
+            columns = [own[name].tolist() for name in ("curve_id", "step")]
+            numbers = own[["exponent", "ci_low", "ci_high", "seeds", "ranks"]].round(4)
+            for curve, step, row, of in zip(
+                *columns, rows, numbers.to_numpy().tolist(), strict=True
+            ):
+                if isinstance(row, str):
+                    values = [None if math.isnan(one) else one for one in of]
+                    found.setdefault(prefix + curve, {}).setdefault(step, {})[row] = values
+        return found
 
     def _cells(self, quantity: Measured) -> Iterator[tuple[str, Any, Any, Any]]:
         """By cell: its key, its steps, a number per step and layer, and whether it is missing."""
@@ -126,26 +141,10 @@ def _layers(tables: Iterable[pd.DataFrame]) -> list[Tile]:
     return list(found.values())
 
 
-def pack_values(
-    values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.bool_]
-) -> tuple[dict[str, float], bytes]:
-    """Values of steps by layers in ``2 S W`` bytes, and their scale: ``base``, the logarithm of the
-    code 1, and ``resolution``. ``missing_SW``: not measured (NaN is)."""
-    values = values_SW.astype(np.float64)
-    has_log = np.isfinite(values) & (values != 0) & ~missing_SW
-    logs = np.log(np.abs(values[has_log]))
-    base = float(logs.min()) if len(logs) else 0.0
-    span = float(logs.max()) - base if len(logs) else 0.0
-    resolution = max(RESOLUTION, span / (LARGEST - 1))
-
-    codes = np.full(values.shape, ZERO, np.int16)
-    codes[has_log] = (np.rint((logs - base) / resolution) + 1) * np.sign(values[has_log])
-    codes[np.isnan(values)] = NAN
-    codes[values == math.inf] = INFINITE
-    codes[values == -math.inf] = -INFINITE
-    codes[missing_SW] = MISSING
-    # Differences overflow and wrap; the browser's sum wraps back.
-    differences = np.diff(codes, axis=0, prepend=np.zeros_like(codes[:1]))
-    signs_last = ((differences << 1) ^ (differences >> 15)).astype("<i2")
-    planes = signs_last.view(np.uint8).reshape(-1, 2).T
-    return {"base": base, "resolution": resolution}, planes.tobytes()
+def rounded(
+    values: npt.NDArray[np.floating], missing: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    """Values as floats whose last :data:`LOST_BITS` bits are 0. ``missing``: not measured."""
+    bits = (values.astype("<f4") + np.float32(0)).view("<u4")  # + 0: a measured -0 is 0
+    bits = (bits + (1 << LOST_BITS - 1)) >> LOST_BITS << LOST_BITS
+    return np.where(missing, np.float32(-0.0), bits.view("<f4"))

@@ -3,6 +3,8 @@ with rank against rho, with the predicted crossover.
 """
 
 import math
+import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,79 +13,173 @@ from matplotlib.figure import Figure
 
 from study.analysis.losses import INSIDE
 from study.analysis.rate_theory import rate_exponent
-from study.analysis.rates import exponents_against_rho, rates_by_horizon
+from study.analysis.rates import best_rates, exponents_against_rho, rates_by_horizon
 from study.figures import style
-from study.figures.final_loss import LABEL, Sweep, draw_line, sweeps
+from study.figures.captions import settings
+from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import (
     Absent,
     Family,
     Rule,
     Tables,
     holding,
-    most_varied,
     rules_of,
 )
 
-MOST_RULES = 5
+MOST_RULES, MOST_SETTINGS = 5, 6
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 MARGIN = 2.0
 """The factor by which the axis of rho extends beyond the data on either side."""
 
 
 @style.paper()
 def learning_rate_basins(tables: Tables) -> Figure:
-    """Final held-out loss against the learning rate, one panel per rule and one line per rank.
-    Large markers show the best learning rate of each rank.
+    """Final held-out loss against the learning rate, one panel per rule and one line per rank, in
+    the setting with most runs. Large markers show the best learning rate of each rank.
 
-    Candidates are the rates that all seeds of the rank were run at. An open marker is at an edge of
-    them: the best rate may lie outside. Lines are means over seeds.
+    The best rate is that of the table: the minimum of a parabola in log lr around the best of the
+    rates that all seeds of the rank were run at, as a geometric mean over seeds. An open marker is
+    at an edge of the rates: the best one may lie outside. Lines are means over seeds.
     """
-    tried = [sweep for sweep in sweeps(tables) if len(sweep.rates) > 1]
-    if not tried:
+    found = _settings(tables.cells, tables)
+    return _basins(tables, tables.cells, _rows(found[:1]), len(found))
+
+
+@style.paper()
+def learning_rate_basins_by_setting(tables: Tables) -> Figure:
+    """Final held-out loss against the learning rate, a row of panels per setting and one line per
+    rank. Large markers show the best learning rate of each rank."""
+    found = _settings(tables.cells, tables)
+    if len(found) < 2:
+        raise Absent("basins by setting need two settings with runs at two learning rates")
+    numbers = {one: list(map(float, NUMBER.findall(one.label))) for one in found[:MOST_SETTINGS]}
+    return _basins(
+        tables, tables.cells, _rows(sorted(numbers, key=numbers.__getitem__)), len(found)
+    )
+
+
+@style.paper()
+def loss_against_alpha(tables: Tables) -> Figure:
+    """Final held-out loss against alpha times the learning rate, one panel per learning rate and
+    one line per rank. Large markers show the best alpha of each rank.
+
+    If the panels agree, only the product matters. Lines are means over seeds.
+    """
+    cells = tables.cells
+    if cells["alpha"].nunique() <= cells["lr"].nunique():
+        raise Absent("a loss against alpha needs runs at more alphas than learning rates")
+    products = cells.assign(rate=cells["lr"], lr=cells["alpha"] * cells["lr"], alpha=1.0)
+    found = sorted(_settings(products, tables)[:MOST_RULES], key=lambda one: one.keys["rate"])
+    row = [(one, one.rules[0], f"learning rate {one.keys['rate']:g}") for one in found]
+    return _basins(tables, products, [row], 1, "α × learning rate")
+
+
+Panel = tuple[Sweep, Rule, str]
+"""A setting, the rule whose runs are drawn, and the heading."""
+
+
+def _settings(cells: pd.DataFrame, tables: Tables) -> list[Sweep]:
+    """The settings with several learning rates, that with most runs first, among equals that of the
+    lowest loss. Rules whose alphas differ are in one setting, unless a rule has several of them.
+    """
+    for apart in (["lr", "alpha"], ["lr"]):
+        found = [one for one in sweeps(tables, cells, apart) if len(one.rates) > 1]
+        if all((one.cells.groupby("rule")["alpha"].nunique() == 1).all() for one in found):
+            break
+    if not found:
         raise Absent("a loss against the learning rate needs runs at two learning rates")
-    shown, left_out = most_varied(tried, rules=MOST_RULES)
-    columns = min(max(len(sweep.rules) for sweep in shown), MOST_RULES)
-    page, grid = style.panels(shown, columns, ratio=0.33 * max(columns, 2), sharex=True)
-    crosses = edges = False
-    for panels, sweep in zip(grid, shown, strict=True):
-        for ax, rule in style.each(panels, sweep.rules):
+    return sorted(found, key=lambda one: (-len(one.cells), one.cells["loss"].min()))
+
+
+def _rows(shown: list[Sweep]) -> list[list[Panel]]:
+    """A row of panels per setting. Their headings say alpha if it differs between rules."""
+    rows = []
+    for sweep in shown:
+        alphas = dict(zip(sweep.cells["rule"], sweep.cells["alpha"], strict=True))
+        heads = {rule: style.title(rule) for rule in sweep.rules[:MOST_RULES]}
+        if len(set(alphas.values())) > 1:
+            heads = {rule: f"{style.title(rule, 2)}, α = {alphas[rule]:,.4g}" for rule in heads}
+        rows.append([(sweep, rule, head) for rule, head in heads.items()])
+    return rows
+
+
+def _basins(
+    tables: Tables,
+    cells: pd.DataFrame,
+    rows: list[list[Panel]],
+    settings_: int,
+    over: str = "learning rate",
+) -> Figure:
+    """Rows of panels with one y axis. ``cells`` have ``over`` as ``lr``. ``settings_``: in all."""
+    columns, shown = max(map(len, rows)), [sweep for row in rows for sweep, *_ in row]
+    labels = [row[0][0].label if over == "learning rate" else "" for row in rows]
+    size: dict[str, Any] = {"ratio": 0.33 * max(columns, 2), "labels": labels, "sharex": True}
+    page, grid = style.panels([row[0][0] for row in rows], columns, **size)
+    ids = set(pd.concat([sweep.cells["cell_id"] for sweep in shown]))
+    page.set_label(settings(tables.cells[tables.cells["cell_id"].isin(ids)]))
+    low, high = zip(*(sweep.y_range for sweep in shown), strict=True)
+    marks: set[str] = set()
+    for panels, row in zip(grid, rows, strict=True):
+        rates = sorted({rate for sweep, *_ in row for rate in sweep.rates})
+        for ax, (sweep, rule, heading) in style.each(panels, row):
+            best = _best(sweep, rule, tables, cells)
             for rank in style.ranks_to_draw(sweep.ranks):
-                drawn = _draw_basin(ax, sweep, rule, rank)
-                crosses, edges = crosses or drawn[0], edges or drawn[1]
-            ax.set_xscale("log")
-            style.log_ticks(ax.xaxis, (sweep.rates[0], sweep.rates[-1]))
-            ax.set_xlabel("learning rate")
-            style.heading(ax, rule, columns)
-        panels[0].set_ylim(*sweep.y_range)
+                marks |= _draw_basin(ax, sweep, rule, rank, max(high), best)
+            style.rate_axis(ax, rates, page.get_figwidth() / columns - 0.6)
+            ax.set_xlabel(over)
+            ax.set_title(heading, color=style.tint(rule, [rule]))
+        panels[0].set_ylim(min(low), max(high))
         style.y_axis(panels, *LABEL)
     seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
     return style.finish(
         page,
         style.on_ranks(sweep.ranks for sweep in shown),
         f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
-        "Large: the best learning rate of each rank"
-        + ("; open: at an edge of its rates." if edges else "."),
-        "×: diverged, or loss above the panel." if crosses else "",
-        left_out,
+        "Large: the best of each rank, the minimum of a parabola"
+        + ("; open: at an edge of the values tried." if "edge" in marks else "."),
+        "×: a seed diverged." if "cross" in marks else "",
+        f"{len(rows)} of {settings_} settings drawn." if len(rows) < settings_ else "",
     )
 
 
-def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> tuple[bool, bool]:
-    """The losses of one rank, with its best rate marked. Returns whether there is a cross, and
-    whether the best rate is at an edge."""
-    cells, (_, top), name = sweep.of(rule), sweep.y_range, style.rank_name(rank)
+def _best(sweep: Sweep, rule: Rule, tables: Tables, cells: pd.DataFrame) -> pd.DataFrame:
+    """By rank, as the report's table: the best rate ``lr``, and ``edge``: whether it is at an edge
+    of the rates for some seed."""
+    own = cells[cells["cell_id"].isin(set(sweep.of(rule)["cell_id"]))]
+    found = best_rates(own, tables.metrics, tables.probes.iloc[:0])
+    if found.empty:
+        return found
+    by = found.assign(lr=np.log(found["best_lr"]), edge=found["edge"] != INSIDE).groupby("rank")
+    return pd.DataFrame({"lr": np.exp(by["lr"].mean()), "edge": by["edge"].any()})
+
+
+def _draw_basin(
+    ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float, best: pd.DataFrame
+) -> set[str]:
+    """The mean loss of one rank over seeds with its range, a mark on the line at its best rate, and
+    crosses where a seed diverged. Returns the marks that it drew: ``cross``, ``best``, ``edge``."""
+    cells, name = sweep.of(rule), style.rank_name(rank)
     colour, who = style.shade(rule, rank, sweep.ranks), f"{style.gid(rule)} r={name}"
-    dashes = "dashed" if math.isinf(rank) else "solid"
-    own = cells[cells["rank"] == rank]
-    _, crosses = draw_line(ax, own, top, name, who, color=colour, linestyle=dashes)
-    best, loss, at_edge = sweep.best(rule, rank)
-    if not np.isfinite(best):
-        return crosses, False
-    edge = at_edge != INSIDE
+    loss = cells[cells["rank"] == rank].groupby("lr")["loss"]
+    means, whole = loss.agg(["mean", "min", "max"]), loss.count() == loss.size()
+    drawn, lost = means[whole], means.index[~whole].to_numpy(float)
+    marks = {"cross"} if style.crosses(ax, lost, colour, f"cross {who}") else set[str]()
+    if drawn.empty:
+        return marks
+    x, mean = drawn.index.to_numpy(float), drawn["mean"].to_numpy(float)
+    look: dict[str, Any] = {"linestyle": "dashed" if math.isinf(rank) else "solid", **style.DOTS}
+    ax.plot(x, mean, color=colour, gid=f"line {who}", **look)
+    style.band(ax, x, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
+    style.label_end(ax, min(mean[-1], top), name, colour)
+    if rank not in best.index:
+        return marks
+    lr, at_edge = float(best["lr"][rank]), bool(best["edge"][rank])
     look = style.LARGE | {"color": colour, "marker": style.rule_look(rule.scaling).marker}
-    if edge:
+    if at_edge:
         look |= {"markerfacecolor": "white", "markeredgecolor": colour}
-    ax.plot([best], [loss], gid=f"{'edge' if edge else 'best'} {who}", **look)
-    return crosses, edge
+    mark, y = "edge" if at_edge else "best", np.interp(np.log(lr), np.log(x), mean)
+    ax.plot([lr], [y], gid=f"{mark} {who}", **look)
+    return marks | {mark}
 
 
 @style.paper()

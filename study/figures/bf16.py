@@ -24,6 +24,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 """How a layer adds base and adapter, and the line of its losses. As usual, the base's output is
 rounded before the sum. Rounded once: only the sum is."""
+BINS = 20
 APART = ["precision", "contraction", "lr"]
 """The columns of ``cells`` in which the cells of a setting may differ."""
 
@@ -31,7 +32,7 @@ APART = ["precision", "contraction", "lr"]
 @style.paper()
 def lost_in_bf16(tables: Tables) -> Figure:
     """The share of the adapter's output that a bf16 layer loses by rounding, against the share that
-    theory expects, one point per layer.
+    theory expects. Lines are medians over layers, bands 90 % of them.
 
     Theory (dashed) is for a layer that adds the adapter's output to a rounded output. It uses the
     sizes of both, as if both were Gaussian. A layer that rounds only the sum should lose nothing.
@@ -45,14 +46,14 @@ def lost_in_bf16(tables: Tables) -> Figure:
     for panels, family in zip(grid, shown, strict=True):
         for ax, form in zip(panels, forms, strict=True):
             own = family.cells[family.cells["form"] == form].merge(lost)
-            _draw_points(ax, own, beside)
+            _draw_shares(ax, own, beside)
             ax.set_title(f"{form}: median {style.number(own['swallowed'].median())}", loc="left")
             ax.set_xlabel("expected, if the base is rounded first")
         style.y_axis(panels, "share lost", "of the adapter's output")
-    dots = {"linestyle": "none", "markersize": 3}
-    style.legend(page, {style.name(rule): style.look(rule, beside) | dots for rule in beside})
+    style.legend(page, {style.name(rule): {"color": style.tint(rule, beside)} for rule in beside})
     where = f"{lost['layer'].nunique()} layers at step {lost['step'].min()}, of every rank, rate "
-    return style.finish(page, where + "and seed; dark: high rank.", on_batch(), left_out)
+    lines = "and seed. Lines: median; bands: 5th to 95th percentile."
+    return style.finish(page, where + lines, on_batch(), left_out)
 
 
 @style.paper()
@@ -120,17 +121,16 @@ def _settings(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> tuple[lis
     return most_varied([one for one in whole if (one.cells["form"] != FLOAT32).any()])
 
 
-def _draw_points(ax: Axes, rows: pd.DataFrame, beside: list[Rule]) -> None:
-    """A point per layer and cell, in the shade of its rank."""
+def _draw_shares(ax: Axes, rows: pd.DataFrame, beside: list[Rule]) -> None:
+    """By rule the median share lost, and a band of 90 % of the layers, by the share expected."""
     ax.plot([0, 1], [0, 1], color=style.FAINT, linestyle=style.DASHED, zorder=1, gid="expected")
-    ranks = sorted(set(rows["rank"]))
-    groups: Any = rows.groupby(["rule", "rank"])
-    for (rule, rank), own in groups:
-        look: dict[str, Any] = {"linestyle": "none", "markersize": 1.6, "markeredgewidth": 0}
-        look |= {"marker": style.look(rule, beside)["marker"], "rasterized": True, "alpha": 0.5}
-        who = f"points {style.gid(rule)} r={style.rank_name(rank)}"
-        colour = style.shade(rule, rank, ranks)
-        ax.plot(own["expected"], own["swallowed"], color=colour, gid=who, **look)
+    groups: Any = rows.groupby("rule")
+    for rule, own in groups:
+        colour, parts = style.tint(rule, beside), own.groupby((BINS * own["expected"]).round())
+        low, middle, high = (parts["swallowed"].quantile(q) for q in (0.05, 0.5, 0.95))
+        x = parts["expected"].median()
+        ax.plot(x, middle, color=colour, gid=f"line {style.gid(rule)}")
+        style.band(ax, x, low, high, colour, f"band {style.gid(rule)}")
 
 
 def _draw_losses(ax: Axes, cells: pd.DataFrame, losses: pd.DataFrame) -> int:

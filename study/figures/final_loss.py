@@ -4,9 +4,8 @@ Does rank help, or only the size of the steps? How much rank does a run need?
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis import compared_losses
-from study.analysis.losses import INSIDE, Tried, best_tried, common_rates, fans, fixed_rate
+from study.analysis.losses import INSIDE, fixed_rate
 from study.figures import style
 from study.figures.selection import (
     Absent,
@@ -35,18 +34,14 @@ METRIC = METRICS["eval_loss"]
 LABEL = (f"final {METRIC.label}", f"({METRIC.unit})")
 """The y axis: quantity and unit."""
 MOST_RULES = 5
-FARTHEST_START = 3.0
-"""The loss before training is drawn if the y axis grows to at most this multiple for it."""
-ABOVE_START = 0.15
-"""How far the y axis reaches above the loss before training, as a share of the best decrease."""
+ABOVE_NEAR = 2.0
+"""How far a basin's y axis reaches, as a multiple of the losses next to the best rates."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep(Family):
     """A family whose learning rates may differ. ``cells``: its ended runs, with NaN as the loss of
-    a broken one. ``start``: the held-out loss before training, or NaN."""
-
-    start: float
+    a broken one."""
 
     @property
     def rates(self) -> list[float]:
@@ -54,75 +49,40 @@ class Sweep(Family):
 
     @property
     def y_range(self) -> tuple[float, float]:
-        """From the best run to a little above the loss before training."""
-        best, high = float(self.cells["loss"].min()), float(self.cells["loss"].max())
-        if self.start > best:
-            high = min(high, self.start + ABOVE_START * (self.start - best))
+        """From the lowest loss to :data:`ABOVE_NEAR` times as far above it as the losses next to
+        the best rate of each rank."""
+        best, lines = float(self.cells["loss"].min()), self.cells.groupby(["rule", "rank"])
+        means = [line.groupby("lr")["loss"].mean().dropna() for _, line in lines]
+        near = [mean.iloc[max(mean.argmin() - 1, 0) :][:3].max() for mean in means if len(mean)]
+        high = best + ABOVE_NEAR * (max(near) - best)
         margin = 0.06 * ((high - best) or 0.1 * abs(best) or 1.0)
         return best - margin, high + margin
 
     def of(self, rule: Rule) -> pd.DataFrame:
         return self.cells[self.cells["rule"] == rule]
 
-    def best(self, rule: Rule, rank: float, shared: bool = False) -> Tried:
-        """The best rate of a rank in the mean over seeds, among its own rates or, if ``shared``,
-        among those of all ranks. NaN if a seed diverged at every rate."""
-        cells = self.of(rule)
-        own = cells[cells["rank"] == rank]
-        rates = common_rates(cells if shared and not self.has_own_rates(rule) else own)
-        return best_tried(own, rates if len(rates) > 1 else [])
 
-    def has_own_rates(self, rule: Rule) -> bool:
-        """Whether each of several ranks has its own rates (:mod:`study.config.compose`): those of
-        no rank contain those of another. In an interrupted sweep they do.
-        """
-        rates = self.of(rule).groupby("rank")["lr"].agg(frozenset).tolist()
-        return len(rates) > 1 and not any(a <= b for a, b in permutations(rates, 2))
-
-
-def draw_line(
-    ax: Axes,
-    cells: pd.DataFrame,
-    top: float,
-    name: str,
-    who: str,
-    **look: Any,
-) -> tuple["pd.Series[float]", bool]:
-    """The mean loss over seeds against the rate, with its range, and crosses where a seed diverged
-    or the mean lies above ``top``. Returns the means by x, and whether there is a cross."""
-    loss = cells.groupby("lr")["loss"]
-    means = loss.agg(["mean", "min", "max"])
-    whole = loss.count() == loss.size()
-    drawn, colour = means[whole], look["color"]
-    x, mean = drawn.index.to_numpy(float), drawn["mean"]
-    ax.plot(x, mean, gid=f"line {who}", **look, **style.DOTS)
-    style.band(ax, x, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
-    if len(x):
-        style.label_end(ax, min(float(mean.iloc[-1]), top), name, colour)
-    lost = means.index[~whole | (means["mean"] > top)].to_numpy(float)
-    return mean, style.crosses(ax, lost, colour, f"cross {who}")
-
-
-def sweeps(tables: Tables) -> list[Sweep]:
-    """The settings of a study, learning rates aside, with the final held-out loss of their runs."""
-    cells = tables.cells
+def sweeps(
+    tables: Tables, cells: pd.DataFrame | None = None, apart: Sequence[str] = ("lr",)
+) -> list[Sweep]:
+    """The settings of a study, the columns ``apart`` aside, with the final held-out loss of their
+    runs. ``cells``: by default those of the study."""
+    cells = tables.cells if cells is None else cells
     heldout = per_step(tables, "eval_loss") if len(cells) else pd.DataFrame()
     if heldout.empty:
         raise Absent("no held-out loss in the tables")
     last = heldout.sort_values("step").groupby("cell_id").last()
     # A run that was evaluated only before training has no final loss.
     final = last.loc[last["step"] > 0, "value"]
-    first = heldout[heldout["step"] == 0].set_index("cell_id")["value"]
     found = []
-    for family in families(cells.drop(columns="lr")):
-        own = family.cells.join(cells["lr"].astype(float))
+    for family in families(cells.drop(columns=[*apart])):
+        own = family.cells.join(cells[[*apart]].astype(float))
         own = own[own["status"].isin(DONE)].astype({"cell_id": str})
         broken = own["status"].isin(BROKEN)
         own["loss"] = own["cell_id"].map(final).astype(float).where(~broken)
         own = own[np.isfinite(own["loss"]) | broken]
         if np.isfinite(own["loss"]).any():
-            start = float(own["cell_id"].map(first).mean())
-            found.append(Sweep(family.words, family.keys, own, start))
+            found.append(Sweep(family.words, family.keys, own))
     if not found:
         raise Absent("no finished run with a held-out loss after its first step")
     return found
@@ -150,33 +110,22 @@ def loss_against_rank(tables: Tables) -> Figure:
     inches = page.get_figwidth() / columns - 0.5
     beside = sorted({rule for sweep in shown for rule in sweep.rules[:MOST_RULES]})
     for panels, sweep, drawn in zip(grid, shown, points_of, strict=True):
-        losses = pd.concat(drawn.values())["loss"]
-        low, high = losses.min(), losses.max()
-        is_near = max(high, sweep.start) - min(low, sweep.start) <= FARTHEST_START * (high - low)
-        cost = sweep.cells["cell_id"].map(fans(tables.probes)).dropna().unique()
-        mflop = [f"\n{6 * one / 1e6:.2g} MFLOP per token and unit of rank" for one in cost]
         for ax, (heading, points) in style.each(panels, drawn.items()):
-            if is_near:
-                _draw_base(ax, sweep.start)
             for rule in sweep.rules[:MOST_RULES]:
                 _draw_rule(ax, rule, beside, points[points["rule"] == rule])
             style.rank_axis(ax, sweep.finite_ranks, inches)
             ax.set_title(heading, loc="left")
-            ax.set_xlabel("rank $r$" + (mflop[0] if len(mflop) == 1 else ""))
         style.y_axis(panels, *LABEL)
     looks = {style.name(rule): style.look(rule, beside) for rule in beside}
     style.legend(page, looks, columns=min(len(beside), 2 * columns))
     every_point = pd.concat([points for drawn in points_of for points in drawn.values()])
     seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
-    starts = sorted({f"{sweep.start:.2f}" for sweep in shown if np.isfinite(sweep.start)})
-    base = " to ".join(dict.fromkeys([*starts[:1], *starts[-1:]]))
     return style.finish(
         page,
         f"Points: one per seed; lines: mean over {seeds} seeds."
         if seeds > 1
         else "Points: runs (one seed).",
         "Open: the best rate is at an edge of the grid." if every_point["edge"].any() else "",
-        f"Base: the loss before training, {base}." if base else "",
         "Dashed: infinite rank." if np.isinf(every_point["rank"]).any() else "",
         left_out,
     )
@@ -188,30 +137,21 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
     at_fixed = sweep.cells[sweep.cells["lr"] == fixed].assign(edge=False)
     found = {f"learning rate {fixed:g}": at_fixed}
     if len(sweep.rates) > 1:
-        best = []
-        groups: Any = sweep.cells.groupby(["rule", "rank"])
-        for (rule, rank), cells in groups:
-            tried = sweep.best(rule, rank, shared=True)
-            best.append(cells[cells["lr"] == tried.lr].assign(edge=tried.edge != INSIDE))
-        found["best learning rate of each rank"] = pd.concat(best)
         own = tables.cells[tables.cells["cell_id"].isin(set(sweep.cells["cell_id"]))]
         compared = compared_losses(own, tables.metrics)
-        compared = compared[(compared["how"] == "matched") & np.isfinite(compared["loss"])]
-        compared = compared.assign(rule=rules_of(compared), edge=False)
+        compared = compared[np.isfinite(compared["loss"])]
+        compared = compared.assign(rule=rules_of(compared), edge=compared["edge"] != INSIDE)
+        found["best learning rate of each rank"] = compared[compared["how"] == "best"]
+        compared = compared[compared["how"] == "matched"]
         # The rate at which most points can be matched; among equals, the one with the lowest loss.
         at_rate = [matched for _, matched in compared.groupby("lr")]
         if at_rate:
             matched = max(at_rate, key=lambda one: (len(one), -one["loss"].mean()))
             rate = matched["lr"].iloc[0]
             found[f"steps matched to {RULES['rslora'].label} at {rate:g}"] = matched
-    return {heading: points[np.isfinite(points["loss"])] for heading, points in found.items()}
-
-
-def _draw_base(ax: Axes, start: float) -> None:
-    look: dict[str, Any] = {"color": style.FAINT, "linestyle": style.DASHED, "zorder": 1}
-    ax.axhline(start, linewidth=0.8, gid="base", **look)
-    look = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "top"}
-    ax.annotate("base", (0, start), (2, -2), color=style.FAINT, fontsize=7, **look)
+    return {
+        head: points[np.isfinite(points["loss"])] for head, points in found.items() if len(points)
+    }
 
 
 def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -> None:
@@ -241,8 +181,9 @@ def truncated_losses(tables: Tables) -> Figure:
     """Held-out loss after training, with every weight change cut to its k largest singular
     directions, one line per trained rank.
 
-    A line ends with a large marker at the whole run, where k is its rank. The loss of the base
-    (k = 0) is much higher: it is in the text below the panels. Lines are means over seeds.
+    Each rank is at the best of its learning rates. A line ends with a large marker at the whole
+    run, where k is its rank. The loss of the base (k = 0) is much higher: it is in the text below
+    the panels. Lines are means over seeds.
     """
     absent = "no truncations in the tables: train with probes.truncations=log"
     rows = getattr(tables, "truncations", pd.DataFrame())
@@ -253,20 +194,26 @@ def truncated_losses(tables: Tables) -> Figure:
     cells = cells[cells["cell_id"].isin(set(rows["cell_id"]))].reset_index(drop=True)
 
     def of_family(family: Family) -> pd.DataFrame:
-        return family.cells[["cell_id", "rule", "rank", "seed"]].merge(rows, on="cell_id")
+        own = family.cells.join(cells["lr"])[["cell_id", "rule", "rank", "lr", "seed"]]
+        return _at_best_rates(own.merge(rows, on="cell_id"))
 
-    shown, left_out = holding(cells, of_family, absent, rules=MOST_RULES)
+    no_rates = cells.drop(columns="lr")
+    shown, left_out = holding(no_rates, of_family, absent, rules=MOST_RULES)
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
-    page, grid = style.panels(list(shown), columns, ratio=0.33 * max(columns, 2), sharex=True)
+    beside = len(shown) if columns == 1 else 1
+    ratio = 0.33 * max(columns * beside, 2)
+    page, grid = style.panels(list(shown), columns, beside=beside, ratio=ratio, sharex=True)
+    losses = pd.concat([cut.loc[cut["kept"] > 0, "loss"] for cut in shown.values()])
+    margin = 0.15 * (losses.max() - losses.min())  # room for labels above the markers
     for row, (family, cut) in zip(grid, shown.items(), strict=True):
         kept = sorted({k for k in cut["kept"] if 0 < k < math.inf})
         for ax, rule in style.each(row, family.rules):
-            style.rank_axis(ax, kept, page.get_figwidth() / columns - 0.6)
+            style.rank_axis(ax, kept, page.get_figwidth() / columns / beside - 0.6)
             ax.set_xlabel("rank $k$ of the cut $\\Delta W$")
             _draw_cuts(ax, family, rule, cut[cut["rule"] == rule])
             style.heading(ax, rule, columns)
-            ax.margins(y=0.15)  # room for labels above the markers, and right of the last one
         row[0].set_xlim(right=2.5 * max(ax.dataLim.x1 for ax in row))
+        row[0].set_ylim(losses.min() - margin, losses.max() + margin)
         style.y_axis(row, METRIC.label, f"({METRIC.unit})")
     seeds = max(family.cells["seed"].nunique() for family in shown)
     base = sorted({f"{loss:.2f}" for loss in rows.loc[rows["kept"] == 0, "loss"]})
@@ -276,8 +223,17 @@ def truncated_losses(tables: Tables) -> Figure:
         style.on_ranks(family.ranks for family in shown),
         "Large: the whole run.",
         f"Base ($k = 0$): {' to '.join(dict.fromkeys([base[0], base[-1]]))}." if base else "",
+        "Each rank at the best of its learning rates." if cells["lr"].nunique() > 1 else "",
         left_out,
     )
+
+
+def _at_best_rates(cut: pd.DataFrame) -> pd.DataFrame:
+    """Of each rule and rank, the rows at the learning rate with the lowest mean loss of the run."""
+    runs = cut.sort_values("kept").groupby(["rule", "rank", "lr", "cell_id"])["loss"].last()
+    means = runs.groupby(["rule", "rank", "lr"]).mean().dropna()
+    best = means.loc[means.groupby(["rule", "rank"]).idxmin()].reset_index()
+    return cut.merge(best[["rule", "rank", "lr"]])
 
 
 def _draw_cuts(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:

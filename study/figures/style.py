@@ -13,7 +13,7 @@ Lines are labelled in a column right of their panel, in their colours, instead o
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -361,7 +361,7 @@ def _on_white(rule: Rule, at: float) -> RGBA:
 
 TICK_INCHES = 0.3
 """Width of a four-digit tick label and a gap."""
-FEWEST_TICKS = 3
+FEWEST_TICKS, MOST_TICKS = 3, 8
 
 
 def y_axis(
@@ -408,22 +408,44 @@ def rank_name(rank: float) -> str:
 
 
 def rank_axis(ax: Axes, ranks: Sequence[float], inches: float) -> None:
-    """A logarithmic axis with a tick at every rank, as many labelled as fit in ``inches``."""
-    ax.set_xscale("log", base=2)
-    span = math.log(ranks[-1] / ranks[0]) or math.log(2)
-    apart = TICK_INCHES * span / inches
-    labelled: list[float] = []
-    for rank in ranks:
-        if not labelled or math.log(rank / labelled[-1]) >= apart:
-            labelled.append(rank)
-    if ranks[-1] not in labelled and len(labelled) > FEWEST_TICKS:
-        labelled[-1] = ranks[-1]  # the highest rank rather than the one before it
-    ax.xaxis.set_major_locator(FixedLocator(labelled))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: rank_name(rank)))
-    ax.xaxis.set_minor_locator(FixedLocator([rank for rank in ranks if rank not in labelled]))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlim(ranks[0] * math.exp(-0.06 * span), ranks[-1] * math.exp(0.06 * span))
+    """A logarithmic axis ``inches`` long with a tick at every rank of the study."""
     ax.set_xlabel("rank $r$")
+    _trained_axis(ax, ranks, inches, rank_name)
+
+
+def rate_axis(ax: Axes, rates: Sequence[float], inches: float) -> None:
+    """A logarithmic axis with a tick at every trained rate or, if they are many, each decade."""
+    _trained_axis(ax, rates, inches, _rate_name)
+    if len(rates) > MOST_TICKS:
+        log_ticks(ax.xaxis, (rates[0], rates[-1]))
+
+
+def _rate_name(rate: float) -> str:
+    """``0.0005``, ``3 × 10⁻⁵`` as a formula."""
+    digits, _, power = f"{rate:.3g}".partition("e")
+    times = "" if digits == "1" else rf"{digits} \times "
+    return rf"${times}10^{{{int(power)}}}$" if power else digits
+
+
+def _trained_axis(
+    ax: Axes, values: Sequence[float], inches: float, name_of: Callable[[float], str]
+) -> None:
+    """A logarithmic axis with a tick at every value. As many ticks are labelled as fit."""
+    ax.set_xscale("log", base=2)
+    span = math.log(values[-1] / values[0]) or math.log(2)
+    longest = max(len(f"{value:.3g}") for value in values)
+    apart = TICK_INCHES * max(1.0, longest / 4) * span / inches
+    labelled: list[float] = []
+    for value in values:
+        if not labelled or math.log(value / labelled[-1]) >= apart:
+            labelled.append(value)
+    if values[-1] not in labelled and len(labelled) > FEWEST_TICKS:
+        labelled[-1] = values[-1]  # the highest rather than the one before it
+    ax.xaxis.set_major_locator(FixedLocator(labelled))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: name_of(value)))
+    ax.xaxis.set_minor_locator(FixedLocator([one for one in values if one not in labelled]))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(values[0] * math.exp(-0.06 * span), values[-1] * math.exp(0.06 * span))
 
 
 def log_ticks(axis: Axis, ends: tuple[float, float]) -> None:

@@ -382,7 +382,8 @@ def _perplexity(found: Sequence[Curve]) -> Iterator[str]:
     said = [f"{joined(texts)} under {c.rule}" for c, texts in zip(tuned, ends, strict=True)]
     if said:
         low, high = min(tuned[0].best), max(tuned[0].best)
-        yield f"At the best rate of rank {low:.0f} and of rank {high:.0f} it is {joined(said)}."
+        ranks = f"rank {low:.0f} and rank {high:.0f}"
+        yield f"At the best of the tried rates, {ranks} have {joined(said)}."
 
 
 def _at_rate(curve: Curve) -> str:

@@ -140,7 +140,7 @@ def as_html(report: Report, picture: Callable[[str], bytes], template: str = "pa
     def source(name: str) -> dict[str, str | int]:
         png = picture(name)
         width = round(INCH * int.from_bytes(png[16:20]) / _dots(png))
-        return {"src": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width}
+        return {"src": source_of(png), "width": width}
 
     return _templates().get_template(template).render(report=report, source=source)
 
@@ -198,12 +198,17 @@ def answer_html(study_dir: Path, tables: StudyTables, drawn: Pictures | None = N
         names = (name for name in question.figures if name in FIGURES)
         every = (draw_all(tables, lambda line: None, [name]) for name in names)
         first = next((found for one in every for found in one), None)
-        drawn[key] = {first[0]: _png(first[1])} if first else {}
+        drawn[key] = {first[0]: png_of(first[1])} if first else {}
     report = read_report(study_dir, tables, drawn[key])
     return as_html(report, drawn[key].__getitem__, "body.html")
 
 
-def _png(figure: Figure) -> bytes:
+def source_of(png: bytes) -> str:
+    """The address of a picture that the page itself holds."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def png_of(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=PAGE_DPI)
     return file.getvalue()

@@ -117,14 +117,15 @@ class Compared(BaseModel, extra="forbid"):
 
 
 def test_the_command_prints_a_sentence_and_a_table_and_has_a_schema(
-    study_cli: Callable[..., Any],
+    study_cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     studies = [str(REFERENCE / name) for name in ("paper_b3", "quick")]
     ran = study_cli("compare", *studies, "--json", "-q")
     assert (ran.code, ran.err) == (0, "")
     rows = Compared.model_validate(json.loads(ran.out)).rows
     assert {row.study for row in rows} == {"quick"}
-    ran = study_cli("compare", *studies, "-q")
+    ran = study_cli("compare", *studies, "-q", "--to", str(tmp_path))
+    assert (tmp_path / "paper_b3_quick.png").read_bytes().startswith(b"\x89PNG")
     assert ran.out.startswith("- A = paper_b3, B = quick: 1 of 6 exponents and 0 of 2 losses agree")
     texts = table_texts(pd.DataFrame([row.model_dump() for row in rows]))
     assert all(text in ran.out for text in texts["B - A"])

@@ -39,10 +39,10 @@ def test_lost_shares_lie_where_theory_expects_them(study: SimpleNamespace) -> No
     figure = FIGURES["lost_in_bf16"](study)
     usual, once = panels(figure)
     assert once.get_title(loc="left") == "bf16, rounded once: median 0.00"
-    for points in artists(figure, "points", usual):
-        x, y = points.get_data()
+    for line in artists(figure, "line", usual):
+        x, y = line.get_data()
         np.testing.assert_allclose(x, y, atol=1e-6)
-    assert all((points.get_ydata() == 0).all() for points in artists(figure, "points", once))
+    assert all((points.get_ydata() == 0).all() for points in artists(figure, "line", once))
     assert "24 layers at step 1" in said(figure)
 
 

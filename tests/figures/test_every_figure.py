@@ -48,7 +48,7 @@ STUDIES = {
     "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
     "not analysed": {"fitted": False},
 }
-FEWER = {"one rank": PLAIN[:2], "not analysed": PLAIN[:5], "still running": PLAIN[:7]}
+FEWER = {"one rank": PLAIN[:2], "not analysed": PLAIN[:5], "still running": PLAIN[:6]}
 
 
 @pytest.mark.parametrize("kind", STUDIES)
@@ -96,6 +96,8 @@ RICH: tuple[Callable[[], SimpleNamespace], ...] = (
 OF_ONE_FIGURE = {
     "bits_stored": test_capacity.tables,
     "rate_exponent_vs_rho": test_rate_exponents.study,
+    "loss_against_alpha": test_losses.products,
+    "learning_rate_basins_by_setting": test_losses.two_settings,
     **dict.fromkeys(("loss_in_bf16", "lost_in_bf16"), test_bf16.in_bf16),
 }
 """Studies that together have data for every figure, and those that have data for one."""

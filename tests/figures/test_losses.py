@@ -11,7 +11,11 @@ import pandas as pd
 import pytest
 
 from study.figures import Absent
-from study.figures.against_rate import learning_rate_basins
+from study.figures.against_rate import (
+    learning_rate_basins,
+    learning_rate_basins_by_setting,
+    loss_against_alpha,
+)
 from study.figures.final_loss import loss_against_rank, truncated_losses
 from tests.figures.conftest import artists, only, panels, rows, said
 
@@ -29,6 +33,7 @@ def study(
     for number, cell in enumerate(cells):
         gone = lost(cell)
         cell |= {"cell_id": f"c{number}", "exponent": np.nan, "data_seed": cell["seed"]}
+        cell |= {"init": "kaiming"}
         cell |= {"status": "diverged" if gone else "complete"}
         cell |= {"diverged_step": 5.0 if gone else np.nan}
         metrics += [
@@ -37,7 +42,7 @@ def study(
         ]
     none = pd.DataFrame()
     frames = {"cells": pd.DataFrame(cells), "metrics": pd.DataFrame(metrics)}
-    return SimpleNamespace(**frames, probes=none, exponents=none)
+    return SimpleNamespace(**frames, probes=pd.DataFrame({"cell_id": []}), exponents=none)
 
 
 def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, loss=None, **more: Any):
@@ -56,6 +61,29 @@ def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, loss=None, **more: Any
     return study(cells, loss or parabola, **more)
 
 
+def two_settings() -> SimpleNamespace:
+    """256 steps, and 64 with fewer ranks. The alphas of the rules are 16 and 4."""
+    tables = sweep()
+    of_rule = tables.cells["scaling"].map({"lora": 16.0, "rslora": 4.0})
+    few = tables.cells.assign(alpha=of_rule, steps=64).query("rank != 64")
+    few["cell_id"] += " few"
+    tables.cells = pd.concat([tables.cells.assign(alpha=of_rule, steps=256), few])
+    ended = tables.metrics.assign(cell_id=tables.metrics["cell_id"] + " few")
+    tables.metrics = pd.concat([tables.metrics, ended])
+    return tables
+
+
+def products() -> SimpleNamespace:
+    """The best product of alpha and rate is 0.2."""
+    values = itertools.product((4, 256), (1e-3, 4e-3), (16.0, 64.0, 256.0, 1024.0), (0, 1))
+    cells = [
+        {"optimizer": "adamw", "scaling": "lora", "rank": float(rank), "alpha": alpha}
+        | {"lr": lr, "gamma": alpha / rank, "seed": seed}
+        for rank, lr, alpha, seed in values
+    ]
+    return study(cells, lambda cell: 2.0 + np.log(cell["alpha"] * cell["lr"] / 0.2) ** 2)
+
+
 def final(tables, **where) -> pd.DataFrame:
     return rows(rows(tables.metrics, step=10).merge(tables.cells, on="cell_id"), **where)
 
@@ -72,7 +100,11 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked() -> None:
         edge = means.idxmin() in means.index[[0, -1]]
         gid = f"{'edge' if edge else 'best'} {who}"
         (mark,) = (one for one in artists(figure, gid) if one.get_gid() == gid)
-        assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (means.idxmin(), means.min())
+        # The losses are a parabola: its minimum is the best rate, also between two rates tried.
+        exact = means.idxmin() if edge else 2e-3 / (16.0 * rank ** -P[scaling])
+        np.testing.assert_allclose(mark.get_xdata()[0], exact)
+        on_line = np.interp(np.log(exact), np.log(means.index), means)
+        np.testing.assert_allclose(mark.get_ydata()[0], on_line)
         assert (mark.get_markerfacecolor() == "white") == edge
     assert [ax.get_xscale() for ax in panels(figure)] == ["log", "log"]
     assert "at an edge" in said(figure)  # LoRA at rank 1024 needs a higher rate
@@ -80,15 +112,15 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked() -> None:
 
 def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid() -> None:
     tables = sweep(
-        lost=lambda c: c["lr"] == 1e-2 and c["seed"] == 1,
+        lost=lambda c: c["lr"] == 1e-2,
         loss=lambda c: 3.0 + np.log10(1e-3 / c["lr"]) / 10,
     )
     figure = learning_rate_basins(tables)
     assert list(only(figure, "cross lora p=1 r=4").get_xdata()) == [1e-2]
-    assert list(only(figure, "best lora p=1 r=4").get_xdata()) == [1e-3]
+    assert only(figure, "best lora p=1 r=4").get_xdata() == pytest.approx([1e-3])
     assert 1e-2 not in only(figure, "line lora p=1 r=4").get_xdata()
     assert artists(figure, "edge") == []
-    assert "×: diverged" in said(figure)
+    assert "×: a seed diverged" in said(figure)
 
 
 def test_losses_at_one_rate_and_at_each_ranks_best() -> None:
@@ -129,18 +161,42 @@ def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: 
     assert abs(apart[0] - apart[1]) > 0.1
 
 
-# alpha
+def test_one_setting_is_drawn_and_the_others_have_a_figure() -> None:
+    tables = two_settings()
+    figure = learning_rate_basins(tables)
+    assert "steps 256" in said(figure)
+    assert "steps 64" not in said(figure)
+    heads = [ax.get_title() for ax in panels(figure)]
+    assert [head.rpartition(" = ")[2] for head in heads] == ["16", "4"]
+    every = panels(learning_rate_basins_by_setting(tables))
+    assert len(every) == 4
+    assert len({ax.get_ylim() for ax in every}) == 1
+    with pytest.raises(Absent, match="two settings"):
+        learning_rate_basins_by_setting(sweep())
+
+
+def test_lines_of_equal_products_of_alpha_and_rate_agree() -> None:
+    figure = loss_against_alpha(products())
+    low, high = panels(figure)
+    assert [ax.get_title() for ax in (low, high)] == ["learning rate 0.001", "learning rate 0.004"]
+    for ax, lr in ((low, 1e-3), (high, 4e-3)):
+        line, best = only(figure, "line lora p=1 r=4", ax), only(figure, "best lora p=1 r=4", ax)
+        np.testing.assert_allclose(line.get_xdata(), lr * np.array([16, 64, 256, 1024]))
+        np.testing.assert_allclose(best.get_xdata(), 0.2)
+    with pytest.raises(Absent, match="more alphas"):
+        loss_against_alpha(sweep())
 
 
 # truncations
 
 
 def test_cut_losses_are_means_over_seeds_and_end_at_the_run() -> None:
-    tables = sweep(rates=(1e-3,), ranks=(*RANKS, math.inf))
+    tables = sweep(rates=(1e-3, 1e-2), ranks=(*RANKS, math.inf))
     cut = [
         {"cell_id": cell["cell_id"], "kept": float(kept), "share": 0.5}
-        | {"loss": 3.0 - math.log2(1 + min(kept, 2**11)) / 10 + 0.01 * cell["seed"]}
+        | {"loss": 3.0 - math.log2(1 + min(kept, 2**11)) / 10 + 0.01 * cell["seed"] + worse}
         for cell in tables.cells.to_dict("records")
+        for worse in [1.0 if cell["lr"] == 1e-2 else 0.0]  # no rank is best at this rate
         for kept in [0, *(2**k for k in range(11) if 2**k < cell["rank"]), cell["rank"]]
     ]
     with pytest.raises(Absent, match=r"probes\.truncations=log"):
@@ -151,4 +207,4 @@ def test_cut_losses_are_means_over_seeds_and_end_at_the_run() -> None:
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 8, 16, 32, 64])
     np.testing.assert_allclose(line.get_ydata()[0], 3.0 - 0.1 + 0.005)
     assert list(whole.get_xydata()[0]) == list(line.get_xydata()[-1])
-    assert "Base ($k = 0$): 3.00 to 3.01." in said(figure)
+    assert "Base ($k = 0$): 3.00 to 4.01." in said(figure)

@@ -3,27 +3,18 @@
 
 const MOST_NAME = 16; // letters of a rule's name beside its line
 
-/** A logarithmic axis with a tick at each rank, labelled where there is room. */
-function rankAxis(ranks, pixels) {
-  const logs = ranks.map(Math.log);
-  const span = logs.at(-1) - logs[0] || 1;
-  let last = -Infinity;
-  const text = ranks.map((rank, k) => {
-    const at = ((logs[k] - logs[0]) / span) * pixels;
-    const half = 4 + 3.5 * rankName(rank).length;
-    if (at - half < last) return "";
-    last = at + half;
-    return rankName(rank);
-  });
-  const range = withRoom(ranks.map(Math.log10), 0.04, 0.3);
-  return {
-    ...AXIS(),
-    type: "log",
-    range,
-    tickvals: ranks,
-    ticktext: text,
-    title: axisTitle("rank"),
-  };
+/** A logarithmic axis with a tick at each of `values`, in order, whose label has room. */
+function tickedAxis(values, pixels, name, title) {
+  const range = withRoom(values.map(Math.log10), 0.04, 0.3);
+  const scale = pixels / (range[1] - range[0]);
+  const kept = [];
+  for (const value of values) {
+    const room = 4 + 3.5 * (name(value).length + (kept.length ? name(kept.at(-1)).length : 0));
+    const isFirst = !kept.length;
+    if (isFirst || Math.log10(value / kept.at(-1)) * scale >= room) kept.push(value);
+  }
+  const ticks = { tickvals: kept, ticktext: kept.map(name), tickangle: 0 };
+  return { ...AXIS(), type: "log", range, ...ticks, title: axisTitle(title) };
 }
 
 /** The names of rules at the right ends of their lines. `ends`: [{rule, y}], y in units of axis. */
@@ -53,7 +44,8 @@ function marginFor(rules) {
 function drawFit(view) {
   const found = view.rules.map(rule => {
     const dots = view.pointsOfChosen(rule);
-    return { rule, dots, line: fitLine(dots, view.overview.t_critical) };
+    const line = view.fitOf(rule, view.layer === MEAN ? MEAN : view.chosenLayers[0]);
+    return { rule, dots, line: dots.length ? line : null };
   });
   const all = found.flatMap(({ rule, dots }) => dots.map(dot => ({ ...dot, rule })));
   renderFitTitle(view, found);
@@ -64,13 +56,18 @@ function drawFit(view) {
   const margin = marginFor(view.rules);
   const size = innerSize("layer-fit", margin);
   const ranks = distinct(all.map(dot => dot.rank)).sort((a, b) => a - b);
-  const range = fitRange(found);
+  const range = withRoom(
+    all.map(dot => Math.log10(dot.value)),
+    0.06,
+    0.1,
+  );
   const data = [];
   const ends = [];
   for (const { rule, dots, line } of found) {
     if (line) {
-      data.push(...fitTraces(rule, dots, line));
-      ends.push({ rule, y: Math.log10(line.at(Math.max(...dots.map(dot => dot.rank)))[0]) });
+      const trace = fittedLine(rule, dots, line);
+      data.push(trace);
+      ends.push({ rule, y: Math.log10(trace.y[1]) });
     }
     data.push({
       type: "scatter",
@@ -85,26 +82,13 @@ function drawFit(view) {
   draw("layer-fit", data, {
     margin,
     annotations: ruleLabels(ends, range, size.height),
-    xaxis: rankAxis(ranks, size.width),
+    xaxis: tickedAxis(ranks, size.width, rankName, "rank"),
     yaxis: {
       ...logAxis(range),
       title: axisTitle(`${view.quantity.stat}, step ${view.step}`, 10),
     },
   });
   return all;
-}
-
-/** The range of the y axis: all points, and the bands as far as the points' own range again. */
-function fitRange(found) {
-  const logs = found.flatMap(({ dots }) => dots.map(dot => Math.log10(dot.value)));
-  const [low, high] = withRoom(logs, 1, 0.1);
-  const bands = found.flatMap(({ dots, line }) =>
-    line && line.low !== null
-      ? dots.flatMap(({ rank }) => line.at(rank).slice(1).map(Math.log10))
-      : [],
-  );
-  const inside = bands.map(log => Math.max(low, Math.min(high, log)));
-  return withRoom([...logs, ...inside], 0.06, 0.1);
 }
 
 const markerOf = (rule, size) => ({
@@ -136,31 +120,15 @@ function renderFitTitle(view, found) {
 const bracketText = seeds =>
   seeds === 1 ? page.overview.straightness : `${page.overview.interval} over ${seeds} seeds`;
 
-/** The fitted line and its band, if it has an interval. */
-function fitTraces(rule, dots, line) {
-  const x = between(dots.map(dot => dot.rank));
-  const at = x.map(line.at);
-  const common = { type: "scatter", mode: "lines", hoverinfo: "skip" };
-  const traces = [];
-  if (line.low !== null) {
-    traces.push({
-      ...common,
-      x: [...x, ...x.toReversed()],
-      y: [...at.map(a => a[1]), ...at.map(a => a[2]).toReversed()],
-      fill: "toself",
-      fillcolor: tint(rule) + "2e",
-      line: { width: 0 },
-    });
-  }
+/** The line of the exponent through the centre of the points. */
+function fittedLine(rule, dots, { slope }) {
+  const ranks = dots.map(dot => dot.rank);
+  const x = [Math.min(...ranks), Math.max(...ranks)];
+  const centre = mean(ranks.map(Math.log));
+  const level = mean(dots.map(dot => Math.log(dot.value)));
+  const y = x.map(rank => Math.exp(level + slope * (Math.log(rank) - centre)));
   const look = { color: tint(rule), width: 1.8 };
-  return [...traces, { ...common, x, y: at.map(a => a[0]), line: look }];
-}
-
-/** 25 points from the lowest to the highest of `ranks`, evenly spaced in the logarithm. */
-function between(ranks) {
-  const low = Math.min(...ranks);
-  const high = Math.max(...ranks);
-  return [...Array(25).keys()].map(k => low * (high / low) ** (k / 24));
+  return { type: "scatter", mode: "lines", hoverinfo: "skip", x, y, line: look };
 }
 
 // ---- final losses
@@ -200,7 +168,7 @@ function drawRankLosses(view) {
   draw("rank-loss", data, {
     margin,
     annotations: ruleLabels(ends, range, size.height),
-    xaxis: rankAxis(ranks, size.width),
+    xaxis: tickedAxis(ranks, size.width, rankName, "rank"),
     yaxis: { ...AXIS(), nticks: 6, range, title: axisTitle(lossTitle(size), 10) },
   });
   return rows;
@@ -240,14 +208,8 @@ function drawRateLosses(view) {
     });
   });
   const { width } = innerSize("rate-loss", MARGIN);
-  const shown = spaced(rates, (width - PANEL_GAP) / view.rules.length);
-  const xAxis = {
-    type: "log",
-    tickvals: shown,
-    ticktext: shown.map(brief),
-    tickangle: 0,
-    title: axisTitle("learning rate"),
-  };
+  const pixels = (width - PANEL_GAP) / view.rules.length;
+  const xAxis = tickedAxis(rates, pixels, brief, "learning rate");
   const top = Math.max(0, ...curves.flatMap(curve => curve.y));
   const extra = (curve, trace) => [
     ...bestRate(view, curve, trace),
@@ -255,18 +217,6 @@ function drawRateLosses(view) {
   ];
   const yTitle = lossTitle(innerSize("rate-loss", MARGIN));
   return drawCurves("rate-loss", view, curves, { log: false, yTitle, xAxis, extra });
-}
-
-/** Those of the rates, in order, whose labels do not touch on an axis of `pixels`. */
-function spaced(rates, pixels) {
-  const logs = rates.map(Math.log);
-  const scale = pixels / (1.06 * (logs.at(-1) - logs[0]));
-  const kept = [];
-  rates.forEach((rate, k) => {
-    const room = 4 + 3.5 * (brief(rate).length + (kept.length ? brief(kept.at(-1)).length : 0));
-    if (!kept.length || (logs[k] - Math.log(kept.at(-1))) * scale >= room) kept.push(rate);
-  });
-  return kept;
 }
 
 /** A cross, as high as the largest loss, at each rate at which a seed diverged or got stuck. */

@@ -105,7 +105,8 @@ function drawHeat(view, { panels, grid }) {
     const head = `${panel.rule.name}: ${what}, step ${view.step}`;
     layout.annotations.push({ ...heading(head, domain, panel.rule, width), y: range[1] });
   });
-  const data = panels.flatMap((panel, n) => panelTraces(panel, n));
+  const x = grid.blocks.map(block => (block < 0 ? "none" : String(block)));
+  const data = panels.flatMap((panel, n) => panelTraces(panel, n, x));
   draw("heat", data, { ...layout, shapes: tileMark(view, panels, grid) });
 }
 
@@ -119,14 +120,13 @@ const heatMargin = grid => ({
 const kindName = kind => (kind.length > 22 ? `…${kind.slice(-21)}` : kind);
 
 function blockAxis({ blocks }, pixels) {
-  const ticks = columnTicks({ columns: blocks, chosen: blocks[0] }, pixels);
   return {
     ...AXIS(),
+    type: "category",
     showgrid: false,
     tickangle: 0,
     range: [-0.5, blocks.length - 0.5],
-    tickvals: ticks,
-    ticktext: ticks.map(x => (blocks[x] < 0 ? "none" : blocks[x])),
+    nticks: Math.max(1, Math.floor(pixels / 28)),
     title: axisTitle("block"),
   };
 }
@@ -151,6 +151,7 @@ function colourAxes(view, panels, both) {
   const reach = Math.max(0.01, ...slopes.filter(Number.isFinite).map(Math.abs));
   const logs = panels.filter(panel => panel.of === "value").flatMap(panel => panel.z.flat());
   const [low, high] = withRoom(logs.filter(log => log !== null), 0.001, 0.5);
+  const ticks = [0, 1, 2, 3, 4].map(k => low + (k * (high - low)) / 4);
   return {
     coloraxis: {
       ...{ cmin: -reach, cmax: reach },
@@ -161,7 +162,8 @@ function colourAxes(view, panels, both) {
       ...{ cmin: low, cmax: high, colorscale: VALUE_COLOURS },
       colorbar: {
         ...{ ...bar, ...halves, y: both ? 0.22 : 0.5 },
-        ...logTicks(low, high),
+        tickvals: ticks,
+        ticktext: ticks.map(log => brief(Number((10 ** log).toPrecision(2)))),
         title: titled(columnName(view.quantity.stat)),
       },
     },
@@ -171,8 +173,8 @@ function colourAxes(view, panels, both) {
 const axisName = n => `x${n === 0 ? "" : n + 1}`;
 
 /** The tiles of a panel and, if any value has no colour, its marks. */
-function panelTraces(panel, n) {
-  const common = { type: "heatmap", xaxis: axisName(n), yaxis: axisName(n).replace("x", "y") };
+function panelTraces(panel, n, x) {
+  const common = { type: "heatmap", x, xaxis: axisName(n), yaxis: axisName(n).replace("x", "y") };
   const gap = innerWidth > 700 ? 1 : 0;
   Object.assign(common, { xgap: gap, ygap: gap, hoverinfo: "none", meta: n });
   const coloraxis = panel.of === "exponent" ? "coloraxis" : "coloraxis2";

@@ -22,7 +22,9 @@ function drawCurves(id, view, curves, look) {
   const margin = MARGIN;
   const size = innerSize(id, margin);
   const panels = panelDomains(rules.length, size.width);
-  const xAxis = look.xAxis ?? stepAxis(ranges[0], size.width * (panels[0]?.[1] ?? 1));
+  const [first, last] = ranges[0];
+  const whole = last - first < 6 ? { dtick: 1 } : { nticks: 6 }; // only whole steps have a tick
+  const xAxis = look.xAxis ?? { ...whole, title: axisTitle("step") };
   const layout = { margin, annotations: [], dragmode: look.zooms ? "zoom" : false };
   layout.uirevision = yTitle; // the reader's zoom stays until the curve changes
   const data = [];
@@ -178,7 +180,8 @@ function endLabel(text, axis, x, y) {
 function fewOf(ends, chosenRank) {
   if (ends.length <= MOST_LABELS) return [...ends];
   const byRank = [...ends].sort((a, b) => a.curve.rank - b.curve.rank);
-  const kept = new Set(evenlySpaced(byRank.length, MOST_LABELS).map(k => byRank[k]));
+  const every = (byRank.length - 1) / (MOST_LABELS - 1);
+  const kept = new Set([...Array(MOST_LABELS).keys()].map(k => byRank[Math.round(k * every)]));
   const chosen = byRank.find(end => end.curve.rank === chosenRank);
   if (chosen && !kept.has(chosen)) {
     const inner = [...kept].slice(1, -1);

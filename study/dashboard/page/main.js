@@ -101,10 +101,8 @@ function inputs(view) {
 function renderLayers(view) {
   const shown = [inputs(view), quantityName(view.quantity), view.kind];
   renderLayerTexts(view);
-  const heat = [shown, view.step, view.notice, sizeOf("heat")];
-  if (!once("heat", heat, () => renderHeat(view))) {
-    once("row", [heat, view.layer], () => renderRow(view));
-  }
+  const heat = [shown, view.layer, view.step, view.notice, sizeOf("heat")];
+  once("heat", heat, () => renderHeat(view));
   once("curves", [shown, view.layer, sizeOf("layer-curves")], () => renderCurves(view));
   once("fit", [shown, view.layer, view.step, sizeOf("layer-fit")], () => renderFit(view));
 }

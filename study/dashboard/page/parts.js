@@ -70,6 +70,9 @@ function interval(value, low, high) {
   return twoPlaces(value) + (low === null ? "" : ` [${twoPlaces(low)}, ${twoPlaces(high)}]`);
 }
 
+const sum = numbers => numbers.reduce((total, one) => total + one, 0);
+const mean = numbers => sum(numbers) / numbers.length;
+
 // ---- colour
 
 const theme = () => document.documentElement.dataset.theme;
@@ -80,7 +83,7 @@ const colour = name =>
 
 function swatch(rule) {
   return element("span", {
-    class: rule.marker === "circle" ? "swatch" : "swatch square",
+    class: "swatch",
     style: `background:${tint(rule)}`,
   });
 }
@@ -98,6 +101,12 @@ const AXIS = () => ({
   fixedrange: true,
   automargin: false,
 });
+
+/** A logarithmic axis from 10^low to 10^high. In a few decades it has 1, 2 and 5 of each. */
+function logAxis([low, high]) {
+  const few = high - low < 3 ? { dtick: "D2" } : {};
+  return { ...AXIS(), type: "log", range: [low, high], nticks: 6, tickformat: "~g", ...few };
+}
 
 const axisTitle = (text, standoff = 4) => ({ text, standoff, font: { size: 11.5 } });
 

@@ -1,7 +1,6 @@
 "use strict";
 // Draws each part of the page from `page` (main.js), and handles its tooltips and clicks.
 
-
 // ---- header, verdicts, choosers
 
 function renderTop(overview) {
@@ -32,10 +31,7 @@ function renderProgress(overview) {
   const done = sum(counts.filter(([state]) => states[state].done).map(([, count]) => count));
   const time = left === null ? "" : ` · ${duration(left)} left`;
   byId("progress-text").textContent = `${done} of ${all} cells done${time}`;
-  const bar = byId("bar");
-  bar.setAttribute("aria-valuenow", done);
-  bar.setAttribute("aria-valuemax", all);
-  bar.firstElementChild.style.width = `${(100 * done) / Math.max(1, all)}%`;
+  Object.assign(byId("bar"), { max: Math.max(1, all), value: done });
 }
 
 /** `0:03:10`, as study status writes it. */
@@ -47,7 +43,8 @@ function duration(seconds) {
 
 function countOf(state, count, { symbol, colour }) {
   const number = element("b", {}, String(count));
-  return element("span", { class: colour, "data-term": state }, `${symbol} `, number, ` ${state}`);
+  const look = { style: `color: var(--${colour})`, "data-term": state };
+  return element("span", look, `${symbol} `, number, ` ${state}`);
 }
 
 // ---- views
@@ -216,7 +213,7 @@ function seedsText(count, view) {
 }
 
 /** The panel of a point of the tiles, and its layer; null where there is none. */
-function heatPoint({ data, x, y }) {
+function heatPoint({ data, pointNumber: [y, x] }) {
   const { panels, grid, rows } = page.heat;
   const n = grid.at[y][x];
   return n < 0 ? null : { panel: panels[data.meta], layer: rows[n], n };
@@ -240,11 +237,6 @@ function heatText(point) {
 function heatClick(point) {
   const at = heatPoint(point);
   return at && choose({ layer: at.layer.name });
-}
-
-/** Moves the frame around the chosen layer. Cheaper than drawing the tiles again. */
-function renderRow(view) {
-  Plotly.relayout(byId("heat"), { shapes: tileMark(view, page.heat.panels, page.heat.grid) });
 }
 
 // ---- curves and cells
@@ -283,8 +275,13 @@ const chooseCurve = (point, drawn) => choose({ rank: rankKey(drawn[point.data.me
 
 /** The studies side by side, as `study compare` prints them. */
 function renderComparison() {
-  const { sentences, tables } = page.all.comparison;
-  byId("compare-sentences").replaceChildren(...sentences.map(text => element("li", {}, text)));
+  const { sentences, pictures, tables } = page.all.comparison;
+  const alt = "Differences of exponents and losses, B minus A";
+  byId("compare-sentences").replaceChildren(
+    ...sentences.map((text, n) =>
+      element("li", {}, text, pictures[n] && element("img", { src: pictures[n], alt, width: 810 })),
+    ),
+  );
   byId("compare-tables").replaceChildren(...tables.map(textTable));
 }
 

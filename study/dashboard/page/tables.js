@@ -68,7 +68,7 @@ function compare(x, y) {
 /** A cell without numbers: its files are damaged. */
 function unreadableRow({ cell_id: id, note }, columns, { unreadable: { symbol, colour } }) {
   const entries = {
-    status: element("td", { class: colour }, `${symbol} unreadable`),
+    status: element("td", { style: `color: var(--${colour})` }, `${symbol} unreadable`),
     cell: element("td", {}, id),
     note: element("td", { class: "error" }, note),
   };
@@ -80,7 +80,7 @@ function cellEntry(name, value, cell, states) {
   const found = value(cell);
   if (name === "status") {
     const { symbol, colour } = states[found];
-    return element("td", { class: colour }, `${symbol} ${found}`);
+    return element("td", { style: `color: var(--${colour})` }, `${symbol} ${found}`);
   }
   if (name === "step") return element("td", {}, `${found}/${cell.steps}`);
   if (name === "note") return element("td", { class: "error" }, found);

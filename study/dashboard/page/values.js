@@ -1,53 +1,20 @@
 "use strict";
-// The probed values: where they come from, and how they are unpacked (study/dashboard/values.py).
+// The probed values: where they come from, and how they are read (study/dashboard/values.py).
 
-const NAN = 32766,
-  INFINITE = 32767,
-  MISSING = -32768;
-
-/** The probed values of one cell: a row of codes per step. */
+/** The probed values of one cell: a float per step and layer. */
 class CellValues {
-  constructor({ steps, base, resolution }, bytes, width) {
+  constructor(steps, floats, width) {
     this.steps = steps;
-    this.rows = new Map(); // step -> {codes, base, resolution}
-    this.pooled = new Map(); // results of pool()
-    this.measured = []; // the steps with any value
-    this.positive = []; // the steps with a value that a logarithmic chart can show
-    const size = steps.length * width;
-    let before = new Int16Array(width);
-    steps.forEach((step, s) => {
-      const codes = new Int16Array(width);
-      for (let l = 0, n = s * width; l < width; l++, n++) {
-        const folded = bytes[n] | (bytes[size + n] << 8);
-        codes[l] = before[l] + ((folded >>> 1) ^ -(folded & 1));
-      }
-      this.rows.set(step, { codes, base, resolution });
-      if (codes.some(code => code !== MISSING)) this.measured.push(step);
-      if (codes.some(code => code > 0 && code < NAN)) this.positive.push(step);
-      before = codes;
-    });
-  }
-
-  /** Several layers pooled by together(). The result is kept under `name`. */
-  pool(step, layers, name) {
-    const key = `${name} ${step}`;
-    if (!this.pooled.has(key)) {
-      this.pooled.set(key, together(layers.map(layer => this.at(step, layer))));
-    }
-    return this.pooled.get(key);
+    this.rows = new Map(steps.map((step, s) => [step, floats.subarray(s * width, (s + 1) * width)]));
+    const having = test => steps.filter(step => this.rows.get(step).some(test));
+    this.measured = having(value => !Object.is(value, -0));
+    this.positive = having(hasLog); // the steps with a value that a logarithmic chart can show
   }
 
   /** The value at a step and layer index: a number, NaN or infinity; undefined if not measured. */
   at(step, layer) {
-    const row = this.rows.get(step);
-    if (row === undefined || layer >= row.codes.length) return undefined;
-    const code = row.codes[layer];
-    if (code === 0) return 0;
-    if (code === MISSING) return undefined;
-    if (code === NAN) return NaN;
-    if (code === INFINITE) return Infinity;
-    if (code === -INFINITE) return -Infinity;
-    return Math.sign(code) * Math.exp(row.base + (Math.abs(code) - 1) * row.resolution);
+    const value = this.rows.get(step)?.[layer];
+    return Object.is(value, -0) ? undefined : value;
   }
 }
 
@@ -89,17 +56,20 @@ class Values {
   }
 }
 
+/** The values by cell, and the exponents, `lines`, by curve. */
 function unpacked(message) {
   const length = new DataView(message.buffer, message.byteOffset).getUint32(0, true);
-  const { width, blocks } = JSON.parse(new TextDecoder().decode(message.subarray(4, 4 + length)));
+  const text = new TextDecoder().decode(message.subarray(4, 4 + length));
+  const { width, blocks, lines } = JSON.parse(text);
+  const floats = new Float32Array(message.buffer, message.byteOffset + 4 + length);
   const cells = new Map();
-  let place = 4 + length;
-  for (const block of blocks) {
-    const size = 2 * block.steps.length * width;
-    cells.set(block.cell, new CellValues(block, message.subarray(place, place + size), width));
+  let place = 0;
+  for (const { cell, steps } of blocks) {
+    const size = steps.length * width;
+    cells.set(cell, new CellValues(steps, floats.subarray(place, place + size), width));
     place += size;
   }
-  return cells;
+  return Object.assign(cells, { lines });
 }
 
 const quantityName = quantity => `${quantity.site} ${quantity.stat} ${quantity.batch}`;

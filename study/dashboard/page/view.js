@@ -190,9 +190,8 @@ class View {
   curveOf(cell) {
     const values = this.values.get(cell.key);
     const step = values?.steps ?? [];
-    const indices = this.chosenLayers.map(layer => layer.index);
-    const name = `${this.layer} ${this.kind}`;
-    return { step, value: step.map(s => values.pool(s, indices, name)) };
+    const layers = this.chosenLayers;
+    return { step, value: step.map(s => together(layers.map(one => values.at(s, one.index)))) };
   }
 
   /**
@@ -209,34 +208,26 @@ class View {
     );
   }
 
-  /** The points of the fit of the chosen row. As in the analysis, steps from a cell's end on are
-   *  left out. */
+  /** The points of the chosen row at finite ranks: {rank, seed, value}. As in the analysis, steps
+   *  from a cell's end on are left out. */
   pointsOfChosen(rule) {
-    const cells = this.fitted(rule);
-    const measured = (cell, layer) => hasLog(this.at(cell, this.step, layer));
-    // The same layers at every rank of a seed. Otherwise the mean would change with the layers.
-    const kept = new Map();
-    for (const seed of distinct(cells.map(cell => cell.seed))) {
-      const ofSeed = cells.filter(cell => cell.seed === seed);
-      const some = ofSeed.filter(cell => this.chosenLayers.some(layer => measured(cell, layer)));
-      const inAll = layer => some.every(cell => measured(cell, layer));
-      kept.set(seed, this.chosenLayers.filter(inAll));
-    }
-    const pooled = cell =>
-      together(kept.get(cell.seed).map(layer => this.at(cell, this.step, layer)));
-    return points(cells, pooled);
+    const value = cell =>
+      together(this.chosenLayers.map(layer => this.at(cell, this.step, layer)));
+    return this.cellsOf(rule)
+      .filter(cell => Number.isFinite(rankOf(cell)) && this.step < (cell.end_step ?? Infinity))
+      .map(cell => ({ rank: rankOf(cell), seed: cell.seed, value: value(cell) }))
+      .filter(point => hasLog(point.value));
   }
 
-  /** The line of one layer at the chosen step, or null. */
+  /** The exponent of a layer, or of a mean over layers, at the chosen step, or null. It is that of
+   *  the analysis, over all seeds: {slope, low, high, seeds, ranks}. */
   fitOf(rule, layer) {
-    const value = cell => this.at(cell, this.step, layer);
-    return fitLine(points(this.fitted(rule), value), this.overview.t_critical);
-  }
-
-  fitted(rule) {
-    const until = cell => cell.end_step ?? Infinity;
-    const ofRule = this.cellsOf(rule).filter(cell => Number.isFinite(rankOf(cell)));
-    return ofRule.filter(cell => this.step < until(cell));
+    const curve = this.cellsOf(rule)[0]?.curve;
+    const row = layer === MEAN ? this.kind : layer.index;
+    const found = this.values.lines[curve]?.[this.step]?.[row];
+    if (!found) return null;
+    const [slope, low, high, seeds, ranks] = found;
+    return { slope, low, high, seeds, ranks };
   }
 }
 
@@ -256,11 +247,6 @@ function average(curves, pool) {
 /** `0, 1, 10`; `0, 1, ... 100` if they are many. */
 const someOf = steps =>
   steps.length > 6 ? `${steps.slice(0, 3).join(", ")}, ... ${steps.at(-1)}` : steps.join(", ");
-
-function points(cells, value) {
-  const all = cells.map(cell => ({ rank: rankOf(cell), seed: cell.seed, value: value(cell) }));
-  return all.filter(point => hasLog(point.value));
-}
 
 const rankOf = cell => (cell.rank === "inf" ? Infinity : cell.rank);
 const rankKey = rank => (rank === Infinity ? "inf" : String(rank));
