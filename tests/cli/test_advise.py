@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from docs import law
 from study.analysis.advice import advise as advise_runs
@@ -326,3 +327,53 @@ def test_two_configurations_are_compared(advise: Cli, axolotl: Write) -> None:
     assert {"train.schedule=linear", "train.batch_size=16"} <= set(found.check.command.split())
     whole = advise(old, "--rank", "64", "--rule", "rslora", "--alpha", "5.7")
     assert (whole.paste[1], whole.advice.alpha) == ("lora_alpha: 6", 6), "Axolotl has integers"
+
+
+def by_peft(lines: list[str]) -> Any:
+    values: dict[str, Any] = {"LoraConfig": pytest.importorskip("peft").LoraConfig}
+    config = eval(lines[0], values)
+    exec(lines[1], values)
+    return config.r, config.use_rslora, values["learning_rate"]
+
+
+def by_trl(lines: list[str]) -> Any:
+    trl = pytest.importorskip("trl")
+    parser = trl.TrlParser((trl.SFTConfig, trl.ModelConfig))
+    values = yaml.safe_load("\n".join([*lines, "use_cpu: true", "bf16: false"]))
+    run, model = parser.parse_dict(values)
+    return model.lora_r, model.use_rslora, run.learning_rate
+
+
+def by_llama_factory(lines: list[str]) -> Any:
+    hparams = pytest.importorskip("llamafactory.hparams.finetuning_args", exc_type=ImportError)
+    transformers = pytest.importorskip("transformers")
+    both = (hparams.FinetuningArguments, transformers.TrainingArguments)
+    values = yaml.safe_load("\n".join([*lines, "use_cpu: true"]))
+    model, run = transformers.HfArgumentParser(both).parse_dict(values)
+    return model.lora_rank, model.use_rslora, run.learning_rate
+
+
+def by_axolotl(lines: list[str]) -> Any:
+    schemas = pytest.importorskip("axolotl.utils.schemas.config", exc_type=ImportError)
+    config = schemas.AxolotlInputConfig(**AXOLOTL | yaml.safe_load("\n".join(lines)))
+    return config.lora_r, config.peft_use_rslora, config.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("name", "parse"),
+    [
+        (None, by_peft),
+        ("trl.yaml", by_trl),
+        ("llama_factory.yaml", by_llama_factory),
+        ("axolotl.yml", by_axolotl),
+    ],
+)
+def test_pasted_lines_load_in_the_parser_of_their_tool(
+    advise: Cli, peft: Path, name: str | None, parse: Callable[[list[str]], Any]
+) -> None:
+    """Of the tools that are installed."""
+    file = str(EXAMPLES / name) if name else str(peft)
+    found = advise(file, "--rank", "256", "--rule", "rslora", "--lr", "1e-5", "--steps", "20")
+    rank, is_rslora, lr = parse(found.paste)
+    assert (rank, is_rslora) == (256, True)
+    assert lr == pytest.approx(rate(found), rel=0.05)
