@@ -170,11 +170,9 @@ def rate_words(found: Advice | None) -> str:
 
 def sentence(found: Advice, new: Setting) -> str:
     """One answer, what it rests on, and its condition."""
-    rows, rests = committed()["rows"], "the law"
-    if found.rests == "run":
-        rests = "the law, if yours is the best rate of its run"
-    elif found.rests == "studies":
-        rests = "best rates of your studies and the law"
+    rows = committed()["rows"]
+    names = {"law": "the law", "run": "the law, if yours is the best rate of its run"}
+    rests = names.get(found.rests, "best rates of your studies and the law")
     steps = f"{new.steps or USUAL_STEPS:.0f} steps" + ("" if new.steps else " (assumed)")
     if found.rests == "law" and not new.size:
         steps += f" of a model of {USUAL_SIZE / 1e9:.0f} billion weights (assumed)"
@@ -357,7 +355,8 @@ def advise(
     """
     if symptom is not None:
         lines = symptom_lines(symptom, *(causes_in(config, options) if config else ()))
-        click.echo(json.dumps(lines) if as_json else "\n".join(lines))
+        text = json.dumps({"schema": SCHEMA, "lines": lines}) if as_json else "\n".join(lines)
+        click.echo(text)
         return
     rank, rule, alpha = (options[key] for key in ("rank", "rule", "alpha"))
     if config is None and rank is None:

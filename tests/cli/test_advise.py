@@ -278,7 +278,10 @@ def test_a_configuration_is_searched(
     study_cli: Cli, axolotl: Write, symptom: str, keys: Any, words: str
 ) -> None:
     config = axolotl("a.yml", base_model="SmolLM2-135M", max_steps=20, **keys)
-    assert words in study_cli("advise", config, "--symptom", symptom).out
+    found = study_cli("advise", config, "--symptom", symptom)
+    assert words in found.out
+    as_json = json.loads(study_cli("advise", config, "--symptom", symptom, "--json").out)
+    assert (as_json["schema"], as_json["lines"]) == (3, found.out.splitlines())
     *_, last = study_cli("advise", "--symptom", symptom).out.splitlines()
     page, _, place = last.removeprefix("page: ").partition("#")
     assert place.replace("-", " ") in (ROOT / page).read_text().lower()
@@ -359,10 +362,16 @@ def by_axolotl(lines: list[str]) -> Any:
     return config.lora_r, config.peft_use_rslora, config.learning_rate
 
 
+def by_unsloth(lines: list[str]) -> Any:
+    config = pytest.importorskip("unsloth_cli.config").Config(**yaml.safe_load("\n".join(lines)))
+    return config.lora.lora_r, config.lora.use_rslora, config.training.learning_rate
+
+
 @pytest.mark.parametrize(
     ("name", "parse"),
     [
         (None, by_peft),
+        ("unsloth.yaml", by_unsloth),
         ("trl.yaml", by_trl),
         ("llama_factory.yaml", by_llama_factory),
         ("axolotl.yml", by_axolotl),
