@@ -17,7 +17,8 @@ from study.analysis.losses import OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon, setting_of
 from study.cli.group import cli
-from study.report.text import table
+from study.report.answer import answer, answer_table
+from study.report.text import bullets, minus, table, table_of
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
@@ -118,7 +119,14 @@ def lost(alpha: str, lr: str, *ranks: str) -> str:
     return table(["rule", "rank", "lost after 1 update", "after 10"], body)
 
 
+def stored(name: str) -> str:
+    """What adapters stored: the answer of a study and its table."""
+    tables = study_tables(name)
+    return minus(f"{bullets(answer(tables))}\n\n{table_of(answer_table(tables).rows)}")
+
+
 BLOCKS: dict[str, Block] = {
+    "capacity": stored,
     "lost": lost,
     "advice": printed,
     "fact": fact,

@@ -12,12 +12,14 @@ import pandas as pd
 
 from docs import law
 from docs.blocks import QUICK, RESULTS, ROOT
+from study.analysis.capacity import FULL, stored_bits
 from study.analysis.fits import mean_interval
 from study.analysis.law import Setting, short_model
 from study.analysis.losses import compared_losses, final_losses
 from study.store.files import write_text
 from study.store.tables import load_measured
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
+from study.vocabulary.sources import BITS, STRING
 
 FILE = ROOT / "study/analysis/advice.json"
 GAINS = ("paper_learning_rate", "horizons_small", "longer_training")
@@ -32,7 +34,7 @@ def text() -> str:
     found["rows"] = {"rates": len(rows), "studies": rows["source"].nunique()}
     found["rows"]["models"] = rows["model"].nunique()
     found["optimizers"] = sorted({*rows["optimizer"], "adam"})  # Adam without decay is AdamW
-    found |= {"gains": [*map(gain, GAINS)], "bf16": bf16_sizes()}
+    found |= {"gains": [*map(gain, GAINS)], "bf16": bf16_sizes(), "capacity": capacity()}
     short = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.4g}"))
     return "{" + ",\n".join(f'"{key}": {json.dumps(part)}' for key, part in short.items()) + "}\n"
 
@@ -49,6 +51,20 @@ def gain(name: str) -> dict[str, Any]:
     about = {"source": name, "model": short_model(str(tables.cells["model"].iloc[0]))}
     ends = [int(of.columns[0]), int(of.columns[-1])]
     return {**about, "steps": int(rows["steps"].iloc[0]), "ranks": ends, "gap": gap}
+
+
+def capacity(name: str = "capacity_small") -> dict[str, Any]:
+    """Bits per parameter that adapters stored in the most common number of steps, of the most
+    strings: the mean, and the least and the most of a run that was not full."""
+    table = stored_bits(load_measured(RESULTS / name))
+    table = table[table["steps"] == table["steps"].mode()[0]]
+    table = table[table["offered"] == table["offered"].max()]
+    full = table["bits"] > FULL * table["offered"]
+    each = (table["bits"] / table["parameters"])[~full]
+    row = table.iloc[0]
+    passes = round(row["steps"] * row["batch_size"] / (row["offered"] / (STRING * BITS)))
+    about = {"source": name, "model": short_model(str(row["model"])), "passes": passes}
+    return {**about, "bits": [each.mean(), each.min(), each.max()]}
 
 
 def measured_in(name: str, site: str, step: int) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from study.analysis import advice
 from study.analysis.advice import Advice, Span, committed
 from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting, short_model
 from study.analysis.rates import best_rates_of
+from study.cli.capacity import data_options, rank_lines
 from study.cli.group import PATH, cli
 from study.cli.rates import overrides_of
 from study.cli.symptoms import PAGES, Cause, causes, symptom_lines, worst_cell
@@ -343,6 +344,7 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
 @click.option("--model", "--base", "model", help="Its model: gemma3, a folder, a hub name, ...")
 @click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
+@data_options
 @click.option("--symptom", type=click.Choice(list(PAGES)), help="What goes wrong.")
 @click.option("--evidence", "has_evidence", is_flag=True, help="Print all evidence too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
@@ -385,7 +387,10 @@ def advise(
         "paste": paste,
         "changes": list(unified_diff(was, paste, lineterm="", n=9))[3:] or paste,
         "why": [why, *difference_lines(old, new), *notes_on(given, new, rate), *of_own],
-        "worth": [] if new.rank == old.rank else list(worth_lines(old, new)),
+        "worth": [
+            *([] if new.rank == old.rank else worth_lines(old, new)),
+            *rank_lines(old.rank, options),
+        ],
         "check": check,
         "evidence": [asdict(each) | {"words": sentence(each, new)} for each in found],
     }
