@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.fits import interval_columns
-from study.analysis.grouping import CURVE_ID, curve_columns, curve_labels, numbered, seed_numbers
+from study.analysis.grouping import (
+    CURVE_ID,
+    curve_columns,
+    curve_labels,
+    distinguishing,
+    numbered,
+    seed_numbers,
+)
 from study.analysis.losses import fans
 from study.store import StudyTables
 from study.theory import slope
@@ -47,8 +54,15 @@ def stored_bits(tables: StudyTables) -> pd.DataFrame:
     )
 
 
+def setting_columns(table: pd.DataFrame) -> list[str]:
+    """The columns in which the cells of :func:`stored_bits` differ, the number of strings aside."""
+    names = distinguishing(table, curve_columns(table))
+    return [name for name in names if name != "max_samples"]
+
+
 def capacity(tables: StudyTables) -> pd.DataFrame:
-    """A row per setting with two ranks that are full, each at the learning rate that stored most.
+    """A row per setting with two ranks that are full, each at the learning rate that stored most;
+    the settings of most seeds come first.
 
     - ``exponent``, ``ci_low``, ``ci_high``: the slope of log bits with log parameters, by seed;
     - ``per_parameter``, ``bits_low``, ``bits_high``: bits stored per parameter, mean over ranks.
@@ -77,4 +91,4 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
             | interval_columns("exponent", slopes)
             | {"seeds": len(seeds), "rank_min": own["rank"].min(), "rank_max": own["rank"].max()}
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(sorted(rows, key=lambda row: -row["seeds"]))

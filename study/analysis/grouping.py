@@ -43,7 +43,7 @@ CURVE_ID = "curve_id"
 FOLLOWS = {
     "model_sha256": ("model", "width"),
     "tokenizer_sha256": ("model",),
-    "data_sha256": ("data",),
+    "data_sha256": ("data", "max_samples"),
     "warmup": ("steps",),
     "alpha": RULE,
 }

@@ -1,11 +1,11 @@
 """Bits that adapters stored against their parameters."""
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from study.analysis.capacity import stored_bits
-from study.analysis.grouping import curve_columns, distinguishing
-from study.analysis.wording import setting_labels
+from study.analysis.capacity import setting_columns, stored_bits
 from study.figures import style
 from study.figures.selection import Absent, Family, Tables
 
@@ -28,22 +28,17 @@ def bits_stored(tables: Tables) -> Figure:
     page, [[ax]] = style.panels(
         [Family((), {}, cells)], 1, ratio=0.45, above=0.3, column=style.FULL
     )
-    names = distinguishing(table, [*curve_columns(table), "offered"])
-    names = [name for name in names if name not in ("max_samples", "data_sha256")]
-    names_of = table.assign(offered=(table["offered"] / 1000).map("{:.1f} kbit".format))
-    table["label"] = setting_labels(names_of, names)
-    looks = {}
-    for (label, own), (colour, marker) in zip(
-        table.groupby("label", sort=False), LOOKS, strict=False
-    ):
-        looks[str(label) or "means over seeds"] = {
-            "color": colour,
-            "marker": marker,
-            "markersize": 3,
-        }
+    names, looks = [*setting_columns(table), "offered"], {}
+    of_setting = table.groupby(names, observed=True)
+    for (values, own), (colour, marker) in zip(of_setting, cycle(LOOKS), strict=False):
+        words = [
+            v if isinstance(v, str) else f"{v:g} {n}" for v, n in zip(values, names, strict=True)
+        ]
+        label = ", ".join([*words[:-1], f"{values[-1] / 1000:.1f} kbit"])
+        looks[label] = {"color": colour, "marker": marker, "markersize": 3}
         ax.plot(own["parameters"], own["bits"], marker, ms=2.5, color=colour, alpha=0.5)
         mean = own.groupby("parameters")["bits"].mean()
-        ax.plot(mean.index, mean, marker=marker, ms=3, color=colour, gid=f"line {label}")
+        ax.plot(mean.index, mean, gid=f"line {label}", **looks[label])
     for offered in table["offered"].unique():
         ax.axhline(offered, color=style.CONTEXT, ls=style.DOTTED, lw=0.9)
         style.label_end(ax, offered, f"{offered / 1000:.1f} kbit offered", style.CONTEXT)

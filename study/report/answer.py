@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
-from study.analysis.capacity import FULL, capacity, stored_bits
+from study.analysis.capacity import FULL, capacity, setting_columns, stored_bits
 from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
     CURVE_ID,
@@ -544,14 +544,15 @@ RATE_NOTES = (
 
 def _of_capacity(tables: StudyTables) -> Iterator[str]:
     """How the bits that adapters stored go with their parameters, by setting."""
-    found, where = capacity(tables), f" ({settings(tables.cells)})"
-    for row, name in zip(row_list(found), _rule_names(found) if len(found) else [], strict=True):
+    found, where = capacity(tables), f"; {settings(tables.cells)}"
+    names = distinguishing(found, curve_columns(found)) if len(found) else []
+    for row in row_list(found):
+        words = ", ".join(f"{name}={getattr(row, name)}".removesuffix(".0") for name in names)
         bits = interval_text(row.per_parameter, row.bits_low, row.bits_high)
         yield (
-            f"Under {name} the bits stored go with the parameters to the power "
-            f"{interval(row.exponent, row.ci_low, row.ci_high)} from rank {row.rank_min:.0f} to "
-            f"rank {row.rank_max:.0f}: {bits} bits a parameter, {count_noun(row.seeds, 'seed')}"
-            f"{where}."
+            f"From rank {row.rank_min:.0f} to rank {row.rank_max:.0f} the bits stored go with the "
+            f"parameters to the power {interval(row.exponent, row.ci_low, row.ci_high)}, at {bits} "
+            f"bits a parameter ({words}; {count_noun(row.seeds, 'seed')}{where})."
         )
         where = ""
 
@@ -561,16 +562,13 @@ def capacity_table(tables: StudyTables) -> Table:
     table, body = stored_bits(tables), []
     if table.empty:
         return Table()
-    names = distinguishing(table, curve_columns(table))
-    names = [name for name in names if name not in ("max_samples", "data_sha256")]
-    table["named"] = setting_labels(table, names)
-    by = ["named", "offered", "rank", "parameters"]
-    for _, own in table.groupby(by, sort=False):
+    names = setting_columns(table)
+    for _, own in table.groupby([*names, "offered", "rank"], observed=True):
         row = row_list(own)[0]
         share = own["bits"].mean() / row.offered
         body.append(
             {
-                "setting": row.named,
+                **{name: str(getattr(row, name)).removesuffix(".0") for name in names},
                 "bits of all strings": f"{row.offered:,.0f}",
                 "rank": f"{row.rank:g}",
                 "parameters": f"{row.parameters:,.0f}",

@@ -274,20 +274,6 @@ def test_a_mistake_is_named(study_cli: Cli, peft: Path, options: list[str], word
         ("nothing-changes", {"learning_rate": 1.5e-3}, "It shows no known cause of this."),
     ],
 )
-def test_the_rank_that_holds_the_data(advise: Cli) -> None:
-    known = committed()["capacity"]
-    data = ["--examples", "1000", "--tokens", "200", "--loss", "1.5"]
-    [line] = advise("--rank", "16", *data, "--parameters", "4000000").worth
-    bits, least = 1000 * 200 * 1.5 / math.log(2), {}
-    for name, each in zip(("mean", "low", "high"), known["bits"], strict=True):
-        least[name] = math.ceil(bits / (each * 4_000_000 / 16))
-    assert f"at most {bits / 1e6:.2g} Mbit to learn, and rank 16 stores about" in line
-    assert f"is {least['mean']} [{least['high']}, {least['low']}]" in line
-    [line] = advise("--rank", "16", *data).worth
-    assert line == "The rank that your data need is not known without --parameters."
-    assert advise("--rank", "16").worth == []
-
-
 def test_a_configuration_is_searched(
     study_cli: Cli, axolotl: Write, symptom: str, keys: Any, words: str
 ) -> None:
@@ -313,6 +299,20 @@ def test_a_study_is_searched(study_cli: Cli, advise: Cli, tmp_path: Path) -> Non
     [cell] = cell_folders(tmp_path / "slow")
     run = advise(str(cell.parent / cell.name[:8]), "--rank", "99").run
     assert (run.origin, run.model, run.steps) == (f"cell {cell.name} of slow", "tiny", 2)
+
+
+def test_the_rank_that_holds_the_data(advise: Cli) -> None:
+    known = committed()["capacity"]
+    data = ["--examples", "1000", "--tokens", "200", "--loss", "1.5"]
+    [line] = advise("--rank", "16", *data, "--parameters", "4000000").worth
+    bits, least = 1000 * 200 * 1.5 / math.log(2), {}
+    for name, each in zip(("mean", "low", "high"), known["bits"], strict=True):
+        least[name] = math.ceil(bits / (each * 4_000_000 / 16))
+    assert f"at most {bits / 1e6:.2g} Mbit to learn, and rank 16 stores about" in line
+    assert f"is {least['mean']} [{least['high']}, {least['low']}]" in line
+    [line] = advise("--rank", "16", *data).worth
+    assert line == "The rank that your data need is not known without --parameters."
+    assert advise("--rank", "16").worth == []
 
 
 def test_a_file_needs_no_data_set(advise: Cli, axolotl: Write) -> None:
