@@ -91,4 +91,5 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
             | interval_columns("exponent", slopes)
             | {"seeds": len(seeds), "rank_min": own["rank"].min(), "rank_max": own["rank"].max()}
         )
-    return pd.DataFrame(sorted(rows, key=lambda row: -row["seeds"]))
+    found = pd.DataFrame(rows)
+    return found.sort_values("seeds", ascending=False, kind="stable") if rows else found

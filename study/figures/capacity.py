@@ -1,6 +1,7 @@
 """Bits that adapters stored against their parameters."""
 
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,13 +29,12 @@ def bits_stored(tables: Tables) -> Figure:
     page, [[ax]] = style.panels(
         [Family((), {}, cells)], 1, ratio=0.45, above=0.3, column=style.FULL
     )
-    names, looks = [*setting_columns(table), "offered"], {}
-    of_setting = table.groupby(names, observed=True)
-    for (values, own), (colour, marker) in zip(of_setting, cycle(LOOKS), strict=False):
-        words = [
-            v if isinstance(v, str) else f"{v:g} {n}" for v, n in zip(values, names, strict=True)
-        ]
-        label = ", ".join([*words[:-1], f"{values[-1] / 1000:.1f} kbit"])
+    names, looks = setting_columns(table), dict[str, dict[str, Any]]()
+    of_setting = table.groupby([*names, "offered"], observed=True)
+    for (_, own), (colour, marker) in zip(of_setting, cycle(LOOKS), strict=False):
+        row = own.iloc[0]
+        words = [str(row[n]) if isinstance(row[n], str) else f"{row[n]:g} {n}" for n in names]
+        label = ", ".join([*words, f"{row['offered'] / 1000:.1f} kbit"])
         looks[label] = {"color": colour, "marker": marker, "markersize": 3}
         ax.plot(own["parameters"], own["bits"], marker, ms=2.5, color=colour, alpha=0.5)
         mean = own.groupby("parameters")["bits"].mean()

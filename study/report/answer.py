@@ -544,15 +544,16 @@ RATE_NOTES = (
 
 def _of_capacity(tables: StudyTables) -> Iterator[str]:
     """How the bits that adapters stored go with their parameters, by setting."""
-    found, where = capacity(tables), f"; {settings(tables.cells)}"
+    found, where = capacity(tables), settings(tables.cells)
     names = distinguishing(found, curve_columns(found)) if len(found) else []
     for row in row_list(found):
-        words = ", ".join(f"{name}={getattr(row, name)}".removesuffix(".0") for name in names)
+        words = [f"{name}={getattr(row, name)}".removesuffix(".0") for name in names]
+        about = "; ".join(filter(None, (", ".join(words), count_noun(row.seeds, "seed"), where)))
         bits = interval_text(row.per_parameter, row.bits_low, row.bits_high)
         yield (
             f"From rank {row.rank_min:.0f} to rank {row.rank_max:.0f} the bits stored go with the "
             f"parameters to the power {interval(row.exponent, row.ci_low, row.ci_high)}, at {bits} "
-            f"bits a parameter ({words}; {count_noun(row.seeds, 'seed')}{where})."
+            f"bits a parameter ({about})."
         )
         where = ""
 
