@@ -5,7 +5,8 @@
 class CellValues {
   constructor(steps, floats, width) {
     this.steps = steps;
-    this.rows = new Map(steps.map((step, s) => [step, floats.subarray(s * width, (s + 1) * width)]));
+    const row = s => floats.subarray(s * width, (s + 1) * width);
+    this.rows = new Map(steps.map((step, s) => [step, row(s)]));
     const having = test => steps.filter(step => this.rows.get(step).some(test));
     this.measured = having(value => !Object.is(value, -0));
     this.positive = having(hasLog); // the steps with a value that a logarithmic chart can show
