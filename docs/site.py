@@ -61,9 +61,13 @@ def document(name: str) -> str:
 
 
 def front(name: str) -> str:
-    """The top of a document: what it found, its two commands and the three ways in."""
+    """The top of a document: what it found, its two commands and the three ways in. Of a picture
+    with a narrow version, ``site.css`` shows the one for the screen."""
     text = document(name).partition("## Look at")[0]
-    return re.sub(r'<picture>.*?alt="(.*?)" src="(.*?)".*?</picture>', r"![\1](../\2)", text)
+    found = r'<picture>.*?srcset="(.*?)".*?alt="(.*?)" src="(.*?)".*?</picture>'
+    image = "```{{image}} ../{}\n:alt: {}\n:class: {}\n```\n"
+    both = image.format(r"\3", r"\2", "on-wide") + image.format(r"\1", r"\2", "on-narrow")
+    return re.sub(found, both.replace("\n", r"\n"), text)
 
 
 def outside(page: str, found: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from docs.site import front
 from study.cli import cli
 from study.config.compose import CONF, parse
 from study.figures import style
@@ -36,6 +37,12 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_is_at_most_two_screens(page: Path) -> None:
     assert len(page.read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_front_has_a_picture_for_each_screen() -> None:
+    pictures = re.findall(r"^```{image} (\S+)\n:alt: .+\n:class: (.*)$", front("README.md"), re.M)
+    assert [screen for _, screen in pictures] == ["on-wide", "on-narrow"]
+    assert all((DOCS / path).exists() for path, _ in pictures)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
