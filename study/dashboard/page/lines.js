@@ -23,7 +23,8 @@ function drawCurves(id, view, curves, look) {
   const size = innerSize(id, margin);
   const panels = panelDomains(rules.length, size.width);
   const [first, last] = ranges[0];
-  const whole = last - first < 6 ? { dtick: 1 } : { nticks: 6 }; // only whole steps have a tick
+  const most = Math.max(2, Math.floor((size.width * (panels[0]?.[1] ?? 1)) / 34));
+  const whole = last - first < most ? { dtick: 1 } : { nticks: most }; // ticks at whole steps
   const xAxis = look.xAxis ?? { ...whole, title: axisTitle("step") };
   const layout = { margin, annotations: [], dragmode: look.zooms ? "zoom" : false };
   layout.uirevision = yTitle; // the reader's zoom stays until the curve changes
