@@ -91,7 +91,7 @@ class Values:
         place_of = {layer.name: str(place) for place, layer in enumerate(self.layers)}
         found: dict[str, dict[int, dict[str, list[Any]]]] = {}
         for prefix, table in self._exponents.items():
-            own = table[(table[list(quantity._fields)] == quantity).all(axis=1)]
+            own = table[(table[list(quantity._fields)] == [*quantity]).all(axis=1)]
             own = own[own["exponent"].notna()]
             rows = own["layer"].astype(str).map(place_of)
             rows = rows.where(own["layer"] != MEAN_LOG, own["kind"].astype(str))
