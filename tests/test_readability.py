@@ -31,9 +31,9 @@ PACKAGE_LINES = {
     "study/training": 1_686,
     "study/vocabulary": 1_059,
     "study": 31_105,
-    "tests": 23_054,
+    "tests": 23_061,
     "benchmarks": 1_530,
-    "docs": 2_948,
+    "docs": 2_952,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
