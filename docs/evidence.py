@@ -55,12 +55,12 @@ def gain(name: str) -> dict[str, Any]:
 
 def capacity(name: str = "capacity_small") -> dict[str, Any]:
     """Bits per parameter that adapters stored in the most common number of steps, of the most
-    strings: the mean, and the least and the most of a run that was not full."""
+    strings: the mean, and the least and the most of a run that did not store nearly all."""
     table = stored_bits(load_measured(RESULTS / name))
     table = table[table["steps"] == table["steps"].mode()[0]]
     table = table[table["offered"] == table["offered"].max()]
-    full = table["bits"] > FULL * table["offered"]
-    each = (table["bits"] / table["parameters"])[~full]
+    table = table[table["bits"] < FULL * table["offered"]]
+    each = table["bits"] / table["parameters"]
     row = table.iloc[0]
     passes = round(row["steps"] * row["batch_size"] / (row["offered"] / (STRING * BITS)))
     about = {"source": name, "model": short_model(str(row["model"])), "passes": passes}

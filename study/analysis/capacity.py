@@ -34,7 +34,7 @@ def stored_bits(tables: StudyTables) -> pd.DataFrame:
     cells = cells.astype({"cell_id": str}).reset_index(drop=True)
     if cells.empty:
         return cells
-    heldout = np.clip(cells["max_samples"] // 10, 1, cells["heldout"])  # as split_places
+    heldout = np.maximum(1, np.minimum(cells["max_samples"] // 10, cells["heldout"]))
     strings, sizes = cells["max_samples"] - heldout, fans(tables.probes)
     losses = tables.metrics.dropna(subset="loss").astype({"cell_id": str}).groupby("cell_id")
     tokens = losses["tokens"].last().reindex(cells["cell_id"]).to_numpy()
