@@ -4,7 +4,7 @@ All numbers and words come from :mod:`study.analysis`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 
 from study.analysis import compared_losses
 from study.analysis.compare import compare, conclusion, table_texts
-from study.analysis.grouping import RULE
+from study.analysis.grouping import RULE, groups
 from study.analysis.losses import final_losses
 from study.dashboard.studies import Study
 from study.errors import StudyError
@@ -31,6 +31,7 @@ def held_out(study: Study) -> dict[str, Any]:
 
     - ``runs``: a row per cell, for the losses against the learning rate; ``note``: how it ended;
     - ``compared``: the rows of :func:`study.analysis.compared_losses`;
+    - ``best``: the best rate of each rank, as the report's table has it;
     - ``group`` of a row is a number: ranks, rules and learning rates compare within a group;
     - ``groups``: the group by cell id.
 
@@ -38,7 +39,7 @@ def held_out(study: Study) -> dict[str, Any]:
     """
     tables = study.tables.cells, study.tables.metrics
     if tables[0].empty:
-        return {"runs": [], "compared": [], "groups": {}}
+        return {"runs": [], "compared": [], "best": [], "groups": {}}
     runs, compared = (
         table(*tables).to_dict("records") for table in (final_losses, compared_losses)
     )
@@ -48,6 +49,7 @@ def held_out(study: Study) -> dict[str, Any]:
         "compared": [
             _loss(row) | {"how": row["how"], "edge": row["edge"] != ""} for row in compared
         ],
+        "best": list(_best(study.tables.rates)),
         "groups": {row["cell_id"]: int(row["setting"]) for row in runs},
     }
 
@@ -62,6 +64,13 @@ def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
         "lr": float(row["lr"]),
         "loss": loss if math.isfinite(loss) else None,
     }
+
+
+def _best(rates: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The geometric mean over seeds of each rule and rank, and whether some seed is at an edge."""
+    for own in groups(rates, ["setting", *RULE, "alpha", "rank"]):
+        row = _loss({**own.iloc[0], "lr": np.exp(np.log(own["best_lr"]).mean()), "loss": np.nan})
+        yield row | {"edge": bool((own["edge"] != "").any())}
 
 
 def comparison(studies: Sequence[Study]) -> dict[str, Any]:

@@ -227,12 +227,15 @@ function lostRates({ lost }, trace, top) {
   return lost.length ? [{ ...trace, mode: "markers", x: lost, y, marker, name: "lost" }] : [];
 }
 
-/** A large marker at the best rate of a rank; open if it is the lowest or the highest tried. */
+/** A large marker on the line at the best rate of a rank; open if it is at an edge of the rates. */
 function bestRate(view, { rule, rank, x, y }, trace) {
   const best = view.best.find(row => row.rule === rule.id && row.rank === rank);
-  const k = best ? x.indexOf(best.lr) : -1;
-  if (k < 0) return [];
+  if (!best || x.length < 2) return [];
+  const above = x.findIndex(rate => rate >= best.lr);
+  const k = above < 0 ? x.length - 1 : Math.max(1, above);
+  const share = Math.log(best.lr / x[k - 1]) / Math.log(x[k] / x[k - 1]);
+  const loss = y[k - 1] + share * (y[k] - y[k - 1]);
   const symbol = best.edge ? `${rule.marker}-open` : rule.marker;
   const marker = { size: 11, symbol, color: shade(rule, rank), line: { width: 2 } };
-  return [{ ...trace, mode: "markers", x: [x[k]], y: [y[k]], marker, name: "best" }];
+  return [{ ...trace, mode: "markers", x: [best.lr], y: [loss], marker, name: "best" }];
 }

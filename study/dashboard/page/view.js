@@ -144,7 +144,7 @@ class View {
     this.hows = Object.keys(labels.how).filter(how => compared.some(row => row.how === how));
     this.how = oneOf(this.hows, made.how);
     this.compared = compared.filter(row => row.how === this.how);
-    this.best = compared.filter(row => row.how === "best");
+    this.best = losses.best.filter(own);
   }
 
   chooseLayers(made) {
