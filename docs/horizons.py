@@ -71,13 +71,14 @@ def regret_gap(rule: str, steps: str) -> str:
 
 
 def rules_test(steps: str) -> str:
-    """A row per rule: how far the best rates of the ranks lie apart, and what one rate costs."""
+    """A row per rule that was trained for ``steps``: how far the best rates of the ranks lie apart,
+    and what one rate costs."""
     found, rates = kept(steps), study_tables(STUDY).rates
     ranks = sorted(rates["rank"].unique())
     heads = ["rule", *(f"rank {rank:g}" for rank in ranks), "largest / smallest"]
     heads += ["regret at the best rate of rank 16, nats", "the same, share of the ranks' gain"]
     body = []
-    for rule in TITLES:
+    for rule in (rule for rule in TITLES if rule in set(found["rule"])):
         best, own = best_rates(rule, STUDY, steps), found[found["rule"] == rule]
         texts = [
             interval_text(*mean_interval(own[one]), places=places)
