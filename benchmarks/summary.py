@@ -61,8 +61,8 @@ def _sweep(table: pd.DataFrame) -> str:
         f"- the whole sweep, {LABELS[OURS]} against {LABELS[way]}: "
         f"{wall[way] / wall[OURS]:.2f}x in wall-clock time "
         f"({wall[way]:.0f} s and {wall[OURS]:.0f} s, set-up {set_up}), "
-        f"{whole[way] / whole[OURS]:.2f}x by the medians of steps; "
-        f"ranks from 1024 only: {high[way] / high[OURS]:.2f}x"
+        f"{whole[way] / whole[OURS]:.2f}x by the medians of steps"
+        + (f"; ranks from 1024 only: {high[way] / high[OURS]:.2f}x" if high[OURS] > 0 else "")
         for way in others
     ]
     if len(folds):

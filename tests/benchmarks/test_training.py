@@ -59,3 +59,6 @@ def test_ways_with_different_losses_are_not_compared() -> None:
     with pytest.raises(SystemExit, match="losses differ"):
         check_agreement(runs, "float32")
     check_agreement(runs, "bf16")
+    runs.append(TimedRun("alone", losses=[2.1, 1.0]))
+    with pytest.raises(SystemExit, match="losses differ"):
+        check_agreement(runs, "bf16")
