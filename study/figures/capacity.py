@@ -50,4 +50,4 @@ def bits_stored(tables: Tables) -> Figure:
     style.log_ticks(ax.xaxis, (ends[0], ends[1]))
     style.y_axis([ax], "bits stored", log=True)
     style.legend(page, looks, 1, "outside center right")
-    return style.finish(page, "Dotted: the bits of all strings.")
+    return style.finish(page, "Pale: single seeds. Dotted: the bits of all strings.")
