@@ -31,33 +31,39 @@ TITLES = {
     "crossover": "crossover, γ = α/√(r(r + 40))",
 }
 TUNED = 16
-"""The rank whose best rate the other ranks keep."""
+"""The rank whose best rate the other ranks keep, in a study that has it."""
 
 
-def losses(steps: str) -> pd.DataFrame:
-    """Final held-out losses of the study: ``scaling``, ``rank``, ``seed``, ``lr``, ``loss``."""
-    tables = study_tables(STUDY)
+def tuned_rank(study: str) -> int:
+    """The rank whose best rate the other ranks keep: :data:`TUNED`, or the lowest rank."""
+    ranks = set(study_tables(study).rates["rank"])
+    return TUNED if TUNED in ranks else int(min(ranks))
+
+
+def losses(steps: str, study: str = STUDY) -> pd.DataFrame:
+    """Final held-out losses of a study: ``scaling``, ``rank``, ``seed``, ``lr``, ``loss``."""
+    tables = study_tables(study)
     found = final_losses(tables.cells, tables.metrics)
     return found[found["steps"] == int(steps)].dropna(subset="loss")
 
 
-def kept(steps: str) -> pd.DataFrame:
-    """By rule and seed, what all ranks lose at the best rate of rank :data:`TUNED`.
+def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
+    """By rule and seed, what all ranks lose at the best rate of :func:`tuned_rank`.
 
     ``regret``: the mean over the other ranks of the loss at the kept rate less the lowest loss,
     nats per token. Losses between rates are interpolated without overshoot (PCHIP in log rate).
     ``share``: regret over the lowest loss of the lowest rank less that of the highest one.
     """
-    runs, rates = losses(steps), study_tables(STUDY).rates
+    runs, rates, kept_rank = losses(steps, study), study_tables(study).rates, tuned_rank(study)
     rates = rates[rates["steps"] == int(steps)].astype({"scaling": str})
-    tuned = rates[rates["rank"] == TUNED].set_index(["scaling", "seed"])["best_lr"]
+    tuned = rates[rates["rank"] == kept_rank].set_index(["scaling", "seed"])["best_lr"]
     rows = []
     for (rule, seed), own in runs.astype({"scaling": str}).groupby(["scaling", "seed"]):
         lowest, regret = {}, []
         for rank, of_rank in own.sort_values("lr").groupby("rank"):
             curve = PchipInterpolator(np.log(of_rank["lr"]), of_rank["loss"])
             lowest[rank] = of_rank["loss"].min()
-            if rank != TUNED:
+            if rank != kept_rank:
                 regret.append(float(curve(np.log(tuned[rule, seed]))) - lowest[rank])
         gain = lowest[min(lowest)] - lowest[max(lowest)]
         rows.append((rule, seed, np.mean(regret), np.mean(regret) / gain))
@@ -70,16 +76,17 @@ def regret_gap(rule: str, steps: str) -> str:
     return minus(interval_text(*mean_interval(regret[rule] - regret["crossover"]), places=4))
 
 
-def rules_test(steps: str) -> str:
+def rules_test(steps: str, study: str = STUDY) -> str:
     """A row per rule that was trained for ``steps``: how far the best rates of the ranks lie apart,
     and what one rate costs."""
-    found, rates = kept(steps), study_tables(STUDY).rates
+    found, rates = kept(steps, study), study_tables(study).rates
     ranks = sorted(rates["rank"].unique())
     heads = ["rule", *(f"rank {rank:g}" for rank in ranks), "largest / smallest"]
-    heads += ["regret at the best rate of rank 16, nats", "the same, share of the ranks' gain"]
+    heads.append(f"regret at the best rate of rank {tuned_rank(study)}, nats")
+    heads.append("the same, share of the ranks' gain")
     body = []
     for rule in (rule for rule in TITLES if rule in set(found["rule"])):
-        best, own = best_rates(rule, STUDY, steps), found[found["rule"] == rule]
+        best, own = best_rates(rule, study, steps), found[found["rule"] == rule]
         texts = [
             interval_text(*mean_interval(own[one]), places=places)
             for one, places in (("regret", 4), ("share", 2))
@@ -141,10 +148,10 @@ def parts() -> str:
     return table(heads, body)
 
 
-def law_rows(steps: str) -> pd.DataFrame:
+def law_rows(steps: str, study: str = STUDY) -> pd.DataFrame:
     """Best rates of all rules and seeds after some steps, as :func:`fit_rates` reads them."""
-    rates = study_tables(STUDY).rates.query(f"steps == {steps}").astype({"scaling": str})
-    gammas = study_tables(STUDY).cells.astype({"scaling": str})
+    rates = study_tables(study).rates.query(f"steps == {steps}").astype({"scaling": str})
+    gammas = study_tables(study).cells.astype({"scaling": str})
     gammas = gammas.groupby(["scaling", "rank"])["gamma"].first()
     places = pd.MultiIndex.from_frame(rates[["scaling", "rank"]])
     log_lr, gamma = np.log(rates["best_lr"]), gammas[places].to_numpy()
@@ -174,49 +181,52 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 """Equal descents; and a power of gamma and of the rank, with free exponents."""
 
 
-def seeds(rule: str, steps: str) -> str:
+def seeds(rule: str, steps: str, study: str = STUDY) -> str:
     """``3 seeds``: how many the best rates of a rule after some steps have."""
-    own = study_tables(STUDY).rates.query(f"scaling == '{rule}' and steps == {steps}")
+    own = study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
     return count_noun(own["seed"].nunique(), "seed")
 
 
-def exponent(rule: str, steps: str) -> str:
+def exponent(rule: str, steps: str, study: str = STUDY) -> str:
     """``0.079 [0.004, 0.153]``: the exponent of the best rate over all ranks, by seed."""
-    own = study_tables(STUDY).rates.query(f"scaling == '{rule}' and steps == {steps}")
+    own = study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
     slopes = [slope(one["best_lr"], one["rank"]) for _, one in own.groupby("seed")]
     return minus(interval_text(*mean_interval(slopes), places=3))
 
 
-def constant(rule: str, steps: str) -> str:
+def constant(rule: str, steps: str, study: str = STUDY) -> str:
     """``24 [9, 103]``: r_sign of equal outputs with s = 1/2, fitted to the best rates of a rule."""
-    rows = law_rows(steps).query(f"scaling == '{rule}'")
+    rows = law_rows(steps, study).query(f"scaling == '{rule}'")
     found = fit_rates(rows, moved, [2.5])
     low, high = np.exp(bounds(rows, moved, found))
     return f"{np.exp(found.found[0]):.0f} [{low:.0f}, {high:.0f}]".replace("inf", "∞")
 
 
-def by_steps() -> str:
+def by_steps(study: str = STUDY) -> str:
     """A row per rule and number of steps: exponent, best rates, and the gain of the highest rank.
 
     Exponents are slopes over all ranks by seed. Gains are losses of the highest rank less those of
     the lowest, each at its best rate.
     """
+    every = sorted(study_tables(study).rates["rank"].unique())
+    ranks = sorted({every[0], tuned_rank(study), every[-1]})
     heads = ["rule", "steps", "seeds", "exponent of the best rate", "r_sign at s = 1/2"]
-    heads += [
-        "best rate, rank 1",
-        "rank 16",
-        "rank 256",
-        "loss of rank 256 less rank 1, nats per byte",
-    ]
+    heads += [f"best rate, rank {ranks[0]:g}", *(f"rank {rank:g}" for rank in ranks[1:])]
+    unit = "byte" if study == STUDY else "token"
+    heads.append(f"loss of rank {ranks[-1]:g} less rank {ranks[0]:g}, nats per {unit}")
     body = []
     for rule in TITLES:
-        rates = study_tables(STUDY).rates.query(f"scaling == '{rule}'")
+        rates = study_tables(study).rates.query(f"scaling == '{rule}'")
         for steps, own in rates.groupby("steps"):
-            best = best_rates(rule, STUDY, str(steps))
-            shown = (f"{best[rank]:.2g}" for rank in (1, TUNED, 256))
+            at = str(steps), study
+            best = best_rates(rule, study, str(steps))
             row = [RULES[rule].label, f"{steps:g}", str(own["seed"].nunique())]
-            row += [exponent(rule, str(steps)), constant(rule, str(steps)), *shown]
-            body.append([*row, best_gap(rule, STUDY, str(steps))])
+            row += [
+                exponent(rule, *at),
+                constant(rule, *at),
+                *(f"{best[rank]:.2g}" for rank in ranks),
+            ]
+            body.append([*row, best_gap(rule, study, str(steps))])
     return minus(table(heads, body))
 
 
