@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 31_114,
     "tests": 23_073,
     "benchmarks": 1_532,
-    "docs": 2_953,
+    "docs": 2_963,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
