@@ -16,6 +16,9 @@ DATA = {
     "--parameters": (int, "Parameters of the adapter at the run's own rank, as PEFT prints them."),
 }
 
+HIGHEST = 2048
+"""No study here has a higher rank."""
+
 
 def data_options(command: Callable[..., None]) -> Callable[..., None]:
     for name, (kind, text) in reversed(DATA.items()):
@@ -39,9 +42,10 @@ def rank_lines(rank: int, options: Mapping[str, Any]) -> Iterator[str]:
     bits = examples * tokens * loss / math.log(2)
     mean, low, high = (parameters * each for each in known["bits"])
     least, *others = (max(1, math.ceil(rank * bits / held)) for held in (mean, high, low))
+    smallest = f"{least} [{others[0]}, {others[1]}]" if least <= HIGHEST else f"above {HIGHEST}"
     held = f"{mean / 1e6:.2g} Mbit [{low / 1e6:.2g}, {high / 1e6:.2g}] in {known['passes']} passes"
     yield (
         f"Your data have at most {bits / 1e6:.2g} Mbit to learn, and rank {rank} stores about "
-        f"{held}: the smallest rank that stores all is {least} [{others[0]}, {others[1]}] "
+        f"{held}: the smallest rank that stores all is {smallest} "
         f"({known['source']}: random strings, {model_label(known['model'])}; docs/capacity.md)."
     )

@@ -309,7 +309,8 @@ def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[
 
 def no_study(folder: Path) -> StudyError:
     """The error for a folder without cells. It names the studies nearby."""
-    places = [*folder.glob("*"), *folder.parent.glob("*")]
+    nearby = folder, folder.parent, folder.parent / "results"
+    places = [path for place in nearby for path in place.glob("*")]
     studies = {p for p in places if (p / "cells").is_dir() or (p / ARCHIVE).is_file()}
     there = f", or choose from {', '.join(map(str, sorted(studies)))}" if studies else ""
     return StudyError(f"no study in {folder}: train one with `study train name=...`{there}")

@@ -310,6 +310,8 @@ def test_the_rank_that_holds_the_data(advise: Cli) -> None:
         least[name] = math.ceil(bits / (each * 4_000_000 / 16))
     assert f"at most {bits / 1e6:.2g} Mbit to learn, and rank 16 stores about" in line
     assert f"is {least['mean']} [{least['high']}, {least['low']}]" in line
+    [line] = advise("--rank", "16", *data, "--parameters", "4000").worth
+    assert "the smallest rank that stores all is above 2048 (" in line
     [line] = advise("--rank", "16", *data).worth
     assert line == "The rank that your data need is not known without --parameters."
     assert advise("--rank", "16").worth == []

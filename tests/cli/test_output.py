@@ -84,6 +84,7 @@ def test_the_studies_of_a_folder_are_listed(
         ran = study_cli(command)
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.splitlines()[1].split() == ["results/here", "smollm2", "30", "complete"]
+    assert "or choose from results/here" in study_cli("analyze", "here").err
     ran = study_cli("list", str(REFERENCE), "--json")
     found = json.loads(ran.out)["studies"]
     complete = {study["study"]: study["complete"] for study in found}
