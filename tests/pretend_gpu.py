@@ -69,14 +69,13 @@ class PretendGpu(TorchDispatchMode):
     """The device while it is switched on. Factories such as ``torch.zeros`` reach it only then.
 
     - ``waits``: how often the host had to wait, by operation and the caller in this repository;
-    - ``sent``: how many copies to the host were begun without a wait;
-    - ``operations``: how many operations but views it was told to do.
+    - ``sent``: how many copies to the host were begun without a wait.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: collections.Counter[str] = collections.Counter()
-        self.sent = self.operations = 0
+        self.sent = 0
 
     def __enter__(self) -> Self:
         _Device.counting = self
@@ -261,9 +260,6 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             return _Device.send(target, source)
     if waits:
         _Device.wait(name)
-    if _Device.counting is not None and not func.is_view and name != "aten::_unsafe_view":
-        _Device.counting.operations += stays
-
     if device is not None:
         raw_kwargs["device"] = torch.device("cpu")
     raw_kwargs.pop("pin_memory", None)

@@ -67,12 +67,6 @@ def test_the_diagram_is_the_code(imports: Edges, diagram: Edges) -> None:
     assert diagram == needed
 
 
-def test_every_arrow_points_down(diagram: Edges, layer_of: dict[str, int]) -> None:
-    assert {package for edge in diagram for package in edge} == set(layer_of)
-    upward = {edge for edge in diagram if layer_of[edge[0]] <= layer_of[edge[1]]}
-    assert upward == set()
-
-
 def test_the_table_names_every_package(layer_of: dict[str, int]) -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     table = text[text.index("| package of `study/`") :].split("\n\n")[0]

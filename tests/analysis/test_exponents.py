@@ -51,20 +51,6 @@ def test_rows_per_layer_kind_and_model(study, assert_exponent):
     assert found.loc[found["layer"] != "mean_log", "layer_p05"].isna().all()
 
 
-@pytest.mark.parametrize(("name", "values"), [("lr", (1e-3, 1e-2)), ("never_heard_of", (1, 2))])
-def test_a_sweep_over_anything_gives_curves_of_their_own(study, assert_exponent, name, values):
-    """If curves were mixed, intervals would be wrong, or ranks would count twice."""
-
-    def law(cell, layer, step):
-        return cell["rank"] ** (0.25 if cell[name] == values[0] else -0.75)
-
-    found = fit_exponents(*study({GRAD: law}, **{name: values}))
-    assert len(found) == 2
-    assert_exponent(at(found, **{name: values[0]}), 0.25, 1e-12)
-    assert_exponent(at(found, **{name: values[1]}), -0.75, 1e-12)
-    assert (found["points"] == 15).all()
-
-
 def test_diverged_cells_count_until_they_diverge(study, assert_exponent):
     cells, probes = study({GRAD: power_law}, steps=(0, 2, 4))
     lost = cells["rank"] == 1024

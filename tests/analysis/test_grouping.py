@@ -13,12 +13,15 @@ SLOPES = {
     "betas": {"0.9,0.999": -0.5, "0.8,0.999": -0.25},
     "optimizer_alpha": {0.99: -0.5, 0.9: -0.25},
     "data_sha256": {"1a2b3c4d5e6f": -0.5, "f0e1d2c3b4a5": -0.25},
+    "never_heard_of": {1: -0.5, 2: 0.25},
 }
 
 
 def labels(cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, float]:
-    """The label of each curve with its exponent."""
-    found = summary(with_verdicts(fit_exponents(cells, probes)))
+    """The label of each curve with its exponent. A rank counts once for each seed."""
+    fits = fit_exponents(cells, probes)
+    assert (fits["points"] == 15).all()
+    found = summary(with_verdicts(fits))
     return dict(zip(found["curve"], found["exponent"].round(9), strict=True))
 
 

@@ -363,40 +363,10 @@ def by_trl(lines: list[str]) -> Any:
     return model.lora_r, model.use_rslora, run.learning_rate
 
 
-def by_llama_factory(lines: list[str]) -> Any:
-    hparams = pytest.importorskip("llamafactory.hparams.finetuning_args", exc_type=ImportError)
-    transformers = pytest.importorskip("transformers")
-    both = (hparams.FinetuningArguments, transformers.TrainingArguments)
-    values = yaml.safe_load("\n".join([*lines, "use_cpu: true"]))
-    model, run = transformers.HfArgumentParser(both).parse_dict(values)
-    return model.lora_rank, model.use_rslora, run.learning_rate
-
-
-def by_axolotl(lines: list[str]) -> Any:
-    schemas = pytest.importorskip("axolotl.utils.schemas.config", exc_type=ImportError)
-    config = schemas.AxolotlInputConfig(**AXOLOTL | yaml.safe_load("\n".join(lines)))
-    return config.lora_r, config.peft_use_rslora, config.learning_rate
-
-
-def by_unsloth(lines: list[str]) -> Any:
-    config = pytest.importorskip("unsloth_cli.config").Config(**yaml.safe_load("\n".join(lines)))
-    return config.lora.lora_r, config.lora.use_rslora, config.training.learning_rate
-
-
-@pytest.mark.parametrize(
-    ("name", "parse"),
-    [
-        (None, by_peft),
-        ("unsloth.yaml", by_unsloth),
-        ("trl.yaml", by_trl),
-        ("llama_factory.yaml", by_llama_factory),
-        ("axolotl.yml", by_axolotl),
-    ],
-)
+@pytest.mark.parametrize(("name", "parse"), [(None, by_peft), ("trl.yaml", by_trl)])
 def test_pasted_lines_load_in_the_parser_of_their_tool(
     advise: Cli, peft: Path, name: str | None, parse: Callable[[list[str]], Any]
 ) -> None:
-    """Of the tools that are installed."""
     file = str(EXAMPLES / name) if name else str(peft)
     found = advise(file, "--rank", "256", "--rule", "rslora", "--lr", "1e-5", "--steps", "20")
     rank, is_rslora, lr = parse(found.paste)

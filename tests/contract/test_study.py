@@ -1,7 +1,6 @@
 """A study from the command line to its files, tables, figures and pages."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 import study
 from tests.contract.conftest import SWEEP, Command
-from tests.forked import STUDY, Forked
 
 IDS = json.loads((Path(__file__).parent / "small.json").read_text())
 """The id of every cell of the small study, and some of its numbers, by rule, rank and seed."""
@@ -116,14 +114,6 @@ def test_an_archived_study_reads_the_same(small: Path, home: Path, command: Comm
         )
         pd.testing.assert_frame_equal(a, b)
     assert sorted(there.cells["cell_id"]) == sorted(back.cells["cell_id"])
-
-
-def test_a_mistake_gets_one_line(home: Path) -> None:
-    asked = ["train", "model=tiny", "adapter.scaling=rslorra"]
-    done = Forked(STUDY, asked, home, os.environ).wait()
-    assert done.returncode != 0
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "rslora" in done.stderr
 
 
 def test_a_notebook_trains_a_sweep(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,25 +142,6 @@ def test_losses_at_one_rate_and_at_each_ranks_best() -> None:
     assert set(only(figure, "edge lora", at_best).get_xdata()) == {64.0, 1024.0}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: str) -> None:
-    power = 2 if optimizer == "sgd" else 1
-    # Linear in log lr, so that interpolation is exact. The rule matters only through gamma.
-    tables = sweep(
-        optimizer=optimizer,
-        loss=lambda c: 3.0 - 0.1 * np.log(c["lr"] * c["gamma"] ** power),
-        ranks=(4, 16, 64),
-    )
-    figure = loss_against_rank(tables)
-    at_fixed, _, matched = panels(figure)
-    assert "matched" in matched.get_title(loc="left")
-    lines = [only(figure, f"line {scaling}", matched) for scaling in P]
-    assert len(lines[0].get_xdata()) >= 2
-    np.testing.assert_allclose(lines[0].get_xydata(), lines[1].get_xydata())
-    apart = [only(figure, f"line {scaling}", at_fixed).get_ydata()[-1] for scaling in P]
-    assert abs(apart[0] - apart[1]) > 0.1
-
-
 def test_one_setting_is_drawn_and_the_others_have_a_figure() -> None:
     tables = two_settings()
     figure = learning_rate_basins(tables)

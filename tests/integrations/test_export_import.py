@@ -85,7 +85,7 @@ def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
         return base.model(IDS).logits
 
 
-@pytest.mark.parametrize("scaling", ["rslora", "crossover"])
+@pytest.mark.parametrize("scaling", ["lora", "rslora", "crossover"])
 def test_export(
     trained: Path, tiny_base: FrozenBase, scaling: str, tmp_path: Path, command: Make
 ) -> None:
@@ -94,6 +94,9 @@ def test_export(
     command("export", trained, name[:8], tmp_path / "adapter")
     record = json.loads((tmp_path / "adapter" / "study_record.json").read_text())
     assert (record["cell_id"], record["config"]["adapter"]["init"]) == (name, "kaiming")
+    own = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    assert own["use_rslora"] == (scaling == "rslora")
+    assert (own["lora_alpha"] == 16) == (scaling != "crossover"), "a power of r alone is in PEFT"
     command("export", trained, name, tmp_path / "folded", "--fold-scaling")
     assert json.loads((tmp_path / "folded" / CONFIG).read_text())["use_rslora"] is False
     with torch.no_grad():

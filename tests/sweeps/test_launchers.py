@@ -73,28 +73,3 @@ def test_a_sweep_with_the_launcher_gpus_has_the_same_numbers(
     assert list(one.cells["cell_id"]) == list(two.cells["cell_id"])
     losses = list(one.metrics["loss"])
     assert losses == pytest.approx(list(two.metrics["loss"]), nan_ok=True, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "labels"),
-    [
-        (
-            [["adapter.rank=4"], ["adapter.rank=8", "seed=1", "optimizer.lr=1e-3"]],
-            ["lora rank 4 seed 0 lr 0.01 alpha 16.0", "lora rank 8 seed 1 lr 0.001 alpha 16.0"],
-        ),
-        (
-            [["adapter.scaling=0.5", "train.clip=1"], ["adapter.scaling=0.75", "train.clip=2"]],
-            [f"power p={p} rank 8 seed 0 lr 0.01 alpha 16.0 clip {c}" for p, c in
-             ((0.5, 1.0), (0.75, 2.0))],
-        ),
-        (
-            [["data.seed=1"], ["data.seed=2"]],
-            [f"lora rank 8 seed 0 lr 0.01 alpha 16.0 data_seed {seed}" for seed in (1, 2)],
-        ),
-    ],
-)  # fmt: skip
-def test_the_name_of_a_cell_says_what_sets_it_apart(
-    overrides: list[list[str]], labels: list[str], cell: Build
-) -> None:
-    cells = plan([cell(*own) for own in overrides])
-    assert [each.label for each in cells] == [f"adamw {label}" for label in labels]

@@ -14,19 +14,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from torch.utils import _foreach_utils
 
-from study.config import CellConfig, ModelConfig
+from study.config import CellConfig
 from study.data import Corpus
-from study.models import FrozenBase, load_base, tiny
+from study.models import FrozenBase
 from study.probes.alignment import weight_gradient
 from study.training.checkpoint import Snapshot
 from study.training.loop import CellStep, train
 from study.training.optimizers import build_optimizer, step_if
 from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import MOMENTS, STATS
-from tests.pretend_gpu import PretendGpu, PretendTensor, move, register
+from study.vocabulary.quantities import STATS
+from tests.pretend_gpu import PretendGpu, move, register
 from tests.trained import copied
 
 Build = Callable[..., CellConfig]
@@ -53,7 +52,7 @@ class Cuda(warnings.catch_warnings):
     def __enter__(self) -> Any:
         super().__enter__()
         self.waits: Counter[str] = Counter()
-        self.sent = self.operations = 0
+        self.sent = 0
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *where, **_: self.waits.update(
             [f"{message} {where}"]
@@ -83,17 +82,15 @@ class OnGpu:
         self.steps: Rows = []
         self.waits: list[Counter[str]] = []
         self.sent: list[int] = []
-        self.operations: list[int] = []
         with Gpu() as gpu:
             runs = [Run.of(config, corpus) for config in cells]
-            waits, sent, operations = gpu.waits.copy(), gpu.sent, gpu.operations
+            waits, sent = gpu.waits.copy(), gpu.sent
             for rows in train(base, corpus, runs, resume):
                 see(rows)
                 self.steps.append(rows)
                 self.waits.append(gpu.waits - waits)
                 self.sent.append(gpu.sent - sent)
-                self.operations.append(gpu.operations - operations)
-                waits, sent, operations = gpu.waits.copy(), gpu.sent, gpu.operations
+                waits, sent = gpu.waits.copy(), gpu.sent
 
 
 def on_cpu(
@@ -174,32 +171,6 @@ def test_a_probed_and_evaluated_step_never_waits(both: Callable[..., Any], cell:
             assert other is not None
             # Statistics that tiny differences decide (arcsines near 1) have fewer digits.
             pd.testing.assert_frame_equal(one.probes, other.probes, rtol=5e-3, atol=1e-6)
-
-
-@pytest.mark.skipif(IS_CUDA, reason="the pretend device counts operations")
-def test_the_operations_of_a_step_of_30_layers(
-    corpus: Corpus, cell: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of eight cells of eight ranks: a plain step, and one with the probes of ``quick``. Counted
-    with two layers and with three.
-    """
-    monkeypatch.setattr(_foreach_utils, "_foreach_supported_types", [torch.Tensor, PretendTensor])
-    shared = (
-        *("probes.batch=[train,heldout]", f"probes.stats=[{','.join(MOMENTS)}]"),
-        *("train.eval_every=0", "probes.steps=[1]"),
-        *("adapter.contraction=factored", "pack.padding_free=false"),
-    )
-    cells = [cell(*shared, f"adapter.rank={rank}") for rank in (2, 4, 6, 8, 16, 24, 32, 64)]
-    counts = []
-    for layers in (2, 3):
-        monkeypatch.setitem(tiny._SHAPE, "num_hidden_layers", layers)
-        base = load_base(ModelConfig("tiny"), CPU, "float32")
-        with Gpu():
-            move(base.model, GPU)
-        counts.append(OnGpu(base, corpus, cells).operations)
-    _, probed, plain, _ = (two + 28 * (three - two) for two, three in zip(*counts, strict=True))
-    assert plain <= 8_000
-    assert probed - plain <= 15_000
 
 
 @pytest.mark.parametrize("resumed_on", ["the device", "the CPU"])

@@ -18,7 +18,6 @@ from study.adapters import AdapterSpec, LoraPair, adapted
 from study.errors import StudyError
 from study.models import FrozenBase
 from study.training.peft_format import CONFIG, WEIGHTS, read_adapter, write_adapter
-from study.vocabulary import scaling
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -49,28 +48,6 @@ def assert_logits_in_peft(model: nn.Module, folder: Path, expected: torch.Tensor
     with torch.no_grad():
         found = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()(IDS).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize(
-    ("rule", "power", "targets"),
-    [("lora", None, "all"), ("rslora", None, "all"), ("power", 0.75, "some")],
-)
-def test_peft_loads_it_with_equal_logits(
-    tiny_base: FrozenBase, tmp_path: Path, rule: str, power: float | None, targets: str
-) -> None:
-    one = "model.layers.0.self_attn.q_proj"
-    layers = list(tiny_base.card.linears) if targets == "all" else [one]
-    gamma, p = scaling.gamma(rule, 16, 6, power), scaling.exponent(rule, power)
-    pairs, expected = trained(tiny_base.model, layers, rank=6, gamma=gamma)
-    folder = written(tmp_path / "adapter", tiny_base.model, pairs, 16, exponent=p)
-    assert_logits_in_peft(tiny_base.model, folder, expected)
-    with torch.no_grad():
-        assert (tiny_base.model(IDS).logits - expected).abs().max() > 0.1
-    config = config_of(folder)
-    assert (config["r"], config["use_rslora"]) == (6, p == 0.5)
-    assert config["lora_alpha"] == (16 if p in (0.5, 1) else pytest.approx(gamma * 6, rel=1e-15))
-    kinds = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert config["target_modules"] == (kinds if targets == "all" else [one])
 
 
 def test_the_files_that_other_tools_read(tiny_base: FrozenBase, tmp_path: Path) -> None:

@@ -31,17 +31,6 @@ def test_rules(rank: int) -> None:
     assert far * 1e6 == pytest.approx(gamma("rslora", 16.0, rank)), "below c, rsLoRA's form"
 
 
-def test_peft_agrees_about_gamma() -> None:
-    import torch
-
-    peft = pytest.importorskip("peft")
-    for use_rslora, rule in ((False, "lora"), (True, "rslora")):
-        config = peft.LoraConfig(r=48, lora_alpha=20, use_rslora=use_rslora, target_modules=["0"])
-        model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), config)
-        layer = model.base_model.model[0]
-        assert layer.scaling["default"] == pytest.approx(gamma(rule, 20.0, 48))
-
-
 def test_a_number_is_the_exponent_of_the_power_rule() -> None:
     assert named_rule("7.5e-1") == ("power", 0.75)
     assert named_rule("0.5") == ("power", 0.5), "not rslora: the two stay apart"
