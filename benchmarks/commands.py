@@ -48,6 +48,13 @@ def main(arguments: Sequence[str]) -> None:
         suites.main(list(arguments), "study bench", standalone_mode=False)
 
 
+def need_peft() -> None:
+    if find_spec("peft") is None:
+        raise StudyError(
+            f"study bench measures PEFT too, and PEFT is not installed: {install('bench')}"
+        )
+
+
 @click.command(epilog=LISTS + INFERENCE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, metavar="[SUITE]... | inference")
 @click.option("--to", **folder("results/bench", "Folder of the tables, one for each suite."))
@@ -75,10 +82,7 @@ def suites(
     for name in names:
         if name not in SUITES:
             raise unknown("suite", name, SUITES)
-    if find_spec("peft") is None:
-        raise StudyError(
-            f"study bench trains with PEFT too, and PEFT is not installed: {install('bench')}"
-        )
+    need_peft()
     import pandas as pd
 
     from study.figures.style import save
@@ -125,9 +129,10 @@ def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any)
 
     table = to / "infer_cost.parquet"
     if measured:
-        from .inference import run
+        need_peft()
+        from .inference import measure
 
-        timings = run(ranks=[int(rank) for rank in ranks.split(",")], **options, say=say)
+        timings = measure(ranks=[int(rank) for rank in ranks.split(",")], **options, say=say)
         to.mkdir(parents=True, exist_ok=True)
         timings.to_parquet(table, index=False)
     elif not table.exists():

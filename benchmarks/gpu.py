@@ -4,9 +4,9 @@
 same call goes on where an earlier one stopped. A step that was stopped or that failed runs again; a
 sweep then trains only the cells that it lacks.
 
-A stage has a folder with the output and the results of its steps. After each step,
-``DIR/STAGE.tar.gz`` has what is in it, without weights. ``--rehearse`` runs the same steps with the
-tiny base on a CPU. ``benchmarks/pack.sh`` makes what a machine without a network needs.
+A stage has a folder with the output and the results of its steps. ``--rehearse`` runs the same
+steps with the tiny base on a CPU. ``benchmarks/pack.sh`` makes what a machine without a network
+needs.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import os
 import runpy
 import signal
 import sys
-import tarfile
 import time
 from importlib import import_module
 from multiprocessing import get_context
@@ -113,17 +112,11 @@ def run_steps(steps: dict[str, list[str]], to: Path, minutes: float) -> bool:
         if status == "is done":
             done.append(name)
             write_text(path, "\n".join(done) + "\n")
-        with tarfile.open(f"{log.parent}.tar.gz", "w:gz") as tar:
-            tar.add(log.parent, log.parent.name, filter=_but_weights)
     left = [name for name in steps if name not in done]
     click.echo(f"{len(steps) - len(left)} of {len(steps)} steps are done: {to}")
     if left:
         click.echo(f"left: {', '.join(left)}. Run the same command again to go on")
     return not left
-
-
-def _but_weights(file: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if file.name.endswith(".safetensors") else file
 
 
 def run_step(command: list[str], log: Path, seconds: float) -> str:

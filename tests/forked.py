@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
@@ -30,6 +30,13 @@ PATIENCE = 900.0
 def inherited_path() -> list[str]:
     """The folders of this process's ``PYTHONPATH``."""
     return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.01)
 
 
 @cache
@@ -84,18 +91,24 @@ class Forked:
     def ended(self) -> bool:
         return self._process.exitcode is not None
 
+    @property
+    def said(self) -> str:
+        """What it has printed on stderr."""
+        err = Path(self._said.name) / "err"
+        return err.read_text() if err.exists() else ""
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until it holds. The process must not end before that."""
+        wait_for(lambda: condition() or self.ended)
+        assert condition(), self.said
+
     def first_line(self) -> str:
         """Wait for the first line that it prints on stdout."""
         out = Path(self._said.name) / "out"
-        deadline = time.monotonic() + PATIENCE
-        while not (out.exists() and "\n" in (text := out.read_text())):
-            assert not self.ended, self.wait().stderr
-            assert time.monotonic() < deadline, "it prints nothing"
-            time.sleep(0.01)
-        return text.splitlines()[0]
+        self.wait_for(lambda: out.exists() and "\n" in out.read_text())
+        return out.read_text().splitlines()[0]
 
     def send(self, signum: int) -> None:
-        """Send a signal."""
         os.kill(self._process.pid, signum)
 
     def kill(self) -> None:
@@ -114,9 +127,8 @@ class Forked:
         if not self.ended:
             self.kill()
             raise subprocess.TimeoutExpired(list(self.arguments), PATIENCE)
-        with self._said:
-            out, err = ((Path(self._said.name) / name).read_text() for name in ("out", "err"))
-        return subprocess.CompletedProcess(self.arguments, self._process.exitcode, out, err)
+        out = (Path(self._said.name) / "out").read_text()
+        return subprocess.CompletedProcess(self.arguments, self._process.exitcode, out, self.said)
 
 
 def _become(

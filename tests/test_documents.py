@@ -1,8 +1,6 @@
 """Every measured number in the documents is that of the committed tables: ``make figures``."""
 
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -29,20 +27,6 @@ def test_documents_have_the_numbers_of_the_committed_tables() -> None:
         return
     changed = [n for n, text in TEXTS.items() if rewrite(text, make.BLOCKS, lambda _: None) != text]
     assert changed == []
-
-
-def test_the_stamp_changes_with_a_number_a_table_and_the_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(make, "ROOT", tmp_path)
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    found = [make.stamp()]
-    for name in ("docs/a.md", "results/reference/b/cells.parquet", "study/analysis/c.py"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        for text in ("1", "2"):
-            (tmp_path / name).write_text(text)
-            found.append(make.stamp())
-    assert len(set(found)) == len(found)
 
 
 def test_no_measured_number_stands_outside_of_a_block() -> None:

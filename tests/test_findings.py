@@ -7,19 +7,17 @@ from pathlib import Path
 import pytest
 
 from docs import archive, findings, numbers
-from docs.blocks import PLOTS, RESULTS, NoTables, study_tables
-from docs.findings import CLAIMS, STUDIES, matching
-from study.analysis.expectations import Compared
+from docs.blocks import PLOTS, RESULTS, NoTables
+from docs.findings import CLAIMS, STUDIES
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
-from study.config.expectations import Expectation, read_entries
+from study.config.expectations import read_entries
 from study.figures import FIGURES
 from study.report.text import minus
 from study.store import load_records
 from study.store.archive import FILES
 from study.store.records import ARCHIVE
 from study.store.tables import load_measured
-from study.vocabulary.verdicts import AGREES, DIFFERS, UNCLEAR
 
 COMMITTED = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARCHIVE}"))
 MOST_MEGABYTES = 8
@@ -75,50 +73,6 @@ def test_seeds_that_came_after_a_look_are_named() -> None:
 def test_rows_name_studies_and_figures_that_exist() -> None:
     assert {test["study"] for one in CLAIMS for test in one["tests"]} <= {*STUDIES}
     assert {figure for study in STUDIES.values() for figure in study["figures"]} <= set(FIGURES)
-
-
-def a_row(verdict: str, measured: float) -> Compared:
-    where = {"site": "adapter_update", "stat": "descent", "step": 0}
-    said = {"source": "a paper", "refuted_by": "a p*"}
-    one = Expectation(
-        what="p_star", predicted=0.5, tolerance=0.02, optimizer="sgd", **where, **said
-    )
-    return Compared(one, "", measured, measured - 0.01, measured + 0.01, 3, 0, verdict)
-
-
-@pytest.mark.parametrize(
-    ("reads", "words", "verdict"),
-    [
-        ("holds", [AGREES], "holds"),
-        ("holds", [AGREES, DIFFERS, UNCLEAR], "holds: 1, **fails**: 1, open: 1"),
-        ("fails", [AGREES], "**fails**"),
-        ("fails", [DIFFERS], "open"),
-        ("fails", ["one seed"], "one seed"),
-        ("below", [AGREES], "**fails**"),
-        ("below", [UNCLEAR, DIFFERS], "open: 1, **fails**: 1"),
-    ],
-)
-def test_a_claim_says_what_the_verdicts_on_its_expectations_mean(
-    monkeypatch: pytest.MonkeyPatch, reads: str, words: list[str], verdict: str
-) -> None:
-    rows = [a_row(word, 0.5 + n / 10) for n, word in enumerate(words)]
-    monkeypatch.setattr(findings, "matching", lambda *_: rows)
-    test = {"regime": "SGD", "study": "quick", "where": {}, "reads": reads}
-    _, expected, measured, said = findings.entries_of(test)
-    assert (expected, said) == ("0.5 ± 0.02", verdict)
-    step = " (step 0)" if len(rows) > 1 else ""
-    texts = [f"{row.measured:.3f} [{row.low:.3f}, {row.high:.3f}]{step}" for row in rows]
-    assert measured == "; ".join(texts)
-
-
-def test_evidence_is_found_by_the_fields_of_an_expectation() -> None:
-    where = {"what": "p_star", "optimizer": "sgd", "site": "adapter_update", "step": 0}
-    [row] = matching("stable_exponent", where)
-    tables = study_tables("stable_exponent").stable
-    here = (tables["optimizer"] == "sgd") & (tables["site"] == "adapter_update")
-    here &= (tables["stat"] == "descent") & (tables["step"] == 0) & (tables["layer"] == "model")
-    assert row.measured in set(tables[here]["p_star"])
-    assert matching("stable_exponent", where | {"p": 0.5}) == []
 
 
 def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds() -> None:

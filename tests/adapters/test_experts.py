@@ -15,23 +15,12 @@ from study.adapters import AdapterSpec, LoraPair, adapted
 from study.adapters.experts import check_possible
 from study.errors import StudyError
 from study.training.peft_format import read_adapter, write_adapter
+from tests.models import small
 
 peft = pytest.importorskip("peft")
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
+SMALL = small.SMALL | {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+SMALL |= {"num_local_experts": 4, "num_experts_per_tok": 2}
 SHARED = {
     "n_routed_experts": 4,
     "moe_intermediate_size": 12,
@@ -46,7 +35,7 @@ SHARED = {
     "head_dim": 4,
 }
 FAMILIES: dict[str, PretrainedConfig] = {
-    "mixtral": transformers.MixtralConfig(**SMALL),
+    "mixtral": small.mixtral(),
     # Its weights are [E, D, O] and have biases.
     "gpt_oss": transformers.GptOssConfig(**SMALL, head_dim=8),
     # Linear layers of the same names stand beside the experts.

@@ -70,16 +70,3 @@ def _cells(axes: Mapping[str, Any]) -> pd.DataFrame:
     cells["status"] = "complete"
     cells["cell_id"] = [f"{k:012x}" for k in range(len(cells))]
     return cells
-
-
-@pytest.fixture(scope="session")
-def assert_exponent() -> Callable[..., None]:
-    """``assert_exponent(row, expected, tol)``: one row of ``exponents`` against a number."""
-
-    def check(row: pd.Series | pd.DataFrame, expected: float, tol: float) -> None:
-        if isinstance(row, pd.DataFrame):
-            assert len(row) == 1, f"{len(row)} rows, not one:\n{row.to_string()}"
-            row = row.iloc[0]
-        assert row["exponent"] == pytest.approx(expected, abs=tol), row.to_string()
-
-    return check

@@ -4,11 +4,10 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pytest
-from pydantic import BaseModel
 
 from study.analysis.compare import compare, conclusion, table_texts
 from study.errors import StudyError
@@ -88,46 +87,26 @@ def test_studies_without_a_common_number_get_one_line(study: Build) -> None:
         compare({"one": one, "other": other})
 
 
-class Row(BaseModel, extra="forbid"):
-    study: str
-    curve: str
-    what: Literal["exponent", "loss"]
-    quantity: str
-    at: Literal["first", "last"]
-    rank: float | None
-    step: int
-    other_step: int
-    value: float
-    low: float | None
-    high: float | None
-    seeds: int
-    other: float
-    other_low: float | None
-    other_high: float | None
-    other_seeds: int
-    difference: float
-    ci_low: float | None
-    ci_high: float | None
-    paired: bool
+ROW = (
+    "study curve what quantity at rank step other_step value low high seeds other other_low "
+    "other_high other_seeds difference ci_low ci_high paired"
+)
 
 
-class Compared(BaseModel, extra="forbid"):
-    rows: list[Row]
-    settings: list[dict[str, str]]
-
-
-def test_the_command_prints_a_sentence_and_a_table_and_has_a_schema(
+def test_the_command_prints_a_sentence_and_a_table_and_has_columns(
     study_cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     studies = [str(REFERENCE / name) for name in ("paper_b3", "quick")]
     ran = study_cli("compare", *studies, "--json", "-q")
     assert (ran.code, ran.err) == (0, "")
-    rows = Compared.model_validate(json.loads(ran.out)).rows
-    assert {row.study for row in rows} == {"quick"}
+    found = json.loads(ran.out)
+    assert set(found) == {"rows", "settings"}
+    assert list(found["rows"][0]) == ROW.split()
+    rows = pd.DataFrame(found["rows"])
+    assert set(rows["study"]) == {"quick"}
     ran = study_cli("compare", *studies, "-q", "--to", str(tmp_path))
     assert (tmp_path / "paper_b3_quick.png").read_bytes().startswith(b"\x89PNG")
     assert ran.out.startswith("- A = paper_b3, B = quick: 1 of 6 exponents and 0 of 2 losses agree")
-    texts = table_texts(pd.DataFrame([row.model_dump() for row in rows]))
-    assert all(text in ran.out for text in texts["B - A"])
+    assert all(text in ran.out for text in table_texts(rows)["B - A"])
     assert study_cli("compare", studies[0]).code == 2
     assert "twice" in study_cli("compare", studies[0], studies[0]).err

@@ -1,6 +1,7 @@
 """Best rates at several horizons of the same runs, and the rates that a sweep lacks."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,8 @@ import pytest
 
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
+from study.figures.against_rate import rate_exponent_vs_rho
+from tests.figures.conftest import artists, said
 
 from .losses import LORA, POWER, RANKS, Loss, basin, runs
 
@@ -37,6 +40,12 @@ def recorded(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def study() -> SimpleNamespace:
+    cells, metrics = at_steps()
+    probes, none = recorded(cells), pd.DataFrame()
+    return SimpleNamespace(cells=cells, metrics=metrics, probes=probes, exponents=none)
+
+
 def test_each_horizon_has_its_best_rates() -> None:
     cells, metrics = at_steps()
     rates = rates_by_horizon(cells, metrics, recorded(cells))
@@ -58,6 +67,12 @@ def test_exponents_beside_rho_and_the_crossover() -> None:
     assert row["at_rho_high"] == pytest.approx(rate_exponent(bend, row["rho"]))
     assert row["at_rho_low"] == pytest.approx(rate_exponent(1.0, row["rho"])), "the descent"
     assert row["rho_low"] < row["rho"] < row["rho_high"]
+    tables = study()
+    figure = rate_exponent_vs_rho(tables)
+    [late], [early] = (artists(figure, f"{part} power p=0") for part in ("point", "early"))
+    for point, (_, one) in zip((early, late), table.iterrows(), strict=True):
+        assert point.get_xydata()[0] == pytest.approx([one["rho"], one["exponent"]])
+    assert "Open: after 8 steps instead of 32." in said(figure)
 
 
 # What a sweep lacks.

@@ -7,7 +7,6 @@ from contextlib import redirect_stdout
 from unittest import mock
 
 import pandas as pd
-import pytest
 
 from study.analysis import (
     fit_exponents,
@@ -77,16 +76,3 @@ def test_the_table_fits_a_terminal_and_says_what_it_must(study):
         assert words in " ".join(text.split())
     for words in ("bent", "grows", "straightness", "…", "*"):
         assert words not in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"seed": 0}, "Brackets show the straightness of the line, one seed."),
-        ({"seed": 0, "rank": (4, 16)}, "A slope without brackets has one seed and two ranks."),
-    ],
-)
-def test_what_the_intervals_are_over_is_said(study, changes, words):
-    text = " ".join(shown(exponents=judged(study, **changes)).split())
-    assert words in text
-    assert "95 %" not in text

@@ -3,7 +3,6 @@
 ``make gpu-rehearsal`` runs the real steps with the tiny base.
 """
 
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -52,13 +51,10 @@ def test_steps_go_on_where_an_earlier_call_stopped(
     assert not is_alive(int(log.split()[0])), "what it has started ends too"
     assert "2 of 5 steps are done" in said.out
     assert "left: 1/second, 2/fourth, 2/fifth. Run the same command again" in said.out
-    (to / "2/weights.safetensors").touch()
     fixed.touch()
     steps["2/fourth"] = ["works", "e"]
     assert run_steps(steps, to, minutes=1)
     assert ran.read_text() == "acbed"
-    with tarfile.open(to / "2.tar.gz") as tar:
-        assert sorted(tar.getnames()) == ["2", "2/fifth.txt", "2/fourth.txt", "2/third.txt"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import transformers
+from transformers import AutoModelForCausalLM
 
 from benchmarks import inference
-from benchmarks.inference import COLUMNS, Factors, next_token, replaced
+from benchmarks.inference import COLUMNS, built, next_token
 from benchmarks.inference_costs import inference_costs, inference_verdict
 from study.config import ModelConfig
 from study.models import FrozenBase, load_base, tiny
+from tests.models.small import gpt2
 
 IDS = torch.arange(30)[None]
 
@@ -23,22 +24,18 @@ IDS = torch.arange(30)[None]
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
 def test_merged_and_unmerged_compute_the_same_and_differ_from_the_base(
-    tiny_base: FrozenBase, family: str, tmp_path: Path
+    tiny_base: FrozenBase, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(inference, "B_STD", 0.3)  # above rounding
     base = tiny_base
     if family == "gpt2":  # its linears keep their weights transposed
-        config = transformers.GPT2Config(
-            n_embd=32, n_layer=2, n_head=4, vocab_size=258, n_positions=64, eos_token_id=256
-        )
-        transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+        AutoModelForCausalLM.from_config(gpt2()).save_pretrained(tmp_path)
         tiny.tokenizer().save_pretrained(tmp_path)
         base = load_base(ModelConfig("hf", str(tmp_path)), torch.device("cpu"), "float32")
-    factors = Factors(base, 16)
-    factors.pairs = {path: (A, 300 * B) for path, (A, B) in factors.pairs.items()}  # > rounding
     logits = {}
     for name in ("base", "control", "merged", "unmerged"):
-        with replaced(base.model, factors.modules((name, "rslora", 8))):
-            logits[name] = next_token(base, IDS)
+        torch.manual_seed(0)
+        logits[name] = next_token(built(base, (name, "rslora", 8)), IDS)
     plain = base.model(IDS).logits[:, -1]
     torch.testing.assert_close(logits["base"], plain, rtol=1e-5, atol=1e-5)
     assert torch.equal(logits["base"], logits["control"])

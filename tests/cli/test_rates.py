@@ -90,7 +90,9 @@ def test_a_study_of_one_rate_is_refused(study_cli: Cli) -> None:
 def test_a_setting_that_depends_on_a_swept_one_is_left_to_the_experiment() -> None:
     """Its alpha depends on the rule, and its table of them lacks the default rule."""
     name = "rate_rivals_muon"
-    cells = [overrides_of(one["config"], name, ALONE) for one in load_records(REFERENCE / name)]
+    configs = (one["config"] for one in load_records(REFERENCE / name))
+    of_each = {(one["adapter"]["rank"], one["adapter"]["scaling"]): one for one in configs}
+    cells = [overrides_of(one, name, ALONE) for one in of_each.values()]
     assert {tuple(cell) for cell in cells} == {
         (f"experiment={name}", f"adapter.rank={rank}", f"adapter.scaling={rule}")
         for rank in (4, 128)

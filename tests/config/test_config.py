@@ -125,7 +125,8 @@ MISTAKES = {
     "probes.every=2": "both set",
     "probes.truncations=deep": "probes.truncations=deep: ranks must be",
     "pack.fold=0": "pack.fold=0",
-    "pack.compile=maybe": "choose from true, false, auto",
+    "pack.compile=1": "unknown pack.compile 1: choose from true, false, auto",
+    "pack.padding_free=0": "unknown pack.padding_free 0: choose from true, false, auto",
     "data.sequence_length=1": "data.sequence_length=1",
 }
 

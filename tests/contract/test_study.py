@@ -101,21 +101,6 @@ def test_an_adapter_goes_out_and_comes_back(small: Path, home: Path, command: Co
     assert "adapter.path=" in printed
 
 
-def test_an_archived_study_reads_the_same(small: Path, home: Path, command: Command) -> None:
-    command("archive", "results/small", "--to", "kept/small")
-    command("analyze", "kept/small")
-    there, back = study.load(str(small)), study.load(str(home / "kept/small"))
-    for name in ("metrics", "probes", "exponents"):
-        a, b = (
-            table.astype(dict.fromkeys(table.select_dtypes("category"), str))
-            .sort_values(list(table.columns[:7]))
-            .reset_index(drop=True)
-            for table in (getattr(there, name), getattr(back, name))
-        )
-        pd.testing.assert_frame_equal(a, b)
-    assert sorted(there.cells["cell_id"]) == sorted(back.cells["cell_id"])
-
-
 def test_a_notebook_trains_a_sweep(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     short = {"model": "tiny", "data": "file", "data.path": "train.jsonl", "data.heldout": 4}

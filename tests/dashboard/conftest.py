@@ -18,6 +18,7 @@ from study.dashboard.document import export
 from study.store import CellWriter
 from study.sweeps import app as hydra_app
 from tests.forked import STUDY, Forked
+from tests.store.small_cells import CONFIG, RECORD
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
 FLAGS += " --disable-background-networking --disable-component-update"
@@ -192,20 +193,10 @@ def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begin_cell(study: Path, cell_id: str, rank: int = 4, seed: int = 0) -> CellWriter:
     """The writer of a running cell in the folder ``study``."""
-    adapter = {"rank": rank, "scaling": "lora", "exponent": None, "alpha": 16.0}
-    adapter |= {"init": "kaiming", "dropout": 0.0, "targets": "all-linear"}
-    train = {"steps": 9, "batch_size": 2, "accumulation": 1, "clip": None}
-    config = {
-        "adapter": adapter,
-        "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0},
-        "train": train | {"schedule": "constant", "warmup": 0},
-        "data": {"seed": 0, "sequence_length": 48},
-        "seed": seed,
-        "precision": "float32",
-    }
-    record = {"cell_id": cell_id, "model": "known", "data": "pydoc", "gamma": 1.0, "device": "cpu"}
-    record |= {"study": study.name, "rank": rank, "scaling": "lora", "seed": seed}
-    return CellWriter.open(study / "cells" / cell_id, "", record | {"config": config})
+    adapter = CONFIG["adapter"] | {"rank": rank, "scaling": "lora", "exponent": None}
+    config = CONFIG | {"adapter": adapter, "train": CONFIG["train"] | {"steps": 9}, "seed": seed}
+    record = RECORD | {"cell_id": cell_id, "study": study.name, "config": config}
+    return CellWriter.open(study / "cells" / cell_id, "", record)
 
 
 def one_step(

@@ -75,16 +75,6 @@ def test_no_request_and_no_error(offline: Watched, file: Path) -> None:
     assert offline.errors == []
 
 
-# ---- findings
-
-
-def test_one_seed_has_no_interval_and_no_verdict(exported: Watched) -> None:
-    """AdamW has one seed, SGD two, and one at the rate at which it diverges."""
-    page = exported.show("tab=layers&optimizer=adamw")
-    assert "brackets: straightness of the line, one seed" in page.locator("#fit-title").inner_text()
-    assert "95 %" not in page.locator("#fit-title").inner_text()
-
-
 def test_final_losses_are_those_of_the_tables(exported: Watched, trained: Path) -> None:
     tables = load_tables(trained)
     wanted = tables.losses.query("how == 'fixed' and optimizer == 'sgd'")

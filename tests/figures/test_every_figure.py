@@ -13,8 +13,8 @@ from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
-from tests.analysis import test_capacity
-from tests.figures import test_bf16, test_losses, test_rate_exponents
+from tests.analysis import test_capacity, test_rate_horizons
+from tests.figures import test_bf16, test_losses
 from tests.figures.checklist import problems
 from tests.figures.conftest import said, tiny
 from tests.figures.test_against_rank import lazy
@@ -95,7 +95,7 @@ RICH: tuple[Callable[[], SimpleNamespace], ...] = (
 )
 OF_ONE_FIGURE = {
     "bits_stored": test_capacity.tables,
-    "rate_exponent_vs_rho": test_rate_exponents.study,
+    "rate_exponent_vs_rho": test_rate_horizons.study,
     "loss_against_alpha": test_losses.products,
     "learning_rate_basins_by_setting": test_losses.two_settings,
     **dict.fromkeys(("loss_in_bf16", "lost_in_bf16"), test_bf16.in_bf16),

@@ -80,11 +80,3 @@ def test_points_and_bars_by_setting_show_the_table() -> None:
             np.testing.assert_allclose(bar[:, 0], [fit["ci_low"], fit["ci_high"]])
             theory = [one.get_segments()[0][0, 0] for one in artists(figure, f"theory {who}", ax)]
             assert theory == [fit["predicted"]][: step == 0]
-
-
-def test_a_setting_is_named_by_what_most_others_have_otherwise() -> None:
-    most = {"optimizer": "adamw", "lr": 1e-3, "dropout": 0.0, "weight_decay": 0.0}
-    changes = [{}, {"dropout": 0.1}, {"weight_decay": 0.1}, {"lr": 1e-2}, {"optimizer": "sgd"}]
-    figure = exponents_by_setting(tiny(settings=[most | change for change in changes]))
-    names = {one.get_gid()[6:].split(":")[0] for one in artists(figure, "point ")}
-    assert names == {"common setting", "dropout 0.1", "weight decay 0.1", "SGD"}

@@ -3,9 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
-from matplotlib.colors import same_color
 
-from study.figures import style
 from study.figures.over_training import grad_norm_curves, loss_curves
 from study.figures.selection import Rule
 from tests.figures.checklist import problems
@@ -19,18 +17,6 @@ def of_rank(tables: SimpleNamespace, scaling: str, rank: float, column: str) -> 
     cells = rows(tables.cells, scaling=scaling, rank=rank)["cell_id"]
     wide = tables.metrics[tables.metrics["cell_id"].isin(cells)]
     return wide.pivot(index="step", columns="cell_id", values=column).dropna().to_numpy()
-
-
-def test_loss_has_a_line_per_rank_that_is_the_tables_numbers(small) -> None:
-    figure = loss_curves(small)
-    top, ranks = panels(figure)[0], [4, 16, 64, 256, 1024]
-    for rank in ranks:
-        line = only(figure, f"curve lora p=1 r={rank} complete", top)
-        np.testing.assert_array_equal(line.get_xdata(), np.arange(15))
-        np.testing.assert_allclose(line.get_ydata(), of_rank(small, "lora", rank, "loss")[:, 0])
-        assert same_color(line.get_color(), style.shade(LORA, rank, ranks))
-    assert not artists(figure, "band")  # one seed
-    assert [ax.get_title().split()[0] for ax in panels(figure)[:2]] == ["LoRA", "rsLoRA"]
 
 
 def test_perplexity_is_the_exponential_of_the_heldout_loss(full) -> None:

@@ -76,6 +76,21 @@ def peft_model(tiny_base: FrozenBase) -> Callable[..., nn.Module]:
     return build
 
 
+@pytest.fixture
+def patterned(tiny_base: FrozenBase) -> Any:
+    """A model of PEFT whose ranks and alphas differ by layer. One layer has not moved: B = 0."""
+    peft = pytest.importorskip("peft")
+    patterns: Any = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}}
+    patterns |= {"lora_dropout": 0.1, "target_modules": ["q_proj", "up_proj", "down_proj"]}
+    config = peft.LoraConfig(r=6, lora_alpha=8, use_rslora=True, **patterns)
+    model = peft.get_peft_model(copy.deepcopy(tiny_base.model), config)
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name and "layers.0.mlp.down_proj" not in name:
+            nn.init.normal_(weight, std=0.1, generator=generator)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def trainer_of(corpus: Corpus) -> Callable[..., Any]:
     """A Trainer as a cell configures it: ``trainer_of(model, config, folder, bf16=True)``."""

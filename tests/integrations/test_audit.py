@@ -27,35 +27,20 @@ EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
 @pytest.fixture
-def peft_model(tiny_base: FrozenBase) -> Any:
-    """PEFT's model with several ranks and alphas, and one layer that has not moved."""
-    patterns: Any = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}}
-    names = ["q_proj", "up_proj", "down_proj"]
-    config = peft.LoraConfig(r=6, lora_alpha=8, use_rslora=True, target_modules=names, **patterns)
-    model = peft.get_peft_model(copy.deepcopy(tiny_base.model), config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name and STILL not in name:
-                weight.normal_(std=0.1, generator=generator)
-    return model.eval()
-
-
-@pytest.fixture
-def folder(peft_model: Any, tmp_path: Path) -> Path:
-    peft_model.save_pretrained(tmp_path / "adapter")
+def folder(patterned: Any, tmp_path: Path) -> Path:
+    patterned.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 def test_the_numbers_are_those_of_dense_matrices(
-    peft_model: Any, folder: Path, study_cli: Cli
+    patterned: Any, folder: Path, study_cli: Cli
 ) -> None:
     ran = study_cli("audit", str(folder), "--base", "tiny", "--json", "-q")
     assert (ran.code, ran.err) == (0, "")
     layers = json.loads(ran.out, object_hook=lambda one: SimpleNamespace(**one)).layers
     assert [one.layer for one in layers if not one.moved] == [STILL]
     for one in layers:
-        layer = peft_model.get_submodule(f"base_model.model.{one.layer}")
+        layer = patterned.get_submodule(f"base_model.model.{one.layer}")
         delta, W = layer.get_delta_weight("default").detach(), layer.base_layer.weight.detach()
         assert one.gamma == pytest.approx(layer.scaling["default"])
         assert (one.d_out, one.d_in) == delta.shape
@@ -139,7 +124,7 @@ HEAD = {"modules_to_save": ["lm_head"]}
 EMBEDDED = {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 7}}
 GPT2 = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_rslora": True}
 KINDS: dict[str, dict[str, Any]] = {
-    **{f"LoRA {r}": {"r": r, "lora_alpha": 2 * r} for r in (1, 3, 64)},
+    **{f"LoRA {r}": {"r": r, "lora_alpha": 2 * r} for r in (1, 64)},
     **{f"rsLoRA {r}": {"r": r, "lora_alpha": 16, "use_rslora": True} for r in (1, 3, 64)},
     "alpha": {"r": 8, "lora_alpha": 5.5},
     "alphas": {"r": 8, "alpha_pattern": {"q_proj": 3, "layers.1.mlp.up_proj": 40}},

@@ -50,10 +50,8 @@ def asked(cli: Cli, base: str, folder: Path, server: Any) -> tuple[float, str]:
 TOO_WEAK = "alpha / r instead of alpha / sqrt r"
 MANY = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"q_proj": 64, "down_proj": 4}}
 KINDS: dict[str, tuple[dict[str, Any], float, str]] = {
-    **{f"LoRA {r}": ({"r": r}, 1.0, "(as PEFT)") for r in (4, 16, 64)},
-    **{
-        f"rsLoRA {r}": ({"r": r, "use_rslora": True}, r**-0.5, f"({TOO_WEAK})") for r in (4, 16, 64)
-    },
+    "LoRA": ({"r": 64}, 1.0, "(as PEFT)"),
+    **{f"rsLoRA {r}": ({"r": r, "use_rslora": True}, r**-0.5, f"({TOO_WEAK})") for r in (4, 64)},
     "alphas": (MANY, math.nan, "no single factor"),
     "experts": (
         {"r": 16, "use_rslora": True, "target_modules": [], "target_parameters": EXPERTS},

@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from study.config import ModelConfig
-from study.models import FrozenBase, load_base, packaged, tiny
+from study.models import packaged, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +17,6 @@ def _cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
         _skip_without(name)
     if not real:
         monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def smollm2_base() -> FrozenBase:
-    """The real SmolLM2 in float32, loaded once per file: about 1 s and 0.6 GB."""
-    _skip_without("smollm2")  # module fixtures run before _cache, and must not start a download
-    return load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
 
 
 def _skip_without(name: str) -> None:

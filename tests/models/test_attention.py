@@ -8,10 +8,8 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma3TextConfig,
-    GPT2Config,
     LlamaConfig,
     MambaConfig,
-    MixtralConfig,
     PreTrainedConfig,
 )
 
@@ -19,32 +17,18 @@ from study.config import ModelConfig
 from study.models import load_base, tiny
 from study.models.base import FrozenBase
 
-ENDS = {"bos_token_id": 1, "eos_token_id": 2}
-VOCABULARY = 258
-"""Tokens of the tokenizer that is saved beside the models."""
-SMALL = ENDS | {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+from .small import SHAPE, SMALL, gpt2, mixtral
+
+VOCABULARY = SHAPE["vocab_size"]
 SEPARATES = {
     "llama": LlamaConfig(**SMALL),
     "gemma3, sliding window": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=6),
-    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
-    "gpt2, learned positions": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ENDS
-    ),
+    "mixtral": mixtral(),
+    "gpt2, learned positions": gpt2(),
 }
 MIXES = {
-    "bloom, alibi": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **ENDS),
-    "mamba, no attention": MambaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, **ENDS
-    ),
+    "bloom, alibi": BloomConfig(**SHAPE, n_layer=2, n_head=4),
+    "mamba, no attention": MambaConfig(**SHAPE, state_size=4),
 }
 
 

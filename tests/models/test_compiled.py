@@ -13,8 +13,8 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.sweeps import packs
-from study.training.loop import CellStep, train
-from study.training.run import Run
+from study.training.loop import CellStep
+from tests.trained import trained
 
 Build = Callable[..., CellConfig]
 
@@ -25,11 +25,6 @@ def _no_programs() -> Iterator[None]:
     counters.clear()
     yield
     torch.compiler.reset()
-
-
-def run(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
-    steps = train(base, corpus, [Run.of(config, corpus)])
-    return [result for (result,) in steps if result is not None]
 
 
 def assert_same_numbers(ours: list[CellStep], wanted: list[CellStep]) -> None:
@@ -54,7 +49,7 @@ def test_a_compiled_run_equals_a_plain_run(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     shape = ("train.steps=4", "train.accumulation=2", "probes.steps=[0,3]")
     plain, compiled = (
-        run(tiny_base, corpus, cell(*shape, f"adapter.contraction={contraction}", more))
+        trained(tiny_base, corpus, cell(*shape, f"adapter.contraction={contraction}", more))[0]
         for more in ("pack.compile=false", "pack.compile=true")
     )
     # The tiny base has one block after the first.
@@ -79,7 +74,7 @@ def test_the_ranks_of_a_pack_share_a_program(
     shape = ["train.steps=2", "probes.steps=null", f"train.accumulation={micro_batches}"]
     shape += [f"adapter.contraction={form}"]
     for rank in (16, 24, 33):
-        run(tiny_base, corpus, cell(*shape, "pack.compile=true", f"adapter.rank={rank}"))
+        trained(tiny_base, corpus, cell(*shape, "pack.compile=true", f"adapter.rank={rank}"))
         assert counters["stats"]["unique_graphs"] == 1, f"compiled again at rank {rank}"
 
 

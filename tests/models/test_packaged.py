@@ -121,12 +121,13 @@ def loss_of(base: FrozenBase) -> float:
 
 
 @pytest.mark.smollm2
-def test_the_real_model_reads_english(smollm2_base: FrozenBase) -> None:
+def test_the_real_model_reads_english() -> None:
     card = describe(SMOLLM2)
     assert card.fingerprint == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     assert card.max_length == 8192
     assert len(card.linears) == 30 * 7
-    assert loss_of(smollm2_base) < 2.5  # a uniform guess has log(49152) = 10.8
+    base = load_base(SMOLLM2, torch.device("cpu"), "float32")
+    assert loss_of(base) < 2.5  # a uniform guess has log(49152) = 10.8
 
 
 @pytest.mark.gemma3

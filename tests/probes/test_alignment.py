@@ -16,10 +16,10 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.probes.alignment import ALIGNED
 from study.theory import measure_layer
-from study.training.loop import Fold, train
+from study.training.loop import Fold
 from study.training.measuring import make_probe
-from study.training.run import Run
 from study.vocabulary.quantities import ALIGNMENTS, HELDOUT, NOISE, TRAIN
+from tests.trained import trained
 
 Build = Callable[..., CellConfig]
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1, init="init_b")]
@@ -89,9 +89,7 @@ def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cel
 
 
 def probes(base: FrozenBase, corpus: Corpus, config: CellConfig) -> dict[int, pd.DataFrame]:
-    steps = [
-        result for [result] in train(base, corpus, [Run.of(config, corpus)]) if result is not None
-    ]
+    [steps] = trained(base, corpus, config)
     return {int(step.metrics["step"]): step.probes for step in steps if step.probes is not None}
 
 

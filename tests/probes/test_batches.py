@@ -13,21 +13,14 @@ from study.adapters.inits import generator_for
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.training.loop import CellStep, Fold, train
+from study.training.loop import Fold
 from study.training.measuring import heldout_losses, make_probe, probe_other_batches
-from study.training.run import Run
 from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UPDATES, WEIGHTS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+from tests.trained import trained
 
 Build = Callable[..., CellConfig]
 MOVES = {*UPDATES, "adapter_update"}
-
-
-def run(base: FrozenBase, corpus: Corpus, *cells: CellConfig) -> list[list[CellStep]]:
-    by_step = list(train(base, corpus, [Run.of(config, corpus) for config in cells]))
-    return [
-        [results[k] for results in by_step if results[k] is not None] for k in range(len(cells))
-    ]
 
 
 def sites_by_batch(table: pd.DataFrame) -> dict[str, set[str]]:
@@ -41,7 +34,7 @@ def test_training_is_the_same_bit_for_bit(
     options = [fold, "train.accumulation=2", "train.clip=0.1"]
     other = cell("adapter.rank=9", *options[1:])
     runs = [
-        run(tiny_base, corpus, cell(*options, f"probes.batch={batch}"), other)
+        trained(tiny_base, corpus, cell(*options, f"probes.batch={batch}"), other)
         for batch in ("train", "all", "[heldout,noise]")
     ]
     for other in runs[1:]:
@@ -59,17 +52,19 @@ def test_training_is_the_same_bit_for_bit(
 def test_which_sites_have_rows_on_which_batch(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build
 ) -> None:
-    [steps] = run(tiny_base, corpus, cell("probes.batch=[noise,heldout,train]"))
+    [steps] = trained(tiny_base, corpus, cell("probes.batch=[noise,heldout,train]"))
     assert sites_by_batch(steps[1].probes) == {
         TRAIN: set(SITES),
         HELDOUT: set(SITES) - MOVES - set(WEIGHTS),
         NOISE: {"adapter_out", "adapter_in_grad"},
     }
-    [alone] = run(tiny_base, corpus, cell("probes.batch=heldout"))
+    [alone] = trained(tiny_base, corpus, cell("probes.batch=heldout"))
     assert sites_by_batch(alone[1].probes) == {HELDOUT: set(SITES) - MOVES}, (
         "weights are measured on one batch"
     )
-    [nowhere] = run(tiny_base, corpus, cell("probes.batch=noise", "probes.sites=[A,adapter_grad]"))
+    [nowhere] = trained(
+        tiny_base, corpus, cell("probes.batch=noise", "probes.sites=[A,adapter_grad]")
+    )
     assert all(step.probes is None for step in nowhere)
 
 
@@ -129,7 +124,7 @@ def test_noise_is_gaussian_and_the_same_for_every_rank(
 def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
     """It equals the next loss on the same data. In the lazy regime it also agrees with descent."""
     whole = ["train.batch_size=54", "probes.every=1", "probes.steps=null", "train.steps=6"]
-    [steps] = run(tiny_base, corpus, cell(*whole))
+    [steps] = trained(tiny_base, corpus, cell(*whole))
     for now, later in pairwise(steps[: LAST_PREDICTED_STEP + 2]):
         assert now.metrics["loss_after"] == pytest.approx(later.metrics["loss"], rel=1e-5), (
             "every batch is the data"
@@ -138,11 +133,11 @@ def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cel
         *range(LAST_PREDICTED_STEP + 1)
     ]
     lazy = ["optimizer=sgd", "optimizer.lr=1e-2", "adapter.dropout=0.3", "train.accumulation=2"]
-    [steps] = run(tiny_base, corpus, cell(*lazy))
+    [steps] = trained(tiny_base, corpus, cell(*lazy))
     for step in steps[:-1]:
         if "loss_after" in step.metrics:
             update = step.probes.query("site == 'adapter_update' and layer == 'model'")
             change = step.metrics["loss"] - step.metrics["loss_after"]
             assert change == pytest.approx(update["descent"].item(), rel=0.1)
-    [without] = run(tiny_base, corpus, cell("probes.sites=[A]"))
+    [without] = trained(tiny_base, corpus, cell("probes.sites=[A]"))
     assert not any("loss_after" in step.metrics for step in without)

@@ -10,9 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study.store import CellWriter
+from study.analysis import load_tables
+from study.report import as_markdown, report_of
+from study.store import CellWriter, load_records
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 from study.vocabulary.statuses import STATUSES
+from tests.store.small_cells import CONFIG
 
 P = {"lora": 1.0, "rslora": 0.5}
 ALPHA = 16.0
@@ -87,16 +90,13 @@ def on_disk_in() -> Callable[..., Path]:
 
 
 def config_of(cell: Cell, steps: int, optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    adapter = {name: cell[name] for name in ("rank", "scaling", "exponent")}
-    adapter |= {"alpha": ALPHA, "init": "kaiming", "dropout": 0.0, "targets": "all-linear"}
-    train = {"steps": steps, "batch_size": 2, "accumulation": 1, "clip": None}
-    return {
-        "adapter": adapter,
+    own = {name: cell[name] for name in ("rank", "scaling", "exponent")}
+    return CONFIG | {
+        "adapter": CONFIG["adapter"] | own | {"alpha": ALPHA, "targets": "all-linear"},
         "optimizer": {"name": "sgd", "lr": cell["lr"], "weight_decay": 0.0, **optimizer},
-        "train": {**train, "schedule": "constant", "warmup": 0},
-        "data": {"seed": cell["seed"], "sequence_length": 48},
+        "train": CONFIG["train"] | {"steps": steps},
+        "data": CONFIG["data"] | {"seed": cell["seed"]},
         "seed": cell["seed"],
-        "precision": "float32",
         "results_dir": "results",
         "plots_dir": "plots",
     }
@@ -168,3 +168,9 @@ def outputs_of(cell: Cell, step: int, outputs: Mapping[str, OfCellAndStep]) -> l
 def final_loss(lr: float) -> float:
     """A parabola in log lr with its minimum at 1e-3."""
     return 2.5 + 0.1 * (math.log(lr) - math.log(1e-3)) ** 2
+
+
+def report_on(folder: Path) -> str:
+    """The report of a study, in Markdown."""
+    found = report_of("known", load_tables(folder), load_records(folder))
+    return as_markdown(found, folder, folder)

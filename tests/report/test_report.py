@@ -17,7 +17,6 @@ from study.report import (
     answer,
     answer_table,
     as_html,
-    as_markdown,
     caveats,
     report_of,
     write_report,
@@ -26,16 +25,13 @@ from study.report.page import INCH
 from study.store import load_records
 from study.vocabulary.questions import questions_of
 
+from .conftest import report_on
+
 OnDisk = Callable[..., Path]
 
 
 def caveats_of(folder: Path) -> list[str]:
     return caveats(load_tables(folder), load_records(folder))
-
-
-def report_on(folder: Path) -> str:
-    found = report_of("known", load_tables(folder), load_records(folder))
-    return as_markdown(found, folder, folder)
 
 
 def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> None:

@@ -25,9 +25,8 @@ from study.store import (
 )
 from study.store.rows import SCHEMAS
 from study.store.writer import remove_leftovers
-from study.sweeps.progress import render
 from study.vocabulary.quantities import STATS
-from tests.store.small_cells import append, complete, flip
+from tests.store.small_cells import append
 
 Begin = Callable[..., CellWriter]
 ENDED = ["config.yaml", "lock", "metrics.parquet", "probes.parquet", "record.json"]
@@ -181,24 +180,3 @@ def test_a_running_cell_has_done_the_steps_of_its_last_whole_row(
         cell.close("complete", steps_done=49)
     cell.interrupt()
     assert load_cells(tmp_path)["status"].to_list() == ["interrupted"]
-
-
-def test_unreadable_cells_are_left_out_with_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One has a bad record, and one a flipped bit in a table, which only its hash shows."""
-    for name in ("good", "bad record", "flipped"):
-        complete(tmp_path, name)
-    (tmp_path / "cells" / "bad record" / "record.json").write_bytes(b"\0" * 10)
-    flip(tmp_path / "cells" / "flipped" / "probes.parquet")
-    with caplog.at_level("WARNING"):
-        tables = load_measured(tmp_path)
-    assert tables.cells["cell_id"].to_list() == ["good"]
-    assert set(tables.metrics["cell_id"]) == set(tables.probes["cell_id"]) == {"good"}
-    [line] = (line.getMessage() for line in caplog.records)
-    assert line.startswith("2 of the cells of")
-    assert "bad record: record.json is damaged" in line
-    assert line.endswith(f"run `study check {tmp_path}`")
-    listed = load_cells(tmp_path, with_unreadable=True)
-    assert dict(zip(listed["cell_id"], listed["status"], strict=True))["bad record"] == "unreadable"
-    assert "bad record" in render(listed)

@@ -14,7 +14,7 @@ import torch
 from study.errors import StudyError
 from study.sweeps import devices
 from study.sweeps.devices import claim_device
-from tests.sweeps.conftest import wait_for
+from tests.forked import wait_for
 
 See = Callable[..., None]
 

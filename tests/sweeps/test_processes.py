@@ -82,7 +82,7 @@ def test_two_processes_have_the_numbers_of_one(
 ) -> None:
     """Every statistic, with micro-batches, clipping and recomputed blocks."""
     sweep = [
-        *(small[0], "-m", *small[1:], "optimizer=adamw,lion", "precision=float32,bf16"),
+        *(small[0], "-m", *small[1:], "optimizer=lion", "precision=float32,bf16"),
         *("probes.steps=[0,1]", "probes.batch=all", f"probes.stats=[{','.join(STATS)}]"),
         *("probes.tokens=20", "train.accumulation=2", "train.clip=0.05", "train.eval_every=1"),
     ]

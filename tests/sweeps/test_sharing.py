@@ -13,7 +13,8 @@ import pytest
 from study.config import CellConfig
 from study.store import claim, is_claimed, load_cells, load_records
 from study.sweeps.cells import plan
-from tests.sweeps.conftest import Begin, wait_for
+from tests.forked import wait_for
+from tests.sweeps.conftest import Begin
 
 SMALL = (
     *("model=tiny", "train.batch_size=2", "data=file", "data.sequence_length=32"),
@@ -35,7 +36,7 @@ def test_sweeps_that_share_cells_train_every_cell_once(
 ) -> None:
     sweeps = [begin(*small, "adapter.rank=2,3,4", "seed=0,1") for _ in range(2)]
     sweeps.append(begin(*small, "adapter.rank=3,4,5", "seed=0,1", "pack.max_cells=1"))
-    assert [process.wait() for process in sweeps] == [0, 0, 0], sweeps[0].said
+    assert [process.wait().returncode for process in sweeps] == [0, 0, 0], sweeps[0].said
     assert sum(trained(process.said) for process in sweeps) == 8
     folds = Counter(record["fold"] for record in load_records(tmp_path / "results/default"))
     assert set(folds.values()) == {1}
@@ -60,17 +61,14 @@ def test_a_sweep_waits_for_a_cell_that_another_process_trains(
     process.wait_for(lambda: "waiting for" in process.said)
     assert "study: waiting for 1 cell that another process trains\n" in process.said
     assert trained(process.said) == 1
-    assert not process.has_ended()
+    assert not process.ended
     if stops:
         process.send(signal.SIGTERM)
-        assert process.wait() == 143
+        assert process.wait().returncode == 143
         last = process.said.splitlines()[-1]
         assert last.startswith("study: stopped; continue with: study train -m")
     os.kill(other, signal.SIGKILL)
     os.waitpid(other, 0)
     if not stops:
-        assert process.wait() == 0
+        assert process.wait().returncode == 0
         assert trained(process.said) == 2
-
-
-# One process, step by step.

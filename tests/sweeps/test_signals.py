@@ -17,7 +17,8 @@ from study.store import is_claimed, load_cells, load_measured, load_records
 from study.sweeps import run as sweep
 from study.sweeps import signals
 from study.sweeps.cells import Cell, plan
-from tests.sweeps.conftest import Begin, Process, wait_for
+from tests.forked import Forked, wait_for
+from tests.sweeps.conftest import Begin
 
 LINE = (
     *("train", "-m", "model=tiny", "train.batch_size=2", "data=file", "data.sequence_length=32"),
@@ -44,7 +45,7 @@ def hang() -> None:
         time.sleep(0.01)
 
 
-def check_stopped(process: Process, line: list[str]) -> None:
+def check_stopped(process: Forked, line: list[str]) -> None:
     last = process.said.splitlines()[-1]
     assert last == f"study: stopped; continue with: {shlex.join(['study', *line])}"
     assert "Traceback" not in process.said
@@ -68,16 +69,15 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         before = rows(study_dir)
         process = begin(*line)
-        wait_for(lambda before=before, p=process: rows(study_dir) > before + 3 or p.has_ended())
+        wait_for(lambda before=before, p=process: rows(study_dir) > before + 3 or p.ended)
         process.send(signum)
-        assert process.wait() == 128 + signum, process.said
+        assert process.wait().returncode == 128 + signum, process.said
         assert STOPPING in process.said
         check_stopped(process, line)
         assert "interrupted" in set(load_cells(study_dir)["status"])
         assert not list(study_dir.glob("sweep-*"))
     last = begin(*line)
-    assert last.wait() == 0
-    assert whole.wait() == 0
+    assert [last.wait().returncode, whole.wait().returncode] == [0, 0]
     same_tables(tmp_path / "whole/default", study_dir)
     resumed = [each for record in load_records(study_dir) for each in record.get("resumed", [])]
     assert len(resumed) == 3
@@ -88,48 +88,52 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
     assert not list(study_dir.rglob("checkpoints"))
 
 
+def slow_to_load() -> None:
+    """Called in the process of a sweep, whose working directory is the test's."""
+
+    def wait(*_: object) -> None:
+        Path("hangs").touch()
+        hang()
+
+    sweep.load_base = wait  # type: ignore[assignment]
+
+
+def hang_in_a_step() -> None:
+    real = sweep.train
+
+    def train(*arguments: Any) -> Iterator[Any]:
+        for number, results in enumerate(real(*arguments)):
+            if number == 5:
+                Path("hangs").touch()
+                hang()
+            yield results
+
+    sweep.train = train  # type: ignore[assignment]
+
+
 def test_a_signal_before_training_ends_the_process_at_once(
     begin: Begin, line: list[str], tmp_path: Path
 ) -> None:
-    def wait(*_: object) -> None:
-        (tmp_path / "loading").touch()
-        hang()
-
-    def slow_to_load() -> None:
-        sweep.load_base = wait  # type: ignore[assignment]
-
-    process = begin(*line, first=slow_to_load)
-    process.wait_for((tmp_path / "loading").exists)
+    process = begin(*line, first=f"from {__name__} import slow_to_load; slow_to_load()")
+    process.wait_for((tmp_path / "hangs").exists)
     process.send(signal.SIGTERM)
-    assert process.wait() == 143
+    assert process.wait().returncode == 143
     check_stopped(process, line)
 
 
 def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
     begin: Begin, line: list[str], tmp_path: Path
 ) -> None:
-    def hang_in_a_step() -> None:
-        real = sweep.train
-
-        def train(*arguments: Any) -> Iterator[Any]:
-            for number, results in enumerate(real(*arguments)):
-                if number == 5:
-                    (tmp_path / "hangs").touch()
-                    hang()
-                yield results
-
-        sweep.train = train  # type: ignore[assignment]
-
     line = [*line, "checkpoint.every=2", "pack.fold=1"]
-    process = begin(*line, first=hang_in_a_step)
+    process = begin(*line, first=f"from {__name__} import hang_in_a_step; hang_in_a_step()")
     process.wait_for((tmp_path / "hangs").exists)
     process.send(signal.SIGINT)
     process.send(signal.SIGTERM)  # at once: a terminal and a launcher may both ask for one stop
     process.wait_for(lambda: STOPPING in process.said)
     time.sleep(0.7)
-    assert not process.has_ended()
+    assert not process.ended
     process.send(signal.SIGINT)
-    assert process.wait() == 130
+    assert process.wait().returncode == 130
     check_stopped(process, line)
     assert len(list(tmp_path.rglob("checkpoints/*.safetensors"))) == 2
 
@@ -144,7 +148,7 @@ def test_stopping_stops_the_processes_of_a_launcher(
     study_dir = tmp_path / "results/default"
     process.wait_for(lambda: len(list(study_dir.rglob("metrics.arrows"))) == 2)
     process.send(signal.SIGTERM)
-    assert process.wait() == 143, process.said
+    assert process.wait().returncode == 143, process.said
     check_stopped(process, [*line, *joblib])
     cells = load_cells(study_dir)
     assert set(cells["status"]) == {"interrupted"}

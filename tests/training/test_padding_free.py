@@ -7,11 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from torch.nn.functional import cross_entropy
 
-from study.config import CellConfig
-from study.data import IGNORED, build_corpus
-from study.models import FrozenBase, tiny
 from study.store import load_records
 from tests.conftest import Ran
 
@@ -54,24 +50,3 @@ def test_tables_are_those_of_padded_batches_and_of_single_cells(
     assert not (differ and same == MIXED), "with dropout all padding stays, and a fold is exact"
     folds = [{r["fold"] for r in load_records(tmp_path / f"is_{value}")} for value in values]
     assert [len(fold) for fold in folds] == [1, len(found[1]) // 2 if key == "pack.fold" else 1]
-
-
-def test_packed_examples_have_the_loss_that_each_has_alone(
-    cell: Callable[..., CellConfig], tiny_base: FrozenBase
-) -> None:
-    tokenizer = tiny.tokenizer()
-
-    def losses(packing: str) -> list[float]:
-        config = cell("data.sequence_length=192", f"data.sample_packing={packing}")
-        rows = build_corpus(config.data, tokenizer, tokenizer.eos_token_id).train
-        found: list[float] = []
-        for batch in rows.batches(4):
-            hidden_BTd = tiny_base.hidden_states(batch.input_ids_BT, batch.lengths)
-            learned_BT = batch.targets_BT != IGNORED
-            logits_NV = tiny_base.logits(hidden_BTd[learned_BT])
-            found += cross_entropy(
-                logits_NV, batch.targets_BT[learned_BT], reduction="none"
-            ).tolist()
-        return sorted(found)
-
-    assert losses("true") == pytest.approx(losses("false"), rel=1e-5)
