@@ -17,6 +17,7 @@ from study.store import (
     Damaged,
     Lock,
     is_done,
+    is_held,
     load_cells,
     load_measured,
     read_cell,
@@ -125,6 +126,22 @@ def test_rows_that_are_gone_are_damage(folder: Path, begin: Begin) -> None:
     with pytest.raises(Damaged, match=r"record.json is missing"):
         begin(first=2)
     begin().close("complete")  # and nobody holds it
+
+
+def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    assert not path.exists(), "asking creates no file"
+    with Lock(path):
+        assert is_held(path)
+        assert is_held(path), "asking takes nothing away"
+        with pytest.raises(TimeoutError):
+            Lock(path, timeout=0.01)
+    assert not is_held(path)
+    for _ in range(200):  # a reader does not keep a writer out
+        assert not is_held(path)
+        with Lock(path, timeout=0):
+            pass
 
 
 # What is read.

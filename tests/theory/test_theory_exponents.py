@@ -3,7 +3,6 @@
 import pytest
 
 from study import theory
-from study.errors import StudyError
 from study.theory import Modifiers, predict, stable_exponent
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import SITES
@@ -94,19 +93,3 @@ def test_stable_exponent(site, stat, step, optimizer, q, expected):
     assert measured is None if expected is None else measured == pytest.approx(expected)
     if expected is not None:
         assert predict(site, stat, p=expected, **law).exponent == pytest.approx(0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"site": "adaptor_out"}, "unknown site 'adaptor_out': choose from adapter_in"),
-        ({"stat": "mean"}, "unknown stat 'mean': choose from mean_abs"),
-        ({"optimizer": "shampoo"}, "unknown optimizer 'shampoo': choose from sgd"),
-        ({"init": "C"}, "unknown init 'C': choose from A, B"),
-    ],
-)
-def test_a_mistake_names_the_choices(change, message):
-    arguments = {"site": "adapter_out", "stat": "rms", "step": 1, "optimizer": "sgd", "p": P}
-    arguments |= change
-    with pytest.raises(StudyError, match=message):
-        predict(**arguments)

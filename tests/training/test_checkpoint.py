@@ -1,7 +1,6 @@
 """A cell that resumes follows the same path: bit for bit in the same fold."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 
 from study.config import CellConfig
 from study.data import Corpus
-from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.store.checkpoints import load_newest, save
 from study.training.checkpoint import Snapshot
@@ -171,19 +169,3 @@ def assert_close(ours: CellStep | None, theirs: CellStep | None) -> None:
             assert list(ours.probes[name]) == pytest.approx(
                 list(theirs.probes[name]), rel=1e-2, abs=1e-6, nan_ok=True
             )
-
-
-def test_a_state_of_another_cell_is_refused_in_one_line(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    config = cell("train.steps=2", "probes.steps=null")
-    _, [[first], [second]] = with_snapshots(tiny_base, corpus, [config])
-    for other in ("adapter.rank=3", "optimizer=lion"):
-        with pytest.raises(StudyError, match=r"^a checkpoint of step 1 does not fit its cell \("):
-            next(trained(tiny_base, corpus, [cell("train.steps=2", other)], [first]))
-    without = replace(first, tensors={n: t for n, t in first.tensors.items() if "/A" not in n})
-    with pytest.raises(StudyError, match="does not fit its cell"):
-        next(trained(tiny_base, corpus, [config], [without]))
-    with pytest.raises(ValueError, match="can't go on from the steps"):
-        next(trained(tiny_base, corpus, [config, config], [first, second]))
-    assert not any("lora" in name for name, _ in tiny_base.model.named_modules())
