@@ -1,6 +1,7 @@
-"""What is computed from the cells follows them: nothing that was computed earlier is read back."""
+"""What `study report` prints; and what is computed from the cells follows them."""
 
 import errno
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 import study
+from study.analysis import load_tables
 from study.cli import cli
 from study.figures import FIGURES
+from study.report import answer
 from study.store import files, load_records, write_table
 from tests.faults.instrument import Instrument, Plan
 
@@ -20,8 +23,9 @@ OnDisk = Callable[..., Path]
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_figures() -> Iterator[None]:
-    """Two figures are enough here, and faster."""
-    few = {name: FIGURES[name] for name in ("loss_curves", "grad_norm_vs_rank")}
+    """Two figures are enough here, and faster; and one that can't be drawn."""
+    drawn = ("grad_norm_vs_rank", "loss_curves", "learning_rate_basins")
+    few = {name: FIGURES[name] for name in drawn}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("study.figures.FIGURES", few)
         patched.setattr("study.report.page.FIGURES", few)
@@ -80,3 +84,27 @@ def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it
     result = CliRunner().invoke(cli, ["analyze", str(small)])
     assert result.exit_code != 0
     assert f"delete it and run `study distances {small}`" in str(result.exception or result.output)
+
+
+def test_a_report_ends_with_what_was_found_and_what_to_open(
+    on_disk: OnDisk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = on_disk(ranks=(4, 32), seeds=(0, 1, 2))
+    monkeypatch.setattr("shutil.which", lambda name: None)  # after make study, without activate
+    monkeypatch.setattr("sys.argv", [".venv/bin/study"])
+    text = run("report", folder)
+    said = [one.message for one in caplog.records if one.name.startswith("study")]
+    assert said == [], "no list of figures that could not be drawn"
+    assert not re.search(r"no figure|\brows?\b|\.parquet|nan", text)
+    lines = text.splitlines()
+    assert lines[0].startswith("analyzing the cells")
+    assert lines[-2:] == [
+        f"# open in a browser: {folder / 'report.html'}",
+        f".venv/bin/study dashboard {folder}    # every layer, in a browser",
+    ]
+    unwrapped = re.sub(r"\n  ", " ", text)
+    assert re.search("# figure: .*plots/known/grad_norm_vs_rank.png", text)
+    assert "shrinks to" in text.split("# figure: ")[1], "the table"
+    sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]
+    assert sentences == answer(load_tables(folder))
+    assert max(len(line) for line in lines[1:-2] if not line.startswith("# figure")) <= 100

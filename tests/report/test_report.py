@@ -160,13 +160,13 @@ def test_p_star_is_said_once_for_each_optimizer(on_disk: OnDisk) -> None:
     assert "\n| SGD | descent of an update | 1 | LoRA |" in stable
 
 
-def test_question_sentences_figure_table_and_caveats_come_first(
+def test_both_forms_of_the_page_have_one_order_and_every_figure_and_fetch_nothing(
     on_disk: OnDisk, tmp_path: Path
 ) -> None:
-    """Everything else is closed. Both forms of the page have the same order."""
+    """Question, sentences, figure, table and caveats come first. Everything else is closed."""
     folder = on_disk(ranks=(4, 32), seeds=(0, 1, 2))
     tables = load_tables(folder)
-    found, page = write_report(folder, tables, tmp_path)
+    found, page = write_report(folder, tables, tmp_path / "plots" / "known")
     assert found.asks == "Do outputs and gradients keep their size as the rank grows?"
     assert list(found.sentences) == answer(tables)
     html, text = page.read_text(), (folder / "report.md").read_text()
@@ -176,11 +176,16 @@ def test_question_sentences_figure_table_and_caveats_come_first(
         assert sorted(order) == order
         assert order[-1] < form.index("Caveats") < fold
         assert form.count(table, 0, fold) == form.count(image, 0, fold) == 1
-    assert (
-        html.count("<details>")
-        == html.count("<summary>")
-        == len(found.sections) + len(found.figures[1:])
-    )
+    folds = len(found.sections) + len(found.figures[1:])
+    assert html.count("<details>") == html.count("<summary>") == folds
+    linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert len(linked) >= 3
+    pictures = [(folder / source).read_bytes() for source in linked]
+    fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"', html)
+    head = "data:image/png;base64,"
+    assert [base64.b64decode(source.removeprefix(head)) for source in fetched] == pictures
+    assert not re.search("<(script|link|iframe)", html)
+    assert html.count("<table>") >= 3
 
 
 @pytest.mark.parametrize(
@@ -196,21 +201,6 @@ def test_question_sentences_figure_table_and_caveats_come_first(
 )
 def test_what_varies_decides_the_question(varying: list[str], asks: str) -> None:
     assert questions_of(varying)[0].asks.startswith(asks)
-
-
-def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_path: Path) -> None:
-    folder = on_disk(ranks=(4, 32))
-    write_report(folder, load_tables(folder), tmp_path / "plots" / "known")
-    markdown, html = folder / "report.md", folder / "report.html"
-    linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown.read_text())
-    assert len(linked) >= 3
-    pictures = [(folder / source).read_bytes() for source in linked]
-    page = html.read_text()
-    fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
-    head = "data:image/png;base64,"
-    assert [base64.b64decode(source.removeprefix(head)) for source in fetched] == pictures
-    assert not re.search("<(script|link|iframe)", page)
-    assert page.count("<table>") >= 3
 
 
 @pytest.mark.parametrize("inches", [3.4, 6.8])
