@@ -153,17 +153,19 @@ def modified(rule, modifiers=theory.PLAIN, optimizer=None, slack=0.0, **training
     return wrong
 
 
-def test_lora_plus_changes_nothing():
-    assert not modified("adam", lr_ratio=16.0)
-
-
-@pytest.mark.parametrize("rule", ["momentum", "adam"])
-def test_decoupled_decay(rule):
-    assert not modified(rule, Modifiers(decay="decoupled"), decoupled=0.1)
-
-
-def test_coupled_decay_under_sgd():
-    assert not modified("momentum", Modifiers(decay="coupled"), coupled=0.1)
+@pytest.mark.parametrize(
+    ("rule", "modifiers", "training"),
+    [
+        ("adam", theory.PLAIN, {"lr_ratio": 16.0}),  # LoRA+ changes nothing
+        ("momentum", Modifiers(decay="decoupled"), {"decoupled": 0.1}),
+        ("adam", Modifiers(decay="decoupled"), {"decoupled": 0.1}),
+        ("momentum", Modifiers(decay="coupled"), {"coupled": 0.1}),
+        ("adam", Modifiers(clip="always"), {"clip": 1e-9}),  # a sign rule does not see it
+        ("lion", Modifiers(clip="always"), {"clip": 1e-9}),
+    ],
+)
+def test_a_modifier(rule, modifiers, training):
+    assert not modified(rule, modifiers, **training)
 
 
 @pytest.mark.parametrize("rule", ["signsgd", "adam", "rmsprop"])
@@ -177,19 +179,13 @@ def test_coupled_decay_under_a_sign_rule_replaces_the_signal_of_a_by_its_sign(ru
     assert predict("A_update", "norm", step=1, **setting).exponent is None
 
 
-@pytest.mark.parametrize("rule", ["momentum"])
-def test_always_clipped(rule):
+def test_always_clipped():
     """At q = 0 descent, output, weight and backward all scale as 1/2 - p."""
     always = Modifiers(clip="always")
     # One layer is the whole model here, so that clipping removes the spread of its own update too.
-    assert not modified(rule, always, clip=1e-9, slack=0.005)
+    assert not modified("momentum", always, clip=1e-9, slack=0.005)
     updated = {"descent", *PRODUCTS, "A_grad", "A_update", "B", "B_update"}
-    assert updated <= modified(rule, clip=1e-9)
-
-
-@pytest.mark.parametrize("rule", ["adam", "lion"])
-def test_a_sign_rule_does_not_see_clipping(rule):
-    assert not modified(rule, Modifiers(clip="always"), clip=1e-9)
+    assert updated <= modified("momentum", clip=1e-9)
 
 
 def test_ranks_of_which_some_are_clipped_follow_neither_law():
