@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_686,
     "study/vocabulary": 1_059,
     "study": 31_119,
-    "tests": 21_882,
+    "tests": 21_878,
     "benchmarks": 1_470,
     "docs": 2_963,
     "hydra_plugins": 122,
