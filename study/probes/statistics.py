@@ -27,48 +27,37 @@ that a row joins, and their number."""
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """A statistic ``[...]`` from rows of sums ``[..., SUMS]`` and numbers of elements ``[...]``."""
 
-STATISTICS: dict[str, Statistic] = {}
-"""The function of every statistic that is computed from sums, by name."""
-
-_COLUMNS: dict[str, tuple[int, ...]] = {}
-"""The columns of sums over elements that each of them reads."""
-
-
-def statistic(name: str, *columns: int) -> Callable[[Statistic], Statistic]:
-    """Register a function as a statistic that reads these columns of sums over elements."""
-
-    def register(function: Statistic) -> Statistic:
-        STATISTICS[name], _COLUMNS[name] = function, columns
-        return function
-
-    return register
-
-
-def added_up(stats: Sequence[str]) -> tuple[int, ...]:
-    """The columns of ``ABS``, ``SQUARE`` and ``FOURTH`` that ``stats`` need, in this order."""
-    needed = {column for stat in stats for column in _COLUMNS.get(stat, ())}
-    return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
-
-
 HOOKED = "lost", "moved", "start", "parts", "others"
 LOST, MOVED, START, PARTS, OTHERS = HOOKED
 """Sums that hooks compute over tokens: of ``d (d - D)``, d what a layer should add to its output, D
 what it adds; of ``|dA x|^2`` and ``|A0 x|^2``; of R - 1 times the squares of the parts
 ``B_k A_k x``, and of the products of different parts."""
 
-statistic("mean_abs", ABS)(lambda sums, count: sums[..., ABS] / count)
-statistic("rms", SQUARE)(lambda sums, count: np.sqrt(sums[..., SQUARE] / count))
-statistic("m4", FOURTH)(lambda sums, count: (sums[..., FOURTH] / count) ** 0.25)
-statistic("max_abs", MAX)(lambda sums, _: sums[..., MAX])
-statistic("norm", SQUARE)(lambda sums, _: np.sqrt(sums[..., SQUARE]))
-statistic("mean_norm", SQUARE)(lambda sums, _: sums[..., NORM] / sums[..., TENSORS])
-statistic("nonfinite", MAX)(lambda sums, _: np.where(np.isfinite(sums[..., MAX]), 0.0, 1.0))
-statistic("stable_rank", SQUARE)(
-    lambda sums, _: sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2
-)
-statistic("swallowed", SQUARE)(lambda sums, _: sums[..., WRITTEN[LOST]] / sums[..., SQUARE])
-statistic("rho")(lambda sums, _: np.sqrt(sums[..., WRITTEN[MOVED]] / sums[..., WRITTEN[START]]))
-statistic("r_parts")(lambda sums, _: sums[..., WRITTEN[PARTS]] / sums[..., WRITTEN[OTHERS]])
+STATISTICS: dict[str, tuple[tuple[int, ...], Statistic]] = {
+    "mean_abs": ((ABS,), lambda sums, count: sums[..., ABS] / count),
+    "rms": ((SQUARE,), lambda sums, count: np.sqrt(sums[..., SQUARE] / count)),
+    "m4": ((FOURTH,), lambda sums, count: (sums[..., FOURTH] / count) ** 0.25),
+    "max_abs": ((), lambda sums, _: sums[..., MAX]),
+    "norm": ((SQUARE,), lambda sums, _: np.sqrt(sums[..., SQUARE])),
+    "mean_norm": ((SQUARE,), lambda sums, _: sums[..., NORM] / sums[..., TENSORS]),
+    "nonfinite": ((), lambda sums, _: np.where(np.isfinite(sums[..., MAX]), 0.0, 1.0)),
+    "stable_rank": (
+        (SQUARE,),
+        lambda sums, _: sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2,
+    ),
+    "swallowed": ((SQUARE,), lambda sums, _: sums[..., WRITTEN[LOST]] / sums[..., SQUARE]),
+    "rho": ((), lambda sums, _: np.sqrt(sums[..., WRITTEN[MOVED]] / sums[..., WRITTEN[START]])),
+    "r_parts": ((), lambda sums, _: sums[..., WRITTEN[PARTS]] / sums[..., WRITTEN[OTHERS]]),
+}
+"""The statistics that are computed from sums: the columns of powers that each reads, and its
+function."""
+
+
+def added_up(stats: Sequence[str]) -> tuple[int, ...]:
+    """The columns of ``ABS``, ``SQUARE`` and ``FOURTH`` that ``stats`` need, in this order."""
+    needed = {column for stat in stats if stat in STATISTICS for column in STATISTICS[stat][0]}
+    return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
+
 
 WRITTEN: dict[str, int] = {
     name: TENSORS + 1 + index
@@ -109,10 +98,10 @@ def with_norms(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
 def statistics(sums: np.ndarray, count: np.ndarray, stats: Sequence[str]) -> dict[str, np.ndarray]:
     """The given ``stats`` of rows of sums ``[..., SUMS]`` over ``count`` elements, ``[...]``."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        values = {
-            stat: STATISTICS[stat](sums, count) if stat in STATISTICS else sums[..., WRITTEN[stat]]
-            for stat in stats
-        }
+        values = {}
+        for stat in stats:
+            row = STATISTICS.get(stat)
+            values[stat] = row[1](sums, count) if row else sums[..., WRITTEN[stat]]
         return {stat: value.astype(np.float32) for stat, value in values.items()}
 
 
