@@ -27,7 +27,7 @@ from study.adapters.contraction import (
     once_rounded,
 )
 from study.adapters.inits import DRAWS, generator_for
-from study.errors import StudyError, unknown
+from study.errors import StudyError
 from study.vocabulary.inits import INITS
 
 
@@ -195,8 +195,6 @@ def initial_pair(
     """
     if spec.start is not None:
         return spec.start[layer].A_RD, spec.start[layer].B_OR
-    if spec.init not in DRAWS:
-        raise unknown("init", spec.init, DRAWS)
     rank, draw = int(spec.rank), DRAWS[spec.init]
     stream = generator_for(spec.seed, f"{layer}/rank {rank}")
     draws_A = INITS[spec.init].drawn == "A"
@@ -223,10 +221,6 @@ class LoraBank(nn.Module):
         contraction: Contraction = FACTORED,
     ) -> None:
         super().__init__()
-        if [s.rank for s in specs] != sorted(s.rank for s in specs):
-            raise ValueError(
-                "the cells of a bank must be ordered by rank: cells of one rank share products"
-            )
         self.base = base
         self.layer = layer
         self.specs = tuple(specs)

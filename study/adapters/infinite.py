@@ -38,8 +38,6 @@ class InfiniteRankBank(LoraBank):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if len(self.specs) != 1 or not math.isinf(self.specs[0].rank):
-            raise ValueError("a cell of infinite rank needs a fold of its own")
         A_kRD, B_kOR = self.buckets.parameters()
         fixed = A_kRD if INITS[self.specs[0].init].drawn == "A" else B_kOR
         # With a gradient of 0, rather than none, the optimizer still decays it.
@@ -47,10 +45,6 @@ class InfiniteRankBank(LoraBank):
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         init = INITS[spec.init]
-        if init.q != 0:
-            raise ValueError(
-                f"init {spec.init!r} has no limit of infinite rank: its variance falls with rank"
-            )
         fan = d if init.drawn == "A" else o
         gamma = spec.gamma * math.sqrt(init.variance(fan))
         if init.drawn == "A":

@@ -6,8 +6,7 @@ from importlib.util import find_spec
 
 from study.config.expectations import check_entries
 from study.config.schedules import probe_steps, truncation_ranks
-from study.config.types import MOST_EXPONENT, CellConfig
-from study.config.values import LARGEST_FLOAT
+from study.config.types import CellConfig
 from study.errors import StudyError
 from study.vocabulary.extras import TRACKERS, install
 from study.vocabulary.inits import INITS
@@ -38,22 +37,11 @@ def _in_packages(config: CellConfig) -> Iterator[str]:
 
 def _in_adapter(config: CellConfig) -> Iterator[str]:
     adapter, optimizer = config.adapter, config.optimizer
-    if not abs(adapter.exponent or 0) <= MOST_EXPONENT:
-        yield (
-            f"adapter.exponent={adapter.exponent} is out of range: give a number from "
-            f"-{MOST_EXPONENT} to {MOST_EXPONENT}"
-        )
     try:
-        p, gamma = exponent(adapter.scaling, adapter.exponent), adapter.gamma
+        p = exponent(adapter.scaling, adapter.exponent)
     except ValueError as error:
         yield str(error)
         return
-    if gamma > LARGEST_FLOAT:
-        yield (
-            f"adapter.alpha={adapter.alpha:g} at adapter.rank={adapter.rank} makes "
-            f"gamma {gamma:g}, over {LARGEST_FLOAT:g}: lower adapter.alpha or "
-            "raise adapter.exponent"
-        )
     if adapter.rank == math.inf:
         linear = of_family("linear")
         limited = [name for name, init in INITS.items() if init.q == 0]
@@ -102,7 +90,7 @@ def _in_training(config: CellConfig) -> Iterator[str]:
             f"train.checkpointing=true and adapter.dropout={dropout:g}: a block that is computed "
             "again would draw another mask, so set one of them to false or 0"
         )
-    if config.data.sample_packing and config.pack.compile is True:
+    if config.data.sample_packing and config.pack.compile:
         yield (
             "data.sample_packing=true and pack.compile=true: a compiled block has one layout of "
             "rows, so set one of them to false"

@@ -5,13 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from study.config.types import MOST_STEPS as MOST_TRAIN_STEPS
-from study.config.types import CellConfig
+from study.config.types import MOST_STEPS, CellConfig
 from study.config.values import is_whole
 from study.errors import StudyError, given
-
-MOST_STEPS = 1_000_000
-"""The most steps of a schedule: they are listed in memory and in the identity of a cell."""
 
 
 def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
@@ -26,9 +22,9 @@ def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
     if train.epochs is not None:
         batches = math.ceil(rows() / train.batch_size)
         steps = math.ceil(train.epochs * math.ceil(batches / train.accumulation))
-    if steps > MOST_TRAIN_STEPS:
+    if steps > MOST_STEPS:
         raise StudyError(
-            f"train.epochs={train.epochs:g} takes {steps} steps, over {MOST_TRAIN_STEPS}: "
+            f"train.epochs={train.epochs:g} takes {steps} steps, over {MOST_STEPS}: "
             "lower it, or raise train.batch_size"
         )
     if isinstance(warmup, float):
@@ -42,7 +38,7 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
     if probes.every is not None and probes.steps is not None:
         raise StudyError("probes.every and probes.steps are both set: set one to null")
     if probes.every is not None:
-        return tuple(sorted(_every("probes.every", probes.every, last) | {last}))
+        return tuple(sorted(_every(probes.every, last) | {last}))
     if probes.steps is None:
         return ()
     steps = {0, last, *_powers(last)} if probes.steps == "log" else _whole_numbers(probes.steps)
@@ -84,15 +80,10 @@ def eval_steps(config: CellConfig) -> frozenset[int]:
     last, every = config.train.steps, config.train.eval_every
     if every == 0:
         return frozenset()
-    return frozenset({0, last} | (_every("train.eval_every", every, last) if every else set()))
+    return frozenset({0, last} | (_every(every, last) if every else set()))
 
 
-def _every(key: str, every: int, last: int) -> set[int]:
-    if last // every > MOST_STEPS:
-        raise StudyError(
-            f"{key}={every} gives {last // every} steps of train.steps={last}: "
-            f"give at least {math.ceil(last / MOST_STEPS)}"
-        )
+def _every(every: int, last: int) -> set[int]:
     return set(range(0, last + 1, every))
 
 
@@ -104,4 +95,4 @@ def _whole_numbers(value: Any) -> set[int] | None:
     """``value``, a number or a list, as whole numbers from 0; None for anything else."""
     listed = value if isinstance(value, list) else [value]
     are_whole = all(is_whole(number) and number >= 0 for number in listed)
-    return set(listed) if are_whole and len(listed) <= MOST_STEPS else None
+    return set(listed) if are_whole else None

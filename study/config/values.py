@@ -105,13 +105,6 @@ def check_folder_name(name: str, key: str = KEY) -> str:
     return name
 
 
-def check_path(path: str, key: str = KEY) -> str:
-    """A path that the operating system accepts: not empty, without null bytes, not too long."""
-    if not path or "\0" in path or len(path) > 4000 or max(map(len, path.split("/"))) > 255:
-        raise StudyError(f"{key}={short(path)} is not a path: give the path of a file")
-    return path
-
-
 @dataclass(frozen=True)
 class Interval:
     """Either a number of ``steps`` or a number of ``seconds``; the other one is None."""
@@ -139,7 +132,6 @@ def _no_flag(value: Any) -> Any:
     return _word(value) if isinstance(value, bool) else value
 
 
-FilePath = Annotated[str, Checked(check_path)]
 Whole = Annotated[int, BeforeValidator(_no_flag), Field(ge=-LARGEST - 1, le=LARGEST)]
 Count = Annotated[Whole, Field(ge=1)]
 Real = Annotated[

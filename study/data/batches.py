@@ -266,11 +266,6 @@ def build_corpus(
     with nothing to learn are dropped before the split.
     """
     length = config.sequence_length
-    if length < 2:
-        raise StudyError(
-            f"data.sequence_length={length} is too short to predict a token from another: "
-            "use 2 or more"
-        )
     loaded = load_rows(config, lambda: tokenizer)
     content = fingerprint(loaded.rows)
     text_to_ids = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)

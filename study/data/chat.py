@@ -1,13 +1,10 @@
-"""Conversations to text by a chat template, in the sandbox of transformers and within limits, and
-the places of the assistant's turns in it.
+"""Conversations to text by a chat template, in the sandbox of transformers, and the
+places of the assistant's turns in it.
 """
 
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +30,8 @@ _TODAY = date(2024, 7, 26)
 """A fixed date for templates that ask for it, such as Llama's: the data must not change daily."""
 _ASKS_FOR_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-MOST_BYTES, MOST_SECONDS = 1 << 20, 5.0
-"""Of a template, and of one conversation in it. Those in use have at most 30 KB."""
+MOST_BYTES = 1 << 20
+"""Of a template's file. Those in use have at most 30 KB."""
 _FIX = "give data.chat_template=chatml, or the path of a Jinja file"
 
 
@@ -43,8 +40,6 @@ class ChatTemplate:
 
     def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
         text, self.named = _template(config, tokenizer)
-        if len(text) > MOST_BYTES:
-            raise StudyError(f"{self.named} is larger than {MOST_BYTES >> 20} MiB: {_FIX}")
         self.special: Mapping[str, Any] = tokenizer.special_tokens_map
         self.template = _ASKS_FOR_DATE.sub(lambda m: repr(_TODAY.strftime(m[2])), text)
         self.marks_turns = _GENERATION.search(self.template) is not None
@@ -114,40 +109,20 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            with _in_time():
-                texts, marked = render_jinja_template(
-                    conversations=[list(messages)],
-                    tools=tools,
-                    chat_template=self.template,
-                    return_assistant_tokens_mask=self.marks_turns,
-                    add_generation_prompt=prompt,
-                    **self.special,
-                )
+            texts, marked = render_jinja_template(
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=self.template,
+                return_assistant_tokens_mask=self.marks_turns,
+                add_generation_prompt=prompt,
+                **self.special,
+            )
         except Exception as error:  # of any kind: a template is a program
             raise StudyError(
                 f"{where}: {self.named} fails on the conversation ({one_line(error)}): "
                 f"change its turns, or {_FIX}"
             ) from None
         return texts[0], marked[0] if self.marks_turns else []
-
-
-@contextmanager
-def _in_time() -> Iterator[None]:
-    """Context manager: ``TimeoutError`` after :data:`MOST_SECONDS`, in the main thread."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it takes over {MOST_SECONDS:g} s")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no signal arrives there
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _said(message: Message) -> str:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from study.data.examples import Conversation, Document, Example, Row
-from study.errors import StudyError, no_panic, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,14 +41,7 @@ class Encoder(NamedTuple):
         # A tokenizer would cut the end of a question, so it cuts nothing. ``verbose=False``
         # silences the warning about long texts.
         options |= {"padding": False, "truncation": False, "return_attention_mask": False}
-        try:
-            with no_panic():
-                return self.tokenizer(texts, add_special_tokens=special, verbose=False, **options)
-        except Exception as error:  # what it raises depends on the parts of the tokenizer
-            raise StudyError(
-                f"the model's tokenizer fails on the data ({one_line(error)}): use the "
-                "tokenizer.json that was published with the model"
-            ) from None
+        return self.tokenizer(texts, add_special_tokens=special, verbose=False, **options)
 
 
 def tokenised(rows: Sequence[Row], encoder: Encoder) -> dict[str, np.ndarray]:

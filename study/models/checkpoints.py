@@ -65,27 +65,16 @@ class ModelFolder:
     def fingerprint(self, again: bool = False) -> str:
         """The hub's commit, or the sha256 of config.json and the weights, cached unless
         ``again``."""
-        files = [self.folder / CONFIG, *self.weight_files()]
         if known := self.commit or self.sha256:
             return known
+        files = [self.folder / CONFIG, *self.weight_files()]
         return hashlib.sha256("".join(file_sha256(f, again) for f in files).encode()).hexdigest()
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files of the weights, in order; empty if the hub's are not yet
-        fetched."""
-        names = [SINGLE]
-        if not (self.folder / SINGLE).is_file() and (self.folder / INDEX).is_file():
-            index = read_object(self.folder / INDEX, f"{self.named}: {INDEX}", _AGAIN, _MOST_BYTES)
-            shards = index.get("weight_map")
-            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-            if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", n) for n in names):
-                raise StudyError(
-                    f"{self.named}: {INDEX} is damaged: it must name .safetensors files"
-                )
-        files = [self.folder / name for name in names]
-        if self.commit and not all(file.exists() for file in files):
-            return []
-        if names == [SINGLE] and not files[0].is_file():
+        """The safetensors files of the weights, in order."""
+        single = self.folder / SINGLE
+        files = [single] if single.is_file() else sorted(self.folder.glob("model-*.safetensors"))
+        if not files:
             pickled = any(next(self.folder.glob(pattern), None) for pattern in _PICKLES)
             found = "pickled weights, which are never opened" if pickled else f"no {SINGLE}"
             raise StudyError(
@@ -130,7 +119,7 @@ class ModelFolder:
         With ``quant_bits``, each weight of a block linear is quantised as it is read, so the dense
         model is never in memory. Hashing them again takes about 0.7 s per GB.
         """
-        if self.commit and not self.weight_files():
+        if self.commit:
             _fetch(self.name, ["model*.safetensors", INDEX], self.commit)
         before, config = self.fingerprint(), self.config(quant_bits)
         quantisation = quantised.bnb_config(quant_bits, dtype) if quant_bits else None

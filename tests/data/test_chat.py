@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig, ModelConfig
-from study.data import Document, Example, Row, chat
+from study.data import Document, Example, Row
 from study.data.chat import CHATML, ChatTemplate
 from study.data.tokens import Encoder, tokenised
 from study.errors import StudyError
@@ -169,16 +169,12 @@ REFUSED = {
     "{% generation %}{% endgeneration %}": "marks no turn",
     "{% for m in messages %}{{ m.role }}{% endfor %}": "leaves out what the assistant says",
     "{{ messages | length }}hello{{ messages | length }}": "changes earlier turns",
-    "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2: "it takes over 0.5 s",
     "{# long #}" * 200_000: "is larger than 1 MiB",
 }
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_a_template_of_a_stranger_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setattr(chat, "MOST_SECONDS", 0.5)
+def test_a_template_of_a_stranger_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(StudyError, match=REFUSED[text]) as caught:
         template(text, folder=tmp_path).conversation(SHORT, None, 0, "row 1")
     assert "chatml" in str(caught.value)

@@ -71,11 +71,6 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
         (".", "file", "can't be read"),
         ("blank.jsonl", "file", "has no examples: name another file"),
         ("rows.jsonl", "pydoc", r"add data=file, or remove data\.path"),
-        (
-            None,
-            "sums",
-            "unknown data 'sums': choose from pydoc, xbrl_extract, random_strings, file",
-        ),
     ],
 )
 def test_a_bad_path_is_named(

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from study.config import CONTEXT
-from study.config.values import LARGEST, check_path
+from study.config.values import LARGEST
 from study.data import files
 from study.integrations.configs.tools import GIVE_PATH, Experiment, Reading, Tool, note_init, shown
 from study.vocabulary.sources import FORMATS
@@ -80,7 +80,7 @@ def put_rows(reading: Reading, data_sets: Sequence[tuple[str, str, dict[str, Any
     experiment.groups["data"] = "file"
     paths, used = list[str](), list[Path]()
     for key, path, own in data_sets:
-        found = first_file(reading.folder / check_path(path, key), Path(path))
+        found = first_file(reading.folder / path, Path(path))
         is_hub = files.is_hub_name(path) and not files.is_file_name(path)
         part = " ".join(filter(None, (own.get("subset"), own.get("split"))))
         if own != first:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from study.config.values import Real, Whole, check_path
+from study.config.values import Real, Whole
 from study.errors import StudyError, given, printable, short
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
 from study.vocabulary.peft_fields import refusal
@@ -206,7 +206,7 @@ class Tool:
 
     def _put_adapter(self, reading: Reading) -> None:
         found, ours = reading.found, reading.experiment.values
-        base = check_path(found["model.path"], self.key("model.path"))
+        base = found["model.path"]
         near = reading.folder / base
         ours |= {key: found[key] for key in self.cells if "." in key and key in found}
         ours["model.path"] = str(near.resolve()) if near.is_dir() else base
