@@ -8,8 +8,8 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.training.checkpoint import Snapshot
+from study.training.fold import Run
 from study.training.loop import CellStep, train
-from study.training.run import Run
 
 
 def trained(

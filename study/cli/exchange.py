@@ -48,14 +48,14 @@ def serve_check(folder: Path, url: str | None, **options: Any) -> None:
     """By what issues, changes and code of each server say. With --url, a server with the adapter is
     asked for log-probabilities. PEFT's on this machine give the factor that the server uses.
     """
-    from study.integrations import asking, serving
+    from study.integrations import serving
     from study.training.peft_format import read_adapter
 
     adapter = read_adapter(folder, with_others=True)
     rows = serving.served(adapter)
     Console().print(render_texts("What multiplies B A", rows.round(4).astype(str)))
     if url:
-        print_sentences([asking.ask(folder, adapter, url, **options).verdict(adapter)])
+        print_sentences([serving.ask(folder, adapter, url, **options).verdict(adapter)])
     else:
         print_sentences([serving.verdict(rows)])
 

@@ -6,7 +6,6 @@ from study.config.checks import validate
 from study.config.hashing import UNKNOWN_STEPS, Sources, identity
 from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
 from study.config.types import (
-    AUTO_COMPILE,
     CONTEXT,
     PRECISIONS,
     AdapterConfig,

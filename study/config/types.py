@@ -14,13 +14,11 @@ from study.config.values import (
     MISSING,
     Checked,
     Count,
-    FilePath,
     Positive,
     Real,
     Share,
     Whole,
     check_folder_name,
-    check_path,
     interval,
     is_whole,
     one_of,
@@ -41,13 +39,11 @@ PRECISIONS = ("float32", "bf16")
 QUANT_BITS = (8, 4)
 SCHEDULES = ("constant", "linear", "cosine")
 CONTRACTIONS = ("auto", "factored", "concatenated", "mixed", "merged")
-AUTO_COMPILE = "auto"
 TRACKER_MODES = ("offline", "online", "disabled")
 
 # Sanity limits.
 MOST_RANK = 1 << 24
 MOST_STEPS = 10**8
-MOST_EXPONENT = 16
 Few = Annotated[Count, Field(le=10**6)]
 """The most sequences, tokens, or passes over them."""
 
@@ -109,7 +105,7 @@ class ModelConfig(Part):
     """The frozen base."""
 
     name: Annotated[str, one_of(MODELS)] = MISSING
-    path: FilePath | None = None
+    path: str | None = None
     quant_bits: Annotated[int | None, one_of((None, *QUANT_BITS))] = None
     width: Annotated[Whole, Field(ge=8, le=1 << 14)] | None = None
 
@@ -129,25 +125,17 @@ def _check_prompt(prompt: str) -> str:
     return prompt
 
 
-def _check_paths(paths: Any) -> Any:
-    for path in paths if isinstance(paths, list) else [paths]:
-        check_path(str(path))
-    if not paths:
-        raise StudyError(f"{KEY} names no file: give at least one")
-    return paths
-
-
 @dataclass
 class DataConfig(Part):
     """The data, and how a row becomes text and tokens."""
 
     name: Annotated[str, BeforeValidator(_today), one_of(DATASETS)] = MISSING
-    path: Annotated[Any, Checked(_check_paths)] | None = None
+    path: Any = None
     sequence_length: Annotated[Few, Field(ge=2)] = MISSING
     heldout: Count = MISSING
     seed: Whole = MISSING
     format: Annotated[str, one_of((AUTO, *FORMATS))] = AUTO
-    chat_template: FilePath | None = None
+    chat_template: str | None = None
     split: str = "train"
     subset: str | None = None
     max_samples: Count | None = None
@@ -174,7 +162,7 @@ class AdapterConfig(Part):
     init: Annotated[str, one_of(INITS)] = MISSING
     dropout: Share = MISSING
     contraction: Annotated[str, one_of(CONTRACTIONS)] = "auto"
-    path: FilePath | None = None
+    path: str | None = None
 
     def __post_init__(self) -> None:
         if self.rank == "inf":  # of a record, which JSON holds
@@ -294,7 +282,7 @@ class PackConfig(Part):
     devices: Count | None = None
     memory_gb: Annotated[Positive, Field(lt=1e9)] | None = None
     fold: Annotated[Any, whole_or(1, "auto")] = "auto"
-    compile: Annotated[Any, one_of((True, False, AUTO_COMPILE))] = False
+    compile: bool = False
     padding_free: Annotated[Any, one_of((True, False, "auto"))] = "auto"
 
 
@@ -313,7 +301,7 @@ class TrackerConfig(Part):
     mode: Annotated[str, one_of(TRACKER_MODES)] = "offline"
     project: str | None = None
     entity: str | None = None
-    dir: FilePath | None = None
+    dir: str | None = None
     alerts: bool = False
     sites: Annotated[Any, some_of(SITES)] = "all"
 
@@ -326,8 +314,8 @@ class CellConfig:
     __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
 
     name: Annotated[str, Checked(check_folder_name)] = MISSING
-    results_dir: FilePath = MISSING
-    plots_dir: FilePath = MISSING
+    results_dir: str = MISSING
+    plots_dir: str = MISSING
     device: Annotated[str, one_of(DEVICES)] = MISSING
     seed: Whole = MISSING
     precision: Annotated[str, one_of(PRECISIONS)] = MISSING

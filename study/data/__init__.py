@@ -9,23 +9,9 @@ from study.data.sources import load_rows
 if TYPE_CHECKING:
     from study.data.batches import IGNORED, Corpus, TokenBatch, TokenTable, build_corpus
 
-__all__ = [
-    "IGNORED",
-    "Conversation",
-    "Corpus",
-    "Document",
-    "Example",
-    "Row",
-    "TokenBatch",
-    "TokenTable",
-    "build_corpus",
-    "fingerprint",
-    "load_rows",
-]
-
 
 def __getattr__(name: str) -> Any:
     """Names that need torch, on first use: configurations of other tools are read without it."""
-    if name in __all__:
+    if name in ("IGNORED", "Corpus", "TokenBatch", "TokenTable", "build_corpus"):
         return getattr(import_module("study.data.batches"), name)
     raise AttributeError(f"module 'study.data' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """The data sets that are made here, and the rows of those that ``data.path`` names."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -9,21 +10,39 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from study.config import CONTEXT, DataConfig
-from study.data import files, pydoc, strings, xbrl
+from study.data import files, pydoc, xbrl
 from study.data.chat import ChatTemplate
 from study.data.examples import Conversation, Example, Row
 from study.data.files import Found
 from study.data.formats import READERS, recognised
-from study.errors import StudyError, given, short, unknown
-from study.vocabulary.sources import DATASETS
+from study.errors import StudyError, given, short
+from study.vocabulary.sources import BITS, DATASETS, KEY, STRING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"
+
+
+def random_strings() -> Iterator[Example]:
+    """Yield 65,536 random strings, each after a key, always the same. ``data.max_samples`` says how
+    many are used.
+
+    No string can be guessed from others: a model that predicts one has stored its 96 bits.
+    """
+    # Only random() is called: Python promises the same sequence in all versions only for it.
+    rng, keys = random.Random(20261130), set[str]()  # a fixed seed, as in data=xbrl_extract
+    while len(keys) < 65536:
+        text = "".join(ALPHABET[int(rng.random() * 2**BITS)] for _ in range(KEY + STRING))
+        if text[:KEY] not in keys:
+            keys.add(text[:KEY])
+            yield Example(f"{text[:KEY]}:", text[KEY:])
+
+
 SOURCES: dict[str, Callable[[], Iterable[Row]]] = {
     "pydoc": cache(lambda: tuple(pydoc.documentation())),
     "xbrl_extract": cache(lambda: tuple(xbrl.questions())),
-    "random_strings": strings.random_strings,
+    "random_strings": random_strings,
 }
 """The function of every data set that has one, by name. It returns the examples in an order of its
 own, the same on every call: a plan asks for their hash, and training for the examples."""
@@ -39,8 +58,6 @@ class Loaded:
 
 def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> Loaded:
     """The rows of the data set of ``config``. ``tokenizer`` is called for conversations only."""
-    if config.name not in DATASETS:
-        raise unknown("data", config.name, DATASETS)
     path = "" if config.path in (None, MISSING) else given(config.path)
     if DATASETS[config.name].reads_path and not path:
         raise StudyError(f"data={config.name} reads a file: add data.path=<file>")

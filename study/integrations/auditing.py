@@ -12,9 +12,8 @@ from torch import Tensor
 
 from study.adapters.truncation import singular_factors
 from study.errors import StudyError
-from study.integrations.asking import base_of
 from study.integrations.exporting import span
-from study.integrations.serving import served, verdict
+from study.integrations.serving import base_of, served, verdict
 from study.models.card import block_of
 from study.models.messages import quiet
 from study.probes.delta_w import core, largest_singular_values
@@ -52,7 +51,7 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
 
     On experts, norms are over all of them, ``spectral`` is the largest, and both ranks are medians.
 
-    ``base``: as :func:`~study.integrations.asking.base_of` says. It is loaded in bf16, which is
+    ``base``: as :func:`~study.integrations.serving.base_of` says. It is loaded in bf16, which is
     exact for most checkpoints. Without it, its columns are NaN.
     """
     adapter = read_adapter(folder)

@@ -9,7 +9,7 @@ The backward pass can recompute the blocks (:func:`recomputing`).
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from study.config import PRECISIONS, ModelConfig
-from study.errors import StudyError, unknown
+from study.errors import StudyError
 from study.models import quantised
 from study.models.card import ModelCard, describe, first_block
 from study.models.messages import failing, replaced
@@ -39,6 +39,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Rounding error between the whole model and its two parts, as a share of the largest logit."""
 _LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another device"
 
+MOST_PROGRAMS = 64
+"""The most programs of a block that torch keeps: for forms and ranks of a pack. Default: 8."""
 WITHIN_SEQUENCES = "within_sequences"
 """The attention function of rows that hold several sequences, by its name in transformers."""
 _FIND_PACKED = "find_packed_sequence_indices"
@@ -173,8 +175,6 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     With ``config.quant_bits``, block linears have that many bits (:mod:`study.models.quantised`).
     SmolLM2 in float32 takes about one second. torch's global random state is unchanged.
     """
-    if precision not in _DTYPES:
-        raise unknown("precision", precision, PRECISIONS)
     card, dtype = describe(config), _DTYPES[precision]
     unloaded = find_model(config)
     linears = sum(d * o for d, o in card.shapes)
@@ -329,3 +329,54 @@ def _window(length: int, window: int | None, device: torch.device) -> Tensor | N
 
 AttentionInterface.register(WITHIN_SEQUENCES, within_sequences)
 AttentionMaskInterface.register(WITHIN_SEQUENCES, sdpa_mask)
+
+
+class CompiledBlocks:
+    """The blocks of ``base`` after the first adapted one, compiled for plain training steps.
+
+    ``torch.compile`` fuses the norms, rotary embeddings and gates of a block, which are about a
+    dozen passes over memory. A compiled program ignores hooks that are added later, so passes of
+    probes, evaluations and losses after an update are not compiled. All blocks and all ranks share
+    one program, in which the rank is a variable dimension. Each form of the adapters
+    (:mod:`study.adapters.contraction`) and each number of tokens or cells needs its own program.
+
+    The first adapted block is not compiled: its input needs no gradient, so it would need its own
+    program. ``layers``: the paths of the adapted linears. Nothing is compiled if they are not all
+    in one list of blocks. ``ranks``: the factors inside the blocks, each with its dimension that is
+    the rank.
+    """
+
+    def __init__(
+        self, base: FrozenBase, layers: Sequence[str], ranks: Sequence[tuple[Tensor, int]]
+    ) -> None:
+        self.blocks: list[nn.Module] = []
+        if place := first_block(layers):
+            path, first = place
+            every_block: Any = base.model.get_submodule(path)
+            self.blocks = list(every_block[first + 1 :])
+        self._programs = {
+            block: torch.compile(block.forward, dynamic=False) for block in self.blocks
+        }
+        for factor, dimension in ranks if self.blocks else ():
+            torch._dynamo.maybe_mark_dynamic(factor, dimension)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Context manager: passes run the compiled blocks."""
+        # Parameters may have dimensions of variable size.
+        settings = {"force_parameter_static_shapes": False, "recompile_limit": MOST_PROGRAMS}
+        with (
+            replaced("forward", self._programs),
+            torch._dynamo.config.patch(settings) if self.blocks else nullcontext(),
+        ):
+            yield
+
+
+@contextmanager
+def programs(compiled: bool) -> Iterator[None]:
+    """Context manager: discard the programs on exit, if anything was ``compiled``."""
+    try:
+        yield
+    finally:
+        if compiled:
+            torch.compiler.reset()

@@ -31,8 +31,8 @@ from study.models import FrozenBase, load_base, load_tokenizer
 from study.store import cell_row, load_cells, load_records
 from study.sweeps.cells import plan
 from study.training.devices import choose_device
+from study.training.fold import adapter_spec
 from study.training.loop import Fold
-from study.training.run import adapter_spec
 from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import LIMIT_P, OPTIMIZERS, of_family

@@ -5,17 +5,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from shutil import which
 
 import torch
 
 from study.adapters import Contraction
-from study.config import AUTO_COMPILE, CellConfig
+from study.config import CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import load_tokenizer
 from study.sweeps.cells import Cell
-from study.sweeps.devices import count
 from study.sweeps.estimate import (
     Estimate,
     check_fits,
@@ -24,12 +22,10 @@ from study.sweeps.estimate import (
     full_estimate,
     memory_budget,
 )
-from study.training.devices import choose_device, matmul_rate
-from study.training.run import Run
+from study.training.devices import choose_device
+from study.training.fold import Run
+from study.training.sharding import count
 
-WORTH_COMPILING = 120.0
-"""Seconds of a pack from which on ``pack.compile=auto`` compiles it. Compiling takes 10 to 20 s and
-saves a tenth or more of a plain step."""
 FOLD = {"cpu": 16, "cuda": 8}
 """The most cells in a fold with ``pack.fold=auto``. On a CPU, ``tiny`` and a base four times as
 wide are no faster in folds of 32."""
@@ -129,23 +125,13 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
             "text has none, and a conversation that was cut has lost its last turn): set it to "
             "null, or raise data.sequence_length"
         )
-    compiles = config.pack.compile
-    if compiles == AUTO_COMPILE:
-        needs = (full_estimate(cell.config, cell.card, device.type) for cell in cells)
-        seconds = sum(need.seconds(matmul_rate(device, config.precision)) for need in needs)
-        compiles = (
-            seconds > WORTH_COMPILING
-            and not config.data.sample_packing
-            and bool(which("g++") or which("clang++"))
-        )
     prepared = []
     for cell in cells:
         # Before the data are batched: with one token a sequence.
         sequences = train.batch_size * train.accumulation
         least = estimate(cell.config, cell.card, sequences, sequences, Contraction(), device.type)
         check_fits(cell.config, least.divided(devices).own_bytes, device)
-        of_pack = replace(cell.config.pack, compile=compiles)
-        run = Run.of(replace(cell.config, pack=of_pack), corpus)
+        run = Run.of(cell.config, corpus)
         step = run.tokens, run.supervised
         need = estimate(cell.config, cell.card, *step, run.contraction, device.type)
         need = need.divided(devices)

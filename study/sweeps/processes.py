@@ -5,11 +5,14 @@ and prints. It sends the others the cells of each pack, then each cell and the s
 begins, and after each step an :class:`~study.training.sharding.Order`. None ends what it began.
 
 A process that fails prints why. Its peers lose their connection to it, and end too.
+
+With or without torchrun, each process of a machine takes a different GPU (:func:`claim_device`).
 """
 
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -19,17 +22,21 @@ from study.adapters import resolve_targets
 from study.errors import StudyError, one_line
 from study.models import load_base
 from study.models.base import block_path
+from study.store import Lock
+from study.store.cache import cache_folder
 from study.store.checkpoints import load_newest
+from study.store.files import make_folder
 from study.sweeps import signals
 from study.sweeps.cells import Cell
-from study.sweeps.devices import claim_device, count
 from study.sweeps.packs import prepare
 from study.training.checkpoint import Snapshot
-from study.training.devices import keep_freed_memory, release_memory
+from study.training.devices import choose_device, keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
-from study.training.sharding import ALONE, Order, Processes, group_of_orders
+from study.training.sharding import ALONE, Order, Processes, count, group_of_orders
 
 CPU = torch.device("cpu")
+_POLL = 0.5
+"""Seconds between two looks for a free GPU."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """gloo's words for a process that has ended. NCCL and the store have their own exceptions."""
 
@@ -138,3 +145,62 @@ def _follow_steps(steps: Iterable[Sequence[CellStep | None]], world: Processes) 
                 result.snapshot()
         if order is Order.STOP:
             return
+
+
+def claim_device(
+    name: str, must_stop: Callable[[], bool], held: contextlib.ExitStack
+) -> torch.device | None:
+    """The device of ``device=name``, claimed until ``held`` is closed, and made current. None if
+    ``must_stop`` ended the wait for a free GPU.
+
+    A process locks a file that is named after the UUID of its GPU, because the number of a GPU
+    depends on ``CUDA_VISIBLE_DEVICES``. The system frees the lock when the process ends. A process
+    that sees one GPU, as in jobs of Slurm and Ray, trains on it without a lock. Under torchrun, a
+    process takes the GPU with its number on the machine.
+    """
+    if choose_device(name).type == "cpu":
+        return CPU
+    # In the order of CUDA_VISIBLE_DEVICES.
+    visible = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    gpus, sharded = visible, count() > 1
+    if sharded:
+        number = int(os.environ["LOCAL_RANK"])
+        gpus = visible[number : number + 1]
+    if not gpus:
+        raise StudyError(
+            f"torchrun has started more processes on this machine than the {len(visible)} GPUs "
+            "that torch sees: lower --nproc-per-node"
+        )
+    found = _free(gpus, held)
+    if found is None and len(visible) == 1:
+        found = gpus[0]  # there is no other
+    if found is None:
+        names = ", ".join(map(str, gpus))
+        if sharded:
+            raise StudyError(
+                f"another process trains on {names}: wait until it has ended, or choose other GPUs "
+                "with CUDA_VISIBLE_DEVICES"
+            )
+        signals.say(
+            f"study: waiting for a GPU: other processes hold {names}; one process per GPU is "
+            "enough (hydra.launcher.n_jobs)"
+        )
+    while found is None:
+        if must_stop():
+            return None
+        time.sleep(_POLL)
+        found = _free(gpus, held)
+    torch.cuda.set_device(found)
+    return found
+
+
+def _free(gpus: Sequence[torch.device], held: contextlib.ExitStack) -> torch.device | None:
+    """The first GPU that no other process holds. Its lock is held from now on."""
+    folder = cache_folder() / "gpus"
+    make_folder(folder)
+    for device in gpus:
+        uuid = torch.cuda.get_device_properties(device).uuid
+        with contextlib.suppress(TimeoutError):
+            held.enter_context(Lock(folder / f"{uuid}.lock", timeout=0))
+            return device
+    return None

@@ -14,18 +14,16 @@ import torch
 from omegaconf import OmegaConf
 
 from study.analysis import load_tables
-from study.config import AUTO_COMPILE
 from study.config.values import literal
 from study.errors import StudyError, count_noun, one_line
 from study.models import FrozenBase, load_base
-from study.models.compiled import programs
+from study.models.base import programs
 from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
 from study.store.checkpoints import load_newest
 from study.store.files import remove
 from study.store.writer import remove_leftovers
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.devices import claim_device
 from study.sweeps.packs import Pack, Prepared, folds, prepare
 from study.sweeps.progress import Display, Outcome, must_stop
 from study.sweeps.record import Held, Recorder, record_of
@@ -49,7 +47,7 @@ class Worker(contextlib.ExitStack):
 
     def device(self, name: str, stop: Callable[[], bool]) -> torch.device | None:
         """The device that ``device=name`` means. None if ``stop`` ended the wait for it."""
-        self._device = self._device or claim_device(name, stop, self)
+        self._device = self._device or processes.claim_device(name, stop, self)
         return self._device
 
     def base(self, cell: Cell, device: torch.device) -> FrozenBase:
@@ -120,16 +118,13 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
     world = processes.world(device)
     world.agreed(todo)
     pack = prepare(todo, device)
-    compiles = pack.cells[0].run.config.pack.compile
     # Processes divide copies of a base that is in the host's memory.
     base = worker.base(todo[0], device if world.size == 1 else processes.CPU)
     with (
         Display(todo[0].study_dir, len(todo), pack.config.train.steps, posted) as display,
-        programs(compiles),
+        programs(pack.config.pack.compile),
         signals.patience(),
     ):
-        if pack.config.pack.compile == AUTO_COMPILE:
-            display.say(f"pack.compile=auto: {'compiled' if compiles else 'not compiled'}")
         if dropped := pack.corpus.rows["dropped"]:
             display.say(f"skipped {dropped} rows without target tokens")
         if pack.config.pack.padding_free is not False and not base.separates_sequences:

@@ -18,10 +18,9 @@ from study.adapters.infinite import InfiniteRankBank
 from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
-from study.models.base import recomputing
-from study.models.compiled import CompiledBlocks
+from study.models.base import CompiledBlocks, recomputing
 from study.training.checkpoint import Snapshot, start
-from study.training.fold import Fold
+from study.training.fold import Fold, Run
 from study.training.measuring import (
     exact_matches,
     heldout_losses,
@@ -31,7 +30,6 @@ from study.training.measuring import (
     sent_by,
 )
 from study.training.results import CellStep, Numbers, results
-from study.training.run import Run
 from study.training.sharding import ALONE, Processes
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -123,7 +121,7 @@ def _folded(
         ) as banks,
     ):
         fold = Fold(base, corpus, [run.config for run in runs], banks, world)
-        if shared.pack.compile is True:
+        if shared.pack.compile:
             ranks = [factor for bank in banks for factor in bank.rank_dimensions()]
             fold.compiled = CompiledBlocks(base, layers, ranks)
         yield fold

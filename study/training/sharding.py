@@ -8,6 +8,7 @@ outputs), so any rank can be divided. Letters: ``P`` processes.
 """
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -27,6 +28,11 @@ DIVIDED = (-1, -2)
 """The dimension in which A and B are divided."""
 _PATIENCE = timedelta(weeks=52)
 """How long a process waits for process 0, which may itself wait for cells that others train."""
+
+
+def count() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 class Order(Enum):

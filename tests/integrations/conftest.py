@@ -18,8 +18,8 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.store import StudyTables
+from study.training.fold import Run
 from study.training.loop import train
-from study.training.run import Run
 
 KEYS = ["step", "layer", "site"]
 STATS = (

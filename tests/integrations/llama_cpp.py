@@ -17,8 +17,8 @@ import torch
 import xllamacpp as llama
 from peft import PeftModel
 
-from study.integrations.asking import Server, ask, base_of, drawn
 from study.integrations.exporting import export, fold
+from study.integrations.serving import Server, ask, base_of, drawn
 from study.store import load_records
 from study.training.peft_format import read_adapter
 

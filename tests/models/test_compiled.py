@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +11,6 @@ from torch._dynamo.utils import counters
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.sweeps import packs
 from study.training.loop import CellStep
 from tests.trained import trained
 
@@ -76,24 +74,3 @@ def test_the_ranks_of_a_pack_share_a_program(
     for rank in (16, 24, 33):
         trained(tiny_base, corpus, cell(*shape, "pack.compile=true", f"adapter.rank={rank}"))
         assert counters["stats"]["unique_graphs"] == 1, f"compiled again at rank {rank}"
-
-
-@pytest.mark.parametrize(("worth", "says"), [(120.0, "not compiled"), (0.0, "compiled")])
-def test_auto_compiles_a_pack_that_takes_long(
-    study_cli: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Any,
-    jsonl: Any,
-    worth: float,
-    says: str,
-) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(packs, "WORTH_COMPILING", worth)
-    monkeypatch.setattr(packs, "which", lambda name: name)
-    monkeypatch.chdir(tmp_path)
-    small = ["data.sequence_length=32", "data.heldout=2", "train.steps=2", "train.batch_size=2"]
-    data = ["model=tiny", "data=file", f"data.path={jsonl}"]
-    ran = study_cli("train", *data, *small, "pack.compile=auto", "probes.steps=null")
-    assert ran.code == 0, ran.err
-    assert f"pack.compile=auto: {says}" in ran.err
-    assert bool(counters["stats"]) == (says == "compiled")

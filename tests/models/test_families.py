@@ -20,8 +20,8 @@ from study.config import CellConfig, ModelConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
+from study.training.fold import Run
 from study.training.loop import train
-from study.training.run import Run
 from study.vocabulary.quantities import MODEL_WIDE, UNIONS
 
 from .small import SHAPE, SMALL, gpt2

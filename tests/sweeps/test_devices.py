@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from study.errors import StudyError
-from study.sweeps import devices
-from study.sweeps.devices import claim_device
+from study.sweeps import processes
+from study.sweeps.processes import claim_device
 from tests.forked import wait_for
 
 See = Callable[..., None]
@@ -29,7 +29,7 @@ def claim(name: str, held: ExitStack = HELD) -> torch.device | None:
 def see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> See:
     """``see("a", "b")``: from now on this process sees two GPUs with these UUIDs."""
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(devices, "_POLL", 0.01)
+    monkeypatch.setattr(processes, "_POLL", 0.01)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 

@@ -18,8 +18,8 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.sweeps.distances import at_rank, limit_of, trajectory
 from study.theory import Layer, distance_to_infinite_rank, slope
+from study.training.fold import Run
 from study.training.loop import train
-from study.training.run import Run
 from study.vocabulary.quantities import MODEL_WIDE
 
 LAZY = (

@@ -21,9 +21,9 @@ from study.models import FrozenBase, describe, load_base
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
 from study.sweeps.packs import folds, prepare
+from study.training.fold import Run, typical_step
 from study.training.loop import train
 from study.training.optimizers import build_optimizer
-from study.training.run import Run, typical_step
 from study.vocabulary.optimizers import OPTIMIZERS
 
 Build = Callable[..., CellConfig]

@@ -170,7 +170,7 @@ def test_cells_that_these_processes_cannot_train(
         processes.check(sharded)
 
 
-REFUSED = ("optimizer=muon", "optimizer=adafactor", "adapter.dropout=0.1", "pack.compile=auto")
+REFUSED = ("optimizer=muon", "optimizer=adafactor", "adapter.dropout=0.1", "pack.compile=true")
 REFUSED += ("adapter.contraction=merged", "model.quant_bits=8", "pack.fold=2", "pack.compile=true")
 REFUSED += ("train.answer_tokens=4", "train.example_losses=true", "probes.truncations=[1]")
 

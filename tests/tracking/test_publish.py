@@ -10,8 +10,7 @@ import pytest
 
 import study
 from study.analysis import summary
-from study.tracking.publish import tracker_of
-from study.tracking.workspace import workspace
+from study.tracking.workspace import tracker_of, workspace
 from tests.store.small_cells import CONFIG, RECORD, complete
 
 

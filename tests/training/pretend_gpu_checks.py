@@ -20,9 +20,9 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.probes.alignment import weight_gradient
 from study.training.checkpoint import Snapshot
+from study.training.fold import Run
 from study.training.loop import CellStep, train
 from study.training.optimizers import build_optimizer, step_if
-from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.pretend_gpu import PretendGpu, move, register

@@ -17,9 +17,9 @@ from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer
 from study.sweeps.cells import plan
+from study.training.fold import adapter_spec
 from study.training.loop import Fold
 from study.training.measuring import exact_matches
-from study.training.run import adapter_spec
 
 Build = Callable[..., CellConfig]
 WORDS = {"a": "north", "b": "south", "c": "east", "d": "west"}

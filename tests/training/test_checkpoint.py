@@ -13,8 +13,8 @@ from study.data import Corpus
 from study.models import FrozenBase, load_base
 from study.store.checkpoints import load_newest, save
 from study.training.checkpoint import Snapshot
+from study.training.fold import Run
 from study.training.loop import CellStep, train
-from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.trained import copied
