@@ -286,7 +286,6 @@ class LoraBank(nn.Module):
         ]
 
     def rank_dimensions(self) -> list[tuple[Tensor, int]]:
-        """The registered factors, each with its dimension that is the rank."""
         return [
             (factor, factor.dim() - from_end)
             for bucket in self._buckets()
@@ -403,7 +402,6 @@ class LoraBank(nn.Module):
             return [y_kNO]
 
     def _dense(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
-        """One product per bucket, through each cell's own merged weight."""
         W_OD, bias = dense_weight(self.base), self.bias
         assert W_OD is not None
         sizes = [bucket.cells for bucket in buckets]
@@ -415,7 +413,6 @@ class LoraBank(nn.Module):
 
     @property
     def _drops(self) -> bool:
-        """Whether any cell has dropout and the bank is in train mode."""
         return self.training and any(spec.dropout for spec in self.specs)
 
     def _buckets(self) -> list[Bucket]:

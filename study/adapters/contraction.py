@@ -121,7 +121,6 @@ def once_rounded(d_KNO: Tensor, x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None)
 def _each(
     cells: Sequence[slice], adapters: Sequence[Tensor]
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """For each rank its cells, and their A, B and gamma."""
     return zip(cells, adapters[::3], adapters[1::3], adapters[2::3], strict=True)
 
 

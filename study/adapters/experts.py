@@ -24,7 +24,6 @@ from study.errors import StudyError
 
 
 def is_of_experts(model: nn.Module, layer: str) -> bool:
-    """Whether the path leads to a weight of experts, not to a linear layer."""
     owner, _, name = layer.rpartition(".")
     return isinstance(getattr(model.get_submodule(owner), name, None), nn.Parameter)
 
@@ -108,7 +107,6 @@ class AdaptedExperts(nn.Module):
         return out[0] if cells == 1 else torch.cat(out)
 
     def __getattr__(self, name: str) -> Any:
-        """Models also read attributes of their experts."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -18,4 +18,4 @@ from study.config.types import (
     TrainConfig,
     optimizer_config,
 )
-from study.config.values import Interval, chosen, interval
+from study.config.values import chosen, interval

@@ -14,10 +14,6 @@ from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 
 IDENTITY_VERSION = 2
-LATEST = 2
-"""The version of the numbers. From 1 on, the tokens of every micro-batch are sampled. From 2 on, a
-bf16 cell rounds no gamma, measures ``swallowed`` and, unless it is factored, rounds the sum of base
-and adapter once."""
 UNKNOWN_STEPS = 1_000_000
 """The length of a loop in its identity, if it is not known before the end."""
 UNSEEN = (
@@ -39,15 +35,14 @@ class Sources:
     adapter: str | None = None
 
 
-def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> str:
+def identity(config: CellConfig, sources: Sources) -> str:
     """The cell's id: 12 hex digits over everything that changes its trajectory or its tables.
 
     Device, packing, checkpoints, launcher, tracker, paths and ``save_adapter`` are left out: cells
     of one identity have the same result within rounding. The contraction is left out in float32 but
     not in bf16 (:attr:`study.config.types.CellConfig.bf16_form`).
 
-    ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`). ``version``:
-    of the numbers (:data:`LATEST`).
+    ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`).
     """
     adapter = asdict(config.adapter)
     del adapter["contraction"], adapter["path"]
@@ -60,7 +55,7 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
     steps, batches = probe_steps(config), chosen("probes.batch", config.probes.batch, BATCHES)
     sites = chosen("probes.sites", config.probes.sites, SITES)
     stats = chosen("probes.stats", config.probes.stats, STATS, USUAL)
-    if config.precision == "float32" or version < 2:  # it is not measured in float32
+    if config.precision == "float32":  # it is not measured in float32
         stats = tuple(stat for stat in stats if stat != "swallowed")
     probes: dict[str, Any] = {"steps": steps, "sites": sites, "stats": stats, "batch": batches}
     probes["tokens"] = config.probes.tokens
@@ -87,11 +82,11 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
         matters["answer_tokens"] = config.train.answer_tokens
     if config.train.example_losses:
         matters["example_losses"] = True
-    # Version 0 read the first micro-batch of a step only, and no dropout.
+    # The first cells sampled the first micro-batch of a step only, and had no dropout.
     is_new = config.train.accumulation > 1 or config.adapter.dropout > 0
-    if is_new and version >= 1 and steps and TRAIN in batches and {*SAMPLED} & {*sites}:
+    if is_new and steps and TRAIN in batches and {*SAMPLED} & {*sites}:
         matters["sampled_tokens"] = "of each micro-batch, with dropout"
-    if config.bf16_form and version >= 2:
+    if config.bf16_form:
         matters["contraction"] = config.bf16_form
     if cut := truncation_ranks(config):
         matters["truncations"] = ["inf" if rank == math.inf else rank for rank in cut]
@@ -102,7 +97,7 @@ def identity(config: CellConfig, sources: Sources, *, version: int = LATEST) -> 
 def recorded_identities(
     config: Mapping[str, Any], sources: Mapping[str, Any], of_loop: bool = False
 ) -> list[str]:
-    """The :func:`identity` of a recorded configuration, and those of earlier versions.
+    """The :func:`identity` of a recorded configuration.
 
     ``config``: groups of plain values. Keys that the record lacks have their defaults, and others
     are ignored. ``of_loop``: the cell is of a recorded loop; also the ids that it has with
@@ -121,8 +116,4 @@ def recorded_identities(
     cells = [cell]
     if of_loop:
         cells.append(replace(cell, train=replace(cell.train, steps=UNKNOWN_STEPS)))
-    return [
-        identity(cell, made(Sources, sources), version=version)
-        for cell in cells
-        for version in range(LATEST, -1, -1)
-    ]
+    return [identity(cell, made(Sources, sources)) for cell in cells]

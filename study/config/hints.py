@@ -68,7 +68,6 @@ def as_study_errors() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    """The innermost cause, and what the user probably meant."""
     if isinstance(error, MissingConfigException):
         options = error.options or []
         near = get_close_matches(Path(error.missing_cfg_file or "").name, options, 1)

@@ -102,17 +102,10 @@ def _check_interval(value: Any) -> Any:
 
 @dataclass
 class ModelConfig(Part):
-    """The frozen base."""
-
     name: Annotated[str, one_of(MODELS)] = MISSING
     path: str | None = None
     quant_bits: Annotated[int | None, one_of((None, *QUANT_BITS))] = None
     width: Annotated[Whole, Field(ge=8, le=1 << 14)] | None = None
-
-
-def _today(name: Any) -> Any:
-    """In records of an earlier version, ``file`` is called ``jsonl``."""
-    return "file" if name == "jsonl" else name
 
 
 CONTEXT = "{context}"
@@ -127,9 +120,7 @@ def _check_prompt(prompt: str) -> str:
 
 @dataclass
 class DataConfig(Part):
-    """The data, and how a row becomes text and tokens."""
-
-    name: Annotated[str, BeforeValidator(_today), one_of(DATASETS)] = MISSING
+    name: Annotated[str, one_of(DATASETS)] = MISSING
     path: Any = None
     sequence_length: Annotated[Few, Field(ge=2)] = MISSING
     heldout: Count = MISSING
@@ -200,6 +191,9 @@ class OptimizerConfig(Part):
     weight_decay: Annotated[Real, Field(ge=0)] = MISSING
     loraplus_lr_ratio: Annotated[Positive, Field(le=1e7)] = MISSING
 
+    def __reduce__(self) -> tuple[Any, ...]:  # pickle finds no class that is made from a row
+        return (_made, (vars(self),)) if self.name in OPTIMIZERS else super().__reduce__()
+
 
 def _option_type(option: Option) -> Any:
     if option.choices:
@@ -219,14 +213,11 @@ def optimizer_config(name: str) -> type[OptimizerConfig]:
         (key, _option_type(option), field(default=MISSING))
         for key, option in OPTIMIZERS[name].options.items()
     ]
-    made = make_dataclass(f"{name.capitalize()}Config", options, bases=(OptimizerConfig,))
-    made.__module__ = __name__
-    globals()[made.__name__] = made  # pickle finds a class by its module and name
-    return made
+    return make_dataclass(f"{name.capitalize()}Config", options, bases=(OptimizerConfig,))
 
 
-for _name in OPTIMIZERS:
-    optimizer_config(_name)
+def _made(options: dict[str, Any]) -> OptimizerConfig:
+    return optimizer_config(options["name"])(**options)
 
 
 def _read_optimizer(options: Any) -> OptimizerConfig:
@@ -244,8 +235,6 @@ def _read_expects(entries: Any) -> Any:
 
 @dataclass
 class TrainConfig(Part):
-    """The length of training, the batch, and the schedule of the learning rate."""
-
     steps: Annotated[Count, Field(le=MOST_STEPS)] = MISSING
     batch_size: Few = MISSING
     accumulation: Few = MISSING
@@ -263,8 +252,6 @@ class TrainConfig(Part):
 
 @dataclass
 class ProbesConfig(Part):
-    """What probes measure, when, and on which batch."""
-
     every: Count | None = None
     steps: Any = None
     sites: Annotated[Any, some_of(SITES)] = "all"
@@ -276,8 +263,6 @@ class ProbesConfig(Part):
 
 @dataclass
 class PackConfig(Part):
-    """How cells share a process and a forward pass."""
-
     max_cells: Annotated[Any, whole_or(1, "auto", None)] = None
     devices: Count | None = None
     memory_gb: Annotated[Positive, Field(lt=1e9)] | None = None

@@ -105,18 +105,11 @@ def check_folder_name(name: str, key: str = KEY) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Either a number of ``steps`` or a number of ``seconds``; the other one is None."""
-
-    steps: int | None = None
-    seconds: float | None = None
-
-
-def interval(key: str, value: Any) -> Interval:
-    """The interval that ``value`` names: a whole number of steps, or a time such as ``60s``."""
+def interval(key: str, value: Any) -> int | float:
+    """The interval that ``value`` names: a whole number of steps, or the seconds of a time such as
+    ``60s``."""
     if is_whole(value) and value >= 1:
-        return Interval(steps=value)
+        return int(value)
     found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)([smh])", str(value), re.ASCII)
     seconds = float(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]] if found else 0.0
     if seconds == 0:
@@ -124,7 +117,7 @@ def interval(key: str, value: Any) -> Interval:
             f"{key}={value} is no interval: give a time such as 60s, 10m or 1h, "
             "a number of steps of at least 1, or null"
         )
-    return Interval(seconds=seconds)
+    return seconds
 
 
 def _no_flag(value: Any) -> Any:

@@ -57,7 +57,6 @@ class TokenBatch:
 
     @classmethod
     def stacked(cls, batches: Sequence["TokenBatch"]) -> "TokenBatch":
-        """The rows of several batches of one length, in one batch."""
         return cls(
             torch.cat([batch.input_ids_BT for batch in batches]),
             torch.cat([batch.targets_BT for batch in batches]),
@@ -111,7 +110,6 @@ class TokenTable:
         return len(self.examples)
 
     def example(self, example: int) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of an example, and whether each of them is in the loss."""
         start, end = self.starts[example : example + 2]
         return self.tokens[start:end], self.learned[start:end]
 
@@ -308,7 +306,6 @@ def build_corpus(
 
 
 def _answer(row: Row, is_cut: bool) -> str | None:
-    """The answer of a row that is a question, which a document and a cut chat may not be."""
     if isinstance(row, Example):
         return row.target
     return row.answer if isinstance(row, Conversation) and not is_cut else None

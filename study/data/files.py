@@ -108,7 +108,6 @@ def exists(path: str) -> bool:
 
 
 def read(path: str) -> Iterator[Found]:
-    """Yield the rows of the file at ``path``, in order."""
     named = f"data.path={short(path, 200)}"
     suffixes = Path(path).suffixes
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None

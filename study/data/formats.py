@@ -133,7 +133,6 @@ def _content(turn: Fields, key: str, where: str) -> str:
 
 
 def _tools(fields: Fields, where: str) -> list[Any] | None:
-    """The tools of a row: a list of JSON schemas, or its JSON."""
     tools = fields.get("tools") or None
     try:
         found = json.loads(tools) if isinstance(tools, str) else tools
@@ -149,7 +148,6 @@ def _text(fields: Fields, key: str, where: str) -> str:
 
 
 def _value(fields: Fields, key: str, kind: type, where: str) -> Any:
-    """The value of a field, which must be of type ``kind``."""
     if isinstance(fields.get(key), kind):
         return fields[key]
     of_type = f", but {key!r} is of type {type(fields[key]).__name__}" if key in fields else ""

@@ -50,8 +50,6 @@ own, the same on every call: a plan asks for their hash, and training for the ex
 
 @dataclass(frozen=True)
 class Loaded:
-    """The rows of a data set, and the format that they had in a file; None for others."""
-
     rows: list[Row]
     format: str | None
 

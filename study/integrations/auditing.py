@@ -81,7 +81,6 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
 
 
 def _spectrum(s_m: Tensor) -> dict[str, float]:
-    """The statistics of the singular values of a layer, ``[m]``, or of its experts, ``[E, m]``."""
     s_Em = np.atleast_2d(s_m.double().numpy())
     norm_E = np.sqrt((s_Em**2).sum(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):

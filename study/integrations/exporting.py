@@ -42,7 +42,6 @@ def export(study_dir: Path, cell: str, folder: Path, fold_scaling: bool = False)
 
 
 def fold(folder: Path, out: Path) -> str:
-    """Write the adapter in ``folder`` to a new folder ``out``, with gamma in B. Returns a line."""
     with _new(out) as work:
         return f"{out}: {write_folded(folder, work)}"
 

@@ -127,7 +127,6 @@ class LoopPasses:
 
     @property
     def _losses(self) -> list[Loss]:
-        """Those of the step: the loop's or, without any, the model's."""
         losses = [loss for one in self.passes for loss in one.losses if loss.value is not None]
         return [loss for loss in losses if loss.is_given] or losses
 
@@ -152,7 +151,6 @@ class LoopPasses:
         self._drop([one for one in self.passes if not one.reached])
 
     def _are_cleared(self) -> bool:
-        """Whether all gradients are None or 0. Only a change in place makes it read them."""
         if self._gradient_state() == self._state:
             return False
         norm = joint_norm(norms_of_gradients(self.weights))
@@ -285,7 +283,6 @@ def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors of a model's output that have a gradient, from one level of a container."""
     parts = output.values() if isinstance(output, dict) else output
     if isinstance(parts, Tensor):
         parts = [parts]

@@ -113,7 +113,6 @@ class Recording:
 
     @property
     def group(self) -> Mapping[str, Any]:
-        """The optimizer's options for A, as they are now."""
         return groups_of(self.optimizer, self._pair, self.adapters[0].name)[0]
 
     def loss(self, loss: Tensor | float) -> None:
@@ -122,7 +121,6 @@ class Recording:
         self.passes.loss(loss)
 
     def heldout(self, loss: float) -> None:
-        """Record a held-out loss of the weights as they are now."""
         self._next["eval_loss"] = float(loss)
 
     def gradients(self) -> None:
@@ -316,7 +314,6 @@ class Recording:
         self.precision = "bf16" if dtype == torch.bfloat16 else self.precision
 
     def _say(self, sentence: str) -> None:
-        """Warn, and keep the sentence for the record."""
         warnings.warn(sentence, stacklevel=5)
         for writer in self._writers:
             if sentence not in (before := writer.record["training_note"]):

@@ -294,7 +294,6 @@ def number(option: Any) -> Any:
 def groups_of(
     optimizer: Optimizer, pair: LoraPair, adapter: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The optimizer's parameter groups of A and of B; of the other one if one is frozen."""
     group_of = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
     groups = [group_of.get(id(weight)) for weight in pair[:2] if weight.requires_grad]
     if not groups or None in groups:
@@ -378,7 +377,6 @@ def plain_optimizer(optimizer: Any) -> Optimizer:
 
 
 def bypassed(table: pd.DataFrame) -> str | None:
-    """A sentence if a layer has a gradient in ``table``, but its hooks did not run; else None."""
     by_site = {site: set(rows["layer"]) for site, rows in table.groupby("site", observed=True)}
     trained = by_site.get("A_grad", set()) | by_site.get("B_grad", set())
     layers = sorted(trained - by_site.get("adapter_in", trained))

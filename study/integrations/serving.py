@@ -93,7 +93,6 @@ the last, in nats, is of rounding."""
 
 
 def base_of(base: str) -> UnloadedModel:
-    """A name of :data:`~study.vocabulary.sources.MODELS`, a folder or a hub name."""
     own_path = base not in MODELS or MODELS[base].reads_path
     return find_model(ModelConfig(name="hf", path=base) if own_path else ModelConfig(name=base))
 
@@ -197,7 +196,6 @@ class Factor:
 def ask(
     folder: Path, adapter: PeftAdapter, url: str, base: str | None, served: str | None, remote: bool
 ) -> Factor:
-    """By what the server at ``url`` multiplies the ``adapter`` in ``folder``."""
     base = base or adapter.config.get("base_model_name_or_path")
     if not base:
         raise StudyError(f"{folder} names no base: give it with --base (a folder or a hub name)")

@@ -35,22 +35,14 @@ _NAMED = 6
 class ModelCard:
     """The facts about a model that planning needs.
 
-    - ``name``: ``smollm2``, ``gemma3``, ``tiny``, or the folder or hub name as the user gave it;
-    - ``fingerprint``: identifies the weights. sha256 of the GGUF file (packaged), of shape and seed
-      (tiny), or of config.json and the weight files (a folder); the commit (the hub). A
-      quantisation follows;
-    - ``tokenizer_fingerprint``: sha256 of the tokenizer;
+    - ``fingerprint``: identifies the weights: of the model's folder, with a quantisation after it;
     - ``max_length``: the longest sequence, in tokens;
-    - ``note``: about the weights, for readers of results; may be empty;
-    - ``linears``: the module paths of the linear layers in the transformer blocks;
-    - ``shapes``: their ``(D, O)``;
-    - ``experts``: the paths of the weights of experts in the blocks;
-    - ``expert_shapes``: their ``(E, D, O)``, for E experts;
+    - ``linears``, ``shapes``: the paths of the linear layers in the blocks, and their ``(D, O)``;
+    - ``experts``, ``expert_shapes``: the same of the weights of E experts, ``(E, D, O)``;
     - ``others``: the other weights in the blocks, such as routers: the number of entries by
       :func:`in_block`. Vectors and biases are left out;
-    - ``parameters``: the number of weights of the model;
-    - ``vocabulary``: the number of its input embeddings;
-    - ``head``: the number of weights of the head, ``d V``, tied to the embeddings or not.
+    - ``parameters``, ``vocabulary``, ``head``: the numbers of weights, of input embeddings, and of
+      weights of the head, ``d V``, tied to the embeddings or not.
     """
 
     name: str
@@ -69,7 +61,6 @@ class ModelCard:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The paths of everything that can have an adapter."""
         return self.linears + self.experts
 
     @property

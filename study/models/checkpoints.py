@@ -71,7 +71,6 @@ class ModelFolder:
         return hashlib.sha256("".join(file_sha256(f, again) for f in files).encode()).hexdigest()
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files of the weights, in order."""
         single = self.folder / SINGLE
         files = [single] if single.is_file() else sorted(self.folder.glob("model-*.safetensors"))
         if not files:
@@ -86,7 +85,6 @@ class ModelFolder:
         return files
 
     def config(self, quant_bits: int | None = None) -> Any:
-        """The model's configuration, a transformers ``PretrainedConfig``."""
         with failing(
             f"{self.named}: {CONFIG} can't be used",
             "give a causal language model that transformers supports",

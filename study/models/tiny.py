@@ -44,8 +44,6 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class TinyModel:
-    """The tiny model as a model that can be described."""
-
     name: str
     width: int = WIDTH
     note: str = "random weights"
@@ -68,7 +66,6 @@ class TinyModel:
         return tokenizer()
 
     def load(self, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
-        """The model, on ``device`` in ``dtype``, with linears in ``quant_bits``."""
         model = build(self.width)
         if quant_bits is not None:
             return quantised.reloaded(model, device, dtype, quant_bits)
@@ -79,7 +76,6 @@ class TinyModel:
 
 
 def config(width: int = WIDTH) -> LlamaConfig:
-    """A Llama with 2 layers, 4 heads (2 for keys and values), 258 tokens and ``width`` features."""
     return LlamaConfig(**_shape(width))
 
 

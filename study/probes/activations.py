@@ -172,7 +172,6 @@ class Activations:
                     self.align_output_gradients(index, cell, dy_nO)
 
     def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
-        """Measure the alignments of sampled inputs, rho and r_parts."""
         if self.alignment is not None:
             stats_of, joined_nD = self.alignment.of_inputs, self.joined(x_nD)
             self.found.write("adapter_out", layer, cell, stats_of, layer, cell, joined_nD)
@@ -188,7 +187,6 @@ class Activations:
             self.found.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
 
     def inputs(self, x: Tensor, rows: Rows) -> tuple[dict[str, list[int]], Tensor | None]:
-        """The sums over the inputs of a layer, and the sampled ones, if they are wanted."""
         if self._last_input is None or self._last_input[0] is not x:
             x_KND = self.by_cell(x)
             wanted = self.rho or self.found.wanted_of("sampled_inputs")

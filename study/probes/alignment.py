@@ -75,7 +75,6 @@ class Alignment:
                 hook.remove()
 
     def gradients(self, cell: int) -> dict[str, Tensor]:
-        """One cell's accumulated weight gradients, ``[O, D]`` by layer; empty before the first."""
         return {
             layer.name: G_KOD[cell]
             for layer, G_KOD in zip(self.layers, self._G_KOD, strict=True)
@@ -93,8 +92,6 @@ class Alignment:
             self._G_KOD[index] = torch.stack(summed)
 
     def of_inputs(self, layer: int, cell: int, x_nD: Tensor) -> dict[str, Tensor]:
-        """The statistics of the layer's ``adapter_out`` from float32 inputs; empty before step
-        1."""
         G_KOD = self._G_KOD[layer]
         if G_KOD is None:
             return {}
@@ -103,7 +100,6 @@ class Alignment:
         return crossed(G_KOD[cell].mT, x_nD, self.stats)
 
     def of_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> dict[str, Tensor]:
-        """The statistics of the layer's ``adapter_in_grad`` from float32 output gradients."""
         G_KOD = self._G_KOD[layer]
         if G_KOD is None:
             return {}

@@ -122,7 +122,6 @@ class DeltaW:
         """By layer and cell."""
 
     def measure(self) -> None:
-        """Measure every layer that no pass has measured, and the spectra of all."""
         for index, layer in enumerate(self.measurements.layers):
             firsts = [stack.first for stack in layer.stacks()]
             if any(self._wants(index, first) for first in firsts):
@@ -138,7 +137,6 @@ class DeltaW:
         return self.is_wanted and of_plain_lora and (layer, first) not in self._measured
 
     def take(self, layer: int, first: int, BA_kOD: Tensor) -> None:
-        """Take the products of the cells from ``first`` on, which a pass has computed."""
         if not in_backward():  # not the second run of a checkpointed layer
             stacks = self.measurements.layers[layer].stacks()
             self._measure(layer, Product(next(s for s in stacks if s.first == first), BA_kOD))

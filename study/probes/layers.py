@@ -53,21 +53,18 @@ class Stack(NamedTuple):
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One adapted linear, or one adapted weight of experts.
+    """One adapted linear, or one adapted weight of experts. ``name``: its path in the base model.
 
-    - ``name``: its path in the base model;
-    - ``module``: the module that computes ``W0 x + gamma B A x``. For experts it is never called,
-      so their activations are not measured;
-    - ``features``: of its inputs and of its outputs;
+    - ``module``: computes ``W0 x + gamma B A x``. That of experts is never called, so their
+      activations are not measured;
     - ``pairs``: returns its K adapters: of divided factors, this process's part;
     - ``stacks``: returns them by :class:`Stack`; ``whole``: not divided. Then all processes must
       call it at the same time;
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
-    - ``is_on``: whether the adapters are in use now;
     - ``base``: returns the frozen linear; None if the layer adds more to it than this adapter;
-    - ``dropout``: PEFT's module that drops inputs of the adapter; None if there is none. Our banks
-      show what they drop (:class:`study.adapters.contraction.Listeners`).
+    - ``dropout``: PEFT's module. Our banks show what they drop
+      (:class:`study.adapters.contraction.Listeners`).
     """
 
     name: str
@@ -91,7 +88,6 @@ class AdaptedLayer:
 
     @property
     def experts(self) -> int:
-        """The number of experts that share the weight; 0 for a linear layer."""
         A_RD = self.pairs()[0].A_RD
         return A_RD.shape[0] if A_RD.ndim == 3 else 0
 
@@ -117,7 +113,6 @@ class AdaptedLayer:
 
     @property
     def kind(self) -> str:
-        """The projection, such as ``q_proj``: the last component of the path."""
         return self.name.rpartition(".")[2]
 
 

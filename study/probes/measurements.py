@@ -99,7 +99,6 @@ class Measurements:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Context manager: there is no autograd graph and no autocast."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
@@ -157,7 +156,6 @@ class Measurements:
     def enter(
         self, site: str, layer: int, first: int, rows: Sequence[int], count_k: Sequence[int]
     ) -> None:
-        """Add the :meth:`sums` of the cells from ``first`` on to those of the same place."""
         self._sums.append(Entry(site, layer, first, self._pass, rows, count_k))
 
     def write(
@@ -201,7 +199,6 @@ class Measurements:
             self._copy = HostCopy(torch.cat([sums, largest[:, None]], 1))
 
     def _stats(self, elsewhere: Collection[str]) -> Tensor:
-        """The statistics that were written, ``[places, columns]`` float64."""
         kept = [e for e in self._written if not {e.site, e.what} & {*elsewhere}]
         places = [place for entry in kept for place in self._places(entry)]
         stats = written_by(self.stats)
@@ -215,7 +212,6 @@ class Measurements:
         return total
 
     def _places(self, entry: Entry) -> list[int]:
-        """The place of each cell of an entry in :attr:`shape`, flattened."""
         _, S, L = self.shape
         first = (entry.first * S + self.sites.index(entry.site)) * L + entry.layer
         return [first + k * S * L for k in range(len(entry.each_k))]

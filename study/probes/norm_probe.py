@@ -177,7 +177,6 @@ class NormProbe:
 
     @property
     def variants(self) -> dict[str, str]:
-        """The layers whose output is not ``W0 x + gamma B A x``, with PEFT's name for it."""
         return {layer.name: layer.variant for layer in self.layers if layer.variant}
 
     def watch(
@@ -192,7 +191,6 @@ class NormProbe:
         return self._activations.watch(real_BT, sample)
 
     def forget(self, passes: Collection[int]) -> None:
-        """Drop what passes measured, if the update does not use them."""
         self._measurements.forget(passes)
 
     def feed_noise(self) -> None:

@@ -23,11 +23,10 @@ from study.vocabulary.scaling import rule_words
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration with its identity, the card of its base and the hashes of its sources.
+    """One configuration with its identity and what it was planned with.
 
-    ``coverage``: the weights of the base that have adapters. ``label``: its name in lines of text
-    and in trackers, ``adamw rslora rank 4 seed 0 lr 0.0001 alpha 16.0`` and other settings that
-    vary among the cells planned with it. A job of a launcher plans the cells of its pack.
+    ``label``: its name in lines of text and in trackers, ``adamw rslora rank 4 seed 0 lr 0.0001
+    alpha 16.0`` and other settings that vary among the cells planned with it.
     """
 
     id: str
@@ -39,7 +38,6 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The folder of its results: ``results_dir/name/cells/id``."""
         return self.study_dir / "cells" / self.id
 
     @property
@@ -60,7 +58,6 @@ class Cell:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The part of its record that is known before it runs."""
         config = asdict(self.config)
         expects = config.pop("expects")
         return {

@@ -58,19 +58,13 @@ products are no faster, and activations leave the cache. A narrower base takes m
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell: bytes of the shared base, bytes of its own, FLOPs and operations of its whole
-    training, and the number of its adapters' weights.
+    """The bytes and the whole training of one cell. ``weights``: the number of its adapters'.
 
-    ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
-    (:mod:`study.training.fold`), so it never holds more than ``chunk_bytes`` of them.
-    ``activation_bytes``: the part of ``own_bytes`` that its activations take.
-
-    On a CPU, ``shared`` is what a fold does once for all of its cells, in FLOPs of the same time,
-    and ``fills`` the share of a fold's pass that the cell takes. ``gains``: whether a fold saves
-    time: the products and the update of its adapters are at most :data:`GAINS` of a step.
-
-    For :meth:`divided`: ``sequences`` of one pass; the bytes of ``base_bytes`` and of ``own_bytes``
-    that every device holds, the head and the casts; those of one block, which it puts together.
+    ``logits_bytes``: of its targets in one pass, of which a fold holds at most ``chunk_bytes``.
+    ``activation_bytes`` are a part of ``own_bytes``. On a CPU, ``shared`` is what a fold does once
+    for all of its cells, in FLOPs of the same time, and ``fills`` the share of a fold's pass that
+    the cell takes. ``gains``: whether a fold saves time (:data:`GAINS`). The last five but these
+    are for :meth:`divided`.
     """
 
     base_bytes: int
@@ -128,7 +122,7 @@ def fold_bytes(needs: Sequence[Estimate]) -> int:
 
 
 class _Adapters(NamedTuple):
-    """Sums over the adapted layers: weights, FLOPs of a step, floats kept, numbers a token."""
+    """Sums over the adapted layers. ``kept``: floats. ``hidden``: numbers a token."""
 
     weights: int
     flops: float

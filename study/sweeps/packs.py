@@ -8,7 +8,6 @@ from itertools import groupby
 
 import torch
 
-from study.adapters import Contraction
 from study.config import CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
@@ -92,8 +91,6 @@ def _shared(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One cell with its training run and its estimated cost."""
-
     cell: Cell
     run: Run
     estimate: Estimate
@@ -115,7 +112,7 @@ class Pack:
 
 def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights."""
-    config, devices, train = cells[0].config, count(), cells[0].config.train
+    config, train = cells[0].config, cells[0].config.train
     device = device or choose_device(config.device)
     corpus = build_pack_corpus(config)
     corpus.check_tokens(cells[0].card.vocabulary, cells[0].card.name)
@@ -127,14 +124,10 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
         )
     prepared = []
     for cell in cells:
-        # Before the data are batched: with one token a sequence.
-        sequences = train.batch_size * train.accumulation
-        least = estimate(cell.config, cell.card, sequences, sequences, Contraction(), device.type)
-        check_fits(cell.config, least.divided(devices).own_bytes, device)
         run = Run.of(cell.config, corpus)
         step = run.tokens, run.supervised
         need = estimate(cell.config, cell.card, *step, run.contraction, device.type)
-        need = need.divided(devices)
+        need = need.divided(count())
         check_fits(cell.config, fold_bytes([need]), device)
         prepared.append(Prepared(cell, run, need))
     return Pack(prepared, device, corpus)

@@ -76,7 +76,6 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether ``error`` says that another process has ended."""
     is_named = isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST)
     return count() > 1 and is_named
 

@@ -83,7 +83,6 @@ class LiveSweep:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The sweep in a file; None if it has just begun or ended."""
         try:
             return cls(path.parent, **json.loads(path.read_text()))
         except (OSError, ValueError):
@@ -193,7 +192,6 @@ def list_studies(results_dir: Path) -> pd.DataFrame:
 
 
 def render_studies(studies: pd.DataFrame) -> str:
-    """The table of :func:`list_studies` as text: a line per study."""
     states = [
         ", ".join(f"{row[state]} {state}" for state in STATES if row[state])
         for row in studies.to_dict("records")
@@ -216,7 +214,6 @@ def load_status(study_dir: Path) -> pd.DataFrame:
 
 
 def counts(states: Iterable[str]) -> str:
-    """``3 complete, 1 running``."""
     found = Counter(states)
     return ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
 
@@ -267,7 +264,6 @@ def _lines(shown: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def terminal_width() -> int:
-    """The columns of the terminal; :data:`WIDE` without one."""
     return shutil.get_terminal_size((WIDE, 24)).columns
 
 

@@ -130,13 +130,12 @@ class Recorder:
         """Whether to write a checkpoint after ``step``. After the last step the cells end."""
         if self._every is None or step >= self.fold[0].cell.config.train.steps:
             return False
-        if self._every.steps is not None:
-            return step - self._checkpointed >= self._every.steps
-        least = max(self._every.seconds or 0.0, COST_SHARE * self._cost)
+        if isinstance(self._every, int):
+            return step - self._checkpointed >= self._every
+        least = max(self._every, COST_SHARE * self._cost)
         return time.perf_counter() - self._since >= least
 
     def _write_all(self) -> None:
-        """Write the rows that are left. Waits for their numbers."""
         while self._waiting:
             self._write(self._waiting.popleft())
 

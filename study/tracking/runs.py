@@ -182,7 +182,6 @@ class Tracker:
         self._context = contextvars.copy_context()
 
     def start(self, record: Mapping[str, Any], name: str) -> None:
-        """A cell starts. ``record``: its ``record.json``. ``name``: the name of the run."""
         run = self.runs[record["cell_id"]] = _Run(dict(record), name)
         if self.at_once:
             self._attempt(lambda: self._write_rows(run))
@@ -272,7 +271,6 @@ class WandbRuns(Tracker):
     """Runs with the group of their study, the rule as their job type, and tags."""
 
     def open(self, record: dict[str, Any], name: str) -> "wandb.Run":
-        """The run of a cell. The same cell of the same study has the same run id."""
         about = {key: value for key, value in record.items() if key not in ("config", "status")}
         return start_run(
             self.config,

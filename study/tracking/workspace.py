@@ -55,7 +55,6 @@ def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) 
 
 
 def workspace(study_dir: Path, tracker: TrackerConfig) -> ws.Workspace:
-    """The workspace of a study whose runs were tracked with ``tracker``. Sends nothing."""
     tables = load_measured(study_dir)
     study, ranks = study_dir.resolve().name, sorted(tables.cells["rank"].unique())
     pairs = dict.fromkeys(zip(tables.cells["scaling"], tables.cells["rank"], strict=True))

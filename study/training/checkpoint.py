@@ -29,7 +29,7 @@ OPTIMIZER, DROPOUT, ALIGNMENT = "optimizer/", "dropout/", "alignment/"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A cell's state before ``step``. ``tensors``: by name; ``state``: what JSON can hold."""
+    """A cell's state before ``step``. ``state``: what JSON can hold."""
 
     step: int
     tensors: Mapping[str, Tensor] = field(repr=False)

@@ -43,7 +43,6 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def release_memory(device: torch.device) -> None:
-    """Return cached memory to the device and restart the count of its peak."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

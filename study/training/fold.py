@@ -42,13 +42,8 @@ SAMPLED_BATCHES = 8
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
-
-    - ``config``: the cell's configuration;
-    - ``adapter``: how its adapters are drawn;
-    - ``tokens``, ``supervised``: tokens of a typical optimizer step, and those that carry a loss;
-    - ``contraction``: how the adapters' products are computed for that many tokens.
-    """
+    """One training run. ``tokens``, ``supervised``: of a typical optimizer step, the latter with a
+    loss."""
 
     config: CellConfig
     adapter: AdapterSpec
@@ -58,7 +53,6 @@ class Run:
 
     @classmethod
     def of(cls, config: CellConfig, corpus: Corpus) -> Self:
-        """The run of ``config`` on ``corpus``. Builds eight batches to count their tokens."""
         tokens, supervised = typical_step(config, corpus)
         form = config.adapter.contraction
         if config.train.shard:  # merged products would need whole factors between passes

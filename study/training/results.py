@@ -51,14 +51,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class CellStep:
-    """One step of the ``cell``-th cell of a fold.
-
-    - ``numbers``: of all cells, on their way to the host;
-    - ``sent``: the probes' numbers, on their way to the host;
-    - ``adapter``: the trained factors by layer, copied to the CPU. Only at the last step of a cell
-      with ``train.save_adapter``;
-    - ``tables``: other tables, by name. Only at the last step, if asked for.
-    """
+    """One step of the ``cell``-th cell of a fold. ``numbers`` (of all cells) and ``sent`` (of
+    probes) are on their way to the host. Only the last step has the trained factors of
+    ``train.save_adapter`` on the CPU, and other ``tables``."""
 
     cell: int
     numbers: Numbers = field(repr=False)

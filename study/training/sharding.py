@@ -62,7 +62,6 @@ class Processes:
         return x
 
     def norm(self, norm: Tensor) -> Tensor:
-        """The norm of a tensor that is divided, from the ``norm`` of each part."""
         return self.sum(norm.square()).sqrt() if self.size > 1 else norm
 
     def added(self, sums: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +72,6 @@ class Processes:
         return self.sum(sums), largest
 
     def _gathered(self, x: Tensor) -> list[Tensor]:
-        """``x`` of every process. The shapes must be the same."""
         x = x.detach().contiguous()
         parts = list(x.new_empty(self.size, *x.shape).unbind())
         dist.all_gather(parts, x)

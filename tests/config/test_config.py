@@ -5,10 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from study.config import CellConfig, Sources, eval_steps, identity, probe_steps
-from study.config.compose import parse
 from study.config.hashing import recorded_identities
 from study.errors import StudyError
 
@@ -39,13 +37,12 @@ def test_what_moves_the_numbers_moves_the_identity(cell: Build) -> None:
 
 
 def test_the_form_of_a_bf16_cell_is_part_of_its_identity(cell: Build) -> None:
-    """In bf16 forms differ by more than rounding noise. Earlier cells had the id without it."""
+    """In bf16 forms differ by more than rounding noise."""
     forms = [f"adapter.contraction={form}" for form in ("auto", "concatenated", "factored")]
     cells = [cell("precision=bf16", "train.clip=1.0", key) for key in forms]
     auto, concatenated, factored = (identity(each, SOURCES) for each in cells)
     assert auto == concatenated != factored
-    recorded = recorded_identities(asdict(cells[0]), asdict(SOURCES))
-    assert {*recorded} == {auto, "795e44d40c12"}
+    assert recorded_identities(asdict(cells[0]), asdict(SOURCES)) == [auto]
 
 
 def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell: Build) -> None:
@@ -59,12 +56,6 @@ def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell: Build) ->
 def test_the_order_of_targets_does_not_matter(cell: Build) -> None:
     a, b = cell("adapter.targets=[q_proj,v_proj]"), cell("adapter.targets=[v_proj,q_proj]")
     assert identity(a, SOURCES) == identity(b, SOURCES)
-
-
-def test_a_record_with_an_earlier_name_is_readable(cell: Build) -> None:
-    config = OmegaConf.create(asdict(cell()))
-    config.data.name = "jsonl"
-    assert parse(config) == cell()
 
 
 def test_sources_move_the_identity(cell: Build) -> None:

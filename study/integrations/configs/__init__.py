@@ -25,7 +25,6 @@ MOST_BYTES = 1 << 18
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. Raises :class:`StudyError` for any other file."""
     fix = "give a YAML or JSON file"
     if path.suffix == ".json":
         return read_object(path, str(path), fix, MOST_BYTES)

@@ -187,7 +187,6 @@ class Tool:
                 yield f"{section}{key}", value
 
     def _take(self, reading: Reading, setting: str, kind: str) -> None:
-        """Take what a file says of a setting. Its keys may not contradict each other."""
         cell, _, usual = self.cells[setting].partition("=")
         keys, rest = cell.split(), reading.rest
         values = {key: reading.take(key, kind) for key in keys if key in rest}
@@ -259,7 +258,6 @@ class Tool:
 
 
 def typed(where: str, kind: str, key: str, value: Any) -> Any:
-    """``value`` as a ``kind``. Raises :class:`StudyError` if it is of another."""
     bits = re.search(r"load_in_([48])bit$", key)
     try:
         read = TypeAdapter(bool if bits else KINDS[kind]).validate_python(value)
