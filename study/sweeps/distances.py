@@ -6,12 +6,11 @@ cells (:mod:`study.adapters.infinite`), then the cells as they were trained.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +62,13 @@ def measure_study(study_dir: Path, say: Callable[[str], None]) -> pd.DataFrame:
     runs = sum(1 + len(finite) for finite in groups.values())
     steps = max(max(probe_steps(config)) for finite in groups.values() for config in finite)
     say(f"{runs} runs of up to {steps} steps, each from its start: {len(groups)} of them limits")
-    said = _numbered(runs, say)
-    parts = [table for finite in groups.values() for table in _measure_group(finite, said)]
-    return pd.concat(parts, ignore_index=True)
-
-
-def _numbered(runs: int, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Prints that a run begins, with its number and the time left if all take equally long."""
-    began, numbers = time.monotonic(), iter(range(runs))
+    numbers = count(1)
 
     def begins(run: str) -> None:
-        done = next(numbers)
-        left = (time.monotonic() - began) * (runs - done) / max(1, done)
-        say(f"{done + 1}/{runs} {run}" + (f"; {timedelta(seconds=round(left))} left" * (done > 0)))
+        say(f"{next(numbers)}/{runs} {run}")
 
-    return begins
+    parts = [table for finite in groups.values() for table in _measure_group(finite, begins)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def has_limit(config: CellConfig) -> bool:

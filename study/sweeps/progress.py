@@ -356,7 +356,7 @@ class Display:
         if self.bar.disable and now - self.logged_at > LINE_EVERY:
             self.say(self._line(self.label, step, loss, f"{rate:.0f} tokens/s"))
         # A narrow terminal cuts off the end of a bar's line.
-        line = self._line(step, loss, self.label, f"{rate:.0f} tokens/s", left_at=1)
+        line = self._line(step, loss, self.label, f"{rate:.0f} tokens/s")
         self.bar.update(self.task, completed=self.ahead.work if self.ahead else 0.0, line=line)
 
     def finish(self, label: str, status: str) -> None:
@@ -378,15 +378,11 @@ class Display:
         self.read_at = time.monotonic()
         self.ahead = self.sweep.progress() if self.sweep else None
 
-    def _line(self, *parts: str, left_at: int | None = None) -> str:
-        """``9 of 12 cells done  adamw rslora rank 8 seed 0  step 3/100  0:03:10 left``.
-
-        ``left_at``: the place of the time left; the last one by default.
-        """
+    def _line(self, *parts: str) -> str:
+        """``9 of 12 cells done  0:03:10 left  adamw rslora rank 8 seed 0  step 3/100``."""
         done, cells, left = self.finished, self.cells, ""
         if self.ahead:
             done = sum(self.ahead.states[state] for state in ENDED)
             cells, left = self.ahead.states.total(), self.ahead.left
-        said = [f"{done} of {count_noun(cells, 'cell')} done", *parts]
-        said.insert(len(said) if left_at is None else left_at, left)
+        said = [f"{done} of {count_noun(cells, 'cell')} done", left, *parts]
         return "  ".join(part for part in said if part)
