@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from study.config.schedules import eval_steps, probe_steps, truncation_ranks
-from study.config.types import CellConfig, OptimizerConfig, optimizer_config
+from study.config.types import CellConfig, optimizer_config
 from study.config.values import chosen
-from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 
 IDENTITY_VERSION = 2
@@ -109,8 +108,7 @@ def recorded_identities(
         return kind(**{key: value for key, value in values.items() if key in names})
 
     kinds: dict[str, Any] = {f.name: f.type for f in fields(CellConfig) if is_dataclass(f.type)}
-    name = config["optimizer"]["name"]
-    kinds["optimizer"] = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
+    kinds["optimizer"] = optimizer_config(config["optimizer"]["name"])
     groups = {group: made(kind, config.get(group, {})) for group, kind in kinds.items()}
     cell = CellConfig(seed=config["seed"], precision=config["precision"], **groups)
     cells = [cell]

@@ -192,7 +192,7 @@ class OptimizerConfig(Part):
     loraplus_lr_ratio: Annotated[Positive, Field(le=1e7)] = MISSING
 
     def __reduce__(self) -> tuple[Any, ...]:  # pickle finds no class that is made from a row
-        return (_made, (vars(self),)) if self.name in OPTIMIZERS else super().__reduce__()
+        return _made, (vars(self),)
 
 
 def _option_type(option: Option) -> Any:
@@ -209,6 +209,8 @@ def _option_type(option: Option) -> Any:
 @cache
 def optimizer_config(name: str) -> type[OptimizerConfig]:
     """The configuration type of an optimizer: :class:`OptimizerConfig` and its own options."""
+    if name not in OPTIMIZERS:  # of another tool
+        return OptimizerConfig
     options = [
         (key, _option_type(option), field(default=MISSING))
         for key, option in OPTIMIZERS[name].options.items()

@@ -273,7 +273,7 @@ def _optimizer_config(optimizer: Optimizer, adapter: Adapter) -> OptimizerConfig
     rows = {row.built_from: ours for ours, row in OPTIMIZERS.items()}
     fitting = [r for r in rows if r[:1] == (name,) and all(of_A.get(option) for option in r[1:])]
     name = rows[max(fitting, key=len)] if fitting else name
-    kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
+    kind = optimizer_config(name)
     known = {f.name: number(of_A[f.name]) for f in fields(kind) if f.name in of_A}
     for key, option in OPTIMIZERS[name].options.items() if name in OPTIMIZERS else ():
         if option.choices and known[key] is None:
