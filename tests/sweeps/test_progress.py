@@ -108,7 +108,7 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None
     assert sum(line.startswith("complete ") for line in lines) == 2
 
     said = trained.stderr
-    assert re.search(r"\[default\] 1 of 2 cells done  .*complete in .* left\n", said)
+    assert re.search(r"\[default\] 1 of 2 cells done  .* left  .*complete in [\d.]+ s\n", said)
     assert re.search(r"\[default\] 2 of 2 cells done  .*complete in [\d.]+ s\n", said)
     assert said.endswith("study default: 2 complete\nnext: study report results/default\n")
     assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
