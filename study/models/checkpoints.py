@@ -71,8 +71,11 @@ class ModelFolder:
         return hashlib.sha256("".join(file_sha256(f, again) for f in files).encode()).hexdigest()
 
     def weight_files(self) -> list[Path]:
-        single = self.folder / SINGLE
-        files = [single] if single.is_file() else sorted(self.folder.glob("model-*.safetensors"))
+        names = [SINGLE] if (self.folder / SINGLE).is_file() else []
+        if not names and (self.folder / INDEX).is_file():
+            index = read_object(self.folder / INDEX, f"{self.named}: {INDEX}", _AGAIN, _MOST_BYTES)
+            names = sorted(set(index.get("weight_map", {}).values()))
+        files = [self.folder / name for name in names]
         if not files:
             pickled = any(next(self.folder.glob(pattern), None) for pattern in _PICKLES)
             found = "pickled weights, which are never opened" if pickled else f"no {SINGLE}"

@@ -58,8 +58,6 @@ def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path: Path) -> N
     assert describe(config).linears == describe(ModelConfig("tiny")).linears
     shards[-1].unlink()
     assert f"{shards[-1].name} does not exist" in error_of(config)
-    (folder / "model.safetensors.index.json").write_text("{}")
-    assert "index.json is damaged" in error_of(config)
 
 
 WEIGHTS: dict[str, Callable[[Path], Any]] = {
