@@ -61,8 +61,7 @@ from study.models import FrozenBase
 from study.models.sources import find_model
 from study.store import load_measured
 from study.sweeps import run as sweep
-from study.sweeps.cells import plan
-from study.sweeps.packs import build_pack_corpus
+from study.sweeps.cells import corpus_of, plan
 from study.training.devices import choose_device, describe_device, matmul_rate
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 
@@ -91,7 +90,7 @@ class TimedRun:
 def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
     """The base and the data of a cell. The base stays loaded for the next call."""
     [cell] = plan([config])
-    return worker().base(cell, choose_device(config.device)), build_pack_corpus(config)
+    return worker().base(cell, choose_device(config.device)), corpus_of(config.model, config.data)
 
 
 @cache
@@ -169,7 +168,7 @@ class Clock(TrainerCallback):
 def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
     """The run's examples in order, as transformers takes them: unshifted labels and a mask."""
     rows = []
-    for batch in _batches(config, build_pack_corpus(config)):
+    for batch in _batches(config, corpus_of(config.model, config.data)):
         labels_BT = torch.full_like(batch.targets_BT, IGNORED)
         labels_BT[:, 1:] = batch.targets_BT[:, :-1]
         for ids_T, real_T, labels_T in zip(

@@ -66,7 +66,6 @@ class Product:
                 yield (some * gamma.view(-1, 1, 1)) @ A
 
     def formed(self) -> "Product":
-        """The same, with the product held."""
         if self.BA_kOD is not None:
             return self
         return Product(self.stack, self.stack.B_kOR.float() @ self.stack.A_kRD.float())

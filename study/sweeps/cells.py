@@ -12,7 +12,7 @@ from study.adapters import resolve_targets
 from study.adapters.experts import check_possible
 from study.adapters.peft_experts import shortest_names
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity, resolved, validate
-from study.data import build_corpus, fingerprint, load_rows
+from study.data import Corpus, build_corpus, fingerprint, load_rows
 from study.errors import StudyError
 from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer
 from study.store import cell_row, is_done
@@ -125,9 +125,13 @@ def _examples(model: ModelConfig, data: DataConfig) -> str:
     return fingerprint(load_rows(data, partial(load_tokenizer, model)).rows)
 
 
-def _training_rows(model: ModelConfig, data: DataConfig) -> int:
+def corpus_of(model: ModelConfig, data: DataConfig) -> Corpus:
     tokenizer = load_tokenizer(model)
-    return len(build_corpus(data, tokenizer, tokenizer.eos_token_id).train)
+    return build_corpus(data, tokenizer, tokenizer.eos_token_id)
+
+
+def _training_rows(model: ModelConfig, data: DataConfig) -> int:
+    return len(corpus_of(model, data).train)
 
 
 _NOT_NAMED = (

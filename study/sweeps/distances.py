@@ -24,11 +24,11 @@ from study.analysis.distances import FACTS, RunState, compare
 from study.config import CellConfig, probe_steps
 from study.config.compose import parse
 from study.config.values import literal
-from study.data import Corpus, build_corpus
+from study.data import Corpus
 from study.errors import StudyError
-from study.models import FrozenBase, load_base, load_tokenizer
+from study.models import FrozenBase, load_base
 from study.store import cell_row, load_cells, load_records
-from study.sweeps.cells import plan
+from study.sweeps.cells import corpus_of, plan
 from study.training.devices import choose_device
 from study.training.fold import adapter_spec
 from study.training.loop import Fold
@@ -164,8 +164,7 @@ def _measure_group(
     finite = sorted(finite, key=lambda config: config.adapter.rank)
     config = finite[0]
     base = load_base(config.model, choose_device(config.device), config.precision)
-    tokenizer = load_tokenizer(config.model)
-    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
+    corpus = corpus_of(config.model, config.data)
     say(f"seed {config.seed}: the limit of {config.optimizer.name} {config.adapter.scaling}")
     large: float = math.inf
     bank: type[LoraBank] = InfiniteRankBank

@@ -63,8 +63,8 @@ class Estimate:
     ``logits_bytes``: of its targets in one pass, of which a fold holds at most ``chunk_bytes``.
     ``activation_bytes`` are a part of ``own_bytes``. On a CPU, ``shared`` is what a fold does once
     for all of its cells, in FLOPs of the same time, and ``fills`` the share of a fold's pass that
-    the cell takes. ``gains``: whether a fold saves time (:data:`GAINS`). The last five but these
-    are for :meth:`divided`.
+    the cell takes. ``gains``: whether a fold saves time (:data:`GAINS`). The sequences of a pass
+    and the bytes of head, casts and block are for :meth:`divided`.
     """
 
     base_bytes: int

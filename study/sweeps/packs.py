@@ -9,10 +9,9 @@ from itertools import groupby
 import torch
 
 from study.config import CellConfig
-from study.data import Corpus, build_corpus
+from study.data import Corpus
 from study.errors import StudyError
-from study.models import load_tokenizer
-from study.sweeps.cells import Cell
+from study.sweeps.cells import Cell, corpus_of
 from study.sweeps.estimate import (
     Estimate,
     check_fits,
@@ -114,7 +113,7 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights."""
     config, train = cells[0].config, cells[0].config.train
     device = device or choose_device(config.device)
-    corpus = build_pack_corpus(config)
+    corpus = corpus_of(config.model, config.data)
     corpus.check_tokens(cells[0].card.vocabulary, cells[0].card.name)
     if train.answer_tokens and not corpus.questions.contexts:
         raise StudyError(
@@ -131,11 +130,6 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
         check_fits(cell.config, fold_bytes([need]), device)
         prepared.append(Prepared(cell, run, need))
     return Pack(prepared, device, corpus)
-
-
-def build_pack_corpus(config: CellConfig) -> Corpus:
-    tokenizer = load_tokenizer(config.model)
-    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
 def folds(pack: Pack) -> list[list[Prepared]]:

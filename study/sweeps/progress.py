@@ -89,7 +89,6 @@ class LiveSweep:
             return None
 
     def records(self) -> list[dict[str, Any]]:
-        """The record of every cell as of now; ``waiting`` if the cell has none."""
         found = []
         for cell in self.cells:
             cell_id = cell["cell_id"]
@@ -167,7 +166,6 @@ def live_sweeps(study_dir: Path) -> list[LiveSweep]:
 
 
 def waiting_cells(study_dir: Path) -> list[dict[str, Any]]:
-    """The records of the cells that live sweeps of a study have not begun."""
     found = [record for sweep in live_sweeps(study_dir) for record in sweep.records()]
     return [record for record in found if record["status"] == WAITING]
 

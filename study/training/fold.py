@@ -86,7 +86,7 @@ def _typical_step(
     multiple: int,
     padding_free: bool | str,
 ) -> tuple[int, int]:
-    """:func:`typical_step`; a thousand cells of a sweep have a few orders of their batches."""
+    """A thousand cells of a sweep have a few orders of their batches."""
     tokens = supervised = 0
     for position in range(SAMPLED_BATCHES):
         batch = table.batch(seed, position, batch_size)
@@ -300,7 +300,6 @@ class Fold:
         return micro_batches, self.base.sent(supervised_K)
 
     def _per_cell(self, mask_BT: Tensor) -> Tensor:
-        """The number of true entries in each cell's share of a stacked batch, ``[K]``."""
         return mask_BT.reshape(len(self.cells), -1).sum(1)
 
 
