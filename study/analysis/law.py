@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from study.theory import family
-from study.theory.equivalence import move
+from study.theory import family, move
 from study.vocabulary import scaling
 
 STEPS, SIZE, BATCH = 256.0, 1e9, 16.0

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
@@ -17,7 +17,6 @@ from study.analysis import advice
 from study.analysis.advice import Advice, Span, committed
 from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting, short_model
 from study.analysis.rates import best_rates_of
-from study.cli.capacity import data_options, rank_lines
 from study.cli.group import PATH, cli
 from study.cli.rates import overrides_of
 from study.cli.symptoms import PAGES, Cause, causes, symptom_lines, worst_cell
@@ -44,6 +43,15 @@ OF_THE_CHECK = (  # keys that it does not take from a run, apart from those that
     *("name", "seed", "data.seed", "data.heldout", "adapter.exponent", "adapter.rank"),
     *("train.epochs", "train.save_adapter", "train.eval_every", "optimizer.lr"),
 )
+DATA = {
+    "--examples": (int, "Examples of your data, for the rank that holds them."),
+    "--tokens": (float, "Their supervised tokens, per example."),
+    "--loss": (float, "The base's loss on them, in nats per token: that of step 0."),
+    "--parameters": (int, "Parameters of the adapter at the run's own rank, as PEFT prints them."),
+}
+"""Options on the data, for the smallest rank that can store them (docs/capacity.md)."""
+HIGHEST = 2048
+"""No study here has a higher rank."""
 NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
 
@@ -220,6 +228,31 @@ def worth_lines(old: Setting, new: Setting) -> Iterator[str]:
         yield f"Loss of rank {high} less that of {low}, at their best rates: {gap} nats ({where})."
 
 
+def rank_lines(rank: int, options: Mapping[str, Any]) -> Iterator[str]:
+    """What the data have to learn, what the adapter of ``rank`` holds, and the rank that holds it.
+
+    No line without one of :data:`DATA`.
+    """
+    given = {name: options[name.removeprefix("--")] for name in DATA}
+    if not any(given.values()):
+        return
+    if lacks := [name for name, value in given.items() if not value]:
+        yield f"The rank that your data need is not known without {', '.join(lacks)}."
+        return
+    examples, tokens, loss, parameters = given.values()
+    known = committed()["capacity"]
+    bits = examples * tokens * loss / math.log(2)
+    mean, low, high = (parameters * each for each in known["bits"])
+    least, *others = (max(1, math.ceil(rank * bits / held)) for held in (mean, high, low))
+    smallest = f"{least} [{others[0]}, {others[1]}]" if least <= HIGHEST else f"above {HIGHEST}"
+    held = f"{mean / 1e6:.2g} Mbit [{low / 1e6:.2g}, {high / 1e6:.2g}] in {known['passes']} passes"
+    yield (
+        f"Your data have at most {bits / 1e6:.2g} Mbit to learn, and rank {rank} stores about "
+        f"{held}: the smallest rank that stores all is {smallest} "
+        f"({known['source']}: random strings, {model_label(known['model'])}; docs/capacity.md)."
+    )
+
+
 def notes_on(given: Given, new: Setting, rate: float | None) -> Iterator[str]:
     yield from given.notes
     lost = advice.lost_in_bf16(new, rate) if rate and "precision=bf16" in given.words else {}
@@ -330,6 +363,12 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
     law = next((one.rate for one in advice.advise(same, same) if not one.is_relative), None)
     found = causes(given.run, given.words, law, tables)
     return f"{given.origin}: {about_run(given.run)}", list(found)
+
+
+def data_options(command: Callable[..., None]) -> Callable[..., None]:
+    for name, (kind, text) in reversed(DATA.items()):
+        command = click.option(name, type=kind, help=text)(command)
+    return command
 
 
 @cli.command()

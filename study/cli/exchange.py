@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from study.analysis.terminal import render_texts
-from study.cli.group import PATH, STUDY_DIR, cli, print_sentences, say
+from study.cli.group import PATH, STUDY_DIR, cli, print_sentences, print_texts, say
 from study.integrations.configs import read_file
 from study.integrations.configs.writing import write
 
@@ -53,7 +51,7 @@ def serve_check(folder: Path, url: str | None, **options: Any) -> None:
 
     adapter = read_adapter(folder, with_others=True)
     rows = serving.served(adapter)
-    Console().print(render_texts("What multiplies B A", rows.round(4).astype(str)))
+    print_texts("What multiplies B A", rows.round(4).astype(str))
     if url:
         print_sentences([serving.ask(folder, adapter, url, **options).verdict(adapter)])
     else:

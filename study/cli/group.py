@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from study import __version__, load_plugins
+from study.analysis.grouping import groups
 from study.errors import MOST_CHARACTERS, StudyError, given, printable
 
 WIDTH = 100
@@ -141,7 +147,7 @@ def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:
 def print_tables(output: str, **tables: Any) -> None:
     """Print ``tables`` as ``output``: the first as ``csv``, or an object with a key per table as
     ``json``: rows of a frame, or any plain value. Infinite numbers are texts, missing is null."""
-    from study.dashboard.findings import json_value  # takes a second
+    from study.report.text import json_value  # takes a second
 
     if output == "csv":
         lines = next(iter(tables.values())).to_csv(index=False).strip().split("\n")
@@ -165,6 +171,32 @@ def print_sentences(sentences: Iterable[str]) -> None:
     for sentence in sentences:
         line = printable(sentence, MOST_CHARACTERS)
         click.echo(textwrap.fill(line, text_width(), initial_indent="- ", subsequent_indent="  "))
+
+
+def print_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "") -> None:
+    """Print a frame of texts with as many columns as fit; with ``by``, the rows of each of its
+    values below it. Long words of the first column go to the next line."""
+    table = Table(
+        title=title,
+        caption=Text(caption, style="table.caption") if caption else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,  # the box leaves a blank between columns
+        pad_edge=False,
+    )
+    names = [str(name) for name in rows if name != by]
+    for place, name in enumerate(names):
+        if place:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, min_width=12)
+    for part in groups(rows, [by]) if by else [rows]:
+        if by:
+            table.add_section()
+            table.add_row(Text(printable(str(part[by].iloc[0])), style="bold"))
+        for row in part[names].itertuples(index=False):
+            table.add_row(*(Text(printable(str(text))) for text in row))
+    Console().print(table)
 
 
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}

@@ -10,13 +10,11 @@ from typing import Any
 import click
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from study.analysis.advice import alone, committed
 from study.analysis.law import Setting
 from study.analysis.losses import OF_A_RULE, final_losses
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
-from study.analysis.terminal import render_horizons
 from study.cli.group import STUDY_DIR, cli, print_tables, say, tables_as
 from study.cli.tables import print_table
 from study.cli.training import train
@@ -24,6 +22,7 @@ from study.config.compose import CONF
 from study.errors import StudyError
 from study.integrations.configs.writing import written
 from study.report.answer import rate_table
+from study.report.sections import horizon_table
 from study.store import StudyTables, read_record
 from study.store.tables import load_measured
 from study.vocabulary.scaling import POWER
@@ -73,7 +72,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     steps = found["horizon"].max()
     last = replace(tables, rates=found[found["horizon"] == steps])
     print_table(rate_table(last)._replace(title=f"Best learning rates after {steps:g} steps"))
-    Console().print(render_horizons(exponents))
+    print_table(horizon_table(exponents))
 
 
 def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:

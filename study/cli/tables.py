@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 import pandas as pd
-from rich.console import Console
 
 from study import analysis
 from study.analysis import load_tables
@@ -17,13 +16,13 @@ from study.analysis.compare import conclusion, table_texts
 from study.analysis.distances import laws
 from study.analysis.grouping import seed_numbers
 from study.analysis.power import MOST_SEEDS, seeds_needed
-from study.analysis.terminal import render_horizons, render_texts
 from study.cli.group import (
     PATH,
     STUDY_DIR,
     cli,
     print_sentences,
     print_tables,
+    print_texts,
     say,
     tables_as,
 )
@@ -32,13 +31,12 @@ from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.audit import adapter_tiles
-from study.figures.exponents import differences
 from study.figures.style import FORMATS
 from study.integrations.configs import load
 from study.report import answer, answer_table, asked, plots_folder, write_report
 from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
-from study.report.sections import exponent_section, p_star_section, short
+from study.report.sections import exponent_section, horizon_table, p_star_section, short
 from study.report.text import Table, plain
 from study.store import load_measured, write_table
 from study.store.archive import check_study, write_archive
@@ -69,7 +67,7 @@ def analyze(study_dir: Path, output: str | None) -> None:
             print_table(short(table))
     if len(transfer):
         at_end = found.rates.assign(horizon=found.rates["steps"])
-        Console().print(render_horizons(analysis.exponents_against_rho(at_end)))
+        print_table(horizon_table(analysis.exponents_against_rho(at_end)))
     conclude(study_dir.name, asked(found).asks, answer(found), answer_table(found))
     say(f"all exponents: {study_dir / 'exponents.parquet'}")
     say(f"next: study report {study_dir}")
@@ -92,7 +90,7 @@ def print_table(table: Table) -> None:
     rows = pd.DataFrame(table.rows).map(plain).rename(columns=plain)
     first = str(rows.columns[0])
     by = first if rows[first].duplicated().any() else ""
-    Console().print(render_texts(plain(table.title), rows, plain(table.notes), by=by))
+    print_texts(plain(table.title), rows, plain(table.notes), by=by)
 
 
 @cli.command()
@@ -167,9 +165,8 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
 
 @cli.command()
 @click.argument("studies", type=PATH, metavar="RESULTS/A RESULTS/B...", nargs=-1, required=True)
-@click.option("--to", type=PATH, default="plots/compare", help="Folder of the figures.")
 @tables_as
-def compare(studies: tuple[Path, ...], to: Path, output: str | None) -> None:
+def compare(studies: tuple[Path, ...], output: str | None) -> None:
     """Compares each study with the first one, at the ranks that both have and at the first and the
     last step of each. A difference has a 95 % interval.
     """
@@ -186,11 +183,9 @@ def compare(studies: tuple[Path, ...], to: Path, output: str | None) -> None:
     for name in others:
         rows = found.rows[found.rows["study"] == name]
         print_sentences([f"A = {first}, B = {name}: {conclusion(rows)}"])
-        file = f"{first}_{name}".replace("/", "_")
-        click.echo(f"# figure: {save(differences(rows), to, file, ['png'])[0]}")
         texts = table_texts(rows).drop(columns="study")
-        Console().print(render_texts("Differences", texts, by="curve"))
-    Console().print(render_texts("Settings that differ", found.settings))
+        print_texts("Differences", texts, by="curve")
+    print_texts("Settings that differ", found.settings)
 
 
 @cli.command()
@@ -215,7 +210,7 @@ def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -
         print_tables(output, layers=rows, rule=adapter.scaling, base=base, findings=sentences)
         return
     caption = "medians over layers; stable and effective rank: how many directions γBA has"
-    Console().print(render_texts("What the adapter adds", by_kind(rows), caption))
+    print_texts("What the adapter adds", by_kind(rows), caption)
     print_sentences(sentences)
     for path in save(adapter_tiles(rows), to or Path("plots", folder.resolve().name), "audit"):
         say(str(path))
@@ -258,7 +253,7 @@ def power(study_dir: Path, experiment: Path | None) -> None:
         if not math.isnan(need.as_pilot):
             cost |= {"as here": f"{need.as_pilot:.0f}", "hours": f"{need.as_pilot * hours:.2g}"}
         rows.append({"expectation": name, **numbers, **cost})
-    Console().print(render_texts("Seeds for 80 % power", pd.DataFrame(rows)))
+    print_texts("Seeds for 80 % power", pd.DataFrame(rows))
     click.echo(
         f"{seeds} seeds here, {hours:.2g} hours a seed. if exact: to show that an exact theory "
         f"agrees (hopeless: > {MOST_SEEDS}); as here: to decide if the truth is as measured."

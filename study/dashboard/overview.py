@@ -1,14 +1,24 @@
 """Everything on the page except the probed values, as one JSON object."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
-from study.analysis.grouping import CURVE_ID, curve_columns, curve_labels, distinguishing
+from study.analysis import compared_losses
+from study.analysis.compare import compare, conclusion, table_texts
+from study.analysis.grouping import (
+    CURVE_ID,
+    RULE,
+    curve_columns,
+    curve_labels,
+    distinguishing,
+    groups,
+)
+from study.analysis.losses import final_losses
 from study.analysis.summary import BATCHES_OF
 from study.analysis.wording import (
     INTERVAL,
@@ -17,14 +27,14 @@ from study.analysis.wording import (
     setting_labels,
     setting_text,
 )
-from study.dashboard import findings
-from study.dashboard.findings import json_value
 from study.dashboard.studies import Study
 from study.dashboard.values import Measured, Values
+from study.errors import StudyError
 from study.figures import style
 from study.figures.captions import settings
 from study.figures.selection import Rule, rules_of
 from study.report.sections import COMPARED
+from study.report.text import json_value
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.scaling import RULES
@@ -33,6 +43,8 @@ from study.vocabulary.verdicts import glossary
 
 CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 """The metrics with a curve on the page."""
+AXIS = f"final {METRICS['eval_loss'].label} ({METRICS['eval_loss'].unit})"
+"""The axis of final losses."""
 MOST_POINTS = 400
 """Points of a curve on the page. Longer curves are thinned out."""
 
@@ -58,7 +70,7 @@ def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, 
             _of_study(study, prefix, values)
             for study, prefix in zip(studies, prefixes(studies), strict=True)
         ],
-        "comparison": findings.comparison(studies),
+        "comparison": comparison(studies),
         "words": _words(),
     }
 
@@ -72,7 +84,7 @@ def _words() -> dict[str, Any]:
             "curve": CURVES,
             "unit": {name: METRICS[name].unit for name in CURVES},
             "how": COMPARED,
-            "final_loss": findings.AXIS,
+            "final_loss": AXIS,
         },
         "glossary": glossary(),
         "states": {
@@ -110,7 +122,7 @@ def in_order(quantities: Sequence[Measured]) -> list[Measured]:
 
 def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
     """The page's data on one study. Keys of cells begin with ``prefix``."""
-    losses, cells = findings.held_out(study), study.tables.cells
+    losses, cells = held_out(study), study.tables.cells
     groups, metrics = losses.pop("groups"), dict[str, pd.DataFrame]()
     if len(study.tables.metrics):
         by_cell = study.tables.metrics.groupby("cell_id", observed=True)
@@ -231,3 +243,72 @@ def configuration(cells: pd.DataFrame) -> dict[str, Any]:
     texts = {name: setting_text(cells[name].iloc[0]) for name in columns if name not in differ}
     rest = {name: text for name, text in texts.items() if text != "none"}
     return {"differ": differ, "main": settings(cells), "rest": rest}
+
+
+def held_out(study: Study) -> dict[str, Any]:
+    """The final held-out losses of the cells that have ended.
+
+    - ``runs``: a row per cell, for the losses against the learning rate; ``note``: how it ended;
+    - ``compared``: the rows of :func:`study.analysis.compared_losses`;
+    - ``best``: the best rate of each rank, as the report's table has it;
+    - ``group`` of a row is a number: ranks, rules and learning rates compare within a group;
+    - ``groups``: the group by cell id.
+
+    A loss is null if the run diverged.
+    """
+    tables = study.tables.cells, study.tables.metrics
+    if tables[0].empty:
+        return {"runs": [], "compared": [], "best": [], "groups": {}}
+    runs, compared = (
+        table(*tables).to_dict("records") for table in (final_losses, compared_losses)
+    )
+    notes = {str(cell["cell_id"]): note(cell) for cell in tables[0].to_dict("records")}
+    return {
+        "runs": [_loss(row) | {"note": notes[row["cell_id"]]} for row in runs],
+        "compared": [
+            _loss(row) | {"how": row["how"], "edge": row["edge"] != ""} for row in compared
+        ],
+        "best": list(_best(study.tables.rates)),
+        "groups": {row["cell_id"]: int(row["setting"]) for row in runs},
+    }
+
+
+def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
+    loss = float(row["loss"])
+    return {
+        "rule": style.gid(Rule.of(*(row[name] for name in RULE))),
+        "group": int(row["setting"]),
+        "rank": int(row["rank"]),
+        "seed": int(row["seed"]),
+        "lr": float(row["lr"]),
+        "loss": loss if math.isfinite(loss) else None,
+    }
+
+
+def _best(rates: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The geometric mean over seeds of each rule and rank, and whether some seed is at an edge."""
+    for own in groups(rates, ["setting", *RULE, "alpha", "rank"]):
+        row = _loss({**own.iloc[0], "lr": np.exp(np.log(own["best_lr"]).mean()), "loss": np.nan})
+        yield row | {"edge": bool((own["edge"] != "").any())}
+
+
+def comparison(studies: Sequence[Study]) -> dict[str, Any]:
+    """The first study compared with each other one, as by ``study compare``; empty for one."""
+    if len(studies) < 2:
+        return {}
+    if without := [one.name for one in studies if one.tables.metrics.empty]:
+        return {"sentences": [f"{without[0]} has no numbers yet."], "tables": []}
+    try:
+        found = compare({one.name: one.tables for one in studies})
+    except StudyError as error:
+        return {"sentences": [str(error)], "tables": []}
+    parts = {str(name): rows for name, rows in found.rows.groupby("study", sort=False)}
+    return {
+        "sentences": [
+            f"A = {studies[0].name}, B = {name}: {conclusion(rows)}" for name, rows in parts.items()
+        ],
+        "tables": [
+            table_texts(found.rows).to_dict("records"),
+            found.settings.astype(str).to_dict("records"),
+        ],
+    }

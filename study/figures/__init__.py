@@ -37,7 +37,7 @@ _MODULES = {
     "rate_exponent_vs_rho": "against_rate",
     "truncated_losses": "final_loss",
     "distance_to_infinite_rank": "distances",
-    "bits_stored": "capacity",
+    "bits_stored": "final_loss",
 }
 """The module of each figure. A figure has the name of its function and of its file."""
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from study.analysis.summary import rows_of_condition
 from study.analysis.wording import COMMON, setting_names
 from study.figures import style
-from study.figures.captions import EXPONENT, on_batch, plain, sentence_on_ci
+from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.laws import fits, rows_of
 from study.figures.selection import Absent, Family, Rule, Tables, families, holding
-from study.vocabulary.quantities import HELDOUT, METRICS, PRIMARY
+from study.vocabulary.quantities import HELDOUT, PRIMARY
 from study.vocabulary.thresholds import STABLE_RATIO
 
 MOST_RULES = 6
@@ -195,25 +195,3 @@ def _draw_settings(
     ax.locator_params(axis="x", nbins=6)  # a number that does not depend on the layout
     ax.set_xlabel(EXPONENT)
     ax.set_title(style.title(rule), loc="left")
-
-
-@style.paper()
-def differences(rows: pd.DataFrame) -> Figure:
-    """How much the exponents and the losses of one study exceed those of another, with intervals.
-
-    ``rows``: those of one study of :class:`study.analysis.compare.Comparison`.
-    """
-    names = {"exponent": EXPONENT, "loss": f"{METRICS['eval_loss'].label} (nats)"}
-    parts = [rows[rows["what"] == what] for what in names if (rows["what"] == what).any()]
-    page = style.figure(1, len(parts), ratio=0.1)
-    page.set_figheight(0.9 + 0.16 * max(map(len, parts)))
-    for ax, part in zip(page.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
-        ranks = ["" if pd.isna(rank) else f", rank {rank:.0f}" for rank in part["rank"]]
-        texts = part["curve"] + ": " + part["quantity"] + ranks + ", " + part["at"] + " step"
-        y = np.arange(len(part))
-        ax.hlines(y, part["ci_low"], part["ci_high"], color=style.INK, linewidth=0.8, gid="bars")
-        ax.plot(part["difference"], y, "o", color=style.INK, markersize=3, gid="differences")
-        ax.axvline(0, color=style.FAINT, linewidth=0.6)
-        ax.set_yticks(y, [plain(text) for text in texts])
-        ax.set(ylim=(len(part) - 0.5, -0.5), xlabel=f"B − A: {names[part['what'].iloc[0]]}")
-    return style.finish(page, "Bars: 95 % CI of the difference.")

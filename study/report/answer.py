@@ -27,7 +27,6 @@ from study.analysis.grouping import (
 )
 from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE
 from study.analysis.summary import CONDITION, condition_rows
-from study.analysis.terminal import exponent_text, interval_span
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import (
     TESTED,
@@ -514,8 +513,8 @@ def rate_table(tables: StudyTables) -> Table:
                 "optimizer, rule": f"{label(str(row.optimizer))}, {rule_of_row(row, row.named)}",
                 **{f"rank {rank:.0f}": _marked_rate(runs) for rank, runs in of_rank},
                 "change": factor_text((row.rank_max / row.rank_min) ** row.exponent),
-                "exponent": exponent_text(*by),
-                "theory": interval_span(row.predicted_low, row.predicted_high),
+                "exponent": interval(*by) or "none",
+                "theory": span(row.predicted_low, row.predicted_high) or "none",
                 "ρ": span(row.rho_min, row.rho_max),
             }
         )
@@ -538,6 +537,7 @@ RATE_NOTES = (
     "moves the adapter output equally. Under a sign-like optimizer it reaches from "
     "ρ = |ΔA x| / |A₀ x| far below 1 to half of that."
 )
+
 
 # ---- capacity
 

@@ -17,8 +17,8 @@ from study.analysis import (
     truncated_losses,
     truncation_effects,
 )
-from study.analysis.grouping import RULE, distinguishing
-from study.analysis.losses import KEPT
+from study.analysis.grouping import RULE, distinguishing, numbered
+from study.analysis.losses import KEPT, OF_A_RULE
 from study.analysis.stable import (
     one_per_measurement,
     one_per_optimizer,
@@ -382,3 +382,29 @@ def truncation_section(tables: StudyTables) -> Section | None:
         "Losses are in nats per token, means over seeds."
     )
     return Section("How much of its rank does a trained adapter need?", (), [Table(body, notes)])
+
+
+def horizon_table(found: pd.DataFrame) -> Table:
+    """:func:`~study.analysis.rates.exponents_against_rho`, for a terminal."""
+    notes = ["Theory at rho: from equal descents of a step to equal outputs of the adapters."]
+    notes += bracket_notes(found[found["exponent"].notna()])
+    if (found["edges"] > 0).any():
+        notes.append("Ranks with a best rate at an edge are left out: study rates --refine.")
+    horizon = found["horizon"]
+    last = horizon == horizon.groupby(numbered(found, OF_A_RULE)).transform("max")
+    named = setting_labels(found, distinguishing(found, curve_columns(found)))
+    rows = found.assign(curve=named)[last | found["exponent"].notna()]
+    body = [
+        {
+            "optimizer, rule": curve_name(row),
+            "steps": f"{row.horizon:g}",
+            "exponent": interval(row.exponent, row.ci_low, row.ci_high) or "none",
+            "theory at rho": span(row.at_rho_low, row.at_rho_high) or "none",
+            "rho": "none" if pd.isna(row.rho) else f"{row.rho:.2g}",
+            "ranks": str(row.ranks),
+            "seeds": str(row.seeds),
+        }
+        for row in row_list(rows.sort_values([*OF_A_RULE, "horizon"]))
+    ]
+    title = "Exponent of the best learning rate with rank, by horizon"
+    return Table(body, " ".join(notes), title)

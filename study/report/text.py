@@ -1,5 +1,6 @@
 """How the report prints names, numbers, settings, quantities and tables."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -157,3 +158,20 @@ def plain(text: str) -> str:
 def minus(text: str) -> str:
     """``text`` with true minus signs before its numbers."""
     return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+
+
+def json_value(value: Any) -> Any:
+    """``value`` for JSON: missing is null, infinities are strings, a frame is a list of rows."""
+    if isinstance(value, pd.DataFrame):
+        value = value.to_dict("records")
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): json_value(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(json_value, value))
+    if pd.isna(value):
+        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, bool | int) else str(value)

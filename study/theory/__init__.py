@@ -20,6 +20,7 @@ from study.theory.curves import (
     distance_to_infinite_rank,
     log_bias,
     mean_log_curve,
+    move,
     power_of_gamma,
     predicted_exponent,
     slope,

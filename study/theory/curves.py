@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from study.errors import StudyError
-from study.theory.asymptotics import PLAIN, Modifiers, predict
+from study.theory.asymptotics import PLAIN, Modifiers, family, predict
 from study.theory.layers import UNKNOWN, Layer
 from study.theory.log_gaps import product_gap, sum_gap
 from study.theory.rows import Term
@@ -22,6 +22,10 @@ from study.vocabulary.optimizers import Family
 MOMENTS = {"norm": 2, "rms": 2, "mean_abs": 1, "m4": 4, "descent": 1}
 """The power k of each statistic whose mean over the init is known in closed form. The curve is the
 k-th root of that mean."""
+
+USUAL = Layer(1000, 1000, r_align=5, r_sign=10, r_back=1, r_diag=0, kurtosis=0)
+"""The layer if it is unknown. Geometric means over the measured layers are: r_sign 12 and r_align 6
+on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
 
 Floats = NDArray[np.float64]
 
@@ -225,6 +229,14 @@ def power_of_gamma(site: str, stat: str, *, layer: Layer = UNKNOWN, **setting: A
     """k, if the quantity goes as ``gamma**k`` at fixed rank; NaN without a prediction."""
     flat, steep = (predict(site, stat, **(setting | {"p": p})).exponent for p in (0.0, 1.0))
     return math.nan if flat is None or steep is None else flat - steep
+
+
+def move(rank: float, gamma: float, optimizer: str, layer: Layer = USUAL) -> float:
+    """The rms change of the adapter's output by an update at rate 1, up to a constant; NaN if
+    unknown."""
+    law: dict[str, Any] = {"step": 1, "optimizer": optimizer, "p": 0.0, "layer": layer}
+    [size] = curve("adapter_out", "rms", [rank], **law)
+    return float(size) * gamma ** (2 if family(optimizer) == "linear" else 1)
 
 
 def distance_to_infinite_rank(

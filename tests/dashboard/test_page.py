@@ -10,7 +10,7 @@ import pytest
 
 from study.analysis import load_tables
 from study.dashboard.document import Page
-from study.dashboard.findings import held_out
+from study.dashboard.overview import held_out
 from study.dashboard.studies import Study, read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from study.theory import measure_layer
-from study.theory.equivalence import move
+from study.theory import measure_layer, move
 
 from .lazy_layer import D_IN, D_OUT, gaussian, kaiming, problem, sgd, signsgd, sweep, train
 
