@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
-from study.figures.selection import Absent, Rule
+from study.figures.selection import Absent, DrawnRule
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
 
@@ -117,7 +117,9 @@ def infer_cost(timings: pd.DataFrame) -> Figure:
     adapted = costs[costs["rank"] > 0]
     if adapted.empty:
         raise Absent("no adapter in the timings")
-    rules = [Rule.of(name, None) for name in ("lora", "rslora") if name in set(adapted["scaling"])]
+    rules = [
+        DrawnRule.of(name, None) for name in ("lora", "rslora") if name in set(adapted["scaling"])
+    ]
     looks = {
         (form, rule): {
             **style.look(rule, rules),

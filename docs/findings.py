@@ -17,9 +17,8 @@ import pandas as pd
 import yaml
 
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
-from study.analysis.expectations import Compared, compare
+from study.analysis.expectations import Answer, Compared, compare
 from study.analysis.power import MOST_SEEDS, need_of_primary
-from study.analysis.primary import Answer
 from study.analysis.wording import COMMON, interval_text
 from study.config.expectations import (
     FACTOR,

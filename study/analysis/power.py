@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from study.analysis.expectations import Compared, compare
-from study.analysis.primary import Answer, answer
+from study.analysis.expectations import Answer, Compared, answer, compare
 from study.analysis.rates import NORMAL
 from study.config.expectations import Entry, Expectation, Primary
 from study.store import StudyTables

@@ -53,21 +53,18 @@ LAYERS_AGREE = 0.02
 """The median over layers has a prediction if those of its layers span less than this."""
 
 
-def up_to_step(rows: pd.DataFrame, values: "pd.Series[Any]", missing: float) -> Floats:
-    """By row: the last of ``values`` (by ``curve`` and ``step``) that is not after the row's
-    step."""
-    known = values.astype(float).rename("value").reset_index()
+def smallest_so_far(
+    rows: pd.DataFrame, of_cell: "pd.Series[int]", found: pd.DataFrame, missing: float
+) -> Floats:
+    """By row the smallest ``value`` of ``found`` in the cells of its curve, up to its step."""
+    curve = found["cell_id"].astype(str).map(of_cell).rename("curve")
+    known = found["value"].astype(float).groupby([curve, found["step"]]).min()
+    known = known.groupby("curve").cummin().reset_index()
     known = known.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
     places = rows[["curve", "step"]].astype(int).assign(place=range(len(rows)))
     places = places.sort_values("step", kind="stable")
-    found = pd.merge_asof(places, known, on="step", by="curve").sort_values("place")["value"]
-    return found.fillna(missing).to_numpy(float)
-
-
-def _by_curve(table: pd.DataFrame, of_cell: "pd.Series[int]") -> Any:
-    """``table`` grouped by the curve of its ``cell_id`` and by ``step``."""
-    curve = table["cell_id"].astype(str).map(of_cell)
-    return table.assign(curve=curve).groupby(["curve", "step"])
+    both = pd.merge_asof(places, known, on="step", by="curve").sort_values("place")["value"]
+    return both.fillna(missing).to_numpy(float)
 
 
 def clipping(
@@ -75,10 +72,10 @@ def clipping(
 ) -> npt.NDArray[Any]:
     """By row ``never``, ``always`` or ``some``: how many of the gradients were clipped."""
     factors = metrics.dropna(subset=["clip_factor"])
-    clipped = _by_curve(factors.assign(clipped=factors["clip_factor"] < 1), of_cell)["clipped"]
-    some = up_to_step(rows, clipped.max().groupby("curve").cummax(), missing=0.0) > 0
-    every = up_to_step(rows, clipped.min().groupby("curve").cummin(), missing=0.0) > 0
-    return np.where(every, "always", np.where(some, "some", "never")).astype(object)
+    is_clipped = factors["clip_factor"] < 1
+    always = smallest_so_far(rows, of_cell, factors.assign(value=is_clipped), 0.0) > 0
+    never = smallest_so_far(rows, of_cell, factors.assign(value=~is_clipped), 1.0) > 0
+    return np.select([always, never], ["always", "never"], "some").astype(object)
 
 
 def eps_ratios(
@@ -95,17 +92,13 @@ def eps_ratios(
         gradients = probes.loc[measured & (probes["rms"] > 0), ["cell_id", "step", "rms"]]
         medians = gradients.groupby(["cell_id", "step"], observed=True)["rms"].median()
         found = medians.reset_index()
-        found = found.assign(
-            ratio=found["rms"] / found["cell_id"].astype(str).map(eps).astype(float)
-        )
-        ratios = _by_curve(found, of_cell)["ratio"].min()
-        return up_to_step(rows, ratios.groupby("curve").cummin(), math.inf)
+        ratio = found["rms"] / found["cell_id"].astype(str).map(eps).astype(float)
+        return smallest_so_far(rows, of_cell, found.assign(value=ratio), math.inf)
 
     drawn_B = [name for name, init in INITS.items() if init.drawn == "B"]
     on_A, on_B = (rows["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
     about_A = np.where(rows["init"].isin(drawn_B), ~on_B, on_A)
-    found = np.where(about_A, smallest("A"), smallest("B"))
-    return np.nan_to_num(found, nan=math.inf, posinf=math.inf)
+    return np.where(about_A, smallest("A"), smallest("B"))
 
 
 def laziness(
@@ -115,9 +108,8 @@ def laziness(
     if "loss_after" not in metrics or metrics["loss_after"].isna().all():
         return np.full(len(rows), np.nan)
     ratios = lazy_ratios(metrics, probes)
-    ratios = ratios.assign(lazy=ratios["ratio"].sub(1).abs() <= LAZY_WITHIN)
-    every = _by_curve(ratios, of_cell)["lazy"].min()
-    return up_to_step(rows, every.groupby("curve").cummin(), missing=math.nan)
+    is_lazy = ratios["ratio"].sub(1).abs() <= LAZY_WITHIN
+    return smallest_so_far(rows, of_cell, ratios.assign(value=is_lazy), math.nan)
 
 
 def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pathlib import Path
 import plotly
 
 from study.dashboard.overview import in_order, overview, prefixes
-from study.dashboard.studies import Study, read_studies
+from study.dashboard.studies import ShownStudy, read_studies
 from study.dashboard.values import Measured, Values
 from study.errors import StudyError
 from study.store import cell_folders, write_output
@@ -50,7 +50,7 @@ class Page:
     """The data of the page. ``quantities``: those with values. ``version``: a hash that changes
     when values do."""
 
-    def __init__(self, studies: Sequence[Study], live: bool, state: str = "") -> None:
+    def __init__(self, studies: Sequence[ShownStudy], live: bool, state: str = "") -> None:
         tables = dict(zip(prefixes(studies), (study.tables for study in studies), strict=True))
         self._values = Values(
             {prefix: one.probes for prefix, one in tables.items()},

@@ -27,12 +27,12 @@ from study.analysis.wording import (
     setting_labels,
     setting_text,
 )
-from study.dashboard.studies import Study
+from study.dashboard.studies import ShownStudy
 from study.dashboard.values import Measured, Values
 from study.errors import StudyError
 from study.figures import style
 from study.figures.captions import settings
-from study.figures.selection import Rule, rules_of
+from study.figures.selection import DrawnRule, rules_of
 from study.report.sections import COMPARED
 from study.report.text import json_value
 from study.vocabulary.optimizers import label
@@ -57,7 +57,7 @@ PLOTLY_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamon
 """Plotly's names for matplotlib's markers. Any other becomes a cross."""
 
 
-def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, Any]:
+def overview(studies: Sequence[ShownStudy], values: Values, live: bool) -> dict[str, Any]:
     """The object. Missing numbers are null, infinities strings. ``live``: whether the page can
     request updates."""
     names = [study.name for study in studies]
@@ -101,7 +101,7 @@ def _words() -> dict[str, Any]:
     }
 
 
-def prefixes(studies: Sequence[Study]) -> list[str]:
+def prefixes(studies: Sequence[ShownStudy]) -> list[str]:
     """The prefix of the keys of each study's cells: prefixes differ between studies."""
     return [f"{n}: " for n in range(len(studies))] if len(studies) > 1 else [""]
 
@@ -120,7 +120,7 @@ def in_order(quantities: Sequence[Measured]) -> list[Measured]:
     )
 
 
-def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
+def _of_study(study: ShownStudy, prefix: str, values: Values) -> dict[str, Any]:
     """The page's data on one study. Keys of cells begin with ``prefix``."""
     losses, cells = held_out(study), study.tables.cells
     groups, metrics = losses.pop("groups"), dict[str, pd.DataFrame]()
@@ -166,7 +166,7 @@ def _cell(row: Mapping[Any, Any], metrics: pd.DataFrame | None) -> dict[str, Any
     seed, data_seed = row["seed"], row["data_seed"]
     return {
         **{str(name): json_value(value) for name, value in row.items() if name != "study"},
-        "rule": style.gid(Rule.of(row["scaling"], row["exponent"], row["crossover"])),
+        "rule": style.gid(DrawnRule.of(row["scaling"], row["exponent"], row["crossover"])),
         "seed": json_value(seed) if seed == data_seed else f"{seed}, data {data_seed}",
         "steps_done": 0 if metrics is None else int(metrics["step"].max()),
         "curves": {name: _curve(metrics, name) for name in CURVES},
@@ -224,7 +224,7 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGBA:
+def _shade_on_dark(rule: DrawnRule, rank: float, ranks: Sequence[float]) -> style.RGBA:
     if math.isinf(rank):
         return (1.0, 1.0, 1.0, 1.0)
     finite = [r for r in ranks if math.isfinite(r)]
@@ -245,7 +245,7 @@ def configuration(cells: pd.DataFrame) -> dict[str, Any]:
     return {"differ": differ, "main": settings(cells), "rest": rest}
 
 
-def held_out(study: Study) -> dict[str, Any]:
+def held_out(study: ShownStudy) -> dict[str, Any]:
     """The final held-out losses of the cells that have ended.
 
     - ``runs``: a row per cell, for the losses against the learning rate; ``note``: how it ended;
@@ -276,7 +276,7 @@ def held_out(study: Study) -> dict[str, Any]:
 def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
     loss = float(row["loss"])
     return {
-        "rule": style.gid(Rule.of(*(row[name] for name in RULE))),
+        "rule": style.gid(DrawnRule.of(*(row[name] for name in RULE))),
         "group": int(row["setting"]),
         "rank": int(row["rank"]),
         "seed": int(row["seed"]),
@@ -292,7 +292,7 @@ def _best(rates: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield row | {"edge": bool((own["edge"] != "").any())}
 
 
-def comparison(studies: Sequence[Study]) -> dict[str, Any]:
+def comparison(studies: Sequence[ShownStudy]) -> dict[str, Any]:
     """The first study compared with each other one, as by ``study compare``; empty for one."""
     if len(studies) < 2:
         return {}

@@ -11,18 +11,15 @@ import hmac
 import logging
 import secrets
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import platformdirs
-import psutil
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -37,7 +34,6 @@ from study.vocabulary.statuses import ENDED
 MOST_NAMED = 3
 """Quantities that an answer names."""
 LOCAL = ("127.0.0.1", "localhost")
-EVERY_ADDRESS = "0.0.0.0"
 KEY_BYTES = 32
 NOTHING_HERE = "Open the address that study dashboard printed: it ends with a token.\n"
 """The answer to a request without the token."""
@@ -65,7 +61,7 @@ def serve(
 ) -> None:
     """Serve the studies until interrupted. Port 0: any free one. ``ready`` gets the address."""
     token = token_of(folders)
-    app = application(folders, hosts_of(host), token, look_ahead)
+    app = application(folders, token, look_ahead)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -77,23 +73,9 @@ def serve(
         ) from None
     address = f"http://{host}:{listening.getsockname()[1]}"
     ready(f"{address}/{token}/")
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        timeout_graceful_shutdown=1,
-    )
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
-
-
-def hosts_of(host: str) -> list[str]:
-    """The Host headers of requests to this address, against DNS rebinding by other sites."""
-    if host in LOCAL:
-        return [*LOCAL]
-    if host != EVERY_ADDRESS:
-        return [host, *LOCAL]
-    addresses = [one.address for found in psutil.net_if_addrs().values() for one in found]
-    return [EVERY_ADDRESS, *LOCAL, socket.gethostname(), socket.getfqdn(), *addresses]
 
 
 def token_of(folders: Sequence[Path]) -> str:
@@ -101,39 +83,23 @@ def token_of(folders: Sequence[Path]) -> str:
     key = secrets.token_bytes(KEY_BYTES)
     path = platformdirs.user_state_path("study") / "dashboard-key"
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_secret(path):
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                draft = Path(folder, "key")
-                draft.touch(0o600)
-                draft.write_bytes(key)
-                draft.replace(path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(0o600)
+            path.write_bytes(key)
         key = path.read_bytes()
     named = "\n".join(str(folder.resolve()) for folder in folders)
     return hmac.new(key, named.encode(), "sha256").hexdigest()[:40]
 
 
-def _is_secret(path: Path) -> bool:
-    """Whether a file has a whole key that only this user can read."""
-    about = path.stat() if path.exists() else None
-    return about is not None and about.st_size == KEY_BYTES and not about.st_mode & 0o077
-
-
 def application(
-    folders: Sequence[Path],
-    hosts: Sequence[str],
-    token: str,
-    look_ahead: LookAhead = lambda study_dir: (0, None),
+    folders: Sequence[Path], token: str, look_ahead: LookAhead = lambda study_dir: (0, None)
 ) -> Starlette:
-    """The ASGI application below ``/token/``, for requests whose Host header is in ``hosts``."""
+    """The ASGI application below ``/token/``."""
     watched = _Watched(folders, look_ahead)
-    guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
-        Middleware(GZipMiddleware, compresslevel=1),
-    ]
     return Starlette(
         routes=[Mount(f"/{token}", routes=watched.routes())],
-        middleware=guards,
+        middleware=[Middleware(GZipMiddleware, compresslevel=1)],
         lifespan=watched.lifespan,
         exception_handlers={404: lambda request, error: PlainTextResponse(NOTHING_HERE, 404)},
     )

@@ -21,7 +21,7 @@ TABLES = (".json", ".parquet", ".arrows")
 
 
 @dataclass(frozen=True)
-class Study:
+class ShownStudy:
     """A study when it was read. ``unreadable``: why, by cell. ``report``: its HTML, or why there is
     none."""
 
@@ -31,7 +31,7 @@ class Study:
     report: str
 
     @classmethod
-    def read(cls, folder: Path, name: str, drawn: Pictures) -> "Study":
+    def read(cls, folder: Path, name: str, drawn: Pictures) -> "ShownStudy":
         """Read and analyse a study. ``drawn``: the pictures of earlier reads."""
         every = load_cells(folder, with_unreadable=True)
         broken = every.loc[every["status"] == "unreadable"].set_index("cell_id")["error"]
@@ -53,12 +53,14 @@ class Study:
         return cls(name, tables, unreadable, answer_html(folder, tables, drawn))
 
 
-def read_studies(folders: Sequence[Path], drawn: Pictures | None = None) -> list[Study]:
+def read_studies(folders: Sequence[Path], drawn: Pictures | None = None) -> list[ShownStudy]:
     twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
     if twice:
         raise StudyError(f"{twice[0]} is given twice: give each study once")
     names, drawn = names_of(folders), {} if drawn is None else drawn
-    return [Study.read(folder, name, drawn) for folder, name in zip(folders, names, strict=True)]
+    return [
+        ShownStudy.read(folder, name, drawn) for folder, name in zip(folders, names, strict=True)
+    ]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from study.figures import style
 from study.figures.captions import CI, EXPONENT, on_batch, plain
 from study.figures.laws import fits
-from study.figures.selection import Absent, Family, Rule, Tables, holding
+from study.figures.selection import Absent, DrawnRule, Family, Tables, holding
 from study.vocabulary.quantities import DESCENT, PRIMARY, Quantity
 from study.vocabulary.scaling import RULES
 
@@ -163,7 +163,7 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
     """The lines of one setting, their bars and theory. A large marker is at p*, hollow if it is
     extrapolated; otherwise with a bar along its interval."""
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
-    for rule in (Rule.of(name) for name, row in RULES.items() if row.p is not None):
+    for rule in (DrawnRule.of(name) for name, row in RULES.items() if row.p is not None):
         look: dict[str, Any] = {"color": style.tint(rule, [rule]), "linewidth": 0.5, "zorder": 0.5}
         ax.axvline(rule.p, gid=f"at {rule.p:g}", **look)
     for line in lines:

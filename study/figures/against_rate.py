@@ -19,8 +19,8 @@ from study.figures.captions import settings
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import (
     Absent,
+    DrawnRule,
     Family,
-    Rule,
     Tables,
     holding,
     rules_of,
@@ -74,7 +74,7 @@ def loss_against_alpha(tables: Tables) -> Figure:
     return _basins(tables, products, [row], 1, "α × learning rate")
 
 
-Panel = tuple[Sweep, Rule, str]
+Panel = tuple[Sweep, DrawnRule, str]
 """A setting, the rule whose runs are drawn, and the heading."""
 
 
@@ -142,7 +142,7 @@ def _basins(
     )
 
 
-def _best(sweep: Sweep, rule: Rule, tables: Tables, cells: pd.DataFrame) -> pd.DataFrame:
+def _best(sweep: Sweep, rule: DrawnRule, tables: Tables, cells: pd.DataFrame) -> pd.DataFrame:
     """By rank, as the report's table: the best rate ``lr``, and ``edge``: whether it is at an edge
     of the rates for some seed."""
     own = cells[cells["cell_id"].isin(set(sweep.of(rule)["cell_id"]))]
@@ -154,7 +154,7 @@ def _best(sweep: Sweep, rule: Rule, tables: Tables, cells: pd.DataFrame) -> pd.D
 
 
 def _draw_basin(
-    ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float, best: pd.DataFrame
+    ax: Axes, sweep: Sweep, rule: DrawnRule, rank: float, top: float, best: pd.DataFrame
 ) -> set[str]:
     """The mean loss of one rank over seeds with its range, a mark on the line at its best rate, and
     crosses where a seed diverged. Returns the marks that it drew: ``cross``, ``best``, ``edge``."""

@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 from study.figures import style
 from study.figures.captions import on_batch, span
 from study.figures.over_training import FEWEST_EVALUATIONS
-from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied, per_step
+from study.figures.selection import (
+    Absent,
+    DrawnRule,
+    Family,
+    Tables,
+    families,
+    most_varied,
+    per_step,
+)
 from study.theory.rounding import GAUSSIAN, swallowed
 from study.vocabulary.quantities import FORWARD_OUT, LOSS, METRICS, TRAIN
 
@@ -121,7 +129,7 @@ def _settings(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> tuple[lis
     return most_varied([one for one in whole if (one.cells["form"] != FLOAT32).any()])
 
 
-def _draw_shares(ax: Axes, rows: pd.DataFrame, beside: list[Rule]) -> None:
+def _draw_shares(ax: Axes, rows: pd.DataFrame, beside: list[DrawnRule]) -> None:
     """By rule the median share lost, and a band of 90 % of the layers, by the share expected."""
     ax.plot([0, 1], [0, 1], color=style.FAINT, linestyle=style.DASHED, zorder=1, gid="expected")
     groups: Any = rows.groupby("rule")

@@ -13,7 +13,7 @@ from study.analysis.wording import COMMON, setting_names
 from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.laws import fits, rows_of
-from study.figures.selection import Absent, Family, Rule, Tables, families, holding
+from study.figures.selection import Absent, DrawnRule, Family, Tables, families, holding
 from study.vocabulary.quantities import HELDOUT, PRIMARY
 from study.vocabulary.thresholds import STABLE_RATIO
 
@@ -27,7 +27,7 @@ SHORT_LINES: dict[str, Any] = {
     "markersize": 8,
     "markeredgewidth": 1.1,
 }
-Fits = dict[tuple[Rule, str], pd.DataFrame]
+Fits = dict[tuple[DrawnRule, str], pd.DataFrame]
 """By rule and name of quantity: the fits, one row per step."""
 SETTING_LOOKS = [{"color": colour, "marker": marker} for colour, marker in style.QUANTITY_LOOKS]
 MARKER: dict[str, Any] = {"markersize": 3.4, "linestyle": "none"}
@@ -103,8 +103,8 @@ def _fits(family: Family, exponents: pd.DataFrame) -> Fits:
 def _draw(
     ax: Axes,
     ranks: list[float],
-    rows: Mapping[Rule, pd.DataFrame],
-    looks: Mapping[Rule, Mapping[str, Any]],
+    rows: Mapping[DrawnRule, pd.DataFrame],
+    looks: Mapping[DrawnRule, Mapping[str, Any]],
 ) -> None:
     margin = np.log(STABLE_RATIO) / np.log(ranks[-1] / ranks[0])
     ax.axhspan(-margin, margin, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0, gid="level")
@@ -173,7 +173,7 @@ def _exponents(settings: list[Family], exponents: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_settings(
-    ax: Axes, rows: pd.DataFrame, rule: Rule, looks: Mapping[str, Mapping[str, Any]]
+    ax: Axes, rows: pd.DataFrame, rule: DrawnRule, looks: Mapping[str, Mapping[str, Any]]
 ) -> None:
     places = list(dict.fromkeys(rows["place"]))
     apart = 0.8 / len(looks)  # in lines

@@ -21,8 +21,8 @@ from study.analysis.losses import INSIDE, fixed_rate
 from study.figures import style
 from study.figures.selection import (
     Absent,
+    DrawnRule,
     Family,
-    Rule,
     Tables,
     families,
     holding,
@@ -62,7 +62,7 @@ class Sweep(Family):
         margin = 0.06 * ((high - best) or 0.1 * abs(best) or 1.0)
         return best - margin, high + margin
 
-    def of(self, rule: Rule) -> pd.DataFrame:
+    def of(self, rule: DrawnRule) -> pd.DataFrame:
         return self.cells[self.cells["rule"] == rule]
 
 
@@ -158,7 +158,7 @@ def _panels(sweep: Sweep, tables: Tables) -> dict[str, pd.DataFrame]:
     }
 
 
-def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -> None:
+def _draw_rule(ax: Axes, rule: DrawnRule, beside: list[DrawnRule], points: pd.DataFrame) -> None:
     """The points and the mean of one rule; infinite rank is a horizontal line."""
     look, who = style.look(rule, beside), style.gid(rule)
     colour = look["color"]
@@ -240,7 +240,7 @@ def _at_best_rates(cut: pd.DataFrame) -> pd.DataFrame:
     return cut.merge(best[["rule", "rank", "lr"]])
 
 
-def _draw_cuts(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
+def _draw_cuts(ax: Axes, family: Family, rule: DrawnRule, rows: pd.DataFrame) -> None:
     most = max((k for k in rows["kept"] if math.isfinite(k)), default=1.0)
     for rank in style.ranks_to_draw(family.ranks):
         loss = rows[(rows["rank"] == rank) & (rows["kept"] > 0)].groupby("kept")["loss"].mean()

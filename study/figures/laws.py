@@ -18,7 +18,7 @@ from study.analysis.grouping import CURVE_ID
 from study.analysis.verdicts import rows_of as pooled_rows_of
 from study.figures import style
 from study.figures.captions import sentence_on_ci
-from study.figures.selection import MOST_FAMILIES, Family, Rule, holding
+from study.figures.selection import MOST_FAMILIES, DrawnRule, Family, holding
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN, Quantity
 from study.vocabulary.statuses import BROKEN
 
@@ -44,7 +44,7 @@ class RankLaw:
       (columns ``low`` and ``high``).
     """
 
-    rule: Rule
+    rule: DrawnRule
     rank: np.ndarray
     value: np.ndarray
     lost: np.ndarray
@@ -134,7 +134,9 @@ def layer_laws(
     return found
 
 
-def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> pd.DataFrame:
+def rows_of(
+    exponents: pd.DataFrame, family: Family, rule: DrawnRule, **where: object
+) -> pd.DataFrame:
     """The rows of ``exponents`` of this family and rule with the values ``where`` of columns."""
     if exponents.empty:
         return exponents
@@ -144,7 +146,7 @@ def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object
 
 
 def fits(
-    exponents: pd.DataFrame, family: Family, rule: Rule, quantity: Quantity, batch: str = TRAIN
+    exponents: pd.DataFrame, family: Family, rule: DrawnRule, quantity: Quantity, batch: str = TRAIN
 ) -> pd.DataFrame:
     """The quantity's fits for one family and rule: one row per step, in order."""
     rows = exponents[pooled_rows_of(quantity, exponents, batch)] if len(exponents) else exponents
@@ -158,7 +160,7 @@ def draw(
     heading: str,
     inches: float,
     *,
-    curved: Collection[Rule] = (),
+    curved: Collection[DrawnRule] = (),
     more: Mapping[str, Line2D] | None = None,
 ) -> None:
     """Draw a family's laws into a panel. ``curved``: rules whose predicted curve the caller draws.

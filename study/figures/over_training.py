@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from study.analysis.grouping import end_steps
 from study.figures import style
 from study.figures.captions import on_batch, span
-from study.figures.selection import Family, Rule, Tables, cells_of, holding, per_step, probed
+from study.figures.selection import DrawnRule, Family, Tables, cells_of, holding, per_step, probed
 from study.vocabulary.quantities import GRADIENT_NORM, MEAN_GRADIENT_NORM, METRICS
 from study.vocabulary.statuses import BROKEN
 
@@ -25,7 +25,7 @@ MARKED_UP_TO = 12
 """Curves with at most this many points have markers."""
 
 
-class Row(NamedTuple):
+class PanelRow(NamedTuple):
     """A row of panels: its label, and a (cell_id, step, value) series. ``geometric``: its mean."""
 
     label: tuple[str, str]
@@ -38,7 +38,7 @@ class Course:
     """One rule at one rank: the mean over its complete cells with its range, or one cell that is
     not complete. A broken cell without two values is a point at infinity."""
 
-    rule: Rule
+    rule: DrawnRule
     rank: float
     step: np.ndarray
     value: np.ndarray
@@ -75,10 +75,10 @@ def loss_curves(tables: Tables) -> Figure:
     """
     loss, heldout = (per_step(tables, name) for name in ("loss", "eval_loss"))
     metric = METRICS["loss"]
-    rows = [Row((metric.label, f"({metric.unit})"), loss, geometric=False)]
+    rows = [PanelRow((metric.label, f"({metric.unit})"), loss, geometric=False)]
     if heldout["step"].nunique() >= FEWEST_EVALUATIONS:
         perplexity = np.exp(np.minimum(heldout["value"], LARGEST_LOG))
-        rows.append(Row(("held-out", "perplexity"), heldout.assign(value=perplexity), True))
+        rows.append(PanelRow(("held-out", "perplexity"), heldout.assign(value=perplexity), True))
     return _over_training(tables.cells, rows, "finite training loss", ratio=0.52)
 
 
@@ -102,14 +102,14 @@ def grad_norm_curves(tables: Tables) -> Figure:
     same = np.allclose(both["value_x"].astype(float), both["value_y"].astype(float), rtol=0.02)
     series = pd.concat([norm, every_step if same else every_step.head(0)])
     series = series.drop_duplicates(["cell_id", "step"])
-    rows = [Row((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)]
+    rows = [PanelRow((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)]
     if len(mean):
-        rows.append(Row((MEAN_GRADIENT_NORM.name, MEAN_GRADIENT_NORM.symbol), mean, True))
+        rows.append(PanelRow((MEAN_GRADIENT_NORM.name, MEAN_GRADIENT_NORM.symbol), mean, True))
     return _over_training(tables.cells, rows, "model-wide gradient norm", ratio=0.62, log=True)
 
 
 def _over_training(
-    cells: pd.DataFrame, rows: Sequence[Row], what: str, *, ratio: float, log: bool = False
+    cells: pd.DataFrame, rows: Sequence[PanelRow], what: str, *, ratio: float, log: bool = False
 ) -> Figure:
     """Settings one below the other, with rows of panels and a column per rule."""
     held = cells_of(cells, rows[0].series, what)["cell_id"]
@@ -181,7 +181,7 @@ def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Course]:
     return found
 
 
-def _averaged(rule: Rule, rank: float, wide: pd.DataFrame, status: str, log: bool) -> Course:
+def _averaged(rule: DrawnRule, rank: float, wide: pd.DataFrame, status: str, log: bool) -> Course:
     values = np.log(wide.to_numpy(float)) if log else wide.to_numpy(float)
     lines = [values.mean(axis=1), values.min(axis=1), values.max(axis=1)]
     mean, low, high = map(np.exp, lines) if log else lines

@@ -35,7 +35,7 @@ class Absent(StudyError):
 
 
 @dataclass(frozen=True, order=True)
-class Rule:
+class DrawnRule:
     """A scaling rule with its ``number``: its p or, if it is no power, its crossover."""
 
     place: int
@@ -43,7 +43,7 @@ class Rule:
     number: float
 
     @classmethod
-    def of(cls, scaling: str, p: float | None = None, crossover: float = math.nan) -> "Rule":
+    def of(cls, scaling: str, p: float | None = None, crossover: float = math.nan) -> "DrawnRule":
         """The rule of a cell. A number that the rule does not use, or has itself, is not read."""
         fixed = RULES[scaling].p
         number = crossover if uses_crossover(scaling) else p if fixed is None else fixed
@@ -83,7 +83,7 @@ class Family:
         return ", ".join(self.words)
 
     @property
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[DrawnRule]:
         return sorted(set(self.cells["rule"]))
 
     @property
@@ -100,8 +100,10 @@ T = TypeVar("T")
 
 
 def rules_of(rows: pd.DataFrame) -> "pd.Series[Any]":
-    """The :class:`Rule` of each row of a derived table."""
-    return pd.Series(list(starmap(Rule.of, rows[list(RULE)].to_numpy())), rows.index, dtype=object)
+    """The :class:`DrawnRule` of each row of a derived table."""
+    return pd.Series(
+        list(starmap(DrawnRule.of, rows[list(RULE)].to_numpy())), rows.index, dtype=object
+    )
 
 
 PREFIX = {

@@ -40,7 +40,7 @@ from scipy.optimize import isotonic_regression
 from tueplots import axes, bundles
 
 from study.figures.captions import plain, settings, wrapped
-from study.figures.selection import Family, Rule
+from study.figures.selection import DrawnRule, Family
 from study.store import write_output
 from study.vocabulary.quantities import PRIMARY, Quantity
 from study.vocabulary.scaling import FRACTIONS, RULES, rule_formula, rule_label
@@ -299,17 +299,17 @@ def quantity_look(quantity: Quantity) -> tuple[str, str]:
     return QUANTITY_LOOKS[PRIMARY.index(quantity) % len(QUANTITY_LOOKS)]
 
 
-def name(rule: Rule) -> str:
+def name(rule: DrawnRule) -> str:
     """``LoRA``, ``rsLoRA``, ``power p = 0.75``."""
     return rule_label(*rule.keys.values())
 
 
-def gid(rule: Rule) -> str:
+def gid(rule: DrawnRule) -> str:
     """The identifier of a rule in the gids of artists, which tests and SVG files read."""
     return f"{rule.scaling} {rule.letter}={rule.number:g}"
 
 
-def title(rule: Rule, lines: int = 1) -> str:
+def title(rule: DrawnRule, lines: int = 1) -> str:
     """The heading of a panel, on one line or two: the rule and its gamma."""
     label = RULES[rule.scaling].label + ("\n" if lines > 1 else "   ")
     if rule.letter == "c":
@@ -319,13 +319,13 @@ def title(rule: Rule, lines: int = 1) -> str:
     return label + rf"$\gamma = \alpha\, r^{{{exponent}}}$"
 
 
-def heading(ax: Axes, rule: Rule, columns: int) -> None:
+def heading(ax: Axes, rule: DrawnRule, columns: int) -> None:
     """Head one of ``columns`` panels with its rule, in the rule's colour."""
     text = title(rule, lines=1 if columns < 4 else 2)
     ax.set_title(text, color=tint(rule, [rule]), linespacing=1.0)
 
 
-def look(rule: Rule, beside: Sequence[Rule]) -> dict[str, Any]:
+def look(rule: DrawnRule, beside: Sequence[DrawnRule]) -> dict[str, Any]:
     """The one colour of a rule and its marker. Several exponents of one rule take shades and
     markers."""
     peers = [r for r in beside if r.scaling == rule.scaling]
@@ -337,12 +337,12 @@ def look(rule: Rule, beside: Sequence[Rule]) -> dict[str, Any]:
     return {"color": colour, "marker": POWER_MARKERS[place % len(POWER_MARKERS)]}
 
 
-def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
+def tint(rule: DrawnRule, beside: Sequence[DrawnRule]) -> RGBA:
     colour: RGBA = look(rule, beside)["color"]
     return colour
 
 
-def shade(rule: Rule, rank: float, ranks: Sequence[float]) -> RGBA:
+def shade(rule: DrawnRule, rank: float, ranks: Sequence[float]) -> RGBA:
     """The colour of one rank among ``ranks`` on white: light is low, and infinite rank is ink."""
     if math.isinf(rank):
         return matplotlib.colors.to_rgba(INK)
@@ -352,7 +352,7 @@ def shade(rule: Rule, rank: float, ranks: Sequence[float]) -> RGBA:
     return _on_white(rule, at)
 
 
-def _on_white(rule: Rule, at: float) -> RGBA:
+def _on_white(rule: DrawnRule, at: float) -> RGBA:
     """The colour at ``at``, from 0 (light) to 1, of those that are legible on white paper."""
     return rule_look(rule.scaling).shades(ON_WHITE + at * (1 - ON_WHITE))
 

@@ -5,9 +5,9 @@ a sentence without data is left out.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,6 @@ from study.report.text import (
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
-from study.vocabulary.questions import Question, questions_of
 from study.vocabulary.scaling import rule_formula, rule_label
 from study.vocabulary.statuses import DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
@@ -67,8 +66,52 @@ PLACE = {quantity: place for place, quantity in enumerate(CONDITION)}
 """The column ``place`` of the rows of a quantity."""
 
 
+class Question(NamedTuple):
+    """A question, and the view that answers it.
+
+    - ``varies``: columns of ``cells``. A study that varies one of them asks this question. ``*`` is
+      any other column;
+    - ``kind``: its sentences and its table;
+    - ``figures``: the first one that the study has data for is shown.
+    """
+
+    asks: str
+    varies: tuple[str, ...]
+    kind: Literal["rounding", "capacity", "rates", "sizes"]
+    figures: tuple[str, ...]
+
+
+FORMS, ROUNDED = ("precision", "contraction"), ("loss_in_bf16", "lost_in_bf16")
+BASINS = ("loss_against_alpha", "learning_rate_basins", "rate_exponent_vs_rho")
+SIZES = ("exponents_over_training", "conditions", "grad_norm_vs_rank", "descent_vs_rank")
+LIMIT, LOSSES = "distance_to_infinite_rank", ("truncated_losses", "loss_curves")
+RANK = " as the rank grows?"
+QUESTIONS = (
+    Question("What does rounding to bf16 take from the adapter?", FORMS, "rounding", ROUNDED),
+    Question(
+        "How many bits does an adapter store?", ("max_samples",), "capacity", ("bits_stored",)
+    ),
+    Question("Which learning rate is best at which rank?", ("lr", "alpha"), "rates", BASINS),
+    Question(f"What does the optimizer change{RANK}", ("optimizer", "betas"), "sizes", SIZES),
+    Question(f"What does the number of steps change{RANK}", ("steps",), "sizes", SIZES),
+    Question(
+        f"What does the setting change{RANK}", ("*",), "sizes", ("exponents_by_setting", *SIZES)
+    ),
+    Question(
+        f"Do outputs and gradients keep their size{RANK}", (), "sizes", (LIMIT, *SIZES, *LOSSES)
+    ),
+)
+"""In this order: a study asks the first one whose columns vary and that it has the data for."""
+
+
+def questions_of(varying: Collection[str]) -> list[Question]:
+    """The questions of a study in which these columns vary, beside ranks, rules and seeds."""
+    found = {*varying, "*"} if varying else set()
+    return [one for one in QUESTIONS if not one.varies or found & {*one.varies}]
+
+
 @dataclass(frozen=True)
-class Curve:
+class CurveFacts:
     """One rule in one setting, at one learning rate.
 
     - ``label``: ``rsLoRA``. ``formula``: ``γ = α/√r``. ``cells``: of all ranks and seeds;
@@ -147,7 +190,7 @@ def answer_table(tables: StudyTables) -> Table:
     return made[kind](tables) if kind in made else size_table(curves(tables))
 
 
-def curves(tables: StudyTables) -> list[Curve]:
+def curves(tables: StudyTables) -> list[CurveFacts]:
     """Every curve with a fitted quantity or a final loss, at its setting's best learning rate at
     the lowest rank or, without losses, at the lowest rate."""
     cells = curve_labels(tables.cells)
@@ -183,7 +226,7 @@ def curves(tables: StudyTables) -> list[Curve]:
             continue
         row, own_cells = of_curve.iloc[0], tables.cells.loc[of_curve.index]
         found.append(
-            Curve(
+            CurveFacts(
                 label=rule_label(*row[list(RULE)]),
                 named=str(row["named"]),
                 optimizer=label(str(row["optimizer"])) if several else "",
@@ -250,14 +293,14 @@ def size_text(factor: float) -> str:
     return f"{100 * factor:.0f} %" if factor >= 0.1 else f"{100 * factor:.2g} %"
 
 
-def _of_settings(found: Sequence[Curve]) -> Iterator[str]:
+def _of_settings(found: Sequence[CurveFacts]) -> Iterator[str]:
     """A sentence per setting: on each of its rules, or on their extremes if there are many. A
     setting whose sentence is that of an earlier one is equal to it."""
-    settings_: dict[int, list[Curve]] = {}
+    settings_: dict[int, list[CurveFacts]] = {}
     for curve in found:
         if curve.last:
             settings_.setdefault(curve.setting, []).append(curve)
-    said: dict[str, list[list[Curve]]] = {}
+    said: dict[str, list[list[CurveFacts]]] = {}
     for own in settings_.values():
         text = _extremes(own) if len(own) > MOST_CURVES else "; ".join(map(_of_rule, own))
         said.setdefault(text, []).append(own)
@@ -269,7 +312,7 @@ def _of_settings(found: Sequence[Curve]) -> Iterator[str]:
         yield f"The table shows {count_noun(more, 'more setting')}."
 
 
-def _setting(found: Sequence[Curve]) -> str:
+def _setting(found: Sequence[CurveFacts]) -> str:
     """``Rank 256 against rank 4 (4 ranks; SmolLM2, AdamW, learning rate 0.0001, ...), step 10``."""
     last, cells = found[0].last, pd.concat([curve.cells for curve in found])
     low, high = last[0].rank_min, last[0].rank_max
@@ -279,7 +322,7 @@ def _setting(found: Sequence[Curve]) -> str:
     return f"Rank {high:.0f} against rank {low:.0f} ({where}), step {steps}"
 
 
-def _of_rule(curve: Curve) -> str:
+def _of_rule(curve: CurveFacts) -> str:
     """``under rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``."""
     unclear = [row for row in curve.last if row.verdict == UNCLEAR]
     clear = [f"the {_noun(r)} {change_text(r.verdict, r.factor)}" for r in curve.last]
@@ -303,7 +346,7 @@ def _noun(row: Any) -> str:
     return CONDITION[row.place].noun
 
 
-def _extremes(found: Sequence[Curve]) -> str:
+def _extremes(found: Sequence[CurveFacts]) -> str:
     """For each quantity, the rules of a setting with the least and the largest change with rank."""
     parts = []
     for place, quantity in enumerate(CONDITION):
@@ -318,7 +361,7 @@ def _extremes(found: Sequence[Curve]) -> str:
     return f"of {len(found)} rules, {'; '.join(parts)}"
 
 
-def size_table(found: Sequence[Curve]) -> Table:
+def size_table(found: Sequence[CurveFacts]) -> Table:
     """A row per curve at the last step, and at the first one if there are few curves."""
     rows, body = [row for curve in found for row in curve.condition], []
     for curve in found:
@@ -359,7 +402,7 @@ def _bold(row: Any) -> str:
 # ---- losses
 
 
-def _perplexity(found: Sequence[Curve]) -> Iterator[str]:
+def _perplexity(found: Sequence[CurveFacts]) -> Iterator[str]:
     """The held-out perplexity at both ends of the ranks, at one rate and at the best ones."""
     own = [curve for curve in found if curve.losses]
     if not own:
@@ -385,12 +428,12 @@ def _perplexity(found: Sequence[Curve]) -> Iterator[str]:
         yield f"At the best of the tried rates, {ranks} have {joined(said)}."
 
 
-def _at_rate(curve: Curve) -> str:
+def _at_rate(curve: CurveFacts) -> str:
     """`` at learning rate 0.001`` if several were trained."""
     return f" at learning rate {curve.cells['lr'].iloc[0]:g}" if curve.best else ""
 
 
-def _change_of_loss(curve: Curve) -> str:
+def _change_of_loss(curve: CurveFacts) -> str:
     """``falls from 26.5 at rank 4 to 18.0 at rank 256``, if the slope over seeds and both ends show
     it."""
     low, high = min(curve.losses), max(curve.losses)
@@ -406,7 +449,7 @@ def _change_of_loss(curve: Curve) -> str:
     return f"shows no steady change with the rank ({ends[0]}, {ends[1]})"
 
 
-def gain_sign(curve: Curve) -> int:
+def gain_sign(curve: CurveFacts) -> int:
     """1 if a higher rank was shown to lower the final loss, -1 if to raise it, 0 if neither."""
     if curve.gain is None or curve.gain.seeds < SEEDS_FOR_VERDICT:
         return 0
@@ -423,7 +466,7 @@ def perplexities(*losses: float) -> list[str]:
     return texts
 
 
-def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
+def _why(found: Sequence[CurveFacts], several: bool) -> Iterator[str]:
     """Why a larger output comes with a lower loss, for the first curve that shows both."""
     for curve in found:
         grown = [r for r in curve.last if r.place == PLACE[FORWARD_OUT] and r.verdict in UP]

@@ -4,8 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from study.analysis.expectations import Compared, compare
-from study.analysis.primary import Answer, answer
+from study.analysis.expectations import Answer, Compared, answer, compare
 from study.analysis.wording import TESTED, factor_text, interval_text
 from study.config.expectations import (
     FACTOR,

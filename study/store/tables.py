@@ -17,7 +17,6 @@ from study.errors import StudyError, printable
 from study.store.files import Damaged
 from study.store.records import (
     archive_of,
-    archived_file,
     cell_folders,
     is_archived,
     no_study,
@@ -121,7 +120,7 @@ def load_cell_table(
         raise Damaged(record["error"])
     if is_archived(cell_folder):
         about = archive_of(cell_folder.parents[1]).tables.get(name)
-        path = archived_file(cell_folder.parents[1], name, about)
+        path = cell_folder.parents[1] / f"{name}.parquet"
         return _archived(path)(cell_folder.name) if about else SCHEMAS[name].empty_table()
     expected = record.get("tables", {}).get(name)
     if record["status"] in ENDED and (expected or finished.exists()):
@@ -132,7 +131,7 @@ def load_cell_table(
 @read_once
 def _archived(path: Path) -> Callable[[str], pa.Table]:
     """A function that returns the rows of a cell in a table of an archive."""
-    name = path.name.partition(".")[0]
+    name = path.stem
     expected = archive_of(path.parent).tables[name]
     try:
         table = read_parquet(path, SCHEMAS[name].insert(0, _ID), expected)
@@ -240,7 +239,7 @@ def distances_of(study_dir: Path) -> pd.DataFrame:
     """The table of ``study distances``; empty if there is none. StudyError if it is damaged."""
     archive = archive_of(study_dir)
     about = archive.tables.get(DISTANCES)
-    path = archived_file(study_dir, DISTANCES, about)
+    path = study_dir / f"{DISTANCES}.parquet"
     if not path.exists() or (archive.records and not about):
         return pd.DataFrame()
     try:

@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex
 from study.analysis import load_tables, summary
 from study.config import TrackerConfig, chosen
 from study.errors import StudyError, one_line
-from study.figures.selection import Rule
+from study.figures.selection import DrawnRule
 from study.figures.style import shade
 from study.report import draw_figures
 from study.store import load_measured, load_records, write_output, write_table
@@ -69,7 +69,7 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> ws.Workspace:
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
                 ws.GroupPath(scaling, f"{rank:.0f}"): to_hex(
-                    shade(Rule.of(scaling, 0.0), rank, ranks)
+                    shade(DrawnRule.of(scaling, 0.0), rank, ranks)
                 )
                 for scaling, rank in pairs
             },

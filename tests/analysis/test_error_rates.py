@@ -14,9 +14,9 @@ import pytest
 
 from docs.findings import FIRST, held
 from study.analysis import fit_exponents, holm, stable_exponents, tost, with_verdicts
+from study.analysis.expectations import judged
 from study.analysis.fits import Floats, Lines, fit_lines, t_critical
 from study.analysis.predictions import with_predictions
-from study.analysis.primary import judged
 from study.analysis.verdicts import moderated
 from study.config.expectations import Primary
 from study.report.text import table

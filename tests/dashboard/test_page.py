@@ -11,7 +11,7 @@ import pytest
 from study.analysis import load_tables
 from study.dashboard.document import Page
 from study.dashboard.overview import held_out
-from study.dashboard.studies import Study, read_studies
+from study.dashboard.studies import ShownStudy, read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
 from study.report import answer, answer_table, asked
@@ -44,7 +44,7 @@ def test_the_findings_are_the_report(trained: Path) -> None:
 
 def test_the_best_rates_are_those_of_the_reports_table() -> None:
     tables = load_tables("results/reference/paper_learning_rate")
-    found = held_out(Study("s", tables, {}, ""))["best"]
+    found = held_out(ShownStudy("s", tables, {}, ""))["best"]
     table = [row for row in answer_table(tables).rows if "rsLoRA" in row["optimizer, rule"]]
     sent = {row["rank"]: f"{row['lr']:.2g}" for row in found if row["rule"].startswith("rslora")}
     assert sent == {rank: table[0][f"rank {rank}"] for rank in (4, 256)}

@@ -106,7 +106,7 @@ def test_the_head_shows_cells_done_waiting_and_the_time_left(
     offline: Watched, pair: list[Path]
 ) -> None:
     found = iter([(2, 30.0), (4, 190.0)])
-    app = application(pair, ["127.0.0.1"], "t", lambda folder: next(found))
+    app = application(pair, "t", lambda folder: next(found))
     told = TestClient(app, base_url="http://127.0.0.1/t").get("/progress").json()
     assert told["waiting"] == 6, "of both sweeps"
     assert 150 < told["seconds_left"] <= 190, "until the last one ends"

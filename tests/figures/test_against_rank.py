@@ -16,7 +16,7 @@ from study.figures.against_rank import (
     grad_norm_vs_rank,
 )
 from study.figures.laws import RankLaw
-from study.figures.selection import Rule
+from study.figures.selection import DrawnRule
 from study.theory import Layer, mean_log_curve, slope
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
@@ -41,7 +41,7 @@ def test_a_line_that_misses_the_points_of_a_rank_is_dashed_and_bent(full) -> Non
     fit = row(full.exponents, scaling="lora", step=0, **GRAD)
     ranks = np.array([4.0, 32.0, 256.0, 2048.0])
     middle, _, high = fitted(fit, ranks)
-    law = RankLaw(Rule.of("lora", None), ranks, middle, ranks[:0], fit)
+    law = RankLaw(DrawnRule.of("lora", None), ranks, middle, ranks[:0], fit)
     moved = dataclasses.replace(law, value=np.where(ranks == 32, 1.3 * high, middle))
     assert (law.is_missed, moved.is_missed) == (False, True)
 

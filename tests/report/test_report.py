@@ -21,9 +21,9 @@ from study.report import (
     report_of,
     write_report,
 )
+from study.report.answer import questions_of
 from study.report.page import INCH
 from study.store import load_records
-from study.vocabulary.questions import questions_of
 
 from .conftest import report_on
 
