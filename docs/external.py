@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from docs.blocks import ROOT, Block
+from docs.rate_fits import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST
-from study.analysis.rate_theory import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
 from study.analysis.rates import bottom
 from study.figures import style
 from study.report.text import minus, table

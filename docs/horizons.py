@@ -13,9 +13,9 @@ from scipy.interpolate import PchipInterpolator
 from docs.blocks import Block, study_tables
 from docs.blocks import table as read
 from docs.numbers import best_gap, best_rates
+from docs.rate_fits import Curve, bounds, fit_rates, moved
 from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
-from study.analysis.rate_theory import Curve, bounds, fit_rates, moved
 from study.analysis.wording import interval_text
 from study.errors import count_noun
 from study.figures import style

@@ -20,11 +20,11 @@ from scipy.stats import norm
 
 from docs.blocks import RESULTS, ROOT
 from docs.external import rates as external_rates
+from docs.rate_fits import SIDES
 from study.analysis import advice
 from study.analysis.advice import WIDE
 from study.analysis.fits import Floats
 from study.analysis.law import SIZES, STEPS, Setting, log_rate
-from study.analysis.rate_theory import SIDES
 from study.analysis.rates import best_rates_of
 from study.store.tables import load_measured
 

@@ -99,19 +99,9 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else math.nan
 
 
-def exponents(distances: pd.DataFrame) -> pd.DataFrame:
-    """The fits of :func:`study.analysis.fit_exponents` of the distance; ``site`` is the measure."""
-    return exponents_of(runs(distances), distances)
-
-
-def runs(distances: pd.DataFrame) -> pd.DataFrame:
-    """The runs of a table of distances as a ``cells`` table."""
-    facts = distances[["cell_id", *(name for name in FACTS if name in distances)]]
-    return facts.drop_duplicates("cell_id").assign(status="complete").reset_index(drop=True)
-
-
 def exponents_of(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """:func:`exponents` of the runs that ``cells`` lists, grouped into curves by its columns."""
+    """The fits of :func:`study.analysis.fit_exponents` of the distance in the runs of ``cells``;
+    ``site`` is the measure."""
     probes = distances[["cell_id", "step", "layer", "kind", "distance"]].assign(
         site=distances["measure"],
         batch=TRAIN,
@@ -130,7 +120,9 @@ def of_cells(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 
 def laws(distances: pd.DataFrame) -> list[str]:
     """A line per measure and step: the exponent, of layers that of the mean of the log."""
-    fits = exponents(distances)
+    facts = distances[["cell_id", *(name for name in FACTS if name in distances)]]
+    runs = facts.drop_duplicates("cell_id").assign(status="complete").reset_index(drop=True)
+    fits = exponents_of(runs, distances)
     pooled = (fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS)
     fits = fits[pooled | (fits["site"] == LOSS)].sort_values(["site", "step"])
     return [

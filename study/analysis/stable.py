@@ -253,17 +253,13 @@ def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFra
     return rows.iloc[sorted(best_first[firsts(same[best_first])])]
 
 
-def shared_rules(rows: pd.DataFrame) -> list[str]:
-    """Sentences for the caption of :func:`one_per_measurement`."""
-    if not (rows["rules"].map(len) > 1).any():
-        return []
-    return ["Rules in one row share their draws and batches: they are one measurement."]
-
-
-def shared_measurements(rows: pd.DataFrame) -> list[str]:
-    """Which of the rows of :func:`side_by_side` are one measurement, in sentences for a caption."""
-    names = list(dict.fromkeys(rows["optimizer"].astype(str))) if len(rows) else []
+def shared_notes(rows: pd.DataFrame) -> list[str]:
+    """Which rows, or rules of a row, are one measurement, in sentences for a caption. ``rows``: of
+    :func:`one_per_measurement`."""
+    names = list(dict.fromkeys(rows["optimizer"].astype(str)))
     notes = []
+    if (rows["rules"].map(len) > 1).any():
+        notes.append("Rules in one row share their draws and batches: they are one measurement.")
     if EVERY_OPTIMIZER in names:
         notes.append("Step 0 is before any update, so optimizers agree.")
     for name in names:

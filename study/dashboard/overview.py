@@ -1,24 +1,20 @@
 """Everything on the page except the probed values, as one JSON object."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
-from study.analysis import compared_losses
 from study.analysis.compare import compare, conclusion, table_texts
 from study.analysis.grouping import (
     CURVE_ID,
-    RULE,
     curve_columns,
     curve_labels,
     distinguishing,
-    groups,
 )
-from study.analysis.losses import final_losses
 from study.analysis.summary import BATCHES_OF
 from study.analysis.wording import (
     INTERVAL,
@@ -33,7 +29,6 @@ from study.errors import StudyError
 from study.figures import style
 from study.figures.captions import settings
 from study.figures.selection import DrawnRule, rules_of
-from study.report.sections import COMPARED
 from study.report.text import json_value
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
@@ -43,8 +38,6 @@ from study.vocabulary.verdicts import glossary
 
 CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 """The metrics with a curve on the page."""
-AXIS = f"final {METRICS['eval_loss'].label} ({METRICS['eval_loss'].unit})"
-"""The axis of final losses."""
 MOST_POINTS = 400
 """Points of a curve on the page. Longer curves are thinned out."""
 
@@ -83,8 +76,6 @@ def _words() -> dict[str, Any]:
             "stat": {name: stat.label for name, stat in STATS.items()},
             "curve": CURVES,
             "unit": {name: METRICS[name].unit for name in CURVES},
-            "how": COMPARED,
-            "final_loss": AXIS,
         },
         "glossary": glossary(),
         "states": {
@@ -122,8 +113,7 @@ def in_order(quantities: Sequence[Measured]) -> list[Measured]:
 
 def _of_study(study: ShownStudy, prefix: str, values: Values) -> dict[str, Any]:
     """The page's data on one study. Keys of cells begin with ``prefix``."""
-    losses, cells = held_out(study), study.tables.cells
-    groups, metrics = losses.pop("groups"), dict[str, pd.DataFrame]()
+    cells, metrics = study.tables.cells, dict[str, pd.DataFrame]()
     if len(study.tables.metrics):
         by_cell = study.tables.metrics.groupby("cell_id", observed=True)
         metrics = {str(cell): rows for cell, rows in by_cell}
@@ -138,7 +128,6 @@ def _of_study(study: ShownStudy, prefix: str, values: Values) -> dict[str, Any]:
                 "key": (key := prefix + str(row["cell_id"])),
                 "curve": prefix + curve,
                 "setting": setting,
-                "loss_group": groups.get(str(row["cell_id"])),
                 "probed": len(values.steps.get(key, ())),
             }
             for row, setting, curve in zip(
@@ -158,7 +147,6 @@ def _of_study(study: ShownStudy, prefix: str, values: Values) -> dict[str, Any]:
         "layers": values.layers_of(prefix),
         "quantities": [quantity._asdict() for quantity in quantities],
         "batches": batch_words(quantity.batch for quantity in quantities),
-        "losses": losses,
     }
 
 
@@ -243,53 +231,6 @@ def configuration(cells: pd.DataFrame) -> dict[str, Any]:
     texts = {name: setting_text(cells[name].iloc[0]) for name in columns if name not in differ}
     rest = {name: text for name, text in texts.items() if text != "none"}
     return {"differ": differ, "main": settings(cells), "rest": rest}
-
-
-def held_out(study: ShownStudy) -> dict[str, Any]:
-    """The final held-out losses of the cells that have ended.
-
-    - ``runs``: a row per cell, for the losses against the learning rate; ``note``: how it ended;
-    - ``compared``: the rows of :func:`study.analysis.compared_losses`;
-    - ``best``: the best rate of each rank, as the report's table has it;
-    - ``group`` of a row is a number: ranks, rules and learning rates compare within a group;
-    - ``groups``: the group by cell id.
-
-    A loss is null if the run diverged.
-    """
-    tables = study.tables.cells, study.tables.metrics
-    if tables[0].empty:
-        return {"runs": [], "compared": [], "best": [], "groups": {}}
-    runs, compared = (
-        table(*tables).to_dict("records") for table in (final_losses, compared_losses)
-    )
-    notes = {str(cell["cell_id"]): note(cell) for cell in tables[0].to_dict("records")}
-    return {
-        "runs": [_loss(row) | {"note": notes[row["cell_id"]]} for row in runs],
-        "compared": [
-            _loss(row) | {"how": row["how"], "edge": row["edge"] != ""} for row in compared
-        ],
-        "best": list(_best(study.tables.rates)),
-        "groups": {row["cell_id"]: int(row["setting"]) for row in runs},
-    }
-
-
-def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
-    loss = float(row["loss"])
-    return {
-        "rule": style.gid(DrawnRule.of(*(row[name] for name in RULE))),
-        "group": int(row["setting"]),
-        "rank": int(row["rank"]),
-        "seed": int(row["seed"]),
-        "lr": float(row["lr"]),
-        "loss": loss if math.isfinite(loss) else None,
-    }
-
-
-def _best(rates: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The geometric mean over seeds of each rule and rank, and whether some seed is at an edge."""
-    for own in groups(rates, ["setting", *RULE, "alpha", "rank"]):
-        row = _loss({**own.iloc[0], "lr": np.exp(np.log(own["best_lr"]).mean()), "loss": np.nan})
-        yield row | {"edge": bool((own["edge"] != "").any())}
 
 
 def comparison(studies: Sequence[ShownStudy]) -> dict[str, Any]:

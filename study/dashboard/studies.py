@@ -16,6 +16,8 @@ from study.report.page import Pictures, answer_html
 from study.store import StudyTables, load_cells, load_measured
 from study.store.tables import FIRST
 
+FOLDED = ("loss_against_rank", "learning_rate_basins")
+"""Figures below the answer, folded."""
 TABLES = (".json", ".parquet", ".arrows")
 """The endings of files whose change may change the page."""
 
@@ -50,7 +52,7 @@ class ShownStudy:
             tables = with_derived(tables)
         except StudyError as error:
             return cls(name, tables, unreadable, escape(f"No exponents: {error}"))
-        return cls(name, tables, unreadable, answer_html(folder, tables, drawn))
+        return cls(name, tables, unreadable, answer_html(folder, tables, drawn, FOLDED))
 
 
 def read_studies(folders: Sequence[Path], drawn: Pictures | None = None) -> list[ShownStudy]:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -133,22 +134,18 @@ def as_markdown(report: Report, plots: Path, folder: Path) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def as_html(report: Report, picture: Callable[[str], bytes], template: str = "page.html") -> str:
+def as_html(
+    report: Report, picture: Callable[[str], bytes], template: str = "page.html", dpi: int = DPI
+) -> str:
     """The report as a whole page with its pictures, or as a part of one (``body.html``).
-    ``picture``: the PNG of a figure."""
+    ``picture``: the PNG of a figure, at ``dpi``."""
 
     def source(name: str) -> dict[str, str | int]:
         png = picture(name)
-        width = round(INCH * int.from_bytes(png[16:20]) / _dots(png))
+        width = round(INCH * int.from_bytes(png[16:20]) / dpi)
         return {"src": source_of(png), "width": width}
 
     return _templates().get_template(template).render(report=report, source=source)
-
-
-def _dots(png: bytes) -> float:
-    """The dots per inch of a PNG."""
-    at = png.find(b"pHYs")
-    return int.from_bytes(png[at + 4 : at + 8]) * 0.0254 if at > 0 else DPI
 
 
 def draw_figures(tables: StudyTables, plots: Path) -> Iterator[Path]:
@@ -189,18 +186,23 @@ Pictures = dict[tuple[str, str, int], dict[str, bytes]]
 """The PNGs of figures by name; by study, question and number of cells that have ended."""
 
 
-def answer_html(study_dir: Path, tables: StudyTables, drawn: Pictures | None = None) -> str:
-    """The report as a part of a page, with the figure of its answer only. ``drawn``: earlier
-    pictures."""
+def answer_html(
+    study_dir: Path,
+    tables: StudyTables,
+    drawn: Pictures | None = None,
+    folded: Sequence[str] = (),
+) -> str:
+    """The report as a part of a page, with the figure of its answer and those of ``folded`` that
+    have data. ``drawn``: earlier pictures."""
     question, drawn = asked(tables), {} if drawn is None else drawn
     key = str(study_dir), question.asks, int(tables.cells["status"].isin(DONE).sum())
     if key not in drawn:
-        names = (name for name in question.figures if name in FIGURES)
-        every = (draw_all(tables, lambda line: None, [name]) for name in names)
-        first = next((found for one in every for found in one), None)
-        drawn[key] = {first[0]: png_of(first[1])} if first else {}
+        first, others = (
+            draw_all(tables, lambda line: None, names) for names in (question.figures, folded)
+        )
+        drawn[key] = {name: png_of(figure) for name, figure in (*islice(first, 1), *others)}
     report = read_report(study_dir, tables, drawn[key])
-    return as_html(report, drawn[key].__getitem__, "body.html")
+    return as_html(report, drawn[key].__getitem__, "body.html", PAGE_DPI)
 
 
 def source_of(png: bytes) -> str:

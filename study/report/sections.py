@@ -22,8 +22,7 @@ from study.analysis.losses import KEPT, OF_A_RULE
 from study.analysis.stable import (
     one_per_measurement,
     one_per_optimizer,
-    shared_measurements,
-    shared_rules,
+    shared_notes,
 )
 from study.analysis.wording import (
     batch_words,
@@ -107,7 +106,7 @@ def p_star_section(tables: StudyTables) -> Section | None:
     rows = one_per_optimizer(others, settings)
     rows = rows.assign(named=setting_labels(rows, settings))
     high = " or ".join(f"{rank:.0f}" for rank in sorted(rows["high_rank_min"].dropna().unique()))
-    notes = [*shared_rules(rows), *shared_measurements(rows), *bracket_notes(rows)]
+    notes = [*shared_notes(rows), *bracket_notes(rows)]
     first = rows[rows["step"] == rows.groupby(["site", "stat"])["step"].transform("min")]
     sentences = []
     for optimizer, part in first.groupby("optimizer", sort=False, observed=True):

@@ -6,21 +6,11 @@ from pathlib import Path
 DISTRIBUTION = "rank-study"
 """The name that pip knows. The package to import and the command are called ``study``."""
 
-EXTRAS = {
-    "bench": "study bench",
-    "dashboard": "study dashboard",
-    "data": "data sets of the Hugging Face hub",
-    "optimizers": "Lion and SignSGD",
-    "joblib": "several processes on one machine",
-    "peft": "probes on PEFT's models",
-    "quant": "bases of 8 bits and NF4 (QLoRA)",
-    "docs": "make docs",
-    "smollm2": "study fetch",
-    "served": "llama.cpp's server, in tests of study serve-check",
-    "ray": "a Ray cluster",
-    "submitit": "a Slurm cluster",
-}
-"""The key of ``[project.optional-dependencies]`` in pyproject.toml, and its purpose."""
+EXTRAS = (
+    *("bench", "dashboard", "data", "optimizers", "joblib", "peft", "quant", "docs", "smollm2"),
+    *("served", "ray", "submitit"),
+)
+"""The keys of ``[project.optional-dependencies]`` in pyproject.toml."""
 
 
 def install(extra: str) -> str:

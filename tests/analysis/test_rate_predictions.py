@@ -7,16 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.rate_theory import (
-    bounds,
-    fit_rates,
-    left_out,
-    log_outputs,
-    moved,
-    of_each,
-    predicted_interval,
-    rate_exponent,
-)
+from docs.rate_fits import bounds, fit_rates, left_out, moved, of_each
+from study.analysis.rate_theory import log_outputs, predicted_interval, rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.store.tables import load_measured
 from study.theory import Layer, curve

@@ -10,8 +10,7 @@ import pytest
 
 from study.analysis import load_tables
 from study.dashboard.document import Page
-from study.dashboard.overview import held_out
-from study.dashboard.studies import ShownStudy, read_studies
+from study.dashboard.studies import read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
 from study.report import answer, answer_table, asked
@@ -39,15 +38,9 @@ def test_the_findings_are_the_report(trained: Path) -> None:
     for row in answer_table(tables).rows:
         assert all(minus(plain(entry)) in text for entry in row.values())
     assert "Caveats" in text
-    assert page["report"].count("<img") == 1
-
-
-def test_the_best_rates_are_those_of_the_reports_table() -> None:
-    tables = load_tables("results/reference/paper_learning_rate")
-    found = held_out(ShownStudy("s", tables, {}, ""))["best"]
-    table = [row for row in answer_table(tables).rows if "rsLoRA" in row["optimizer, rule"]]
-    sent = {row["rank"]: f"{row['lr']:.2g}" for row in found if row["rule"].startswith("rslora")}
-    assert sent == {rank: table[0][f"rank {rank}"] for rank in (4, 256)}
+    pictures = re.findall(r"<summary>Figure: (.*)</summary>", page["report"])
+    assert pictures == ["loss against rank", "learning rate basins"]
+    assert page["report"].count("<img") == 3
 
 
 def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(

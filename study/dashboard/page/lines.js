@@ -9,31 +9,29 @@ const LABEL_HEIGHT = 13; // pixels
 
 /**
  * @param curves [{rule, rank, cells, x, y}], one per rule and rank.
- * @param look {log, yTitle, xAxis, smooth, zooms, extra}: whether y is logarithmic; its title; the
- *   x axis, by default steps; the weight of the moving average; whether the
- *   reader can zoom; and a function from a curve to more traces.
+ * @param look {log, yTitle, smooth, zooms}: whether y is logarithmic; its title; the weight of the
+ *   moving average; and whether the reader can zoom.
  */
 function drawCurves(id, view, curves, look) {
-  const { log = true, yTitle, smooth = 0, extra = () => [] } = look;
+  const { log = true, yTitle, smooth = 0 } = look;
   const rules = view.rules.filter(rule => curves.some(curve => curve.rule === rule));
   const visible = log ? hasLog : Number.isFinite;
   const drawn = curves.map(curve => ({ ...curve, smoothed: movingAverage(curve.y, smooth) }));
-  const ranges = [xRange(drawn, look.xAxis), yRange(drawn, visible, log)];
+  const ranges = [xRange(drawn), yRange(drawn, visible, log)];
   const margin = MARGIN;
   const size = innerSize(id, margin);
   const panels = panelDomains(rules.length, size.width);
   const [first, last] = ranges[0];
   const most = Math.max(2, Math.floor((size.width * (panels[0]?.[1] ?? 1)) / 34));
   const whole = last - first < most ? { dtick: 1 } : { nticks: most }; // ticks at whole steps
-  const xAxis = look.xAxis ?? { ...whole, title: axisTitle("step") };
   const layout = { margin, annotations: [], dragmode: look.zooms ? "zoom" : false };
   layout.uirevision = yTitle; // the reader's zoom stays until the curve changes
   const data = [];
-  const along = xAxis.type === "log" ? Math.log10 : x => x;
   rules.forEach((rule, n) => {
     layout[`xaxis${n === 0 ? "" : n + 1}`] = {
       ...AXIS(),
-      ...xAxis,
+      ...whole,
+      title: axisTitle("step"),
       domain: panels[n],
       range: ranges[0],
       matches: n === 0 ? undefined : "x",
@@ -44,10 +42,10 @@ function drawCurves(id, view, curves, look) {
     for (const curve of own) {
       const place = { xaxis: axisName(n), yaxis: "y", hoverinfo: "none" };
       const trace = { ...place, type: "scatter", meta: drawn.indexOf(curve) };
-      data.push(...curveTraces(view, curve, { trace, visible, smooth }), ...extra(curve, trace));
+      data.push(...curveTraces(view, curve, { trace, visible, smooth }));
     }
     layout.annotations.push(
-      ...endLabels(view, own, { axis: axisName(n), visible, log, ranges, size, along }),
+      ...endLabels(view, own, { axis: axisName(n), visible, log, ranges, size }),
     );
   });
   layout.yaxis = {
@@ -75,10 +73,13 @@ function panelDomains(n, pixels) {
   return [...Array(n).keys()].map(k => [k * (width + gap), k * (width + gap) + width]);
 }
 
-/** From the lowest to the highest x, with some room, in units of the axis. */
-function xRange(curves, axis) {
-  const scale = axis?.type === "log" ? Math.log10 : x => x;
-  return withRoom(curves.flatMap(curve => curve.x).map(scale), 0.03, 0.5);
+/** From the lowest to the highest x, with some room. */
+function xRange(curves) {
+  return withRoom(
+    curves.flatMap(curve => curve.x),
+    0.03,
+    0.5,
+  );
 }
 
 function yRange(curves, visible, log) {
@@ -136,11 +137,11 @@ function curveTraces(view, { rule, rank, cells, x, y, smoothed }, { trace, visib
  * The rank of each curve beside its end, at most MOST_LABELS of them, moved apart where they would
  * overlap. The lowest, the highest and the chosen rank always have one.
  */
-function endLabels(view, curves, { axis, visible, log, ranges, size, along }) {
+function endLabels(view, curves, { axis, visible, log, ranges, size }) {
   const [[, right], [low, high]] = ranges;
   const scale = log ? Math.log10 : value => value;
   const ends = curves.flatMap(curve => {
-    const last = curve.y.findLastIndex((y, k) => visible(y) && along(curve.x[k]) <= right + 1e-9);
+    const last = curve.y.findLastIndex((y, k) => visible(y) && curve.x[k] <= right);
     if (last < 0) return [];
     const share = (high - scale(curve.smoothed[last])) / (high - low);
     return share < 0 || share > 1 ? [] : [{ curve, at: share * size.height }];

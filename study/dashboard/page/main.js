@@ -12,8 +12,6 @@ const page = {
   curves: [],
   fit: [],
   losses: [],
-  rankLosses: [],
-  rateLosses: [],
   ahead: { waiting: 0, seconds_left: null }, // what running sweeps have still to train
   sort: "", // a column of the cells
 };
@@ -108,11 +106,8 @@ function renderLayers(view) {
 }
 
 function renderAllLosses(view) {
-  const { how, curve, smooth } = view;
-  const during = [inputs(view), curve, smooth, sizeOf("loss")];
-  once("losses", during, () => renderLosses(view));
-  const final = [inputs(view), how, sizeOf("rank-loss"), sizeOf("rate-loss")];
-  once("final losses", final, () => renderFinalLosses(view));
+  const shown = [inputs(view), view.curve, view.smooth, sizeOf("loss")];
+  once("losses", shown, () => renderLosses(view));
 }
 
 function renderTable(view) {

@@ -3,7 +3,7 @@
 
 const CHOICES = [
   ...["study", "tab", "site", "stat", "batch", "kind", "optimizer", "setting"],
-  ...["rules", "rank", "seed", "step", "layer", "curve", "smooth", "how"],
+  ...["rules", "rank", "seed", "step", "layer", "curve", "smooth"],
 ];
 const MEAN = "mean over layers";
 const ALL = "all";
@@ -59,7 +59,6 @@ class View {
     this.curveNames = Object.keys(overview.labels.curve);
     this.curve = oneOf(this.curveNames, made.curve);
     this.smooth = Math.max(0, Math.min(0.99, Number(made.smooth) || 0));
-    this.chooseLosses(made);
   }
 
   /** The cells of one optimizer and one setting; by default, the setting with most cells. */
@@ -132,19 +131,6 @@ class View {
     if (positive.includes(this.step)) return null;
     const why = this.step === 0 ? " B is zero before the first update." : "";
     return { text: `${name}: zero or negative at step ${this.step}.${why}`, step };
-  }
-
-  /** The final losses of the chosen rules, and the comparisons that the study allows. */
-  chooseLosses(made) {
-    const { losses, labels } = this.overview;
-    const groups = new Set(this.sample.map(cell => cell.loss_group));
-    const own = row => groups.has(row.group) && this.rules.some(rule => rule.id === row.rule);
-    this.runs = losses.runs.filter(own);
-    const compared = losses.compared.filter(own);
-    this.hows = Object.keys(labels.how).filter(how => compared.some(row => row.how === how));
-    this.how = oneOf(this.hows, made.how);
-    this.compared = compared.filter(row => row.how === this.how);
-    this.best = losses.best.filter(own);
   }
 
   chooseLayers(made) {
