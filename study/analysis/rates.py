@@ -294,8 +294,7 @@ def rates_by_horizon(
     Horizons are the steps after the first at which every complete run at a constant rate has a
     held-out loss. ``rho`` is that of the last step measured by then. Empty without such runs.
     """
-    if "schedule" in cells:  # studies that recorded none have the default, which is constant
-        cells = cells[cells["schedule"].astype(object).fillna("constant").eq("constant")]
+    cells = cells[schedules(cells) == "constant"]
     whole = cells.loc[cells["status"] == "complete", "cell_id"].astype(str)
     evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
     evaluated = evaluated.assign(id=evaluated["cell_id"].astype(str))
@@ -453,7 +452,7 @@ def best_rates_of(of: StudyTables, source: str) -> pd.DataFrame:
 def _horizons(cells: pd.DataFrame, metrics: pd.DataFrame) -> list[int | None]:
     """None, for the whole runs, and of runs at a constant rate the halves with a held-out loss."""
     found: list[int | None] = [None]
-    if len(cells) and cells["steps"].nunique() == 1 and _schedules(cells) == {"constant"}:
+    if len(cells) and cells["steps"].nunique() == 1 and set(schedules(cells)) == {"constant"}:
         counts = metrics.dropna(subset="eval_loss").groupby("step").size()
         steps = int(cells["steps"].iloc[0]) // 2
         while steps >= FEWEST and counts.get(steps, 0) == counts.max():
@@ -462,10 +461,10 @@ def _horizons(cells: pd.DataFrame, metrics: pd.DataFrame) -> list[int | None]:
     return found
 
 
-def _schedules(cells: pd.DataFrame) -> set[str]:
-    """Studies that recorded none have the default."""
-    none = pd.Series("constant", cells.index)
-    return set(cells.get("schedule", none).astype(object).fillna("constant").astype(str))
+def schedules(cells: pd.DataFrame) -> "pd.Series[str]":
+    """The schedule of each cell. Studies that recorded none have the default."""
+    found = cells.get("schedule", pd.Series("constant", cells.index))
+    return found.astype(object).fillna("constant").astype(str)
 
 
 def setting_of(first: pd.Series, steps: int | None = None) -> Setting:

@@ -1,7 +1,7 @@
 """The numbers of a row of ``exponents`` as text: the same in the report, the dashboard and W&B."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,12 +62,6 @@ def setting_text(value: Any) -> str:
     return str(value)
 
 
-def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[str]:
-    """``lr=0.001``, one for each of the columns ``names``. Only bf16 has a contraction."""
-    known = (name for name in names if name != "contraction" or pd.notna(row[name]))
-    return [f"{name}={setting_text(row[name])}" for name in known]
-
-
 def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
     """A name for each of some settings; one of usual words only is :data:`COMMON`, others are named
     by their other words."""
@@ -79,8 +73,10 @@ def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
 
 def setting_labels(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     """By row the name of its setting, from the values of ``columns``; empty without columns."""
-    names = list(columns)
-    words = [tuple(settings_text(row, names)) for row in rows.to_dict("records")]
+    names, words = list(columns), []
+    for row in rows.to_dict("records"):
+        known = (name for name in names if name != "contraction" or pd.notna(row[name]))
+        words.append(tuple(f"{name}={setting_text(row[name])}" for name in known))  # bf16 has one
     settings = list(dict.fromkeys(words))
     named = dict(zip(settings, setting_names(settings), strict=True))
     return [named[one] for one in words]

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
@@ -43,12 +43,7 @@ OF_THE_CHECK = (  # keys that it does not take from a run, apart from those that
     *("name", "seed", "data.seed", "data.heldout", "adapter.exponent", "adapter.rank"),
     *("train.epochs", "train.save_adapter", "train.eval_every", "optimizer.lr"),
 )
-DATA = {
-    "--examples": (int, "Examples of your data, for the rank that holds them."),
-    "--tokens": (float, "Their supervised tokens, per example."),
-    "--loss": (float, "The base's loss on them, in nats per token: that of step 0."),
-    "--parameters": (int, "Parameters of the adapter at the run's own rank, as PEFT prints them."),
-}
+DATA = ("examples", "tokens", "loss", "parameters")
 """Options on the data, for the smallest rank that can store them (docs/capacity.md)."""
 HIGHEST = 2048
 """No study here has a higher rank."""
@@ -233,13 +228,12 @@ def rank_lines(rank: int, options: Mapping[str, Any]) -> Iterator[str]:
 
     No line without one of :data:`DATA`.
     """
-    given = {name: options[name.removeprefix("--")] for name in DATA}
-    if not any(given.values()):
+    examples, tokens, loss, parameters = given = [options[name] for name in DATA]
+    if not any(given):
         return
-    if lacks := [name for name, value in given.items() if not value]:
+    if lacks := [f"--{name}" for name in DATA if not options[name]]:
         yield f"The rank that your data need is not known without {', '.join(lacks)}."
         return
-    examples, tokens, loss, parameters = given.values()
     known = committed()["capacity"]
     bits = examples * tokens * loss / math.log(2)
     mean, low, high = (parameters * each for each in known["bits"])
@@ -365,12 +359,6 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
     return f"{given.origin}: {about_run(given.run)}", list(found)
 
 
-def data_options(command: Callable[..., None]) -> Callable[..., None]:
-    for name, (kind, text) in reversed(DATA.items()):
-        command = click.option(name, type=kind, help=text)(command)
-    return command
-
-
 @cli.command()
 @click.argument("config", type=PATH, metavar="[CONFIG]", required=False)
 @click.argument("new_config", type=PATH, metavar="[NEW]", required=False)
@@ -383,7 +371,18 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--model", "--base", "model", help="Its model: gemma3, a folder, a hub name, ...")
 @click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
-@data_options
+@click.option("--examples", type=int, help="Examples of your data, for the rank that holds them.")
+@click.option("--tokens", type=float, help="Their supervised tokens, per example.")
+@click.option(
+    "--loss",
+    type=float,
+    help="The base's loss on them, in nats per token: that of step 0.",
+)
+@click.option(
+    "--parameters",
+    type=int,
+    help="Parameters of the adapter at the run's own rank, as PEFT prints them.",
+)
 @click.option("--symptom", type=click.Choice(list(PAGES)), help="What goes wrong.")
 @click.option("--evidence", "has_evidence", is_flag=True, help="Print all evidence too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")

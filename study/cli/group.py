@@ -163,14 +163,11 @@ def say(line: str) -> None:
         click.echo(line, err=True)
 
 
-def text_width() -> int:
-    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
-
-
 def print_sentences(sentences: Iterable[str]) -> None:
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     for sentence in sentences:
         line = printable(sentence, MOST_CHARACTERS)
-        click.echo(textwrap.fill(line, text_width(), initial_indent="- ", subsequent_indent="  "))
+        click.echo(textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  "))
 
 
 def print_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "") -> None:

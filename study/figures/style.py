@@ -39,6 +39,7 @@ from matplotlib.ticker import (
 from scipy.optimize import isotonic_regression
 from tueplots import axes, bundles
 
+from study.analysis.wording import interval_text, rounded
 from study.figures.captions import plain, settings, wrapped
 from study.figures.selection import DrawnRule, Family
 from study.store import write_output
@@ -387,16 +388,13 @@ def legend_above(ax: Axes, handles: Sequence[Any], labels: Sequence[str], title:
 
 def number(value: float, digits: int = 2) -> str:
     """A number with a true minus sign, and without a sign if it rounds to 0."""
-    return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
+    return rounded(value, digits).replace("-", "−")
 
 
 def interval(value: float, low: float, high: float, *, most: int = 3) -> str:
     """``0.50 [0.49, 0.52]``; with three digits, or at ``most``, if the interval is narrow."""
     digits = min(most, 3) if high - low < NARROW else 2
-    text = number(value, digits)
-    if np.isfinite(high - low):
-        text += f" [{number(low, digits)}, {number(high, digits)}]"
-    return text
+    return interval_text(value, low, high, digits).replace("-", "−")
 
 
 def rank_name(rank: float) -> str:

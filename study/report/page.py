@@ -143,7 +143,7 @@ def as_html(
     def source(name: str) -> dict[str, str | int]:
         png = picture(name)
         width = round(INCH * int.from_bytes(png[16:20]) / dpi)
-        return {"src": source_of(png), "width": width}
+        return {"src": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width}
 
     return _templates().get_template(template).render(report=report, source=source)
 
@@ -200,20 +200,12 @@ def answer_html(
         first, others = (
             draw_all(tables, lambda line: None, names) for names in (question.figures, folded)
         )
-        drawn[key] = {name: png_of(figure) for name, figure in (*islice(first, 1), *others)}
+        drawn[key] = {}
+        for name, figure in (*islice(first, 1), *others):
+            figure.savefig(file := io.BytesIO(), format="png", dpi=PAGE_DPI)
+            drawn[key][name] = file.getvalue()
     report = read_report(study_dir, tables, drawn[key])
     return as_html(report, drawn[key].__getitem__, "body.html", PAGE_DPI)
-
-
-def source_of(png: bytes) -> str:
-    """The address of a picture that the page itself holds."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def png_of(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=PAGE_DPI)
-    return file.getvalue()
 
 
 def plots_folder(study_dir: Path) -> Path:
