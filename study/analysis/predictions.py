@@ -58,8 +58,8 @@ def smallest_so_far(
 ) -> Floats:
     """By row the smallest ``value`` of ``found`` in the cells of its curve, up to its step."""
     curve = found["cell_id"].astype(str).map(of_cell).rename("curve")
-    known = found["value"].astype(float).groupby([curve, found["step"]]).min()
-    known = known.groupby("curve").cummin().reset_index()
+    lowest = found["value"].astype(float).groupby([curve, found["step"]]).min()
+    known = lowest.groupby("curve").cummin().rename("value").reset_index()
     known = known.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
     places = rows[["curve", "step"]].astype(int).assign(place=range(len(rows)))
     places = places.sort_values("step", kind="stable")

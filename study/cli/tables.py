@@ -289,18 +289,11 @@ def check(context: click.Context, study_dir: Path) -> None:
 @cli.command()
 @STUDY_DIR
 @click.option("--to", type=PATH, required=True, metavar="FOLDER", help="Folder of the archive.")
-@click.option(
-    "--plots",
-    default="plots",
-    show_default=True,
-    metavar="FOLDER",
-    help="Folder of figures that the archived study names.",
-)
-def archive(study_dir: Path, to: Path, plots: str) -> None:
+def archive(study_dir: Path, to: Path) -> None:
     """FOLDER/cells.parquet holds the configuration and the record of every cell that has ended.
     FOLDER/metrics.parquet and FOLDER/probes.parquet hold its rows. Adapters are left out.
     """
-    if left_out := write_archive(study_dir, to, plots):
+    if left_out := write_archive(study_dir, to):
         say(f"left out, because they have not ended: {', '.join(left_out)}")
     megabytes = sum(path.stat().st_size for path in to.glob("*.parquet")) / 1e6
     click.echo(f"{to}: {count_noun(len(cell_folders(to)), 'cell')}, {megabytes:.1f} MB")

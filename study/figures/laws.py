@@ -146,10 +146,11 @@ def rows_of(
 
 
 def fits(
-    exponents: pd.DataFrame, family: Family, rule: DrawnRule, quantity: Quantity, batch: str = TRAIN
+    exponents: pd.DataFrame, family: Family, rule: DrawnRule, quantity: Quantity
 ) -> pd.DataFrame:
-    """The quantity's fits for one family and rule: one row per step, in order."""
-    rows = exponents[pooled_rows_of(quantity, exponents, batch)] if len(exponents) else exponents
+    """The quantity's fits on the training batch for one family and rule: one row per step, in
+    order."""
+    rows = exponents[pooled_rows_of(quantity, exponents)] if len(exponents) else exponents
     return rows_of(rows, family, rule).sort_values("step") if len(rows) else rows
 
 

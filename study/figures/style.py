@@ -496,12 +496,12 @@ LABEL_HEIGHT = 7.5
 """Points between two labels."""
 
 
-def ranks_to_draw(ranks: Sequence[float], most: int = MOST_LABELS) -> list[float]:
-    """At most ``most`` of the sorted ``ranks``: first, last, infinite, and others evenly
+def ranks_to_draw(ranks: Sequence[float]) -> list[float]:
+    """At most :data:`MOST_LABELS` of the sorted ``ranks``: first, last, infinite, and others evenly
     between."""
     finite = [rank for rank in ranks if np.isfinite(rank)]
     infinite = [rank for rank in ranks if not np.isfinite(rank)]
-    most -= len(infinite)
+    most = MOST_LABELS - len(infinite)
     if len(finite) <= most:
         return list(ranks)
     # Every second or third rank, rather than six at uneven distances.

@@ -3,9 +3,7 @@
 from study.report.answer import answer, answer_table, asked
 from study.report.caveats import caveats
 from study.report.page import (
-    Report,
     Study,
-    answer_html,
     as_html,
     as_markdown,
     draw_figures,

@@ -13,7 +13,7 @@ docs/derivations.md has the derivations, and where they differ from Kalajdzievsk
 only: numpy, no torch.
 """
 
-from study.theory.asymptotics import PLAIN, Modifiers, Prediction, family, predict
+from study.theory.asymptotics import PLAIN, Modifiers, family, predict
 from study.theory.curves import (
     crossover,
     curve,
