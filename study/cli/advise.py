@@ -45,7 +45,7 @@ OF_THE_CHECK = (  # keys that it does not take from a run, apart from those that
 )
 DATA = ("examples", "tokens", "loss", "parameters")
 """Options on the data, for the smallest rank that can store them (docs/capacity.md)."""
-HIGHEST_RANK = 2048
+TOP_RANK = 2048
 """No study here has a higher rank."""
 NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
@@ -238,7 +238,7 @@ def rank_lines(rank: int, options: Mapping[str, Any]) -> Iterator[str]:
     bits = examples * tokens * loss / math.log(2)
     mean, low, high = (parameters * each for each in known["bits"])
     least, *others = (max(1, math.ceil(rank * bits / held)) for held in (mean, high, low))
-    smallest = f"{least} [{others[0]}, {others[1]}]" if least <= HIGHEST_RANK else f"above {HIGHEST_RANK}"
+    smallest = f"{least} [{others[0]}, {others[1]}]" if least <= TOP_RANK else f"above {TOP_RANK}"
     held = f"{mean / 1e6:.2g} Mbit [{low / 1e6:.2g}, {high / 1e6:.2g}] in {known['passes']} passes"
     yield (
         f"Your data have at most {bits / 1e6:.2g} Mbit to learn, and rank {rank} stores about "
