@@ -83,7 +83,7 @@ def token_of(folders: Sequence[Path]) -> str:
     key = secrets.token_bytes(KEY_BYTES)
     path = platformdirs.user_state_path("study") / "dashboard-key"
     with contextlib.suppress(OSError):
-        if not path.exists():
+        if not path.exists() or path.stat().st_size != KEY_BYTES:  # killed before it was whole
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600)
             path.write_bytes(key)
