@@ -630,32 +630,30 @@ def capacity_table(tables: StudyTables) -> Table:
 # ---- rounding
 
 
-def _rounding(tables: StudyTables) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of the rule and rank that lost most to rounding, by ``form`` and rate; and the
-    share of the output that each cell lost, median over layers, by step. Empty if little is lost.
-    """
+def _rounding(tables: StudyTables) -> tuple[pd.DataFrame, pd.DataFrame, Any]:
+    """The cells of the rule and rank that lost most to rounding, by ``form`` and rate; the share of
+    the output that each cell lost, median over layers, by step; and the cell that lost most. No
+    cells if little is lost."""
     probes = tables.probes[(tables.probes["batch"] == TRAIN) & tables.probes["swallowed"].notna()]
     by_cell = probes.astype({"cell_id": str}).groupby(["cell_id", "step"])["swallowed"]
     lost = by_cell.median().unstack()
     if lost.empty or np.nanmax(lost) <= 0.5:
-        return tables.cells.iloc[:0], lost
+        return tables.cells.iloc[:0], lost, None
     cells = tables.cells.astype({"cell_id": str}).set_index("cell_id")
     how = cells.reindex(columns=["contraction", "precision"]).astype(object)
     cells["form"] = how["contraction"].fillna(how["precision"]).fillna("as recorded")
     same = [name for name in ("scaling", "exponent", "alpha", "rank") if name in cells]
     cells = cells.fillna(dict.fromkeys(same, -1))
     worst = cells.loc[[str(lost.mean(axis=1).idxmax())]].iloc[0]
-    return cells[(cells[same] == worst[same]).all(axis=1)], lost
+    return cells[(cells[same] == worst[same]).all(axis=1)], lost, worst
 
 
 def _in_bf16(tables: StudyTables) -> Iterator[str]:
     """What rounding took from the outputs of the cells that lost most, and how many steps their
     training is behind float32."""
-    cells, lost = _rounding(tables)
+    cells, lost, worst = _rounding(tables)
     if cells.empty:
         return
-    shares = lost.loc[lost.index.intersection(cells.index)]
-    worst = cells.loc[[str(shares.mean(axis=1).idxmax())]].iloc[0]
     cells = cells[cells["lr"] == worst["lr"]]
     here = cells[cells["form"] == worst["form"]]
     steps = lost.loc[lost.index.intersection(here.index)].median().items()
@@ -676,12 +674,12 @@ def _in_bf16(tables: StudyTables) -> Iterator[str]:
 
 def rounding_table(tables: StudyTables) -> Table:
     """By learning rate: the share of the output that rounding took, and what the loss lost."""
-    cells, lost = _rounding(tables)
+    cells, lost, worst = _rounding(tables)
     if cells.empty:
         return Table()
+    usual = worst["form"]
     ends = tables.metrics.astype({"cell_id": str}).dropna(subset="eval_loss").groupby("cell_id")
     cells = cells.assign(loss=ends["eval_loss"].last())
-    usual = str(cells.loc[str(lost.mean(axis=1).reindex(cells.index).idxmax()), "form"])
     body = []
     for lr, own in cells.groupby("lr"):
         shares = lost.loc[lost.index.intersection(own.index[own["form"] == usual])].median()
