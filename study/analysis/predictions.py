@@ -78,22 +78,30 @@ def clipping(
     return np.select([always, never], ["always", "never"], "some").astype(object)
 
 
+def over_eps(cells: pd.DataFrame, probes: pd.DataFrame, factor: str) -> pd.DataFrame:
+    """``ratio``: rms(gradient of a factor) / eps, median over layers, by ``cell_id`` and ``step``.
+    No rows without an eps."""
+    if "eps" not in cells or "rms" not in probes or not (cells["eps"].astype(float) > 0).any():
+        return pd.DataFrame()
+    eps = pd.Series(cells["eps"].to_numpy(float), index=cells["cell_id"].astype(str))
+    measured = (probes["site"] == f"{factor}_grad") & (probes["batch"] == TRAIN)
+    gradients = probes.loc[measured & (probes["rms"] > 0), ["cell_id", "step", "rms"]]
+    medians = gradients.groupby(["cell_id", "step"], observed=True)["rms"].median().reset_index()
+    of_cell = medians["cell_id"].astype(str).map(eps).astype(float)
+    return medians.assign(ratio=medians["rms"] / of_cell)
+
+
 def eps_ratios(
     rows: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame, probes: pd.DataFrame
 ) -> Floats:
-    """By row the smallest rms(gradient) / eps, median over layers; sites of the random factor use
-    their own, others the trained factor's."""
-    if "eps" not in cells or cells["eps"].isna().all() or "rms" not in probes:
-        return np.full(len(rows), math.inf)
-    eps = pd.Series(cells["eps"].to_numpy(float), index=cells["cell_id"].astype(str))
+    """By row the smallest :func:`over_eps`; sites of the random factor use their own, others the
+    trained factor's."""
 
     def smallest(factor: str) -> Floats:
-        measured = (probes["site"] == f"{factor}_grad") & (probes["batch"] == TRAIN)
-        gradients = probes.loc[measured & (probes["rms"] > 0), ["cell_id", "step", "rms"]]
-        medians = gradients.groupby(["cell_id", "step"], observed=True)["rms"].median()
-        found = medians.reset_index()
-        ratio = found["rms"] / found["cell_id"].astype(str).map(eps).astype(float)
-        return smallest_so_far(rows, of_cell, found.assign(value=ratio), math.inf)
+        found = over_eps(cells, probes, factor)
+        if found.empty:
+            return np.full(len(rows), math.inf)
+        return smallest_so_far(rows, of_cell, found.assign(value=found["ratio"]), math.inf)
 
     drawn_B = [name for name, init in INITS.items() if init.drawn == "B"]
     on_A, on_B = (rows["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")

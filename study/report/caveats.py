@@ -8,13 +8,13 @@ import pandas as pd
 
 from study.analysis import lazy_ratios
 from study.analysis.grouping import seed_numbers
+from study.analysis.predictions import over_eps
 from study.analysis.rates import INSIDE
 from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
 from study.report.text import broken_list, cell_list, distinct, first_of
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
@@ -136,29 +136,19 @@ def _losses(tables: StudyTables) -> Iterator[str]:
 
 
 def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
-    eps = tables.cells.get("eps", pd.Series(dtype=float)).astype(float)
-    if not (eps > 0).any():
-        return
-    eps_of = pd.Series(eps.to_numpy(), index=tables.cells["cell_id"].astype(str))
-    probes = tables.probes[(tables.probes["batch"] == TRAIN) & (tables.probes["rms"] > 0)]
     for factor in ("A", "B"):
-        rows = probes[probes["site"] == f"{factor}_grad"]
-        if rows.empty:
-            continue
-        cell = rows["cell_id"].astype(str)
-        ratio = (rows["rms"] / cell.map(eps_of)).groupby([cell, rows["step"]]).median()
-        low = ratio[ratio < SIGN_LIKE_FROM]
+        found = over_eps(tables.cells, tables.probes, factor)
+        low = found[found["ratio"] < SIGN_LIKE_FROM] if len(found) else found
         if low.empty:
             continue
-        cells = _of_ids(tables, low.index.get_level_values(0))
-        worst, step = low.index[int(low.argmin())]
+        cells, worst = _of_ids(tables, low["cell_id"]), low.loc[low["ratio"].idxmin()]
         names = distinct(map(label, cells["optimizer"]))
         yield (
             f"**{names}'s eps affects the updates of {factor}**: in "
             f"{count_noun(len(cells), 'cell')} ({cell_list(cells)}) the median layer's rms "
-            f"gradient is below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
-            f"({cell_list(_of_ids(tables, [worst]))}, step {step}). So updates are not fully "
-            "sign-like."
+            f"gradient is below {SIGN_LIKE_FROM:g} eps, down to {worst['ratio']:.1f} eps "
+            f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']}). So updates "
+            "are not fully sign-like."
         )
 
 
