@@ -141,7 +141,7 @@ def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
         low = found[found["ratio"] < SIGN_LIKE_FROM] if len(found) else found
         if low.empty:
             continue
-        cells, worst = _of_ids(tables, low["cell_id"]), low.loc[low["ratio"].idxmin()]
+        cells, worst = _of_ids(tables, low["cell_id"]), low.iloc[int(low["ratio"].argmin())]
         names = distinct(map(label, cells["optimizer"]))
         yield (
             f"**{names}'s eps affects the updates of {factor}**: in "

@@ -198,7 +198,8 @@ def answer_html(
     key = str(study_dir), question.asks, int(tables.cells["status"].isin(DONE).sum())
     if key not in drawn:
         first, others = (
-            draw_all(tables, lambda line: None, names) for names in (question.figures, folded)
+            draw_all(tables, lambda line: None, [name for name in names if name in FIGURES])
+            for names in (question.figures, folded)
         )
         drawn[key] = {}
         for name, figure in (*islice(first, 1), *others):

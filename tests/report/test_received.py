@@ -114,7 +114,7 @@ def test_every_command_shows_a_folder_with_any_text(
     assert not [key for key, _ in parsed.attributes if key.startswith("on")]
     assert_inert((folder / "report.md").read_text(), folder, tmp_path / "plots")
     shutil.copytree(sound, "results/sound")
-    compared = ("compare", "results/sound", name, "--to", "compared")
+    compared = ("compare", "results/sound", name)
     lists = (("list",), ("status", name, "--csv"), ("rates", name), ("rates", name, "--csv"))
     for words in (("status", name), ("analyze", name), ("check", name), compared, *lists):
         ended = study_cli(*words)
