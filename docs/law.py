@@ -49,10 +49,22 @@ study varies the batch: from no change to the square root of the batch, once A h
 
 
 STUDIES = (
-    *("alpha_against_lr", "alpha_against_lr_tiny", "bf16_dead_zone", "bf16_dead_zone_gemma3"),
-    *("horizons_small", "learning_rate_rho", "learning_rate_rho_tiny", "longer_training"),
-    *("paper_learning_rate", "paper_learning_rate_gemma3", "rate_rivals", "rate_rivals_gemma3"),
-    *("rate_rivals_muon", "rho_ends", "rho_ends_gemma3"),
+    "alpha_against_lr",
+    "alpha_against_lr_tiny",
+    "bf16_dead_zone",
+    "bf16_dead_zone_gemma3",
+    "horizons",
+    "horizons_small",
+    "learning_rate_rho",
+    "learning_rate_rho_tiny",
+    "longer_training",
+    "paper_learning_rate",
+    "paper_learning_rate_gemma3",
+    "rate_rivals",
+    "rate_rivals_gemma3",
+    "rate_rivals_muon",
+    "rho_ends",
+    "rho_ends_gemma3",
 )
 """All of ``results/reference`` with several rates at one rank, rule and alpha."""
 Held = dict[str, float]

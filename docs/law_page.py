@@ -161,8 +161,12 @@ def old() -> str:
     return table(heads, body)
 
 
-BLIND = (("lora-optimizers", 9000, "76445d13"), ("horizons_small", 64, "466bd979"))
-BLIND = (*BLIND, ("horizons_small", 1024, "466bd979"))
+BLIND = (
+    ("lora-optimizers", 9000, "76445d13"),
+    ("horizons_small", 64, "466bd979"),
+    ("horizons_small", 1024, "466bd979"),
+    ("horizons", 256, "17d1c1ae"),
+)
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
 
