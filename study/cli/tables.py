@@ -31,6 +31,7 @@ from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.audit import adapter_tiles
+from study.figures.exponents import differences
 from study.figures.style import FORMATS
 from study.integrations.configs import load
 from study.report import answer, answer_table, asked, plots_folder, write_report
@@ -165,8 +166,9 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
 
 @cli.command()
 @click.argument("studies", type=PATH, metavar="RESULTS/A RESULTS/B...", nargs=-1, required=True)
+@click.option("--to", type=PATH, default="plots/compare", help="Folder of the figures.")
 @tables_as
-def compare(studies: tuple[Path, ...], output: str | None) -> None:
+def compare(studies: tuple[Path, ...], to: Path, output: str | None) -> None:
     """Compares each study with the first one, at the ranks that both have and at the first and the
     last step of each. A difference has a 95 % interval.
     """
@@ -183,6 +185,8 @@ def compare(studies: tuple[Path, ...], output: str | None) -> None:
     for name in others:
         rows = found.rows[found.rows["study"] == name]
         print_sentences([f"A = {first}, B = {name}: {conclusion(rows)}"])
+        file = f"{first}_{name}".replace("/", "_")
+        click.echo(f"# figure: {save(differences(rows), to, file, ['png'])[0]}")
         texts = table_texts(rows).drop(columns="study")
         print_texts("Differences", texts, by="curve")
     print_texts("Settings that differ", found.settings)

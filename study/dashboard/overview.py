@@ -28,7 +28,9 @@ from study.dashboard.values import Measured, Values
 from study.errors import StudyError
 from study.figures import style
 from study.figures.captions import settings
+from study.figures.exponents import differences
 from study.figures.selection import DrawnRule, rules_of
+from study.report.page import png_of, source_of
 from study.report.text import json_value
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
@@ -237,17 +239,19 @@ def comparison(studies: Sequence[ShownStudy]) -> dict[str, Any]:
     """The first study compared with each other one, as by ``study compare``; empty for one."""
     if len(studies) < 2:
         return {}
+    nothing: dict[str, Any] = {"pictures": [], "tables": []}
     if without := [one.name for one in studies if one.tables.metrics.empty]:
-        return {"sentences": [f"{without[0]} has no numbers yet."], "tables": []}
+        return {"sentences": [f"{without[0]} has no numbers yet."], **nothing}
     try:
         found = compare({one.name: one.tables for one in studies})
     except StudyError as error:
-        return {"sentences": [str(error)], "tables": []}
+        return {"sentences": [str(error)], **nothing}
     parts = {str(name): rows for name, rows in found.rows.groupby("study", sort=False)}
     return {
         "sentences": [
             f"A = {studies[0].name}, B = {name}: {conclusion(rows)}" for name, rows in parts.items()
         ],
+        "pictures": [source_of(png_of(differences(rows))) for rows in parts.values()],
         "tables": [
             table_texts(found.rows).to_dict("records"),
             found.settings.astype(str).to_dict("records"),

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from study.analysis.summary import rows_of_condition
 from study.analysis.wording import COMMON, setting_names
 from study.figures import style
-from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
+from study.figures.captions import EXPONENT, on_batch, plain, sentence_on_ci
 from study.figures.laws import fits, rows_of
 from study.figures.selection import Absent, DrawnRule, Family, Tables, families, holding
-from study.vocabulary.quantities import HELDOUT, PRIMARY
+from study.vocabulary.quantities import HELDOUT, METRICS, PRIMARY
 from study.vocabulary.thresholds import STABLE_RATIO
 
-MOST_RULES = 6
+MOST_RULES, MOST_DIFFERENCES = 6, 12
 OPEN = {"markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.7}
 SHORT_LINES: dict[str, Any] = {
     "color": style.INK,
@@ -195,3 +195,30 @@ def _draw_settings(
     ax.locator_params(axis="x", nbins=6)  # a number that does not depend on the layout
     ax.set_xlabel(EXPONENT)
     ax.set_title(style.title(rule), loc="left")
+
+
+@style.paper()
+def differences(rows: pd.DataFrame) -> Figure:
+    """How much the exponents and the losses of one study exceed those of another, with intervals:
+    the :data:`MOST_DIFFERENCES` largest differences of each.
+
+    ``rows``: those of one study of :class:`study.analysis.compare.Comparison`.
+    """
+    names = {"exponent": EXPONENT, "loss": f"{METRICS['eval_loss'].label} (nats)"}
+    parts = [rows[rows["what"] == what] for what in names if (rows["what"] == what).any()]
+    ranked = (part["difference"].abs().nlargest(MOST_DIFFERENCES).index for part in parts)
+    parts = [rows.loc[sorted(index)] for index in ranked]
+    sizes = [len(part) + 2 for part in parts]  # two lines for the axis
+    page = style.figure(1, 1, ratio=0.1)
+    page.set_figheight(0.3 + 0.24 * sum(sizes))
+    panels = page.subplots(len(parts), 1, squeeze=False, height_ratios=sizes)[:, 0]
+    for ax, part in zip(panels, parts, strict=True):
+        ranks = ["" if pd.isna(rank) else f", rank {rank:.0f}" for rank in part["rank"]]
+        texts = part["curve"] + ":\n" + part["quantity"] + ranks + ", " + part["at"] + " step"
+        y = np.arange(len(part))
+        ax.hlines(y, part["ci_low"], part["ci_high"], color=style.INK, linewidth=0.8, gid="bars")
+        ax.plot(part["difference"], y, "o", color=style.INK, markersize=3, gid="differences")
+        ax.axvline(0, color=style.FAINT, linewidth=0.6)
+        ax.set_yticks(y, [plain(text) for text in texts], fontsize=6)
+        ax.set(ylim=(len(part) - 0.5, -0.5), xlabel=f"B − A: {names[part['what'].iloc[0]]}")
+    return style.finish(page, f"Bars: 95 % CI. At most the {MOST_DIFFERENCES} largest of each.")

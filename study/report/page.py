@@ -143,9 +143,20 @@ def as_html(
     def source(name: str) -> dict[str, str | int]:
         png = picture(name)
         width = round(INCH * int.from_bytes(png[16:20]) / dpi)
-        return {"src": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width}
+        return {"src": source_of(png), "width": width}
 
     return _templates().get_template(template).render(report=report, source=source)
+
+
+def source_of(png: bytes) -> str:
+    """The address of a picture that the page itself holds."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def png_of(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=PAGE_DPI)
+    return file.getvalue()
 
 
 def draw_figures(tables: StudyTables, plots: Path) -> Iterator[Path]:
@@ -201,10 +212,7 @@ def answer_html(
             draw_all(tables, lambda line: None, [name for name in names if name in FIGURES])
             for names in (question.figures, folded)
         )
-        drawn[key] = {}
-        for name, figure in (*islice(first, 1), *others):
-            figure.savefig(file := io.BytesIO(), format="png", dpi=PAGE_DPI)
-            drawn[key][name] = file.getvalue()
+        drawn[key] = {name: png_of(figure) for name, figure in (*islice(first, 1), *others)}
     report = read_report(study_dir, tables, drawn[key])
     return as_html(report, drawn[key].__getitem__, "body.html", PAGE_DPI)
 

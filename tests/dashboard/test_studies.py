@@ -64,6 +64,7 @@ def test_one_study_at_a_time_and_a_table_of_all(offline: Watched, pair: list[Pat
     page.locator("#tabs [data-tab=compare]").click()
     page.evaluate("rendering")
     assert page.locator("#compare-sentences").inner_text().startswith("A = first, B = second: ")
+    assert page.evaluate("document.querySelector('#compare-sentences img').naturalWidth") > 800
     numbers, settings = page.locator("#compare-tables table").all_inner_texts()
     assert re.search(r"rank\s+4, 8, 16\s+4, 8, 32", settings)
     assert "AdamW, LoRA\tgradient norm over all adapters" in numbers

@@ -275,8 +275,13 @@ const chooseCurve = (point, drawn) => choose({ rank: rankKey(drawn[point.data.me
 
 /** The studies side by side, as `study compare` prints them. */
 function renderComparison() {
-  const { sentences, tables } = page.all.comparison;
-  byId("compare-sentences").replaceChildren(...sentences.map(text => element("li", {}, text)));
+  const { sentences, pictures, tables } = page.all.comparison;
+  const alt = "Differences of exponents and losses, B minus A";
+  byId("compare-sentences").replaceChildren(
+    ...sentences.map((text, n) =>
+      element("li", {}, text, pictures[n] && element("img", { src: pictures[n], alt, width: 810 })),
+    ),
+  );
   byId("compare-tables").replaceChildren(...tables.map(textTable));
 }
 
