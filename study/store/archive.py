@@ -24,6 +24,7 @@ from study.store.records import (
     SHA256,
     cell_folders,
     damage,
+    new_file,
     no_study,
     read_cell,
 )
@@ -47,8 +48,8 @@ def write_archive(
     """Write the cells of ``study_dir`` that have ended to the folder ``to``.
 
     Returns the ids of the others. Values are those of the study, bit for bit. Each record names
-    ``to`` and ``plots_dir`` as the study's folders. ``cells.parquet`` is written last: until then,
-    readers of an older archive in ``to`` find it damaged.
+    ``to`` and ``plots_dir`` as the study's folders. An archive in ``to`` is replaced when
+    ``cells.parquet`` is: before, the new tables have other names, which readers know afterwards.
     """
     places = {"name": to.name, "results_dir": to.parent.as_posix(), "plots_dir": plots_dir}
     records: dict[str, dict[str, Any]] = {}
@@ -79,16 +80,21 @@ def write_archive(
     for name in (*SCHEMAS, DISTANCES):
         rows = joined(name) if name in SCHEMAS else pa.Table.from_pandas(distances_of(study_dir))
         if len(rows):
-            about[name] = files.write_bytes(to / f"{name}.parquet", _packed(rows))
-            about[name]["rows"] = len(rows)
-        else:
-            files.remove(to / f"{name}.parquet")
+            content = _packed(rows)
+            about[name] = files.described(content) | {"rows": len(rows)}
+            files.write_bytes(new_file(to, name, about[name]), content)
     texts = [json.dumps(kept[cell], sort_keys=True) for cell in cells["cell_id"]]
     for column in cells:  # Parquet has one type for a column: numbers and text are text
         if cells[column].dtype == object:
             cells[column] = cells[column].map(str, na_action="ignore")
     table = pa.Table.from_pandas(cells.assign(record=texts))
     files.write_bytes(to / ARCHIVE, with_hashes(table, about))
+    for name in (*SCHEMAS, DISTANCES):
+        if name in about:
+            files.rename(new_file(to, name, about[name]), to / f"{name}.parquet")
+        else:
+            files.remove(to / f"{name}.parquet")
+        files.remove(*to.glob(f"{name}.*.parquet"))  # of a killed command
     return left_out
 
 

@@ -182,7 +182,7 @@ def _read_archive(path: Path) -> Archive:
         if hashlib.sha256(blank).hexdigest() != own:
             raise Damaged(f"{path.name} is damaged: its hash has changed")
         for name, expected in about.items():
-            read(path.parent / f"{name}.parquet", expected)
+            read(archived_file(path.parent, name, expected), expected)
         table = read_parquet(path).select(["cell_id", "record"]).to_pydict()
         texts = zip(table["cell_id"], table["record"], strict=True)
         folder = path.parent / "cells"
@@ -191,6 +191,17 @@ def _read_archive(path: Path) -> Archive:
         why = f"it has no {error}" if isinstance(error, KeyError) else error
         told = f"{path.parent} is no archive of a study, or is damaged ({why}): get it again"
         raise Damaged(told) from None
+
+
+def new_file(study_dir: Path, name: str, about: Mapping[str, Any]) -> Path:
+    """The file of an archived table until the archive is whole: its name has a part of its hash."""
+    return study_dir / f"{name}.{about[SHA256][:12]}.parquet"
+
+
+def archived_file(study_dir: Path, name: str, about: Mapping[str, Any] | None) -> Path:
+    """The file of a study's table, which a killed ``study archive`` may not have renamed."""
+    new = new_file(study_dir, name, about) if about else None
+    return new if new and new.exists() else study_dir / f"{name}.parquet"
 
 
 def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:

@@ -17,6 +17,7 @@ from study.errors import StudyError, printable
 from study.store.files import Damaged
 from study.store.records import (
     archive_of,
+    archived_file,
     cell_folders,
     is_archived,
     no_study,
@@ -120,7 +121,7 @@ def load_cell_table(
         raise Damaged(record["error"])
     if is_archived(cell_folder):
         about = archive_of(cell_folder.parents[1]).tables.get(name)
-        path = cell_folder.parents[1] / f"{name}.parquet"
+        path = archived_file(cell_folder.parents[1], name, about)
         return _archived(path)(cell_folder.name) if about else SCHEMAS[name].empty_table()
     expected = record.get("tables", {}).get(name)
     if record["status"] in ENDED and (expected or finished.exists()):
@@ -131,7 +132,7 @@ def load_cell_table(
 @read_once
 def _archived(path: Path) -> Callable[[str], pa.Table]:
     """A function that returns the rows of a cell in a table of an archive."""
-    name = path.stem
+    name = path.name.partition(".")[0]
     expected = archive_of(path.parent).tables[name]
     try:
         table = read_parquet(path, SCHEMAS[name].insert(0, _ID), expected)
@@ -239,7 +240,7 @@ def distances_of(study_dir: Path) -> pd.DataFrame:
     """The table of ``study distances``; empty if there is none. StudyError if it is damaged."""
     archive = archive_of(study_dir)
     about = archive.tables.get(DISTANCES)
-    path = study_dir / f"{DISTANCES}.parquet"
+    path = archived_file(study_dir, DISTANCES, about)
     if not path.exists() or (archive.records and not about):
         return pd.DataFrame()
     try:
