@@ -158,10 +158,10 @@ def law_rows(steps: str, study: str = STUDY) -> pd.DataFrame:
     return rates.assign(group="all", log_lr=log_lr, gamma=gamma)
 
 
-def law(name: str, steps: str = "256") -> str:
+def law(name: str, steps: str = "256", study: str = STUDY) -> str:
     """``11 [8, 15]``: r_sign of the law of equal outputs, fitted with s to the best rates of all
     rules and seeds. ``descents``, ``power``: how much worse these fit, in -2 log likelihood."""
-    rows = law_rows(steps)
+    rows = law_rows(steps, study)
     found = fit_rates(rows, moved, [2.5, 0.5])
     if name == "s":
         return f"{found.found[1]:.2f}"
@@ -195,8 +195,11 @@ def exponent(rule: str, steps: str, study: str = STUDY) -> str:
 
 
 def constant(rule: str, steps: str, study: str = STUDY) -> str:
-    """``24 [9, 103]``: r_sign of equal outputs with s = 1/2, fitted to the best rates of a rule."""
+    """``24 [9, 103]``: r_sign of equal outputs with s = 1/2, fitted to the best rates of a rule.
+    Empty for two rates: they are fitted exactly."""
     rows = law_rows(steps, study).query(f"scaling == '{rule}'")
+    if len(rows) == 2:
+        return ""
     found = fit_rates(rows, moved, [2.5])
     low, high = np.exp(bounds(rows, moved, found))
     return f"{np.exp(found.found[0]):.0f} [{low:.0f}, {high:.0f}]".replace("inf", "∞")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -170,23 +171,37 @@ BLIND = (
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
 
-def blind() -> str:
-    """What the fits of these commits said of rates that they had not seen."""
+@cache
+def blind_points() -> pd.DataFrame:
+    """What the fits of these commits said of rates that they had not seen: :func:`law.predicted`,
+    with ``source``, ``steps``, ``fit`` and ``off``, the log of predicted over measured."""
     fits = json.loads((ROOT / "results/external/blind_fits.json").read_text())
-    rates, body = law.best_rates(), []
+    rates, found = law.best_rates(), []
     for source, steps, commit in BLIND:
         own = rates[(rates["source"] == source) & (rates["steps"] == steps)]
-        units = own.groupby("unit")
-        found = pd.concat(law.predicted(each, fits[commit]) for _, each in units)
-        found["off"] = found["value"] - found["measured"]
+        points = pd.concat(law.predicted(each, fits[commit]) for _, each in own.groupby("unit"))
+        found.append(points.assign(source=source, steps=steps, fit=commit))
+    points = pd.concat(found)
+    return points.assign(off=points["value"] - points["measured"])
+
+
+def blind() -> str:
+    """A row per blind test, for ratios between ranks and for single rates."""
+    found, body = blind_points(), []
+    for (source, steps, commit), own in found.groupby(["source", "steps", "fit"], sort=False):
         for kind in ("rank", "alone"):
-            rows = found[found["kind"] == kind]
+            rows = own[own["kind"] == kind]
             holds = (rows["off"].abs() <= rows["half"]).sum()
             over = f"{np.exp(rows['off'].median()):.2f}"
             row = [f"{source}, {steps} steps", commit, dict(zip(KINDS, NAMES, strict=True))[kind]]
             body.append([*row, str(len(rows)), factor(rows["off"].abs()), over, str(holds)])
     heads = ["rates", "fit", "", "points", "median error", "predicted over measured"]
     return table([*heads, "intervals that hold"], body)
+
+
+def blind_error(source: str, kind: str) -> str:
+    """``1.40``: the median error of the blind test of a study, as a factor."""
+    return factor(blind_points().query(f"source == '{source}' and kind == '{kind}'")["off"].abs())
 
 
 STOPS = {"no stop": math.inf, "stop": 0.0, "milder stop": 2.0}
@@ -301,6 +316,7 @@ BLOCKS: dict[str, Block] = {
     "law-test": tables_of_test,
     "law-old": old,
     "law-blind": blind,
+    "blind-error": blind_error,
     "law-residuals": residuals,
     "law-replay": replay,
 }
