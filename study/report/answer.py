@@ -403,10 +403,13 @@ def _bold(row: Any) -> str:
 
 
 def _perplexity(found: Sequence[CurveFacts]) -> Iterator[str]:
-    """The held-out perplexity at both ends of the ranks, at one rate and at the best ones."""
+    """The held-out perplexity at both ends of the ranks, at one rate and at the best ones, after
+    the longest runs."""
     own = [curve for curve in found if curve.losses]
     if not own:
         return
+    longest = max(curve.cells["steps"].max() for curve in own)
+    own = [curve for curve in own if curve.cells["steps"].max() == longest]
     if len(own) > MOST_CURVES:
         best = min(own, key=lambda curve: curve.losses[max(curve.losses)])
         rank = max(best.losses)
