@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 30_382,
     "tests": 21_767,
     "benchmarks": 1_471,
-    "docs": 3_117,
+    "docs": 3_119,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
