@@ -75,7 +75,7 @@ def conduct(
     studies = {cell.study_dir: cell.config for cell in cells}
     for study_dir, config in sorted(studies.items()):
         if packs and config.tracker.name == WANDB:
-            from study.tracking.workspace import publish  # needs wandb
+            from study.tracking.publish import publish  # needs wandb
 
             publish(study_dir, Path(config.plots_dir) / config.name, config.tracker, signals.say)
         print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)

@@ -10,7 +10,8 @@ import pytest
 
 import study
 from study.analysis import summary
-from study.tracking.workspace import tracker_of, workspace
+from study.tracking.publish import tracker_of
+from study.tracking.workspace import workspace
 from tests.store.small_cells import CONFIG, RECORD, complete
 
 
