@@ -61,7 +61,7 @@ VALUES = {
     "ranks": ("4,16,64,256,1024,2048", "4"),
     "steps": ("8", "2"),
     "precision": ("float32,bf16", "bf16"),
-    "compiled": ("true", "auto"),
+    "compiled": ("true", "false"),
     "options": ("-q", "--collect-only"),
     "fetch": ("study fetch smollm2", "study --help"),
     "reference": ("results/reference/quick", "{folder}/quick"),
