@@ -168,7 +168,7 @@ def law(name: str, steps: str = "256", study: str = STUDY) -> str:
     if name in RIVALS:
         return f"{fit_rates(rows, *RIVALS[name]).cost - found.cost:.0f}"
     low, high = np.exp(bounds(rows, moved, found))
-    return f"{np.exp(found.found[0]):.0f} [{low:.0f}, {high:.0f}]"
+    return f"{np.exp(found.found[0]):.0f} [{low:.0f}, {high:.0f}]".replace("inf", "∞")
 
 
 RIVALS: dict[str, tuple[Curve, list[float]]] = {

@@ -301,8 +301,8 @@ class CellConfig:
     __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
 
     name: Annotated[str, Checked(check_folder_name)] = MISSING
-    results_dir: str = MISSING
-    plots_dir: str = MISSING
+    results_dir: Annotated[str, Field(min_length=1)] = MISSING
+    plots_dir: Annotated[str, Field(min_length=1)] = MISSING
     device: Annotated[str, one_of(DEVICES)] = MISSING
     seed: Whole = MISSING
     precision: Annotated[str, one_of(PRECISIONS)] = MISSING

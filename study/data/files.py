@@ -60,6 +60,14 @@ def _parsed(content: bytes, where: str) -> Any:
         ) from None
 
 
+def _check_text(row: dict[str, Any], where: str) -> None:
+    """JSON can hold half of a surrogate pair, which is no text and no tokenizer accepts."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise StudyError(f"{where} has half of a surrogate pair ({error}): remove it") from None
+
+
 def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
     """Yield the rows of a CSV file with a header. Every value is text, also ``NaN`` and ``1``."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -124,6 +132,7 @@ def read(path: str) -> Iterator[Found]:
                     raise StudyError(
                         f"{where} is of type {type(row).__name__}, not an object: {_WRITE}"
                     )
+                _check_text(row, where)
                 yield where, row
     except FileNotFoundError:
         raise StudyError(f"{named} does not exist: {_FIX}") from None

@@ -7,8 +7,18 @@ DISTRIBUTION = "rank-study"
 """The name that pip knows. The package to import and the command are called ``study``."""
 
 EXTRAS = (
-    *("bench", "dashboard", "data", "optimizers", "joblib", "peft", "quant", "docs", "smollm2"),
-    *("served", "ray", "submitit"),
+    "bench",
+    "dashboard",
+    "data",
+    "optimizers",
+    "joblib",
+    "peft",
+    "quant",
+    "docs",
+    "smollm2",
+    "served",
+    "ray",
+    "submitit",
 )
 """The keys of ``[project.optional-dependencies]`` in pyproject.toml."""
 

@@ -117,6 +117,7 @@ MISTAKES = {
     "pack.compile=maybe": "pack.compile='maybe' should be a valid boolean",
     "pack.padding_free=0": "unknown pack.padding_free 0: choose from true, false, auto",
     "data.sequence_length=1": "data.sequence_length=1",
+    "results_dir=": "results_dir=",
 }
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from study.config import DataConfig
-from study.data import Conversation, Document, Example, build_corpus, load_rows
+from study.data import Conversation, Document, Example, build_corpus, fingerprint, load_rows
 from study.errors import StudyError
 from study.models import tiny
 
@@ -106,6 +106,14 @@ def test_completion(tmp_path: Path, row: dict[str, str], expected: Any) -> None:
     assert (found.rows, found.format) == ([expected], "completion")
 
 
+def test_the_same_texts_are_the_same_data_whatever_the_file(tmp_path: Path) -> None:
+    rows = [{"context": "q", "target": "é\n1"}, {"context": "", "target": 'x, "y"'}]
+    endings = ("jsonl", "json", "csv", "parquet")
+    found = [rows_of(written(tmp_path / f"rows.{ending}", rows)).rows for ending in endings]
+    assert len(set(map(fingerprint, found))) == 1
+    assert found[0] == [Example("q", "é\n1"), Example("", 'x, "y"')]
+
+
 @pytest.mark.parametrize(("ending", "compression"), [("gz", "gzip"), ("zst", "zstd")])
 def test_compressed_files(tmp_path: Path, ending: str, compression: str) -> None:
     path = tmp_path / f"rows.csv.{ending}"
@@ -176,6 +184,8 @@ FILES: list[tuple[str, bytes, str]] = [
     ("x.parquet", b'{"text": "a"}\n', "can't be read"),
     ("x.json", b'[{"text": "a"},', "is not valid JSON"),
     ("x.json", b'["a", "b"]', "row 1 is of type str"),
+    ("x.json", b'[{"text": "a"}, {"text": "\\ud800"}]', "row 2 has half of a surrogate pair"),
+    ("x.jsonl", b'{"text": "a"}\n{"text": "\\udead"}\n', "line 2 has half of a surrogate pair"),
     ("x.csv", "text\né\n".encode("latin-1"), "is not valid CSV in UTF-8"),
     ("x.csv", b"prompt,completion\na\n", "line 2 has 1 fields, and the header"),
     ("x.csv", b'text\n"a\n', "is not valid CSV"),
