@@ -7,13 +7,13 @@ from dataclasses import replace
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.training.checkpoint import Snapshot
+from study.store.checkpoints import Checkpoint
 from study.training.fold import Run
 from study.training.loop import CellStep, train
 
 
 def trained(
-    base: FrozenBase, corpus: Corpus, *cells: CellConfig, resume: Sequence[Snapshot] = ()
+    base: FrozenBase, corpus: Corpus, *cells: CellConfig, resume: Sequence[Checkpoint] = ()
 ) -> list[list[CellStep]]:
     """Each cell's steps, up to the one where it diverged."""
     runs = [Run.of(config, corpus) for config in cells]
@@ -21,10 +21,9 @@ def trained(
     return [[row for row in of_cell if row] for of_cell in zip(*by_step, strict=True)]
 
 
-def copied(snapshot: Snapshot) -> Snapshot:
-    """The same state in memory of its own on the host: training on does not change it."""
-    own = {name: x.to("cpu", copy=True) for name, x in snapshot.tensors.items()}
-    return replace(snapshot, tensors=own)
+def copied(state: Checkpoint) -> Checkpoint:
+    """The same state in memory of its own: training on does not change it."""
+    return replace(state, tensors={name: x.copy() for name, x in state.tensors.items()})
 
 
 def series(steps: Sequence[CellStep], name: str) -> list[float]:

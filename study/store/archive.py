@@ -137,7 +137,7 @@ def check_study(study_dir: Path) -> Iterator[tuple[Path, str]]:
             if reason := damage(folder, record, *PLACES):
                 yield folder, reason
         elif not files.is_claimed(folder):
-            yield from checkpoints.unusable(folder, folder.name)
+            yield from checkpoints.unusable(folder)
     try:
         distances_of(study_dir)
     except StudyError as error:

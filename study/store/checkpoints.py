@@ -39,7 +39,6 @@ _log = logging.getLogger(__name__)
 class Checkpoint:
     """A cell's state before ``step``, the first step still to run. ``state`` is for JSON."""
 
-    cell_id: str
     step: int
     tensors: Mapping[str, np.ndarray] = field(repr=False)
     state: Mapping[str, Any] = field(repr=False)
@@ -60,7 +59,7 @@ def save(
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
     file = files.write_bytes(path, to_bytes(arrays, {"state": json.dumps(checkpoint.state)}))
     before_rename()
-    about = {"format": FORMAT, "cell_id": checkpoint.cell_id, "step": checkpoint.step, "file": file}
+    about = {"format": FORMAT, "cell_id": folder.name, "step": checkpoint.step, "file": file}
     files.write_text(note, json.dumps(about))
     newest = sorted(_notes(place).items())[-KEPT:]
     kept = {file for _, note in newest for file in (note, note.with_suffix(".safetensors"))}
@@ -73,30 +72,28 @@ def newest_step(folder: Path) -> int:
     return max(_notes(folder / CHECKPOINTS), default=0)
 
 
-def load_newest(
-    folder: Path, cell_id: str, say: Callable[[str], None] = _log.warning
-) -> Checkpoint | None:
-    """The newest usable checkpoint of the cell, or None. ``say`` gets a line about each other
-    one."""
-    for note, read in _tried(folder, cell_id):
+def load_newest(folder: Path, say: Callable[[str], None] = _log.warning) -> Checkpoint | None:
+    """The newest usable checkpoint of the cell in ``folder``, or None. ``say`` gets a line about
+    each other one."""
+    for note, read in _tried(folder):
         if isinstance(read, Checkpoint):
             return read
-        say(f"cell {cell_id}: its checkpoint {note.name} can't be used ({read})")
+        say(f"cell {folder.name}: its checkpoint {note.name} can't be used ({read})")
     return None
 
 
-def unusable(folder: Path, cell_id: str) -> Iterator[tuple[Path, str]]:
+def unusable(folder: Path) -> Iterator[tuple[Path, str]]:
     """The files that :func:`load_newest` can't use, with the reason."""
-    for note, read in _tried(folder, cell_id):
+    for note, read in _tried(folder):
         if isinstance(read, str):
             yield note, read
 
 
-def _tried(folder: Path, cell_id: str) -> Iterator[tuple[Path, Checkpoint | str]]:
+def _tried(folder: Path) -> Iterator[tuple[Path, Checkpoint | str]]:
     """Each checkpoint, the newest first, or why it can't be used."""
     for step, note in sorted(_notes(folder / CHECKPOINTS).items(), reverse=True):
         try:
-            yield note, _read(note, cell_id, step)
+            yield note, _read(note, folder.name, step)
         except _DAMAGE as error:
             yield note, one_line(error)
 
@@ -119,4 +116,4 @@ def _read(note: Path, cell_id: str, step: int) -> Checkpoint:
     for name, tensor in tensors.items():
         if name.startswith(WEIGHTS) and not np.isfinite(tensor).all():
             raise ValueError(f"{name} is not finite")
-    return Checkpoint(cell_id, step, tensors, state)
+    return Checkpoint(step, tensors, state)

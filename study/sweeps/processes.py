@@ -29,7 +29,6 @@ from study.store.files import make_folder
 from study.sweeps import signals
 from study.sweeps.cells import Cell
 from study.sweeps.packs import prepare
-from study.training.checkpoint import Snapshot
 from study.training.devices import choose_device, keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
 from study.training.sharding import ALONE, Order, Processes, count, group_of_orders
@@ -127,10 +126,10 @@ def _follow_pack(cells: Sequence[Cell]) -> None:
         runs = {each.cell.id: each.run for each in pack.cells}
         while (order := world_here.agreed()) is not None:
             cell_id, step = order
-            found = load_newest(cells[0].folder.parent / cell_id, cell_id) if step else None
+            found = load_newest(cells[0].folder.parent / cell_id) if step else None
             if step and (found is None or found.step != step):
                 raise RuntimeError(f"cell {cell_id} has no checkpoint of step {step} here")
-            states = [Snapshot.of(found)] if found else []
+            states = [found] if found else []
             steps = train(base, pack.corpus, [runs[cell_id]], states, world=world_here)
             with contextlib.closing(steps):
                 _follow_steps(steps, world_here)

@@ -26,12 +26,11 @@ from study.store import (
     replacing,
     rows_of,
 )
-from study.store.checkpoints import save
+from study.store.checkpoints import Checkpoint, save
 from study.sweeps.cells import Cell
 from study.sweeps.packs import Prepared
 from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
-from study.training.checkpoint import Snapshot
 from study.training.devices import describe_device, peak_memory_gb
 from study.training.loop import CellStep
 from study.training.peft_format import write_adapter
@@ -49,7 +48,7 @@ class Held:
 
     prepared: Prepared
     writer: CellWriter
-    state: Snapshot | None
+    state: Checkpoint | None
     status: str = "complete"
     fields: dict[str, Any] = field(default_factory=dict)
     stuck: StuckCheck = field(default_factory=StuckCheck)
@@ -115,8 +114,7 @@ class Recorder:
         try:
             for result in alive:
                 held = self.fold[result.cell]
-                state = result.snapshot().checkpoint(held.cell.id)
-                save(held.cell.folder, state, held.writer.sync)
+                save(held.cell.folder, result.snapshot(), held.writer.sync)
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)
             folder = self.fold[0].cell.folder

@@ -28,7 +28,6 @@ from study.sweeps.packs import Pack, Prepared, folds, prepare
 from study.sweeps.progress import Display, Outcome, must_stop
 from study.sweeps.record import Held, Recorder, record_of
 from study.tracking.runs import Tracker, tracker
-from study.training.checkpoint import Snapshot
 from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import train
 from study.training.sharding import Order, Processes
@@ -188,7 +187,7 @@ class _Pass:
                 if cell.done:  # another process has trained it since the pack was made
                     claimed.release()
                     continue
-                found = load_newest(cell.folder, cell.id, self.display.say)
+                found = load_newest(cell.folder, self.display.say)
                 step = found.step if found else 0
                 if opened and step != opened[0].step:
                     claimed.release()
@@ -203,7 +202,7 @@ class _Pass:
                     remove(cell.folder / CHECKPOINTS)
                     others.append(prepared)
                     continue
-                opened.append(Held(prepared, writer, Snapshot.of(found) if found else None))
+                opened.append(Held(prepared, writer, found))
         except BaseException:
             for held in opened:
                 held.writer.interrupt()

@@ -1,8 +1,8 @@
 """The state of one cell between two steps: captured from a fold, and restored into another.
 
-A cell that resumes from a snapshot in a fold of the same cells follows the same path, bit for bit
-on a CPU. In another fold the path agrees within rounding. A step's batch and measurements depend on
-its number only, so the state holds only what steps change:
+A cell that resumes in a fold of the same cells follows the same path, bit for bit on a CPU. In
+another fold the path agrees within rounding. A step's batch and measurements depend on its number
+only, so the state holds only what steps change:
 
 - the factors of every layer, the optimizer's state and the schedule;
 - the dropout streams, and the weight gradients that alignments need at the first few steps;
@@ -11,8 +11,6 @@ its number only, so the state holds only what steps change:
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,29 +25,9 @@ OPTIMIZER, DROPOUT, ALIGNMENT = "optimizer/", "dropout/", "alignment/"
 """The beginnings of the names of tensors that are not weights."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A cell's state before ``step``. ``state``: what JSON can hold."""
-
-    step: int
-    tensors: Mapping[str, Tensor] = field(repr=False)
-    state: Mapping[str, Any] = field(repr=False)
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Snapshot":
-        """The state in a checkpoint. Its tensors share the memory of the arrays."""
-        tensors = {name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()}
-        return cls(checkpoint.step, tensors, checkpoint.state)
-
-    def checkpoint(self, cell_id: str) -> Checkpoint:
-        """The state as a checkpoint. On a CPU its arrays share the memory of the tensors."""
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
-        return Checkpoint(cell_id, self.step, arrays, self.state)
-
-
-def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
-    """One cell's state after ``step``, in the tensors that training changes. Other processes take
-    part, and process 0 alone gets all of it."""
+def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Checkpoint:
+    """One cell's state after ``step``. On a CPU it shares the memory that training changes. Other
+    processes take part, and process 0 alone gets all of it."""
     fold = of_fold()
     if fold is None or fold.step != step:
         raise RuntimeError(f"the state after step {step} is gone: the loop has gone on")
@@ -74,14 +52,15 @@ def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
         "seconds": fold.seconds_K[cell],
         "device": fold.base.device.type,
     }
-    return Snapshot(fold.step + 1, tensors, state)
+    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    return Checkpoint(fold.step + 1, arrays, state)
 
 
-def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
-    """Give every cell of a new fold its snapshot's state. Returns the first step to run."""
+def start(fold: Fold, resume: Sequence[Checkpoint]) -> int:
+    """Give every cell of a new fold its state. Returns the first step to run."""
     if not resume:
         return 0
-    steps = [snapshot.step for snapshot in resume]
+    steps = [each.step for each in resume]
     if len(steps) != len(fold.cells) or len(set(steps)) != 1:
         raise ValueError(f"{len(fold.cells)} cells can't go on from the steps {steps}")
     try:
@@ -94,27 +73,29 @@ def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
     return steps[0]
 
 
-def _restore(fold: Fold, resume: Sequence[Snapshot]) -> None:
-    for cell, snapshot in enumerate(resume):
+def _restore(fold: Fold, resume: Sequence[Checkpoint]) -> None:
+    tensors_K = [
+        {name: torch.from_numpy(array) for name, array in each.tensors.items()} for each in resume
+    ]
+    for cell, (each, tensors) in enumerate(zip(resume, tensors_K, strict=True)):
         for bank in fold.banks:
             for name, factor, dim in _factors(bank, cell):
-                stored = fold.world.part(snapshot.tensors[name], dim)
+                stored = fold.world.part(tensors[name], dim)
                 if stored.shape != factor.shape:
                     raise ValueError(f"{name} is {list(stored.shape)}, not {list(factor.shape)}")
                 factor.data.copy_(stored)
-        of_optimizer = _part(snapshot.tensors, OPTIMIZER)
-        fold.learners[cell].restore(of_optimizer, snapshot.state, fold.world.part)
-        fold.tokens_K[cell] = int(snapshot.state["tokens"])
-        fold.earlier_K[cell] = float(snapshot.state["seconds"])
+        fold.learners[cell].restore(_part(tensors, OPTIMIZER), each.state, fold.world.part)
+        fold.tokens_K[cell] = int(each.state["tokens"])
+        fold.earlier_K[cell] = float(each.state["seconds"])
     # The shared state of a fold: dropout streams and accumulated gradients.
     for bank in fold.banks:
-        streams = [snapshot.tensors.get(DROPOUT + bank.layer) for snapshot in resume]
+        streams = [tensors.get(DROPOUT + bank.layer) for tensors in tensors_K]
         if any(stream is not None for stream in streams):
             bank.set_dropout(streams)
     if resume[0].step > fold.aligned_until:
         fold.alignment = None  # as it is after the step that measures it last
     if fold.alignment is not None:
-        fold.alignment.set_gradients([_part(s.tensors, ALIGNMENT) for s in resume])
+        fold.alignment.set_gradients([_part(tensors, ALIGNMENT) for tensors in tensors_K])
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

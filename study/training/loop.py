@@ -19,7 +19,8 @@ from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
 from study.models.base import CompiledBlocks, recomputing
-from study.training.checkpoint import Snapshot, start
+from study.store.checkpoints import Checkpoint
+from study.training.checkpoint import start
 from study.training.fold import Fold, Run
 from study.training.measuring import (
     exact_matches,
@@ -34,14 +35,14 @@ from study.training.sharding import ALONE, Processes
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
-__all__ = ["CellStep", "Fold", "Snapshot", "train"]
+__all__ = ["CellStep", "Fold", "train"]
 
 
 def train(
     base: FrozenBase,
     corpus: Corpus,
     runs: Sequence[Run],
-    resume: Sequence[Snapshot] = (),
+    resume: Sequence[Checkpoint] = (),
     world: Processes = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.

@@ -12,7 +12,8 @@ from torch import Tensor
 from study.adapters import LoraPair
 from study.probes import Sent
 from study.probes.measurements import HostCopy
-from study.training.checkpoint import Snapshot, capture
+from study.store.checkpoints import Checkpoint
+from study.training.checkpoint import capture
 from study.training.fold import Fold
 
 
@@ -60,7 +61,7 @@ class CellStep:
     sent: Sequence[Sent] = field(repr=False)
     adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
-    capture: Callable[[], Snapshot] | None = field(default=None, repr=False, compare=False)
+    capture: Callable[[], Checkpoint] | None = field(default=None, repr=False, compare=False)
 
     @property
     def step(self) -> int:
@@ -76,7 +77,7 @@ class CellStep:
         numbers."""
         return not self.numbers.alive_K[self.cell]
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Checkpoint:
         """The cell's state after this step, in the memory that training changes: copy or write it
         before the loop continues."""
         if self.capture is None or self.diverged:

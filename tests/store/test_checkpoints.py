@@ -24,20 +24,25 @@ STATE = {"tokens": 2**53 - 1, "lr": 0.1 + 0.2, "groups": [{"betas": [0.9, None],
 
 
 def at(step: int, **changed: Any) -> Checkpoint:
-    return Checkpoint(CELL, step, TENSORS | changed, STATE)
+    return Checkpoint(step, TENSORS | changed, STATE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / CELL
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded_bit_for_bit(folder: Path) -> None:
     transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    path = save(tmp_path, at(40, transposed=transposed))
-    assert path == tmp_path / "checkpoints" / "step-00000040.safetensors"
-    found = load_newest(tmp_path, CELL)
+    path = save(folder, at(40, transposed=transposed))
+    assert path == folder / "checkpoints" / "step-00000040.safetensors"
+    found = load_newest(folder)
     assert found is not None
-    assert (found.cell_id, found.step, found.state) == (CELL, 40, STATE)
+    assert (found.step, found.state) == (40, STATE)
     assert set(found.tensors) == {*TENSORS, "transposed"}
     for name, array in {**TENSORS, "transposed": transposed}.items():
         loaded = found.tensors[name]
@@ -51,21 +56,21 @@ def pair(step: int) -> list[str]:
     return [f"step-{step:08d}.json", f"step-{step:08d}.safetensors"]
 
 
-def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(tmp_path: Path) -> None:
-    save(tmp_path, at(5))
-    (tmp_path / "checkpoints" / "step-00000006.safetensors.99.abc.partial").write_bytes(b"half")
-    (tmp_path / "checkpoints" / "step-00000007.safetensors").write_bytes(b"without its note")
+def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(folder: Path) -> None:
+    save(folder, at(5))
+    (folder / "checkpoints" / "step-00000006.safetensors.99.abc.partial").write_bytes(b"half")
+    (folder / "checkpoints" / "step-00000007.safetensors").write_bytes(b"without its note")
     for step in (10, 15, 20):
-        save(tmp_path, at(step))
-    assert names(tmp_path) == pair(15) + pair(20)
-    (tmp_path / "checkpoints" / "step-00000020.json").write_text("{")
-    assert load_newest(tmp_path, CELL, lambda line: None).step == 15  # type: ignore[union-attr]
+        save(folder, at(step))
+    assert names(folder) == pair(15) + pair(20)
+    (folder / "checkpoints" / "step-00000020.json").write_text("{")
+    assert load_newest(folder, lambda line: None).step == 15  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "json"])
-def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) -> None:
-    save(tmp_path, at(5))
-    path = save(tmp_path, at(10)).with_suffix(f".{kind}")
+def test_damage_is_seen_and_the_one_before_is_used(folder: Path, kind: str) -> None:
+    save(folder, at(5))
+    path = save(folder, at(10)).with_suffix(f".{kind}")
     whole = path.read_bytes()
     draw = np.random.default_rng(0)
     for place in draw.random(40):
@@ -74,7 +79,7 @@ def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) ->
             path.write_bytes(whole)
             flip(path, place)
         said: list[str] = []
-        found = load_newest(tmp_path, CELL, said.append)
+        found = load_newest(folder, said.append)
         assert found is not None
         assert found.step == 5
         [line] = said
@@ -83,19 +88,19 @@ def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("changed", [{"format": 3}, {"cell_id": "another"}, {"step": 9}])
-def test_another_format_cell_or_step_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
-    note = save(tmp_path, at(10)).with_suffix(".json")
+def test_another_format_cell_or_step_is_refused(folder: Path, changed: dict[str, Any]) -> None:
+    note = save(folder, at(10)).with_suffix(".json")
     note.write_text(json.dumps(json.loads(note.read_text()) | changed))
     said: list[str] = []
-    assert load_newest(tmp_path, CELL, said.append) is None
+    assert load_newest(folder, said.append) is None
     assert f"can't be used (ValueError: it has {changed})" in said[0]
 
 
-def test_weights_that_are_not_finite_fall_back(tmp_path: Path) -> None:
-    save(tmp_path, at(5))
-    save(tmp_path, at(10, **{"weights/a/B": np.array([1.0, np.nan])}))
+def test_weights_that_are_not_finite_fall_back(folder: Path) -> None:
+    save(folder, at(5))
+    save(folder, at(10, **{"weights/a/B": np.array([1.0, np.nan])}))
     said: list[str] = []
-    found = load_newest(tmp_path, CELL, said.append)
+    found = load_newest(folder, said.append)
     assert found is not None
     assert found.step == 5
     assert "weights/a/B is not finite" in said[0]

@@ -30,7 +30,7 @@ def study_dir(tmp_path: Path, begin: Begin) -> Path:
     for step in (0, 1):
         weights = {"weights/A": np.full(100, 0.5, "f4")}
         append(stopped, range(step, step + 1))
-        save(stopped.folder, Checkpoint("stopped", step + 1, weights, {}), stopped.sync)
+        save(stopped.folder, Checkpoint(step + 1, weights, {}), stopped.sync)
     stopped.interrupt()
     distances = pd.DataFrame({"cell_id": "ended", "value": np.linspace(0, 1, 500)})
     write_table(tmp_path / "distances.parquet", distances)

@@ -19,7 +19,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.probes.alignment import weight_gradient
-from study.training.checkpoint import Snapshot
+from study.store.checkpoints import Checkpoint
 from study.training.fold import Run
 from study.training.loop import CellStep, train
 from study.training.optimizers import build_optimizer, step_if
@@ -76,7 +76,7 @@ class OnGpu:
         base: FrozenBase,
         corpus: Corpus,
         cells: Sequence[CellConfig],
-        resume: Sequence[Snapshot] = (),
+        resume: Sequence[Checkpoint] = (),
         see: Callable[[list[CellStep | None]], object] = lambda rows: None,
     ) -> None:
         self.steps: Rows = []
@@ -94,7 +94,7 @@ class OnGpu:
 
 
 def on_cpu(
-    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Sequence[Snapshot] = ()
+    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Sequence[Checkpoint] = ()
 ) -> Rows:
     return list(train(base, corpus, [Run.of(config, corpus) for config in cells], resume))
 
@@ -179,7 +179,7 @@ def test_a_resumed_step(
 ) -> None:
     """A snapshot of the device continues there bit for bit, and on a CPU within rounding."""
     cells = [cell(*PLAIN, f"optimizer={name}", FEW) for name in ("adamw", "momentum")]
-    taken: list[list[Snapshot]] = []
+    taken: list[list[Checkpoint]] = []
 
     def see(rows: list[CellStep | None]) -> None:
         taken.append([copied(row.snapshot()) for row in rows if row])

@@ -11,8 +11,7 @@ import torch
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase, load_base
-from study.store.checkpoints import load_newest, save
-from study.training.checkpoint import Snapshot
+from study.store.checkpoints import Checkpoint, load_newest, save
 from study.training.fold import Run
 from study.training.loop import CellStep, train
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -31,7 +30,7 @@ def trained(
 
 def with_snapshots(
     base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]
-) -> tuple[list[Rows], list[list[Snapshot]]]:
+) -> tuple[list[Rows], list[list[Checkpoint]]]:
     """All steps of a fold, and the state of every cell after each of them but the last."""
     steps, snapshots = [], []
     for rows in trained(base, corpus, cells):
@@ -68,11 +67,11 @@ def assert_resumes(
     for at in after:
         place = folder / str(at)
         place.mkdir()
-        save(place, snapshots[at][0].checkpoint("a cell"))
-        checkpoint = load_newest(place, "a cell")
+        save(place, snapshots[at][0])
+        checkpoint = load_newest(place)
         assert checkpoint is not None
         assert checkpoint.step == at + 1
-        resumed = trained(base, corpus, [config], [Snapshot.of(checkpoint)])
+        resumed = trained(base, corpus, [config], [checkpoint])
         assert_same(list(resumed), steps[at + 1 :])
 
 
