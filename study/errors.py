@@ -1,7 +1,6 @@
 """The exception for a user's mistake, and the wording of messages."""
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 MOST_CHARACTERS = 1000
 """Of a message."""
@@ -34,9 +33,9 @@ def printable(value: object, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[: half - 5]} ... {text[-half:]}"
 
 
-def count_noun(number: int, noun: str, plural: str = "") -> str:
-    """``1 cell``, ``2 cells``. ``plural``: if it is not the noun with an s."""
-    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+def count_noun(number: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:
@@ -54,17 +53,6 @@ def short(value: object, most: int = 80) -> str:
     except ValueError:  # Python writes no integer of more than 4300 digits
         return f"a {type(value).__name__} with an integer of over 4300 digits"
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-@contextlib.contextmanager
-def no_panic() -> Iterator[None]:
-    """Context manager: a panic of a Rust library becomes a RuntimeError."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise RuntimeError(str(error)) from None
 
 
 def given(value: object) -> str:

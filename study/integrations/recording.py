@@ -33,13 +33,12 @@ from study.integrations.runs import (
     bypassed,
     check_model,
     groups_of,
-    now,
     number,
     open_cell,
     plain_optimizer,
     read_adapters,
 )
-from study.store import CellWriter, rows_of
+from study.store import CellWriter, now, rows_of
 from study.training.devices import peak_memory_gb
 from study.training.sharding import ALONE, Processes
 from study.training.stuck import StuckCheck

@@ -5,7 +5,6 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from study.config import (
 from study.config.values import literal
 from study.errors import StudyError
 from study.probes import NormProbe, active_adapters
-from study.store import CellWriter, claim, load_records, provenance
+from study.store import CellWriter, claim, load_records, now, provenance
 from study.training.devices import describe_device
 from study.training.sharding import Processes
 from study.vocabulary.inits import IMPORTED
@@ -197,10 +196,6 @@ def _config(
         train=loop.train,
         probes=probes,
     )
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:

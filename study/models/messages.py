@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from study.errors import StudyError, no_panic, one_line
+from study.errors import StudyError, one_line
 
 # For the whole process: bitsandbytes logs when transformers or PEFT first imports it, and warns
 # about the cast of its inputs in every product.
@@ -54,9 +54,12 @@ def failing(what: str, fix: str) -> Iterator[None]:
     gives ``what``, the cause and the ``fix``.
     """
     try:
-        with quiet(), no_panic():
+        with quiet():
             yield
     except StudyError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise StudyError(f"{what} ({one_line(error)}): {fix}") from None

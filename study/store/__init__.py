@@ -1,13 +1,4 @@
-"""Results on disk: one folder per cell, written atomically; tidy tables out.
-
-``results/<study>/cells/<cell_id>/`` holds ``config.yaml`` and ``record.json`` and, when the cell
-has ended, ``metrics.parquet``, ``probes.parquet`` and optionally ``truncations.parquet`` and
-``adapter/``. While it trains, rows are appended to Arrow streams, which any process can read and
-which survive ``kill -9``. ``checkpoints/`` holds its state. The lock of a cell ensures that it has
-one writer. The record holds the hash of every table, so reading a damaged table fails. Results that
-are trained again are first moved to ``results/<study>/aside/``, which nothing reads. An archived
-study is one Parquet file per table instead of the folders.
-"""
+"""Results on disk: one folder per cell, written atomically; tidy tables out (docs/files.md)."""
 
 from study.store.files import (
     Damaged,
@@ -30,6 +21,7 @@ from study.store.records import (
     is_archived,
     is_done,
     load_records,
+    now,
     provenance,
     read_cell,
     read_record,

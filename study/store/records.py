@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -322,6 +323,10 @@ PACKAGES = (
     *("study", "torch", "transformers", "peft", "accelerate", "trl", "tokenizers", "safetensors"),
     *("bitsandbytes", "numpy", "pandas", "pyarrow", "hydra-core", "omegaconf"),
 )
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @cache

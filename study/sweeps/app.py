@@ -7,7 +7,6 @@ torch is imported only after the configuration is checked.
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from study.config.compose import CONF, compose, parse, search_path
@@ -129,6 +129,4 @@ def job_overrides(cells: Sequence[str], posted: Path) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """``text`` as a quoted string of Hydra's override grammar, with backslashes before a quote
-    escaped."""
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
+    return QuotedString(text, Quote.double).with_quotes()

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from study.store import (
     ADAPTER,
     CellWriter,
     StorageError,
+    now,
     provenance,
     read_record,
     replacing,
@@ -236,7 +236,3 @@ def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) 
         record["resumed"] = [*times, {"step": first_step, "at": record["started"]}]
         record["started"] = earlier.get("started", record["started"])
     return record
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,27 +6,9 @@ from pathlib import Path
 DISTRIBUTION = "rank-study"
 """The name that pip knows. The package to import and the command are called ``study``."""
 
-EXTRAS = (
-    "bench",
-    "dashboard",
-    "data",
-    "optimizers",
-    "joblib",
-    "peft",
-    "quant",
-    "docs",
-    "smollm2",
-    "served",
-    "ray",
-    "submitit",
-)
-"""The keys of ``[project.optional-dependencies]`` in pyproject.toml."""
-
 
 def install(extra: str) -> str:
-    """The command that installs an optional dependency: of a clone in its folder, or of a wheel."""
-    if extra not in EXTRAS:
-        raise KeyError(extra)
+    """The command that installs an extra of pyproject.toml: in a clone's folder, or of a wheel."""
     is_clone = (Path(__file__).parents[2] / "pyproject.toml").exists()
     return f"pip install '{'.' if is_clone else DISTRIBUTION}[{extra}]'"
 

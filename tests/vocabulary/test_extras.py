@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from study.vocabulary.extras import DISTRIBUTION, EXTRAS
+from study.vocabulary.extras import DISTRIBUTION
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_the_distribution_has_the_name_and_the_extras_of_the_table() -> None:
+def test_the_distribution_has_the_name_and_the_extras_that_messages_name() -> None:
     assert PROJECT["name"] == DISTRIBUTION
-    assert set(PROJECT["optional-dependencies"]) - {"dev"} == set(EXTRAS)
+    texts = [file.read_text(encoding="utf-8") for file in (REPOSITORY / "study").rglob("*.py")]
+    named = {extra for text in texts for extra in re.findall(r"\binstall\(['\"](\w+)", text)}
+    assert {"dashboard", "peft"} <= named <= set(PROJECT["optional-dependencies"])
 
 
 @pytest.mark.parametrize(
