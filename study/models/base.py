@@ -370,13 +370,3 @@ class CompiledBlocks:
             torch._dynamo.config.patch(settings) if self.blocks else nullcontext(),
         ):
             yield
-
-
-@contextmanager
-def programs(compiled: bool) -> Iterator[None]:
-    """Context manager: discard the programs on exit, if anything was ``compiled``."""
-    try:
-        yield
-    finally:
-        if compiled:
-            torch.compiler.reset()

@@ -5,7 +5,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from study.analysis import load_tables
 from study.config.values import literal
 from study.errors import StudyError, count_noun, one_line
 from study.models import FrozenBase, load_base
-from study.models.base import programs
 from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
 from study.store.checkpoints import load_newest
 from study.store.files import remove
@@ -63,12 +61,6 @@ class Worker(contextlib.ExitStack):
                 )
             self._base = wanted, base
         return self._base[1]
-
-
-def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:
-    """Train the cells of one pack until all have results, of this process or of another."""
-    with Worker() if worker is None else nullcontext(worker) as own:
-        train_all(pack, lambda free: [train_pack(free, own)])
 
 
 def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Outcome]]) -> None:
@@ -120,9 +112,11 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
     base = worker.base(todo[0], device if world.size == 1 else processes.CPU)
     with (
         Display(todo[0].study_dir, len(todo), pack.config.train.steps, posted) as display,
-        programs(pack.config.pack.compile),
+        contextlib.ExitStack() as at_the_end,
         signals.patience(),
     ):
+        if pack.config.pack.compile:
+            at_the_end.callback(torch.compiler.reset)
         if dropped := pack.corpus.rows["dropped"]:
             display.say(f"skipped {dropped} rows without target tokens")
         if pack.config.pack.padding_free is not False and not base.separates_sequences:

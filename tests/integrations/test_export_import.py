@@ -21,7 +21,7 @@ from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer, tiny
 from study.store import load_records
 from study.sweeps.cells import plan
-from study.sweeps.run import run
+from study.sweeps.launch import train_here
 from study.training.peft_format import CONFIG, read_adapter
 
 peft = pytest.importorskip("peft")
@@ -63,8 +63,9 @@ def trained(cell: Callable[..., CellConfig], tmp_path_factory: pytest.TempPathFa
     common = [f"results_dir={folder}", "name=kept", "probes.steps=null", "optimizer.lr=0.05"]
     saved = [*common, "adapter.rank=6", "train.save_adapter=true"]
     rules = ["adapter.scaling=lora"], ["adapter.scaling=rslora"]
-    run(plan([cell(*saved, *rule) for rule in (*rules, ["adapter.scaling=crossover"])]))
-    run(plan([cell(*common, "adapter.rank=2", "data.seed=5")]))
+    kept = plan([cell(*saved, *rule) for rule in (*rules, ["adapter.scaling=crossover"])])
+    for cells in (kept, plan([cell(*common, "adapter.rank=2", "data.seed=5")])):
+        train_here(cells, [cells], lambda free: [free])
     return folder / "kept"
 
 

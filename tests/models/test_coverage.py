@@ -11,9 +11,8 @@ from study.config import CellConfig, ModelConfig
 from study.models import Coverage, coverage, describe
 from study.store import load_cells, load_records
 from study.sweeps.cells import plan
-from study.sweeps.launch import announce
+from study.sweeps.launch import announce, train_here
 from study.sweeps.packs import packs
-from study.sweeps.run import run
 
 from .small import mixtral
 
@@ -71,7 +70,7 @@ def test_the_plan_says_it_and_the_record_keeps_it(
     expected = covered(folder)
     assert lines == ["study moe: 2 cells, 0 done, 2 to train in 1 pack", expected.notice]
 
-    run(cells[:1])
+    train_here(cells[:1], [cells[:1]], lambda free: [free])
     [record] = load_records(tmp_path / "moe")
     assert record["adapted_share"] == expected.share
     assert tuple(record["not_adapted"]) == expected.without

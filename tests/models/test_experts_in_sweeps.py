@@ -15,7 +15,7 @@ from study.data import Corpus
 from study.models import FrozenBase, describe, load_base
 from study.store import is_done, load_records
 from study.sweeps.cells import plan
-from study.sweeps.run import run
+from study.sweeps.launch import train_here
 from study.training.loop import CellStep
 from tests.trained import series, trained
 
@@ -86,7 +86,7 @@ def test_a_study_is_trained_continued_and_analysed(
     asked = (*common, "probes.truncations=[1]")
     cells = plan([moe(*asked, f"adapter.rank={r}", f"seed={s}") for r, s in values])
     assert cells[0].sources.model == f"{cells[0].card.fingerprint}+experts"
-    run(cells)
+    train_here(cells, [cells], lambda free: [free])
     assert {record["status"] for record in load_records(tmp_path / "moe")} == {"complete"}
     exponents = study.load(tmp_path / "moe").exponents
     kinds = exponents[exponents["site"] == "delta_w"]["kind"].astype(str)
@@ -95,7 +95,7 @@ def test_a_study_is_trained_continued_and_analysed(
     again = moe(*common[:1], "name=on", "train.steps=1", f"adapter.path={cells[0].folder}/adapter")
     [continued] = plan([again])
     assert set(continued.coverage.experts) == set(describe(model).experts)
-    run([continued])
+    train_here([continued], [[continued]], lambda free: [free])
     assert is_done(continued.folder)
     [attention] = plan([moe("adapter.targets=attention")])
     assert attention.sources.model == attention.card.fingerprint
