@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -70,17 +70,6 @@ class CellWriter:
         except BaseException:
             self._release()
             raise
-
-    @classmethod
-    def open(cls, folder: Path, *arguments: Any, **options: Any) -> Self:
-        """Claim the cell in ``folder`` and begin it, with the other arguments of the class."""
-        claimed = files.claim(folder)
-        if claimed is None:
-            raise StudyError(
-                f"cell {folder.name} is being trained by another process, which holds "
-                f"{folder / LOCK}: wait until it has ended"
-            )
-        return cls(claimed, *arguments, **options)
 
     def append(self, table: str, rows: pd.DataFrame) -> None:
         """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are NaN;

@@ -18,7 +18,7 @@ from study.dashboard.document import export
 from study.store import CellWriter
 from study.sweeps import app as hydra_app
 from tests.forked import STUDY, Forked
-from tests.store.small_cells import CONFIG, RECORD
+from tests.store.small_cells import CONFIG, RECORD, opened
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
 FLAGS += " --disable-background-networking --disable-component-update"
@@ -196,7 +196,7 @@ def begin_cell(study: Path, cell_id: str, rank: int = 4, seed: int = 0) -> CellW
     adapter = CONFIG["adapter"] | {"rank": rank, "scaling": "lora", "exponent": None}
     config = CONFIG | {"adapter": adapter, "train": CONFIG["train"] | {"steps": 9}, "seed": seed}
     record = RECORD | {"cell_id": cell_id, "study": study.name, "config": config}
-    return CellWriter.open(study / "cells" / cell_id, "", record)
+    return opened(study / "cells" / cell_id, "", record)
 
 
 def one_step(

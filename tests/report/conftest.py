@@ -12,10 +12,10 @@ import pytest
 
 from study.analysis import load_tables
 from study.report import as_markdown, report_of
-from study.store import CellWriter, load_records
+from study.store import load_records
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 from study.vocabulary.statuses import STATUSES
-from tests.store.small_cells import CONFIG
+from tests.store.small_cells import CONFIG, opened
 
 P = {"lora": 1.0, "rslora": 0.5}
 ALPHA = 16.0
@@ -71,7 +71,7 @@ def on_disk_in() -> Callable[..., Path]:
             name = (optimizer or {}).get("name", "sgd")
             about = {"cell_id": f"{name}{number:04x}", "model": model}
             about |= record_of(cell, config_of(cell, steps, optimizer or {})) | dict(record or {})
-            writer = CellWriter.open(folder / "cells" / about["cell_id"], "", about)
+            writer = opened(folder / "cells" / about["cell_id"], "", about)
             for step in probed:
                 row = metrics_of(cell, step, lazy(cell)) | {"clip_factor": clip(cell)}
                 writer.append("metrics", pd.DataFrame([row]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from study.store import CellWriter
-from tests.store.small_cells import RECORD, append
+from tests.store.small_cells import RECORD, append, opened
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def begin(tmp_path: Path) -> Callable[..., CellWriter]:
 
     def begun(cell_id: str = "abc", steps: int = 0, first: int = 0) -> CellWriter:
         folder = tmp_path / "cells" / cell_id
-        writer = CellWriter.open(folder, "x: 1\n", RECORD | {"cell_id": cell_id}, first)
+        writer = opened(folder, "x: 1\n", RECORD | {"cell_id": cell_id}, first)
         return append(writer, range(first, steps))
 
     return begun

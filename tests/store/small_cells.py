@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from study.store import CellWriter
+from study.store import CellWriter, claim
 
 CONFIG: dict[str, Any] = {
     "adapter": {"rank": 8, "scaling": "power", "exponent": 0.7, "alpha": 16.0}
@@ -39,6 +39,12 @@ def probes(step: int) -> pd.DataFrame:
     return pd.DataFrame([row, row | {"layer": "other", "norm": float("inf")}])
 
 
+def opened(folder: Path, *arguments: Any) -> CellWriter:
+    claimed = claim(folder)
+    assert claimed is not None
+    return CellWriter(claimed, *arguments)
+
+
 def append(writer: CellWriter, steps: range) -> CellWriter:
     for step in steps:
         writer.append("metrics", metrics(step))
@@ -56,6 +62,6 @@ def flip(path: Path, place: float = 0.5) -> None:
 def complete(study_dir: Path, cell_id: str = "abc", record: dict[str, Any] = RECORD) -> Path:
     """The folder of a complete cell with one row."""
     folder = study_dir / "cells" / cell_id
-    writer = CellWriter.open(folder, "x: 1\n", record | {"cell_id": cell_id})
+    writer = opened(folder, "x: 1\n", record | {"cell_id": cell_id})
     append(writer, range(1)).close("complete", steps_done=0)
     return folder

@@ -14,6 +14,7 @@ import pytest
 from study.store import CellWriter
 from study.sweeps.progress import WAITING, LiveSweep, live_sweeps, load_status, posted
 from tests.forked import STUDY, Forked
+from tests.store.small_cells import opened
 
 ADAPTER = {"rank": 8, "alpha": 16.0, "scaling": "rslora"}
 CONFIG = {"adapter": ADAPTER, "optimizer": {"name": "adamw", "lr": 1e-4}, "train": {"steps": 3}}
@@ -31,7 +32,7 @@ def ago(seconds: float) -> str:
 
 def begin(study_dir: Path, cell_id: str, steps: int, started: float = 0.0) -> CellWriter:
     record = {"cell_id": cell_id, **ABOUT, "started": ago(started)}
-    writer = CellWriter.open(study_dir / "cells" / cell_id, "", record)
+    writer = opened(study_dir / "cells" / cell_id, "", record)
     for step in range(steps):
         row = {"step": step, "tokens": 1, "loss": 1.0, "seconds": 0.1}
         writer.append("metrics", pd.DataFrame([row]))
