@@ -11,6 +11,7 @@ from scipy.interpolate import Akima1DInterpolator
 from docs import evidence, law
 from docs.blocks import Block, study_tables
 from study.analysis.advice import lost_in_bf16, moved
+from study.analysis.capacity import departures
 from study.analysis.grouping import groups
 from study.analysis.law import Setting
 from study.analysis.losses import OF_A_RULE, common_rates, final_losses
@@ -125,8 +126,28 @@ def stored(name: str) -> str:
     return minus(f"{bullets(answer(tables))}\n\n{table_of(answer_table(tables).rows)}")
 
 
+def fell_behind(*names: str) -> str:
+    """The step at which each rank falls behind the highest one, measured and expected."""
+    found = pd.concat([departures(study_tables(name)).assign(study=name) for name in names])
+    body = []
+    for row in found.sort_values(["study", "steps", "scaling", "rank"]).itertuples():
+        step, *expected = (
+            "never" if np.isnan(x) else f"{x:.0f}"
+            for x in (row.step, row.expected, row.expected_low, row.expected_high)
+        )
+        both = np.isfinite([row.step, row.expected]).all()
+        ratio = f"{max(row.step, 1) / max(row.expected, 1):.2g}" if both else ""
+        learned = [f"{row.parameters:,.0f}", step, f"{expected[0]} [{expected[1]}, {expected[2]}]"]
+        rule = RULES[row.scaling].label
+        runs = [row.study, f"{row.steps:g}", rule, f"{row.rank:g}", f"{row.highest:g}"]
+        body.append([*runs, str(row.seeds), *learned, ratio])
+    heads = ["study", "steps", "rule", "rank", "highest rank", "seeds", "parameters"]
+    return table([*heads, "falls behind at step", "expected", "measured / expected"], body)
+
+
 BLOCKS: dict[str, Block] = {
     "capacity": stored,
+    "departures": fell_behind,
     "lost": lost,
     "advice": printed,
     "fact": fact,

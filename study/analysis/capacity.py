@@ -1,29 +1,40 @@
-"""What adapters store: bits of ``data=random_strings``, against the parameters of the adapter.
+"""What adapters store: bits of ``data=random_strings``, against the parameters of the adapter; and
+where a low rank falls behind on other data.
 
 A string has 96 bits that nothing predicts. So a run has stored the bits of its strings less its
 loss on them, in bits. The loss is that of the last pass, whose learning rate is close to 0: the end
 of the cosine. It counts a token per character and one for the end, as a tokenizer of bytes makes.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pandas as pd
 
+from study.analysis.advice import committed
 from study.analysis.fits import interval_columns
 from study.analysis.grouping import (
     CURVE_ID,
     curve_columns,
     curve_labels,
     distinguishing,
+    groups,
     numbered,
     seed_numbers,
 )
-from study.analysis.losses import fans
+from study.analysis.losses import base_losses, fans, final_losses
 from study.store import StudyTables
 from study.theory import slope
 from study.vocabulary.sources import BITS, KEY, RANDOM_STRINGS, STRING
 
 FULL = 0.8
 """An adapter that stored more of the bits offered could have stored more: it does not count."""
+BEHIND = 0.05
+"""A rank is behind if its loss is above that of the highest rank by this share of what that one has
+learned at the end."""
+WINDOW = 1 / 16
+"""Losses of single batches are noisy: they are means over this share of the steps."""
 
 
 def stored_bits(tables: StudyTables) -> pd.DataFrame:
@@ -93,3 +104,60 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
         )
     found = pd.DataFrame(rows)
     return found.sort_values("seeds", ascending=False, kind="stable") if rows else found
+
+
+def departures(
+    tables: StudyTables, one_pass: Mapping[str, float] = MappingProxyType({})
+) -> pd.DataFrame:
+    """Where the training loss of a rank falls behind that of the highest rank: a row per curve and
+    lower rank. Each rank has the learning rate of its lowest final loss, in the mean over seeds.
+
+    - ``step``: from here on the rank is :data:`BEHIND`; NaN if it is not at the end;
+    - ``expected``, ``expected_low``, ``expected_high``: from here on the highest rank has learned
+      more bits than adapters with the parameters of this rank stored of random strings; NaN if it
+      never has. Bits learned: what the loss has fallen, times the supervised tokens seen so far, of
+      which those of a second pass do not count (``one_pass``: tokens by cell);
+    - ``parameters``, ``steps``, ``seeds``, ``highest``: the highest rank.
+    """
+    runs, sizes = final_losses(tables.cells, tables.metrics), fans(tables.probes)
+    if runs.empty or sizes.empty:
+        return pd.DataFrame()
+    base = base_losses(tables.metrics)
+    metrics = tables.metrics.dropna(subset="loss").astype({"cell_id": str})
+    loss = metrics.pivot(index="step", columns="cell_id", values="loss")
+    tokens = metrics.pivot(index="step", columns="cell_id", values="tokens")
+    rows = []
+    for own in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):
+        mean = own.groupby(["rank", "lr"])["loss"].agg(lambda each: each.mean(skipna=False))
+        best = mean.dropna().groupby("rank").idxmin()
+        own = own[pd.MultiIndex.from_frame(own[["rank", "lr"]]).isin(best)]
+        shared = own.groupby("seed")["rank"].nunique() == len(best)
+        own = own[own["seed"].isin(shared.index[shared])]
+        if len(best) < 2 or own.empty:
+            continue
+        curves = {rank: loss[of["cell_id"]].mean(axis=1).dropna() for rank, of in own.groupby("rank")}
+        width = max(1, round(WINDOW * len(curves[max(curves)])))
+        smooth = {rank: x.rolling(width, center=True, min_periods=1).mean() for rank, x in curves.items()}
+        top, ids = smooth.pop(max(smooth)), own["cell_id"]
+        learned = base.reindex(ids).mean() - top
+        seen = tokens[ids].mean(axis=1)[top.index]
+        once = np.minimum(seen, np.mean([one_pass.get(name, np.inf) for name in ids]))
+        bits = learned * once / np.log(2)
+        for rank, curve in smooth.items():
+            parameters = rank * sizes.reindex(ids).iloc[0]
+            held = [_from_here_on(bits > parameters * each) for each in committed()["capacity"]["bits"]]
+            rows.append(
+                own.iloc[0].drop(["cell_id", "lr", "loss", "gamma"]).to_dict()
+                | {"rank": rank, "highest": max(curves), "parameters": parameters}
+                | {"step": _from_here_on(curve - top > BEHIND * learned.iloc[-1])}
+                | dict(zip(("expected", "expected_low", "expected_high"), held, strict=True))
+                | {"steps": len(top), "seeds": own["seed"].nunique()}
+            )
+    return pd.DataFrame(rows)
+
+
+def _from_here_on(is_so: "pd.Series[bool]") -> float:
+    """The first step from which on it is so; NaN if it is not so at the end."""
+    not_so = np.flatnonzero(~is_so.to_numpy())
+    first = not_so[-1] + 1 if len(not_so) else 0
+    return float(is_so.index[first]) if first < len(is_so) else np.nan

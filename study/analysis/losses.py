@@ -88,6 +88,11 @@ def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame({"first": first, "last": last}, dtype=float)
 
 
+def base_losses(metrics: pd.DataFrame) -> "pd.Series[float]":
+    """By cell, the held-out loss of the base model, at step 0."""
+    return _ends(metrics, "eval_loss")["first"]
+
+
 def common_rates(runs: pd.DataFrame) -> list[float]:
     """The learning rates that every finite rank and every seed of ``runs`` was run at, ascending.
 

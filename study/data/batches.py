@@ -109,6 +109,11 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def supervised(self) -> int:
+        """The number of tokens in the loss of one pass. The first token of an example has none."""
+        return sum(int(self.example(n)[1][1:].sum()) for row in self.examples for n in row)
+
     def example(self, example: int) -> tuple[np.ndarray, np.ndarray]:
         start, end = self.starts[example : example + 2]
         return self.tokens[start:end], self.learned[start:end]
@@ -236,7 +241,7 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """Training and held-out examples, the latter also as questions, and the content hash. ``rows``:
-    their counts and format, for the record."""
+    their counts and format, and the supervised tokens of one pass, for the record."""
 
     train: TokenTable
     heldout: TokenTable
@@ -295,6 +300,7 @@ def build_corpus(
     rows = {
         "train": len(train),
         "heldout": len(heldout),
+        "supervised": train.supervised,
         "cut": int(arrays["cut"][np.concatenate(sides)].sum()),
         "dropped": len(loaded.rows) - len(kept),
         "format": loaded.format,

@@ -188,6 +188,7 @@ class _Pass:
                     others.append(prepared)
                     continue
                 record = record_of(cell, device, corpus.fingerprint, step) | shared
+                record["parameters"] = prepared.estimate.weights
                 try:
                     text = OmegaConf.to_yaml(OmegaConf.create(literal(asdict(cell.config))))
                     writer = CellWriter(claimed, text, record, step)
