@@ -33,6 +33,7 @@ FULL = 0.8
 BEHIND = 0.05
 """A rank is behind if its loss is above that of the highest rank by this share of what that one has
 learned at the end."""
+EXPECTED = ("expected", "expected_low", "expected_high")
 WINDOW = 1 / 16
 """Losses of single batches are noisy: they are means over this share of the steps."""
 
@@ -113,7 +114,7 @@ def departures(
     lower rank. Each rank has the learning rate of its lowest final loss, in the mean over seeds.
 
     - ``step``: from here on the rank is :data:`BEHIND`; NaN if it is not at the end;
-    - ``expected``, ``expected_low``, ``expected_high``: from here on the highest rank has learned
+    - :data:`EXPECTED`, with its interval: from here on the highest rank has learned
       more bits than adapters with the parameters of this rank stored of random strings; NaN if it
       never has. Bits learned: what the loss has fallen, times the supervised tokens seen so far, of
       which those of a second pass do not count (``one_pass``: tokens by cell);
@@ -126,6 +127,7 @@ def departures(
     metrics = tables.metrics.dropna(subset="loss").astype({"cell_id": str})
     loss = metrics.pivot(index="step", columns="cell_id", values="loss")
     tokens = metrics.pivot(index="step", columns="cell_id", values="tokens")
+    steps = tables.cells.set_index(tables.cells["cell_id"].astype(str))["steps"]
     rows = []
     for own in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):
         mean = own.groupby(["rank", "lr"])["loss"].agg(lambda each: each.mean(skipna=False))
@@ -135,23 +137,29 @@ def departures(
         own = own[own["seed"].isin(shared.index[shared])]
         if len(best) < 2 or own.empty:
             continue
-        curves = {rank: loss[of["cell_id"]].mean(axis=1).dropna() for rank, of in own.groupby("rank")}
-        width = max(1, round(WINDOW * len(curves[max(curves)])))
-        smooth = {rank: x.rolling(width, center=True, min_periods=1).mean() for rank, x in curves.items()}
-        top, ids = smooth.pop(max(smooth)), own["cell_id"]
+        ids = own["cell_id"]
+        curves = {
+            rank: loss[of["cell_id"]].mean(axis=1).dropna() for rank, of in own.groupby("rank")
+        }
+        highest = max(curves)
+        width = max(1, round(WINDOW * len(curves[highest])))
+        for rank, curve in curves.items():
+            curves[rank] = curve.rolling(width, center=True, min_periods=1).mean()
+        top = curves.pop(highest)
         learned = base.reindex(ids).mean() - top
         seen = tokens[ids].mean(axis=1)[top.index]
-        once = np.minimum(seen, np.mean([one_pass.get(name, np.inf) for name in ids]))
-        bits = learned * once / np.log(2)
-        for rank, curve in smooth.items():
+        seen = np.minimum(seen, np.mean([one_pass.get(name, np.inf) for name in ids]))
+        bits = learned * seen / np.log(2)
+        for rank, curve in curves.items():
             parameters = rank * sizes.reindex(ids).iloc[0]
-            held = [_from_here_on(bits > parameters * each) for each in committed()["capacity"]["bits"]]
+            held = (parameters * each for each in committed()["capacity"]["bits"])
+            reached = (_from_here_on(bits > each) for each in held)
             rows.append(
                 own.iloc[0].drop(["cell_id", "lr", "loss", "gamma"]).to_dict()
-                | {"rank": rank, "highest": max(curves), "parameters": parameters}
+                | {"rank": rank, "highest": highest, "parameters": parameters}
                 | {"step": _from_here_on(curve - top > BEHIND * learned.iloc[-1])}
-                | dict(zip(("expected", "expected_low", "expected_high"), held, strict=True))
-                | {"steps": len(top), "seeds": own["seed"].nunique()}
+                | dict(zip(EXPECTED, reached, strict=True))
+                | {"steps": steps[ids].max(), "seeds": own["seed"].nunique()}
             )
     return pd.DataFrame(rows)
 

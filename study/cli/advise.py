@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -26,11 +27,11 @@ from study.integrations.configs import TOOLS, read_file
 from study.integrations.configs.tools import PEFT, Tool
 from study.integrations.configs.writing import written
 from study.store import cell_folders, find_cell
-from study.store.tables import load_measured
+from study.store.tables import load_measured, rows_of
 from study.theory import family
 from study.vocabulary import scaling
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label
-from study.vocabulary.sources import MODELS, model_label
+from study.vocabulary.sources import DATASETS, MODELS, model_label
 
 SCHEMA = 3  # of what --json prints
 USUAL_ALPHA, UNKNOWN_RATE, BF16_MATTERS, CROSSOVER = 16.0, 1e-2, 0.1, 40.0
@@ -54,13 +55,15 @@ NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
 @dataclass(frozen=True)
 class Given:
     """A run as it was given. ``words``: its settings as overrides of ``study train``. ``notes``: on
-    what has no advice or is missing. ``untaken``: settings that the check trains otherwise."""
+    what has no advice or is missing. ``untaken``: settings that the check trains otherwise.
+    ``data``: of a cell, the values of :data:`DATA`."""
 
     run: Setting
     origin: str
     words: Sequence[str]
     notes: Sequence[str]
     untaken: Sequence[str]
+    data: Mapping[str, float]
 
     @property
     def tool(self) -> Tool:
@@ -75,6 +78,7 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
     found: dict[str, Any] = {f"adapter.{key}": options[key] for key in ("rank", "alpha")}
     found["adapter.scaling"] = options["rule"]
     origin, words, notes, untaken = "the options", list[str](), list[str](), list[str]()
+    data: Mapping[str, float] = {}
     model = options["model"]
     cells = [] if path is None or path.is_file() else cell_folders(path)
     if len(cells) > 1:
@@ -86,6 +90,7 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
         [flat] = pd.json_normalize([record["config"]]).to_dict("records")
         found = {str(key).removesuffix(".name"): value for key, value in flat.items()}
         origin = f"cell {folder.name} of {folder.parent.parent.resolve().name}"
+        data = of_cell(folder, record)
         words = [] if "peft" in record else overrides_of(record["config"], CHECK, ())
         if "peft" in record:  # of a loop, whose model and data have no names
             origin = f"PEFT's {origin}"
@@ -108,7 +113,33 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
         words = [word for word in words if not word.startswith("model")]
         hub = ["model=hf", f"model.path={model or 'YOUR_MODEL'}"]
         words += [f"model={model}"] if model in MODELS else hub
-    return Given(setting(found, options), origin, words, notes, untaken)
+    return Given(setting(found, options), origin, words, notes, untaken, data)
+
+
+def of_cell(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
+    """The values of :data:`DATA` in a cell's record and its losses of step 0. None if the record
+    lacks them: that of a loop, or an old one."""
+    rows = record.get("rows") or {}
+    if "supervised" not in rows or (steps := rows_of(folder, "metrics")).empty:
+        return {}
+    losses = steps.iloc[0].reindex(["eval_loss", "loss"]).dropna()
+    found = (rows["train"], rows["supervised"] / rows["train"], losses.iloc[0])
+    return dict(zip(DATA, (*found, record["parameters"]), strict=True))
+
+
+def measured(data: str, given: Given) -> dict[str, float]:
+    """The values of :data:`DATA` on a file or data set: one step of the run trains on it."""
+    from study.sweeps.app import main
+
+    named = [f"data={data}"] if data in DATASETS else ["data=file", f"data.path={written(data)}"]
+    own = [*named, "name=data", "train.steps=1", "train.batch_size=1", "train.accumulation=1"]
+    own += ["train.epochs=null", "train.warmup=0", "probes.steps=null", "data.heldout=64"]
+    keys = {word.partition("=")[0] for word in own} | {"experiment"}
+    kept = [w for w in given.words if w.partition("=")[0] not in keys]
+    own += [f"adapter.rank={given.run.rank}"]
+    with TemporaryDirectory() as folder:
+        main([*kept, *own, f"results_dir={folder}"])
+        return of_cell(*find_cell(Path(folder, "data"), ""))
 
 
 def setting(found: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
@@ -223,17 +254,17 @@ def worth_lines(old: Setting, new: Setting) -> Iterator[str]:
         yield f"Loss of rank {high} less that of {low}, at their best rates: {gap} nats ({where})."
 
 
-def rank_lines(rank: int, options: Mapping[str, Any]) -> Iterator[str]:
+def rank_lines(rank: int, about: Mapping[str, float]) -> Iterator[str]:
     """What the data have to learn, what the adapter of ``rank`` holds, and the rank that holds it.
 
     No line without one of :data:`DATA`.
     """
-    examples, tokens, loss, parameters = given = [options[name] for name in DATA]
-    if not any(given):
+    if not about:
         return
-    if lacks := [f"--{name}" for name in DATA if not options[name]]:
+    if lacks := [f"--{name}" for name in DATA if not about.get(name)]:
         yield f"The rank that your data need is not known without {', '.join(lacks)}."
         return
+    examples, tokens, loss, parameters = (about[name] for name in DATA)
     known = committed()["capacity"]
     bits = examples * tokens * loss / math.log(2)
     mean, low, high = (parameters * each for each in known["bits"])
@@ -241,7 +272,8 @@ def rank_lines(rank: int, options: Mapping[str, Any]) -> Iterator[str]:
     smallest = f"{least} [{others[0]}, {others[1]}]" if least <= TOP_RANK else f"above {TOP_RANK}"
     held = f"{mean / 1e6:.2g} Mbit [{low / 1e6:.2g}, {high / 1e6:.2g}] in {known['passes']} passes"
     yield (
-        f"Your data have at most {bits / 1e6:.2g} Mbit to learn, and rank {rank} stores about "
+        f"Your data have at most {bits / 1e6:.2g} Mbit to learn ({examples:,} examples of "
+        f"{tokens:.3g} supervised tokens, {loss:.3g} nats each), and rank {rank} stores about "
         f"{held}: the smallest rank that stores all is {smallest} "
         f"({known['source']}: random strings, {model_label(known['model'])}; docs/capacity.md)."
     )
@@ -371,6 +403,7 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
 @click.option("--model", "--base", "model", help="Its model: gemma3, a folder, a hub name, ...")
 @click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
+@click.option("--data", help="Your data, a file: the rank that holds them is printed.")
 @click.option("--examples", type=int, help="Examples of your data, for the rank that holds them.")
 @click.option("--tokens", type=float, help="Their supervised tokens, per example.")
 @click.option(
@@ -403,6 +436,8 @@ def advise(
         raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
     given = read_run(config, options)
     old, origin = given.run, given.origin
+    about = measured(options["data"], given) if options["data"] else given.data
+    about = {**about, **{name: options[name] for name in DATA if options[name]}}
     given = read_run(new_config, options) if new_config else given
     new = given.run.under(rule_of(rule) if rule else given.run.rule)
     new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha)
@@ -427,7 +462,7 @@ def advise(
         "why": [why, *difference_lines(old, new), *notes_on(given, new, rate), *of_own],
         "worth": [
             *([] if new.rank == old.rank else worth_lines(old, new)),
-            *rank_lines(old.rank, options),
+            *rank_lines(old.rank, about),
         ],
         "check": check,
         "evidence": [asdict(each) | {"words": sentence(each, new)} for each in found],

@@ -7,14 +7,16 @@ from typing import Any
 import pandas as pd
 
 from study.analysis import lazy_ratios
-from study.analysis.grouping import seed_numbers
+from study.analysis.capacity import BEHIND, departures
+from study.analysis.grouping import CURVE_ID, groups, seed_numbers
 from study.analysis.predictions import over_eps
 from study.analysis.rates import INSIDE
 from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
-from study.report.text import broken_list, cell_list, distinct, first_of
+from study.report.text import broken_list, cell_list, distinct, first_of, joined, row_list
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
+from study.vocabulary.scaling import rule_label
 from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
@@ -36,6 +38,7 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
         *_noted(records),
         *_large_steps(tables),
         *_losses(tables),
+        *_low_ranks(tables, records),
         *_small_beside_eps(tables),
     ]
 
@@ -133,6 +136,27 @@ def _losses(tables: StudyTables) -> Iterator[str]:
         steps = int(tables.cells["steps"].max())
         if steps < SHORT:
             yield f"**Short runs**: after {steps} steps, a final loss is from early in training."
+
+
+def _low_ranks(tables: StudyTables, records: Sequence[Record]) -> Iterator[str]:
+    """Ranks that limit the loss of a run that is not short, if each rank had several rates."""
+    if tables.rates.empty:
+        return
+    passes = {str(r.get("cell_id")): (r.get("rows") or {}).get("supervised") for r in records}
+    found = departures(tables, {name: tokens for name, tokens in passes.items() if tokens})
+    if found.empty:
+        return
+    found = found[found["steps"] == max(SHORT, found["steps"].max())].dropna(subset="step")
+    for own in groups(found, [CURVE_ID]):
+        row = own.iloc[0]
+        ranks = joined([f"rank {x.rank:.0f} from step {x.step:.0f} on" for x in row_list(own)])
+        rule = rule_label(row["scaling"], row["exponent_p"], row["crossover"])
+        yield (
+            f"**A low rank limits the loss** ({label(row['optimizer'])}, {rule}, "
+            f"{row['steps']} steps, each rank at its best rate): the training loss of {ranks} is "
+            f"above that of rank {row['highest']:.0f}, by more than {100 * BEHIND:.0f} % of what "
+            "that rank learns (docs/capacity.md)."
+        )
 
 
 def _small_beside_eps(tables: StudyTables) -> Iterator[str]:

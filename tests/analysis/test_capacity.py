@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.capacity import capacity, stored_bits
+from study.analysis.advice import committed
+from study.analysis.capacity import capacity, departures, stored_bits
 from study.figures import FIGURES
 from study.report.answer import answer, answer_table
 from study.store import StudyTables
@@ -79,3 +80,50 @@ def test_report_and_figure_show_a_study_of_several_numbers_of_strings() -> None:
     drawn = FIGURES["bits_stored"](study)
     assert problems(drawn) == []
     assert "9.6 kbit offered" in {text.get_text() for text in drawn.axes[0].texts}
+
+
+def falling(behind: dict[int, int], tokens: int, seeds: int = 2) -> StudyTables:
+    """Runs of 320 steps, whose losses fall from 2 by 1/320 a step. ``behind``: by rank, the step
+    from which the loss falls half as fast. Batches are noisy, the same at every rank."""
+    cells, metrics, probes = [], [], []
+    for rank in (*behind, 64):
+        for lr, worse in ((1e-3, 0.0), (1e-2, 0.2)):
+            for seed in range(seeds):
+                noise = np.random.default_rng(seed).normal(0, 0.1, 321)
+                about = {
+                    "cell_id": f"{rank} {lr} {seed}",
+                    "rank": float(rank),
+                    "lr": lr,
+                    "seed": seed,
+                }
+                about |= {"status": "complete", "optimizer": "adamw", "scaling": "lora"}
+                cells.append(about | {"gamma": 1.0, "alpha": 16.0, "steps": 320})
+                for step in range(321):
+                    slow = max(0, step - behind.get(rank, 320)) / 640
+                    loss = 2 - step / 320 + slow + worse + noise[step]
+                    row = {"cell_id": about["cell_id"], "step": step, "tokens": (step + 1) * tokens}
+                    ends = {"eval_loss": 2 - step / 320 + slow + worse} if step in (0, 320) else {}
+                    metrics.append({**row, "loss": loss, **ends})
+                size = {"layer": "a", "d_in": 100, "d_out": 150}
+                probes.append({"cell_id": about["cell_id"], **size})
+    for row in metrics:
+        row["eval_loss"] = 2.0 if row["step"] == 0 else row.get("eval_loss", np.nan)
+    return StudyTables(*(pd.DataFrame(rows) for rows in (cells, metrics, probes)))
+
+
+def test_a_rank_falls_behind_where_its_curve_leaves_that_of_the_highest() -> None:
+    held = committed()["capacity"]["bits"]
+    found = departures(falling({1: 64, 16: 240}, tokens=20)).set_index("rank")
+    assert found["steps"].tolist() == [320, 320]
+    # The curve lies 5 % of what is learned, 1/20 nat, above after 32 more steps.
+    assert found.loc[1, "step"] == pytest.approx(64 + 32, abs=8)
+    assert found.loc[16, "step"] == pytest.approx(240 + 32, abs=8)
+    for name, bits in zip(("expected", "expected_low", "expected_high"), held, strict=True):
+        # step / 320 nats have been learned of each of 20 step tokens.
+        step = np.sqrt(250 * bits * np.log(2) * 320 / 20)
+        assert found.loc[1, name] == pytest.approx(step, rel=0.25)
+    assert found.loc[16, "expected"] == pytest.approx(4 * found.loc[1, "expected"], rel=0.25)
+    once = dict.fromkeys(falling({1: 64}, 20).cells["cell_id"], 10.0)
+    (row,) = departures(falling({1: 400}, tokens=20), once).to_dict("records")
+    assert np.isnan(row["step"]), "it never falls behind"
+    assert np.isnan(row["expected"]), "ten tokens have too few bits"

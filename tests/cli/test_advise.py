@@ -281,13 +281,26 @@ def test_the_rank_that_holds_the_data(advise: Cli) -> None:
     bits, least = 1000 * 200 * 1.5 / math.log(2), {}
     for name, each in zip(("mean", "low", "high"), known["bits"], strict=True):
         least[name] = math.ceil(bits / (each * 4_000_000 / 16))
-    assert f"at most {bits / 1e6:.2g} Mbit to learn, and rank 16 stores about" in line
+    assert f"at most {bits / 1e6:.2g} Mbit to learn (1,000 examples of 200 supervised" in line
     assert f"is {least['mean']} [{least['high']}, {least['low']}]" in line
     [line] = advise("--rank", "16", *data, "--parameters", "4000").worth
     assert "the smallest rank that stores all is above 2048 (" in line
     [line] = advise("--rank", "16", *data).worth
     assert line == "The rank that your data need is not known without --parameters."
     assert advise("--rank", "16").worth == []
+
+
+def test_a_file_says_what_it_has_to_teach(advise: Cli, study_cli: Cli, tmp_path: Path) -> None:
+    """The same numbers from a file and from a cell that trained on it."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the text of {n:03d}"}) + "\n" for n in range(40)))
+    tokens = len("the text of 000")  # of a tokenizer of bytes; the first has no loss, the end has
+    run = ["--rank", "4", "--model", "tiny"]
+    [line] = advise(*run, "--data", str(path)).worth
+    assert f"(36 examples of {tokens} supervised tokens, 6." in line, "about log 256: by chance"
+    words = ["model=tiny", "data=file", f"data.path={path}", "adapter.rank=4", "train.steps=1"]
+    assert study_cli("train", *words, "name=own", f"results_dir={tmp_path}").code == 0
+    assert advise(str(tmp_path / "own")).worth == [line]
 
 
 def test_a_file_needs_no_data_set(advise: Cli, axolotl: Write) -> None:

@@ -89,8 +89,10 @@ def test_conversations_are_trained_for_an_epoch(
     assert (row["status"], row["steps"], row["warmup"]) == ("complete", 6, 3)
     assert not {"epochs", "format", "chat_template"} & set(row)
     (record,) = Path("results/chat/cells").glob("*/record.json")
+    rows = json.loads(record.read_text())["rows"]
+    assert 22 * len("It is 0.") <= rows.pop("supervised") <= 22 * len("It is 10.<|im_end|>\n")
     counts = {"train": 22, "heldout": 2, "cut": 0, "dropped": 0, "format": "messages"}
-    assert json.loads(record.read_text())["rows"] == counts
+    assert rows == counts
     again = study_cli("train", *words, "train.steps=6", "train.warmup=3")
     assert "1 done, nothing to train" in again.err
 
