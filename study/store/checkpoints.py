@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
 
 from study.errors import one_line, short
 from study.store import files
@@ -56,8 +55,7 @@ def save(
     path = place / f"step-{checkpoint.step:08d}.safetensors"
     note = path.with_suffix(".json")
     files.remove(note)
-    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
-    file = files.write_bytes(path, to_bytes(arrays, {"state": json.dumps(checkpoint.state)}))
+    file = files.write_bytes(path, *_parts(checkpoint))
     before_rename()
     about = {"format": FORMAT, "cell_id": folder.name, "step": checkpoint.step, "file": file}
     files.write_text(note, json.dumps(about))
@@ -65,6 +63,22 @@ def save(
     kept = {file for _, note in newest for file in (note, note.with_suffix(".safetensors"))}
     files.remove(*set(place.iterdir()) - kept)  # older ones, and what a killed process left
     return path
+
+
+def _parts(checkpoint: Checkpoint) -> list[bytes | memoryview]:
+    """A checkpoint in the format of safetensors. Its parts share the memory of contiguous arrays:
+    ``safetensors.numpy.save`` copies the whole state twice, which doubles a run at a high rank."""
+    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
+    header: dict[str, Any] = {"__metadata__": {"state": json.dumps(checkpoint.state)}}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        dtype = f"{array.dtype.kind.upper()}{8 * array.itemsize}"  # F32, I64, U8
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    bytes_of = (array.reshape(-1).view(np.uint8).data for array in arrays.values())
+    return [len(text).to_bytes(8, "little"), text, *bytes_of]
 
 
 def newest_step(folder: Path) -> int:

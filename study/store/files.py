@@ -142,16 +142,18 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(draft)
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> dict[str, Any]:
-    """Write a whole file as :func:`replacing` does. Returns its description. Unlocked drafts of
-    killed processes are deleted from the folder."""
+def write_bytes(path: Path, *content: bytes | memoryview) -> dict[str, Any]:
+    """Write a whole file, in parts, as :func:`replacing` does. Returns its description. Unlocked
+    drafts of killed processes are deleted from the folder."""
     with contextlib.ExitStack() as held, replacing(path) as draft:
-        append(held.enter_context(Lock(draft)).file, content, path)
+        file = held.enter_context(Lock(draft)).file
+        for part in content:
+            append(file, part, path)
         has_locks = is_held(draft)
     for left in path.parent.glob(f"*{DRAFT}") if has_locks else ():
         with contextlib.suppress(StorageError, TimeoutError), Lock(left, timeout=0):
             remove(left)
-    return described(content)
+    return described(*content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -176,8 +178,11 @@ def check_writable(*folders: Path) -> None:
             remove(draft.path)
 
 
-def described(content: bytes | memoryview) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def described(*content: bytes | memoryview) -> dict[str, Any]:
+    whole = hashlib.sha256()
+    for part in content:
+        whole.update(part)
+    return {"bytes": sum(map(len, content)), "sha256": whole.hexdigest()}
 
 
 def read(path: Path, expected: Mapping[str, Any] | None = None) -> bytes:

@@ -1,6 +1,7 @@
 """Checkpoints on disk: exact, atomic, the newest two, and damage that is seen."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_what_is_saved_is_loaded_bit_for_bit(folder: Path) -> None:
         assert loaded.tobytes() == np.ascontiguousarray(array).tobytes()
         loaded.fill(1)  # memory of its own
     assert found.tensors.get("dropout/b") is None, "a cell without dropout has no streams"
+
+
+def test_a_checkpoint_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """At rank 2048 a copy of weights and states is 7.5 GB."""
+    weights = np.zeros((4096, 1024), np.float32)
+    tracemalloc.start()
+    save(tmp_path, at(1, weights=weights))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < weights.nbytes / 8
 
 
 def pair(step: int) -> list[str]:
