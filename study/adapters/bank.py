@@ -78,25 +78,13 @@ class Bucket(nn.Module):
         )
         self.forms = forms or ("factored", "factored")
         self.listeners: Listeners | None = None
-        self._needs_product = False
+        self.needs_product = False
         self._keeps = False
         self._kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def form(self) -> str:
-        return self.forms[self._needs_product]
-
-    @contextmanager
-    def listening(self, listeners: Listeners, needs_product: bool) -> Iterator[None]:
-        """Context manager: passes give intermediate tensors to ``listeners``.
-
-        ``needs_product``: ``B A`` is computed anyway, so passes use the second form.
-        """
-        self.listeners, self._needs_product = listeners, needs_product
-        try:
-            yield
-        finally:
-            self.listeners, self._needs_product = None, False
+        return self.forms[self.needs_product]
 
     def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
         """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
@@ -184,6 +172,36 @@ class LoraPair(NamedTuple):
     gamma: float
 
 
+class Stack(NamedTuple):
+    """The adapters of k neighbouring cells, from cell ``first`` on.
+
+    ``gamma_k11`` multiplies ``B A``; ``gammas`` are the same numbers. Ranks lower than R are padded
+    with zeros (:class:`Bucket`). ``gradients``: of A and of B, or None. On experts both factors
+    have another dimension after the first.
+    """
+
+    first: int
+    A_kRD: Tensor
+    B_kOR: Tensor
+    gamma_k11: Tensor
+    gammas: Sequence[float]
+    ranks: Sequence[int]
+    gradients: tuple[Tensor | None, Tensor | None]
+
+    @property
+    def cells(self) -> int:
+        return len(self.gammas)
+
+    @property
+    def each(self) -> slice:
+        return slice(self.first, self.first + self.cells)
+
+    def pairs(self) -> list[tuple[int, LoraPair]]:
+        each = zip(self.A_kRD, self.B_kOR, self.gammas, self.ranks, strict=True)
+        pairs = (LoraPair(A[..., :rank, :], B[..., :rank], gamma) for A, B, gamma, rank in each)
+        return list(enumerate(pairs, self.first))
+
+
 def initial_pair(
     spec: AdapterSpec, layer: str, d: int, o: int, experts: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -264,26 +282,26 @@ class LoraBank(nn.Module):
         """
         self.pairs = [
             LoraPair(nn.Parameter(A_RD), nn.Parameter(B_OR), gamma)
-            for A_RD, B_OR, gamma in self._each_cell(own)
+            for stack in self.stacks()
+            for _, (A_RD, B_OR, gamma) in stack.pairs()
         ]
 
-    def whole_pairs(self) -> list[LoraPair]:
-        """Each cell's whole factors and gamma, without a gradient.
+    def stacks(self, whole: bool = False) -> list[Stack]:
+        """The adapters of all cells, without a gradient: of divided factors, this process's part.
 
-        All processes must call it at the same time: it puts divided factors together. In a pass
-        they are whole already.
+        ``whole``: puts divided factors together, so all processes must call it at the same time. In
+        a pass they are whole already.
         """
-        return self._each_cell(undivided)
-
-    def _each_cell(self, read: Callable[[Tensor], Tensor]) -> list[LoraPair]:
-        return [
-            LoraPair(A_RD[..., :rank, :], B_OR[..., :rank], gamma)
-            for bucket in self._buckets()
-            for A_RD, B_OR, rank, gamma in zip(
-                *(read(bucket.A_kRD.data), read(bucket.B_kOR.data), bucket.ranks, bucket.gammas),
-                strict=True,
-            )
-        ]
+        read: Callable[[Tensor], Tensor] = undivided if whole else own
+        stacks: list[Stack] = []
+        for bucket in self._buckets():
+            A_kRD, B_kOR = read(bucket.A_kRD.data), read(bucket.B_kOR.data)
+            gamma_k11 = bucket.gamma_k11.view(-1, *[1] * (A_kRD.dim() - 1))
+            gradients = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
+            first = stacks[-1].each.stop if stacks else 0
+            rest = bucket.gammas, bucket.ranks, gradients
+            stacks.append(Stack(first, A_kRD, B_kOR, gamma_k11, *rest))
+        return stacks
 
     def rank_dimensions(self) -> list[tuple[Tensor, int]]:
         return [
@@ -309,11 +327,8 @@ class LoraBank(nn.Module):
 
     def dropout_state(self) -> list[Tensor] | None:
         """The state of each cell's dropout stream; None before the first draw."""
-        return (
-            None
-            if self._dropout_streams is None
-            else [stream.get_state() for stream in self._dropout_streams]
-        )
+        streams = self._dropout_streams
+        return None if streams is None else [stream.get_state() for stream in streams]
 
     def set_dropout(self, state: Sequence[Tensor | None] | None) -> None:
         """Set each cell's stream to its ``state``: a repeated pass draws the same masks."""
@@ -359,11 +374,14 @@ class LoraBank(nn.Module):
         cheaper in all (:class:`Bucket`).
         """
         first = 0
-        with ExitStack() as stack:
-            for bucket in self._buckets():
-                stack.enter_context(bucket.listening(listeners_of(first), needs_products))
-                first += bucket.cells
+        for bucket in self._buckets():
+            bucket.listeners, bucket.needs_product = listeners_of(first), needs_products
+            first += bucket.cells
+        try:
             yield
+        finally:
+            for bucket in self._buckets():
+                bucket.listeners, bucket.needs_product = None, False
 
     def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
@@ -419,28 +437,20 @@ class LoraBank(nn.Module):
         return list(self.buckets)  # type: ignore[arg-type]
 
     def _kept(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> Tensor:
-        """The factors of dropout, ``[k, N, D]``, which listeners get."""
-        kept_kND = self._dropout(x_kND, cells)
+        """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``,
+        ``[k, N, D]``. Listeners get them."""
+        if self._dropout_streams is None:
+            self._dropout_streams = self._new_dropout_streams(x_kND.device)
+        masks = []
+        for spec, stream in zip(self.specs[cells], self._dropout_streams[cells], strict=True):
+            keep = 1 - spec.dropout
+            masks.append(torch.empty_like(x_kND[0]).bernoulli_(keep, generator=stream).div_(keep))
+        kept_kND = torch.stack(masks)
         sizes = [bucket.cells for bucket in buckets]
         for bucket, kept in zip(buckets, kept_kND.split(sizes), strict=True):
             if bucket.listeners is not None:
                 bucket.listeners.dropped(kept)
         return kept_kND
-
-    def _dropout(self, x_kND: Tensor, cells: slice) -> Tensor:
-        """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``."""
-        if self._dropout_streams is None:
-            self._dropout_streams = self._new_dropout_streams(x_kND.device)
-        keep_k = zip(
-            (1 - spec.dropout for spec in self.specs[cells]),
-            self._dropout_streams[cells],
-            strict=True,
-        )
-        masks = [
-            torch.empty_like(x_kND[0]).bernoulli_(keep, generator=g).div_(keep)
-            for keep, g in keep_k
-        ]
-        return torch.stack(masks)
 
 
 @contextmanager

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pad_sequence
 
-from study.adapters.bank import LoraBank, LoraPair
+from study.adapters.bank import LoraBank, LoraPair, Stack
 from study.adapters.contraction import Listeners
 from study.adapters.inits import generator_for
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
-from study.probes.layers import Stack
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import TENSORS, Product, SiteSource
 from study.probes.statistics import LOST, MOVED, OTHERS, PARTS, START
@@ -173,8 +172,8 @@ class Activations:
 
     def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
         if self.alignment is not None:
-            stats_of, joined_nD = self.alignment.of_inputs, self.joined(x_nD)
-            self.found.write("adapter_out", layer, cell, stats_of, layer, cell, joined_nD)
+            of = self.alignment.of, "A", layer, cell, self.joined(x_nD)
+            self.found.write("adapter_out", layer, cell, *of)
         if self.rho and (A0_RD := self.found.layers[layer].initial_A(cell)) is not None:
             self.found.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
         if self.parts:
@@ -183,8 +182,8 @@ class Activations:
     def align_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> None:
         """Measure the alignments of output gradients before the step's weight gradient is added."""
         if self.alignment is not None:
-            stats_of, dy_nO = self.alignment.of_output_gradients, self.joined(dy_nO)
-            self.found.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
+            of = self.alignment.of, "B", layer, cell, self.joined(dy_nO)
+            self.found.write("adapter_in_grad", layer, cell, *of)
 
     def inputs(self, x: Tensor, rows: Rows) -> tuple[dict[str, list[int]], Tensor | None]:
         if self._last_input is None or self._last_input[0] is not x:

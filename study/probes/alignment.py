@@ -3,24 +3,16 @@
 The finite-rank curves of a layer depend on it. After s lazy SGD steps, ``B = -gamma G A0^T`` with
 ``G = sum_t lr_t G_t`` over the updates so far, where ``G_t = dL/dW`` at step t. Momentum and the
 clip factor of each step are left out. The statistics relate x and dL/dy of step s to G. They are
-those of :func:`study.theory.measure_layer`, in float32 on the device:
-
-- ``r_align = |G|^2 E|x|^2 / E|G x|^2``, ``r_sign = (pi/2) / mean cos^2(G_o, x)`` and
-  ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2``, written to ``adapter_out``;
-- ``r_eff = |G|^4 / |G G^T|^2`` and ``r_joint = tr(P M)^2 / |sym(P M)|^2`` with ``P = G^T G`` and
-  ``M = E x x^T``, written to ``adapter_out`` too, as are ``r_nuc = |G|_*^2 / |G|^2`` and
-  ``r_rows = 1 / mean_o (sum_i G_oi^4 / |G_o|^4)``;
-- ``r_back = g^T arcsin(K) g / g^T K g``, where K holds the cosines between the rows of G, written
-  to ``adapter_in_grad``.
-
-Init[B] is the transposed problem: the first seven are written to ``adapter_in_grad``, ``r_back`` to
-``adapter_out``. So each row has what its own curve needs.
+those of :class:`study.theory.Layer`, in float32 on the device. ``r_back`` is written to
+``adapter_in_grad``, the others to ``adapter_out``. Init[B] is the transposed problem: ``r_back`` is
+written to ``adapter_out``, the others to ``adapter_in_grad``. So each row has what its own curve
+needs.
 
 Cost per layer: for each accumulated step one weight gradient, ``2 N D O`` FLOPs, half of the frozen
 layer's own, and ``4 D O`` bytes per cell, as much as the adapted weights. For each measured step
-``2 n D O`` FLOPs for the first three, and ``2 O^2 D`` FLOPs and O^2 arcsines for ``r_back``. Only
-steps that have predictions are measured. ``r_nuc`` needs the eigenvalues of a matrix of the smaller
-side of the layer, in float64: 0.05 s of one thread for 576. On a GPU it waits for them.
+``2 n D O`` FLOPs, and ``2 O^2 D`` FLOPs and O^2 arcsines for ``r_back``. Only steps that have
+predictions are measured. ``r_nuc`` needs the eigenvalues of a matrix of the smaller side of the
+layer, in float64: 0.05 s of one thread for 576. On a GPU it waits for them.
 
 Letters: ``K`` cells, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features.
 """
@@ -91,21 +83,14 @@ class Alignment:
             summed = [of_cell[layer.name].to(device) for of_cell in gradients_K]
             self._G_KOD[index] = torch.stack(summed)
 
-    def of_inputs(self, layer: int, cell: int, x_nD: Tensor) -> dict[str, Tensor]:
+    def of(self, factor: str, layer: int, cell: int, x_nF: Tensor) -> dict[str, Tensor]:
+        """The statistics of what reaches ``factor``: A gets inputs, B output gradients."""
         G_KOD = self._G_KOD[layer]
         if G_KOD is None:
             return {}
-        if self.layers[layer].drawn(cell) == "A":
-            return aligned(G_KOD[cell], x_nD, self.stats)
-        return crossed(G_KOD[cell].mT, x_nD, self.stats)
-
-    def of_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> dict[str, Tensor]:
-        G_KOD = self._G_KOD[layer]
-        if G_KOD is None:
-            return {}
-        if self.layers[layer].drawn(cell) == "A":
-            return crossed(G_KOD[cell], dy_nO, self.stats)
-        return aligned(G_KOD[cell].mT, dy_nO, self.stats)
+        drawn = self.layers[layer].drawn(cell)
+        G_OD = G_KOD[cell] if drawn == "A" else G_KOD[cell].mT
+        return (aligned if factor == drawn else crossed)(G_OD, x_nF, self.stats)
 
     def _on_forward(
         self, layer: int, weights_K11: Tensor, _: nn.Module, args: tuple[Tensor, ...], y: Tensor
@@ -129,7 +114,7 @@ def weight_gradient(x_KND: Tensor, dy_KNO: Tensor) -> Tensor:
     return outer(dy_KNO.to(dtype), x_KND.to(dtype))
 
 
-def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str] = ALIGNED) -> dict[str, Tensor]:
+def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str]) -> dict[str, Tensor]:
     """The given ones of :data:`ALIGNED`: float32 scalars, NaN if ``G x = 0``."""
     if not set(stats) & set(ALIGNED):
         return {}
@@ -171,7 +156,7 @@ def _nuclear_norm(G_OD: Tensor) -> Tensor:
     return norm.where(square.isfinite().all(), math.nan).float()
 
 
-def crossed(G_OD: Tensor, g_nO: Tensor, stats: Sequence[str] = ("r_back",)) -> dict[str, Tensor]:
+def crossed(G_OD: Tensor, g_nO: Tensor, stats: Sequence[str]) -> dict[str, Tensor]:
     """``r_back``, a float32 scalar, if it is in ``stats``. NaN if ``G^T g = 0``.
 
     The arcsine loses half of its digits near 1: if many rows of G are parallel (a batch of a few

@@ -1,54 +1,17 @@
 """The adapted layers of a model: our banks, or PEFT's LoRA layers."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from study.adapters.bank import (
-    AdapterSpec,
-    LoraBank,
-    LoraPair,
-    initial_pair,
-    own,
-    undivided,
-)
+from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, Stack, initial_pair, own, undivided
 from study.errors import StudyError
 from study.vocabulary.inits import INITS
-
-
-class Stack(NamedTuple):
-    """The adapters of k neighbouring cells, from cell ``first`` on.
-
-    ``gamma_k11`` multiplies ``B A``; ``gammas`` are the same numbers. Ranks lower than R are padded
-    with zeros (:class:`study.adapters.bank.Bucket`). ``gradients``: of A and of B, or None. On
-    experts both factors have another dimension after the first.
-    """
-
-    first: int
-    A_kRD: Tensor
-    B_kOR: Tensor
-    gamma_k11: Tensor
-    gammas: Sequence[float]
-    ranks: Sequence[int]
-    gradients: tuple[Tensor | None, Tensor | None]
-
-    @property
-    def cells(self) -> int:
-        return len(self.gammas)
-
-    @property
-    def each(self) -> slice:
-        return slice(self.first, self.first + self.cells)
-
-    def pairs(self) -> list[tuple[int, LoraPair]]:
-        each = zip(self.A_kRD, self.B_kOR, self.gammas, self.ranks, strict=True)
-        pairs = (LoraPair(A[..., :rank, :], B[..., :rank], gamma) for A, B, gamma, rank in each)
-        return list(enumerate(pairs, self.first))
 
 
 @dataclass(frozen=True)
@@ -58,8 +21,7 @@ class AdaptedLayer:
     - ``module``: computes ``W0 x + gamma B A x``. That of experts is never called, so their
       activations are not measured;
     - ``pairs``: returns its K adapters: of divided factors, this process's part;
-    - ``stacks``: returns them by :class:`Stack`; ``whole``: not divided. Then all processes must
-      call it at the same time;
+    - ``stacks``: as :meth:`study.adapters.bank.LoraBank.stacks` returns them;
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
     - ``base``: returns the frozen linear; None if the layer adds more to it than this adapter;
@@ -123,7 +85,7 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
             pairs, base = (partial(getattr, module, name) for name in ("pairs", "base"))
-            of_bank = pairs, partial(_stacks, module), base
+            of_bank = pairs, module.stacks, base
             layers.append(
                 AdaptedLayer(module.layer, module, module.features, *of_bank, module.specs)
             )
@@ -139,20 +101,6 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
             "adapt it with PEFT or study.adapters first"
         )
     return layers
-
-
-def _stacks(bank: LoraBank, whole: bool = False) -> list[Stack]:
-    read: Callable[[Tensor], Tensor] = undivided if whole else own
-    buckets: Any = bank.buckets
-    stacks: list[Stack] = []
-    for bucket in buckets:
-        A_kRD, B_kOR = read(bucket.A_kRD.data), read(bucket.B_kOR.data)
-        gamma_k11 = bucket.gamma_k11.view(-1, *[1] * (A_kRD.dim() - 1))
-        gradients = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
-        first = stacks[-1].each.stop if stacks else 0
-        rest = bucket.gammas, bucket.ranks, gradients
-        stacks.append(Stack(first, A_kRD, B_kOR, gamma_k11, *rest))
-    return stacks
 
 
 def active_adapters(model: nn.Module) -> list[str]:

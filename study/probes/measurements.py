@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from study.probes.layers import AdaptedLayer, Stack
+from study.adapters.bank import Stack
+from study.probes.layers import AdaptedLayer
 from study.probes.sites import OF_FACTORS, TENSORS, SiteSource
 from study.probes.statistics import (
     MAX,

@@ -27,10 +27,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from study.adapters.bank import Stack
 from study.probes.activations import Activations, Sample
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
-from study.probes.layers import Stack, adapted_layers
+from study.probes.layers import adapted_layers
 from study.probes.measurements import Added, Measurements, Sent
 from study.probes.statistics import chunks_of
 from study.vocabulary.quantities import (

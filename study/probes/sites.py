@@ -6,7 +6,7 @@ and a function in :data:`TENSORS`. The probe feeds every source to all of its fu
 - :mod:`study.probes.activations` feeds ``inputs``, ``outputs`` and ``output_gradients``, which
   hooks read: ``[K, N, F]`` for the N tokens of each cell, padding included;
 - it feeds ``sampled_inputs`` and ``sampled_output_gradients`` too: ``[k, n, F]`` float32 for n real
-  tokens, and the product ``gamma B A`` of a :class:`study.probes.layers.Stack`;
+  tokens, and the product ``gamma B A`` of a :class:`study.adapters.bank.Stack`;
 - :mod:`study.probes.delta_w` feeds ``product``, the same product;
 - :mod:`study.probes.norm_probe` feeds ``weights`` (the stack), ``gradients`` and ``updates``
   (``[k, R, D]`` of A and ``[k, O, R]`` of B).
@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from study.probes.layers import Stack
+from study.adapters.bank import Stack
 from study.probes.statistics import chunk_size, chunks_of
 
 
@@ -96,7 +96,7 @@ SiteSource = Literal[
     "updates",
 ]
 OF_FACTORS: tuple[SiteSource, ...] = ("weights", "gradients", "updates")
-"""The sources whose tensors have the padding of :class:`study.probes.layers.Stack`."""
+"""The sources whose tensors have the padding of :class:`study.adapters.bank.Stack`."""
 
 TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
     "inputs": {"adapter_in": lambda x_KND: x_KND},

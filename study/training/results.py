@@ -129,5 +129,9 @@ def _trained_adapter(fold: Fold, cell: int, step: int) -> dict[str, LoraPair] | 
     train = fold.cells[cell].train
     if step < train.steps or not train.save_adapter:
         return None
-    pairs = ((bank.layer, bank.whole_pairs()[cell]) for bank in fold.banks)
-    return {name: LoraPair(A.cpu().clone(), B.cpu().clone(), g) for name, (A, B, g) in pairs}
+    found = {}
+    for bank in fold.banks:
+        pairs = dict(pair for stack in bank.stacks(whole=True) for pair in stack.pairs())
+        A_RD, B_OR, gamma = pairs[cell]
+        found[bank.layer] = LoraPair(A_RD.cpu().clone(), B_OR.cpu().clone(), gamma)
+    return found
