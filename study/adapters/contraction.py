@@ -1,17 +1,12 @@
-"""Ways to compute ``y = (W + gamma B A) x`` and its gradients, and which is cheapest
-(docs/adapters.md). FLOPs of one optimizer step beyond the frozen product's ``4 T D O``:
+"""Ways to compute ``y = (W + gamma B A) x`` and its gradients, and which is cheapest. Their FLOPs,
+and what rounding does to each, are in docs/adapters.md.
 
-- *factored*, the usual form of LoRA: all products go through the rank. ``6 T R (D + O)``;
-- *merged*: all products go through ``W + gamma B A``, and so does the gradient of that weight.
-  ``2 T D O + 6 R D O``;
-- *mixed*: y and dx through the merged weight, the gradients of A and B through the rank.
-  ``2 R D O + 4 T R (D + O)``.
+- *factored*, the usual form of LoRA: all products go through the rank;
+- *merged*: all products go through ``W + gamma B A``, and so does the gradient of that weight;
+- *mixed*: y and dx through the merged weight, the gradients of A and B through the rank;
+- *concatenated*, of a bf16 weight only: the product ``[W, gamma B] [x, A x]``.
 
-A probe that needs ``B A`` costs the factored form ``2 R D O`` more, and the others nothing. The
-forms are the same function, up to rounding: delta_w is computed first and then added, no delta is
-recovered by subtraction, and merged weights are float32 only. A bf16 weight has two forms that
-differ by more: *factored* adds ``gamma B A x`` to a rounded ``W x``, and *concatenated* is the
-product ``[W, gamma B] [x, A x]``, which is rounded once.
+delta_w is computed first and then added; no delta is recovered by subtraction.
 
 Letters: ``K`` cells of one rank, ``N`` tokens of one pass, ``T`` tokens of an optimizer step, ``D``
 in features, ``O`` out features, ``R`` rank.

@@ -1,13 +1,7 @@
 """Infinite rank: the limit of a run as the rank grows, as a separate run (docs/infinite-rank.md).
 
-**SGD, p = 1/2 (rsLoRA).** The limit is an ordinary adapter whose A is not trained. With
-``c = lim gamma sqrt(r v)``, v the variance of the entries of A:
-
-    delta_w = c B' A',  A' = a I,  B'_grad = c a G,  A'_grad = 0.
-
-**Sign-like rules with eps -> 0, p = 1 (LoRA).** A run of a large rank with an independent A
-replaces the limit. There is no limit, or a trivial one, for other exponents, and for inits whose
-variance falls with the rank.
+Under SGD with rsLoRA the limit is an ordinary adapter whose A, the identity, is not trained. Under
+sign-like rules with LoRA a run of a large rank with an independent A replaces it.
 """
 
 import math
@@ -46,7 +40,7 @@ class InfiniteRankBank(LoraBank):
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         init = INITS[spec.init]
         fan = d if init.drawn == "A" else o
-        gamma = spec.gamma * math.sqrt(init.variance(fan))
+        gamma = spec.gamma * math.sqrt(init.numerator / fan)
         if init.drawn == "A":
             return LoraPair(torch.eye(d), torch.zeros(o, d), gamma)
         return LoraPair(torch.zeros(o, d), torch.eye(o), gamma)

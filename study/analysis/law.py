@@ -1,14 +1,7 @@
-"""The law of the best learning rate, which ``docs/law.py`` fits and ``study advise`` reads.
-
-A step at the rate lr moves the output of the adapters by ``lr M``. Once A has moved by rho of its
-init, which is proportional to lr, it moves it by ``lr M (1 + k rho)`` (docs/derivations.md). At the
-best rate
+"""The law of the best learning rate (docs/law.md), which ``docs/law.py`` fits and ``study advise``
+reads:
 
     log(lr (1 + k rho)) = level - log M,    M = gamma sqrt(r (r + c)).
-
-c grows with the steps, from equal descents (c = 0) towards equal outputs (c = r_sign - 1). The
-level depends on steps, size of the model, batch, schedule and optimizer. Under SGD M has gamma^2
-and A counts as fixed; under Muon M is gamma.
 """
 
 import re

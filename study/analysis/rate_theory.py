@@ -1,4 +1,4 @@
-"""Theory's interval for the exponent of the best learning rate with rank.
+"""Theory's interval for the exponent of the best learning rate with rank (docs/theory.md).
 
 By either of two theories, the best rate keeps a quantity the same at every rank. Near the init,
 with steps of size ``lr``, it is
@@ -9,14 +9,8 @@ with steps of size ``lr``, it is
   ``adapter_out``, such as ``gamma sqrt(r (r - 1 + r_sign))``, which bends at low rank. m is its
   slope over the ranks measured.
 
-Studies support either (docs/best-rates.md), so the prediction is the interval between the two.
-
-**The motion of A.** Under a sign-like rule A moves as well. With ``rho = |dA x| / |A0 x|``, both
-grow as ``lr M(r) (1 + k rho)``, and rho is proportional to the rate (docs/derivations.md). So
-
-    d log lr / d log r = -m (1 + k rho) / (1 + 2 k rho),    m = d log M / d log r
-
-from ``-m`` at rho far below 1 to ``-m/2`` far above (muA, arXiv 2602.06204, Corollary 4.4).
+Studies support either (docs/best-rates.md), so the prediction is the interval between the two. The
+exponent is -m while A hardly moves, and -m/2 once it has moved far (:func:`rate_exponent`).
 """
 
 import math

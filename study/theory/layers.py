@@ -26,7 +26,7 @@ class Layer:
       reads, to about D for x unrelated to G; about 5 on real text;
     - ``r_sign = (pi/2) / mean cos^2(G_o, x)``: the mean is over outputs o and over tokens, weighted
       by ``|x|^2``;
-    - ``r_back``: see :mod:`study.theory.curves`;
+    - ``r_back = g^T arcsin(K) g / g^T K g``, K the cosines between the rows of G;
     - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` means r_align /
       D, the value for an x spread evenly over its entries;
     - ``kurtosis``: the excess kurtosis of the entries of the random factor;

@@ -13,22 +13,13 @@ class Init:
     """- ``drawn``: the factor that is random, ``A`` or ``B``. The other is 0;
     - ``q``: the variance of its entries is proportional to ``r ** -q``; None if it is not a power;
     - ``kurtosis``: the excess kurtosis of its entries, which finite-rank curves need;
-    - ``numerator``: of the variance, over the fan (D for A, O for B);
-    - ``orthonormal``: its Gram matrix over the features is the identity for a rank of at least the
-      fan, so it is known without a draw.
+    - ``numerator``: of the variance, over the fan (D for A, O for B).
     """
 
     drawn: str
     q: float | None
     kurtosis: float
     numerator: float = 1.0
-    orthonormal: bool = False
-
-    def variance(self, fan: int, rank: float = 1) -> float:
-        """The variance of the drawn factor's entries; ``ValueError`` if it is no power."""
-        if self.q is None:
-            raise ValueError("the variance of this init is not a power of the rank")
-        return self.numerator / fan * float(rank) ** -self.q
 
 
 UNIFORM, NORMAL = -1.2, 0.0
@@ -37,7 +28,7 @@ UNIFORM, NORMAL = -1.2, 0.0
 INITS = {
     "kaiming": Init("A", q=0.0, kurtosis=UNIFORM, numerator=1 / 3),
     "gaussian": Init("A", q=0.0, kurtosis=NORMAL),
-    "orthogonal": Init("A", q=None, kurtosis=NORMAL, orthonormal=True),
+    "orthogonal": Init("A", q=None, kurtosis=NORMAL),
     "scaled": Init("A", q=1.0, kurtosis=UNIFORM, numerator=1 / 3),
     "init_b": Init("B", q=0.0, kurtosis=UNIFORM, numerator=1 / 3),
 }
