@@ -3,14 +3,12 @@
 :mod:`study.sweeps.distances` makes the runs. Measured with the weights after s updates, with
 E = delta_w minus its limit, per layer:
 
-- ``input_weighted``: sqrt(E|E x|^2 / E|limit x|^2), x the inputs of the limit at step s; after one
-  step of SGD, sqrt((1 + r_align) / r);
-- ``frobenius``: |E| / |limit|; after one step of SGD, sqrt((D + 1) / r);
+- ``input_weighted``: sqrt(E|E x|^2 / E|limit x|^2), x the inputs of the limit at step s. It matters
+  for the model, because the inputs of a layer occupy few directions;
+- ``frobenius``: |E| / |limit|;
 - ``loss``: the absolute difference of the losses on the batch of step s, over the whole model.
 
-``input_weighted`` matters for the model, because the inputs of a layer occupy few directions. After
-one step of a sign-like rule, r_sign - 1 and pi D / 2 - 1 replace 1 + r_align and D + 1.
-
+The first two have a closed form after one step (:func:`study.theory.distance_to_infinite_rank`).
 The law r^-1/2 holds under SGD for a few lazy steps; later the motion of A, of order 1/r a step,
 bends it. Under sign-like rules with eps -> 0 it holds at every step. An eps above 0 adds a
 difference from the limit that grows as eps r.
@@ -100,22 +98,17 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def exponents_of(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """The fits of :func:`study.analysis.fit_exponents` of the distance in the runs of ``cells``;
-    ``site`` is the measure."""
+    """The fits of :func:`study.analysis.fit_exponents` of the distance in those of ``cells`` that
+    have one; ``site`` is the measure. Empty without distances."""
+    if distances.empty:
+        return pd.DataFrame()
+    measured = cells["cell_id"].astype(str).isin(set(distances["cell_id"].astype(str)))
     probes = distances[["cell_id", "step", "layer", "kind", "distance"]].assign(
         site=distances["measure"],
         batch=TRAIN,
         block=np.where(distances["layer"] == MODEL_WIDE, -1, 0),
     )
-    return fit_exponents(cells, probes, stats=["distance"])
-
-
-def of_cells(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """:func:`exponents_of` the cells, with all columns of ``cells``; empty without distances."""
-    if distances.empty:
-        return pd.DataFrame()
-    measured = cells[cells["cell_id"].astype(str).isin(set(distances["cell_id"].astype(str)))]
-    return exponents_of(measured, distances)
+    return fit_exponents(cells[measured], probes, stats=["distance"])
 
 
 def laws(distances: pd.DataFrame) -> list[str]:

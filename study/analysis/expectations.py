@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.capacity import capacity
-from study.analysis.distances import of_cells
+from study.analysis.distances import exponents_of
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats, mean_interval, t_critical
 from study.analysis.grouping import RULE, curve_columns, distinguishing, seed_numbers
@@ -162,7 +162,7 @@ def _table(what: str, tables: StudyTables) -> pd.DataFrame:
     if what in (CAPACITY, PER_PARAMETER):
         return capacity(tables)
     if what == DISTANCE:
-        return of_cells(tables.cells, tables.distances)
+        return exponents_of(tables.cells, tables.distances)
     return tables.exponents
 
 

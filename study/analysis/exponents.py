@@ -136,9 +136,7 @@ def grids(cells: pd.DataFrame, probes: pd.DataFrame) -> Iterator[Grid]:
             shape=shape,
             rank_R=rank_R,
             groups=pd.DataFrame({"curve": curve_K[cell[lead]], "batch": words, "step": steps}),
-            columns=pd.DataFrame(columns, columns=["kind", "layer", "block"]).astype(
-                {"block": np.int32}
-            ),
+            columns=columns.astype({"block": np.int32}),
             pools=list(pools.values()),
         )
 

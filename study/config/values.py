@@ -155,9 +155,7 @@ def literal(value: Any) -> Any:
     return value
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter = cache(TypeAdapter)
 
 
 def read(kind: type[T], values: Any, prefix: str = "") -> T:

@@ -163,7 +163,11 @@ def _draw_basin(
     loss = cells[cells["rank"] == rank].groupby("lr")["loss"]
     means, whole = loss.agg(["mean", "min", "max"]), loss.count() == loss.size()
     drawn, lost = means[whole], means.index[~whole].to_numpy(float)
-    marks = {"cross"} if style.crosses(ax, lost, colour, f"cross {who}") else set[str]()
+    marks = set[str]()
+    if len(lost):
+        cross = style.CROSS | {"markersize": 3.5, "transform": ax.get_xaxis_transform()}
+        ax.plot(lost, np.ones(len(lost)), color=colour, gid=f"cross {who}", **cross)
+        marks = {"cross"}
     if drawn.empty:
         return marks
     x, mean = drawn.index.to_numpy(float), drawn["mean"].to_numpy(float)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from study.errors import printable
+from study.analysis.grouping import seed_numbers
+from study.errors import count_noun, printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, TRAIN
 from study.vocabulary.sources import model_label
@@ -58,8 +59,6 @@ def span(numbers: Iterable[int]) -> str:
 def settings(cells: pd.DataFrame) -> str:
     """The settings of the cells of a figure, on one line. A setting that varies is ``several``."""
     steps = _one(cells, "steps", "{:g} steps", "numbers of steps")
-    units = [name for name in ("seed", "data_seed") if name in cells]
-    seeds = len(cells[units].drop_duplicates())
     parts = [
         _one(cells, "model", "{}", "models", model_label),
         _one(cells, "data", "{}", "data sets"),
@@ -67,7 +66,7 @@ def settings(cells: pd.DataFrame) -> str:
         _one(cells, "lr", "learning rate {:g}", "learning rates"),
         _one(cells, "alpha", "α = {:g}", "values of α"),
         _batch(cells),
-        f"{seeds} seed" + "s" * (seeds != 1) if units else "",
+        count_noun(len(set(seed_numbers(cells))), "seed"),
         "1 step" if steps == "1 steps" else steps,
     ]
     return ", ".join(part for part in parts if part)

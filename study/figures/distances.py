@@ -25,8 +25,6 @@ from study.vocabulary.quantities import ALIGNMENTS, LOSS, MODEL_WIDE, TRAIN
 from study.vocabulary.quantities import DISTANCES as LABELS
 
 MOST_ROWS = 4
-DEFAULT_INIT = "kaiming"
-"""The init of studies whose tables name none."""
 SERIES = ["cell_id", "step", "layer", "value"]
 MEASURES = ("input_weighted", "frobenius", LOSS)
 WEIGHTINGS = {"input_weighted": "inputs", "frobenius": "frobenius"}
@@ -106,8 +104,8 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
 def _draw_theory(ax: Axes, family: Family, rows: pd.DataFrame, measure: str) -> dict[str, Line2D]:
     """The known distance after the first step, as the mean over layers of the log, and its entry in
     a legend."""
-    init = INITS.get(family.keys.get("init", DEFAULT_INIT))  # None for an imported adapter
-    optimizer = OPTIMIZERS.get(family.keys.get("optimizer", ""))
+    init = INITS.get(family.keys["init"])  # None for an imported adapter
+    optimizer = OPTIMIZERS.get(family.keys["optimizer"])
     if optimizer is None or (measure, optimizer.family) not in FORMULAS:
         return {}
     p = LIMIT_P[optimizer.family]

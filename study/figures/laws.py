@@ -182,7 +182,9 @@ def draw(
     entries |= more or {}
     style.rank_axis(ax, family.finite_ranks, inches)
     ax.set_yscale("log")
-    style.legend_above(ax, list(entries.values()), list(entries), heading)
+    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02)}
+    above |= {"alignment": "left", "title_fontproperties": {"size": 8, "weight": "normal"}}
+    ax.legend(list(entries.values()), list(entries), title=heading, **above)
 
 
 def _draw_points(ax: Axes, law: RankLaw, look: Mapping[str, Any], shift: float) -> list[Line2D]:

@@ -379,13 +379,6 @@ def y_axis(
         )
 
 
-def legend_above(ax: Axes, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:
-    """A legend with a title above the panel, flush left."""
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02)}
-    font = {"size": 8, "weight": "normal"}
-    ax.legend(handles, labels, title=title, title_fontproperties=font, alignment="left", **place)
-
-
 def number(value: float, digits: int = 2) -> str:
     """A number with a true minus sign, and without a sign if it rounds to 0."""
     return rounded(value, digits).replace("-", "−")
@@ -476,14 +469,6 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.set_xscale("symlog", linthresh=1, linscale=0.3)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
     ax.set_xlim(-0.1, last * 1.15)
-
-
-def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> bool:
-    """Crosses on the upper edge of a panel, at runs that diverged or lie above it, if any."""
-    look = {**CROSS, "markersize": 3.5, "transform": ax.get_xaxis_transform()}
-    if len(x):
-        ax.plot(x, np.full(len(x), 1.0), color=colour, gid=gid, **look)
-    return len(x) > 0
 
 
 # ---- labels of lines

@@ -34,10 +34,7 @@ def adjustment(rows: Floats, columns: Floats, adjust: str) -> Floats:
 def bend(row: PowerLaw, ranks: Floats, layer: Layer, init: str, adjust: str) -> Floats:
     """The size of a quantity over its power law at large rank, up to a factor, [ranks]; NaN without
     a closed form."""
-    of_B = (row.term == "random") == (init == "B")
-    if adjust == "none":
-        factor = np.ones(ranks.shape)
-    elif of_B:
+    if (row.term == "random") == (init == "B"):  # of B
         factor = adjustment(np.full(ranks.shape, layer.d_out), ranks, adjust)
     else:
         factor = adjustment(ranks, np.full(ranks.shape, layer.d_in), adjust)

@@ -35,8 +35,6 @@ from study.training.sharding import ALONE, Processes
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
-__all__ = ["CellStep", "Fold", "train"]
-
 
 def train(
     base: FrozenBase,

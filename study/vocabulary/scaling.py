@@ -116,12 +116,9 @@ def _number(scaling: str, p: float | None, crossover: float | None, equals: str)
     return f" {letter}{equals}{number:g}" if is_needed else ""
 
 
-def formula(p: float) -> str:
-    """Gamma in words: ``γ = α``, ``γ = α/r``, ``γ = α/√r``, ``γ = α/r^3/4``."""
+def rule_formula(scaling: str, p: float, crossover: float) -> str:
+    """``γ = α``, ``γ = α/r``, ``γ = α/√r``, ``γ = α/r^3/4``, ``γ = α/√(r(r + 40))``."""
+    if uses_crossover(scaling):
+        return RULES[scaling].formula.format(crossover)
     known = {0.0: "γ = α", 1.0: "γ = α/r", 0.5: "γ = α/√r"}
     return known.get(p, f"γ = α/r^{FRACTIONS.get(p, f'{p:g}')}")
-
-
-def rule_formula(scaling: str, p: float, crossover: float) -> str:
-    """:func:`formula`, also of a rule that is no power: ``γ = α/√(r(r + 40))``."""
-    return RULES[scaling].formula.format(crossover) if uses_crossover(scaling) else formula(p)
