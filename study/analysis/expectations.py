@@ -1,12 +1,9 @@
-"""Expectations compared with measurements: each with a verdict by equivalence, and all at once.
+"""Expectations compared with measurements: each with a verdict by equivalence, and all at once in a
+primary test. docs/intervals.md has the tests.
 
 An expectation (:mod:`study.config.expectations`) has a row for every curve that it matches. A
 factor is compared as its logarithm. The interval of a p* from several rules need not be symmetric;
 its longer half counts.
-
-A primary test asks whether all exponents of a study together follow theory. In each seed, the
-measured exponents of all rows are regressed on the predicted ones: slope 1, intercept 0, a small
-root mean square deviation, and nearer than the rival theory. docs/intervals.md has all tests.
 """
 
 import math
