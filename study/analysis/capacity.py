@@ -121,7 +121,7 @@ def departures(
     - ``parameters``, ``steps``, ``seeds``, ``highest``: the highest rank.
     """
     runs, sizes = final_losses(tables.cells, tables.metrics), fans(tables.probes)
-    if runs.empty or sizes.empty:
+    if runs.empty or sizes.empty or not {"loss", "tokens"} <= {*tables.metrics}:
         return pd.DataFrame()
     base = base_losses(tables.metrics)
     metrics = tables.metrics.dropna(subset="loss").astype({"cell_id": str})
@@ -137,14 +137,12 @@ def departures(
         own = own[own["seed"].isin(shared.index[shared])]
         if len(best) < 2 or own.empty:
             continue
-        ids = own["cell_id"]
-        curves = {
-            rank: loss[of["cell_id"]].mean(axis=1).dropna() for rank, of in own.groupby("rank")
-        }
-        highest = max(curves)
-        width = max(1, round(WINDOW * len(curves[highest])))
-        for rank, curve in curves.items():
+        ids, curves = own["cell_id"], dict[float, "pd.Series[float]"]()
+        for rank in own["rank"].unique().tolist():
+            curve = loss[ids[own["rank"] == rank]].mean(axis=1).dropna()
+            width = max(1, round(WINDOW * len(curve)))
             curves[rank] = curve.rolling(width, center=True, min_periods=1).mean()
+        highest = max(curves)
         top = curves.pop(highest)
         learned = base.reindex(ids).mean() - top
         seen = tokens[ids].mean(axis=1)[top.index]

@@ -5,8 +5,10 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -127,19 +129,24 @@ def of_cell(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
     return dict(zip(DATA, (*found, record["parameters"]), strict=True))
 
 
-def measured(data: str, given: Given) -> dict[str, float]:
-    """The values of :data:`DATA` on a file or data set: one step of the run trains on it."""
+def with_data(given: Given, data: str) -> Given:
+    """The run on a file or data set, whose values of :data:`DATA` one step of it shows."""
     from study.sweeps.app import main
 
     named = [f"data={data}"] if data in DATASETS else ["data=file", f"data.path={written(data)}"]
-    own = [*named, "name=data", "train.steps=1", "train.batch_size=1", "train.accumulation=1"]
-    own += ["train.epochs=null", "train.warmup=0", "probes.steps=null", "data.heldout=64"]
-    keys = {word.partition("=")[0] for word in own} | {"experiment"}
-    kept = [w for w in given.words if w.partition("=")[0] not in keys]
-    own += [f"adapter.rank={given.run.rank}"]
-    with TemporaryDirectory() as folder:
-        main([*kept, *own, f"results_dir={folder}"])
-        return of_cell(*find_cell(Path(folder, "data"), ""))
+    words = [
+        w for w in given.words if w.partition("=")[0] not in ("experiment", "data", "data.path")
+    ]
+    own = ["train.steps=1", "train.batch_size=1", "train.accumulation=1", "train.epochs=null"]
+    own += ["train.warmup=0", "probes.steps=null", "data.heldout=64", "name=data"]
+    taken = {word.partition("=")[0] for word in own}
+    kept = [word for word in words if word.partition("=")[0] not in taken]
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+        own += [f"adapter.rank={given.run.rank}", f"results_dir={folder}"]
+        main([*kept, *named, *own])
+        found = of_cell(*find_cell(Path(folder, "data"), ""))
+    untaken = [key for key in given.untaken if not key.startswith("data")]
+    return replace(given, words=[*words, *named], untaken=untaken, data=found)
 
 
 def setting(found: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
@@ -435,9 +442,9 @@ def advise(
     if config is None and rank is None:
         raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
     given = read_run(config, options)
+    given = with_data(given, options["data"]) if options["data"] else given
     old, origin = given.run, given.origin
-    about = measured(options["data"], given) if options["data"] else given.data
-    about = {**about, **{name: options[name] for name in DATA if options[name]}}
+    about = {**given.data, **{name: options[name] for name in DATA if options[name]}}
     given = read_run(new_config, options) if new_config else given
     new = given.run.under(rule_of(rule) if rule else given.run.rule)
     new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha)

@@ -303,6 +303,18 @@ def test_a_file_says_what_it_has_to_teach(advise: Cli, study_cli: Cli, tmp_path:
     assert advise(str(tmp_path / "own")).worth == [line]
 
 
+def test_the_check_takes_the_data_that_were_given(
+    advise: Cli, axolotl: Write, tmp_path: Path
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    row = {"instruction": "Count.", "input": "", "output": "1, 2, 3"}
+    path.write_text("".join(json.dumps(row | {"input": f"to {n}"}) + "\n" for n in range(30)))
+    found = advise(axolotl("a.yml", sequence_len=256), "--data", str(path), "--model", "tiny")
+    assert f"data.path={path}" in found.check.command
+    assert found.check.lacks == ""
+    assert "(27 examples of " in found.worth[0]
+
+
 def test_a_file_needs_no_data_set(advise: Cli, axolotl: Write) -> None:
     found = advise(axolotl("a.yml", datasets=None), "--rank", "64")
     assert found.check.lacks == "datasets"
