@@ -146,8 +146,8 @@ def departures(
         top = curves.pop(highest)
         learned = base.reindex(ids).mean() - top
         seen = tokens[ids].mean(axis=1)[top.index]
-        seen = np.minimum(seen, np.mean([one_pass.get(name, np.inf) for name in ids]))
-        bits = learned * seen / np.log(2)
+        once = float(np.mean([one_pass.get(name, np.inf) for name in ids]))
+        bits = learned * seen.clip(upper=once) / np.log(2)
         for rank, curve in curves.items():
             parameters = rank * sizes.reindex(ids).iloc[0]
             held = (parameters * each for each in committed()["capacity"]["bits"])
