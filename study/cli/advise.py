@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pandas as pd
 
+import study
 from study.analysis import advice
 from study.analysis.advice import Advice, Span, committed
 from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting, short_model
@@ -131,19 +132,16 @@ def of_cell(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
 
 def with_data(given: Given, data: str) -> Given:
     """The run on a file or data set, whose values of :data:`DATA` one step of it shows."""
-    from study.sweeps.app import main
-
     named = [f"data={data}"] if data in DATASETS else ["data=file", f"data.path={written(data)}"]
-    words = [
-        w for w in given.words if w.partition("=")[0] not in ("experiment", "data", "data.path")
-    ]
+    words = [w for w in given.words if w.partition("=")[0] not in ("name", "data", "data.path")]
     own = ["train.steps=1", "train.batch_size=1", "train.accumulation=1", "train.epochs=null"]
-    own += ["train.warmup=0", "probes.steps=null", "data.heldout=64", "name=data"]
+    own += ["train.warmup=0", "probes.steps=null", "data.heldout=64"]
     taken = {word.partition("=")[0] for word in own}
     kept = [word for word in words if word.partition("=")[0] not in taken]
     with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         own += [f"adapter.rank={given.run.rank}", f"results_dir={folder}"]
-        main([*kept, *named, *own])
+        pairs = (word.partition("=")[::2] for word in [*kept, *named, *own])
+        study.train(dict(pairs), name="data")
         found = of_cell(*find_cell(Path(folder, "data"), ""))
     untaken = [key for key in given.untaken if not key.startswith("data")]
     return replace(given, words=[*words, *named], untaken=untaken, data=found)

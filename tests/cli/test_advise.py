@@ -301,6 +301,7 @@ def test_a_file_says_what_it_has_to_teach(advise: Cli, study_cli: Cli, tmp_path:
     words = ["model=tiny", "data=file", f"data.path={path}", "adapter.rank=4", "train.steps=1"]
     assert study_cli("train", *words, "name=own", f"results_dir={tmp_path}").code == 0
     assert advise(str(tmp_path / "own")).worth == [line]
+    assert advise(str(tmp_path / "own"), "--data", str(path)).worth == [line]
 
 
 def test_the_check_takes_the_data_that_were_given(
