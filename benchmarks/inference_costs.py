@@ -1,15 +1,16 @@
 """The table and the figure of the inference benchmark: medians, ratios to the base, a verdict."""
 
 from collections.abc import Hashable, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from study.errors import count_noun
 from study.figures import style
-from study.figures.selection import Absent, DrawnRule
+from study.figures.selection import DrawnRule
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
 
@@ -19,6 +20,7 @@ RESAMPLES = 4000
 ROUNDS_FOR_INTERVAL = 3
 KEYS = ("phase", "form", "scaling", "rank")
 PHASES, FORMS = ("prefill", "decode"), ("base", "control", "all merged", "merged", "unmerged")
+RULES = ("lora", "rslora")
 
 
 def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
@@ -30,20 +32,21 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
     - ``ratio_low``, ``ratio_high``: its 95 % interval, by resampling rounds; NaN with fewer than
       three;
     - ``same``: whether that interval is within 1 ± 0.03;
-    - ``weights_gb``: memory in GiB. ``weights_ratio``: the same over the base's.
+    - ``weights_gb``: memory in GiB.
 
     The form ``all merged`` pools the merged adapters of a round. All have the base's shape, so
     together they show a difference that is too small to see in one of them.
     """
-    own = timings["form"] == "base"
-    base = timings[own].groupby(["phase", "round"])["seconds"].mean().rename("base")
+    bases = timings[timings["form"] == "base"]
+    base = bases.groupby(["phase", "round"])["seconds"].mean().rename("base")
     others = timings.join(base, on=["phase", "round"])
     others["ratio"] = others["seconds"] / others["base"]
     together = others[others["form"] == "merged"].assign(form="all merged", scaling="", rank=0)
     others = pd.concat([others, together])
-    weights = timings.loc[own, "weights_gb"].iloc[0]
+    for name, order in (("phase", PHASES), ("form", FORMS)):
+        others[name] = pd.Categorical(others[name], order)
     rows = []
-    for key, turns in others.groupby(list(KEYS), sort=False):
+    for key, turns in others.groupby(list(KEYS), observed=True):
         by_round = turns.groupby("round")["ratio"].mean().to_numpy()
         low, high = _interval(by_round)
         rows.append(
@@ -51,16 +54,9 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
             | {"tokens": turns["tokens"].iloc[0], "seconds": turns["seconds"].median()}
             | {"ratio": float(np.median(by_round)), "ratio_low": low, "ratio_high": high}
             | {"same": low >= 1 - SAME and high <= 1 + SAME, "rounds": len(by_round)}
-            | {"weights_gb": (own_gb := turns["weights_gb"].iloc[0])}
-            | {"weights_ratio": own_gb / weights}
+            | {"weights_gb": turns["weights_gb"].iloc[0]}
         )
-    found = pd.DataFrame(rows)
-    ordered = {
-        name: pd.Categorical(found[name], order)
-        for name, order in (("phase", PHASES), ("form", FORMS))
-    }
-    found = found.assign(**ordered).sort_values(list(KEYS), ignore_index=True)
-    return found.astype(dict.fromkeys(ordered, str))
+    return pd.DataFrame(rows)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -96,89 +92,56 @@ def _ratio(row: Mapping[Hashable, Any]) -> str:
     return said if few else f"{said} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
 
 
-PANELS = (
-    ("prefill", "ratio", "time"),
-    ("decode", "ratio", "time"),
-    ("prefill", "weights_ratio", "weights"),
-)
-"""By panel: the phase, the column of the costs that it shows, and what that is."""
-HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": (0, (3, 1.5))}
-"""The look of unmerged adapters."""
+LOOKS: dict[str, dict[str, Any]] = {
+    "merged": {},
+    "unmerged": {"mfc": "white", "mew": 0.8, "ls": (0, (3, 1.5))},
+}
 
 
 @style.paper()
 def infer_cost(timings: pd.DataFrame) -> Figure:
-    """Time and weights in memory relative to the base: merged (filled), unmerged (hollow), by rule.
+    """Time relative to the base: merged (filled), unmerged (hollow), by rule.
 
     ``timings`` is the table that ``study bench inference`` writes. In the grey band, 1 ± 0.03, an
-    adapter costs the same as the base. Raises :class:`Absent` for a table without adapters.
+    adapter costs the same as the base.
     """
-    costs = inference_costs(timings)
-    adapted = costs[costs["rank"] > 0]
-    if adapted.empty:
-        raise Absent("no adapter in the timings")
-    rules = [
-        DrawnRule.of(name, None) for name in ("lora", "rslora") if name in set(adapted["scaling"])
-    ]
-    looks = {
-        (form, rule): {
-            **style.look(rule, rules),
-            "markersize": 3.6,
-            **(HOLLOW if form == "unmerged" else {}),
-        }
-        for form in ("merged", "unmerged")
-        for rule in rules
-    }
-    page = style.figure(1, len(PANELS), ratio=0.85, above=0.62)
-    panels = page.subplots(1, len(PANELS), squeeze=False)[0]
-    tokens = dict(zip(costs["phase"], costs["tokens"], strict=True))
-    for ax, (phase, column, what) in zip(panels, PANELS, strict=True):
-        rows = adapted[adapted["phase"] == phase].sort_values("rank")
-        _draw(ax, rows, column, looks)
-        style.rank_axis(ax, sorted(set(rows["rank"])), page.get_figwidth() / len(PANELS) - 0.6)
+    costs, rules = inference_costs(timings), [DrawnRule.of(name, None) for name in RULES]
+    page = style.figure(1, len(PHASES), ratio=0.6, above=0.62)
+    panels = page.subplots(1, len(PHASES))
+    looks: dict[str, dict[str, Any]] = {}
+    for ax, phase in zip(panels, PHASES, strict=True):
+        rows = costs[(costs["phase"] == phase) & (costs["rank"] > 0)]
+        ax.axhspan(1 - SAME, 1 + SAME, color=style.FAINT, alpha=0.18, lw=0, zorder=0)
+        for (form, more), rule in product(LOOKS.items(), rules):
+            own = rows[(rows["form"] == form) & (rows["scaling"] == rule.scaling)]
+            look = style.look(rule, rules) | {"ms": 3.6} | more
+            looks[f"{style.name(rule)}, {form}"] = look
+            ax.plot(own["rank"], own["ratio"], **look, zorder=3)
+            ax.vlines(own["rank"], own["ratio_low"], own["ratio_high"], look["color"], lw=0.8)
+        shown = rows[["ratio", "ratio_low", "ratio_high"]].to_numpy()
+        ax.set_ylim(min(0.93, 0.98 * np.nanmin(shown)), max(1.1, 1.06 * np.nanmax(shown)))
+        style.rank_axis(ax, sorted(set(rows["rank"])), page.get_figwidth() / len(PHASES) - 0.6)
         style.log_axis([ax])
-        ax.set_title(f"{phase}, {tokens[phase]} token{'s' * (tokens[phase] > 1)}", loc="left")
-        ax.set_ylabel(f"{what} / that of the base")
-    handles = [panels[0].plot([], [], **look)[0] for look in looks.values()]
-    names = [f"{style.name(rule)}, {form}" for form, rule in looks]
-    page.legend(handles, names, loc="outside upper left", ncols=len(handles))
+        ax.set_title(f"{phase}, {count_noun(rows['tokens'].iloc[0], 'token')}", loc="left")
+        ax.set_ylabel("time / that of the base")
+    style.legend(page, looks, loc="outside upper left")
     first, rounds = timings.iloc[0], int(costs["rounds"].max())
     page.set_label(
         f"{model_label(first['model'])}, {first['precision']}, {first['device_name']}, "
         f"{first['threads']} threads, {rounds} rounds of all forms in random order"
     )
-    hidden = f"Where rules agree, {style.name(rules[-1])} hides the other." if rules[1:] else ""
-    return style.finish(page, hidden, *_fine_print(costs))
+    return style.finish(
+        page,
+        f"Where rules agree, {style.name(rules[-1])} hides the other. Points: median over rounds "
+        "of the time relative to the base in that round; bars: 95% intervals, by resampling "
+        "rounds. Grey: within 3% of the base.",
+        _of_all(costs, "all merged", "All merged adapters together"),
+        _of_all(costs, "control", "The base once more, as a control"),
+    )
 
 
-def _draw(ax: Axes, rows: pd.DataFrame, column: str, looks: Mapping[Any, Any]) -> None:
-    ax.axhspan(1 - SAME, 1 + SAME, color=style.FAINT, alpha=0.18, linewidth=0, zorder=0, gid="same")
-    ax.axhline(1, color=style.FAINT, linewidth=0.6, zorder=1)
-    for (form, rule), look in sorted(looks.items(), key=lambda pair: pair[0][0], reverse=True):
-        mine = rows[(rows["form"] == form) & (rows["scaling"] == rule.scaling)]
-        who = f"{form} {style.gid(rule)}"
-        ax.plot(mine["rank"], mine[column], **look, zorder=3, gid=who)
-        if column == "ratio":
-            bars: dict[str, Any] = {"linewidth": 0.8, "zorder": 2, "gid": f"bars {who}"}
-            ends = (mine["ratio_low"], mine["ratio_high"])
-            ax.vlines(mine["rank"], *ends, color=look["color"], **bars)
-    bounds = ["ratio_low", "ratio_high"] if column == "ratio" else []
-    shown = rows[[column, *bounds]].to_numpy()
-    low, top = float(np.nanmin(shown)), float(np.nanmax(shown))
-    ax.set_ylim(min(0.93, 0.98 * low), max(1.1, 1.06 * top))
-
-
-def _fine_print(costs: pd.DataFrame) -> list[str]:
-    said = [
-        "Points: median over rounds of the time relative to the base in that round; bars: 95% "
-        "intervals, by resampling rounds. Grey: within 3% of the base.",
+def _of_all(costs: pd.DataFrame, form: str, name: str) -> str:
+    told = [
+        f"{row['phase']} {_ratio(row)}" for row in costs[costs["form"] == form].to_dict("records")
     ]
-    for form, name in (
-        ("all merged", "All merged adapters together"),
-        ("control", "The base once more, as a control"),
-    ):
-        rows = costs[(costs["form"] == form) & costs["ratio_low"].notna()].to_dict("records")
-        if rows:
-            told = [f"{row['phase']} {_ratio(row)}" for row in rows]
-            said.append(f"{name}: {', '.join(told)}.")
-    return said
+    return f"{name}: {', '.join(told)}."

@@ -112,17 +112,10 @@ def _bf16(table: pd.DataFrame) -> str:
 
 def _limits(table: pd.DataFrame) -> str:
     flops, moved = table["flops"] / table["peak"], table["bytes"] / table["bandwidth"]
-    shown = pd.DataFrame(
-        {
-            "tokens": table["tokens"],
-            "precision": table["precision"],
-            "seconds": table["seconds"],
-            "products": table["products"],
-            "FLOPs / peak": flops,
-            "bytes / bandwidth": moved,
-            "step / limit": table["seconds"] / np.maximum(flops, moved),
-        }
+    shown = table[["tokens", "precision", "seconds", "products"]].assign(
+        **{"FLOPs / peak": flops, "bytes / bandwidth": moved}
     )
+    shown["step / limit"] = table["seconds"] / np.maximum(flops, moved)
     peaks = table.groupby("precision", sort=False)["peak"].first() / 1e9
     peak = ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in peaks.items())
     speed = table["bandwidth"].iloc[0] / 1e9

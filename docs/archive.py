@@ -56,19 +56,12 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
     return rows
 
 
-THINNED: dict[str, Thin] = {
-    **dict.fromkeys(("alpha_against_lr_tiny", "learning_rate_rho_tiny"), evaluated),
-    "longer_training": evaluated,
-    **dict.fromkeys(
-        (
-            *("alpha_against_lr", "infinite_rank_adam", "learning_rate_rho", "optimizer_history"),
-            *("quantised", "stable_exponent", "theorem_over_training", "width_by_rank"),
-            *("theorem_over_training_frozen", "theorem_over_training_tiny"),
-            *("stable_exponent_gemma3", "theorem_over_training_gemma3"),
-        ),
-        read_moments,
-    ),
-}
+EVALUATED = "alpha_against_lr_tiny learning_rate_rho_tiny longer_training"
+FEWER = """alpha_against_lr infinite_rank_adam learning_rate_rho optimizer_history quantised
+stable_exponent stable_exponent_gemma3 theorem_over_training theorem_over_training_frozen
+theorem_over_training_gemma3 theorem_over_training_tiny width_by_rank"""
+THINNED: dict[str, Thin] = dict.fromkeys(EVALUATED.split(), evaluated)
+THINNED |= dict.fromkeys(FEWER.split(), read_moments)
 """By study, what the archive keeps of each table, if not all."""
 
 

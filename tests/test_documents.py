@@ -73,13 +73,6 @@ def test_a_block_without_tables_stays_and_says_so() -> None:
     assert said == ["a stays as it is: no tables here"]
 
 
-def test_an_absent_study_names_its_folder() -> None:
-    with pytest.raises(NoTables, match="no cells in results/reference/nothing"):
-        blocks.study_tables("nothing")
-    with pytest.raises(NoTables, match=r"no results/reference/bench/nothing\.parquet"):
-        blocks.table("bench/nothing")
-
-
 def test_minus_signs_of_numbers_are_true_ones() -> None:
     assert minus("-0.50 [-0.52, -0.48], 1e-4, SmolLM2-135M, x-1") == (
         "−0.50 [−0.52, −0.48], 1e-4, SmolLM2-135M, x-1"

@@ -72,7 +72,7 @@ def test_a_ratio_compares_with_the_base_of_its_round() -> None:
         ("prefill", "unmerged", "lora", 64)
     ]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((2, 2, 2))
-    assert row["weights_ratio"] == pytest.approx(2 / 1.5)
+    assert row["weights_gb"] == 2.0
     assert costs.loc[costs["form"] != "unmerged", "same"].all()
     assert not costs.loc[costs["form"] == "unmerged", "same"].any()
     assert (
@@ -82,20 +82,16 @@ def test_a_ratio_compares_with_the_base_of_its_round() -> None:
 
 
 def test_the_command_prints_writes_and_draws(
-    study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    works: Any, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    ran = study_cli(
-        "bench", "inference", "--model=tiny", "--ranks=2,8", "--rounds=3", "--tokens=16"
-    )
-    assert ran.code == 0, ran.err
+    ran = works("bench", "inference", "--model=tiny", "--ranks=2,8", "--rounds=3", "--tokens=16")
     assert "prefill: merged" in ran.out
-    table = pd.read_parquet(tmp_path / "results/infer_cost/infer_cost.parquet")
+    table = pd.read_parquet(here / "results/infer_cost/infer_cost.parquet")
     assert set(table["form"]) == {"base", "control", "merged", "unmerged"}
-    drawn = tmp_path / "plots/infer_cost/infer_cost.png"
+    drawn = here / "plots/infer_cost/infer_cost.png"
     before = drawn.read_bytes()
     drawn.unlink()
     monkeypatch.setattr(inference, "load_base", lambda *_: pytest.fail("a model was loaded"))
-    again = study_cli("bench", "inference", "--read")
+    again = works("bench", "inference", "--read")
     assert again.out == ran.out
     assert drawn.read_bytes() == before
