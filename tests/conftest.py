@@ -156,3 +156,43 @@ def study_cli(
         return Ran(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def works(study_cli: Callable[..., Ran]) -> Callable[..., Ran]:
+    """``works("train", ...)``: what a command that ends with 0 has printed."""
+
+    def run(*words: object) -> Ran:
+        ran = study_cli(*map(str, words))
+        assert ran.code == 0, ran.err
+        return ran
+
+    return run
+
+
+@pytest.fixture
+def refused(
+    study_cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., str]:
+    """``refused("train", ...)``: the line of a command that loads no model and writes nothing."""
+
+    def run(*words: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "study.sweeps.run.load_base", lambda *_: pytest.fail("a model was loaded")
+            )
+            ran = study_cli(*map(str, words))
+        assert (ran.code, sorted(tmp_path.rglob("*"))) == (2, before), ran.err
+        [line] = ran.err.strip().splitlines()
+        assert line.startswith("study: ")
+        return line
+
+    return run

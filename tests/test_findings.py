@@ -14,7 +14,7 @@ from study.analysis.wording import interval_text
 from study.config.expectations import read_entries
 from study.figures import FIGURES
 from study.report.text import minus
-from study.store import load_records
+from study.store import cell_folders, load_records
 from study.store.archive import FILES
 from study.store.records import ARCHIVE
 from study.store.tables import load_measured
@@ -39,7 +39,9 @@ def test_archives_and_pictures_are_small() -> None:
 @pytest.mark.parametrize("study", COMMITTED)
 def test_a_committed_study_is_in_findings_and_names_its_own_folders(study: str) -> None:
     """``docs.archive`` has checked the hash of every table."""
-    for record in load_records(RESULTS / study):
+    records = load_records(RESULTS / study)
+    assert len(records) == len(cell_folders(RESULTS / study)), "the others can't be read"
+    for record in records:
         assert record["study"] == study
         assert record["config"]["results_dir"] == "results/reference"
         assert record["config"]["plots_dir"] == "plots/reference"

@@ -1,11 +1,12 @@
-"""Files that others wrote: a result or one line, whatever they hold."""
+"""Files that others wrote: a result or one line, whatever they hold. The line of a mistake."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from study import reading
-from study.errors import StudyError
+from study.errors import MOST_CHARACTERS, StudyError, unknown
 
 MOST = 1 << 16
 
@@ -51,3 +52,21 @@ def test_free_memory_respects_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert reading.free_memory() == 5000 - 3000 + 700
     with pytest.raises(StudyError, match=r"x needs 2 GiB of memory and 1 GiB are free: fix it"):
         reading.check_memory(2 << 30, 1 << 30, "x", "fix it")
+
+
+# The message of a mistake is one line that a terminal can print.
+
+
+def test_a_message_is_one_printable_line_of_limited_length() -> None:
+    said = str(StudyError("name='a\nb\x1b[31m\u202e\udcff': give another"))
+    assert said == r"name='a\nb\x1b[31m\u202e\udcff': give another"
+    said = str(StudyError("key=" + "9" * 5000 + ": give a number"))
+    assert len(said) == MOST_CHARACTERS
+    assert said.startswith("key=999")
+    assert said.endswith("9: give a number")
+    assert len(str(unknown("scaling", "x" * 5000, ["lora"]))) < 150
+
+
+def test_it_survives_a_trip_to_another_process() -> None:
+    error = StudyError("a\nb")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -92,8 +92,7 @@ def test_the_theory_of_the_page_is_that_of_the_code() -> None:
         exec(compile(block, "docs/theory.md", "exec"), names)
 
 
-def test_the_recipe_for_a_figure_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_recipe_for_a_figure_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("results").symlink_to(DOCS.parent / "results")
     monkeypatch.setattr("study.figures.style.PAPER", dict(style.PAPER))
     [recipe] = blocks(DOCS / "paper-figures.md", "python")

@@ -1,13 +1,18 @@
-"""The first A and B of a bank: what a draw depends on, and its variance."""
+"""A bank: the draw of its first A and B, cutting it to a rank, and which layers get one."""
 
+import copy
 import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from study.adapters import AdapterSpec, LoraBank
+from study.adapters import AdapterSpec, LoraBank, adapted, resolve_targets, truncating
 from study.adapters.bank import initial_pair
+from study.adapters.truncation import singular_factors
+from study.errors import StudyError
+from study.models import FrozenBase
 from study.vocabulary.inits import INITS, UNIFORM
 
 
@@ -56,3 +61,97 @@ def test_ranks_draw_independently_and_rules_share_a_draw(init: str) -> None:
     entries = torch.cat(pairs, dim=1)
     correlation = float(torch.corrcoef(entries)[0, 1])
     assert abs(correlation) < 5 / entries.shape[1] ** 0.5
+
+
+# Cutting an adapter to rank k through its factors, against a dense SVD of ``gamma B A``.
+
+D, O = 12, 9  # noqa: E741
+
+
+def dense(delta: torch.Tensor, rank: int) -> torch.Tensor:
+    U, s, Vh = torch.linalg.svd(delta, full_matrices=False)
+    return (U[:, :rank] * s[:rank]) @ Vh[:rank]
+
+
+@pytest.mark.parametrize("rank", [1, 5, 9, 12, 40])
+def test_the_first_k_factors_are_the_best_approximation_of_rank_k(rank: int) -> None:
+    torch.manual_seed(rank)
+    A, B = torch.randn(rank, D, dtype=torch.float64), torch.randn(O, rank, dtype=torch.float64)
+    A_mD, B_Om, s = singular_factors(A, B)
+    torch.testing.assert_close(s, torch.linalg.svdvals(B @ A)[: len(s)])
+    for k in range(len(s) + 1):
+        torch.testing.assert_close(B_Om[:, :k] @ A_mD[:k], dense(B @ A, k))
+
+
+def bank_of(*specs: AdapterSpec) -> LoraBank:
+    bank = LoraBank(nn.Linear(D, O, bias=False), "layer", specs)
+    bank.make_pairs()
+    for pair in bank.pairs:
+        nn.init.normal_(pair.B_OR)
+    return bank
+
+
+def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards() -> None:
+    bank = bank_of(AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0))
+    x = torch.randn(2, 7, D)
+    before = bank(x)
+    deltas = [pair.B_OR.detach() @ pair.A_RD.detach() * pair.gamma for pair in bank.pairs]
+    with truncating([bank]) as truncation:
+        shares = truncation.keep(3)
+        for out, x_cell, delta, share in zip(bank(x), x, deltas, shares, strict=True):
+            torch.testing.assert_close(
+                out, x_cell @ (bank.base.weight + dense(delta, 3)).mT, rtol=1e-4, atol=1e-4
+            )
+            assert share == pytest.approx(
+                float(dense(delta, 3).square().sum() / delta.square().sum()), rel=1e-4
+            )
+        truncation.keep(0)
+        torch.testing.assert_close(bank(x).flatten(0, 1), bank.base(x).flatten(0, 1))
+    assert torch.equal(bank(x), before)
+
+
+# Targets are read as PEFT reads them, and the base is restored afterwards.
+
+LINEARS = [
+    f"model.layers.{block}.{path}"
+    for block in range(2)
+    for path in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+]
+
+
+def test_halves_of_a_block_and_single_names() -> None:
+    assert resolve_targets(LINEARS, "attention") == [p for p in LINEARS if "self_attn" in p]
+    assert resolve_targets(LINEARS, "mlp") == [p for p in LINEARS if "mlp" in p]
+    assert resolve_targets(LINEARS, "q_proj") == [p for p in LINEARS if p.endswith("q_proj")]
+
+
+@pytest.mark.parametrize("targets", ["k_proj", ["q_proj", "proj"], [], r"model\..*k_proj", "("])
+def test_a_target_that_matches_nothing_names_the_choices(targets: str | list[str]) -> None:
+    with pytest.raises(StudyError, match=r"down_proj, q_proj, up_proj, v_proj") as error:
+        resolve_targets(LINEARS, targets)
+    assert "\n" not in str(error.value)
+
+
+def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:
+    for targets in (["q_proj", "1.mlp.down_proj"], r".*layers\.1\..*gate_proj", "all-linear"):
+        ours = resolve_targets(tiny_base.card.linears, targets)
+        peft_model = get_peft_model(
+            copy.deepcopy(tiny_base.model), LoraConfig(r=2, target_modules=targets)
+        )
+        theirs = [n for n, m in peft_model.named_modules() if hasattr(m, "lora_A")]
+        assert [f"base_model.model.{path}" for path in ours] == theirs
+
+
+def test_the_base_is_restored_even_after_an_error(tiny_base: FrozenBase) -> None:
+    ids = torch.arange(10)[None]
+    before = tiny_base.hidden_states(ids)
+
+    def fail_while_adapted() -> None:
+        with adapted(tiny_base.model, tiny_base.card.linears, [AdapterSpec(2, 1.0)]) as banks:
+            assert [bank.layer for bank in banks] == list(tiny_base.card.linears)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_while_adapted()
+    assert not any(isinstance(module, LoraBank) for module in tiny_base.model.modules())
+    assert torch.equal(tiny_base.hidden_states(ids), before)

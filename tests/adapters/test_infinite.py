@@ -12,7 +12,6 @@ from torch import Tensor
 
 from study.config import CellConfig
 from study.data import Corpus
-from study.errors import StudyError
 from study.models import FrozenBase
 from tests.trained import trained
 
@@ -202,20 +201,3 @@ def test_a_cell_of_infinite_rank_is_near_a_high_rank(
     }
     both = np.log(probes[0].reindex(probes[1].index) / probes[1])
     assert both.abs().max() < 0.1, both.abs().idxmax()
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["adapter.scaling=rslora", "optimizer=adamw"],
-        ["adapter.scaling=power", "adapter.exponent=0.6", "optimizer=sgd"],
-        ["adapter.scaling=rslora", "optimizer=sgd", "adapter.init=orthogonal"],
-    ],
-)
-def test_a_config_without_a_limit_is_one_clear_line(
-    cell: Callable[..., CellConfig], overrides: list[str]
-) -> None:
-    with pytest.raises(
-        StudyError, match=r"^adapter.rank=inf needs adapter.scaling=rslora, optimizer=sgd.*\Z"
-    ):
-        cell("adapter.rank=inf", *overrides)

@@ -1,13 +1,17 @@
-"""The exponents table: its rows, the values left out of a fit, and that curves are not mixed."""
+"""The exponents table: its rows, the values left out of a fit, its curves, and the summary."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import fit_exponents
+from study.analysis import fit_exponents, summary, with_verdicts
+from study.analysis.wording import setting_labels
 from study.errors import StudyError
+from study.vocabulary.quantities import PRIMARY
 
 OUT = ("adapter_out", "rms")
 GRAD = ("adapter_grad", "norm")
@@ -101,3 +105,74 @@ def test_cells_that_are_no_curve_and_repeated_rows_are_refused(study):
         fit_exponents(cells.assign(lr=1e-6 * cells["rank"]).query("seed == 0"), probes)
     with pytest.raises(StudyError, match="probes has adapter_grad of model twice at step 0"):
         fit_exponents(cells, pd.concat([probes, probes.iloc[[3]]]))
+
+
+# What separates curves, and their labels.
+
+Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
+SLOPES = {
+    "betas": {"0.9,0.999": -0.5, "0.8,0.999": -0.25},
+    "optimizer_alpha": {0.99: -0.5, 0.9: -0.25},
+    "data_sha256": {"1a2b3c4d5e6f": -0.5, "f0e1d2c3b4a5": -0.25},
+    "never_heard_of": {1: -0.5, 2: 0.25},
+}
+
+
+def labels(cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, float]:
+    """The label of each curve with its exponent. A rank counts once for each seed."""
+    fits = fit_exponents(cells, probes)
+    assert (fits["points"] == 15).all()
+    found = summary(with_verdicts(fits))
+    return dict(zip(found["curve"], found["exponent"].round(9), strict=True))
+
+
+@pytest.mark.parametrize("column", SLOPES)
+def test_sweeps_that_differ_in_one_column_are_two_curves(study: Study, column: str) -> None:
+    slopes = SLOPES[column]
+    law = {("adapter_grad", "norm"): lambda cell, layer, step: cell["rank"] ** slopes[cell[column]]}
+    found = labels(*study(law, **{column: tuple(slopes)}))
+    assert found == {f"{column}={value}": slope for value, slope in slopes.items()}
+
+
+def test_labels_omit_what_the_optimizer_implies(study: Study) -> None:
+    law = {("adapter_grad", "norm"): lambda cell, layer, step: cell["rank"] ** -0.5}
+    cells, probes = study(law, optimizer=("adamw", "rmsprop"))
+    implied = cells["optimizer"].map({"adamw": "0.9,0.999", "rmsprop": None})
+    assert set(labels(cells.assign(betas=implied), probes)) == {""}
+
+
+def test_a_setting_is_named_by_what_it_has_otherwise_than_most() -> None:
+    """If no setting has the most frequent value of every column, a name has all values."""
+    rows = pd.DataFrame({"dropout": [0.0, 0.1, 0.0], "warmup": [0, 0, 5]})
+    assert setting_labels(rows, list(rows)) == ["common setting", "dropout=0.1", "warmup=5"]
+    grid = pd.DataFrame({"alpha": [4.0, 256.0, 256.0], "lr": [1e-3, 1e-3, 1e-4]})
+    assert setting_labels(grid, list(grid)) == ["alpha=4", "common setting", "lr=0.0001"]
+    others = pd.DataFrame({"alpha": [4.0, 256.0, 256.0], "lr": [1e-3, 1e-4, 1e-5]})
+    full = ["alpha=4, lr=0.001", "alpha=256, lr=0.0001", "alpha=256, lr=1e-05"]
+    assert setting_labels(others, list(others)) == full
+    assert setting_labels(rows, []) == [""] * 3
+
+
+def test_the_summary_has_the_first_and_last_steps_of_the_primary_quantities(study: Study) -> None:
+    def law(cell: Any, layer: int, step: int) -> float:
+        noise = 1e-3 * math.sin(hash((cell["rank"], cell["seed"])))
+        return float(cell["rank"] ** (-0.5 if cell["scaling"] == "lora" else 0.0) * math.exp(noise))
+
+    laws = {(q.site, q.stat): law for q in PRIMARY} | {("layer_out", "rms"): law}
+    fits = fit_exponents(*study(laws, steps=(0, 1, 3, 7), scaling=("lora", "rslora")))
+    found = summary(with_verdicts(fits))
+    assert list(dict.fromkeys(found["rule"])) == ["lora", "rslora"]
+    lora = found[found["rule"] == "lora"]
+    shown = {
+        name: list(zip(rows["step"], rows["primary"], strict=True))
+        for name, rows in lora.groupby("quantity", sort=False)
+    }
+    assert shown == {
+        "adapter_grad norm": [(0, True), (7, False)],
+        "adapter_update descent": [(0, True), (1, True), (7, False)],
+        "adapter_out rms": [(0, False), (7, True)],
+        "adapter_in_grad rms": [(0, False), (7, True)],
+    }
+    assert set(lora["verdict"]) == {"shrinks"}
+    assert set(found.loc[found["rule"] == "rslora", "verdict"]) == {"keeps its size"}
+    assert set(found["curve"]) == {""}

@@ -55,41 +55,35 @@ def refuse(word: str) -> None:
     ],
 )
 def test_json_has_its_tables_and_csv_the_first_one(
-    study_cli: Cli, tmp_path: Path, command: str, name: str
+    works: Cli, tmp_path: Path, command: str, name: str
 ) -> None:
     folder = shutil.copytree(REFERENCE / name, tmp_path / name)
-    ran = study_cli(command, str(folder), "--json", "-q")
-    assert (ran.code, ran.err) == (0, "")
+    ran = works(command, str(folder), "--json", "-q")
+    assert ran.err == ""
     found = json.loads(ran.out, parse_constant=refuse)
     assert set(found) == set(TABLES[command])
     first = next(iter(TABLES[command]))
     for table, columns in TABLES[command].items():
         assert all({*columns.split()} <= set(row) for row in found[table] if columns), table
-    ran = study_cli(command, str(folder), "--csv", "-q")
-    assert (ran.code, ran.err) == (0, "")
+    ran = works(command, str(folder), "--csv", "-q")
+    assert ran.err == ""
     table = pd.read_csv(StringIO(ran.out))
     assert list(table) == list(found[first][0])
     assert len(table) == len(found[first]) > 1
 
 
-def test_the_studies_of_a_folder_are_listed(
-    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ran = study_cli("status")
-    assert ran.code == 2
-    assert ran.err.startswith("study: no study in results: run study train")
+def test_the_studies_of_a_folder_are_listed(works: Cli, refused: Cli, here: Path) -> None:
+    assert refused("status").startswith("study: no study in results: run study train")
     shutil.copytree(REFERENCE / "paper_b3", "results/here")
     for command in ("status", "list"):
-        ran = study_cli(command)
-        assert (ran.code, ran.err) == (0, "")
+        ran = works(command)
+        assert ran.err == ""
         assert ran.out.splitlines()[1].split() == ["results/here", "smollm2", "30", "complete"]
-    assert "or choose from results/here" in study_cli("analyze", "here").err
-    ran = study_cli("list", str(REFERENCE), "--json")
-    found = json.loads(ran.out)["studies"]
-    complete = {study["study"]: study["complete"] for study in found}
-    assert complete[str(REFERENCE / "paper_fig5")] == 60
-    assert all(study["cells"] == study["complete"] + study["diverged"] for study in found)
+    assert "or choose from results/here" in refused("analyze", "here", "-q")
+    shutil.copytree(REFERENCE / "paper_fig5", "results/there")
+    found = json.loads(works("list", "results", "--json").out)["studies"]
+    complete = {study["study"]: (study["cells"], study["complete"]) for study in found}
+    assert complete == {"results/here": (30, 30), "results/there": (60, 60)}
 
 
 @pytest.mark.parametrize(
@@ -101,10 +95,10 @@ def test_the_studies_of_a_folder_are_listed(
     ],
 )
 def test_a_status_fits_a_terminal_of_80_columns(
-    study_cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, most: int, shared: str
+    works: Cli, monkeypatch: pytest.MonkeyPatch, name: str, most: int, shared: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(most))
-    lines = study_cli("status", str(REFERENCE / name)).out.splitlines()
+    lines = works("status", str(REFERENCE / name)).out.splitlines()
     assert max(map(len, lines)) <= most
     assert lines[1].startswith(shared)
     assert not any("…" in line for line in lines)

@@ -25,18 +25,16 @@ SWEEP = (
 
 
 def test_a_search_trains_what_is_missing_until_nothing_is(
-    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    works: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of two steps is better, so the next rates are above; only the rate is new."""
-    folders = (f"results_dir={tmp_path}", f"plots_dir={tmp_path}/plots")
-    assert study_cli(*SWEEP, *folders).code == 0
-    monkeypatch.chdir(tmp_path / "swept")
+    works(*SWEEP, f"results_dir={here}", f"plots_dir={here}/plots")
+    monkeypatch.chdir("swept")
     folder = "."
-    ran = study_cli("rates", folder)
-    assert ran.code == 0, ran.err
+    ran = works("rates", folder)
     assert "Best learning rates after 2 steps" in ran.out
     assert ">0.016" in ran.out
-    lines = study_cli("rates", folder, "--refine").out.splitlines()
+    lines = works("rates", folder, "--refine").out.splitlines()
     assert len(lines) == 2, "a line per rank"
     assert all(line.startswith("study train -m ") for line in lines)
     assert all("optimizer.lr=0.032 seed=0" in line for line in lines)
@@ -44,8 +42,7 @@ def test_a_search_trains_what_is_missing_until_nothing_is(
         "of the study's machine; the rule has no crossover"
     )
 
-    ran = study_cli("rates", folder, "--search")
-    assert ran.code == 0, ran.err
+    ran = works("rates", folder, "--search")
     cells = study.load(folder).cells
     rates = [set(cells.loc[cells["rank"] == rank, "lr"]) for rank in (4, 8)]
     assert all({0.032, 0.064} <= own for own in rates)
@@ -53,38 +50,34 @@ def test_a_search_trains_what_is_missing_until_nothing_is(
     assert f"trained {len(cells) - 4} cells; all of these rates at all ranks: {most}" in ran.err
     same = [name for name in cells if name not in NOT_A_CURVE and name not in ("lr", "rank")]
     assert cells[same].astype(str).nunique().max() == 1
-    assert study_cli("rates", folder, "--refine").out == ""
-    ran = study_cli("analyze", folder)
-    assert ran.code == 0, ran.err
+    assert works("rates", folder, "--refine").out == ""
+    ran = works("analyze", folder)
 
 
-def test_a_search_of_one_rate_starts_around_that_of_the_law(study_cli: Cli, tmp_path: Path) -> None:
+def test_a_search_of_one_rate_starts_around_that_of_the_law(works: Cli, tmp_path: Path) -> None:
     one = ("adapter.rank=4", "adapter.alpha=16", "optimizer.lr=1e-4", "probes.steps=null")
-    assert study_cli(*SWEEP, *one, f"results_dir={tmp_path}").code == 0
+    works(*SWEEP, *one, f"results_dir={tmp_path}")
     folder = str(tmp_path / "swept")
-    [line] = study_cli("rates", folder, "--refine").out.splitlines() or [""]
+    [line] = works("rates", folder, "--refine").out.splitlines() or [""]
     first, second = map(float, re.findall(r"optimizer.lr=(\S+)", line)[0].split(","))
     assert second / first == pytest.approx(2, rel=0.02)
     asked = ("--model", "tiny", "--rank", "4", "--rule", "0.5", "--steps", "2", "--json")
-    law = json.loads(study_cli("advise", *asked).out)["advice"]["lr"]["value"]
+    law = json.loads(works("advise", *asked).out)["advice"]["lr"]["value"]
     assert 0.2 < first / law < 1, "at a constant rate, and an eighth of the batch"
 
 
-def test_a_search_ends_if_the_lowest_rate_stays_best(study_cli: Cli, tmp_path: Path) -> None:
+def test_a_search_ends_if_the_lowest_rate_stays_best(works: Cli, tmp_path: Path) -> None:
     """Far too high rates: a lower one is always better."""
     one = ("adapter.rank=4", "optimizer.lr=1e10,2e10", "train.eval_every=2", "probes.steps=null")
-    assert study_cli(*SWEEP, *one, f"results_dir={tmp_path}").code == 0
-    ran = study_cli("rates", str(tmp_path / "swept"), "--search")
-    assert ran.code == 0, ran.err
+    works(*SWEEP, *one, f"results_dir={tmp_path}")
+    ran = works("rates", str(tmp_path / "swept"), "--search")
     assert "--search stops after 8 rounds, or 100 times beyond the first rates: " in ran.err
     rates = study.load(str(tmp_path / "swept")).cells["lr"]
     assert 1e8 <= rates.min() < 2e8
 
 
-def test_a_study_of_one_rate_is_refused(study_cli: Cli) -> None:
-    ran = study_cli("rates", str(REFERENCE / "quick"))
-    assert ran.code == 2
-    assert "has one learning rate: sweep over some" in ran.err
+def test_a_study_of_one_rate_is_refused(refused: Cli) -> None:
+    assert "has one learning rate: sweep over some" in refused("rates", REFERENCE / "quick")
 
 
 def test_a_setting_that_depends_on_a_swept_one_is_left_to_the_experiment() -> None:

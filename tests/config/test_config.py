@@ -83,6 +83,7 @@ def test_eval_schedule(cell: Build) -> None:
     assert eval_steps(cell("train.eval_every=0")) == set()
 
 
+INFINITE = "adapter.rank=inf needs adapter.scaling=rslora, optimizer=sgd"
 MISTAKES = {
     "adapter.scaling=lorra": "choose from lora, rslora, power, crossover, or a number",
     "adapter.scaling=power": "needs a finite adapter.exponent",
@@ -92,7 +93,11 @@ MISTAKES = {
     "adapter.crossover=-1": "adapter.crossover=-1 should be greater than or equal to 0",
     "adapter.rank=0": "adapter.rank=0",
     "adapter.rank=four": "adapter.rank=four",
-    "adapter.rank=inf": "adapter.rank=inf needs adapter.scaling=rslora",
+    "adapter.rank=inf": INFINITE,
+    "adapter.rank=inf adapter.scaling=rslora optimizer=adamw": INFINITE,
+    "adapter.rank=inf adapter.exponent=0.6 adapter.scaling=power optimizer=sgd": INFINITE,
+    "adapter.rank=inf adapter.scaling=rslora optimizer=sgd adapter.init=orthogonal": INFINITE,
+    "adapter.rank=inf adapter.scaling=rslora optimizer=sgd train.save_adapter=true": "no factors",
     "adapter.alpha=nan": "adapter.alpha=nan",
     "adapter.dropout=1": "adapter.dropout=1",
     "adapter.targets=[]": "give all-linear, attention, mlp",

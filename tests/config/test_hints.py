@@ -29,17 +29,19 @@ SLIPS = {
     "adapter.rank=4,8": "add -m to sweep over several values",
     "-m hydra.sweep.dir=mine": "hydra.sweep.dir is not used: give results_dir=FOLDER",
     "adapter=5": "Config group override must be a string or a list",
+    "adapter.rank=[": "adapter.rank=[",
+    "model=tinny": "choose from gemma3, hf, shape, small, smollm2, tiny",
+    "adapter.targets=[q_proj,k_prj]": "unknown target module 'k_prj': choose from",
+    "-m seed=0,1 adapter.scaling=lorra": "unknown adapter.scaling 'lorra': choose from lora,",
+    "data=file data.path=/none/such.jsonl": "/none/such.jsonl",
+    "-m seed=0,1 data=file data.path=/none/such.jsonl": "/none/such.jsonl",
+    "-m seed=0,1 data.sequence_length=9000": "longer than tiny allows: give at most 512",
 }
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_gets_one_line(study_cli: Cli, tmp_path: Path, slip: str) -> None:
-    ran = study_cli("train", "model=tiny", f"results_dir={tmp_path}", *slip.split())
-    assert ran.code == 2
-    [line] = ran.err.splitlines()
-    assert line.startswith("study: ")
-    assert SLIPS[slip] in line
-    assert not list(tmp_path.iterdir())
+def test_a_slip_gets_one_line_and_writes_nothing(refused: Cli, here: Path, slip: str) -> None:
+    assert SLIPS[slip] in refused("train", "model=tiny", *slip.split())
 
 
 @pytest.mark.parametrize(
@@ -57,8 +59,8 @@ def test_a_slip_and_advice_come_before_torch_is_imported(words: str, code: int) 
     assert (ran.returncode, ran.stdout.splitlines()[-1]) == (code, "")
 
 
-def test_the_help_of_hydra_names_commands_that_exist(study_cli: Cli) -> None:
-    text = study_cli("train", "--hydra-help").out
+def test_the_help_of_hydra_names_commands_that_exist(works: Cli) -> None:
+    text = works("train", "--hydra-help").out
     assert "--multirun" in text
     assert not re.search("-sc|--shell-completion", text)
 
@@ -77,8 +79,8 @@ def entries(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("optimizer", sorted(f.stem for f in (CONF / "optimizer").glob("*.yaml")))
-def test_every_key_has_a_meaning_and_its_choices(study_cli: Cli, optimizer: str) -> None:
-    text = study_cli("train", "--help", f"optimizer={optimizer}", "adapter.rank=64").out
+def test_every_key_has_a_meaning_and_its_choices(works: Cli, optimizer: str) -> None:
+    text = works("train", "--help", f"optimizer={optimizer}", "adapter.rank=64").out
     assert re.search(rf"(?m)^optimizer={optimizer} ", text)
     assert re.search(r"(?m)^adapter\.rank=64 ", text), "the value of the command line"
     found = entries(text)

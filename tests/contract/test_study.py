@@ -78,6 +78,8 @@ def test_every_reader_says_what_it_found(small: Path, home: Path, command: Comma
     assert command("status", "results/small").count("complete") >= 12
     analyzed = command("analyze", "results/small")
     assert "rsLoRA" in analyzed
+    assert "…" not in analyzed
+    assert max(map(len, analyzed.splitlines())) <= 100, "the columns of the terminal"
     assert pd.read_parquet(small / "exponents.parquet").shape[0] > 100
     assert "no problem" in command("check", "results/small")
     command("figures", "results/small", "--only", "grad_norm_vs_rank", "--formats", "png")

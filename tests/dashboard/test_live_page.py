@@ -56,7 +56,7 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
     page.evaluate("window.sameDocument = true")
 
     sweep = f"train -m model=tiny data=file data.path={jsonl} data.sequence_length=24 "
-    sweep += "data.heldout=2 train.steps=40 train.batch_size=2 probes.steps=null probes.every=1 "
+    sweep += "data.heldout=2 train.steps=16 train.batch_size=2 probes.steps=null probes.every=1 "
     sweep += f"name=odd adapter.rank=4,8 results_dir={folder.parent}"
     with Forked(STUDY, sweep.split(), tmp_path, os.environ) as process:
         while len(list(folder.glob("cells/*/record.json"))) < 2:
@@ -81,6 +81,6 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
     watched.until("page.overview.counts.complete === 3 && page.heat.panels.length > 1")
     watched.until("document.getElementById('live').dataset.state === 'still'")
     assert page.evaluate("window.sameDocument"), "the page was not reloaded"
-    assert page.evaluate("page.view.steps.length") == 41
+    assert page.evaluate("page.view.steps.length") == 17
     lost = ("ERR_CONNECTION", "Failed to load")
     assert not [error for error in watched.errors if not any(word in error for word in lost)]

@@ -1,30 +1,39 @@
-"""What the page says of a study: its cells, its settings, its findings, and what is damaged."""
+"""What the page says of a study and of several, its head while sweeps run, and its command."""
 
+import itertools
 import json
 import re
+import threading
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from starlette.testclient import TestClient
 
+from study import cli
 from study.analysis import load_tables
-from study.dashboard.document import Page
-from study.dashboard.studies import read_studies
+from study.cli.dashboard import wait_for_cells
+from study.dashboard import document
+from study.dashboard.document import Page, export
+from study.dashboard.server import application
+from study.dashboard.studies import names_of, read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
 from study.report import answer, answer_table, asked
 from study.report.text import minus, plain
 from tests.store.small_cells import flip
 
-from .conftest import LAYER, begin_cell, one_step, written
+from .conftest import LAYER, Watched, begin_cell, one_step, written
 
 NORM = Measured("adapter_grad", "norm", "train")
 
 
-def shown(*folders: Path) -> dict[str, Any]:
+def shown(folder: Path) -> dict[str, Any]:
     """What the page shows of one study, as the browser reads it."""
-    [found] = json.loads(Page(read_studies(folders), live=False).text())["pages"]
+    [found] = json.loads(Page(read_studies([folder]), live=False).text())["pages"]
     return found
 
 
@@ -81,3 +90,137 @@ def test_a_damaged_cell_is_unreadable_and_the_others_are_shown(tmp_path: Path) -
     assert shown["counts"]["unreadable"] == 1
     assert b'"cell":"a"' in page.message(NORM)
     assert b'"cell":"b"' not in page.message(NORM)
+
+
+# ---- several studies
+
+
+def of_slope(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) -> Path:
+    """A study whose gradient norms follow ``rank ** slope``, over three seeds."""
+    draw = np.random.default_rng(0)
+    for rank, seed in itertools.product(ranks, range(3)):
+        writer = begin_cell(folder, f"{rank}-{seed}", rank, seed)
+        norm = float(rank**slope * np.exp(0.01 * draw.standard_normal()))
+        one_step(writer, 0, {LAYER: norm, "model": norm})
+        writer.close("complete", steps_done=0)
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two studies that share their cell ids."""
+    return [of_slope(tmp_path / "first", -0.5), of_slope(tmp_path / "second", 0.0, (4, 8, 32))]
+
+
+def test_too_many_cells_for_a_file_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_slope(tmp_path / "s", 0.5, ranks=(4,))
+    monkeypatch.setattr(document, "MOST_CELLS", 2)
+    with pytest.raises(StudyError, match="3 cells are too many for one file: name studies of at"):
+        export([tmp_path / "s"], tmp_path / "page.html")
+
+
+def test_one_study_at_a_time_and_a_table_of_all(offline: Watched, pair: list[Path]) -> None:
+    file = pair[0].parent / "both.html"
+    export(pair, file)
+    page = offline.open(file.as_uri() + "#tab=layers")
+    ranks = "[page.overview.study, page.view.ranks, page.overview.cells.length]"
+    assert page.evaluate(ranks) == ["first", [4, 8, 16], 9]
+    offline.choose("study-choice", "second")
+    assert page.locator("h1").inner_text() == "second"
+    assert page.evaluate(ranks) == ["second", [4, 8, 32], 9], "its own axes and seeds"
+    assert "LoRA 0.0" in page.locator("#fit-title").inner_text()
+    page.go_back()
+    offline.until("page.overview.study === 'first'")
+    assert "LoRA −0.5" in page.locator("#fit-title").inner_text()
+    page.locator("#tabs [data-tab=compare]").click()
+    page.evaluate("rendering")
+    assert page.locator("#compare-sentences").inner_text().startswith("A = first, B = second: ")
+    assert page.evaluate("document.querySelector('#compare-sentences img').naturalWidth") > 800
+    numbers, settings = page.locator("#compare-tables table").all_inner_texts()
+    assert re.search(r"rank\s+4, 8, 16\s+4, 8, 32", settings)
+    assert "AdamW, LoRA\tgradient norm over all adapters" in numbers
+    assert "0.500 [0.500, 0.500]" in numbers, "paired: the draws are the same in both"
+    assert offline.errors == []
+
+
+def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
+    page = Page(read_studies(pair), live=False)
+    message = page.message(NORM)
+    for key in ("0: 4-1", "1: 4-1", "1: 32-0"):
+        assert f'"cell":"{key}"'.encode() in message
+    assert b"0: 32-0" not in message
+    for own, folder in zip(json.loads(page.text())["pages"], pair, strict=True):
+        alone = shown(folder)
+        for name in ("counts", "configuration", "report"):
+            assert own[name] == alone[name]
+
+
+def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(tmp_path: Path) -> None:
+    folders = [of_slope(tmp_path / place / "same", 0.0, (4,)) for place in ("a", "b")]
+    assert names_of(folders) == [str(folder) for folder in folders]
+    with pytest.raises(StudyError, match="same is given twice: give each study once"):
+        read_studies([folders[0], folders[0]])
+
+
+def test_the_command_takes_several_studies(pair: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    done = CliRunner().invoke(cli.cli, ["dashboard", *map(str, pair), "--export", str(file)])
+    assert done.exit_code == 0, done.output
+    assert file.stat().st_size < 10e6
+    refused = CliRunner().invoke(cli.cli, ["dashboard", *map(str, pair), "--wandb"])
+    assert str(refused.exception) == "--wandb takes one study, not 2: run it for each"
+
+
+# ---- progress
+
+
+def test_the_head_shows_cells_done_waiting_and_the_time_left(
+    offline: Watched, pair: list[Path]
+) -> None:
+    found = iter([(2, 30.0), (4, 190.0)])
+    app = application(pair, "t", lambda folder: next(found))
+    told = TestClient(app, base_url="http://127.0.0.1/t").get("/progress").json()
+    assert told["waiting"] == 6, "of both sweeps"
+    assert 150 < told["seconds_left"] <= 190, "until the last one ends"
+    file = pair[0].parent / "one.html"
+    export(pair[:1], file)
+    page = offline.open(file.as_uri())
+    assert page.locator("#progress-text").inner_text() == "9 of 9 cells done"
+    page.evaluate("page.ahead = { waiting: 6, seconds_left: 190 }; renderProgress(page.overview);")
+    assert page.locator("#progress-text").inner_text() == "9 of 15 cells done · 0:03:10 left"
+    assert "○ 6 waiting" in page.locator("#counts").inner_text()
+    assert page.evaluate("byId('bar').position") == 0.6
+
+
+# ---- the command waits for the first cell
+
+
+def write_record(study_dir: Path) -> None:
+    (study_dir / "cells/a").mkdir(parents=True)
+    (study_dir / "cells/a/record.json").write_text("{}")
+
+
+def test_it_does_not_wait_where_no_cell_will_come(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    write_record(tmp_path / "results/mine")
+    for place in ("file", "file/below", "results"):
+        with pytest.raises(StudyError, match="no study in"):
+            wait_for_cells(tmp_path / place)
+
+
+def test_the_command_serves_when_the_cell_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_dir = tmp_path / "results/mine"
+    served: list[bool] = []
+    monkeypatch.setattr(
+        "study.dashboard.server.serve",
+        lambda studies, *_: served.append((studies[0] / "cells/a/record.json").exists()),
+    )
+    threading.Timer(0.2, write_record, [study_dir]).start()
+    ran = CliRunner().invoke(cli.cli, ["dashboard", str(study_dir)])
+    assert ran.exit_code == 0, ran.output
+    assert served == [True]
+    assert ran.stderr.count("waiting for the first cell (no study in") == 1

@@ -17,6 +17,11 @@ from study.errors import StudyError
 from .conftest import PATIENCE, Servers, written
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return written(tmp_path / "odd", "a", "b")
+
+
 def answer(address: str, path: str) -> tuple[int, bytes]:
     """The status and the body of a request to the server at ``address``."""
     place = urlsplit(address)
@@ -28,8 +33,8 @@ def answer(address: str, path: str) -> tuple[int, bytes]:
     return found
 
 
-def test_only_the_whole_address_shows_the_study(servers: Servers, trained: Path) -> None:
-    address = servers.start(trained)
+def test_only_the_whole_address_shows_the_study(servers: Servers, small: Path) -> None:
+    address = servers.start(small)
     token = urlsplit(address).path
     assert len(token) > 30
     for page in ("", "overview", "plotly.js", "progress"):
@@ -39,7 +44,7 @@ def test_only_the_whole_address_shows_the_study(servers: Servers, trained: Path)
         assert said == b"Open the address that study dashboard printed: it ends with a token.\n"
     assert answer(address, token.upper())[0] == 404
     servers.stop()
-    again = servers.start(trained, "--port", str(urlsplit(address).port))
+    again = servers.start(small, "--port", str(urlsplit(address).port))
     assert again == address, "an open page goes on"
     [key] = servers.state.rglob("dashboard-key")
     assert key.stat().st_mode & 0o777 == 0o600
@@ -54,21 +59,21 @@ def test_without_a_stored_key_every_start_has_another_token(
 
 
 @pytest.fixture
-def client(trained: Path) -> TestClient:
-    app = server.application([trained], "t")
+def client(small: Path) -> TestClient:
+    app = server.application([small], "t")
     return TestClient(app, base_url="http://127.0.0.1/t")
 
 
 def test_an_overview_is_sent_only_with_news(client: TestClient) -> None:
     first = client.get("/overview")
-    assert first.json()["pages"][0]["counts"]["complete"] == 18
+    assert first.json()["pages"][0]["counts"]["complete"] == 2
     again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     values = client.get(
         "/values", params={"site": "adapter_grad", "stat": "norm", "batch": "train"}
     )
     header = values.content[4 : 4 + int.from_bytes(values.content[:4], "little")]
-    assert len(json.loads(header)["blocks"]) == 20
+    assert len(json.loads(header)["blocks"]) == 2
 
 
 def test_a_quantity_that_was_not_measured_is_refused_in_a_line(client: TestClient) -> None:
@@ -78,13 +83,13 @@ def test_a_quantity_that_was_not_measured_is_refused_in_a_line(client: TestClien
         assert "unknown quantity" in answer.text
 
 
-def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:
+def test_a_taken_port_is_a_one_line_error(small: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StudyError, match=f"cannot serve on 127.0.0.1:{port}"):
-            server.serve([trained], "127.0.0.1", port, lambda *shown: pytest.fail(str(shown)))
+            server.serve([small], "127.0.0.1", port, lambda *shown: pytest.fail(str(shown)))
 
 
 def test_a_served_study_may_be_damaged_deleted_and_made_again(

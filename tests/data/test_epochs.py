@@ -66,10 +66,7 @@ def test_schedules_follow_the_steps_of_the_epochs(cell: Build) -> None:
         resolved(cell("train.epochs=1e6"), lambda: 10**7)
 
 
-def test_conversations_are_trained_for_an_epoch(
-    tmp_path: Path, study_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_conversations_are_trained_for_an_epoch(here: Path, works: Callable[..., Any]) -> None:
     turns = [
         [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]
         for n in range(24)
@@ -79,12 +76,10 @@ def test_conversations_are_trained_for_an_epoch(
     words += ["data.sequence_length=128", "train.batch_size=4", "probes.steps=null", "name=chat"]
     words += ["train.answer_tokens=3"]
     epochs = ["train.epochs=1", "train.warmup=0.5"]
-    planned = study_cli("train", "--plan", *words, *epochs)
-    assert planned.code == 0, planned.err
+    planned = works("train", "--plan", *words, *epochs)
     assert "22 rows of data.format=messages to train on and 2 held out; 0 are cut" in planned.out
     assert "train.epochs=1: 6 steps of 4 rows; train.steps is ignored" in planned.out
-    ran = study_cli("train", *words, *epochs)
-    assert ran.code == 0, ran.err
+    works("train", *words, *epochs)
     (row,) = load_cells("results/chat").to_dict("records")
     assert (row["status"], row["steps"], row["warmup"]) == ("complete", 6, 3)
     assert not {"epochs", "format", "chat_template"} & set(row)
@@ -93,7 +88,7 @@ def test_conversations_are_trained_for_an_epoch(
     assert 22 * len("It is 0.") <= rows.pop("supervised") <= 22 * len("It is 10.<|im_end|>\n")
     counts = {"train": 22, "heldout": 2, "cut": 0, "dropped": 0, "format": "messages"}
     assert rows == counts
-    again = study_cli("train", *words, "train.steps=6", "train.warmup=3")
+    again = works("train", *words, "train.steps=6", "train.warmup=3")
     assert "1 done, nothing to train" in again.err
 
 

@@ -73,10 +73,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
         ("rows.jsonl", "pydoc", r"add data=file, or remove data\.path"),
     ],
 )
-def test_a_bad_path_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None, name: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_bad_path_is_named(here: Path, path: str | None, name: str, message: str) -> None:
     Path("blank.jsonl").write_text("\n  \n")
     with pytest.raises(StudyError, match=message):
         load(path, name)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,48 +16,25 @@ from study.figures.against_rate import (
     loss_against_alpha,
 )
 from study.figures.final_loss import loss_against_rank, truncated_losses
+from tests.analysis.losses import LORA, NO_PROBES, Loss, runs
 from tests.figures.conftest import artists, only, panels, rows, said
 
 RATES, RANKS = (1e-5, 1e-4, 1e-3, 1e-2), (4, 64, 1024)
 P = {"lora": 1.0, "rslora": 0.5}
 
 
-def study(
-    cells: list[dict[str, Any]],
-    loss: Callable[[dict[str, Any]], float],
-    lost: Callable[[dict[str, Any]], bool] = lambda cell: False,
-) -> SimpleNamespace:
-    """A study with a final loss for each cell, and one before training."""
-    metrics = []
-    for number, cell in enumerate(cells):
-        gone = lost(cell)
-        cell |= {"cell_id": f"c{number}", "exponent": np.nan, "data_seed": cell["seed"]}
-        cell |= {"init": "kaiming"}
-        cell |= {"status": "diverged" if gone else "complete"}
-        cell |= {"diverged_step": 5.0 if gone else np.nan}
-        metrics += [
-            {"cell_id": cell["cell_id"], "step": 0, "eval_loss": 3.5},
-            {"cell_id": cell["cell_id"], "step": 10, "eval_loss": np.nan if gone else loss(cell)},
-        ]
+def parabola(cell: dict[str, Any]) -> float:
+    """In the log of the step."""
+    gamma = 16.0 * min(cell["rank"], 1e6) ** -P[cell["scaling"]]
+    return 2.0 + 0.05 * math.log(cell["lr"] * gamma / 2e-3) ** 2 + 0.02 * cell["seed"]
+
+
+def sweep(loss: Loss = parabola, **axes: Any) -> SimpleNamespace:
+    """Two rules and seeds with a loss before training and after 10 steps; NaN: it diverged."""
+    usual = {"rates": RATES, "ranks": RANKS, "rules": (*LORA, ("rslora", math.nan))}
+    cells, metrics = runs(loss, **{**usual, **axes}, seeds=(0, 1), steps=(10,))
     none = pd.DataFrame()
-    frames = {"cells": pd.DataFrame(cells), "metrics": pd.DataFrame(metrics)}
-    return SimpleNamespace(**frames, probes=pd.DataFrame({"cell_id": []}), exponents=none)
-
-
-def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, loss=None, **more: Any):
-    """A sweep over rates. ``loss(cell)``: by default a parabola in the log of the step."""
-    power = 2 if optimizer == "sgd" else 1
-
-    def parabola(cell: dict) -> float:
-        off = np.log(cell["lr"] * cell["gamma"] ** power / 2e-3)
-        return 2.0 + 0.05 * off**2 + 0.02 * cell["seed"]
-
-    cells = [
-        {"optimizer": optimizer, "scaling": scaling, "lr": lr, "rank": float(rank), "seed": seed}
-        | {"alpha": 16.0, "gamma": 16.0 * min(rank, 1e6) ** -P[scaling]}
-        for scaling, rank, lr, seed in itertools.product(P, ranks, rates, (0, 1))
-    ]
-    return study(cells, loss or parabola, **more)
+    return SimpleNamespace(cells=cells, metrics=metrics, probes=NO_PROBES, exponents=none)
 
 
 def two_settings() -> SimpleNamespace:
@@ -75,13 +51,9 @@ def two_settings() -> SimpleNamespace:
 
 def products() -> SimpleNamespace:
     """The best product of alpha and rate is 0.2."""
-    values = itertools.product((4, 256), (1e-3, 4e-3), (16.0, 64.0, 256.0, 1024.0), (0, 1))
-    cells = [
-        {"optimizer": "adamw", "scaling": "lora", "rank": float(rank), "alpha": alpha}
-        | {"lr": lr, "gamma": alpha / rank, "seed": seed}
-        for rank, lr, alpha, seed in values
-    ]
-    return study(cells, lambda cell: 2.0 + np.log(cell["alpha"] * cell["lr"] / 0.2) ** 2)
+    axes: dict[str, Any] = {"rates": (1e-3, 4e-3), "alphas": (16.0, 64.0, 256.0, 1024.0)}
+    of_product = lambda cell: 2.0 + math.log(cell["alpha"] * cell["lr"] / 0.2) ** 2  # noqa: E731
+    return sweep(of_product, ranks=(4, 256), rules=LORA, **axes)
 
 
 def final(tables, **where) -> pd.DataFrame:
@@ -111,10 +83,7 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked() -> None:
 
 
 def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid() -> None:
-    tables = sweep(
-        lost=lambda c: c["lr"] == 1e-2,
-        loss=lambda c: 3.0 + np.log10(1e-3 / c["lr"]) / 10,
-    )
+    tables = sweep(lambda c: math.nan if c["lr"] == 1e-2 else 3.0 + math.log10(1e-3 / c["lr"]) / 10)
     figure = learning_rate_basins(tables)
     assert list(only(figure, "cross lora p=1 r=4").get_xdata()) == [1e-2]
     assert only(figure, "best lora p=1 r=4").get_xdata() == pytest.approx([1e-3])

@@ -1,6 +1,8 @@
-"""Files of figures: atomic and reproducible, and they say which cells they show."""
+"""Files of figures: atomic and reproducible, with the settings of their cells; the command."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.image import imread
 from PIL import Image
@@ -24,3 +26,34 @@ def test_files_are_reproducible_and_carry_fonts_and_settings(small, tmp_path: Pa
     first = [png.read_bytes(), page]
     for again in (figure, FIGURES["grad_norm_vs_rank"](small)):
         assert [path.read_bytes() for path in save(again, tmp_path, "again")] == first
+
+
+Cli = Callable[..., Any]
+NAME = "grad_norm_vs_rank"
+
+
+def test_some_figures_in_some_formats_in_the_studys_plots_dir(
+    study_cli: Cli, works: Cli, jsonl: Path, here: Path
+) -> None:
+    data = ["data=file", f"data.path={jsonl}", "data.sequence_length=32", "data.heldout=2"]
+    small = ["model=tiny", *data, "train.batch_size=2", "train.steps=1", "probes.stats=[norm]"]
+    where = ["results_dir=a/results", "plots_dir=a/pictures/all", "name=mine"]
+    works("train", "-m", *small, *where, "adapter.rank=2,4")
+    drawn = works("figures", "a/results/mine", "--only", NAME, "--formats", "svg,png")
+    folder = Path("a/pictures/all/mine")
+    assert drawn.out.split() == [f"{folder}/{NAME}.svg", f"{folder}/{NAME}.png"]
+    assert {path.name for path in folder.iterdir()} == {f"{NAME}.svg", f"{NAME}.png"}
+    svg = (folder / f"{NAME}.svg").read_bytes()
+    works("figures", "a/results/mine", "--only", NAME, "--formats", "svg")
+    assert (folder / f"{NAME}.svg").read_bytes() == svg, "no date, no random names"
+
+    both = ["--only", NAME, "--only", "learning_rate_basins"]
+    absent = study_cli("figures", "a/results/mine", *both, "--to", "other")
+    assert absent.code == 2
+    assert absent.err.splitlines()[-1].startswith("study: no figure learning_rate_basins: ")
+    assert {path.name for path in Path("other").iterdir()} == {f"{NAME}.png", f"{NAME}.pdf"}
+    for option in ("--only=gif", "--formats=gif"):
+        wrong = study_cli("figures", "a/results/mine", option)
+        assert wrong.code == 2
+        assert option.partition("=")[0] in wrong.err
+        assert "'gif'" in wrong.err

@@ -32,11 +32,9 @@ def folder(patterned: Any, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_the_numbers_are_those_of_dense_matrices(
-    patterned: Any, folder: Path, study_cli: Cli
-) -> None:
-    ran = study_cli("audit", str(folder), "--base", "tiny", "--json", "-q")
-    assert (ran.code, ran.err) == (0, "")
+def test_the_numbers_are_those_of_dense_matrices(patterned: Any, folder: Path, works: Cli) -> None:
+    ran = works("audit", str(folder), "--base", "tiny", "--json", "-q")
+    assert ran.err == ""
     layers = json.loads(ran.out, object_hook=lambda one: SimpleNamespace(**one)).layers
     assert [one.layer for one in layers if not one.moved] == [STILL]
     for one in layers:
@@ -56,7 +54,7 @@ def test_the_numbers_are_those_of_dense_matrices(
             assert one.relative == pytest.approx(float(delta.norm() / W.norm()), rel=1e-4)
 
 
-def test_experts_are_those_of_dense_matrices(tmp_path: Path, study_cli: Cli) -> None:
+def test_experts_are_those_of_dense_matrices(tmp_path: Path, works: Cli) -> None:
     base = AutoModelForCausalLM.from_config(mixtral())
     base.save_pretrained(tmp_path / "base")
     weights = {name: weight.clone() for name, weight in base.named_parameters()}
@@ -73,8 +71,8 @@ def test_experts_are_those_of_dense_matrices(tmp_path: Path, study_cli: Cli) -> 
         if not torch.equal(weight, weights[name])
     }
     where = (str(tmp_path / "adapter"), "--base", str(tmp_path / "base"))
-    ran = study_cli("audit", *where, "--json", "-q")
-    assert (ran.code, ran.err) == (0, "")
+    ran = works("audit", *where, "--json", "-q")
+    assert ran.err == ""
     found = json.loads(ran.out, object_hook=lambda one: SimpleNamespace(**one)).layers
     assert {one.layer: one.experts for one in found} == {
         layer: 4 * (delta.ndim == 3) for layer, delta in deltas.items()
@@ -87,12 +85,8 @@ def test_experts_are_those_of_dense_matrices(tmp_path: Path, study_cli: Cli) -> 
         assert one.spectral == pytest.approx(largest, rel=1e-4)
 
 
-def test_the_text_names_what_matters(
-    folder: Path, study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ran = study_cli("audit", str(folder), "--base", "tiny")
-    assert ran.code == 0, ran.err
+def test_the_text_names_what_matters(folder: Path, works: Cli, here: Path) -> None:
+    ran = works("audit", str(folder), "--base", "tiny")
     text = " ".join(ran.out.split())
     assert "rsLoRA on 6 layers: rank 2 to 6, lora_alpha 8, gamma 1.22474 to 5.65685." in text
     assert "Other factors than PEFT's: vLLM, llama.cpp, Ollama (study serve-check)." in text
@@ -129,7 +123,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folded_adapter_is_the_same_function_as_plain_lora(
-    kind: str, tiny_base: FrozenBase, tmp_path: Path, study_cli: Cli
+    kind: str, tiny_base: FrozenBase, tmp_path: Path, works: Cli
 ) -> None:
     torch.manual_seed(0)
     other = (
@@ -145,8 +139,7 @@ def test_a_folded_adapter_is_the_same_function_as_plain_lora(
         for weight in (weight for weight in model.parameters() if weight.requires_grad):
             weight += 0.1 * torch.randn_like(weight)
     model.save_pretrained(tmp_path / "adapter")
-    ran = study_cli("fold", str(tmp_path / "adapter"), str(tmp_path / "folded"))
-    assert ran.code == 0, ran.err
+    works("fold", str(tmp_path / "adapter"), str(tmp_path / "folded"))
     written = json.loads((tmp_path / "folded" / CONFIG).read_text())
     assert written["lora_alpha"] == written["r"]
     assert not any(written[key] for key in ("use_rslora", "alpha_pattern", "rank_pattern"))
@@ -158,16 +151,14 @@ def test_a_folded_adapter_is_the_same_function_as_plain_lora(
     largest = expected.abs().max()
     assert (found - expected).abs().max() < 1e-6 * largest
     assert (plain - expected).abs().max() > 1e-2 * largest
-    assert (
-        "Servers multiply it as PEFT does" in study_cli("serve-check", str(tmp_path / "folded")).out
-    )
+    assert "Servers multiply it as PEFT does" in works("serve-check", str(tmp_path / "folded")).out
 
 
-def test_the_cost_of_rounding_is_said(folder: Path, tmp_path: Path, study_cli: Cli) -> None:
+def test_the_cost_of_rounding_is_said(folder: Path, tmp_path: Path, works: Cli) -> None:
     """Mantissas from 1 to 2 have a mean square of about 2.2: 2**-7 / sqrt(12 * 2.2) = 0.15 %."""
     weights = {name: weight.bfloat16() for name, weight in load_file(folder / WEIGHTS).items()}
     save_file(weights, folder / WEIGHTS)
-    ran = study_cli("fold", str(folder), str(tmp_path / "folded"))
+    ran = works("fold", folder, tmp_path / "folded")
     assert "bfloat16 rounds B by 0.002 of its norm" in ran.out
 
 

@@ -17,7 +17,6 @@ import study
 from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig
 from study.data import build_corpus
-from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer, tiny
 from study.store import load_records
 from study.sweeps.cells import plan
@@ -27,33 +26,6 @@ from study.training.peft_format import CONFIG, read_adapter
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def command(study_cli: Make) -> Make:
-    """Run a command that succeeds; returns what it printed."""
-
-    def succeed(*words: object) -> str:
-        ran = study_cli(*map(str, words))
-        assert ran.code == 0, ran.err
-        return str(ran.out)
-
-    return succeed
-
-
-@pytest.fixture
-def refused(study_cli: Make, tmp_path: Path) -> Make:
-    """Run a command that fails and writes nothing; returns its one line."""
-
-    def fail(*words: object) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        ran = study_cli(*map(str, words))
-        assert ran.code == 2
-        assert sorted(tmp_path.rglob("*")) == before
-        (line,) = ran.err.splitlines()
-        return str(line)
-
-    return fail
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +60,17 @@ def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora", "crossover"])
 def test_export(
-    trained: Path, tiny_base: FrozenBase, scaling: str, tmp_path: Path, command: Make
+    trained: Path, tiny_base: FrozenBase, scaling: str, tmp_path: Path, works: Make
 ) -> None:
     name = cell_id(trained, scaling)
     expected = our_logits(tiny_base, trained / "cells" / name / "adapter")
-    command("export", trained, name[:8], tmp_path / "adapter")
+    works("export", trained, name[:8], tmp_path / "adapter")
     record = json.loads((tmp_path / "adapter" / "study_record.json").read_text())
     assert (record["cell_id"], record["config"]["adapter"]["init"]) == (name, "kaiming")
     own = json.loads((tmp_path / "adapter" / CONFIG).read_text())
     assert own["use_rslora"] == (scaling == "rslora")
     assert (own["lora_alpha"] == 16) == (scaling != "crossover"), "a power of r alone is in PEFT"
-    command("export", trained, name, tmp_path / "folded", "--fold-scaling")
+    works("export", trained, name, tmp_path / "folded", "--fold-scaling")
     assert json.loads((tmp_path / "folded" / CONFIG).read_text())["use_rslora"] is False
     with torch.no_grad():
         assert (tiny_base.model(IDS).logits - expected).abs().max() > 1e-2
@@ -110,7 +82,7 @@ def test_export(
 
 
 def test_a_missing_adapter_names_the_command_that_trains_it(
-    trained: Path, tmp_path: Path, command: Make, refused: Make
+    trained: Path, tmp_path: Path, works: Make, refused: Make
 ) -> None:
     """The named command trains the same cell again, with its adapter."""
     name = cell_id(trained, "lora", rank=2)
@@ -119,12 +91,12 @@ def test_a_missing_adapter_names_the_command_that_trains_it(
     assert words[:2] == ["study", "train"]
     assert words[-1] == "train.save_adapter=true"
     loss = study.load(trained).metrics.query("cell_id == @name")["loss"].tolist()
-    command(*words[1:])
+    works(*words[1:])
     again = study.load(trained)
     assert len(again.cells) == 4
     found = again.metrics.query("cell_id == @name")["loss"].tolist()
     assert found == pytest.approx(loss, nan_ok=True)
-    command("export", trained, name, tmp_path / "adapter")
+    works("export", trained, name, tmp_path / "adapter")
 
 
 def test_bad_exports(trained: Path, tmp_path: Path, refused: Make) -> None:
@@ -152,17 +124,17 @@ def test_import_continues_training_a_peft_adapter(
     cell: Callable[..., CellConfig],
     jsonl: Path,
     tmp_path: Path,
-    command: Make,
+    works: Make,
 ) -> None:
     small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"]
     small += ["data.heldout=6", "train.batch_size=3", "train.steps=2", "optimizer.lr=1e-2"]
     small += ["train.save_adapter=true", f"results_dir={tmp_path / 'results'}"]
-    printed = command("import", theirs, *small)
+    printed = works("import", theirs, *small).out
     assert "6 layers, rank 2 to 6, gamma 1.22474 to 5.65685 (rslora), on tiny" in printed
     (further,) = (line for line in printed.splitlines() if line.startswith("to train it further"))
     words = shlex.split(further.partition(":")[2])
     assert "adapter.dropout=0.1" in words
-    command(*words[1:], "adapter.dropout=0")
+    works(*words[1:], "adapter.dropout=0")
 
     continued = tmp_path / "results" / "continued"
     tables, [record] = study.load(continued), load_records(continued)
@@ -209,9 +181,3 @@ def test_bad_imports(theirs: Path, tmp_path: Path, refused: Make) -> None:
         ((tmp_path / "embed_tokens", "model=tiny"), "lora_embedding_A.* only plain LoRA"),
     ):
         assert re.search(message, refused("import", *words))
-
-
-def test_an_adapter_of_infinite_rank_cannot_be_saved(cell: Callable[..., CellConfig]) -> None:
-    limit = ["adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd"]
-    with pytest.raises(StudyError, match="no factors to save"):
-        cell(*limit, "train.save_adapter=true")

@@ -25,11 +25,8 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def script(
-    cell: Make, peft_model: Make, tiny_base: FrozenBase, tmp_path: Path, monkeypatch: Any
-) -> dict[str, Any]:
+def script(cell: Make, peft_model: Make, tiny_base: FrozenBase, here: Path) -> dict[str, Any]:
     """What a user's script has before the lines of the page, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = peft_model(cell("adapter.rank=4"))
     batches = [{"input_ids": ids, "labels": ids} for ids in torch.randint(5, 90, (2, 2, 12))]
@@ -110,8 +107,7 @@ def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert verdict in (None, rows.loc[rule, "verdict"])
 
 
-def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_notebook_runs_from_top_to_bottom(here: Path) -> None:
     Path("results").mkdir()
     Path("results/reference").symlink_to(DOCS.parent / "results/reference")
     cells = json.loads((DOCS / "examples/study.ipynb").read_text())["cells"]

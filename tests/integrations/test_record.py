@@ -1,120 +1,514 @@
-"""``study.record`` around loops of torch: the numbers are those of our own training."""
+"""``study.record`` around loops of torch: its numbers, and what it refuses, notes and keeps."""
 
+import copy
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 import study
-from study.config import CellConfig
-from study.data import Corpus
+from study.errors import StudyError
+from study.models import tiny
+from study.store import cell_folders, load_records
+from tests.integrations.conftest import OurBatches
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 
 Make = Callable[..., Any]
-Batch = dict[str, Any]
-Losses = list[float]
 
 
-def micro_batches(config: CellConfig, corpus: Corpus) -> Iterator[Batch]:
-    """Those of our training, in the form of transformers.
-
-    The loss is a mean over the supervised tokens of the whole step, as in our training, once a loop
-    has divided it by the number of micro-batches.
-    """
-    train = config.train
-    for step in range(train.steps):
-        first = step * train.accumulation
-        parts = [
-            corpus.train.batch(config.data.seed, first + n, train.batch_size)
-            for n in range(train.accumulation)
-        ]
-        supervised = sum(int((part.targets_BT >= 0).sum()) for part in parts)
-        for part in parts:
-            ignored = torch.full((train.batch_size, 1), -100)
-            yield {
-                "input_ids": part.input_ids_BT,
-                "labels": torch.cat([ignored, part.targets_BT[:, :-1]], dim=1),
-                "attention_mask": part.real_BT.long(),
-                "num_items_in_batch": supervised / train.accumulation,
-            }
+@pytest.fixture
+def script(cell: Make, peft_model: Make, tmp_path: Path) -> "Script":
+    """Rank 4, AdamW."""
+    torch.manual_seed(0)
+    return Script(peft_model(cell("adapter.rank=4")), tmp_path / "results" / "mine")
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [weight for weight in model.parameters() if weight.requires_grad]
+class Script:
+    """Somebody's loop: ``script.run(recording, steps=3)``."""
+
+    def __init__(self, model: Any, results: Path) -> None:
+        self.model, self.results = model, results
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=1e-3)
+
+    def record(self, **options: Any) -> Any:
+        options = {"steps": [0, 1], **options}
+        return study.record(self.results, self.model, self.optimizer, **options)
+
+    def batches(self, steps: int) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(steps):
+            ids = torch.randint(5, 90, (2, 12), generator=generator)
+            yield {"input_ids": ids, "labels": ids}
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        self.model(**batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def run(self, recording: Any, steps: int = 3, step: Any = None) -> Any:
+        """Train inside ``recording``; ``step(batch)`` replaces :meth:`step`."""
+        with recording:
+            for batch in self.batches(steps):
+                (step or self.step)(batch)
+        return self.tables
+
+    @property
+    def tables(self) -> Any:
+        return study.load(str(self.results))
+
+    def copy(self, name: str) -> "Script":
+        """The same script with a folder of its own."""
+        return Script(copy.deepcopy(self.model), self.results / name)
 
 
-def with_torch(
-    model: Any,
-    optimizer: Any,
-    batches: Any,
-    config: CellConfig,
-    watch: Any,
-    has_closure: bool,
-) -> Losses:
-    losses: Losses = []
-    parts, left = config.train.accumulation, iter(batches)
-
-    def accumulate() -> Tensor:
-        optimizer.zero_grad()
-        for batch in islice(left, parts):
-            loss = model(**batch).loss
-            (loss / parts).backward()
-            losses.append(float(loss))
-        if config.train.clip:
-            nn.utils.clip_grad_norm_(trainable(model), config.train.clip)
-        return loss
-
-    with watch(model, optimizer):
-        for _ in range(config.train.steps):
-            if has_closure:
-                optimizer.step(accumulate)
-            else:
-                accumulate()
-                optimizer.step()
-    return losses
+def assert_equal(tables: Any, expected: Any, rtol: float = 0.0) -> None:
+    """All numbers of two recordings, up to ``rtol`` of themselves."""
+    columns = ["step", "tokens", "loss", "grad_norm", "clip_factor", "lr"]
+    options: dict[str, Any] = {"rtol": rtol, "atol": 0.0, "check_exact": not rtol}
+    pd.testing.assert_frame_equal(tables.metrics[columns], expected.metrics[columns], **options)
+    shared = [name for name in expected.probes if name != "cell_id"]
+    pd.testing.assert_frame_equal(tables.probes[shared], expected.probes[shared], **options)
 
 
 CLIPPED = (
     *("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.clip=0.5"),
-    "adapter.scaling=rslora",
+    *("adapter.scaling=rslora", "adapter.rank=4", "train.eval_every=0", "probes.steps=[0,1,2]"),
 )
-PLAIN = ("optimizer=adamw", "optimizer.lr=1e-3")
 
 
-@pytest.mark.parametrize(
-    ("has_closure", "overrides"), [(False, PLAIN), (False, CLIPPED), (True, CLIPPED)]
-)
+@pytest.mark.parametrize("has_closure", [False, True])
 def test_numbers_are_those_of_our_training_and_losses_stay_the_same(
     has_closure: bool,
-    overrides: tuple[str, ...],
     cell: Make,
-    corpus: Corpus,
+    corpus: Any,
     peft_model: Make,
     ours: Make,
     assert_same: Make,
     tmp_path: Path,
 ) -> None:
-    config = cell(*overrides, "adapter.rank=4", "train.eval_every=0", "probes.steps=[0,1,2]")
+    """The loss is a mean over the supervised tokens of all micro-batches of a step."""
+    config = cell(*CLIPPED)
+    size, parts = config.train.batch_size, config.train.accumulation
+    micro = list(torch.utils.data.DataLoader(OurBatches(corpus, config), batch_size=size))
 
-    def losses(watch: Any) -> tuple[Any, Losses]:
-        torch.manual_seed(config.seed)
-        model = peft_model(config)
-        make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[config.optimizer.name]
-        optimizer = make(trainable(model), lr=config.optimizer.lr, weight_decay=0.0)
-        batches = micro_batches(config, corpus)
-        return model, with_torch(model, optimizer, batches, config, watch, has_closure)
+    def trained(watch: Any) -> tuple[Any, list[float]]:
+        model, losses, left = peft_model(config), list[float](), iter(micro)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.SGD(weights, lr=config.optimizer.lr)
 
-    def watch(model: Any, optimizer: Any) -> Any:
-        return study.record(tmp_path / "run", model, optimizer, steps=[0, 1, 2])
+        def accumulate() -> None:
+            optimizer.zero_grad()
+            step = list(islice(left, parts))
+            supervised = sum(int((one["labels"] >= 0).sum()) for one in step)
+            for one in step:
+                loss = model(**one, num_items_in_batch=supervised / parts).loss
+                (loss / parts).backward()
+                losses.append(float(loss.detach()))
+            nn.utils.clip_grad_norm_(weights, config.train.clip)
 
-    (plain_model, plain), (model, watched) = losses(lambda *_: nullcontext()), losses(watch)
+        with watch(tmp_path / "run", model, optimizer, steps=[0, 1, 2]):
+            for _ in range(config.train.steps):
+                if not has_closure:
+                    accumulate()
+                optimizer.step(accumulate if has_closure else None)
+        return model, losses
+
+    plain_model, plain = trained(lambda *_, **__: nullcontext())
+    model, watched = trained(study.record)
     assert watched == plain
     for a, b in zip(plain_model.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert_same(study.load(tmp_path / "run"), config, ours(config))
+
+
+def test_import_study_is_instant_and_record_is_there() -> None:
+    """Readers of tables never import torch. Beside Axolotl, OmegaConf can't be imported."""
+    code = (
+        "import study, sys; assert 'torch' not in sys.modules; study.record; "
+        "import study.integrations.axolotl, study.integrations.transformers; "
+        "assert 'torch' in sys.modules; assert not {'omegaconf', 'hydra'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_rule_that_is_another_factor_in_fact_is_told(script: Script) -> None:
+    """Some software applies the rule otherwise, whatever its layers say."""
+    other = script.copy("mine")
+    other.results = script.results
+    script.run(script.record(data="first"), 1)
+    for module in other.model.modules():
+        if hasattr(module, "lora_A"):
+            module.forward = partial(of_other_factor, module, module.forward)
+    with pytest.warns(UserWarning, match="lora is another factor in cell"):
+        other.run(other.record(data="second"), 1)
+    shares = sorted(record["share_of_rule"] for record in load_records(script.results))
+    assert shares == pytest.approx([0.5, 1.0], rel=1e-4)
+
+
+def of_other_factor(layer: Any, forward: Any, x: Tensor) -> Tensor:
+    base = layer.base_layer(x)
+    return base + (forward(x) - base) / 2
+
+
+def test_refused_models_and_optimizers(script: Script) -> None:
+    model, optimizer = script.model, script.optimizer
+    frozen = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    compiled = nn.Sequential(model)
+    compiled.compile()
+    lookahead = type("Lookahead", (), {"optimizer": optimizer})()
+    embeddings = peft.LoraConfig(r=2, target_modules=["embed_tokens"])
+    on_embeddings = peft.get_peft_model(tiny.build(), embeddings)
+    fsdp, deepspeed = (
+        type(name, (nn.Sequential,), {})(model)
+        for name in ("FullyShardedDataParallel", "DeepSpeedEngine")
+    )
+    for given, of, message in (
+        (nn.Linear(2, 2), optimizer, "Linear has no LoRA layer of PEFT: give the model"),
+        (model, frozen, "the optimizer does not train all of adapter 'default'"),
+        (model, "adamw", "the optimizer is a str: give an optimizer of torch"),
+        (model, lookahead, "a Lookahead around AdamW, and may change weights after its step"),
+        (nn.DataParallel(model), optimizer, "each GPU of DataParallel sees a part"),
+        (compiled, optimizer, "a compiled model skips the hooks"),
+        (fsdp, optimizer, r"FSDP1 flattens weights: use DDP or FSDP2 \(fully_shard, or fsdp_ver"),
+        (deepspeed, optimizer, "DeepSpeed hides gradients: use DDP or FSDP2"),
+        (on_embeddings, optimizer, "the adapter is on embeddings only"),
+    ):
+        with pytest.raises(StudyError, match=message):
+            study.record("results/mine", given, of)
+    with pytest.raises(StudyError, match="unknown sites 'q'"):
+        script.record(sites=["q"])
+    with pytest.raises(StudyError, match=r"mix=\[1\]: give a number, a string or a bool"):
+        script.record(mix=[1])
+    assert not script.results.exists()
+
+
+def test_loops_that_cannot_be_measured(script: Script) -> None:
+    lbfgs = torch.optim.LBFGS(script.weights, max_iter=3)
+
+    def no_backward(_: Any) -> None:
+        script.optimizer.step()
+
+    def of_another(batch: Any) -> None:
+        script.model.base_model(**batch).loss.backward()
+        script.optimizer.step()
+
+    def nested(batch: Any) -> None:
+        script.run(script.record())
+
+    def in_fp16(batch: Any) -> None:
+        with torch.autocast("cpu", torch.float16):
+            script.step(batch)
+
+    def several_closures(batch: Any) -> None:
+        lbfgs.step(lambda: _backward(script.model(**batch).loss))
+
+    def scaled(batch: Any) -> None:
+        (128 * script.model(**batch).loss).backward()
+        script.optimizer.step()
+
+    def by_a_scaler(batch: Any) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale(script.model(**batch).loss).backward()
+        scaler.step(script.optimizer)
+
+    for step, optimizer, message in (
+        (no_backward, script.optimizer, "the recorded optimizer made no step with a gradient"),
+        (of_another, script.optimizer, r"step 0 .* without a backward pass"),
+        (nested, script.optimizer, r"being recorded already: .* around the whole loop"),
+        (in_fp16, script.optimizer, "fp16 scales the loss"),
+        (several_closures, lbfgs, "LBFGS evaluates its closure several times"),
+        (scaled, script.optimizer, r"multiplies the loss by 128 .* call recording\.loss"),
+        (by_a_scaler, script.optimizer, r"by 1024 .*unscale_.* call recording\.gradients\(\)"),
+    ):
+        recording = study.record(script.results, script.model, optimizer, steps=[0])
+        with pytest.raises(StudyError, match=message):
+            script.run(recording, step=step)
+    with pytest.raises(StudyError, match="the recorded optimizer made no step"):
+        script.run(script.record(), steps=0)
+    assert not script.model._forward_pre_hooks
+    statuses = script.run(script.record()).cells["status"].tolist()
+    assert statuses.count("complete") == 1  # nothing is left of what failed
+
+
+def _backward(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (RuntimeError("disk\nfull"), "failed", "RuntimeError: disk"),
+        (KeyboardInterrupt(), "interrupted", None),
+    ],
+)
+def test_how_a_loop_ends(
+    error: BaseException, status: str, message: str | None, script: Script
+) -> None:
+    with pytest.raises(type(error)):
+        script.run(script.record(), step=_until(2, script.step, error))
+    [folder] = (script.results / "cells").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["status"], record.get("error")) == (status, message)
+    assert (folder / "error.log").exists() == (status == "failed")
+    assert script.tables.metrics["step"].tolist() == [0, 1]
+
+
+def _until(steps: int, step: Any, error: BaseException) -> Callable[[Any], None]:
+    """``step``, which raises ``error`` after some steps."""
+    left = iter(range(steps))
+
+    def stepping(batch: Any) -> None:
+        if next(left, None) is None:
+            raise error
+        step(batch)
+
+    return stepping
+
+
+def test_a_loop_that_goes_on(script: Script) -> None:
+    """Rows before the checkpoint are kept, and the cell is the same."""
+    options = {"steps": [0, 2], "seed": 0, "total": 3}
+    whole = script.copy("whole")
+    expected = whole.run(whole.record(**options))
+    batches, saved = list(script.batches(3)), []
+
+    def saving(batch: Any) -> None:
+        script.step(batch)
+        saved.append(copy.deepcopy((script.model.state_dict(), script.optimizer.state_dict())))
+
+    with pytest.raises(KeyboardInterrupt):
+        script.run(script.record(**options), step=_until(2, saving, KeyboardInterrupt()))
+    script.model.load_state_dict(saved[0][0])
+    script.optimizer.load_state_dict(saved[0][1])
+    with script.record(**options, start=1):
+        for batch in batches[1:]:
+            script.step(batch)
+    tables = script.tables
+    assert tables.cells["status"].tolist() == ["complete"]
+    assert_equal(tables, expected)
+
+
+def test_a_loss_of_ones_own(script: Script) -> None:
+    """Half the batch counts more: the recorded loss is the one that the gradient is of."""
+    expected = []
+    recording = script.record(steps=[0])
+
+    def step(batch: Any) -> None:
+        expected.append(0.0)
+        for weight in (0.5, 1.5):
+            loss = script.model(input_ids=batch["input_ids"]).logits.square().mean()
+            recording.loss(loss)
+            expected[-1] += weight * float(loss.detach())
+            (weight * loss).backward()
+        script.optimizer.step()
+        script.optimizer.zero_grad()
+        recording.heldout(2.5)
+
+    metrics = script.run(recording, steps=2, step=step).metrics
+    assert metrics["loss"][:2].tolist() == pytest.approx(expected)
+    assert metrics["eval_loss"].tolist()[1:] == [2.5, 2.5]
+    assert metrics["step"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_loss_that_nobody_told_is_asked_for(script: Script, is_late: bool) -> None:
+    recording = script.record()
+
+    def step(batch: Any) -> None:
+        loss = script.model(input_ids=batch["input_ids"]).logits.square().mean()
+        loss.backward()
+        if is_late:
+            recording.loss(loss)
+        script.optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"no loss was seen: call recording\.loss"):
+        metrics = script.run(recording, step=step).metrics
+    assert metrics["loss"].isna().all()
+    assert (metrics["grad_norm"] > 0).all()
+
+
+def skip_update(script: Script, batch: Any, how: str) -> None:
+    """Use a batch for no update, in one of the ways in which loops do it."""
+    if how == "evaluated":
+        with torch.no_grad():
+            script.model(**batch)
+        return
+    loss = script.model(**batch).loss
+    if how == "NaN before the backward pass":
+        return
+    if how == "gradients of something else":
+        torch.autograd.grad(loss, script.weights)
+    elif how == "skipped by a scaler":
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        scaler.scale(loss * float("inf")).backward()
+        scaler.step(script.optimizer)
+        scaler.update()
+        script.optimizer.zero_grad()
+    else:
+        loss.backward()
+        script.optimizer.zero_grad(set_to_none=how != "set to zero")
+        if how == "stepped without gradients":  # as Lightning if training_step returns None
+            script.optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cleared",
+        "set to zero",
+        "NaN before the backward pass",
+        "stepped without gradients",
+        "skipped by a scaler",
+        "evaluated",
+        "gradients of something else",
+    ],
+)
+def test_a_skipped_update_leaves_nothing(how: str, script: Script) -> None:
+    """A row belongs to its update: the skipped batch changes no number and ends no cell."""
+    plain = script.copy("plain")
+    expected = plain.run(plain.record())
+
+    def step(batch: Any) -> None:
+        skip_update(script, {name: ids[:1, :5] for name, ids in batch.items()}, how)
+        script.step(batch)
+
+    tables = script.run(script.record(), step=step)
+    assert_equal(tables, expected)
+    row = tables.cells.iloc[0]
+    assert (row["status"], row["batch_size"], row["accumulation"]) == ("complete", 2, 1)
+
+
+@pytest.mark.parametrize("has_scaler", [False, True])
+def test_a_scaled_loss_is_mended(has_scaler: bool, script: Script) -> None:
+    """The loss is scaled, then the gradients are unscaled: two lines give plain numbers."""
+    plain = script.copy("plain")
+    expected = plain.run(plain.record(steps=[1]), steps=4)
+    recording = script.record(steps=[1])
+
+    def step(batch: Any) -> None:
+        loss = script.model(**batch).loss
+        recording.loss(loss)
+        (scaler.scale(loss) if has_scaler else loss * 128).backward()
+        if has_scaler:
+            scaler.unscale_(script.optimizer)
+        for weight in script.weights if not has_scaler else ():
+            weight.grad /= 128
+        recording.gradients()
+        scaler.step(script.optimizer)
+        scaler.update()
+        script.optimizer.zero_grad()
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0, enabled=has_scaler)
+    assert_equal(script.run(recording, steps=4, step=step), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("has_all_weights", [False, True])
+def test_a_frozen_A_is_recorded_as_frozen(has_all_weights: bool, script: Script) -> None:
+    """PEFT's LoRA-FA, and AdamW over all parameters of the model."""
+    from peft.optimizers import create_lorafa_optimizer
+
+    script.optimizer = create_lorafa_optimizer(script.model, 4, 16, 1e-3)
+    if has_all_weights:
+        script.optimizer = torch.optim.AdamW(script.model.parameters(), lr=1e-3)
+    tables = script.run(script.record(steps=[1]))
+    assert tables.cells[["run_frozen", "lr"]].values.tolist() == [["A", 1e-3]]
+    sites = tables.probes.set_index("site")
+    assert not {"A_grad", "A_update"} & set(sites.index)
+    pd.testing.assert_series_equal(
+        sites.loc["B_update", "norm"].reset_index(drop=True),
+        sites.loc["adapter_update"].query("layer != 'model'")["norm"].reset_index(drop=True),
+    )
+
+
+def test_runs_of_the_same_settings_are_told_apart(script: Script) -> None:
+    """Another first batch is another cell. The same run moves the earlier one aside. Both say so. A
+    learning rate in a tensor is the same.
+    """
+
+    def cells(change: Any = lambda ids: ids, lr: Any = 1e-3) -> set[str]:
+        again = script.copy("again")
+        again.optimizer.param_groups[0]["lr"] = lr
+
+        def step(batch: Any) -> None:
+            again.step({name: change(ids) for name, ids in batch.items()})
+
+        return set(again.run(again.record(seed=0), step=step).cells["cell_id"])
+
+    first = cells()
+    with pytest.warns(
+        UserWarning, match=r"settings in cell \w+, \w+ goes to aside/ if it has ended: give"
+    ):
+        assert cells(lr=torch.tensor(1e-3)) == first
+    with pytest.warns(UserWarning, match=r"same settings in cell \w+, on other data: give seed="):
+        assert len(cells(lambda ids: ids + 1)) == 2
+    assert len(cells(lambda ids: ids[:1])) == 3
+    one, two = script.copy("twice"), script.copy("twice")
+    with one.record(seed=0):
+        one.step(next(one.batches(1)))
+        with pytest.raises(StudyError, match=r"another recording .* is open, .*: give seed="):
+            two.run(two.record(seed=0))
+
+
+def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
+    torch.manual_seed(2**40)  # as large as torch draws one
+    schedule = torch.optim.lr_scheduler.LambdaLR(script.optimizer, lambda step: float(step > 0))
+
+    def step(batch: Any) -> None:
+        script.step(batch)
+        schedule.step()
+
+    with pytest.warns(UserWarning, match=r"learning rate of step 0 is 0 \(warm-up\)"):
+        tables = script.run(script.record(mix="a", rank=3), steps=2, step=step)
+    row = tables.cells.iloc[0]
+    assert (row["lr"], row["schedule"], row["run_mix"], row["seed"]) == (1e-3, "scheduled", "a", 0)
+    assert (row["rank"], row["run_rank"]) == (4, 3)
+    assert tables.metrics["lr"].tolist() == [0.0, 1e-3]
+    [record] = load_records(script.results)
+    assert record["training_note"].startswith("No seed was set: the draw of the init is unknown")
+    assert "its update and its descent are 0" in record["training_note"]
+
+
+def test_a_question_about_rates_of_a_recorded_study(
+    script: Script, works: Make, refused: Make
+) -> None:
+    """It can't be trained again, so each gets an answer or a line."""
+    for rate in (1e-3, 2e-3):
+        one = script.copy("mine")
+        one.optimizer.param_groups[0]["lr"] = rate
+        with one.record(seed=0) as recording:
+            one.step(next(one.batches(1)))
+            recording.heldout(3 - rate)
+    ran = works("advise", str(cell_folders(one.results)[0]), "--rank", "64")
+    assert "LoraConfig(r=64, lora_alpha=16, use_rslora=False)" in ran.out
+    assert "It does not take your data" in ran.out
+    line = refused("rates", one.results, "--refine")
+    assert "was recorded from your loop, so train there rank 4 at optimizer.lr=" in line
+
+
+def test_bf16_autocast(script: Script) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        tables = script.run(script.record(steps=[0, 1]), steps=2)
+    assert tables.cells["precision"].tolist() == ["bf16"]
+    assert (tables.probes["nonfinite"] == 0).all()
+    lost = tables.probes.query("site == 'adapter_out'").groupby("step")["swallowed"]
+    assert lost.count().tolist() == [0, lost.size()[1]]  # missing while B = 0
+
+
+def test_a_loop_that_diverges(script: Script) -> None:
+    for group in script.optimizer.param_groups:
+        group["lr"] = 1e30
+    [cell] = script.run(script.record(steps=[0])).cells.to_dict("records")
+    assert (cell["status"], cell["diverged_step"], cell["steps_done"]) == ("diverged", 1, 3)

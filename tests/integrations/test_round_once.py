@@ -161,9 +161,8 @@ def test_one_warning_counts_the_layers_that_are_left(tiny_base: Any) -> None:
         round_once(nn.Linear(2, 2))
 
 
-def test_the_code_of_the_page(tiny_base: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_code_of_the_page(tiny_base: Any, here: Path) -> None:
     """The blocks of docs/bf16.md as they stand."""
-    monkeypatch.chdir(tmp_path)
     page = (DOCS / "bf16.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     config = peft.LoraConfig(target_modules="all-linear")

@@ -38,10 +38,9 @@ def adapted(base: Any, folder: Path, **options: Any) -> Path:
     return folder
 
 
-def asked(cli: Cli, base: str, folder: Path, server: Any) -> tuple[float, str]:
+def asked(works: Cli, base: str, folder: Path, server: Any) -> tuple[float, str]:
     """The factor that the command finds, as a share of gamma, and its sentence."""
-    ran = cli("serve-check", str(folder), "--url", server.listening_address, "--base", base)
-    assert ran.code == 0, ran.err
+    ran = works("serve-check", folder, "--url", server.listening_address, "--base", base)
     said = " ".join(ran.out.split())
     found = re.search(r"Served at [a-z :]*([\d.e-]+) of gamma", said)
     return float(found[1]) if found else math.nan, said
@@ -62,7 +61,7 @@ KINDS: dict[str, tuple[dict[str, Any], float, str]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_factor_of_llama_cpp(kind: str, tmp_path: Path, study_cli: Cli) -> None:
+def test_the_factor_of_llama_cpp(kind: str, tmp_path: Path, works: Cli) -> None:
     for package in ("gguf", "xllamacpp"):
         pytest.importorskip(package)
     from tests.integrations import llama_cpp
@@ -77,13 +76,13 @@ def test_the_factor_of_llama_cpp(kind: str, tmp_path: Path, study_cli: Cli) -> N
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     base = llama_cpp.write_base(tmp_path / "base.gguf", model)
     own = adapted(model, tmp_path / "own", **{"lora_alpha": 16, **options})
-    assert study_cli("fold", str(own), str(tmp_path / "folded")).code == 0
+    works("fold", str(own), str(tmp_path / "folded"))
     rows = served(read_adapter(own)).set_index("server").loc[["llama.cpp"]]
     if kind != "experts":  # of which the table says nothing
         assert (rows["factor"] / rows["gamma"]).nunique() == (3 if kind == "alphas" else 1)
     for folder, expected, said in ((own, share, words), (tmp_path / "folded", 1, "(as PEFT)")):
         server = llama_cpp.serve(base, llama_cpp.write_adapter(folder, model))
-        factor, found = asked(study_cli, str(tmp_path / "model"), folder, server)
+        factor, found = asked(works, str(tmp_path / "model"), folder, server)
         assert said in found
         assert math.isnan(expected) or factor == pytest.approx(expected, rel=0.02), found
 
@@ -148,36 +147,31 @@ def answering(base: Any, folder: Path, factor: float, noise: float = 0.0) -> Cal
     ],
 )
 def test_the_factor_of_other_servers(
-    factor: float, noise: float, words: str, tmp_path: Path, study_cli: Cli, server: Any
+    factor: float, noise: float, words: str, tmp_path: Path, works: Cli, server: Any
 ) -> None:
     folder = adapted(tiny.build(), tmp_path / "own", r=16, lora_alpha=8, use_rslora=True)
     server.answers["/v1/completions"] = answering(tiny.build(), folder, factor, noise)
-    assert words in asked(study_cli, "tiny", folder, server)[1]
+    assert words in asked(works, "tiny", folder, server)[1]
 
 
-def test_what_cannot_be_asked_gets_one_line(tmp_path: Path, study_cli: Cli, server: Any) -> None:
+def test_what_cannot_be_asked_gets_one_line(tmp_path: Path, refused: Cli, server: Any) -> None:
     folder = adapted(tiny.build(), tmp_path / "own", r=16, use_rslora=True)
     other = tiny.build()
     torch.nn.init.normal_(other.lm_head.weight)
 
-    def refused(*words: str, **answers: Any) -> str:
+    def line(*words: str, **answers: Any) -> str:
         server.answers |= {f"/v1/{path}": answer for path, answer in answers.items()}
-        ran = study_cli("serve-check", str(folder), "--url", server.listening_address, *words)
-        assert ran.code == 2
-        [line] = ran.err.splitlines()
-        return line
+        return str(refused("serve-check", folder, "--url", server.listening_address, *words))
 
-    assert "names no base: give it with --base" in refused()
+    assert "names no base: give it with --base" in line()
     tiny_base = ("--base", "tiny")
-    assert "HTTP Error 404" in refused(*tiny_base)
-    assert "no log-probabilities" in refused(*tiny_base, completions={"choices": [{"text": "x"}]})
-    assert "no log-probabilities" in refused(
-        *tiny_base, completions={"choices": [{"logprobs": None}]}
-    )
+    assert "HTTP Error 404" in line(*tiny_base)
+    assert "no log-probabilities" in line(*tiny_base, completions={"choices": [{"text": "x"}]})
+    assert "no log-probabilities" in line(*tiny_base, completions={"choices": [{"logprobs": None}]})
     answers = answering(other, folder, 1.0)
-    assert "serves another model than tiny" in refused(*tiny_base, completions=answers)
-    assert "has base without an adapter" in refused(*tiny_base, models={"data": [{"id": "base"}]})
+    assert "serves another model than tiny" in line(*tiny_base, completions=answers)
+    assert "has base without an adapter" in line(*tiny_base, models={"data": [{"id": "base"}]})
     server.listening_address = "http://127.0.0.1:9"
-    assert "no OpenAI-compatible server answers at http://127.0.0.1:9" in refused(*tiny_base)
+    assert "no OpenAI-compatible server answers at http://127.0.0.1:9" in line(*tiny_base)
     server.listening_address = "http://192.0.2.1"
-    assert "is not on this machine: give --remote" in refused(*tiny_base)
+    assert "is not on this machine: give --remote" in line(*tiny_base)

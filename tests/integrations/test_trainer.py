@@ -21,7 +21,6 @@ import study
 from study.config import CellConfig
 from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
-from study.models import FrozenBase
 from study.probes import NormProbe
 from tests.together import together
 
@@ -108,20 +107,15 @@ def test_a_run_that_was_killed_in_on_save_keeps_all_rows(
     assert sorted(set(tables.probes["step"])) == [0, 2, 4]
 
 
-def test_refusals(
+def test_what_the_trainer_may_not_do(
     config: CellConfig,
-    tiny_base: FrozenBase,
     peft_model: Make,
     trainer_of: Make,
-    measured: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(StudyError, match="LlamaForCausalLM has no LoRA layer"):
-        measured(tiny_base.model, config)
+    """What models and optimizers may not be: test_record."""
     trainer = trainer_of(peft_model(config), config, tmp_path)
-    with pytest.raises(StudyError, match="unknown sites 'q'"):
-        NormProbeCallback(trainer, tmp_path / "run", sites=["q"])
     for of, name, message in (
         (trainer.args, "fp16", "scales the loss"),
         (trainer.args, "torch_compile", "hooks of layers"),
@@ -131,12 +125,7 @@ def test_refusals(
             patch.setattr(of, name, True)
             with pytest.raises(StudyError, match=message):
                 NormProbeCallback(trainer, tmp_path / "run")
-    model = peft_model(config)
-    model.requires_grad_(False)
-    next(model.get_submodule("base_model.model.lm_head").parameters()).requires_grad_(True)
-    with pytest.raises(StudyError, match="does not train all of adapter 'default'"):
-        measured(model, config)
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_kernel_that_bypasses_the_hooks(

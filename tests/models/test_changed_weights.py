@@ -21,11 +21,9 @@ def train(
     study_cli: Callable[..., Any],
     tiny_folder: Path,
     jsonl: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    here: Path,
 ) -> Callable[[str], Any]:
     """``train(name)`` trains one cell on the model in ``tiny_folder``."""
-    monkeypatch.chdir(tmp_path)
     words = ["model=hf", f"model.path={tiny_folder}", "data=file", f"data.path={jsonl}"]
     words += ["data.sequence_length=32", "data.heldout=2", "train.steps=2", "train.batch_size=2"]
     return lambda name: study_cli("train", *words, f"name={name}")

@@ -12,12 +12,13 @@ from transformers import PretrainedConfig
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import describe, load_base
+from study.models import FrozenBase, describe, load_base
 from study.models.card import block_linears
 
-from .small import SMALL
+from .small import SHAPE, SMALL, gpt2, mixtral
 
 CPU = torch.device("cpu")
+Loaded = Callable[[PretrainedConfig], FrozenBase]
 CAPS = {"final_logit_softcapping": 0.05, "attn_logit_softcapping": 0.05}
 GEMMA = {**CAPS, "head_dim": 8, "query_pre_attn_scalar": 8}
 
@@ -29,12 +30,14 @@ FAMILIES: dict[str, PretrainedConfig] = {
 """Those that do more than a product after their last norm."""
 
 
+@pytest.fixture
+def loaded(save_family: Callable[[PretrainedConfig], Path]) -> Loaded:
+    return lambda config: load_base(ModelConfig("hf", str(save_family(config))), CPU, "float32")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_parts_equal_the_whole(
-    family: str, save_family: Callable[[PretrainedConfig], Path]
-) -> None:
-    config = ModelConfig("hf", str(save_family(FAMILIES[family])))
-    base = load_base(config, CPU, "float32")
+def test_two_parts_equal_the_whole(family: str, loaded: Loaded) -> None:
+    base = loaded(FAMILIES[family])
     model: Any = base.model
     ids_BT = torch.randint(258, (3, 17), generator=torch.Generator().manual_seed(1))
     whole_BTV = model(input_ids=ids_BT).logits
@@ -89,3 +92,39 @@ def test_a_model_that_attends_to_later_tokens(
     describe(ModelConfig("hf", folder))
     with pytest.raises(StudyError, match="attends to later tokens"):
         load_base(ModelConfig("hf", folder), CPU, "float32")
+
+
+# A row of several sequences gives the hidden states that each sequence has alone.
+
+SEPARATES = {
+    "llama": transformers.LlamaConfig(**SMALL),
+    "gemma3, sliding window": transformers.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=6),
+    "mixtral": mixtral(),
+    "gpt2, learned positions": gpt2(),
+}
+MIXES = {
+    "bloom, alibi": transformers.BloomConfig(**SHAPE, n_layer=2, n_head=4),
+    "mamba, no attention": transformers.MambaConfig(**SHAPE, state_size=4),
+}
+
+
+@pytest.mark.parametrize("family", SEPARATES)
+def test_each_sequence_of_a_row_is_as_alone(family: str, loaded: Loaded) -> None:
+    model = loaded(SEPARATES[family])
+    assert model.separates_sequences
+    lengths = [[9, 14, 7], [20, 6]]  # the second row ends with padding
+    ids_BT = torch.randint(3, SHAPE["vocab_size"], (2, 30))
+    row_BTd = model.hidden_states(ids_BT, lengths)
+    for row, of_row in enumerate(lengths):
+        start = 0
+        for length in of_row:
+            alone_Td = model.hidden_states(ids_BT[row : row + 1, start : start + length])[0]
+            torch.testing.assert_close(row_BTd[row, start : start + length], alone_Td)
+            start += length
+
+
+@pytest.mark.parametrize("family", MIXES)
+def test_other_models_are_recognised_and_stay_as_they_are(family: str, loaded: Loaded) -> None:
+    model = loaded(MIXES[family])
+    assert not model.separates_sequences
+    assert model.hidden_states(torch.arange(6).view(2, 3)).shape == (2, 3, 32)

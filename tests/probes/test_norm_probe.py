@@ -15,6 +15,7 @@ from study.config import CellConfig
 from study.data import Corpus, TokenBatch
 from study.models import FrozenBase
 from study.probes import NormProbe, statistics
+from study.probes.delta_w import core, largest_singular_values
 from study.probes.measurements import KEYS
 from study.training.loop import Fold
 from study.vocabulary.quantities import MEAN_NORM, MODEL_WIDE, SITES, UNIONS, USUAL
@@ -229,3 +230,37 @@ def test_non_finite_values_are_kept_and_flagged(fold: Fold, bad: float) -> None:
     assert rows["nonfinite"].item() == 1
     assert not np.isfinite(rows["mean_abs"].item())
     assert hit["nonfinite"].sum() == 1
+
+
+# The largest singular value, against a full decomposition.
+
+
+def largest_singular_value(*factors: Tensor) -> Tensor:
+    return largest_singular_values([core(*factors)])[0]
+
+
+def after_sgd(o: int, r: int, d: int) -> tuple[Tensor, Tensor]:
+    """``B = G A^T`` as after lazy SGD; the singular values of G fall slowly."""
+    falling = torch.arange(1, 65).float() ** -0.7
+    A = (torch.rand(r, d) * 2 - 1) / d**0.5
+    return (torch.randn(o, 64) * falling) @ torch.randn(64, d) @ A.mT, A
+
+
+@pytest.mark.parametrize("r", [1, 4, 48, 300])
+@pytest.mark.parametrize(("d", "o"), [(192, 576), (576, 192), (10, 300), (3, 2)])
+def test_it_is_the_largest_singular_value(d: int, o: int, r: int) -> None:
+    torch.manual_seed(0)
+    for B, A in (after_sgd(o, r, d), (torch.randn(o, r), torch.randn(r, d))):
+        exact = torch.linalg.matrix_norm(B.double() @ A.double(), 2).item()
+        for scale in (1e-12, 1.0, 1e6):
+            assert largest_singular_value(B * scale, A).item() == pytest.approx(
+                exact * scale, rel=1e-4
+            )
+        assert largest_singular_value(B @ A).item() == pytest.approx(exact, rel=1e-4)
+
+
+def test_zero_and_non_finite() -> None:
+    B, A = torch.zeros(6, 3), torch.randn(3, 5)
+    assert largest_singular_value(B, A).item() == 0
+    B[0, 0] = float("inf")
+    assert largest_singular_value(B, A).isnan()

@@ -41,51 +41,42 @@ def check(study_dir: Path) -> Result:
     return CliRunner().invoke(cli, ["check", str(study_dir)])
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a record": (
-        lambda study: (study / "cells/ended/record.json").write_bytes(b""),
-        "cells/ended: record.json is damaged",
-    ),
-    "no record": (
-        lambda study: (study / "cells/ended/record.json").unlink(),
-        "cells/ended: record.json is missing",
-    ),
-    "a configuration": (
-        lambda study: flip(study / "cells/ended/config.yaml"),
-        "cells/ended: config.yaml is damaged: its size or hash",
-    ),
-    "a table": (
-        lambda study: flip(study / "cells/ended/metrics.parquet"),
-        "cells/ended: metrics.parquet is damaged: its size or hash",
-    ),
-    "a checkpoint": (
-        lambda study: flip(study / f"{STOPPED}.safetensors", 0.9),
-        f"{STOPPED}.json: Damaged: step-00000001.safetensors is",
-    ),
-    "the distances": (
-        lambda study: flip(study / "distances.parquet", 0.3),
-        "distances.parquet: distances.parquet is damaged",
-    ),
-    "an adapter": (
-        lambda study: flip(study / "cells/ended/adapter/adapter_model.safetensors"),
-        "cells/ended: adapter_model.safetensors is damaged",
-    ),
+BITS = {
+    "cells/ended/config.yaml": "cells/ended: config.yaml is damaged: its size or hash",
+    "cells/ended/metrics.parquet": "cells/ended: metrics.parquet is damaged: its size or hash",
+    "cells/ended/adapter/adapter_model.safetensors": "cells/ended: adapter_model.safetensors is",
+    f"{STOPPED}.safetensors": f"{STOPPED}.json: Damaged: step-00000001.safetensors is",
+    "distances.parquet": "distances.parquet: distances.parquet is damaged",
+}
+RECORDS: dict[str, Callable[[Path], object]] = {
+    "cells/ended: record.json is damaged": lambda record: record.write_bytes(b""),
+    "cells/ended: record.json is missing": Path.unlink,
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named(study_dir: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert check(study_dir).output == "3 cells: no problem\n"
-    damage, line = DAMAGE[kind]
-    damage(study_dir)
+def check_names(study_dir: Path, line: str) -> None:
     result = check(study_dir)
     assert result.exit_code == 1
     found, summary = result.output.splitlines()
     assert found.startswith(f"{study_dir}/{line}")
     assert summary == "3 cells: 1 problem"
-    if "record" in kind:
-        assert len(load_measured(study_dir).cells) == 2
-        assert "1 of the cells" in caplog.text
+
+
+@pytest.mark.parametrize("file", BITS)
+def test_a_changed_bit_is_named(study_dir: Path, file: str) -> None:
+    assert check(study_dir).output == "3 cells: no problem\n"
+    flip(study_dir / file, 0.3)
+    check_names(study_dir, BITS[file])
+
+
+@pytest.mark.parametrize("line", RECORDS)
+def test_a_lost_record_is_named(
+    study_dir: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    RECORDS[line](study_dir / "cells/ended/record.json")
+    check_names(study_dir, line)
+    assert len(load_measured(study_dir).cells) == 2
+    assert "1 of the cells" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["cells", "cells/ended", "aside"])

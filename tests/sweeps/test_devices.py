@@ -1,4 +1,4 @@
-"""Of several GPUs, each process of a machine trains on its own one. The GPUs are made up."""
+"""Which device is chosen. Of several GPUs, each process trains on its own one. All are made up."""
 
 import multiprocessing
 import time
@@ -14,6 +14,7 @@ import torch
 from study.errors import StudyError
 from study.sweeps import processes
 from study.sweeps.processes import claim_device
+from study.training.devices import choose_device
 from tests.forked import wait_for
 
 See = Callable[..., None]
@@ -107,3 +108,20 @@ def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):
         claim("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "available", "chosen"),
+    [("auto", True, "cuda"), ("cuda", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")],
+)
+def test_auto_is_cuda_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, available: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert choose_device(name).type == chosen
+
+
+def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StudyError, match="no CUDA device: use device=cpu or device=auto"):
+        choose_device("cuda")

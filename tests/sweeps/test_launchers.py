@@ -60,14 +60,12 @@ def test_the_launcher_gpus_has_a_process_per_visible_gpu(monkeypatch: pytest.Mon
 
 
 def test_a_sweep_with_the_launcher_gpus_has_the_same_numbers(
-    study_cli: Callable[..., Any], jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    works: Callable[..., Any], jsonl: Path, here: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     small = ("model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=2", "train.steps=1")
     line = ("train", "-m", *small, "adapter.rank=2,3")
-    assert study_cli(*line, "results_dir=here").code == 0
-    ran = study_cli(*line, "launcher=gpus", "device=cpu", "pack.devices=2")
-    assert ran.code == 0, ran.err
+    works(*line, "results_dir=here")
+    ran = works(*line, "launcher=gpus", "device=cpu", "pack.devices=2")
     assert "2 cells, 0 done, 2 to train in 2 packs" in ran.err
     one, two = (study.load(f"{folder}/default") for folder in ("here", "results"))
     assert list(one.cells["cell_id"]) == list(two.cells["cell_id"])

@@ -16,18 +16,15 @@ PLACE = ["site", "stat", "step", "kind", "layer"]
 
 
 @pytest.fixture
-def small(jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.chdir(tmp_path)
+def small(jsonl: Path, here: Path) -> list[str]:
     small = ["train", "-m", "model=tiny", "data=file", f"data.path={jsonl}", "train.steps=1"]
     return [*small, "data.sequence_length=32", "data.heldout=2", "train.eval_every=0"]
 
 
-def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
-    study_cli: Cli, small: list[str]
-) -> None:
+def test_exponents_in_bf16_lie_in_the_intervals_of_float32(works: Cli, small: list[str]) -> None:
     swept = ["precision=float32,bf16", "adapter.rank=4,16,64", "seed=0,1,2"]
     swept += ["adapter.scaling=rslora", "train.batch_size=4", "probes.steps=[0,1]"]
-    assert study_cli(*small, *swept).code == 0
+    works(*small, *swept)
     exponents = study.load("results/default").exponents.query("layer in ['mean_log', 'model']")
     exponents = exponents[exponents["stat"].isin(["rms", "norm", "descent"])]
     found, wanted = (
@@ -41,14 +38,11 @@ def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
     assert not np.array_equal(found["exponent"], wanted["exponent"]), "bf16 rounds"
 
 
-def test_bits_are_swept_recorded_and_kept_apart(
-    study_cli: Cli, small: list[str], tmp_path: Path
-) -> None:
+def test_bits_are_swept_recorded_and_kept_apart(works: Cli, small: list[str]) -> None:
     line = [*small, "probes.steps=[0]", "probes.stats=[norm,descent]", "adapter.rank=2,4"]
-    ran = study_cli(*line, "model.quant_bits=null,8,4")
-    assert ran.code == 0, ran.err
+    ran = works(*line, "model.quant_bits=null,8,4")
     assert "6 cells, 0 done, 6 to train in 3 packs" in ran.err
-    records = load_records(tmp_path / "results/default")
+    records = load_records(Path("results/default"))
     four = next(record for record in records if record["config"]["model"]["quant_bits"] == 4)
     assert four["sources"]["model"].endswith("+nf4")
     assert four["model_note"] == "random weights, block linears in 4 bits by bitsandbytes"
@@ -59,21 +53,21 @@ def test_bits_are_swept_recorded_and_kept_apart(
     assert sorted(rows["quant_bits"].fillna(0)) == [0, 4, 8]
     assert len({round(float(value), 6) for value in rows["exponent"]}) == 3
     assert np.allclose(rows["exponent"], -0.5, atol=0.3)
-    plain = study_cli(*line)
+    plain = works(*line)
     says = "2 cells, 2 done, nothing to train"
     assert says in plain.err, "no bits and null bits are one identity"
 
     # A record of before there were bits is of a base that is not quantised.
-    for path in (tmp_path / "results/default/cells").glob("*/record.json"):
+    for path in Path("results/default/cells").glob("*/record.json"):
         record = json.loads(path.read_text())
         del record["config"]["model"]["quant_bits"], record["sha256"]
         path.write_text(json.dumps(record))
     assert study.load("results/default").cells["quant_bits"].isna().all()
 
 
-def test_a_line_says_where_bf16_loses_small_outputs(study_cli: Cli, small: list[str]) -> None:
+def test_a_line_says_where_bf16_loses_small_outputs(works: Cli, small: list[str]) -> None:
     line = [*small, "precision=bf16", "adapter.rank=2", "probes.steps=[0]"]
-    assert "outputs of adapters are lost" not in study_cli(*line).err
+    assert "outputs of adapters are lost" not in works(*line).err
     factored = "adapter.contraction=factored"
     for more, why in ((factored, factored), ("model.quant_bits=4", "the base has 4 bits")):
-        assert f"bf16 ({why}): small outputs of adapters are lost" in study_cli(*line, more).err
+        assert f"bf16 ({why}): small outputs of adapters are lost" in works(*line, more).err

@@ -90,7 +90,7 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
 def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None:
     """Beside a sweep of two packs in a process of its own."""
     sweep = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
-    sweep += ["data.heldout=2", "train.batch_size=2", "train.steps=300", "adapter.rank=2,3"]
+    sweep += ["data.heldout=2", "train.batch_size=2", "train.steps=120", "adapter.rank=2,3"]
     train_it = ["train", "-m", *sweep, "pack.max_cells=1"]
     with Forked(STUDY, train_it, tmp_path, os.environ) as train:
         while not list((tmp_path / "results/default").glob("sweep-*.json")) and not train.ended:
@@ -102,7 +102,7 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None
     lines = looked.stdout.strip().splitlines()
     seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
     assert any("2 waiting" in line or "1 waiting" in line for line in seen), "from the start"
-    assert any(re.search(r"1 running.*rank [23] lora at step \d+/300", line) for line in seen), seen
+    assert any(re.search(r"1 running.*rank [23] lora at step \d+/120", line) for line in seen), seen
     assert any(re.search(r"\d+%  0:\d\d:\d\d left", line) for line in seen), seen
     assert lines[-1] == "next: study report results/default"
     assert "default: 2 complete" in lines
@@ -116,14 +116,13 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None
 
 
 def test_the_first_seed_gives_a_first_answer(
-    jsonl: Path, study_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jsonl: Path, works: Callable[..., Any], here: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     line = ["train", "-m", "model=tiny", "adapter.rank=2,4", "data=file", f"data.path={jsonl}"]
     line += ["train.steps=2", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2"]
-    said = study_cli(*line, "seed=7,3").err.splitlines()
+    said = works(*line, "seed=7,3").err.splitlines()
     [told] = [i for i, text in enumerate(said) if "first answer, of one seed (3)" in text]
     assert "LoRA" in said[told + 1]
     assert "Rank 4 against rank 2" in said[told + 1]
     assert sum(" of 4 cells done" in text for text in said[told:]) == 2
-    assert "first answer" not in study_cli(*line, "seed=5").err
+    assert "first answer" not in works(*line, "seed=5").err

@@ -1,10 +1,11 @@
-"""Signals: the first one finishes the step and keeps all of it, a second one stops at once."""
+"""Sweeps in processes of their own: signals stop them, and they share the cells that both train."""
 
 import os
 import re
 import shlex
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,11 @@ import pandas as pd
 import pytest
 
 from study.config import CellConfig
-from study.store import is_claimed, load_cells, load_measured, load_records
+from study.store import claim, is_claimed, load_cells, load_measured, load_records
 from study.sweeps import run as sweep
 from study.sweeps import signals
 from study.sweeps.cells import Cell, plan
-from tests.forked import Forked, wait_for
-from tests.sweeps.conftest import Begin
+from tests.forked import STUDY, Forked, wait_for
 
 LINE = (
     *("train", "-m", "model=tiny", "train.batch_size=2", "data=file", "data.sequence_length=32"),
@@ -27,6 +27,21 @@ LINE = (
 )
 STOPPING = "study: finishing this step, then stopping; press Ctrl-C again to stop at once"
 Cli = Callable[..., Any]
+Begin = Callable[..., Forked]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """``begin("train", ..., first=code)`` starts ``study`` in ``tmp_path``, after ``code``."""
+    begun: list[Forked] = []
+
+    def start(*arguments: str, first: str = "") -> Forked:
+        begun.append(Forked(f"{first}\n{STUDY}", arguments, tmp_path, os.environ))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
 
 
 @pytest.fixture
@@ -210,3 +225,62 @@ def test_ctrl_c_in_another_command_gives_one_line(
     monkeypatch.setattr("study.sweeps.progress.load_status", interrupted)
     ran = study_cli("status", str(tmp_path))
     assert (ran.code, ran.err.strip()) == (130, "study: interrupted")
+
+
+# Processes that train the same cells share them: each is trained once, and all end with 0.
+
+SMALL = (
+    *("model=tiny", "train.batch_size=2", "data=file", "data.sequence_length=32"),
+    *("data.heldout=2", "train.steps=10", "probes.steps=[0]", "optimizer.lr=1e-2", "pack.fold=1"),
+)
+
+
+@pytest.fixture
+def small(jsonl: Path) -> list[str]:
+    return ["train", "-m", *SMALL, f"data.path={jsonl}"]
+
+
+def trained(said: str) -> int:
+    return len(re.findall(r"complete in [\d.]+ s", said))
+
+
+def test_sweeps_that_share_cells_train_every_cell_once(
+    begin: Begin, small: list[str], tmp_path: Path
+) -> None:
+    sweeps = [begin(*small, "adapter.rank=2,3,4", "seed=0,1") for _ in range(2)]
+    sweeps.append(begin(*small, "adapter.rank=3,4,5", "seed=0,1", "pack.max_cells=1"))
+    assert [process.wait().returncode for process in sweeps] == [0, 0, 0], sweeps[0].said
+    assert sum(trained(process.said) for process in sweeps) == 8
+    folds = Counter(record["fold"] for record in load_records(tmp_path / "results/default"))
+    assert set(folds.values()) == {1}
+    assert set(load_cells(tmp_path / "results/default")["status"]) == {"complete"}
+    assert not (tmp_path / "results/default/aside").exists()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_sweep_waits_for_a_cell_that_another_process_trains(
+    begin: Begin, small: list[str], tmp_path: Path, cell: Callable[..., CellConfig], stops: bool
+) -> None:
+    """It trains the other cell first. A signal ends the wait at once."""
+    first, _ = plan([cell(*small[2:], f"adapter.rank={rank}") for rank in (2, 3)])
+    folder = tmp_path / "results/default/cells" / first.id
+    other = os.fork()
+    if not other:
+        claimed = claim(folder)
+        time.sleep(6000)
+        os._exit(claimed is None)
+    wait_for(lambda: is_claimed(folder))
+    process = begin(*small, "adapter.rank=2,3")
+    process.wait_for(lambda: "waiting for" in process.said)
+    assert "study: waiting for 1 cell that another process trains\n" in process.said
+    assert trained(process.said) == 1
+    assert not process.ended
+    if stops:
+        process.send(signal.SIGTERM)
+        assert process.wait().returncode == 143
+        check_stopped(process, [*small, "adapter.rank=2,3"])
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    if not stops:
+        assert process.wait().returncode == 0
+        assert trained(process.said) == 2

@@ -200,6 +200,16 @@ def _both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.concatenate([a.reshape(len(a), -1), b.reshape(len(b), -1)], axis=1)
 
 
+def named(site: str, init: str) -> str:
+    """The site that plays the role of ``site`` under ``init``: Init[B] is Init[A] transposed."""
+    products = ["adapter_out", "adapter_in_grad"]
+    if init == "A":
+        return site
+    if site in products:
+        return products[1 - products.index(site)]
+    return site.translate(str.maketrans("AB", "BA"))
+
+
 def statistic(stat: str, array: np.ndarray) -> np.ndarray:
     """One number per seed, [S], from an array [S, ...]; ``descent`` is [S] already."""
     if array.ndim == 1:

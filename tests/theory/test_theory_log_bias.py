@@ -10,7 +10,7 @@ from study.theory import Layer, log_bias, measure_layer, predicted_exponent
 from study.theory.log_gaps import product_gap, sum_gap
 
 from . import lazy_layer
-from .lazy_layer import D_IN, D_OUT, Problem, problem, seed_slopes, sweep
+from .lazy_layer import D_IN, D_OUT, Problem, named, problem, seed_slopes, sweep
 
 RANKS = (4, 16, 64, 256)
 WITHIN = 0.01
@@ -20,7 +20,6 @@ FIRST, SECOND = (
     ("adapter_out", "delta_w", "adapter_in_grad", "A_grad", "B_grad", "B", "A_update"),
 )
 """The sites of step 0 and of step 1, as Init[A] names them."""
-MIRROR = {"adapter_out": "adapter_in_grad", "adapter_in_grad": "adapter_out"}
 
 
 def batch(tokens: int, power: float) -> Problem:
@@ -37,13 +36,6 @@ PROBLEMS = {
     "large single entries": batch(40, power=0.7),
     "no direction": batch(12, power=0.0),
 }
-
-
-def named(site: str, init: str) -> str:
-    """The site that plays the role of ``site`` under ``init``."""
-    if init == "A" or site in ("delta_w", "descent"):
-        return site
-    return MIRROR.get(site, site.translate(str.maketrans("AB", "BA")))
 
 
 @pytest.mark.parametrize(

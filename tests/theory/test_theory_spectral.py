@@ -3,17 +3,19 @@
 The simulated layer has D = 24 and O = 20, so G has the rank of its 6 tokens or of one.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import pytest
 
-from study.theory import Layer, Modifiers, curve, measure_layer, predict
+from study.theory import Layer, Modifiers, curve, measure_layer, predict, predicted_exponent
+from study.theory.curves import stable_rank
 from study.theory.spectral import nuclear_norm
 from study.vocabulary.optimizers import ADJUSTMENTS
 
 from . import lazy_layer
-from .lazy_layer import D_IN, gaussian, interval, problem, sweep
+from .lazy_layer import D_IN, gaussian, interval, named, polar, problem, seed_slopes, sweep
 
 RANKS = (2, 4, 8, 16, 64, 256)
 P, Q = 0.7, 0.3
@@ -29,14 +31,6 @@ def runs(tokens, init="A", adjust="none"):
 
     training = {"p": P, "q": Q, "seeds": 150, "init": init, "draw": gaussian, "lr": LR}
     return sweep(rule, SETTINGS[tokens], RANKS, steps=3, **training)
-
-
-def named(site, init):
-    """The site that plays the role of ``site`` under ``init``."""
-    other = {"A": "B", "B": "A", "A_update": "B_update", "B_update": "A_update"}
-    other |= {"adapter_out": "adapter_in_grad", "adapter_in_grad": "adapter_out"}
-    other |= {"A_grad": "B_grad"}
-    return site if init == "A" else other.get(site, site)
 
 
 def absolute(setting, layer, init, step):
@@ -127,3 +121,61 @@ def test_the_nuclear_norm_of_two_levels_of_singular_values(share):
         draws = np.sqrt(squares)[:, None] * rng.standard_normal((400, 31, rank))
         measured = np.linalg.svd(draws, compute_uv=False).sum(1)
         assert measured.mean() == pytest.approx(size, rel=within), rank
+
+
+# The stable rank of delta_w after one lazy step.
+
+FEW = (4, 8, 16, 32)
+WIDE, HIGH, SEEDS = 160, 60, 20
+
+
+def gradient():
+    """A [O, D] weight gradient with one direction above 29 others."""
+    rng = np.random.default_rng(3)
+    U, V = (np.linalg.qr(rng.standard_normal((size, 30)))[0] for size in (HIGH, WIDE))
+    return U * np.sqrt([0.4, *[0.6 / 29] * 29]) @ V.T
+
+
+def predicted(ranks, **setting):
+    return predicted_exponent("delta_w", "stable_rank", ranks, **{"step": 1, "p": 0.5} | setting)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "update"), [("sgd", lambda grad: grad), ("muon", polar)], ids=["sgd", "muon"]
+)
+def test_size_and_slope_after_one_step(optimizer, update):
+    G = gradient()
+    layer = measure_layer(G, np.ones((1, WIDE)), np.ones((1, HIGH)), kurtosis=0.0)
+    kind = predict("delta_w", "stable_rank", step=1, optimizer=optimizer, p=0.5).family
+    measured = np.empty((len(FEW), SEEDS))
+    for n, rank in enumerate(FEW):
+        A = gaussian(np.random.default_rng(rank), (SEEDS, rank, WIDE), WIDE)
+        s = np.linalg.svd(update(G @ A.mT) @ A, compute_uv=False)
+        measured[n] = np.square(s).sum(1) / np.square(s[:, 0])
+    sizes = stable_rank(np.array(FEW, float), kind, layer, "A")
+    np.testing.assert_allclose(sizes[:3], measured.mean(1)[:3], rtol=0.1)
+    slope = predicted(
+        FEW, optimizer=optimizer, layer=Layer(WIDE, HIGH, r_eff=layer.r_eff, g_rank=32)
+    )
+    assert slope == pytest.approx(seed_slopes(measured, FEW).mean(), abs=0.06)
+
+
+def test_it_depends_on_no_rule_and_is_transposed_under_init_b():
+    ranks = np.array([4.0, 64.0])
+    wide, high = Layer(900, 100, g_rank=64), Layer(100, 900, g_rank=64)
+    for init, layer in (("A", wide), ("B", high)):
+        np.testing.assert_allclose(
+            stable_rank(ranks, "spectral", layer, init), [3.6, 40.5], rtol=0.03
+        )
+    by_rule = [
+        predicted((4, 8, 16), optimizer="sgd", p=p, layer=Layer(r_eff=9.0)) for p in (0.0, 0.5, 1.0)
+    ]
+    # A share of 1/3: from 2 at rank 4 to 8/3 at rank 16.
+    assert by_rule == pytest.approx([math.log(4 / 3) / math.log(4)] * 3)
+
+
+def test_no_prediction_under_a_sign_like_rule_above_the_gradients_rank_and_at_other_sites():
+    for optimizer in ("adamw", "muon"):
+        layer = Layer(900, 100, g_rank=8, r_eff=4.0)
+        assert math.isnan(predicted(FEW, optimizer=optimizer, layer=layer))
+    assert predict("B_grad", "stable_rank", step=1, optimizer="sgd", p=0.5).exponent is None

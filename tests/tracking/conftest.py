@@ -18,6 +18,8 @@ from study import figures
 figures.FIGURES = {name: figures.FIGURES[name] for name in ("loss_curves", "grad_norm_vs_rank")}
 """
 WANDB = Path(sys.executable).parent / "wandb"
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+"""A key of the right form that no server accepts."""
 
 
 @pytest.fixture(scope="session")
@@ -43,19 +45,11 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
-def wandb_key() -> str:
-    """A key of the right form that no server accepts."""
-    return "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="session")
-def tracked(
-    tmp_path_factory: pytest.TempPathFactory, study_process: Callable[..., Any], wandb_key: str
-) -> Path:
+def tracked(tmp_path_factory: pytest.TempPathFactory, study_process: Callable[..., Any]) -> Path:
     """The folder of a sweep over two ranks and two rules in two packs, tracked offline."""
     folder = tmp_path_factory.mktemp("tracked")
     sweep = ["adapter.rank=2,4", "adapter.scaling=lora,rslora", "pack.max_cells=2", "tracker=wandb"]
-    done = study_process(folder, "train", "-m", *sweep, first=FEW_FIGURES, WANDB_API_KEY=wandb_key)
+    done = study_process(folder, "train", "-m", *sweep, first=FEW_FIGURES, WANDB_API_KEY=SECRET)
     assert done.returncode == 0, done.stderr
     (folder / "stderr").write_text(done.stderr)
     return folder

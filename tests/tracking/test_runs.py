@@ -11,10 +11,10 @@ import pytest
 import study
 from study.store import load_records
 from study.tracking.runs import run_id
+from tests.tracking.conftest import SECRET
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 Inspect = Callable[[Path], list[dict[str, Any]]]
-SECRET = "0123456789abcdef0123456789abcdef01234567"
 SITES = {"adapter_grad": "grad_norm", "adapter_out": "adapter_out_norm", "delta_w": "delta_w_norm"}
 
 
@@ -75,10 +75,10 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
     assert types == {"lora", "rslora"}
 
 
-def test_no_key_is_in_anything_that_is_written(tracked: Path, wandb_key: str) -> None:
+def test_no_key_is_in_anything_that_is_written(tracked: Path) -> None:
     files = [path for path in tracked.rglob("*") if path.is_file()]
     assert {"record.json", "config.yaml"} <= {path.name for path in files}
-    assert not [path for path in files if wandb_key.encode() in path.read_bytes()]
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def test_a_key_in_the_configuration_is_refused_and_not_printed(cell: Callable[..., Any]) -> None:

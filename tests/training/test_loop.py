@@ -13,6 +13,8 @@ from torch.nn.functional import cross_entropy
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
+from study.training import fold
+from study.training.fold import target_losses
 from study.training.loop import CellStep
 from tests.trained import series, trained
 
@@ -127,3 +129,32 @@ def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(
     infinite = ["adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd"]
     [steps] = trained(tiny_base, corpus, cell(*infinite, "probes.truncations=[2]"))
     assert list(steps[-1].tables["truncations"]["kept"]) == [2, math.inf]
+
+
+# The loss in chunks: it equals the loss, and never holds more logits than it says.
+
+
+@pytest.mark.parametrize(("chunk", "targets"), [(1, 23), (7, 23), (100, 23), (4, 0)])
+def test_losses_and_gradients_are_those_of_the_whole(
+    tiny_base: FrozenBase, monkeypatch: pytest.MonkeyPatch, chunk: int, targets: int
+) -> None:
+    vocabulary, sizes = tiny_base.vocabulary, []
+    monkeypatch.setitem(fold.LOGITS, "cpu", chunk * vocabulary)
+    torch.manual_seed(0)
+    hidden_Nd, weights_N = torch.randn(targets, 64), torch.rand(targets)
+    targets_N = torch.randint(vocabulary, (targets,))
+
+    def logits(hidden_nd: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(hidden_nd))
+        return tiny_base.logits(hidden_nd)
+
+    ours, whole = hidden_Nd.clone().requires_grad_(), hidden_Nd.clone().requires_grad_()
+    nll_N = target_losses(ours, targets_N, logits, vocabulary)
+    reference_N = cross_entropy(tiny_base.logits(whole), targets_N, reduction="none")
+    torch.testing.assert_close(nll_N, reference_N)
+    (nll_N * weights_N).sum().backward()
+    (reference_N * weights_N).sum().backward()
+    torch.testing.assert_close(ours.grad, whole.grad)
+    assert max(sizes) == min(chunk, targets)
+    with torch.no_grad():
+        assert not target_losses(ours, targets_N, logits, vocabulary).requires_grad

@@ -39,9 +39,8 @@ PEFT = {"peft_type": "LORA", "base_model_name_or_path": "org/model", "r": 8, "lo
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jsonl: Path) -> None:
-    """The working directory: a configuration in each form, and data."""
-    monkeypatch.chdir(tmp_path)
+def _files(here: Path, jsonl: Path) -> None:
+    """In the working directory: a configuration in each form, and data."""
     shutil.copytree(EXAMPLES, Path(), dirs_exist_ok=True)
     shutil.copy(jsonl, "train.jsonl")
     Path("finetune_configs.json").write_text(json.dumps(ENTRIES))
@@ -65,14 +64,13 @@ def edit() -> Callable[..., None]:
 
 
 @pytest.fixture
-def trained(study_cli: Callable[..., Any]) -> Callable[..., StudyTables]:
+def trained(works: Callable[..., Any]) -> Callable[..., StudyTables]:
     """Run two steps of a printed command on the tiny base and read the study's tables."""
 
     def run(line: str, *more: str) -> StudyTables:
         words = shlex.split(line)
         small = ["model=tiny", "train.steps=2", "train.epochs=null", "data.sequence_length=48"]
-        ran = study_cli(*words[1:], *small, *more)
-        assert ran.code == 0, ran.err
+        works(*words[1:], *small, *more)
         (name,) = (word.partition("=")[2] for word in words if word.startswith("experiment="))
         return study.load(f"results/{name}")
 

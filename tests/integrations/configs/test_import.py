@@ -221,9 +221,9 @@ def test_other_values(
         assert not [note for note in experiment.differs if note.startswith("datasets[0]")]
 
 
-def test_notes_are_sorted_and_kept_in_the_file(study_cli: Cli, edit: Edit) -> None:
+def test_notes_are_sorted_and_kept_in_the_file(works: Cli, edit: Edit) -> None:
     edit(A, peft_use_dora=True, datasets=[{"path": "here.json", "type": "alpaca"}], tf32=True)
-    notes = study_cli("import-config", A).err.partition("wrote ")[0]
+    notes = works("import-config", A).err.partition("wrote ")[0]
     headings = [line.split()[0] for line in notes.splitlines() if not line.startswith(" ")]
     assert headings == ["Trained", "Different", "To", "Not", "Ignored:"]
     assert "  peft_use_dora: true (plain LoRA is trained)\n" in notes
@@ -256,12 +256,11 @@ def test_no_key_is_lost_in_silence(path: Path) -> None:
         assert now != was or any(key in note for note in after.ignored), key
 
 
-def test_an_adapter_that_peft_saved(study_cli: Cli, trained: Trained) -> None:
+def test_an_adapter_that_peft_saved(works: Cli, trained: Trained) -> None:
     config = LoraConfig(r=16, lora_alpha=8, use_rslora=True, rank_pattern={"v_proj": 4})
     config.task_type, config.base_model_name_or_path = "CAUSAL_LM", "org/model"
     config.save_pretrained("saved")
-    imported = study_cli("import-config", "saved/adapter_config.json", "--name", "saved")
-    assert imported.code == 0, imported.err
+    imported = works("import-config", "saved/adapter_config.json", "--name", "saved")
     # PEFT writes all of its defaults; they differ in nothing.
     assert read_file(Path("saved/adapter_config.json")).differs == [
         'rank_pattern: {"v_proj": 4} (one rank for all layers)'
@@ -270,20 +269,18 @@ def test_an_adapter_that_peft_saved(study_cli: Cli, trained: Trained) -> None:
     assert row == [16.0, 8.0, "rslora", "q_proj,v_proj"]
 
 
-def test_studio_of_unsloth_names_no_base_and_no_data(study_cli: Cli, edit: Edit) -> None:
+def test_studio_of_unsloth_names_no_base_and_no_data(works: Cli, refused: Cli, edit: Edit) -> None:
     edit(U, model=None, data=None)
-    imported = study_cli("import-config", U, "--base", "org/model")
-    assert imported.code == 0, imported.err
+    imported = works("import-config", U, "--base", "org/model")
     assert "data (give data.path=... when you train)" in imported.err
-    ran = study_cli(*shlex.split(imported.out)[1:], "model=tiny", "data.sequence_length=48")
-    assert "data.path is not set: give data.path=" in ran.err
+    line = refused(*shlex.split(imported.out)[1:], "model=tiny", "data.sequence_length=48")
+    assert "data.path is not set: give data.path=" in line
 
 
-def test_sweep_from_trains_ranks_and_rules_in_one_line(study_cli: Cli, trained: Trained) -> None:
+def test_sweep_from_trains_ranks_and_rules_in_one_line(works: Cli, trained: Trained) -> None:
     """A number among the rules is an exponent."""
     words = ("--ranks", "2,4", "--rules", "rslora,0.75", "--seeds", "0,1")
-    imported = study_cli("sweep-from", "finlora.yaml", *words)
-    assert imported.code == 0, imported.err
+    imported = works("sweep-from", "finlora.yaml", *words)
     cells = trained(imported.out, "probes.steps=null").cells
     gammas = {("rslora", r): 16 / r**0.5 for r in (2, 4)}
     gammas |= {("power", r): 16 / r**0.75 for r in (2, 4)}
@@ -292,12 +289,12 @@ def test_sweep_from_trains_ranks_and_rules_in_one_line(study_cli: Cli, trained: 
         assert found == pytest.approx(gammas)
 
 
-def test_an_existing_file_is_kept_unless_forced(study_cli: Cli) -> None:
-    study_cli("import-config", "finlora.yaml")
+def test_an_existing_file_is_kept_unless_forced(works: Cli, refused: Cli) -> None:
+    works("import-config", "finlora.yaml")
     mine = Path("conf/experiment/finlora.yaml")
     mine.write_text("# mine\n")
-    refused = study_cli("import-config", "finlora.yaml")
-    assert "already exists: give another --name, or --force" in refused.err
+    line = refused("import-config", "finlora.yaml")
+    assert "already exists: give another --name, or --force" in line
     assert mine.read_text() == "# mine\n"
-    assert study_cli("import-config", "finlora.yaml", "--force").code == 0
+    works("import-config", "finlora.yaml", "--force")
     assert "lora" in mine.read_text()

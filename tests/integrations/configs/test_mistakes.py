@@ -6,26 +6,8 @@ from typing import Any
 
 import pytest
 
-from study.sweeps import run as sweep
-
 Cli = Callable[..., Any]
 Edit = Callable[..., None]
-
-
-@pytest.fixture
-def refused(study_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a command that must fail without writing files; returns its one line."""
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
-        before = set(Path().rglob("*"))
-        ran = study_cli(*arguments)
-        assert ran.code == 2
-        assert set(Path().rglob("*")) == before
-        (line,) = ran.err.strip().splitlines()
-        return line
-
-    return run
 
 
 A, L, T, U, F = "axolotl.yml", "llama_factory.yaml", "trl.yaml", "unsloth.yaml", "torchtune.yaml"
