@@ -31,9 +31,9 @@ PACKAGE_LINES = {
     "study/training": 1_638,
     "study/vocabulary": 981,
     "study": 30_369,
-    "tests": 21_875,
-    "benchmarks": 1_471,
-    "docs": 3_144,
+    "tests": 21_371,
+    "benchmarks": 1_427,
+    "docs": 3_128,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
