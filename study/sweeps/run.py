@@ -63,6 +63,12 @@ class Worker(contextlib.ExitStack):
         return self._base[1]
 
 
+def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:
+    """Train the cells of one pack until all have results, of this process or of another."""
+    with Worker() if worker is None else contextlib.nullcontext(worker) as own:
+        train_all(pack, lambda free: [train_pack(free, own)])
+
+
 def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Outcome]]) -> None:
     """Call ``launch`` with the cells to train until every cell has results, from any process.
 

@@ -218,7 +218,9 @@ def test_every_token_of_a_text_is_learned_as_in_trl(tmp_path: Path) -> None:
         assert batch.targets_BT[batch.real_BT].tolist() == [*ids[1:].tolist(), -100]
     assert sorted(len(batch.real_BT[batch.real_BT]) for batch in rows) == [4, 6]
     assert sum(int((batch.input_ids_BT == 256).sum()) for batch in rows) == 1
-    assert corpus.rows == {"train": 1, "heldout": 1, "cut": 1, "dropped": 1, "format": "completion"}
+    supervised = sum(batch.supervised for batch in corpus.train.batches(1))
+    counts = {"train": 1, "heldout": 1, "supervised": supervised, "cut": 1, "dropped": 1}
+    assert corpus.rows == counts | {"format": "completion"}
     assert corpus.questions.contexts == []
 
 
