@@ -112,6 +112,7 @@ def departures(
 ) -> pd.DataFrame:
     """Where the training loss of a rank falls behind that of the highest rank: a row per curve and
     lower rank. Each rank has the learning rate of its lowest final loss, in the mean over seeds.
+    Curves without the loss of every step have none.
 
     - ``step``: from here on the rank is :data:`BEHIND`; NaN if it is not at the end;
     - :data:`EXPECTED`, with its interval: from here on the highest rank has learned
@@ -142,8 +143,10 @@ def departures(
             curve = loss[ids[own["rank"] == rank]].mean(axis=1).dropna()
             width = max(1, round(WINDOW * len(curve)))
             curves[rank] = curve.rolling(width, center=True, min_periods=1).mean()
-        highest = max(curves)
+        highest, last = max(curves), steps[ids].max()
         top = curves.pop(highest)
+        if len(top) < last:  # an archive may keep the steps with a held-out loss only
+            continue
         learned = base.reindex(ids).mean() - top
         seen = tokens[ids].mean(axis=1)[top.index]
         once = float(np.mean([one_pass.get(name, np.inf) for name in ids]))
@@ -157,7 +160,7 @@ def departures(
                 | {"rank": rank, "highest": highest, "parameters": parameters}
                 | {"step": _from_here_on(curve - top > BEHIND * learned.iloc[-1])}
                 | dict(zip(EXPECTED, reached, strict=True))
-                | {"steps": steps[ids].max(), "seeds": own["seed"].nunique()}
+                | {"steps": last, "seeds": own["seed"].nunique()}
             )
     return pd.DataFrame(rows)
 

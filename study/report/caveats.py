@@ -147,15 +147,18 @@ def _low_ranks(tables: StudyTables, records: Sequence[Record]) -> Iterator[str]:
     if found.empty:
         return
     found = found[found["steps"] == max(SHORT, found["steps"].max())].dropna(subset="step")
-    for own in groups(found, [CURVE_ID]):
+    said = []
+    for own in groups(found.sort_values("rank"), [CURVE_ID]):
         row = own.iloc[0]
-        ranks = joined([f"rank {x.rank:.0f} from step {x.step:.0f} on" for x in row_list(own)])
+        ranks = joined([f"rank {x.rank:.0f} from step {x.step:.0f}" for x in row_list(own)])
         rule = rule_label(row["scaling"], row["exponent_p"], row["crossover"])
+        said.append(f"{label(row['optimizer'])}, {rule}: {ranks}")
+    if said:
         yield (
-            f"**A low rank limits the loss** ({label(row['optimizer'])}, {rule}, "
-            f"{row['steps']} steps, each rank at its best rate): the training loss of {ranks} is "
-            f"above that of rank {row['highest']:.0f}, by more than {100 * BEHIND:.0f} % of what "
-            "that rank learns (docs/capacity.md)."
+            f"**A low rank limits the loss** after {found['steps'].max()} steps, each rank at its "
+            f"best rate: its training loss stays above that of rank {found['highest'].max():.0f}, "
+            f"by more than {100 * BEHIND:.0f} % of what that rank learns ({first_of(said)}; "
+            "docs/capacity.md)."
         )
 
 
