@@ -63,7 +63,8 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     found = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
     if found.empty:
         raise StudyError(
-            "no rank was run at two constant learning rates by all of its seeds: see study status"
+            "no rank was run at two constant learning rates by all of its seeds: see study status. "
+            "study report shows the best rates under a schedule"
         )
     exponents = exponents_against_rho(found)
     if output:
