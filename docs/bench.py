@@ -40,6 +40,7 @@ def faster() -> str:
     sweep, seconds = _over_ours(read("bench/sweep"))
     steps = read("bench/large-steps")
     large, _ = _over_ours(steps[steps["variant"].isin(["first step", "step"])])
+    ranks = ", ".join(map(str, sorted(set(steps["rank"]))))
     costs = inference_costs(read("infer_cost/infer_cost"))
     ratio = costs.loc[costs["form"] == "merged", "ratio"]
     return bullets(
@@ -48,7 +49,7 @@ def faster() -> str:
             f"with the Trainer and {sweep['loop']} as long in a tuned loop ({ran_on('sweep')}, two "
             "threads).",
             f"With steps of 4096 tokens, the tuned loop takes {large['loop']} as long "
-            f"({ran_on('large-steps')}, two threads).",
+            f"(ranks {ranks}; {ran_on('large-steps')}, two threads).",
             f"At inference, a merged adapter takes {ratio.min():.2f} to {ratio.max():.2f} of the "
             "base's time, under either rule.",
         ]

@@ -112,7 +112,7 @@ def departures(
 ) -> pd.DataFrame:
     """Where the training loss of a rank falls behind that of the highest rank: a row per curve and
     lower rank. Each rank has the learning rate of its lowest final loss, in the mean over seeds.
-    Curves without the loss of every step have none.
+    A curve has no row if it lacks losses of steps, or if its highest rank learned nothing.
 
     - ``step``: from here on the rank is :data:`BEHIND`; NaN if it is not at the end;
     - :data:`EXPECTED`, with its interval: from here on the highest rank has learned
@@ -145,9 +145,10 @@ def departures(
             curves[rank] = curve.rolling(width, center=True, min_periods=1).mean()
         highest, last = max(curves), steps[ids].max()
         top = curves.pop(highest)
-        if len(top) < last:  # an archive may keep the steps with a held-out loss only
-            continue
         learned = base.reindex(ids).mean() - top
+        # An archive may keep the steps with a held-out loss only.
+        if len(top) < last or not learned.iloc[-1] > 0:
+            continue
         seen = tokens[ids].mean(axis=1)[top.index]
         once = float(np.mean([one_pass.get(name, np.inf) for name in ids]))
         bits = learned * seen.clip(upper=once) / np.log(2)

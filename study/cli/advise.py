@@ -408,7 +408,7 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
 @click.option("--model", "--base", "model", help="Its model: gemma3, a folder, a hub name, ...")
 @click.option("--study", "studies", type=PATH, multiple=True, help="A study on this model.")
 @click.option("--entry", help="The configuration to read, if the file holds several.")
-@click.option("--data", help="Your data, a file: the rank that holds them is printed.")
+@click.option("--data", help="Your data, to print the rank that holds them.")
 @click.option("--examples", type=int, help="Examples of your data, for the rank that holds them.")
 @click.option("--tokens", type=float, help="Their supervised tokens, per example.")
 @click.option(

@@ -66,8 +66,8 @@ def save(
 
 
 def _parts(checkpoint: Checkpoint) -> list[bytes | memoryview]:
-    """A checkpoint in the format of safetensors. Its parts share the memory of contiguous arrays:
-    ``safetensors.numpy.save`` copies the whole state twice, which doubles a run at a high rank."""
+    """A checkpoint in the format of safetensors. Its parts share the memory of contiguous arrays.
+    ``safetensors.numpy.save`` copies the state twice: at rank 2048 that doubles a run's memory."""
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
     header: dict[str, Any] = {"__metadata__": {"state": json.dumps(checkpoint.state)}}
     end = 0

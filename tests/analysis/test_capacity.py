@@ -127,3 +127,9 @@ def test_a_rank_falls_behind_where_its_curve_leaves_that_of_the_highest() -> Non
     (row,) = departures(falling({1: 400}, tokens=20), once).to_dict("records")
     assert np.isnan(row["step"]), "it never falls behind"
     assert np.isnan(row["expected"]), "ten tokens have too few bits"
+
+
+def test_runs_that_learn_nothing_have_no_departure() -> None:
+    worse = falling({1: 64}, tokens=20)
+    worse.metrics["loss"] += 2.0
+    assert departures(worse).empty
