@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_252,
-    "study/analysis": 4_192,
+    "study/analysis": 4_193,
     "study/cli": 1_597,
     "study/config": 1_433,
     "study/dashboard": 823,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 520,
     "study/training": 1_638,
     "study/vocabulary": 981,
-    "study": 30_382,
-    "tests": 21_373,
+    "study": 30_383,
+    "tests": 21_379,
     "benchmarks": 1_427,
-    "docs": 3_128,
+    "docs": 3_129,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
