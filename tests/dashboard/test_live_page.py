@@ -1,8 +1,6 @@
 """The page while a study runs: it updates without a reload and survives a server restart."""
 
 import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,22 @@ import pytest
 from tests.forked import STUDY, Forked
 
 from .conftest import LAYER, Servers, Watched, begin_cell, one_step, written
+
+HELD = f"""
+import pathlib, time
+from study.store import CellWriter
+
+append = CellWriter.append
+
+def append_when_released(*arguments):
+    while not pathlib.Path("released").exists():
+        time.sleep(0.01)
+    append(*arguments)
+
+CellWriter.append = append_when_released
+{STUDY}
+"""
+"""A study whose cells write no row before a file ``released`` is in its folder."""
 
 
 def test_a_step_is_on_the_page_within_five_seconds(
@@ -57,20 +71,17 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
 
     sweep = f"train -m model=tiny data=file data.path={jsonl} data.sequence_length=24 "
     sweep += "data.heldout=2 train.steps=16 train.batch_size=2 probes.steps=null probes.every=1 "
-    sweep += f"name=odd adapter.rank=4,8 results_dir={folder.parent}"
-    with Forked(STUDY, sweep.split(), tmp_path, os.environ) as process:
-        while len(list(folder.glob("cells/*/record.json"))) < 2:
-            assert not process.ended, process.wait().stderr
-            time.sleep(0.01)
-        # Paused, because this small sweep may end before the page has asked twice.
-        process.send(signal.SIGSTOP)
+    sweep += f"name=odd adapter.rank=4,8 pack.fold=1 results_dir={folder.parent}"
+    # Held, because this small sweep may end before the page has asked twice.
+    with Forked(HELD, sweep.split(), tmp_path, os.environ) as process:
+        process.wait_for(lambda: len(list(folder.glob("cells/*/record.json"))) == 2)
         watched.until("page.overview.counts.running > 0")
         watched.until("page.ahead.waiting === 1")
         assert page.locator("#progress-text").inner_text().startswith("1 of 3 cells done")
         assert "1 waiting" in page.locator("#counts").inner_text()
         steps = "page.overview.cells.reduce((sum, cell) => sum + cell.probed, 0)"
         seen = page.evaluate(steps)
-        process.send(signal.SIGCONT)
+        (tmp_path / "released").touch()
         watched.until(f"{steps} > {seen}")
 
         port = int(address.split("/")[2].partition(":")[2])
