@@ -16,6 +16,7 @@ from docs.numbers import best_gap, best_rates
 from docs.rate_fits import Curve, bounds, fit_rates, moved
 from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
+from study.analysis.rates import rates_by_horizon
 from study.analysis.wording import interval_text
 from study.errors import count_noun
 from study.figures import style
@@ -271,7 +272,66 @@ def best_by_steps() -> Figure:
     return page
 
 
+def powers(rates: pd.DataFrame, over: str) -> str:
+    """A row per rank: the best rate at each value of a column, and its exponent with these values.
+
+    Then the mean of the exponents over ranks, and the highest rank's less the lowest's. Seeds that
+    lack a value are left out.
+    """
+    found = rates.pivot(index=["rank", "seed"], columns=over, values="best_lr").dropna()
+    slopes = found.apply(lambda row: slope(row, found.columns), axis=1)
+    heads = ["rank", *(f"{value:g}" for value in found), "exponent", "seeds"]
+    body = []
+    for rank, own in found.groupby("rank"):
+        best, exponents = np.exp(np.log(own).mean()), slopes[rank]
+        texts = [*(f"{one:.2g}" for one in best), interval_text(*mean_interval(exponents))]
+        body.append([f"{rank:g}", *texts, f"{len(exponents)}"])
+    of_seed = slopes.unstack("rank")
+    apart = of_seed.iloc[:, -1] - of_seed.iloc[:, 0]
+    for name, values in (("mean", of_seed.mean(axis=1)), ("highest less lowest", apart)):
+        interval = interval_text(*mean_interval(values))
+        body.append([name, *[""] * found.shape[1], interval, f"{len(values)}"])
+    return minus(table(heads, body))
+
+
+def batches(held: str, study: str = "batches_small") -> str:
+    """The best rate against the batch, at equal ``steps`` or at equal ``data``."""
+    rates = study_tables(study).rates
+    rows = rates["steps"] * rates["batch_size"]
+    return powers(rates[rates["steps"] == 64 if held == "steps" else rows == 768], "batch_size")
+
+
+def constant_rate(study: str = "constant_small") -> str:
+    """The best constant rate against the number of steps."""
+    tables = study_tables(study)
+    rates = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
+    return powers(rates[rates["horizon"].isin([64, 128, 256, 512, 1024])], "horizon")
+
+
+def settings(study: str = "decay_small") -> str:
+    """A row per weight decay, LoRA+ ratio and drawn matrix: best rate and lowest loss by rank."""
+    rates, names = study_tables(study).rates, ["weight_decay", "loraplus_lr_ratio", "init"]
+    rates = rates.astype({"init": str}).set_index(["rank", "seed"])
+    plain = rates.query("weight_decay == 0 and loraplus_lr_ratio == 1 and init == 'kaiming'")
+    ranks, body = sorted(plain.index.unique("rank")), []
+    for (decay, ratio, init), own in rates.groupby(names):
+        times = np.exp(np.log(own["best_lr"] / plain["best_lr"]).groupby("rank").mean())
+        more = (own["best_loss"] - plain["best_loss"]).groupby("rank").mean()
+        best = np.exp(np.log(own["best_lr"]).groupby("rank").mean())
+        row = [f"{decay:g}", f"{ratio:g}", "B" if init == "init_b" else "A"]
+        row += [f"{best[rank]:.2g} (×{times[rank]:.2f})" for rank in ranks]
+        row += [f"{more[rank]:+.4f}" for rank in ranks]
+        body.append([*row, f"{own.index.get_level_values('seed').nunique()}"])
+    heads = ["weight decay", "LoRA+ ratio", "drawn"]
+    heads += [f"best rate, rank {rank:g}" for rank in ranks]
+    heads += [f"lowest loss less that of the first row, rank {rank:g}" for rank in ranks]
+    return minus(table([*heads, "seeds"], body))
+
+
 BLOCKS: dict[str, Block] = {
+    "batches": batches,
+    "constant-rate": constant_rate,
+    "settings": settings,
     "regret-gap": regret_gap,
     "steps-constant": constant,
     "horizon-exponent": exponent,
