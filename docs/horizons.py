@@ -294,9 +294,16 @@ def powers(rates: pd.DataFrame, over: str) -> str:
     return minus(table(heads, body))
 
 
-def batches(held: str, study: str = "batches_small") -> str:
+def small_rates(*studies: str) -> pd.DataFrame:
+    """The best rates of :data:`STUDY` under LoRA and of other studies of its model."""
+    own = study_tables(STUDY).rates.query("scaling == 'lora'")
+    return pd.concat([own, *(study_tables(name).rates for name in studies)], ignore_index=True)
+
+
+def batches(held: str) -> str:
     """The best rate against the batch, at equal ``steps`` or at equal ``data``."""
-    rates = study_tables(study).rates
+    rates = small_rates("batches_small")
+    rates = rates[rates["rank"].isin([4, 64])]
     rows = rates["steps"] * rates["batch_size"]
     return powers(rates[rates["steps"] == 64 if held == "steps" else rows == 768], "batch_size")
 
@@ -308,10 +315,11 @@ def constant_rate(study: str = "constant_small") -> str:
     return powers(rates[rates["horizon"].isin([64, 128, 256, 512, 1024])], "horizon")
 
 
-def settings(study: str = "decay_small") -> str:
+def settings() -> str:
     """A row per weight decay, LoRA+ ratio and drawn matrix: best rate and lowest loss by rank."""
-    rates, names = study_tables(study).rates, ["weight_decay", "loraplus_lr_ratio", "init"]
-    rates = rates.astype({"init": str}).set_index(["rank", "seed"])
+    names = ["weight_decay", "loraplus_lr_ratio", "init"]
+    rates = small_rates("decay_small").query("steps == 1024").astype({"init": str})
+    rates = rates[rates["rank"].isin([4, 64])].set_index(["rank", "seed"])
     plain = rates.query("weight_decay == 0 and loraplus_lr_ratio == 1 and init == 'kaiming'")
     ranks, body = sorted(plain.index.unique("rank")), []
     for (decay, ratio, init), own in rates.groupby(names):
