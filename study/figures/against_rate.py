@@ -15,7 +15,7 @@ from study.analysis.losses import INSIDE
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import best_rates, exponents_against_rho, rates_by_horizon
 from study.figures import style
-from study.figures.captions import settings
+from study.figures.captions import settings, span
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import (
     Absent,
@@ -130,11 +130,12 @@ def _basins(
             ax.set_title(heading, color=style.tint(rule, [rule]))
         panels[0].set_ylim(min(low), max(high))
         style.y_axis(panels, *LABEL)
-    seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
+    drawn = [sweep.of(rule).groupby("rank") for row in rows for sweep, rule, _ in row]
+    seeds = {count for ranks in drawn for count in ranks["seed"].nunique()}
     return style.finish(
         page,
         style.on_ranks(sweep.ranks for sweep in shown),
-        f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
+        f"Lines: mean over {span(seeds)} seeds; bands: their range." if max(seeds) > 1 else "",
         "Large: the best of each rank, the minimum of a parabola"
         + ("; open: at an edge of the values tried." if "edge" in marks else "."),
         "×: a seed diverged." if "cross" in marks else "",
