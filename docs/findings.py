@@ -21,6 +21,7 @@ from study.analysis.expectations import Answer, Compared, compare
 from study.analysis.power import MOST_SEEDS, need_of_primary
 from study.analysis.wording import COMMON, interval_text
 from study.config.expectations import (
+    EXPONENTS,
     FACTOR,
     LOSS_GAP,
     NOT_MEASURED,
@@ -292,6 +293,30 @@ def by_setting(study: str) -> str:
     return minus(table_of([{"setting": setting, **heads, **cells} for setting, cells in found]))
 
 
+def two_models() -> str:
+    """Every exponent that a study measured on SmolLM2 and its repetition on Gemma 3. *Apart*: the
+    intervals do not overlap."""
+    body = []
+    for name in (name for name in STUDIES if name + SECOND_MODEL in STUDIES):
+        again = {_about(row): row for row in compared(name + SECOND_MODEL)}
+        for row in compared(name):
+            other = again.get(_about(row))
+            if row.expectation.what in EXPONENTS and other:
+                about = [*compared_row(row).values()][:4]
+                is_apart = row.low > other.high or other.low > row.high
+                ends = [measured_text(row), measured_text(other), "apart" if is_apart else ""]
+                body.append([_link(name), *about, *ends])
+    heads = ["study", "optimizer, rule", "quantity", "what", "step", "SmolLM2", "Gemma 3", ""]
+    return minus(table(heads, body))
+
+
+def _about(row: Compared) -> tuple[Any, ...]:
+    """What an expectation is about, without its numbers and its learning rate."""
+    one = row.expectation
+    named = one.what, one.optimizer, one.rule, one.alpha, one.eps, one.step, one.measure
+    return *named, row.curve, repr(one.place)
+
+
 def failed() -> str:
     """Every expectation that was shown to be wrong."""
     heads = ["study", "optimizer, rule", "quantity", "what", "step", "expected", "measured"]
@@ -486,6 +511,7 @@ BLOCKS: dict[str, Block] = {
     "failed": failed,
     "decided": decided,
     "undecided": undecided,
+    "two-models": two_models,
     "studies": studies,
     "order": order,
     "study": study_block,

@@ -77,6 +77,12 @@ def regret_gap(rule: str, steps: str) -> str:
     return minus(interval_text(*mean_interval(regret[rule] - regret["crossover"]), places=4))
 
 
+def within(rule: str, steps: str, study: str = STUDY) -> str:
+    """``1.12``: the largest best rate of a rank over the smallest."""
+    best = best_rates(rule, study, steps)
+    return f"{best.max() / best.min():.2f}"
+
+
 def rules_test(steps: str, study: str = STUDY) -> str:
     """A row per rule that was trained for ``steps``: how far the best rates of the ranks lie apart,
     and what one rate costs."""
@@ -92,9 +98,8 @@ def rules_test(steps: str, study: str = STUDY) -> str:
             interval_text(*mean_interval(own[one]), places=places)
             for one, places in (("regret", 4), ("share", 2))
         ]
-        spread = f"{best.max() / best.min():.2f}"
         rounded = (f"{best[rank]:.2g}" for rank in ranks)
-        body.append([RULES[rule].label, *rounded, spread, *texts])
+        body.append([RULES[rule].label, *rounded, within(rule, steps, study), *texts])
     return minus(table(heads, body))
 
 
@@ -188,9 +193,10 @@ def seeds(rule: str, steps: str, study: str = STUDY) -> str:
     return count_noun(own["seed"].nunique(), "seed")
 
 
-def exponent(rule: str, steps: str, study: str = STUDY) -> str:
-    """``0.079 [0.004, 0.153]``: the exponent of the best rate over all ranks, by seed."""
+def exponent(rule: str, steps: str, study: str = STUDY, ranks: str = "") -> str:
+    """``0.079 [0.004, 0.153]``: the exponent of the best rate over all ranks or some, by seed."""
     own = study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
+    own = own.query(f"rank in [{ranks}]") if ranks else own
     slopes = [slope(one["best_lr"], one["rank"]) for _, one in own.groupby("seed")]
     return minus(interval_text(*mean_interval(slopes), places=3))
 
@@ -272,75 +278,51 @@ def best_by_steps() -> Figure:
     return page
 
 
-def powers(rates: pd.DataFrame, over: str) -> str:
+def powers(rates: pd.DataFrame, over: str, of: str = "table") -> str:
     """A row per rank: the best rate at each value of a column, and its exponent with these values.
 
-    Then the mean of the exponents over ranks, and the highest rank's less the lowest's. Seeds that
-    lack a value are left out.
+    Then the mean of the exponents over ranks, and the highest rank's less the lowest's. ``of``:
+    ``mean`` or ``apart`` is one of these two alone. Seeds that lack a value are left out.
     """
     found = rates.pivot(index=["rank", "seed"], columns=over, values="best_lr").dropna()
     slopes = found.apply(lambda row: slope(row, found.columns), axis=1)
+    of_seed = slopes.unstack("rank").dropna()
+    joint = {"mean": of_seed.mean(axis=1), "apart": of_seed.iloc[:, -1] - of_seed.iloc[:, 0]}
+    if of in joint:
+        return minus(interval_text(*mean_interval(joint[of])))
     heads = ["rank", *(f"{value:g}" for value in found), "exponent", "seeds"]
     body = []
     for rank, own in found.groupby("rank"):
         best, exponents = np.exp(np.log(own).mean()), slopes[rank]
         texts = [*(f"{one:.2g}" for one in best), interval_text(*mean_interval(exponents))]
         body.append([f"{rank:g}", *texts, f"{len(exponents)}"])
-    of_seed = slopes.unstack("rank")
-    apart = of_seed.iloc[:, -1] - of_seed.iloc[:, 0]
-    for name, values in (("mean", of_seed.mean(axis=1)), ("highest less lowest", apart)):
+    for name, values in zip(("mean", "highest less lowest"), joint.values(), strict=True):
         interval = interval_text(*mean_interval(values))
         body.append([name, *[""] * found.shape[1], interval, f"{len(values)}"])
     return minus(table(heads, body))
 
 
-def small_rates(*studies: str) -> pd.DataFrame:
-    """The best rates of :data:`STUDY` under LoRA and of other studies of its model."""
-    own = study_tables(STUDY).rates.query("scaling == 'lora'")
-    return pd.concat([own, *(study_tables(name).rates for name in studies)], ignore_index=True)
-
-
-def batches(held: str) -> str:
-    """The best rate against the batch, at equal ``steps`` or at equal ``data``."""
-    rates = small_rates("batches_small")
-    rates = rates[rates["rank"].isin([4, 64])]
+def batches(held: str, of: str = "table") -> str:
+    """The best rate against the batch, at equal ``steps`` or at equal ``data``. The smallest batch
+    is that of :data:`STUDY`."""
+    own = study_tables(STUDY).rates.query("scaling == 'lora' and rank in [4, 64]")
+    rates = pd.concat([own, study_tables("batches_small").rates], ignore_index=True)
     rows = rates["steps"] * rates["batch_size"]
-    return powers(rates[rates["steps"] == 64 if held == "steps" else rows == 768], "batch_size")
+    return powers(rates[rates["steps"] == 64 if held == "steps" else rows == 768], "batch_size", of)
 
 
-def constant_rate(study: str = "constant_small") -> str:
+def constant_rate(of: str = "table") -> str:
     """The best constant rate against the number of steps."""
-    tables = study_tables(study)
+    tables = study_tables("constant_small")
     rates = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
-    return powers(rates[rates["horizon"].isin([64, 128, 256, 512, 1024])], "horizon")
-
-
-def settings() -> str:
-    """A row per weight decay, LoRA+ ratio and drawn matrix: best rate and lowest loss by rank."""
-    names = ["weight_decay", "loraplus_lr_ratio", "init"]
-    rates = small_rates("decay_small").query("steps == 1024").astype({"init": str})
-    rates = rates[rates["rank"].isin([4, 64])].set_index(["rank", "seed"])
-    plain = rates.query("weight_decay == 0 and loraplus_lr_ratio == 1 and init == 'kaiming'")
-    ranks, body = sorted(plain.index.unique("rank")), []
-    for (decay, ratio, init), own in rates.groupby(names):
-        times = np.exp(np.log(own["best_lr"] / plain["best_lr"]).groupby("rank").mean())
-        more = (own["best_loss"] - plain["best_loss"]).groupby("rank").mean()
-        best = np.exp(np.log(own["best_lr"]).groupby("rank").mean())
-        row = [f"{decay:g}", f"{ratio:g}", "B" if init == "init_b" else "A"]
-        row += [f"{best[rank]:.2g} (×{times[rank]:.2f})" for rank in ranks]
-        row += [f"{more[rank]:+.4f}" for rank in ranks]
-        body.append([*row, f"{own.index.get_level_values('seed').nunique()}"])
-    heads = ["weight decay", "LoRA+ ratio", "drawn"]
-    heads += [f"best rate, rank {rank:g}" for rank in ranks]
-    heads += [f"lowest loss less that of the first row, rank {rank:g}" for rank in ranks]
-    return minus(table([*heads, "seeds"], body))
+    return powers(rates[rates["horizon"].isin([64, 128, 256, 512, 1024])], "horizon", of)
 
 
 BLOCKS: dict[str, Block] = {
     "batches": batches,
     "constant-rate": constant_rate,
-    "settings": settings,
     "regret-gap": regret_gap,
+    "rates-within": within,
     "steps-constant": constant,
     "horizon-exponent": exponent,
     "horizon-seeds": seeds,

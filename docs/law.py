@@ -44,8 +44,8 @@ PRIORS = {
     "rho_size": (0.2, 0.2),
     "rho_steps": (0.3, 0.3),
 }
-"""Mean and standard deviation of each coefficient before the data. Two matter, because no study
-varies them alone. The batch: from no change to the square root of the batch, once A has moved far.
+"""Mean and standard deviation of each coefficient before the data. Two matter, because few studies
+vary them alone. The batch: from no change to the square root of the batch, once A has moved far.
 A schedule that decays has about half the mean rate of a constant one, so its rate is 1 to 4 times
 as high, while A hardly moves."""
 
@@ -53,8 +53,11 @@ as high, while A hardly moves."""
 STUDIES = (
     "alpha_against_lr",
     "alpha_against_lr_tiny",
+    "batches_small",
     "bf16_dead_zone",
     "bf16_dead_zone_gemma3",
+    "constant_small",
+    "crossover_small",
     "horizons",
     "horizons_small",
     "learning_rate_rho",
@@ -68,7 +71,8 @@ STUDIES = (
     "rho_ends",
     "rho_ends_gemma3",
 )
-"""All of ``results/reference`` with several rates at one rank, rule and alpha."""
+"""All of ``results/reference`` with several rates at one rank, rule and alpha, but ``decay_small``:
+the law does not know weight decay and the drawn matrix."""
 Held = dict[str, float]
 """Coefficients that are not fitted, with their values."""
 
@@ -211,20 +215,21 @@ def name_of(row: Mapping[Any, Any]) -> str:
 def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
     inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
-    rows = inside[["rank", "rule", "alpha", "steps", "data"]]
+    rows = inside[["rank", "rule", "alpha", "steps", "batch", "data"]]
     for one, other in combinations(rows.itertuples(), 2):
         of_rank = [each.rule == "lora" and each.alpha == each.rank for each in (one, other)]
         same_alpha = one.alpha == other.alpha or all(of_rank)
         same_rule = one.rule == other.rule and same_alpha
-        same = one.rank == other.rank, same_rule, one.steps == other.steps
-        if sum(same) == 2 and one.data == other.data:
+        same = [one.rank == other.rank, same_rule]
+        same += [one.steps == other.steps, one.batch == other.batch]
+        if sum(same) == 3 and one.data == other.data:
             yield KINDS[same.index(False)], one.Index, other.Index
 
 
 HELD = 0.9
-KINDS = ("rank", "rule or alpha", "steps")
+KINDS = ("rank", "rule or alpha", "steps", "batch")
 WIDTHS = ("moved", "steps", "alone")
-"""Intervals are widened apart for a ratio at equal steps, a ratio of other steps, and a rate."""
+"""Intervals are widened apart for a ratio at equal steps and batch, another ratio, and a rate."""
 
 
 @cache
@@ -239,7 +244,7 @@ def test() -> dict[str, pd.DataFrame]:
     """Each unit predicted from the others, by the width of its intervals."""
     units = best_rates().groupby("unit")
     found = pd.concat(predicted(own, without(name)) for name, own in units)
-    kinds = {"steps": "steps", "alone": "alone"}
+    kinds = {"steps": "steps", "batch": "steps", "alone": "alone"}
     parts = dict(iter(found.groupby(found["kind"].map(kinds).fillna("moved"))))
     return {name: widened(parts[name].reset_index(drop=True)) for name in WIDTHS}
 

@@ -36,7 +36,7 @@ MEANINGS = {
     "rho_steps": "the power of the steps in ρ / η",
 }
 DATA = {
-    "batch": "no study varies it",
+    "batch": "between studies, and within one",
     "decay": "between studies",
     "spectral": "one study of 8 steps",
     "size": "between models",
@@ -52,9 +52,9 @@ TRIED: dict[str, law.Held] = {
     "no dependence on the batch": {"batch": 0.0},
     "proportional to the batch": {"batch": 1.0},
 }
-KINDS = ("rank", "rule or alpha", "steps", "alone")
+KINDS = (*law.KINDS, "alone")
 NAMES = ("between two ranks", "between two rules or alphas", "between two numbers of steps")
-NAMES = (*NAMES, "a rate, without one of its study")
+NAMES = (*NAMES, "between two batches", "a rate, without one of its study")
 
 
 def coefficients() -> str:
@@ -156,6 +156,8 @@ def old() -> str:
     body = []
     for kind, name in zip(KINDS, NAMES, strict=True):
         own = found[found["kind"] == kind]
+        if own.empty:
+            continue
         shares = [f"{100 * own[holds].mean():.0f} %" for holds in ("holds", "holds_old")]
         each = [factor(own["off"]), factor(own["off_old"])]
         body.append([name, str(len(own)), *each, *shares])
@@ -163,10 +165,13 @@ def old() -> str:
 
 
 BLIND = (
-    ("lora-optimizers", 9000, "76445d13"),
-    ("horizons_small", 64, "466bd979"),
-    ("horizons_small", 1024, "466bd979"),
-    ("horizons", 256, "17d1c1ae"),
+    ("lora-optimizers", (9000,), "76445d13"),
+    ("horizons_small", (64,), "466bd979"),
+    ("horizons_small", (1024,), "466bd979"),
+    ("horizons", (256,), "17d1c1ae"),
+    ("crossover_small", (256,), "f25cee8d"),
+    ("batches_small", (16, 64), "f25cee8d"),
+    ("constant_small", (64, 128, 256, 512, 1024), "f25cee8d"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
@@ -174,27 +179,29 @@ BLIND = (
 @cache
 def blind_points() -> pd.DataFrame:
     """What the fits of these commits said of rates that they had not seen: :func:`law.predicted`,
-    with ``source``, ``steps``, ``fit`` and ``off``, the log of predicted over measured."""
+    with ``source``, ``about``, ``fit`` and ``off``, the log of predicted over measured."""
     fits = json.loads((ROOT / "results/external/blind_fits.json").read_text())
     rates, found = law.best_rates(), []
     for source, steps, commit in BLIND:
-        own = rates[(rates["source"] == source) & (rates["steps"] == steps)]
+        own = rates[(rates["source"] == source) & rates["steps"].isin(steps)]
         points = pd.concat(law.predicted(each, fits[commit]) for _, each in own.groupby("unit"))
-        found.append(points.assign(source=source, steps=steps, fit=commit))
+        about = f"{source}, {' to '.join(str(one) for one in sorted({steps[0], steps[-1]}))} steps"
+        found.append(points.assign(source=source, about=about, fit=commit))
     points = pd.concat(found)
     return points.assign(off=points["value"] - points["measured"])
 
 
 def blind() -> str:
-    """A row per blind test, for ratios between ranks and for single rates."""
+    """A row per blind test and kind of question."""
     found, body = blind_points(), []
-    for (source, steps, commit), own in found.groupby(["source", "steps", "fit"], sort=False):
-        for kind in ("rank", "alone"):
+    for (about, commit), own in found.groupby(["about", "fit"], sort=False):
+        for kind, name in zip(KINDS, NAMES, strict=True):
             rows = own[own["kind"] == kind]
-            holds = (rows["off"].abs() <= rows["half"]).sum()
-            over = f"{np.exp(rows['off'].median()):.2f}"
-            row = [f"{source}, {steps} steps", commit, dict(zip(KINDS, NAMES, strict=True))[kind]]
-            body.append([*row, str(len(rows)), factor(rows["off"].abs()), over, str(holds)])
+            if len(rows):
+                holds = (rows["off"].abs() <= rows["half"]).sum()
+                over = f"{np.exp(rows['off'].median()):.2f}"
+                row = [about, commit, name, str(len(rows)), factor(rows["off"].abs())]
+                body.append([*row, over, str(holds)])
     heads = ["rates", "fit", "", "points", "median error", "predicted over measured"]
     return table([*heads, "intervals that hold"], body)
 
@@ -281,9 +288,9 @@ def left_out() -> Figure:
     found = tested()
     page = style.figure(1, 3, ratio=1.0, above=0.4)
     panels = page.subplots(1, 3)
-    titles = ("ratio between two ranks", "rules, alphas or steps", "a rate by itself")
+    titles = ("ratio between two ranks", "rules, alphas, steps, batches", "a rate by itself")
     for ax, title in zip(panels, titles, strict=True):
-        kinds = {titles[0]: ["rank"], titles[2]: ["alone"]}.get(title, [*KINDS[1:3]])
+        kinds = {titles[0]: ["rank"], titles[2]: ["alone"]}.get(title, [*KINDS[1:4]])
         draw(ax, found[found["kind"].isin(kinds)])
         ax.set_title(title)
     panels[0].set_ylabel("measured")

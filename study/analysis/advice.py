@@ -79,7 +79,7 @@ def moved(old: Facts, new: Facts, log_lr: float, known: Known) -> tuple[float, f
     def predict(law: Law) -> Any:
         return log_rate(law, new, off_level(law, old, log_lr))
 
-    kind = "moved" if old["steps"] == new["steps"] else "steps"
+    kind = "moved" if all(old[name] == new[name] for name in ("steps", "batch")) else "steps"
     return _interval(predict, known, kind, math.sqrt(2) * known["spread"]["scatter"])
 
 

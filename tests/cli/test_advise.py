@@ -337,7 +337,7 @@ def test_two_configurations_are_compared(advise: Cli, axolotl: Write) -> None:
     # Each factor is rounded to two digits, and so is the rate.
     off = sum(10 ** (math.floor(math.log10(one)) - 1) / 2 / one for one in factors.values())
     assert rate(found) / 2e-4 == pytest.approx(math.prod(factors.values()), rel=off + 0.01)
-    [said] = re.findall(r"its power is assumed: x (\S+) \[(\S+), (\S+)\]", str(found.why))
+    [said] = re.findall(r"The batch by itself: x (\S+) \[(\S+), (\S+)\]", str(found.why))
     factor, low, high = map(float, said)
     assert low < factor < high
     assert factor == pytest.approx(factors["batch"])
