@@ -301,7 +301,7 @@ def two_models() -> str:
         again = {_about(row): row for row in compared(name + SECOND_MODEL)}
         for row in compared(name):
             other = again.get(_about(row))
-            if row.expectation.what in EXPONENTS and other:
+            if row.expectation.what in EXPONENTS and other and measured_text(row):
                 about = [*compared_row(row).values()][:4]
                 is_apart = row.low > other.high or other.low > row.high
                 ends = [measured_text(row), measured_text(other), "apart" if is_apart else ""]
