@@ -71,8 +71,7 @@ STUDIES = (
     "rho_ends",
     "rho_ends_gemma3",
 )
-"""All of ``results/reference`` with several rates at one rank, rule and alpha, but ``decay_small``:
-the law does not know weight decay and the drawn matrix."""
+"""All of ``results/reference`` with several rates at one rank, rule and alpha."""
 Held = dict[str, float]
 """Coefficients that are not fitted, with their values."""
 
