@@ -1,7 +1,8 @@
 """Pretrain ``model=small``: a Llama of 2.8 million parameters that reads bytes.
 
-Usage: python docs/examples/pretrain_small.py FOLDER [--steps 6000]. It writes the model and its
-card into FOLDER, and prints the held-out loss while it trains. One thread takes about 40 minutes.
+Usage: python docs/examples/pretrain_small.py FOLDER [--steps 6000] [--width 256] [--blocks 4]. It
+writes the model and its card into FOLDER, and prints the held-out loss while it trains. One thread
+takes about 40 minutes.
 
 The text is the documentation that Python and eight packages have in their source: every string of
 at least 120 characters. The modules of ``data=pydoc`` and all of networkx are left out: adapters
@@ -82,16 +83,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--width", type=int, default=256, help="a multiple of 64, the width of a head")
+    parser.add_argument("--blocks", type=int, default=4)
     asked = parser.parse_args()
     warnings.simplefilter("ignore", SyntaxWarning)  # of the files that are parsed
     torch.manual_seed(SEED)
     train, heldout = corpus()
     print(f"{len(train):,} bytes to train on, {len(heldout):,} held out", flush=True)
     check = heldout[: 128 * LENGTH * 4].view(-1, LENGTH)[::4].long()
+    width, heads = asked.width, asked.width // 64
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=258, hidden_size=256, intermediate_size=640, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=LENGTH,
+            vocab_size=258, hidden_size=width, intermediate_size=width * 5 // 2,
+            num_hidden_layers=asked.blocks, num_attention_heads=heads,
+            num_key_value_heads=max(heads // 2, 1), max_position_embeddings=LENGTH,
             tie_word_embeddings=True, bos_token_id=None, eos_token_id=EOS, pad_token_id=257,
         )
     )  # fmt: skip
