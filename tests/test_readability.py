@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 30_384,
     "tests": 21_390,
     "benchmarks": 1_427,
-    "docs": 3_216,
+    "docs": 3_221,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
