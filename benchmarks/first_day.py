@@ -33,7 +33,7 @@ def trace(to: str, *overrides: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         pack = prepare(plan([parse(compose("config", overrides=[*overrides]))]))
     [cell] = pack.cells
-    steps = train(Worker().base(cell.cell, pack.device), pack.corpus, [cell.run])
+    steps = train(Worker().base(cell, pack.device), pack.corpus, [cell.config])
     next(steps), next(steps)
     with profile() as profiled:
         next(steps)

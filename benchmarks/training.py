@@ -56,7 +56,7 @@ from transformers import (
 from study.adapters.bank import AdapterSpec, initial_pair
 from study.config import CellConfig
 from study.config.compose import CONF, parse
-from study.data import IGNORED, Corpus, TokenBatch
+from study.data.batches import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.models.sources import find_model
 from study.store import load_measured

@@ -27,7 +27,7 @@ from study.config import CellConfig, ModelConfig
 from study.config.compose import CONF, parse
 
 if TYPE_CHECKING:
-    from study.data import Corpus
+    from study.data.batches import Corpus
     from study.models import FrozenBase
 
 
@@ -112,7 +112,7 @@ def tiny_base() -> FrozenBase:
 
 @pytest.fixture(scope="session")
 def corpus(cell: Callable[..., CellConfig]) -> Corpus:
-    from study.data import build_corpus
+    from study.data.batches import build_corpus
     from study.models import load_tokenizer
 
     config = cell()

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.store.checkpoints import Checkpoint
-from study.training.fold import Run
 from study.training.loop import CellStep, train
 
 
@@ -16,8 +15,7 @@ def trained(
     base: FrozenBase, corpus: Corpus, *cells: CellConfig, resume: Sequence[Checkpoint] = ()
 ) -> list[list[CellStep]]:
     """Each cell's steps, up to the one where it diverged."""
-    runs = [Run.of(config, corpus) for config in cells]
-    by_step = list(train(base, corpus, runs, resume))
+    by_step = list(train(base, corpus, cells, resume))
     return [[row for row in of_cell if row] for of_cell in zip(*by_step, strict=True)]
 
 

@@ -1,4 +1,5 @@
-"""``study advise``: alpha and learning rate at a rank and a rule, with the evidence."""
+"""``study advise``: alpha and learning rate at a rank and a rule, with the evidence; what may have
+caused a failed run (``--symptom``)."""
 
 import json
 import math
@@ -23,17 +24,17 @@ from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting, short_model
 from study.analysis.rates import best_rates_of
 from study.cli.group import PATH, cli
 from study.cli.rates import overrides_of
-from study.cli.symptoms import PAGES, Cause, causes, symptom_lines, worst_cell
 from study.config.types import MOST_RANK, MOST_STEPS
 from study.errors import StudyError, unknown
 from study.integrations.configs import TOOLS, read_file
 from study.integrations.configs.tools import PEFT, Tool
 from study.integrations.configs.writing import written
-from study.store import cell_folders, find_cell
+from study.store import StudyTables, cell_folders, find_cell
 from study.store.tables import load_measured, rows_of
 from study.theory import family
 from study.vocabulary import scaling
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, label
+from study.vocabulary.quantities import MODEL_WIDE
 from study.vocabulary.sources import DATASETS, MODELS, model_label
 
 SCHEMA = 3  # of what --json prints
@@ -53,6 +54,17 @@ TOP_RANK = 2048
 """No study here has a higher rank."""
 NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
+PAGES = {name: f"docs/{name}.md" for name in ("no-learning", "diverged", "grad-norm")}
+PAGES["nothing-changes"] = "docs/no-learning.md#in-bf16"
+LOOKS = (
+    "With a configuration, a cell or a study, this looks at the rate against the best one, gamma, "
+    "and bf16; after training also at layers that do not move, eps against gradients, and clipping."
+)
+SMALL = ("no-learning", "nothing-changes")
+LARGE = ("diverged", "grad-norm")
+NEAR_EPS = 100.0
+Cause = tuple[float, str, str, tuple[str, ...]]
+"""A weight by how much something is off, what a run shows, the change, and the symptoms."""
 
 
 @dataclass(frozen=True)
@@ -384,6 +396,87 @@ def advice_lines(found: Mapping[str, Any], has_evidence: bool) -> Iterator[str]:
     if has_evidence:
         yield "Evidence, the strongest first:"
         yield from (f"  {basis['words']}" for basis in found["evidence"])
+
+
+def worst_cell(path: Path) -> tuple[Path, StudyTables | None]:
+    """A cell and its tables: that of a study which ended worst; ``path`` if it is neither."""
+    is_cell = path.parent.name == "cells"
+    folder = path.parent.parent if is_cell else path if cell_folders(path) else None
+    if folder is None:
+        return path, None
+    tables = load_measured(folder)
+    losses = tables.metrics.astype({"cell_id": str}).groupby("cell_id")["loss"]
+    ends = losses.agg(lambda rows: rows.iloc[-1]).fillna(math.inf)
+    worst = ends[[name for name in ends.index if not is_cell or name.startswith(path.name)]]
+    path = folder / "cells" / str(worst.idxmax())
+    parts = {name: getattr(tables, name) for name in ("cells", "metrics", "probes")}
+    own = {key: part[part["cell_id"].astype(str) == path.name] for key, part in parts.items()}
+    return path, replace(tables, **own)
+
+
+def causes(
+    run: Setting, words: Sequence[str], law: Span | None, tables: StudyTables | None
+) -> Iterator[Cause]:
+    """What a run shows. ``law``: its best rate. ``tables``: of its cell, if it has run."""
+    if law and run.lr and not law.low <= run.lr <= law.high:
+        off, best = run.lr / law.value, f"{law.value:.1e}"
+        seen = f"learning rate {run.lr:g} is {off:.2g} times the best one by the law"
+        symptoms = LARGE[:1] if off > 1 else SMALL
+        yield (abs(math.log(off)), seen, f"learning rate {best}", symptoms)
+    above = run.gamma / (USUAL_ALPHA / run.rank)
+    if above > 1.5 and family(run.optimizer) == "sign":
+        doubled = (
+            " (alpha = 2r)" if run.rule == "lora" and math.isclose(run.alpha, 2 * run.rank) else ""
+        )
+        seen = f"gamma is {run.gamma:.3g}{doubled}, {above:.3g} times that of LoRA with alpha 16"
+        change = (
+            f"alpha {run.alpha / above:.3g}, or a rate divided by {above**0.5:.2g} to {above:.2g}"
+        )
+        yield (math.log(above) / 2, seen, change, LARGE)
+    lost: Mapping[Any, float] = {}
+    if "precision=bf16" in words and run.lr:
+        lost = advice.lost_in_bf16(run, run.lr)
+    if tables is not None:
+        yield from _of_tables(run, tables)
+        rows = tables.probes[tables.probes["swallowed"].notna()]
+        lost = rows.groupby("step")["swallowed"].median().to_dict() or lost
+    if lost and max(lost.values()) > BF16_MATTERS:
+        shares = ", ".join(f"{share:.0%} after {step}" for step, share in sorted(lost.items()))
+        passed = [step for step in sorted(lost) if lost[step] <= BF16_MATTERS]
+        when = f"passes by step {passed[0]}" if passed else "does not pass in these steps"
+        seen = f"bf16 loses part of the adapter's output: {shares} updates; it {when}"
+        change = "round_once(model) for PEFT (docs/bf16.md), or float32"
+        yield (4 * max(lost.values()), seen, change, SMALL)
+
+
+def _of_tables(run: Setting, tables: StudyTables) -> Iterator[Cause]:
+    probes = tables.probes[(tables.probes["layer"] != MODEL_WIDE)]
+    norms = probes[probes["site"] == "adapter_update"].groupby("layer", observed=True)["norm"].max()
+    if fixed := [str(layer) for layer in norms[norms == 0].index]:
+        seen = f"{len(fixed)} of {len(norms)} layers do not move, such as {fixed[0]}"
+        yield (6 * len(fixed) / len(norms), seen, "set requires_grad on them", SMALL)
+    grads = probes[probes["site"] == "adapter_grad"].groupby("step")["rms"].median()
+    eps = tables.cells["eps"].iloc[0] if "eps" in tables.cells else math.nan
+    if OPTIMIZERS[run.optimizer].has_eps and len(grads) and grads.min() < NEAR_EPS * eps:
+        seen = (
+            f"in the median layer gradients are down to {grads.min() / eps:.2g} times eps {eps:g}"
+        )
+        yield (math.log(NEAR_EPS * eps / grads.min()), seen, "a lower eps, or alpha up", SMALL)
+    factors = tables.metrics["clip_factor"].dropna()
+    if (factors < 1).any():
+        share, least = (factors < 1).mean(), factors.min()
+        seen = f"{share:.0%} of the gradients are clipped, down to {least:.2g} of their size"
+        change = f"a limit {1 / least:.2g} times as high" if share > 0.5 else "none: it is rare"
+        yield (share * -math.log(least), seen, change, ("no-learning", "grad-norm"))
+
+
+def symptom_lines(symptom: str, run: str = "", found: Sequence[Cause] = ()) -> list[str]:
+    """Of the causes ``found`` in a ``run``, those of the symptom, and the page on it."""
+    own = sorted((one for one in found if symptom in one[-1]), reverse=True)
+    lines = [f"{n}. {seen}. Change: {change}." for n, (_, seen, change, _) in enumerate(own, 1)]
+    what = "The likeliest cause first:" if own else "It shows no known cause of this."
+    head = [f"{run}. {what}"] if run else []
+    return [*head, *(lines or [LOOKS]), f"page: {PAGES[symptom]}"]
 
 
 def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]:

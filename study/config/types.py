@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from study.config.expectations import read_entry
 from study.config.values import (
     KEY,
     MISSING,
-    Checked,
     Count,
     Positive,
     Real,
@@ -130,7 +129,7 @@ class DataConfig(Part):
     split: str = "train"
     subset: str | None = None
     max_samples: Count | None = None
-    prompt: Annotated[str, Checked(_check_prompt)] | None = None
+    prompt: Annotated[str, AfterValidator(_check_prompt)] | None = None
     excess_length_strategy: Annotated[str, one_of(("truncate", "drop"))] = "truncate"
     sample_packing: bool = False
 
@@ -144,12 +143,12 @@ class AdapterConfig(Part):
     none.
     """
 
-    rank: Annotated[Any, Checked(_check_rank)] = MISSING
+    rank: Annotated[Any, AfterValidator(_check_rank)] = MISSING
     alpha: Positive = MISSING
-    scaling: Annotated[str, Checked(_check_rule, tuple(RULES))] = MISSING
+    scaling: Annotated[str, AfterValidator(_check_rule)] = MISSING
     exponent: Real | None = None
     crossover: Annotated[Real, Field(ge=0)] | None = None
-    targets: Annotated[Any, Checked(_check_modules, ("all-linear", "attention", "mlp"))] = MISSING
+    targets: Annotated[Any, AfterValidator(_check_modules)] = MISSING
     init: Annotated[str, one_of(INITS)] = MISSING
     dropout: Share = MISSING
     contraction: Annotated[str, one_of(CONTRACTIONS)] = "auto"
@@ -242,7 +241,7 @@ class TrainConfig(Part):
     accumulation: Few = MISSING
     clip: Positive | None = None
     schedule: Annotated[str, one_of(SCHEDULES)] = MISSING
-    warmup: Annotated[Any, Checked(_check_warmup)] = MISSING
+    warmup: Annotated[Any, AfterValidator(_check_warmup)] = MISSING
     eval_every: Annotated[Whole, Field(ge=0)] | None = None
     save_adapter: bool = False
     answer_tokens: Count | None = None
@@ -277,7 +276,7 @@ class PackConfig(Part):
 class CheckpointConfig(Part):
     """The work between two checkpoints of a cell (:func:`study.config.interval`)."""
 
-    every: Annotated[Any, Checked(_check_interval)] = "60s"
+    every: Annotated[Any, AfterValidator(_check_interval)] = "60s"
 
 
 @dataclass
@@ -300,7 +299,7 @@ class CellConfig:
 
     __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
 
-    name: Annotated[str, Checked(check_folder_name)] = MISSING
+    name: Annotated[str, AfterValidator(check_folder_name)] = MISSING
     results_dir: Annotated[str, Field(min_length=1)] = MISSING
     plots_dir: Annotated[str, Field(min_length=1)] = MISSING
     device: Annotated[str, one_of(DEVICES)] = MISSING

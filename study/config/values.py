@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -25,15 +24,7 @@ LONGEST_NAME = 200
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Checked(AfterValidator):
-    """A function that returns a value or raises, with :data:`KEY` in its line. ``words``: for
-    help."""
-
-    words: tuple[str, ...] = ()
-
-
-def one_of(choices: Collection[Any]) -> Checked:
+def one_of(choices: Collection[Any]) -> AfterValidator:
     """One of a few values, or one of the keys that a table has when a value is checked."""
 
     def check(value: Any) -> Any:
@@ -41,7 +32,7 @@ def one_of(choices: Collection[Any]) -> Checked:
             raise unknown(KEY, value, map(_word, choices))
         return value
 
-    return Checked(check, tuple(map(_word, choices)))
+    return AfterValidator(check)
 
 
 def _word(value: Any) -> str:
@@ -50,7 +41,7 @@ def _word(value: Any) -> str:
     return text.lower() if isinstance(value, bool) else text
 
 
-def some_of(choices: Collection[str]) -> Checked:
+def some_of(choices: Collection[str]) -> AfterValidator:
     """``all``, one of a few names, or a list of them, which may not be empty (:func:`chosen`)."""
 
     def check(value: Any) -> Any:
@@ -58,22 +49,21 @@ def some_of(choices: Collection[str]) -> Checked:
             raise StudyError(f"{KEY} chooses nothing: give at least one of {', '.join(choices)}")
         return value
 
-    return Checked(check, ("all", *choices))
+    return AfterValidator(check)
 
 
-def whole_or(least: int, *words: Any) -> Checked:
+def whole_or(least: int, *words: Any) -> AfterValidator:
     """A whole number of at least ``least``, one of a few words, or null."""
-    shown = tuple(map(_word, words))
 
     def check(value: Any) -> Any:
         if value in words or (is_whole(value) and least <= value <= LARGEST):
             return value
         raise StudyError(
             f"{KEY}={short(value)} is out of range: give a whole number of at least {least}, "
-            f"or {', '.join(shown)}"
+            f"or {', '.join(map(_word, words))}"
         )
 
-    return Checked(check, shown)
+    return AfterValidator(check)
 
 
 def chosen(

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from study.config import DataConfig
 from study.data.examples import Conversation, Example, Row, fingerprint, split_places
@@ -24,9 +24,6 @@ from study.data.sources import load_rows
 from study.data.tokens import VERSION, Encoder, tokenised
 from study.errors import StudyError, short
 from study.store.cache import kept_arrays
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The target that torch's ``cross_entropy`` ignores."""
@@ -201,7 +198,7 @@ class Questions:
 
     contexts: Sequence[list[int]]
     targets: Sequence[str]
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     padding_id: int
     eos_token_id: int | None
 
@@ -261,7 +258,7 @@ class Corpus:
 
 
 def build_corpus(
-    config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, eos_token_id: int | None
 ) -> Corpus:
     """Load, split and tokenise the data set that ``config`` names. Tokens are cached on disk.
 

@@ -31,7 +31,7 @@ RECORD = "study_record.json"
 def export(study_dir: Path, cell: str, folder: Path, fold_scaling: bool = False) -> Path:
     """Copy the trained adapter of a cell, an id or its start, to a new ``folder``, in PEFT's
     format. ``fold_scaling``: as :func:`fold` does."""
-    adapter, _ = _kept_adapter(study_dir, cell)
+    adapter = _kept_adapter(study_dir, cell)
     with _new(folder) as work:
         if fold_scaling:
             write_folded(adapter, work)
@@ -109,7 +109,7 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
+def _kept_adapter(study_dir: Path, cell: str) -> Path:
     folder, record = find_cell(study_dir, cell)
     if (folder / ADAPTER).is_dir():
         wrong = damage(folder, record, "adapter")
@@ -129,7 +129,7 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
             f"cell {folder.name}: {wrong}: train it again with "
             f"study train {place} --config-name=config {init}train.save_adapter=true"
         )
-    return folder / ADAPTER, record
+    return folder / ADAPTER
 
 
 def span(numbers: Iterable[Any]) -> str:

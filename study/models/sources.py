@@ -21,20 +21,7 @@ from study.models.messages import failing
 from study.reading import read_object
 from study.vocabulary.sources import MODELS
 
-
-def _llama_shape(*sizes: int, **others: int) -> dict[str, Any]:
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    named = dict(zip(names, sizes, strict=True))
-    return {"model_type": "llama", **named, "tie_word_embeddings": False, **others}
-
-
-_LLAMA_3 = {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072}
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-2-7b": _llama_shape(4096, 11008, 32, 32, vocab_size=32000, max_position_embeddings=4096),
-    "llama-3.1-8b": _llama_shape(4096, 14336, 32, 32, **_LLAMA_3),
-    "llama-3.1-70b": _llama_shape(8192, 28672, 80, 64, **_LLAMA_3),
-}
+SHAPES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("shapes.json").read_text())
 """The configurations of models that are often adapted, as they were published."""
 
 
@@ -86,23 +73,13 @@ UnloadedModel = checkpoints.ModelFolder | tiny.TinyModel | Shape
 """A model before its weights are loaded."""
 
 
-def _without_path(config: ModelConfig) -> None:
-    if config.path:
-        raise StudyError(
-            f"model={config.name} reads no path, but model.path={config.path!r} is given: "
-            "use model=hf, or remove model.path"
-        )
-
-
 def _small(config: ModelConfig) -> UnloadedModel:
-    _without_path(config)
     folder = Path(__file__).parent / "small"
     note = "pretrained on the documentation of Python and of packages"
     return checkpoints.ModelFolder(folder, config.name, "model=small", str(folder), note=note)
 
 
 def _tiny(config: ModelConfig) -> UnloadedModel:
-    _without_path(config)
     width = tiny.WIDTH if config.width is None else config.width
     if width % tiny.WIDTH_STEP:
         raise StudyError(f"model.width={width} is not a multiple of {tiny.WIDTH_STEP}: give one")
@@ -124,12 +101,18 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
 
 
 def find_model(config: ModelConfig) -> UnloadedModel:
-    if MODELS[config.name].reads_path and not config.path:
+    row = MODELS[config.name]
+    if row.reads_path and not config.path:
         raise StudyError(
             f"model={config.name} needs model.path: "
             "give a folder, or a hub name such as meta-llama/Llama-3.1-8B-Instruct"
         )
-    if config.width is not None and not MODELS[config.name].has_width:
+    if config.path and not (row.reads_path or row.is_packaged):
+        raise StudyError(
+            f"model={config.name} reads no path, but model.path={config.path!r} is given: "
+            "use model=hf, or remove model.path"
+        )
+    if config.width is not None and not row.has_width:
         having = " or ".join(f"model={key}" for key, row in MODELS.items() if row.has_width)
         raise StudyError(
             f"model.width={config.width}, but the width of model={config.name} is that of its "

@@ -24,7 +24,7 @@ from study.analysis.distances import FACTS, RunState, compare
 from study.config import CellConfig, probe_steps
 from study.config.compose import parse
 from study.config.values import literal
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.store import cell_row, load_cells, load_records

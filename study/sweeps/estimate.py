@@ -63,8 +63,7 @@ class Estimate:
     ``logits_bytes``: of its targets in one pass, of which a fold holds at most ``chunk_bytes``.
     ``activation_bytes`` are a part of ``own_bytes``. On a CPU, ``shared`` is what a fold does once
     for all of its cells, in FLOPs of the same time, and ``fills`` the share of a fold's pass that
-    the cell takes. ``gains``: whether a fold saves time (:data:`GAINS`). The sequences of a pass
-    and the bytes of head, casts and block are for :meth:`divided`.
+    the cell takes. ``gains``: whether a fold saves time (:data:`GAINS`).
     """
 
     base_bytes: int
@@ -75,10 +74,6 @@ class Estimate:
     chunk_bytes: int = 0
     weights: int = 0
     activation_bytes: int = 0
-    sequences: int = 1
-    head_bytes: int = 0
-    cast_bytes: int = 0
-    block_bytes: int = 0
     shared: float = 0.0
     fills: float = 0.0
     gains: bool = False
@@ -86,28 +81,6 @@ class Estimate:
     def in_fold(self, cells: int) -> "Estimate":
         """The same cell, with its share of what ``cells`` in a fold do once."""
         return replace(self, shared=self.shared / cells, operations=self.operations / cells)
-
-    def divided(self, devices: int) -> "Estimate":
-        """What each device takes if ``devices`` train the cell together, as FSDP2 divides it.
-
-        A device has the whole head, and during a step the embedding, which is as large. It also
-        gathers the weights of the current and the next block. It has whole sequences, so more
-        devices than sequences save no time.
-        """
-        if devices == 1:
-            return self
-        share = math.ceil(self.sequences / devices) / self.sequences
-        activations = math.ceil(share * self.activation_bytes)
-        states = self.own_bytes - self.activation_bytes - self.cast_bytes
-        whole = 2 * self.head_bytes + 2 * self.block_bytes
-        return replace(
-            self,
-            base_bytes=(self.base_bytes - self.head_bytes) // devices + whole,
-            own_bytes=states // devices + self.cast_bytes + activations,
-            activation_bytes=activations,
-            logits_bytes=math.ceil(share * self.logits_bytes),
-            flops=share * self.flops,
-        )
 
     def seconds(self, rate: float) -> float:
         """The time it should take at a matmul rate in FLOP/s."""
@@ -176,10 +149,6 @@ def estimate(
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
         activation_bytes=activations,
-        sequences=train.batch_size,
-        head_bytes=card.head * bits // 8,
-        cast_bytes=casts,
-        block_bytes=(of_blocks * base_bits // 8 + FLOAT * adapters.weights) // blocks,
         shared=train.steps * shared if device == "cpu" else 0.0,
         gains=adapters.flops + UPDATED * adapters.weights <= GAINS * (step + shared),
         fills=tokens / train.accumulation * min(hidden, WIDTH) / (TOKENS * WIDTH),

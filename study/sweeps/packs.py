@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.errors import StudyError
 from study.sweeps.cells import Cell, corpus_of
 from study.sweeps.estimate import (
@@ -21,7 +21,7 @@ from study.sweeps.estimate import (
     memory_budget,
 )
 from study.training.devices import choose_device
-from study.training.fold import Run
+from study.training.fold import contraction_of, typical_step
 from study.training.sharding import count
 
 FOLD = {"cpu": 16, "cuda": 8}
@@ -89,24 +89,18 @@ def _shared(cell: Cell) -> str:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    cell: Cell
-    run: Run
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
 class Pack:
-    """The cells of one process, ordered by rank, and their data."""
+    """The cells of one process, ordered by rank; what each takes, by its id; and their data."""
 
-    cells: Sequence[Prepared]
+    cells: Sequence[Cell]
+    needs: Mapping[str, Estimate]
     device: torch.device
     corpus: Corpus
 
     @property
     def config(self) -> CellConfig:
         """The first cell's configuration, for settings that all cells of a pack share."""
-        return self.cells[0].cell.config
+        return self.cells[0].config
 
 
 def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
@@ -121,18 +115,17 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
             "text has none, and a conversation that was cut has lost its last turn): set it to "
             "null, or raise data.sequence_length"
         )
-    prepared = []
+    needs = {}
     for cell in cells:
-        run = Run.of(cell.config, corpus)
-        step = run.tokens, run.supervised
-        need = estimate(cell.config, cell.card, *step, run.contraction, device.type)
-        need = need.divided(count())
-        check_fits(cell.config, fold_bytes([need]), device)
-        prepared.append(Prepared(cell, run, need))
-    return Pack(prepared, device, corpus)
+        step, form = typical_step(cell.config, corpus), contraction_of(cell.config, corpus)
+        need = estimate(cell.config, cell.card, *step, form, device.type)
+        if count() == 1:  # otherwise each of several devices takes a part
+            check_fits(cell.config, fold_bytes([need]), device)
+        needs[cell.id] = need
+    return Pack(cells, needs, device, corpus)
 
 
-def folds(pack: Pack) -> list[list[Prepared]]:
+def folds(pack: Pack) -> list[list[Cell]]:
     """Split a pack into folds, whose cells share each forward pass: at most ``pack.fold`` that fit
     into the memory. The base is loaded already.
 
@@ -150,33 +143,33 @@ def folds(pack: Pack) -> list[list[Prepared]]:
     most = FOLD[device] if config.pack.fold == "auto" else int(config.pack.fold)
     if config.model.quant_bits == 8 and device == "cuda":
         most = 1
-    first = min(each.cell.config.seed for each in pack.cells)
-    memory = memory_budget(config, pack.device, pack.cells[0].estimate.base_bytes)
+    first = min(cell.config.seed for cell in pack.cells)
+    memory = memory_budget(config, pack.device, pack.needs[pack.cells[0].id].base_bytes)
     if by_gain and config.pack.memory_gb is None:
         memory = int(memory * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
 
-    def fits(fold: Sequence[Prepared]) -> bool:
-        needs = [each.estimate for each in fold]
+    def fits(fold: Sequence[Cell]) -> bool:
+        needs = [pack.needs[cell.id] for cell in fold]
         is_full = by_gain and sum(need.fills for need in needs) > 1
         return len(fold) <= most and not is_full and fold_bytes(needs) <= memory
 
-    def waits(each: Prepared) -> bool:
-        return by_gain and each.cell.config.seed > first
+    def waits(cell: Cell) -> bool:
+        return by_gain and cell.config.seed > first
 
-    alone: list[list[Prepared]] = []
-    found: list[list[Prepared]] = []
-    for each in sorted(pack.cells, key=lambda each: (waits(each), each.cell.config.adapter.rank)):
-        if _trains_alone(each.cell) or (by_gain and not each.estimate.gains):
-            alone.append([each])
-        elif found and waits(found[-1][0]) == waits(each) and fits([*found[-1], each]):
-            found[-1].append(each)
+    alone: list[list[Cell]] = []
+    found: list[list[Cell]] = []
+    for cell in sorted(pack.cells, key=lambda cell: (waits(cell), cell.config.adapter.rank)):
+        if _trains_alone(cell) or (by_gain and not pack.needs[cell.id].gains):
+            alone.append([cell])
+        elif found and waits(found[-1][0]) == waits(cell) and fits([*found[-1], cell]):
+            found[-1].append(cell)
         else:
-            found.append([each])
-    ranks = sorted({each.cell.config.adapter.rank for each in pack.cells} - {math.inf})
+            found.append([cell])
+    ranks = sorted({cell.config.adapter.rank for cell in pack.cells} - {math.inf})
     order = [*ranks[:1], *ranks[-1:], *ranks[1:-1], math.inf]
 
-    def place(fold: Sequence[Prepared]) -> tuple[bool, int]:
-        return waits(fold[0]), min(order.index(each.cell.config.adapter.rank) for each in fold)
+    def place(fold: Sequence[Cell]) -> tuple[bool, int]:
+        return waits(fold[0]), min(order.index(cell.config.adapter.rank) for cell in fold)
 
     return sorted(found + alone, key=place)
 

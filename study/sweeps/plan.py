@@ -55,9 +55,10 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], name: str 
         memory = memory_budget(todo[0].config, device)
         rates = {p: matmul_rate(device, p) for p in sorted({c.config.precision for c in todo})}
         speeds = (f"{rate / 1e9:.0f} GFLOP/s in large {p} products" for p, rate in rates.items())
+        estimates = {id_: need for pack in prepared for id_, need in pack.needs.items()}
         divided = [fold for pack in prepared for fold in folds(pack)]
-        needs = [(x.cell, x.estimate.in_fold(len(fold))) for fold in divided for x in fold]
-        most = max(fold_bytes([each.estimate for each in fold]) for fold in divided) / GB
+        needs = [(cell, estimates[cell.id].in_fold(len(fold))) for fold in divided for cell in fold]
+        most = max(fold_bytes([estimates[cell.id] for cell in fold]) for fold in divided) / GB
         notes = [
             f"{count_noun(len(divided), 'fold')} of up to {max(map(len, divided))} cells in a "
             f"forward pass, which takes up to {most:.3g} GB",

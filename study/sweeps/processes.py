@@ -123,14 +123,14 @@ def _follow_pack(cells: Sequence[Cell]) -> None:
         base = load_base(config.model, CPU, config.precision)
         if base.card.fingerprint != card.fingerprint:
             raise StudyError(f"{card.name} has other weights here than in process 0")
-        runs = {each.cell.id: each.run for each in pack.cells}
+        configs = {cell.id: cell.config for cell in cells}
         while (order := world_here.agreed()) is not None:
             cell_id, step = order
             found = load_newest(cells[0].folder.parent / cell_id) if step else None
             if step and (found is None or found.step != step):
                 raise RuntimeError(f"cell {cell_id} has no checkpoint of step {step} here")
             states = [found] if found else []
-            steps = train(base, pack.corpus, [runs[cell_id]], states, world=world_here)
+            steps = train(base, pack.corpus, [configs[cell_id]], states, world=world_here)
             with contextlib.closing(steps):
                 _follow_steps(steps, world_here)
             release_memory(device)

@@ -28,7 +28,6 @@ from study.store import (
 )
 from study.store.checkpoints import Checkpoint, save
 from study.sweeps.cells import Cell
-from study.sweeps.packs import Prepared
 from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
 from study.training.devices import describe_device, peak_memory_gb
@@ -46,7 +45,7 @@ class Held:
     """A cell that this process trains, with the checkpoint it continues from. ``fields``: added to
     its record at its end."""
 
-    prepared: Prepared
+    cell: Cell
     writer: CellWriter
     state: Checkpoint | None
     status: str = "complete"
@@ -54,10 +53,6 @@ class Held:
     stuck: StuckCheck = field(default_factory=StuckCheck)
     adapter: dict[str, LoraPair] | None = None
     is_open: bool = True
-
-    @property
-    def cell(self) -> Cell:
-        return self.prepared.cell
 
     @property
     def step(self) -> int:

@@ -22,7 +22,7 @@ from study.store.files import remove
 from study.store.writer import remove_leftovers
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.packs import Pack, Prepared, folds, prepare
+from study.sweeps.packs import Pack, folds, prepare
 from study.sweeps.progress import Display, Outcome, must_stop
 from study.sweeps.record import Held, Recorder, record_of
 from study.tracking.runs import Tracker, tracker
@@ -162,7 +162,7 @@ class _Pass:
     def _tell_first_answer(self, fold: Sequence[Held]) -> None:
         """After the last fold of the first of several seeds, say what this seed shows."""
         seed = self.display.first_seed_done()
-        if seed is None or all(held.prepared.run.config.seed != seed for held in fold):
+        if seed is None or all(held.cell.config.seed != seed for held in fold):
             return
         from study.report import answer  # draws nothing
 
@@ -172,16 +172,15 @@ class _Pass:
             for sentence in said:
                 self.display.say(f"- {sentence}")
 
-    def _claim(self, fold: Sequence[Prepared]) -> list[Held]:
+    def _claim(self, fold: Sequence[Cell]) -> list[Held]:
         """Open the cells of a fold that continue at one step. Those of other steps become the next
         fold."""
         corpus, device = self.pack.corpus, self.pack.device
         shared = {"fold": secrets.token_hex(6), "rows": corpus.rows}
         opened: list[Held] = []
-        others: list[Prepared] = []
+        others: list[Cell] = []
         try:
-            for prepared in fold:
-                cell = prepared.cell
+            for cell in fold:
                 if (claimed := claim(cell.folder)) is None:
                     continue
                 if cell.done:  # another process has trained it since the pack was made
@@ -191,19 +190,19 @@ class _Pass:
                 step = found.step if found else 0
                 if opened and step != opened[0].step:
                     claimed.release()
-                    others.append(prepared)
+                    others.append(cell)
                     continue
                 record = record_of(cell, device, corpus.fingerprint, step) | shared
-                record["parameters"] = prepared.estimate.weights
+                record["parameters"] = self.pack.needs[cell.id].weights
                 try:
                     text = OmegaConf.to_yaml(OmegaConf.create(literal(asdict(cell.config))))
                     writer = CellWriter(claimed, text, record, step)
                 except Damaged as error:  # the rows before the checkpoint
                     self.display.say(f"cell {cell.id} begins again: {error}")
                     remove(cell.folder / CHECKPOINTS)
-                    others.append(prepared)
+                    others.append(cell)
                     continue
-                opened.append(Held(prepared, writer, found))
+                opened.append(Held(cell, writer, found))
         except BaseException:
             for held in opened:
                 held.writer.interrupt()
@@ -237,7 +236,7 @@ class _Pass:
                     raise StudyError(next(iter(failures.values()), str(error))) from error
                 return failures
             self.display.say(f"{len(fold)} cells in a fold: {one_line(error)}; retrying {half}")
-            cells = [held.prepared for held in fold]
+            cells = [held.cell for held in fold]
             self.waiting.extendleft([cells[half:], cells[:half]])
         finally:
             recorder.interrupt()  # the cells that have not ended
@@ -245,10 +244,10 @@ class _Pass:
 
     def _run_steps(self, fold: Sequence[Held], recorder: Recorder) -> bool:
         """Run the steps of a fold. False if it was stopped before the last one."""
-        runs = [held.prepared.run for held in fold]
+        cells = [held.cell.config for held in fold]
         states = [held.state for held in fold if held.state]
         self.world.agreed((fold[0].cell.id, fold[0].step))
-        steps = train(self.base, self.pack.corpus, runs, states, self.world)
+        steps = train(self.base, self.pack.corpus, cells, states, self.world)
         with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)

@@ -1,4 +1,4 @@
-"""One cell for the loop, and a fold: cells and the passes through the base that they share.
+"""A fold: cells, and the passes through the base that they share.
 
 The fold's sequences are stacked along the batch. Only the adapter layers know which rows belong to
 which cell. Letters: ``K`` cells, ``B`` sequences, ``T`` tokens, ``N`` supervised tokens, ``d``
@@ -9,10 +9,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
 from study.config import CellConfig, chosen, probe_steps
-from study.data import IGNORED, Corpus, TokenBatch, TokenTable
+from study.data.batches import IGNORED, Corpus, TokenBatch, TokenTable
 from study.errors import StudyError
 from study.models import FrozenBase
 from study.models.base import CompiledBlocks
@@ -40,26 +39,6 @@ SAMPLED_BATCHES = 8
 """Batches that :func:`typical_step` averages over."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run. ``tokens``, ``supervised``: of a typical optimizer step, the latter with a
-    loss."""
-
-    config: CellConfig
-    adapter: AdapterSpec
-    tokens: int
-    supervised: int
-    contraction: Contraction
-
-    @classmethod
-    def of(cls, config: CellConfig, corpus: Corpus) -> Self:
-        tokens, supervised = typical_step(config, corpus)
-        form = config.adapter.contraction
-        if config.train.shard:  # merged products would need whole factors between passes
-            form = config.bf16_form or "factored"
-        return cls(config, adapter_spec(config), tokens, supervised, Contraction(form, tokens))
-
-
 def adapter_spec(config: CellConfig) -> AdapterSpec:
     """How a cell's adapters are drawn; at infinite rank with the limit of ``gamma *
     sqrt(rank)``."""
@@ -67,6 +46,14 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
     gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
     start = read_adapter(Path(adapter.path)).pairs if adapter.path else None
     return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init, start)
+
+
+def contraction_of(config: CellConfig, corpus: Corpus) -> Contraction:
+    """How the products of a cell's adapters are computed."""
+    form = config.adapter.contraction
+    if config.train.shard:  # merged products would need whole factors between passes
+        form = config.bf16_form or "factored"
+    return Contraction(form, typical_step(config, corpus)[0])
 
 
 def typical_step(config: CellConfig, corpus: Corpus) -> tuple[int, int]:

@@ -15,13 +15,13 @@ from torch import Tensor
 from study.adapters import adapted, resolve_targets
 from study.adapters.bank import LoraBank
 from study.adapters.infinite import InfiniteRankBank
-from study.config import eval_steps, probe_steps
-from study.data import Corpus
+from study.config import CellConfig, eval_steps, probe_steps
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.models.base import CompiledBlocks, recomputing
 from study.store.checkpoints import Checkpoint
 from study.training.checkpoint import start
-from study.training.fold import Fold, Run
+from study.training.fold import Fold, adapter_spec, contraction_of
 from study.training.measuring import (
     exact_matches,
     heldout_losses,
@@ -39,7 +39,7 @@ from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 def train(
     base: FrozenBase,
     corpus: Corpus,
-    runs: Sequence[Run],
+    cells: Sequence[CellConfig],
     resume: Sequence[Checkpoint] = (),
     world: Processes = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
@@ -49,13 +49,13 @@ def train(
     on the batch of step s; the last step only measures. Numbers may still be on their way to the
     host (:attr:`CellStep.arrived`).
 
-    ``runs``: ordered by rank; they may differ in adapter, optimizer, seeds, clipping and schedule.
-    A run of infinite rank trains alone. ``resume``: the state of every run before the same step;
-    :class:`study.errors.StudyError` if it is of another run. ``world``: the processes that train
+    ``cells``: ordered by rank; they may differ in adapter, optimizer, seeds, clipping and schedule.
+    One of infinite rank trains alone. ``resume``: the state of every cell before the same step;
+    :class:`study.errors.StudyError` if it is of another cell. ``world``: the processes that train
     the fold, which all make this call. The adapters are removed when the generator ends or is
     closed.
     """
-    with _folded(base, corpus, runs, world) as fold:
+    with _folded(base, corpus, cells, world) as fold:
         yield from _steps(fold, start(fold, resume))
 
 
@@ -104,22 +104,17 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
 
 @contextmanager
 def _folded(
-    base: FrozenBase,
-    corpus: Corpus,
-    runs: Sequence[Run],
-    world: Processes,
+    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], world: Processes
 ) -> Iterator[Fold]:
-    base, shared = world.copy_to_divide(base), runs[0].config
+    base, shared = world.copy_to_divide(base), cells[0]
     layers = resolve_targets(base.card.targets, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
-    specs = [run.adapter for run in runs]
+    specs, form = [adapter_spec(cell) for cell in cells], contraction_of(shared, corpus)
     with (
         recomputing(base) if shared.train.checkpointing else nullcontext(),
-        adapted(
-            base.model, layers, specs, bank_type, runs[0].contraction, lambda: world.divide(base)
-        ) as banks,
+        adapted(base.model, layers, specs, bank_type, form, lambda: world.divide(base)) as banks,
     ):
-        fold = Fold(base, corpus, [run.config for run in runs], banks, world)
+        fold = Fold(base, corpus, cells, banks, world)
         if shared.pack.compile:
             ranks = [factor for bank in banks for factor in bank.rank_dimensions()]
             fold.compiled = CompiledBlocks(base, layers, ranks)

@@ -11,7 +11,7 @@ from pytorch_optimizer import SGDW
 from torch import Tensor
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from tests.trained import trained
 

@@ -13,8 +13,8 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig
-from study.data import Corpus, Example, TokenTable, build_corpus, fingerprint
-from study.data.batches import exact_match
+from study.data import Example, fingerprint
+from study.data.batches import Corpus, TokenTable, build_corpus, exact_match
 from study.data.examples import split_places
 from study.errors import StudyError
 from study.models import tiny

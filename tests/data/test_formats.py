@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from study.config import DataConfig
-from study.data import Conversation, Document, Example, build_corpus, fingerprint, load_rows
+from study.data import Conversation, Document, Example, fingerprint, load_rows
+from study.data.batches import build_corpus
 from study.errors import StudyError
 from study.models import tiny
 

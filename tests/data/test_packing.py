@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from study.config import DataConfig
-from study.data import IGNORED, Corpus, TokenTable, build_corpus
+from study.data.batches import IGNORED, Corpus, TokenTable, build_corpus
 from study.models import tiny
 
 TOKENIZER = tiny.tokenizer()

@@ -15,10 +15,9 @@ import study
 from study.adapters import AdapterSpec
 from study.adapters.bank import initial_pair
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.store import StudyTables
-from study.training.fold import Run
 from study.training.loop import train
 
 KEYS = ["step", "layer", "site"]
@@ -158,8 +157,7 @@ def ours(tiny_base: FrozenBase, corpus: Corpus) -> Callable[..., tuple[pd.DataFr
     """The tables ``metrics`` and ``probes`` of our own training, without its last step."""
 
     def train_ours(config: CellConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-        run = Run.of(config, corpus)
-        steps = [results[0] for results in train(tiny_base, corpus, [run])]
+        steps = [results[0] for results in train(tiny_base, corpus, [config])]
         probes = pd.concat([step.probes for step in steps if step.probes is not None])
         metrics = pd.DataFrame([step.metrics for step in steps])
         last = config.train.steps

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 import study
 from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig
-from study.data import build_corpus
+from study.data.batches import build_corpus
 from study.models import FrozenBase, load_tokenizer, tiny
 from study.store import load_records
 from study.sweeps.cells import plan

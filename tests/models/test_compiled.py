@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.training.loop import CellStep
 from tests.trained import trained

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 import study
 from study.adapters import resolve_targets
 from study.config import CellConfig, ModelConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import Coverage, FrozenBase, coverage, describe, load_base
 from study.store import is_done, load_cells, load_records
 from study.sweeps.cells import plan

@@ -17,10 +17,9 @@ from transformers import PretrainedConfig
 
 from study.adapters import AdapterSpec, LoraPair, adapted, dense_weight, resolve_targets
 from study.config import CellConfig, ModelConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
-from study.training.fold import Run
 from study.training.loop import train
 from study.vocabulary.quantities import MODEL_WIDE, UNIONS
 
@@ -59,7 +58,7 @@ def run(
     base: FrozenBase, corpus: Corpus, cells: list[CellConfig]
 ) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     """Each cell's metrics and probes."""
-    steps: Any = train(base, corpus, [Run.of(config, corpus) for config in cells])
+    steps: Any = train(base, corpus, cells)
     return [
         (pd.DataFrame([row.metrics for row in rows]), pd.concat([row.probes for row in rows]))
         for rows in zip(*steps, strict=True)

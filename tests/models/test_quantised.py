@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from study.adapters import dense_weight, features
 from study.config import CellConfig, ModelConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, describe, load_base, quantised, tiny
 from tests.trained import series, trained

@@ -12,7 +12,7 @@ from torch import Tensor
 from study.adapters import AdapterSpec, LoraBank, adapted
 from study.adapters.bank import initial_pair
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.probes.alignment import ALIGNED
 from study.theory import measure_layer

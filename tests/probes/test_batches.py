@@ -11,7 +11,7 @@ import torch
 from study.adapters import AdapterSpec, adapted
 from study.adapters.inits import generator_for
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.training.loop import Fold
 from study.training.measuring import heldout_losses, make_probe, probe_other_batches

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, adapted
 from study.config import CellConfig
-from study.data import Corpus, TokenBatch
+from study.data.batches import Corpus, TokenBatch
 from study.models import FrozenBase
 from study.probes import NormProbe, statistics
 from study.probes.delta_w import core, largest_singular_values

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from study.adapters import AdapterSpec, adapted
 from study.adapters.inits import generator_for
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.probes import NormProbe
 from study.training.loop import Fold

@@ -14,11 +14,10 @@ from study.adapters import LoraBank
 from study.adapters.infinite import EPS
 from study.analysis.distances import compare, laws
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.sweeps.distances import at_rank, limit_of, trajectory
 from study.theory import Layer, distance_to_infinite_rank, slope
-from study.training.fold import Run
 from study.training.loop import train
 from study.vocabulary.quantities import MODEL_WIDE
 
@@ -33,8 +32,7 @@ def test_a_trajectory_is_the_cell(
 ) -> None:
     """Losses are those of the training loop."""
     config = cell("adapter.rank=256", *LAZY, "optimizer.momentum=0.9", "train.clip=0.1")
-    run = Run.of(config, corpus)
-    losses = [results[0].metrics["loss"] for results in train(tiny_base, corpus, [run])]
+    losses = [results[0].metrics["loss"] for results in train(tiny_base, corpus, [config])]
     snapshots = list(trajectory(tiny_base, corpus, config, LoraBank))
     assert [snapshot.step for snapshot in snapshots] == [1, 2]
     assert [s.loss for s in snapshots] == pytest.approx(losses[1:], rel=1e-6)

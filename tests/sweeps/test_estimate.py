@@ -15,13 +15,13 @@ from transformers import LlamaConfig
 from study.adapters import AdapterSpec, Contraction, adapted
 from study.adapters.contraction import FORMS
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, describe, load_base
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
 from study.sweeps.packs import folds, prepare
-from study.training.fold import Run, typical_step
+from study.training.fold import typical_step
 from study.training.loop import train
 from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -71,10 +71,9 @@ def test_flops_are_what_torch_counts(
         *(f"adapter.contraction={form}", f"adapter.targets={targets}", "adapter.rank=16"),
         *("train.steps=8", "train.eval_every=0", "probes.steps=null"),
     )
-    run = Run.of(config, corpus)
     counter = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
     with Operations() as operations, counter:
-        list(train(tiny_base, corpus, [run]))
+        list(train(tiny_base, corpus, [config]))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     products = sum(n for op, n in counted.items() if "attention" not in op)
     need = of(config, corpus, form)
@@ -112,12 +111,12 @@ def test_a_fold_on_a_cpu_has_the_cells_that_gain_and_fit(cell: Build) -> None:
         cell(f"adapter.rank={rank}", f"adapter.scaling={rule}", f"seed={seed}", "data.heldout=4")
         for seed, rule, rank in product(range(6), ("lora", "rslora"), (2, 4, 2048))
     ]
-    made = [[each.cell.config for each in fold] for fold in folds(prepare(plan(swept)))]
+    made = [[each.config for each in fold] for fold in folds(prepare(plan(swept)))]
     ranks = [[config.adapter.rank for config in fold] for fold in made]
     assert ranks[:3] == [[2, 2, 4, 4], [2048], [2048]], "adapters are most of a step"
     assert {config.seed for fold in made[:3] for config in fold} == {0}
     assert ranks[3:] == [[2] * 10 + [4] * 6, *[[2048]] * 10, [4] * 4]
-    need = prepare(plan(swept[:1])).cells[0].estimate
+    [need] = prepare(plan(swept[:1])).needs.values()
     tight = replace(swept[0].pack, memory_gb=fold_bytes([need] * 3) / GB)
     low = plan([replace(swept[0], seed=seed, pack=tight) for seed in range(8)])
     assert [len(fold) for fold in folds(prepare(low))] == [1, 3, 3, 1]

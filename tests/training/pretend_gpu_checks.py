@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.probes.alignment import weight_gradient
 from study.store.checkpoints import Checkpoint
-from study.training.fold import Run
 from study.training.loop import CellStep, train
 from study.training.optimizers import build_optimizer, step_if
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -83,9 +82,8 @@ class OnGpu:
         self.waits: list[Counter[str]] = []
         self.sent: list[int] = []
         with Gpu() as gpu:
-            runs = [Run.of(config, corpus) for config in cells]
             waits, sent = gpu.waits.copy(), gpu.sent
-            for rows in train(base, corpus, runs, resume):
+            for rows in train(base, corpus, cells, resume):
                 see(rows)
                 self.steps.append(rows)
                 self.waits.append(gpu.waits - waits)
@@ -96,7 +94,7 @@ class OnGpu:
 def on_cpu(
     base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Sequence[Checkpoint] = ()
 ) -> Rows:
-    return list(train(base, corpus, [Run.of(config, corpus) for config in cells], resume))
+    return list(train(base, corpus, cells, resume))
 
 
 def assert_close(found: Rows, wanted: Rows, rel: float = 1e-3 if IS_CUDA else 1e-4) -> None:

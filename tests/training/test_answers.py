@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from study.adapters import adapted, resolve_targets
 from study.config import CellConfig
-from study.data import Corpus, build_corpus
+from study.data.batches import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer
 from study.sweeps.cells import plan

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase, load_base
 from study.store.checkpoints import Checkpoint, load_newest, save
-from study.training.fold import Run
 from study.training.loop import CellStep, train
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
@@ -25,7 +24,7 @@ Rows = list[CellStep | None]
 def trained(
     base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Any = ()
 ) -> Iterator[Rows]:
-    return train(base, corpus, [Run.of(c, corpus) for c in cells], resume)
+    return train(base, corpus, cells, resume)
 
 
 def with_snapshots(

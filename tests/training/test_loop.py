@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.training import fold
 from study.training.fold import target_losses

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 import pytest
 
 from study.config import CellConfig
-from study.data import Corpus
+from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.training.stuck import StuckCheck
 from study.vocabulary.thresholds import STUCK_GRADIENT, STUCK_LOSS
