@@ -123,6 +123,6 @@ def reference(root: DictConfig) -> str:
     outside = (CONF / "config.yaml").read_text()
     lines += re.findall(r"^\w+:.*#.*", outside, re.MULTILINE)
     for group, options in files.items():
-        if group in root and (file := options.get(chosen.get(group))):
-            lines += ["", f"{group}:", textwrap.indent(file.read_text().rstrip(), "  ")]
+        if group in root and (own := options.get(chosen.get(group))):
+            lines += ["", f"{group}:", textwrap.indent(own.read_text().rstrip(), "  ")]
     return "\n".join(lines)
