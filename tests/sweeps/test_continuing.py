@@ -40,11 +40,11 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     def of(act: Callable[[list[CellConfig], int], None]) -> list[int]:
         sizes: list[int] = []
 
-        def train(base: Any, corpus: Any, runs: Any, *more: Any) -> Iterator[Any]:
-            sizes.append(len(runs))
-            for results in real(base, corpus, runs, *more):
+        def train(base: Any, corpus: Any, cells: Any, *more: Any) -> Iterator[Any]:
+            sizes.append(len(cells))
+            for results in real(base, corpus, cells, *more):
                 yield results
-                act([run.config for run in runs], next(each for each in results if each).step)
+                act(cells, next(each for each in results if each).step)
 
         monkeypatch.setattr(sweep, "train", train)
         return sizes

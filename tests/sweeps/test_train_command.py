@@ -132,7 +132,7 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works: Cli, re
 
 def test_help_and_config(works: Cli, refused: Cli) -> None:
     text = works("train", "--help").out
-    words = ("adafactor | adam | adamw", "experiment", "study train -m", "adapter.rank=8")
+    words = ("adafactor | adam | adamw", "experiment", "study train -m", "adapter:\n  rank: 8")
     assert all(word in text for word in words)
     assert "adapter:\n  rank: 5" in works("train", "--cfg", "job", "adapter.rank=5").out
     assert "unknown command trian: did you mean train?" in refused("trian")
@@ -143,11 +143,11 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
 ) -> None:
     original = sweep.train
 
-    def train(base: Any, corpus: Any, runs: Any, *more: Any) -> Any:
-        if any(run.config.adapter.rank == 3 for run in runs):
-            yield next(original(base, corpus, runs, *more))
+    def train(base: Any, corpus: Any, cells: Any, *more: Any) -> Any:
+        if any(cell.adapter.rank == 3 for cell in cells):
+            yield next(original(base, corpus, cells, *more))
             raise RuntimeError("out of luck\nand more")
-        yield from original(base, corpus, runs, *more)
+        yield from original(base, corpus, cells, *more)
 
     monkeypatch.setattr(sweep, "train", train)
     ran = study_cli("train", "-m", *small, "adapter.rank=2,3,4")
