@@ -3,7 +3,7 @@
 - :mod:`.commands`: ``study bench``; :mod:`.training`: what is timed against PEFT; :mod:`.summary`:
   its tables as text and as a figure;
 - :mod:`.inference`, :mod:`.inference_costs`: merged and unmerged adapters;
-- :mod:`.scale`: commands on a study of many cells; :mod:`.gpu`: all that is measured on a GPU.
+- :mod:`.gpu`, :mod:`.first_day`: all that is measured on a GPU.
 
 In a clone this is the package ``benchmarks``, in a wheel ``study.benchmarks``. Imports between its
 modules are therefore relative.

@@ -1,7 +1,6 @@
 """Steps of the first day on a GPU that no command of study does (:mod:`benchmarks.gpu`)."""
 
 import sys
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -12,7 +11,6 @@ from study.config import ModelConfig
 from study.config.compose import CONF, parse
 from study.models import load_tokenizer
 from study.models.sources import find_model
-from study.store import load_measured
 from study.sweeps.cells import plan
 from study.sweeps.packs import prepare
 from study.sweeps.run import Worker
@@ -42,19 +40,6 @@ def trace(to: str, *overrides: str) -> None:
     steps.close()
     profiled.export_chrome_trace(f"{to}.json.gz")
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=40))
-
-
-def compare(study: str, reference: str) -> None:
-    """Print how far the numbers of two studies are apart, relative, over the rows of both."""
-    ours, theirs = load_measured(Path(study)), load_measured(Path(reference))
-    for name in ("metrics", "probes"):
-        one, other = getattr(ours, name), getattr(theirs, name)
-        keys = [key for key in one.select_dtypes(exclude="floating") if key in other]
-        both = one.merge(other, on=keys, suffixes=("", " there"))
-        print(f"{name}: {len(both)} of {len(other)} rows")
-        apart = {n: (both[n] / both[f"{n} there"] - 1).abs() for n in one if f"{n} there" in both}
-        for number, found in apart.items():
-            print(number, found.quantile([0.5, 0.99, 1]).to_dict(), sep="\t")
 
 
 if __name__ == "__main__":

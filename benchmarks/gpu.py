@@ -42,7 +42,7 @@ STEPS = """
 2-large/compiled    {train} {large} adapter.rank=16 pack.compile={compiled}
 2-large/trace       {trace} {large}
 3-smollm2/quick     {train} experiment=quick model={base} precision=float32 {fewer}
-3-smollm2/compare   benchmarks.first_day compare {folder}/quick {reference}
+3-smollm2/compare   study compare {folder}/quick results/reference/quick --to={folder}
 3-smollm2/trainer   {bench} --tokens={tokens} sweep
 4-studies/stable_exponent {train} experiment=stable_exponent model={base} {size} {fewer}
 4-studies/quick     {train} experiment=quick model={base} precision=bf16 {fewer}
@@ -64,7 +64,6 @@ VALUES = {
     "compiled": ("true", "false"),
     "options": ("-q", "--collect-only"),
     "fetch": ("study fetch smollm2", "study --help"),
-    "reference": ("results/reference/quick", "{folder}/quick"),
 }
 """The words in braces: on a GPU, and in a rehearsal."""
 SHARED = {

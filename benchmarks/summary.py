@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
+from study.report.text import table_of
 from study.vocabulary.sources import model_label
 
 LABELS = {
@@ -74,7 +75,7 @@ def _sweep(table: pd.DataFrame) -> str:
     shown = steps.rename(columns=LABELS)
     for way in others:
         shown[f"{LABELS[way]} / ours"] = steps[way] / steps[OURS]
-    return "\n".join(lines) + f"\n\nSeconds of a step, medians:\n\n{markdown(shown, 'rank')}"
+    return "\n".join(lines) + f"\n\nSeconds of a step, medians:\n\n{markdown(shown)}"
 
 
 def _large_steps(table: pd.DataFrame) -> str:
@@ -101,13 +102,13 @@ def _compiled(table: pd.DataFrame) -> str:
     saved = steps["packed"] - steps["compiled"]
     pays_from = np.ceil((first["compiled"] - first["packed"]) / saved.where(saved > 0))
     shown["pays from step"] = [f"{step:.0f}" if step > 0 else "never" for step in pays_from]
-    return f"Seconds of a step, medians:\n\n{markdown(shown, 'rank')}"
+    return f"Seconds of a step, medians:\n\n{markdown(shown)}"
 
 
 def _bf16(table: pd.DataFrame) -> str:
     steps = medians(table, "rank")
     steps["concatenated / factored"] = steps["concatenated"] / steps["factored"]
-    return f"Seconds of a step, medians:\n\n{markdown(steps, 'rank')}"
+    return f"Seconds of a step, medians:\n\n{markdown(steps)}"
 
 
 def _limits(table: pd.DataFrame) -> str:
@@ -123,7 +124,7 @@ def _limits(table: pd.DataFrame) -> str:
     return (
         f"- measured here: {peak} (a square product), {speed:.1f} GB/s (a copy)\n\n"
         "Seconds of a step, the share of it in products, and the seconds that its FLOPs and its "
-        f"bytes would take at these speeds:\n\n{markdown(shown, 'rank')}"
+        f"bytes would take at these speeds:\n\n{markdown(shown)}"
     )
 
 
@@ -147,7 +148,7 @@ def _probes(table: pd.DataFrame) -> str:
     if shown:
         ratios = pd.DataFrame(shown).reindex(steps["variant"].unique()).dropna(how="all")
         lines += ["", "A probed step over a plain one, medians, by what it measures:", ""]
-        lines.append(markdown(ratios.rename_axis("measured"), "measured"))
+        lines.append(markdown(ratios.rename_axis("measured")))
     return "\n".join(lines)
 
 
@@ -169,7 +170,7 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
 """The section of each suite."""
 
 
-def markdown(table: pd.DataFrame, index: str) -> str:
+def markdown(table: pd.DataFrame) -> str:
     """A table as Markdown, numbers with three significant digits; NaN as "not measured"."""
 
     def entry(value: Any) -> str:
@@ -177,10 +178,7 @@ def markdown(table: pd.DataFrame, index: str) -> str:
             return str(value)
         return NOT_MEASURED if np.isnan(value) else f"{value:#.3g}".rstrip(".")
 
-    plain = table.reset_index()
-    head = [index, *[c for c in plain.columns if c != index]]
-    rows = [[entry(v) for v in row] for row in plain[head].itertuples(index=False, name=None)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    return table_of(table.reset_index().map(entry).to_dict("records"))
 
 
 def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from scipy.interpolate import Akima1DInterpolator
 
 from docs import evidence, law
-from docs.blocks import Block, study_tables
+from docs.blocks import study_tables
 from study.analysis.advice import lost_in_bf16, moved
 from study.analysis.capacity import departures
 from study.analysis.grouping import groups
@@ -24,7 +24,7 @@ from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
 
-def printed(*arguments: str) -> str:
+def advice(*arguments: str) -> str:
     """The lines of ``study advise``, in a fence, the long ones wrapped."""
     ran = CliRunner().invoke(cli, ["advise", *arguments], catch_exceptions=False)
     lines = [f"$ study advise {' '.join(arguments)}", *ran.output.splitlines()]
@@ -147,14 +147,3 @@ def fell_behind(*names: str) -> str:
         f"({never.all(axis=1).sum()} settings). All in which a rank falls behind, or should:"
     )
     return f"{said}\n\n{table([*heads, 'expected', 'measured / expected'], body)}"
-
-
-BLOCKS: dict[str, Block] = {
-    "capacity": stored,
-    "departures": fell_behind,
-    "lost": lost,
-    "advice": printed,
-    "fact": fact,
-    "followed": followed,
-    "rate-theories": rate_theories,
-}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docs.blocks import PLOTS, RESULTS, ROOT
+from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES
 from study.errors import StudyError
 from study.store import cell_folders
 from study.store.archive import FILES, Thin, check_study, write_archive
@@ -56,20 +56,15 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
     return rows
 
 
-EVALUATED = "alpha_against_lr_tiny learning_rate_rho_tiny longer_training"
-FEWER = """alpha_against_lr infinite_rank_adam learning_rate_rho optimizer_history quantised
-stable_exponent stable_exponent_gemma3 theorem_over_training theorem_over_training_frozen
-theorem_over_training_gemma3 theorem_over_training_tiny width_by_rank"""
-THINNED: dict[str, Thin] = dict.fromkeys(EVALUATED.split(), evaluated)
-THINNED |= dict.fromkeys(FEWER.split(), read_moments)
-"""By study, what the archive keeps of each table, if not all."""
+THIN: dict[str, Thin] = {"evaluated": evaluated, "read": read_moments, "all": lambda _, rows: rows}
+"""What the archive keeps of each table, by the key `keeps` of studies.yaml."""
 
 
 def archive(name: str) -> None:
     """Write the archive of one study, check it, and print its size and that of all archives."""
     to = RESULTS.relative_to(ROOT) / name
     plots = PLOTS.relative_to(ROOT).as_posix()
-    thin = THINNED.get(name, lambda _, rows: rows)
+    thin = THIN[STUDIES.get(name, {}).get("keeps", "all")]
     for cell in write_archive(Path("results") / name, to, plots, thin):
         print(f"left out, because it has not ended: {cell}", file=sys.stderr)
     print(f"{to}: {len(cell_folders(to))} cells")

@@ -12,11 +12,19 @@ The markers may also stand within a line. A function reads committed tables and 
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy.typing as npt
 import pandas as pd
+import yaml
 
 from study.analysis import load_tables
+from study.analysis.fits import mean_interval
+from study.analysis.wording import interval_text
+from study.report.text import minus
 from study.store import StudyTables
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +33,7 @@ RESULTS = ROOT / "results/reference"
 PLOTS = ROOT / "plots/reference"
 QUICK = "quick"
 """The study of the README: ``make study`` trains it."""
+STUDIES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docs/studies.yaml").read_text())
 BLOCK = re.compile(r"(<!-- numbers: ([^>]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 Block = Callable[..., str]
@@ -33,6 +42,17 @@ Say = Callable[[str], None]
 
 class NoTables(LookupError):
     """What a block is written from is not there, such as the history of a shallow clone."""
+
+
+def blocks_of(module: ModuleType) -> dict[str, Block]:
+    """The blocks of a module: its public functions that return a text. ``rate_change`` is the block
+    ``rate-change``."""
+    return {
+        name.replace("_", "-"): found
+        for name, found in vars(module).items()
+        if isfunction(found) and found.__module__ == module.__name__ and not name.startswith("_")
+        if found.__annotations__.get("return") is str
+    }
 
 
 def rewrite(text: str, blocks: Mapping[str, Block], say: Say) -> str:
@@ -65,3 +85,8 @@ def study_tables(name: str = QUICK) -> StudyTables:
 def table(name: str) -> pd.DataFrame:
     """A committed table of a benchmark: ``results/reference/name.parquet``."""
     return pd.read_parquet(RESULTS / f"{name}.parquet")
+
+
+def mean_text(values: npt.ArrayLike, places: int = 2) -> str:
+    """``0.079 [0.004, 0.153]``: the mean over seeds with its 95 % interval."""
+    return minus(interval_text(*mean_interval(values), places=places))

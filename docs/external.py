@@ -8,15 +8,17 @@ steps of 128 sequences. Columns: model, learning rate, rank, test loss, training
 import math
 import re
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from docs.blocks import ROOT, Block
+from docs.blocks import ROOT
 from docs.rate_fits import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
-from study.analysis.losses import HIGHEST, INSIDE, LOWEST
-from study.analysis.rates import bottom
+from study.analysis.losses import INSIDE
+from study.analysis.rates import placed
+from study.analysis.wording import interval_text
 from study.figures import style
 from study.report.text import minus, table
 
@@ -27,25 +29,21 @@ BILLIONS = {"DeepSeek": 671.0, "Kimi": 1000.0}
 """Of weights, where the name does not tell: DeepSeek-V3.1, and Kimi K2 and its successors."""
 KINDS = {"dense models": "#d9730d", "mixtures of experts": "#2b6fc2"}
 MARKERS = {"": "o", "lowest": "v", "highest": "^"}
-STYLES = (":", "--", "-")
 MOST = 1000.0
 """The largest r_sign that is told apart: above it the curve is the power 1/4."""
 
 
 @cache
 def rates() -> pd.DataFrame:
-    """By model (``group``) and rank ``log_lr``, the vertex of the parabola through the lowest loss
-    and its neighbours. If the lowest loss is at an ``edge`` of the rates, the vertex lies beyond
-    the middle of the last two, which is ``log_lr`` then. ``billions``: of weights."""
-    rows = []
-    runs = pd.read_csv(TABLE).groupby(["model", "rank", "lr"], as_index=False)["nll"].mean()
-    for (model, rank), here in runs.groupby(["model", "rank"]):
-        lr = here["lr"].to_numpy()
-        best, x = bottom(lr, here["nll"].to_numpy()), np.log(lr)
-        ends = {INSIDE: math.log(best.lr), LOWEST: x[:2].mean(), HIGHEST: x[-2:].mean()}
-        if len(here) > 1:
-            rows.append((model.rpartition("/")[2], rank, ends[best.edge], best.edge))
-    found = pd.DataFrame(rows, columns=["group", "rank", "log_lr", "edge"])
+    """By model (``group``) and rank the best rate, as :func:`~study.analysis.rates.placed` has it.
+    ``billions``: of weights."""
+    runs = pd.read_csv(TABLE).groupby(["model", "rank", "lr"])["nll"].mean()
+    rows = [
+        {"group": model.rpartition("/")[2], "rank": rank, **placed(losses.droplevel([0, 1]))}
+        for (model, rank), losses in runs.groupby(["model", "rank"])
+        if len(losses) > 1
+    ]
+    found = pd.DataFrame(rows)
     names = found["group"].str
     told = names.extract(r"(?i)-(\d+(?:\.\d+)?)b", expand=False).astype(float)
     known = names.extract(f"({'|'.join(BILLIONS)})", expand=False).map(BILLIONS)
@@ -92,6 +90,7 @@ LAWS: dict[str, tuple[Curve, list[float]]] = {
 }
 """The curve of log lr by name, and the first guess of its constants. The first constant of a law by
 kind and size is that of a dense model of 10 billion weights."""
+LINES = {NONE: ":", POWER: "--", OUTPUTS: "-"}
 
 
 @cache
@@ -99,30 +98,30 @@ def fitted(law: str, kind: str = "all") -> Fit:
     return fit_rates(usable(kind), *LAWS[law])
 
 
-def constants(law: str, kind: str = "all") -> tuple[str, str]:
-    """The exponent or r_sign of a law, with its profile interval, and its other constants."""
-    curve, found = LAWS[law][0], fitted(law, kind).found
-    if not len(found):
-        return "", ""
-    ends = (math.nan, math.nan) if "kind" in law else bounds(usable(kind), curve, fitted(law, kind))
-    first, form = np.array([found[0], *ends]), "{:.3f} [{:.3f}, {:.3f}]"
-    if "power" not in law:
-        first, form = np.exp(first), "{:.0f} [{:.0f}, {:.0f}]"
-    text = form.format(*first).removesuffix(" [nan, nan]").replace("inf", "∞")
-    return text, ", ".join(f"{x:+.2f}" for x in found[1:])
+def _constant(law: str, kind: str = "all") -> str:
+    """The exponent or r_sign of a law, with its profile interval; without it for laws by kind."""
+    found = fitted(law, kind)
+    if not len(found.found):
+        return ""
+    is_one = "kind" not in law
+    ends = bounds(usable(kind), LAWS[law][0], found) if is_one else (math.nan, math.nan)
+    values = np.array([found.found[0], *ends])
+    if "power" in law:
+        return interval_text(*values, places=3)
+    return interval_text(*np.exp(values), places=0).replace("inf", "∞")
 
 
-def laws() -> str:
+def one_constant_laws() -> str:
     """A row per law: how much worse it fits than :data:`OUTPUTS`, in -2 log likelihood."""
     heads = ["law of the best rate", "exponent or r_sign", "others", "scatter of log rate"]
     heads += ["worse: all models", "dense", "experts", "each model left out"]
     body = []
     for law in LAWS:
         kinds = ["all"] if "kind" in law else ["all", "dense", "experts"]
-        worse = [fitted(law, one).cost - fitted(OUTPUTS, one).cost for one in kinds]
-        worse += [math.nan] * (3 - len(kinds)) + [without(law) - without(OUTPUTS)]
-        words = ["" if math.isnan(x) else f"{x:+.1f}" for x in worse]
-        body.append([law, *constants(law), f"{fitted(law).scatter:.3f}", *words])
+        worse = [f"{fitted(law, one).cost - fitted(OUTPUTS, one).cost:+.1f}" for one in kinds]
+        worse += [""] * (3 - len(kinds)) + [f"{without(law) - without(OUTPUTS):+.1f}"]
+        others = ", ".join(f"{x:+.2f}" for x in fitted(law).found[1:])
+        body.append([law, _constant(law), others, f"{fitted(law).scatter:.3f}", *worse])
     return minus(re.sub(r"[+-]0\.0(?!\d)", "0", table(heads, body)))
 
 
@@ -135,9 +134,14 @@ def without(law: str) -> float:
 def r_sign(kind: str) -> str:
     """``48 [33, 74]`` of a kind of models, or its range if one of all models is left out."""
     if kind != "without":
-        return constants(OUTPUTS, kind)[0]
+        return _constant(OUTPUTS, kind)
     found = np.exp(left_out(usable(), *LAWS[OUTPUTS])["constant"])
     return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
+
+
+def others() -> str:
+    """``0.194 [0.172, 0.216]``: the exponent of the best rate with the rank."""
+    return _constant(POWER)
 
 
 @style.paper()
@@ -146,48 +150,29 @@ def one_constant() -> Figure:
     which cross at rank 8, and r_sign of each model alone against its size."""
     rates, facts = usable(), usable().drop_duplicates("group").set_index("group")
     models = facts.join(np.exp(of_each(usable(), *LAWS[OUTPUTS])))
-    laws = {law: (LAWS[law][0], fitted(law)) for law in (NONE, POWER, OUTPUTS)}
+    best, looks = fitted(OUTPUTS), {law: {"color": style.INK, "ls": x} for law, x in LINES.items()}
     page = style.figure(1, 3, ratio=1.0, above=0.5)
     left, middle, right = page.subplots(1, 3)
     middle.sharey(left)
     at = pd.DataFrame({"rank": np.r_[8, np.geomspace(1, 128, 99)]})
     at = at.assign(gamma=1 / at["rank"])
-    *_, (curve, best) = laws.values()
     for ax, (kind, colour), experts in zip((left, middle), KINDS.items(), (0, 1), strict=True):
         own, here = (rows[rows["experts"] == experts] for rows in (rates, models))
-        y = np.exp(own["log_lr"] - own["group"].map(best.levels) - curve(at, best.found)[0])
+        y = np.exp(own["log_lr"] - own["group"].map(best.levels) - moved(at, best.found)[0])
+        look: dict[str, Any] = {"color": colour, "ms": 3.5, "mfc": "none", "ls": "none"}
         for edge, marker in MARKERS.items():
             beyond = own["edge"] == edge
-            look = {
-                "color": colour,
-                "ms": 3.5,
-                "mfc": "none",
-                "ls": "none",
-                "gid": f"{kind} {edge}",
-            }
             ax.plot(own["rank"][beyond], y[beyond], marker=marker, **look)
-        for (of_law, found), line in zip(laws.values(), STYLES, strict=True):
-            z = of_law(at, found.found)
-            ax.plot(at["rank"][1:], np.exp(z - z[0])[1:], color=style.INK, ls=line, lw=0.9)
+        for law, of_law in looks.items():
+            z = LAWS[law][0](at, fitted(law).found)
+            ax.plot(at["rank"][1:], np.exp(z - z[0])[1:], lw=0.9, **of_law)
         style.rank_axis(ax, [1, 4, 16, 64, 128], 2.0)
         ax.set_title(kind, color=colour)
         x, high = here["billions"], here["high"].clip(upper=MOST)
-        style.bars(right, x, here["low"].clip(lower=1), high, colour, f"bars {kind}")
-        right.plot(x, here["value"].clip(1, MOST), "o", color=colour, ms=3, gid=f"models {kind}")
+        style.bars(right, x, here["low"].clip(lower=1), high, colour, kind)
+        right.plot(x, here["value"].clip(1, MOST), "o", color=colour, ms=3)
     style.y_axis([left], "best learning rate", "over the law at rank 8")
-    right.set(
-        xscale="log",
-        yscale="log",
-        xlabel="weights in billions",
-        title=r"$r_{\mathrm{sign}}$ of each model",
-    )
-    looks = {law: {"color": style.INK, "ls": line} for law, line in zip(laws, STYLES, strict=True)}
+    right.set(xscale="log", yscale="log", xlabel="weights in billions")
+    right.set_title(r"$r_{\mathrm{sign}}$ of each model")
     style.legend(page, looks, 3)
     return style.finish(page, "Triangles: the best rate lies beyond the rates tried.")
-
-
-BLOCKS: dict[str, Block] = {
-    "one-constant-laws": laws,
-    "r-sign": r_sign,
-    "others": lambda: constants(POWER)[0],
-}

@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, study_tables
+from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, NoTables, study_tables
 from study.analysis.expectations import Answer, Compared, compare
 from study.analysis.power import MOST_SEEDS, need_of_primary
 from study.analysis.wording import COMMON, interval_text
@@ -52,9 +51,7 @@ from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
-HERE = Path(__file__).parent
-STUDIES: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "studies.yaml").read_text())
-CLAIMS: list[dict[str, Any]] = yaml.safe_load((HERE / "claims.yaml").read_text())
+CLAIMS: list[dict[str, Any]] = yaml.safe_load((ROOT / "docs/claims.yaml").read_text())
 NOT_REPRODUCED = "not reproduced here"
 READS = {
     "open": {AGREES: "open", DIFFERS: "open"},
@@ -92,10 +89,10 @@ def compared(study: str) -> list[Compared]:
 
 def entries(study: str) -> list[Entry]:
     """The entries of an experiment's file as it is now."""
-    return read_entries(yaml.safe_load((ROOT / file_of(study)).read_text())["expects"])
+    return read_entries(yaml.safe_load((ROOT / _file_of(study)).read_text())["expects"])
 
 
-def file_of(study: str) -> str:
+def _file_of(study: str) -> str:
     """The file of a study's experiment. A study on a second model has that of the first one."""
     return f"conf/experiment/{study.removesuffix(SECOND_MODEL)}.yaml"
 
@@ -150,7 +147,7 @@ def claims() -> str:
             for word, count in words.items():
                 some = f" ({count} of {words.total()})" if len(words) > 1 else ""
                 note = f", {word}" if word == NOT_REPRODUCED else ""
-                regimes[word if word in SAID else "open"].append(regime_of(test) + note + some)
+                regimes[word if word in SAID else "open"].append(_regime_of(test) + note + some)
         body.append([claim["claim"], claim["by"], *map(_merged, regimes.values())])
     return table(["claim", "by", *SAID], body)
 
@@ -184,7 +181,7 @@ def tested(test: Mapping[str, Any]) -> list[tuple[Compared, str]]:
     return [(row, _word(test.get("reads", "holds"), row)) for row in rows]
 
 
-def regime_of(test: Mapping[str, Any]) -> str:
+def _regime_of(test: Mapping[str, Any]) -> str:
     """``SmolLM2, SGD, 1 step, identity``: the last word if the test is about identities alone."""
     rows = tested(test)
     is_identity = bool(rows) and all(row.expectation.is_identity for row, _ in rows)
@@ -200,7 +197,7 @@ def entries_of(test: Mapping[str, Any]) -> list[str]:
     words = Counter(word for _, word in found)
     verdict = [f"{word}: {n}" if several else word for word, n in words.items()]
     return [
-        f"{regime_of(test)} ({_link(test['study'])})",
+        f"{_regime_of(test)} ({_link(test['study'])})",
         "; ".join(expected),
         "; ".join(filter(None, texts)),
         ", ".join(verdict) or NOT_MEASURED,
@@ -241,20 +238,20 @@ def _link(study: str) -> str:
     return f"[{study}]({study}.md)"
 
 
-def study_block(name: str) -> str:
+def study(name: str) -> str:
     """A study: what it asks, its answer as its report begins, its size and its expectations."""
-    study, tables = STUDIES[name], study_tables(name)
+    about, tables = STUDIES[name], study_tables(name)
     plots, found = f"../../{PLOTS.relative_to(ROOT)}/{name}", answer_table(tables)
     hours = _time(total_seconds(tables.cells, records(name)))
     text = f"{count_noun(len(tables.cells), 'cell')}, {_span(tables.cells)}, {hours}."
     if rows := compared(name):
         number = count_noun(len(rows), "comparison")
         text += f" {number[0].upper()}{number[1:]} with what was expected: {counts_apart(rows)}."
-    tests = [f"{primary_text(*one)} {study.get('aside', '')}".strip() for one in primaries(name)]
+    tests = [f"{primary_text(*one)} {about.get('aside', '')}".strip() for one in primaries(name)]
     parts = [
-        study["asks"],
+        about["asks"],
         bullets([*what_was_found(tables), *tests]),
-        f"![{study['title']}]({plots}/{first_figure(name)}.png)",
+        f"![{about['title']}]({plots}/{_first_figure(name)}.png)",
         *([table_of(found.rows), found.notes] if found.rows else []),
         text,
         f"[Caveats, all comparisons, figures and settings]({plots}/report.md)",
@@ -262,10 +259,15 @@ def study_block(name: str) -> str:
     return minus("\n\n".join(parts))
 
 
-def first_figure(name: str) -> str:
+def _first_figure(name: str) -> str:
     """The figure of a study's answer: of those that are committed, the one of its question."""
     own = STUDIES[name]["figures"]
     return next((one for one in asked(study_tables(name)).figures if one in own), own[0])
+
+
+def singles(name: str) -> str:
+    """How many identities and predictions of a study agree, differ or are unclear."""
+    return counts_apart(compared(name))
 
 
 def _time(seconds: float) -> str:
@@ -390,7 +392,7 @@ def studies() -> str:
 def history(study: str) -> list[tuple[datetime, list[Entry]]]:
     """The entries of an experiment at each commit of its file, with the date, oldest first. Raises
     :class:`NoTables` without history."""
-    file = file_of(study)
+    file = _file_of(study)
     found = _git("log", "--reverse", "--format=%H %aI", "--no-renames", "--", file)
     if not found or _git("rev-parse", "--is-shallow-repository") == "true":
         raise NoTables(f"no git history of {file}")
@@ -427,13 +429,13 @@ def order() -> str:
         row = [_link(name), *map(str, (len(dates), words["yes"], words["some"], words["no"]))]
         primary = [stated(name, found.primary) for found, _ in primaries(name)]
         said = {"before" if date and date < min(began) else "after" for date in primary}
-        body.append([*row, " and ".join(sorted(said)) or NOT_MEASURED, looks(name)])
+        body.append([*row, " and ".join(sorted(said)) or NOT_MEASURED, "; ".join(looks(name))])
     return table(heads, body)
 
 
-def looks(study: str) -> str:
+def looks(study: str) -> list[str]:
     """Seeds with cells that began after other cells of the study had been committed, and seeds that
-    no version of its file names; empty if there are none."""
+    no version of its file names."""
     log = _git("log", "--reverse", "--format=%aI", "--", f"results/reference/{study}")
     dates, began = map(datetime.fromisoformat, log.splitlines()), started(study)
     first = next((date for date in dates if date > min(began)), max(began))
@@ -444,12 +446,12 @@ def looks(study: str) -> str:
     said = []
     if later := sorted(seed for seed, start in last.items() if start > first):
         said.append(f"results were committed before the last cells of seeds {number_list(later)}")
-    named = _git("log", "-p", "--format=", "--", file_of(study))
+    named = _git("log", "-p", "--format=", "--", _file_of(study))
     lists = re.findall(r"^[ +]+seed: ([\d,]+)$", named, re.MULTILINE)
     known = {int(seed) for seeds in lists for seed in seeds.split(",")}
     if lists and (others := sorted(set(last) - known)):
         said.append(f"its file names no seed {number_list(others)}")
-    return "; ".join(said)
+    return said
 
 
 def _git(*words: str) -> str:
@@ -497,23 +499,3 @@ def held(study: str) -> pd.DataFrame:
     rows = fits[single & is_random & (fits["batch"] == TRAIN) & np.isfinite(fits["predicted"])]
     inside = (rows["ci_low"] <= rows["predicted"]) & (rows["predicted"] <= rows["ci_high"])
     return rows.assign(held=inside)
-
-
-BLOCKS: dict[str, Block] = {
-    "measured": measured,
-    "seen": seen,
-    "ran": ran,
-    "claims": claims,
-    "tests": tests,
-    "coverage": coverage,
-    "by-setting": by_setting,
-    "singles": lambda study: counts_apart(compared(study)),
-    "failed": failed,
-    "decided": decided,
-    "undecided": undecided,
-    "two-models": two_models,
-    "studies": studies,
-    "order": order,
-    "study": study_block,
-}
-"""By the name in FINDINGS.md."""

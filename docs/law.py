@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 from scipy.stats import norm
 
-from docs.blocks import RESULTS, ROOT
+from docs.blocks import RESULTS, ROOT, STUDIES
 from docs.external import rates as external_rates
 from docs.rate_fits import SIDES
 from study.analysis import advice
@@ -31,47 +31,36 @@ from study.store.tables import load_measured
 COOKBOOK = "tinker-cookbook"
 ALPHA = 32.0
 """Of its models: that of LoRA Without Regret (Schulman et al. 2025), by the same authors."""
-PRIORS = {
-    "base": (-4.0, 10.0),
-    "steps": (0.0, 3.0),
-    "size": (0.0, 3.0),
-    "batch": (0.5, 0.3),
-    "decay": (0.7, 0.4),
-    "spectral": (0.0, 5.0),
-    "c": (2.0, 3.0),
-    "c_steps": (0.0, 3.0),
-    "rho": (7.5, 5.0),
-    "rho_size": (0.2, 0.2),
-    "rho_steps": (0.3, 0.3),
+
+
+class Coefficient(NamedTuple):
+    """``mean``, ``sd``: before the data. ``about``: what it is. ``data``: what it is known from."""
+
+    mean: float
+    sd: float
+    about: str
+    data: str = "within and between studies"
+
+
+BASE = "the level at a billion weights, 256 steps of 16 sequences, a constant rate"
+COEFFICIENTS = {
+    "base": Coefficient(-4.0, 10.0, BASE),
+    "steps": Coefficient(0.0, 3.0, "the power of the steps"),
+    "size": Coefficient(0.0, 3.0, "the power of the size of the model", "between models"),
+    "batch": Coefficient(0.5, 0.3, "the power of the batch", "between studies, and within one"),
+    "decay": Coefficient(0.7, 0.4, "a schedule that decays", "between studies"),
+    "spectral": Coefficient(0.0, 5.0, "Muon instead of Adam", "one study of 8 steps"),
+    "c": Coefficient(2.0, 3.0, "log c at 256 steps"),
+    "c_steps": Coefficient(0.0, 3.0, "the power of the steps in c"),
+    "rho": Coefficient(7.5, 5.0, "log(k ρ / η) at 256 steps, a billion weights"),
+    "rho_size": Coefficient(0.2, 0.2, "the power of the size in ρ / η"),
+    "rho_steps": Coefficient(0.3, 0.3, "the power of the steps in ρ / η"),
 }
-"""Mean and standard deviation of each coefficient before the data. Two matter, because few studies
-vary them alone. The batch: from no change to the square root of the batch, once A has moved far.
-A schedule that decays has about half the mean rate of a constant one, so its rate is 1 to 4 times
-as high, while A hardly moves."""
+"""Two priors matter, because few studies vary them alone. The batch: from no change to the square
+root of the batch, once A has moved far. A schedule that decays has about half the mean rate of a
+constant one, so its rate is 1 to 4 times as high, while A hardly moves."""
 
-
-STUDIES = (
-    "alpha_against_lr",
-    "alpha_against_lr_tiny",
-    "batches_small",
-    "bf16_dead_zone",
-    "bf16_dead_zone_gemma3",
-    "constant_small",
-    "crossover_small",
-    "horizons",
-    "horizons_small",
-    "learning_rate_rho",
-    "learning_rate_rho_tiny",
-    "longer_training",
-    "paper_learning_rate",
-    "paper_learning_rate_gemma3",
-    "rate_rivals",
-    "rate_rivals_gemma3",
-    "rate_rivals_muon",
-    "rho_ends",
-    "rho_ends_gemma3",
-)
-"""All of ``results/reference`` with several rates at one rank, rule and alpha."""
+FITTED = sorted(name for name, study in STUDIES.items() if study.get("law"))
 Held = dict[str, float]
 """Coefficients that are not fitted, with their values."""
 
@@ -81,7 +70,7 @@ def best_rates() -> pd.DataFrame:
     """Every best rate: those of the studies, and those that others published. ``unit``: what is
     left out together, a study or a published model. ``grid``: the standard deviation that a coarse
     grid adds to the log rate."""
-    own = pd.concat([best_rates_of(load_measured(RESULTS / name), name) for name in STUDIES])
+    own = pd.concat([best_rates_of(load_measured(RESULTS / name), name) for name in FITTED])
     theirs = pd.concat([cookbook(), optimizers()])
     theirs["unit"] = theirs["source"] + "/" + theirs["model"]
     found = pd.concat([own.assign(unit=own["source"]), theirs], ignore_index=True)
@@ -143,12 +132,12 @@ def fit(
     :data:`ROUNDS`, unless it is given."""
     columns = {name: rows[name].to_numpy() for name in rows}
     y, side = rows["log_lr"].to_numpy(float), rows["edge"].map(SIDES).to_numpy(float)
-    inside, free = side == 0, [name for name in PRIORS if name not in held]
+    inside, free = side == 0, [name for name in COEFFICIENTS if name not in held]
     kinds, sds = list(effects), dict(spread or FIRST)
     codes = {kind: pd.factorize(rows[RANDOM[kind]]) for kind in kinds}
     counts = [len(free), *(len(codes[kind][1]) for kind in kinds)]
     ends = np.cumsum(counts)
-    means, errors = np.array([PRIORS[name] for name in free]).T
+    means, errors = np.array([COEFFICIENTS[name][:2] for name in free]).T
     log_steps = np.log(columns["steps"] / STEPS)
 
     def parts(x: Floats) -> list[Floats]:
@@ -222,11 +211,18 @@ def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
         same = [one.rank == other.rank, same_rule]
         same += [one.steps == other.steps, one.batch == other.batch]
         if sum(same) == 3 and one.data == other.data:
-            yield KINDS[same.index(False)], one.Index, other.Index
+            yield [*KINDS][same.index(False)], one.Index, other.Index
 
 
 HELD = 0.9
-KINDS = ("rank", "rule or alpha", "steps", "batch")
+KINDS = {
+    "rank": "between two ranks",
+    "rule or alpha": "between two rules or alphas",
+    "steps": "between two numbers of steps",
+    "batch": "between two batches",
+    "alone": "a rate, without one of its study",
+}
+"""What the law is asked for, as tables name it."""
 WIDTHS = ("moved", "steps", "alone")
 """Intervals are widened apart for a ratio at equal steps and batch, another ratio, and a rate."""
 

@@ -2,46 +2,39 @@
 
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from docs import law
-from docs.blocks import ROOT, Block, study_tables
+from docs.blocks import ROOT, study_tables
 from docs.blocks import table as read
+from docs.law import (
+    COEFFICIENTS,
+    KINDS,
+    RANDOM,
+    Held,
+    best_rates,
+    fit,
+    predicted,
+    test,
+    without,
+)
+from docs.law import law as fitted
 from study.analysis import advice
 from study.analysis.advice import WIDE
 from study.analysis.grouping import groups
+from study.analysis.law import STEPS
 from study.analysis.losses import OF_A_RULE, common_rates, final_losses
 from study.analysis.rates import SLACK, missing_rates, setting_of
 from study.figures import style
-from study.report.text import minus, table
+from study.report.text import minus, table, table_of
 
-MEANINGS = {
-    "base": "the level at a billion weights, 256 steps of 16 sequences, a constant rate",
-    "steps": "the power of the steps",
-    "size": "the power of the size of the model",
-    "batch": "the power of the batch",
-    "decay": "a schedule that decays",
-    "spectral": "Muon instead of Adam",
-    "c": "log c at 256 steps",
-    "c_steps": "the power of the steps in c",
-    "rho": "log(k ρ / η) at 256 steps, a billion weights",
-    "rho_size": "the power of the size in ρ / η",
-    "rho_steps": "the power of the steps in ρ / η",
-}
-DATA = {
-    "batch": "between studies, and within one",
-    "decay": "between studies",
-    "spectral": "one study of 8 steps",
-    "size": "between models",
-}
-TRIED: dict[str, law.Held] = {
+TRIED: dict[str, Held] = {
     "the law": {},
     "c the same at all steps": {"c_steps": 0.0},
     "equal descents, c = 0": {"c": -20.0, "c_steps": 0.0},
@@ -52,116 +45,118 @@ TRIED: dict[str, law.Held] = {
     "no dependence on the batch": {"batch": 0.0},
     "proportional to the batch": {"batch": 1.0},
 }
-KINDS = (*law.KINDS, "alone")
-NAMES = ("between two ranks", "between two rules or alphas", "between two numbers of steps")
-NAMES = (*NAMES, "between two batches", "a rate, without one of its study")
 
 
-def coefficients() -> str:
+def law_coefficients() -> str:
     """A row per coefficient, with its 90 % interval."""
-    found, body = law.law(), []
-    for name, meaning in MEANINGS.items():
+    found, body = fitted(), []
+    for name, one in COEFFICIENTS.items():
         value, half = found.law[name], WIDE * found.error[name]
         interval = f"{value:.2f} [{value - half:.2f}, {value + half:.2f}]"
-        body.append([f"`{name}`", meaning, interval, DATA.get(name, "within and between studies")])
+        body.append([f"`{name}`", one.about, interval, one.data])
     return minus(table(["name", "what", "value", "data"], body))
 
 
-def fact(name: str) -> str:
+def law(name: str) -> str:
     """A number of the fit, or of the rates it is fitted to."""
-    found, rows = law.law(), law.best_rates()
-    numbers = {
-        "rates": len(rows),
-        "edges": int((rows["edge"] != "").sum()),
-        "studies": rows["source"].nunique() - 2,
-        "models": rows["model"].nunique(),
-        "published": rows.loc[rows["unit"].str.contains("/"), "model"].nunique(),
-    }
-    if name in numbers:
-        return str(numbers[name])
-    if name in ("error", "holds"):
-        own = tested().query("kind == 'rank'")
-        return factor(own["off"]) if name == "error" else f"{100 * own['holds'].mean():.0f} %"
-    if name == "unseen":  # the median error if only the spread of the levels mattered
-        sds = [found.spread[one] for one in ("model", "source", "scatter")]
-        return f"{np.exp(norm.ppf(0.75) * math.hypot(*sds)):.2f}"
+    found, rows = fitted(), best_rates()
+    if name in found.spread:
+        return f"{found.spread[name]:.2f}"
     if name.startswith("c-at-"):
-        steps = np.log(float(name.removeprefix("c-at-")) / law.STEPS)
+        steps = np.log(float(name.removeprefix("c-at-")) / STEPS)
         return f"{np.exp(found.law['c'] + found.law['c_steps'] * steps):.2g}"
-    return f"{found.spread[name]:.2f}"
+    sds = [found.spread[one] for one in ("model", "source", "scatter")]
+    numbers = {
+        "rates": lambda: len(rows),
+        "edges": lambda: (rows["edge"] != "").sum(),
+        "models": lambda: rows["model"].nunique(),
+        "published": lambda: rows.loc[rows["unit"].str.contains("/"), "model"].nunique(),
+        "error": lambda: _factor(tested().query("kind == 'rank'")["off"]),
+        "holds": lambda: _share(tested().query("kind == 'rank'")["holds"]),
+        # the median error if only the spread of the levels mattered
+        "unseen": lambda: f"{np.exp(norm.ppf(0.75) * math.hypot(*sds)):.2f}",
+    }
+    return str(numbers[name]())
 
 
-def tried() -> str:
+def law_tried() -> str:
     """How much worse each variant fits, in -2 log likelihood."""
-    best, body = None, []
-    for name, held in TRIED.items():
-        cost = law.fit(law.best_rates(), held).cost
-        best = cost if best is None else best
-        body.append([name, f"{cost - best:+.0f}"])
-    found = law.fit(law.best_rates(), {}, [*law.RANDOM]).cost
-    body.append(["c with a random effect of the study", f"{found - best:+.0f}"])
+    costs = {name: fit(best_rates(), held).cost for name, held in TRIED.items()}
+    costs["c with a random effect of the study"] = fit(best_rates(), {}, [*RANDOM]).cost
+    body = [[name, f"{cost - costs['the law']:+.0f}"] for name, cost in costs.items()]
     return minus(table(["law", "worse by"], body).replace("+0", "0"))
 
 
 def tested() -> pd.DataFrame:
-    return pd.concat(law.test().values(), ignore_index=True)
+    return pd.concat(test().values(), ignore_index=True)
 
 
-def factor(off: "pd.Series[float]") -> str:
+def _factor(off: "pd.Series[float]") -> str:
     return f"{np.exp(off.median()):.2f}"
 
 
-def row(name: str, found: pd.DataFrame) -> list[str]:
-    units = found.groupby("unit")["off"].median()
-    each = [factor(found["off"]), factor(units), f"{100 * found['holds'].mean():.0f} %"]
-    return [name, str(len(found)), *each]
+def _share(holds: "pd.Series[bool]") -> str:
+    return f"{100 * holds.mean():.0f} %"
 
 
-def tables_of_test(of: str = "") -> str:
+COLUMNS: dict[str, Callable[[pd.DataFrame], Any]] = {
+    "points": len,
+    "median error": lambda own: _factor(own["off"].abs()),
+    "median over studies and models": lambda own: _factor(own.groupby("unit")["off"].median()),
+    "predicted over measured": lambda own: _factor(own["off"]),
+    "old": lambda own: _factor(own["off_old"]),
+    "intervals hold": lambda own: _share(own["holds"]),
+    "old ": lambda own: _share(own["holds_old"]),
+    "intervals that hold": lambda own: (own["off"].abs() <= own["half"]).sum(),
+}
+"""What tables say of points, by the head of the column."""
+Part = tuple[dict[str, str], pd.DataFrame]
+
+
+def _judged(parts: Iterable[Part], *columns: str) -> str:
+    """A row per part: how it is named, and some of :data:`COLUMNS` of its points."""
+    rows = [about | {name: str(COLUMNS[name](own)) for name in columns} for about, own in parts]
+    return table_of(rows)
+
+
+def by_kind(points: pd.DataFrame) -> Iterator[Part]:
+    """The points of each of :data:`KINDS`, if there are any."""
+    parts = dict(iter(points.groupby("kind")))
+    return (({"": name}, parts[kind]) for kind, name in KINDS.items() if kind in parts)
+
+
+def law_test(of: str = "") -> str:
     """By kind of question, or by study for ratios between ranks: the error and the intervals."""
-    found = tested()
-    heads = ["", "points", "median error", "median over studies and models", "intervals hold"]
-    if of:
-        own = found[found["kind"] == "rank"]
-        return table(["study", *heads[1:]], [row(n, rows) for n, rows in own.groupby("source")])
-    kinds = zip(KINDS, NAMES, strict=True)
-    return table(heads, [row(name, found[found["kind"] == kind]) for kind, name in kinds])
+    of_rank = tested().query("kind == 'rank'").groupby("source")
+    parts = (({"study": name}, own) for name, own in of_rank) if of else by_kind(tested())
+    columns = ("points", "median error", "median over studies and models", "intervals hold")
+    return _judged(parts, *columns)
 
 
-def residuals() -> str:
+def law_old() -> str:
+    """The same for the points that the old command answered, with its numbers beside them."""
+    found = tested().merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
+    return _judged(by_kind(found), "points", "median error", "old", "intervals hold", "old ")
+
+
+def law_residuals() -> str:
     """Predicted over measured, by study: the geometric mean, and the factor of a standard
     deviation, of ratios of steps and of rates alone."""
     found, body = tested(), []
-    about = law.best_rates().groupby("source").agg({"model": "unique", "decay": "max"})
+    about = best_rates().groupby("source").agg({"model": "unique", "decay": "max"})
     found["over"] = found["value"] - found["measured"]
     for source, own in found.groupby("source"):
         models, decays = about.loc[source]
         cells = [source, models[0] if len(models) == 1 else f"{len(models)} models"]
         cells.append("decays" if decays else "constant")
         for kind in ("steps", "alone"):
-            over = np.exp(own.loc[own["kind"] == kind, "over"].agg(["mean", "std"]))
-            told = [str(int((own["kind"] == kind).sum())), *(f"{one:.2f}" for one in over)]
-            cells += told if told[0] != "0" else [""] * 3
+            over = own.loc[own["kind"] == kind, "over"]
+            told = [str(len(over)), *(f"{np.exp(one):.2f}" for one in (over.mean(), over.std()))]
+            cells += told if len(over) else [""] * 3
         body.append(cells)
     of = ["points", "predicted over measured", "spread"]
-    return table(
-        ["study", "model", "schedule", *(f"{n}: {x}" for n in ("steps", "rate") for x in of)], body
-    )
-
-
-def old() -> str:
-    """The same for the points that the old command answered, with its numbers beside them."""
-    found = tested().merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
-    heads = ["", "points", "median error", "old", "intervals hold", "old"]
-    body = []
-    for kind, name in zip(KINDS, NAMES, strict=True):
-        own = found[found["kind"] == kind]
-        if own.empty:
-            continue
-        shares = [f"{100 * own[holds].mean():.0f} %" for holds in ("holds", "holds_old")]
-        each = [factor(own["off"]), factor(own["off_old"])]
-        body.append([name, str(len(own)), *each, *shares])
-    return table(heads, body)
+    heads = [f"{name}: {what}" for name in ("steps", "rate") for what in of]
+    return table(["study", "model", "schedule", *heads], body)
 
 
 BLIND = (
@@ -181,34 +176,30 @@ def blind_points() -> pd.DataFrame:
     """What the fits of these commits said of rates that they had not seen: :func:`law.predicted`,
     with ``source``, ``about``, ``fit`` and ``off``, the log of predicted over measured."""
     fits = json.loads((ROOT / "results/external/blind_fits.json").read_text())
-    rates, found = law.best_rates(), []
+    rates, found = best_rates(), []
     for source, steps, commit in BLIND:
         own = rates[(rates["source"] == source) & rates["steps"].isin(steps)]
-        points = pd.concat(law.predicted(each, fits[commit]) for _, each in own.groupby("unit"))
+        points = pd.concat(predicted(each, fits[commit]) for _, each in own.groupby("unit"))
         about = f"{source}, {' to '.join(str(one) for one in sorted({steps[0], steps[-1]}))} steps"
         found.append(points.assign(source=source, about=about, fit=commit))
     points = pd.concat(found)
     return points.assign(off=points["value"] - points["measured"])
 
 
-def blind() -> str:
+def law_blind() -> str:
     """A row per blind test and kind of question."""
-    found, body = blind_points(), []
-    for (about, commit), own in found.groupby(["about", "fit"], sort=False):
-        for kind, name in zip(KINDS, NAMES, strict=True):
-            rows = own[own["kind"] == kind]
-            if len(rows):
-                holds = (rows["off"].abs() <= rows["half"]).sum()
-                over = f"{np.exp(rows['off'].median()):.2f}"
-                row = [about, commit, name, str(len(rows)), factor(rows["off"].abs())]
-                body.append([*row, over, str(holds)])
-    heads = ["rates", "fit", "", "points", "median error", "predicted over measured"]
-    return table([*heads, "intervals that hold"], body)
+    parts = (
+        ({"rates": about, "fit": commit, **name}, own)
+        for (about, commit), points in blind_points().groupby(["about", "fit"], sort=False)
+        for name, own in by_kind(points)
+    )
+    columns = ("points", "median error", "predicted over measured", "intervals that hold")
+    return _judged(parts, *columns)
 
 
 def blind_error(source: str, kind: str) -> str:
     """``1.40``: the median error of the blind test of a study, as a factor."""
-    return factor(blind_points().query(f"source == '{source}' and kind == '{kind}'")["off"].abs())
+    return _factor(blind_points().query(f"source == '{source}' and kind == '{kind}'")["off"].abs())
 
 
 STOPS = {"no stop": math.inf, "stop": 0.0, "milder stop": 2.0}
@@ -231,7 +222,7 @@ def searched(name: str) -> pd.DataFrame:
         last, then = (runs.pivot(index="lr", columns="seed", values=v) for v in ("loss", "early"))
         loss = last.mean(axis=1, skipna=False)
         cells = of.cells[of.cells["cell_id"].isin(runs["cell_id"])]
-        start = advice.alone(run.facts(), run.model, law.without(name))[0]
+        start = advice.alone(run.facts(), run.model, without(name))[0]
         nearest = int(np.abs(np.log(grid) - start).argmin())
         for stop, spared in STOPS.items():
             new = {*grid[min(nearest, len(grid) - 2) :][:2]}
@@ -255,7 +246,7 @@ def searched(name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def replay() -> str:
+def law_replay() -> str:
     """What searches of stored sweeps spend and lose: a row per study and number of steps."""
     body = []
     for name in ("horizons_small", "longer_training", "paper_learning_rate"):
@@ -279,7 +270,13 @@ def _spent(own: pd.DataFrame) -> str:
     return f"{text}; {missed} missed, by up to {worst['lost']:.3f} ({100 * worst['share']:.0f} %)"
 
 
-COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}
+COLOURS = {"our studies": "#2b6fc2", "published models": "#d9730d"}
+PANELS = {
+    "ratio between two ranks": ["rank"],
+    "rules, alphas, steps, batches": ["rule or alpha", "steps", "batch"],
+    "a rate by itself": ["alone"],
+}
+"""The kinds of points in each panel of the figure."""
 
 
 @style.paper()
@@ -288,42 +285,18 @@ def left_out() -> Figure:
     found = tested()
     page = style.figure(1, 3, ratio=1.0, above=0.4)
     panels = page.subplots(1, 3)
-    titles = ("ratio between two ranks", "rules, alphas, steps, batches", "a rate by itself")
-    for ax, title in zip(panels, titles, strict=True):
-        kinds = {titles[0]: ["rank"], titles[2]: ["alone"]}.get(title, [*KINDS[1:4]])
-        draw(ax, found[found["kind"].isin(kinds)])
-        ax.set_title(title)
+    looks = {name: {"color": one, "marker": "o", "ls": "none"} for name, one in COLOURS.items()}
+    for ax, (title, kinds) in zip(panels, PANELS.items(), strict=True):
+        own = found[found["kind"].isin(kinds)]
+        is_theirs = own["unit"].str.contains("/")
+        for points, look in zip((own[~is_theirs], own[is_theirs]), looks.values(), strict=True):
+            x, y = np.exp(points["value"]), np.exp(points["measured"])
+            ax.plot(x, y, ms=2.5, mfc="none", mew=0.6, zorder=2, **look)
+        both = np.exp(np.r_[own["value"], own["measured"]])
+        ends = np.array([both.min() / 1.3, both.max() * 1.3])
+        for times, width in ((1, 0.9), (1.5, 0.5), (1 / 1.5, 0.5)):
+            ax.plot(ends, ends * times, color=style.INK, lw=width, zorder=1)
+        ax.set(xscale="log", yscale="log", xlabel="predicted", xlim=ends, ylim=ends, title=title)
     panels[0].set_ylabel("measured")
-    looks = {
-        name: {"color": colour, "marker": "o", "ls": "none"} for name, colour in COLOURS.items()
-    }
     style.legend(page, looks, 2)
     return style.finish(page, "Lines: equal, and within a factor of 1.5.")
-
-
-def draw(ax: Axes, found: pd.DataFrame) -> None:
-    is_theirs = found["unit"].str.contains("/")
-    for (name, colour), own in zip(
-        COLOURS.items(), (found[is_theirs], found[~is_theirs]), strict=True
-    ):
-        look = {"color": colour, "ms": 2.5, "mfc": "none", "mew": 0.6, "ls": "none", "zorder": 2}
-        look["zorder"] = 3 if name == "published models" else 2
-        ax.plot(np.exp(own["value"]), np.exp(own["measured"]), "o", gid=name, **look)
-    both = np.exp(np.r_[found["value"], found["measured"]])
-    ends = np.array([both.min() / 1.3, both.max() * 1.3])
-    for times, width in ((1, 0.9), (1.5, 0.5), (1 / 1.5, 0.5)):
-        ax.plot(ends, ends * times, color=style.INK, lw=width, zorder=1)
-    ax.set(xscale="log", yscale="log", xlabel="predicted", xlim=ends, ylim=ends)
-
-
-BLOCKS: dict[str, Block] = {
-    "law-coefficients": coefficients,
-    "law": fact,
-    "law-tried": tried,
-    "law-test": tables_of_test,
-    "law-old": old,
-    "law-blind": blind,
-    "blind-error": blind_error,
-    "law-residuals": residuals,
-    "law-replay": replay,
-}

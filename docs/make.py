@@ -2,7 +2,7 @@
 
 Both come from the tables in ``results/reference``. The same tables give the same bytes, so that
 git reports a change only where a number or a picture changed. The picture of the dashboard is a
-screenshot (:mod:`docs.screenshot`).
+screenshot (``make dashboard-picture``).
 """
 
 import hashlib
@@ -16,25 +16,17 @@ from PIL import Image, PngImagePlugin
 
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
-from docs import advice, bench, evidence, external, findings, horizons, law_page, numbers
-from docs.blocks import PLOTS, RESULTS, ROOT, Block, rewrite, study_tables, table
+from docs import advice, evidence, external, findings, horizons, law_page, numbers
+from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables, table
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown, read_report
 from study.store import write_output
 from study.store.files import remove
 
 COLOURS = 256
-BLOCKS: dict[str, Block] = {
-    **numbers.BLOCKS,
-    **bench.BLOCKS,
-    **findings.BLOCKS,
-    **advice.BLOCKS,
-    **external.BLOCKS,
-    **horizons.BLOCKS,
-    **law_page.BLOCKS,
-}
-
-
+PARTS = (numbers, findings, advice, external, horizons, law_page)
+BLOCKS = {name: block for part in PARTS for name, block in blocks_of(part).items()}
+"""By the name in the documents."""
 STAMP = ROOT / "docs/stamp.txt"
 READ = ("*.md", "benchmarks", "conf", "docs", "results", "study")
 """All code and tables that documents are written from, and the documents."""
@@ -69,7 +61,7 @@ def documents() -> list[Path]:
 
 def write_documents() -> None:
     """Write the numbers of every document again, and a page for each study that has none."""
-    for name, study in findings.STUDIES.items():
+    for name, study in STUDIES.items():
         page = ROOT / f"docs/evidence/{name}.md"
         if not page.exists():
             block = f"<!-- numbers: study {name} -->\n<!-- end -->"
@@ -89,7 +81,7 @@ def draw_study(name: str) -> list[str]:
     """
     tables, folder = study_tables(name), PLOTS / name
     said, drawn = [f"drew {name}"], []
-    asked = [figure for figure in FIGURES if figure in findings.STUDIES[name]["figures"]]
+    asked = [figure for figure in FIGURES if figure in STUDIES[name]["figures"]]
     for figure, page in draw_all(tables, said.append, asked):
         [path] = save(page, folder, figure, ["png"])
         slim(path)
@@ -118,7 +110,7 @@ def slim(path: Path) -> None:
 
 def draw_pictures() -> None:
     """Draw the pictures of the studies and of the benchmarks again."""
-    for name in sorted(findings.STUDIES):
+    for name in sorted(STUDIES):
         for line in draw_study(name):
             say(line)
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")

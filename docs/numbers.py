@@ -1,5 +1,7 @@
-"""The blocks of single pages: README, start, measured, conditions; and the picture of serving."""
+"""The blocks of single pages: README, start, measured, conditions, small; of the benchmarks and of
+what scripts printed; and the picture of serving."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -10,56 +12,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from docs.blocks import QUICK, RESULTS, Block, study_tables
+from benchmarks.inference_costs import inference_costs, inference_verdict
+from benchmarks.summary import OURS, SECTIONS, processor
+from docs.blocks import QUICK, RESULTS, ROOT, study_tables
+from docs.blocks import table as read
 from docs.evidence import measured_in
-from study.analysis.fits import mean_interval
-from study.analysis.wording import interval_text
 from study.cli.tables import conclude, print_table
 from study.figures.style import figure, finish, paper
 from study.report import answer, answer_table, asked
 from study.report.sections import exponent_section, p_star_section, short
-from study.report.text import Table, bullets, minus, table_of
+from study.report.text import Table, bullets, minus, table, table_of
 from study.vocabulary.quantities import MODEL_WIDE
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
 
-STUDY = "paper_learning_rate"
-SAME = 1.25
-"""A factor of the rate that a tuner does not see."""
 TERMINAL = 100
 """Columns of the terminal that the documents show."""
 P_STAR = "stable_exponent"
 """The folder of the study of p*, in ``results/reference``."""
 SERVED = {"server": ("as it is", "#c44e52", "x"), "folded": ("after study fold", "#4c72b0", "o")}
-
-
-def best_rates(scaling: str, study: str = STUDY, steps: str = "20") -> "pd.Series[float]":
-    """By rank, the geometric mean over seeds of the best rate under a rule after some steps."""
-    own = study_tables(study).rates.query(f"scaling == '{scaling}' and steps == {steps}")
-    return np.exp(np.log(own["best_lr"]).groupby(own["rank"]).mean())
-
-
-def rate_change(scaling: str, study: str = STUDY, steps: str = "20") -> str:
-    """``3.6 times lower``: how the best rate changes from the lowest to the highest rank."""
-    best = best_rates(scaling, study, steps)
-    factor = best.iloc[-1] / best.iloc[0]
-    if 1 / SAME < factor < SAME:
-        return "the same"
-    return f"{factor:.1f} times higher" if factor > 1 else f"{1 / factor:.1f} times lower"
-
-
-def best_gap(scaling: str, study: str = STUDY, steps: str = "20") -> str:
-    """The loss of the highest rank less that of the lowest, each at the rate of its lowest mean."""
-    where = f"how == 'best' and scaling == '{scaling}' and steps == {steps}"
-    own = study_tables(study).losses.query(where)
-    of_rank = own.pivot(index="seed", columns="rank", values="loss")
-    gap = of_rank.iloc[:, -1] - of_rank.iloc[:, 0]
-    return minus(interval_text(*mean_interval(gap), places=3))
-
-
-def below_best(lr: str, study: str = STUDY) -> str:
-    """``65``: how many times LoRA's best rate at the highest rank is as high as a rate."""
-    return f"{best_rates('lora', study).iloc[-1] / float(lr):.0f}"
 
 
 def norm_ratio(rank: str, step: str) -> str:
@@ -70,7 +41,7 @@ def norm_ratio(rank: str, step: str) -> str:
     return f"{mean['rslora'] / mean['lora']:.1f}"
 
 
-def terminal(show: Callable[[], None]) -> str:
+def _terminal(show: Callable[[], None]) -> str:
     """What a command prints on a terminal of :data:`TERMINAL` columns."""
     with mock.patch.dict(os.environ, COLUMNS=str(TERMINAL)), redirect_stdout(StringIO()) as text:
         show()
@@ -82,7 +53,7 @@ def printed_answer() -> str:
     """The end of ``make study``."""
     tables = study_tables()
     found = asked(tables).asks, answer(tables), answer_table(tables)
-    return terminal(lambda: conclude(QUICK, *found))
+    return _terminal(lambda: conclude(QUICK, *found))
 
 
 def condition() -> str:
@@ -95,11 +66,11 @@ def verdict_lines() -> str:
     """The first lines of ``study analyze`` on the quick study."""
     section = exponent_section(study_tables())
     assert section is not None
-    [table] = section.tables
-    rows = [row for row in table.rows if row["step"] == "0"]
+    [shown] = section.tables
+    rows = [row for row in shown.rows if row["step"] == "0"]
     by = "optimizer, rule"
-    first = Table([row for row in rows if row[by] == rows[0][by]], "", table.title)
-    return terminal(lambda: print_table(short(first)))
+    first = Table([row for row in rows if row[by] == rows[0][by]], "", shown.title)
+    return _terminal(lambda: print_table(short(first)))
 
 
 def verdict_words() -> str:
@@ -141,15 +112,69 @@ def picture() -> Figure:
     return finish(page)
 
 
-BLOCKS: dict[str, Block] = {
-    "printed-answer": printed_answer,
-    "condition": condition,
-    "verdict-lines": verdict_lines,
-    "verdict-words": verdict_words,
-    "p-star": p_star,
-    "rate-change": rate_change,
-    "best-gap": best_gap,
-    "below-best": below_best,
-    "norm-ratio": norm_ratio,
-}
-"""By the name in the documents."""
+# ---- benchmarks, and what scripts printed
+
+
+def suite(name: str) -> str:
+    """What ``study bench --read`` prints of a suite; ``sweep-pydoc-bf16`` is ``sweep``
+    on that data, in that precision.
+    """
+    section = next(section for start, section in SECTIONS.items() if name.startswith(start))
+    return section(read(f"bench/{name}"))
+
+
+def ran_on(name: str) -> str:
+    """The processor that a suite ran on."""
+    return processor(read(f"bench/{name}"))
+
+
+def inference() -> str:
+    """The cost of merged and unmerged adapters, by phase."""
+    return bullets(inference_verdict(inference_costs(read("infer_cost/infer_cost"))).splitlines())
+
+
+def faster() -> str:
+    """The README's three lines: a whole sweep, large steps, and a merged adapter at inference."""
+    sweep, steps = read("bench/sweep"), read("bench/large-steps")
+    steps = steps[steps["variant"].isin(["first step", "step"])]
+    whole, large = (rows.groupby("way")["seconds"].sum() for rows in (sweep, steps))
+    ranks = ", ".join(map(str, sorted(set(steps["rank"]))))
+    costs = inference_costs(read("infer_cost/infer_cost"))
+    ratio = costs.loc[costs["form"] == "merged", "ratio"]
+    return bullets(
+        [
+            f"A rank sweep on SmolLM2 takes {whole[OURS]:.0f} s. PEFT takes "
+            f"{whole['trainer'] / whole[OURS]:.2f}× as long with the Trainer and "
+            f"{whole['loop'] / whole[OURS]:.2f}× as long in a tuned loop ({ran_on('sweep')}, two "
+            "threads).",
+            "With steps of 4096 tokens, the tuned loop takes "
+            f"{large['loop'] / large[OURS]:.2f}× as long "
+            f"(ranks {ranks}; {ran_on('large-steps')}, two threads).",
+            f"At inference, a merged adapter takes {ratio.min():.2f} to {ratio.max():.2f} of the "
+            "base's time, under either rule.",
+        ]
+    )
+
+
+def small() -> str:
+    """The card of ``model=small``, which the script that pretrained it wrote."""
+    card = json.loads((ROOT / "study/models/small/card.json").read_text())
+    curve = card["bits_per_byte"]
+    steps = list(curve)
+    half = min(steps, key=lambda step: abs(int(step) - int(steps[-1]) / 2))
+    packages = ", ".join(f"{name} ({licence})" for name, licence in card["data"].items())
+    context = [[key, f"{bits:.2f}"] for key, bits in card["bits_per_byte_by_context"].items()]
+    lines = [
+        f"Text: the long strings in the source of {packages}; {card['bytes_in_corpus']:,} "
+        f"bytes, of which it has read {card['bytes_trained']:,} once.",
+        f"Held-out text: {card['heldout']} {card['versions'][card['heldout']]}.",
+        f"Bits per byte there: {curve[steps[0]]:.2f} before training, {curve[half]:.2f} "
+        f"after half of {int(steps[-1]):,} steps, {curve[steps[-1]]:.2f} at the end.",
+    ]
+    return f"{bullets(lines)}\n\n{table(['bytes before', 'bits per byte'], context)}"
+
+
+def printed(name: str) -> str:
+    """What a script printed when its committed output, ``results/reference/name``, was made."""
+    text = (RESULTS / name).read_text().strip()
+    return text if name.endswith(".md") else f"```\n{text}\n```"

@@ -16,6 +16,7 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.stats import norm
 
 from study.analysis.fits import Floats, t_critical
+from study.analysis.wording import interval_text
 
 SIDES = {"": 0, "lowest": -1, "highest": 1}
 """The side of a best rate's ``edge`` on which the true one lies."""
@@ -92,6 +93,12 @@ def bounds(
         return sign * math.inf if off is None else value + float(brentq(above, 0, off))
 
     return end(-1), end(1)
+
+
+def r_sign_text(rates: pd.DataFrame, found: Fit) -> str:
+    """``24 [9, 103]``: r_sign of :func:`moved`."""
+    ends = np.exp([found.found[0], *bounds(rates, moved, found)])
+    return interval_text(*ends, places=0).replace("inf", "∞")
 
 
 def left_out(rates: pd.DataFrame, curve: Curve, start: Sequence[float]) -> pd.DataFrame:

@@ -14,10 +14,10 @@ import jinja2
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
-from docs.blocks import PLOTS, QUICK, RESULTS, ROOT
-from docs.findings import STUDIES
+from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES
 from study.dashboard.document import export
 from study.figures import FIGURES
+from study.report.page import caption
 from study.theory.rows import ROWS
 from study.vocabulary import quantities, statuses, verdicts
 
@@ -46,11 +46,9 @@ def options(group: str) -> dict[str, str]:
 def gallery() -> list[dict[str, str]]:
     """Every figure: its caption, and the first committed study that shows it."""
     found = []
-    for name, draw in FIGURES.items():
-        shown = [study for study in STUDIES if (PLOTS / study / f"{name}.png").exists()]
-        caption = " ".join((draw.__doc__ or "").split("\n\n")[0].split())
-        study = shown[0] if shown else ""
-        found.append({"name": name, "caption": caption, "study": study})
+    for name in FIGURES:
+        shown = (study for study in STUDIES if (PLOTS / study / f"{name}.png").exists())
+        found.append({"name": name, "caption": caption(name), "study": next(shown, "")})
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import archive, findings, numbers
+from docs import archive, findings, horizons
 from docs.blocks import PLOTS, RESULTS, NoTables
 from docs.findings import CLAIMS, STUDIES
 from study.analysis.fits import mean_interval
@@ -67,9 +67,9 @@ def test_seeds_that_came_after_a_look_are_named() -> None:
         findings.history("optimizer_history")
     except NoTables:
         pytest.skip("no git history")
-    assert "before the last cells of seeds 0, 1" in findings.looks("bf16_dead_zone")
+    assert "before the last cells of seeds 0, 1" in findings.looks("bf16_dead_zone")[0]
     for study in ("optimizer_history", "theorem_over_training_tiny"):
-        assert findings.looks(study) == "", "all of its cells are new"
+        assert findings.looks(study) == [], "all of its cells are new"
 
 
 def test_rows_name_studies_and_figures_that_exist() -> None:
@@ -86,4 +86,4 @@ def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds() -> None:
     loss = cells.pivot_table("loss", "seed", ["rank", "lr"])
     low, high = (loss[rank][loss[rank].mean().idxmin()] for rank in (4, 256))
     expected = interval_text(*mean_interval(high - low), places=3)
-    assert numbers.best_gap("lora", "longer_training", "2048") == minus(expected)
+    assert horizons.best_gap("lora", "longer_training", "2048") == minus(expected)

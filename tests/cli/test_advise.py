@@ -87,7 +87,7 @@ def test_the_law_is_at_most_60_numbers_of_the_committed_rates() -> None:
     assert numbers(known) <= 60
     own = best_rates_of(load_measured(Path(MEASURED)), "own")
     assert len(own) == 4
-    sources = {*law.STUDIES, law.COOKBOOK, "lora-optimizers"}
+    sources = {*law.FITTED, law.COOKBOOK, "lora-optimizers"}
     assert known["rows"]["studies"] == len(sources)
 
 
