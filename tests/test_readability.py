@@ -32,8 +32,8 @@ PACKAGE_LINES = {
     "study/vocabulary": 981,
     "study": 30_214,
     "tests": 21_371,
-    "benchmarks": 1_427,
-    "docs": 3_221,
+    "benchmarks": 1_409,
+    "docs": 3_055,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
