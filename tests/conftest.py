@@ -78,14 +78,8 @@ def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cell(jsonl: Path) -> Callable[..., CellConfig]:
     """A typed cell on the tiny base: ``cell("adapter.rank=8", "optimizer=sgd")``."""
-    small = [
-        "model=tiny",
-        "data=file",
-        f"data.path={jsonl}",
-        "data.sequence_length=48",
-        "data.heldout=6",
-    ]
-    small += ["train.steps=3", "train.batch_size=3", "optimizer.lr=1e-2"]
+    small = f"model=tiny data=file data.path={jsonl} data.sequence_length=48 data.heldout=6 "
+    small += "train.steps=3 train.batch_size=3 optimizer.lr=1e-2"
 
     @cache
     def composed(*overrides: str) -> DictConfig:
@@ -93,7 +87,7 @@ def cell(jsonl: Path) -> Callable[..., CellConfig]:
         interpolations, such as those of environment variables, are not resolved yet."""
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides=[*small, *overrides])
+            return compose("config", overrides=[*small.split(), *overrides])
 
     def build(*overrides: str) -> CellConfig:
         return parse(composed(*overrides).copy())
@@ -127,7 +121,7 @@ def _no_wait_for_the_disk() -> None:
     Whether it is called, and when, is seen by tests that replace it, and by :mod:`tests.faults`.
     Processes that are not forked call the true one.
     """
-    os.fsync = os.fstat  # type: ignore[assignment]  # it returns more
+    os.fsync = os.fstat
 
 
 @dataclass

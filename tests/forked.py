@@ -161,7 +161,7 @@ def exit_code(leaving: SystemExit) -> int:
 
 def leave(code: int) -> None:
     """End this process as the interpreter would: wait for threads, and run what is registered."""
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -119,7 +119,7 @@ class PretendTensor(Tensor):
         tensor.raw = raw
         return tensor
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     def tolist(self) -> Any:
         """torch would read the storage, which a wrapper does not have."""

@@ -73,7 +73,7 @@ def commands_together(before: Callable[[int], None], folder: Path, processes: in
         before(number)
         GlobalHydra.instance().clear()
         # A process of a test leaves as Python does, so that its result arrives.
-        sharding.os = SimpleNamespace(**{**vars(os), "_exit": sys.exit})  # type: ignore[assignment]
+        sharding.os = SimpleNamespace(**{**vars(os), "_exit": sys.exit})
         try:
             cli.main()
         except SystemExit as leaving:

@@ -11,11 +11,9 @@ from study.store.checkpoints import Checkpoint
 from study.training.loop import CellStep, train
 
 
-def trained(
-    base: FrozenBase, corpus: Corpus, *cells: CellConfig, resume: Sequence[Checkpoint] = ()
-) -> list[list[CellStep]]:
+def trained(base: FrozenBase, corpus: Corpus, *cells: CellConfig) -> list[list[CellStep]]:
     """Each cell's steps, up to the one where it diverged."""
-    by_step = list(train(base, corpus, cells, resume))
+    by_step = train(base, corpus, cells)
     return [[row for row in of_cell if row] for of_cell in zip(*by_step, strict=True)]
 
 

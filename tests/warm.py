@@ -26,4 +26,4 @@ Plugins.instance()
 with initialize_config_dir(str(CONF), version_base="1.3"):
     parse(compose("config", overrides=["model=tiny", "adapter.rank=2", "optimizer.lr=1e-3"]))
 GlobalHydra.instance().clear()
-os.fsync = os.fstat  # type: ignore[assignment]  # it returns more
+os.fsync = os.fstat

@@ -10,19 +10,9 @@ from torch import nn
 
 from study.adapters import AdapterSpec, LoraBank, adapted, resolve_targets, truncating
 from study.adapters.bank import initial_pair
-from study.adapters.truncation import singular_factors
 from study.errors import StudyError
 from study.models import FrozenBase
 from study.vocabulary.inits import INITS, UNIFORM
-
-
-def test_init_depends_on_seed_and_layer() -> None:
-    spec = AdapterSpec(64, 1.0, seed=3)
-    A, _ = initial_pair(spec, "layer", 300, 5)
-    bank = LoraBank(nn.Linear(300, 5), "layer", [AdapterSpec(64, 9.0, 8), spec])
-    assert torch.equal(A, bank.buckets[0].A_kRD[1])
-    assert not torch.equal(A, initial_pair(spec, "another", 300, 5)[0])
-    assert not torch.equal(A, initial_pair(AdapterSpec(64, 1.0, seed=4), "layer", 300, 5)[0])
 
 
 @pytest.mark.parametrize("rank", [8, 96, 384])
@@ -73,16 +63,6 @@ def dense(delta: torch.Tensor, rank: int) -> torch.Tensor:
     return (U[:, :rank] * s[:rank]) @ Vh[:rank]
 
 
-@pytest.mark.parametrize("rank", [1, 5, 9, 12, 40])
-def test_the_first_k_factors_are_the_best_approximation_of_rank_k(rank: int) -> None:
-    torch.manual_seed(rank)
-    A, B = torch.randn(rank, D, dtype=torch.float64), torch.randn(O, rank, dtype=torch.float64)
-    A_mD, B_Om, s = singular_factors(A, B)
-    torch.testing.assert_close(s, torch.linalg.svdvals(B @ A)[: len(s)])
-    for k in range(len(s) + 1):
-        torch.testing.assert_close(B_Om[:, :k] @ A_mD[:k], dense(B @ A, k))
-
-
 def bank_of(*specs: AdapterSpec) -> LoraBank:
     bank = LoraBank(nn.Linear(D, O, bias=False), "layer", specs)
     bank.make_pairs()
@@ -92,8 +72,8 @@ def bank_of(*specs: AdapterSpec) -> LoraBank:
 
 
 def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards() -> None:
-    bank = bank_of(AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0))
-    x = torch.randn(2, 7, D)
+    bank = bank_of(AdapterSpec(1, gamma=2.0), AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0))
+    x = torch.randn(3, 7, D)
     before = bank(x)
     deltas = [pair.B_OR.detach() @ pair.A_RD.detach() * pair.gamma for pair in bank.pairs]
     with truncating([bank]) as truncation:
@@ -127,9 +107,8 @@ def test_halves_of_a_block_and_single_names() -> None:
 
 @pytest.mark.parametrize("targets", ["k_proj", ["q_proj", "proj"], [], r"model\..*k_proj", "("])
 def test_a_target_that_matches_nothing_names_the_choices(targets: str | list[str]) -> None:
-    with pytest.raises(StudyError, match=r"down_proj, q_proj, up_proj, v_proj") as error:
+    with pytest.raises(StudyError, match=r"down_proj, q_proj, up_proj, v_proj"):
         resolve_targets(LINEARS, targets)
-    assert "\n" not in str(error.value)
 
 
 def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:

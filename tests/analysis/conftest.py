@@ -1,4 +1,4 @@
-"""Synthetic studies with known laws, and an assertion that prints found and expected values."""
+"""Synthetic studies with known laws."""
 
 import itertools
 import math
@@ -19,40 +19,37 @@ MODEL_WIDE = (("model", -1, "model"),)
 Law = Callable[[Mapping[str, Any], int, int], float]
 
 
+def study_of(
+    laws: Mapping[tuple[str, str], Law],
+    *,
+    layers: Sequence[tuple[str, int, str]] = LAYERS,
+    steps: Sequence[int] = (0,),
+    **axes: Any,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``(cells, probes)``. Keywords with a list or tuple of cell values are swept.
+
+    ``laws[site, stat](cell, layer number, step)`` is the statistic. The layer number of a
+    model-wide row is -1.
+    """
+    cells = _cells(axes)
+    rows = []
+    for cell, step, (site, stat) in itertools.product(cells.to_dict("records"), steps, laws):
+        model_wide = site in ("adapter_grad", "adapter_update")
+        for number, (layer, block, kind) in enumerate(MODEL_WIDE if model_wide else layers):
+            value = laws[site, stat](cell, -1 if model_wide else number, step)
+            rows.append((cell["cell_id"], step, layer, block, kind, site, "train", stat, value))
+    keys = ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
+    long = pd.DataFrame(rows, columns=[*keys, "stat", "value"])
+    probes = long.set_index([*keys, "stat"])["value"].unstack("stat").reset_index()
+    probes.columns.name = None
+    for name in ("cell_id", "layer", "kind", "site", "batch"):
+        probes[name] = probes[name].astype("category")
+    return cells, probes
+
+
 @pytest.fixture(scope="session")
 def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
-    """A builder of ``(cells, probes)``. Keywords with a list or tuple of cell values are swept."""
-
-    def build(
-        laws: Mapping[tuple[str, str], Law],
-        *,
-        layers: Sequence[tuple[str, int, str]] = LAYERS,
-        steps: Sequence[int] = (0,),
-        batch: str = "train",
-        dtype: str = "float64",
-        **axes: Any,
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """``laws[site, stat](cell, layer number, step)`` is the statistic.
-
-        The layer number of a model-wide row is -1.
-        """
-        cells = _cells(axes)
-        rows = []
-        for cell, step, (site, stat) in itertools.product(cells.to_dict("records"), steps, laws):
-            model_wide = site in ("adapter_grad", "adapter_update")
-            for number, (layer, block, kind) in enumerate(MODEL_WIDE if model_wide else layers):
-                value = laws[site, stat](cell, -1 if model_wide else number, step)
-                rows.append((cell["cell_id"], step, layer, block, kind, site, batch, stat, value))
-        keys = ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
-        long = pd.DataFrame(rows, columns=[*keys, "stat", "value"])
-        probes = long.set_index([*keys, "stat"])["value"].unstack("stat").reset_index()
-        probes.columns.name = None
-        for name in ("cell_id", "layer", "kind", "site", "batch"):
-            probes[name] = probes[name].astype("category")
-        stats = [name for name in probes if name not in keys]
-        return cells, probes.astype(dict.fromkeys(stats, dtype))
-
-    return build
+    return study_of
 
 
 def _cells(axes: Mapping[str, Any]) -> pd.DataFrame:

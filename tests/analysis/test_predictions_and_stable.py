@@ -14,13 +14,11 @@ from study.analysis import fit_exponents, side_by_side, stable_exponents, with_p
 from study.store import StudyTables
 from study.theory import Layer, mean_log_curve, predicted_exponent, stable_exponent
 
+from .conftest import RANKS
+from .losses import p_of
+
 Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 D_IN, D_OUT, R_ALIGN = 576, 1536, 5.0
-RANKS = (4, 16, 64, 256, 1024)
-
-
-def p_of(cell: dict) -> float:
-    return {"lora": 1.0, "rslora": 0.5}.get(cell["scaling"], cell["exponent"])
 
 
 def gradient(cell: dict, layer: int, step: int) -> float:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-import study
 from study.analysis.grouping import NOT_A_CURVE
 from study.cli.rates import ALONE, overrides_of
-from study.store import load_records
+from study.store import load_cells, load_records
 
 Cli = Callable[..., Any]
 REFERENCE = Path(__file__).parents[2] / "results/reference"
@@ -43,7 +42,7 @@ def test_a_search_trains_what_is_missing_until_nothing_is(
     )
 
     ran = works("rates", folder, "--search")
-    cells = study.load(folder).cells
+    cells = load_cells(folder)
     rates = [set(cells.loc[cells["rank"] == rank, "lr"]) for rank in (4, 8)]
     assert all({0.032, 0.064} <= own for own in rates)
     most = 2 * len(rates[0] | rates[1]) - 4
@@ -72,7 +71,7 @@ def test_a_search_ends_if_the_lowest_rate_stays_best(works: Cli, tmp_path: Path)
     works(*SWEEP, *one, f"results_dir={tmp_path}")
     ran = works("rates", str(tmp_path / "swept"), "--search")
     assert "--search stops after 8 rounds, or 100 times beyond the first rates: " in ran.err
-    rates = study.load(str(tmp_path / "swept")).cells["lr"]
+    rates = load_cells(str(tmp_path / "swept"))["lr"]
     assert 1e8 <= rates.min() < 2e8
 
 

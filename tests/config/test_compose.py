@@ -11,7 +11,6 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from study.config import CellConfig
 from study.config.compose import CONF, compose, expected_best, parse
@@ -85,18 +84,3 @@ def test_the_expected_best_rate_moves_the_output_by_move(gamma: float, rank: int
     x = STEPS * expected_best(gamma, rank, STEPS, MOVE, R_SIGN, CROSSOVER)
     moved = x * gamma * math.sqrt(rank * (rank + R_SIGN - 1)) * (1 + CROSSOVER * x)
     assert moved == pytest.approx(MOVE, rel=1e-12)
-
-
-def rates(scaling: object, exponent: object, **keys: str) -> DictConfig:
-    adapter = {"rank": 64, "alpha": 4, "scaling": scaling, "exponent": exponent}
-    return OmegaConf.create({"adapter": adapter, "train": {"steps": STEPS}, **keys})
-
-
-@pytest.mark.parametrize(
-    ("scaling", "exponent", "p"), [("lora", None, 1), ("power", 0.5, 0.5), (0, None, 0)]
-)
-def test_a_rate_is_near_that_of_its_own_cell(scaling: object, exponent: object, p: float) -> None:
-    rate = rates(scaling, exponent, lr="${near_best:-2,85,9.8,10}").lr
-    best = expected_best(4 * 64**-p, 64, STEPS, MOVE, R_SIGN, CROSSOVER)
-    assert rate == pytest.approx(best / 4, rel=5e-3)
-    assert rate == float(f"{rate:.2e}")

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,17 +167,13 @@ def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = f"-m model=tiny data=file data.path={jsonl} data.sequence_length=24 data.heldout=2 "
     small += "train.steps=2 train.batch_size=2 probes.steps=null probes.every=1 "
     small += f"probes.batch=[train,heldout] results_dir={results} name=small "
-    argv = sys.argv
-    try:
-        for sweep in (
-            "adapter.rank=2,4,8 adapter.scaling=lora,rslora optimizer=sgd seed=0,1",
-            "adapter.rank=2,4,8 adapter.scaling=lora,rslora optimizer=adamw",
-            "adapter.rank=2,4 adapter.scaling=rslora optimizer=sgd optimizer.lr=1e30",
-        ):
-            GlobalHydra.instance().clear()
-            hydra_app.main((small + sweep).split())
-    finally:
-        sys.argv = argv
+    for sweep in (
+        "adapter.rank=2,4,8 adapter.scaling=lora,rslora optimizer=sgd seed=0,1",
+        "adapter.rank=2,4,8 adapter.scaling=lora,rslora optimizer=adamw",
+        "adapter.rank=2,4 adapter.scaling=rslora optimizer=sgd optimizer.lr=1e30",
+    ):
+        GlobalHydra.instance().clear()
+        hydra_app.main((small + sweep).split())
     return results / "small"
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import study
 from study.dashboard.document import PARTS, SCRIPTS, export
+from study.store import load_measured
+from tests.store.small_cells import flip
 
 from .conftest import LAYER, Opener, Watched, begin_cell, one_step, written
 
@@ -87,7 +88,7 @@ def test_no_request_and_no_error(offline: Watched, file: Path) -> None:
 
 def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
     """Every value of every panel against the store, for two quantities and one seed."""
-    tables = study.load(trained)
+    tables = load_measured(trained)
     every = tables.cells.query("optimizer == 'sgd' and lr < 1")
     cells = every.query("seed == 1")
     cell_of = cells.set_index(["scaling", "rank"])["cell_id"]
@@ -159,7 +160,7 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported: Watched, trai
     assert page.evaluate("page.view.step") == step
     assert page.evaluate(IN_VIEW, ["heat", "layer-panel", "layer-curves", "layer-fit"]) == []
 
-    tables = study.load(trained)
+    tables = load_measured(trained)
     cells = tables.cells.query("optimizer == 'adamw' and seed == 0").set_index("cell_id")
     rows = tables.probes.query("site == 'adapter_grad' and batch == 'train' and layer == @layer")
     stored = rows.astype({"cell_id": str}).set_index(["cell_id", "step"])["norm"].astype(float)
@@ -303,11 +304,13 @@ def test_names_from_the_data_are_never_markup(offline: Watched, tmp_path: Path) 
 def test_the_page_lists_unreadable_cells(offline: Watched, tmp_path: Path) -> None:
     folder = written(tmp_path / "odd", "a", "b", "c")
     (folder / "cells/b/record.json").write_text("<b>{")
+    flip(folder / "cells/c/metrics.parquet")
     page = exported_page(offline, folder, "tab=cells")
-    assert page.locator("#counts").inner_text().endswith("1 unreadable")
-    row = page.locator("#cells tbody tr", has_text="unreadable").inner_text()
-    assert "b" in row.split()
-    assert "record.json" in row
+    assert page.locator("#counts").inner_text().endswith("2 unreadable")
+    rows = page.locator("#cells tbody tr", has_text="unreadable").all_inner_texts()
+    for row, (cell, file) in zip(rows, (("b", "record.json"), ("c", "metrics")), strict=True):
+        assert cell in row.split()
+        assert file in row
     assert page.locator("#cells tbody tr").count() == 3
     for cell in ("a", "c"):
         (folder / f"cells/{cell}/record.json").write_text("")

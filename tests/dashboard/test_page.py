@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from starlette.testclient import TestClient
 
-from study import cli
 from study.analysis import load_tables
 from study.cli.dashboard import wait_for_cells
 from study.dashboard import document
@@ -24,9 +22,8 @@ from study.dashboard.values import Measured
 from study.errors import StudyError
 from study.report import answer, answer_table, asked
 from study.report.text import minus, plain
-from tests.store.small_cells import flip
 
-from .conftest import LAYER, Watched, begin_cell, one_step, written
+from .conftest import LAYER, Watched, begin_cell, one_step
 
 NORM = Measured("adapter_grad", "norm", "train")
 
@@ -78,20 +75,6 @@ def test_a_running_cell_shows_what_it_has(tmp_path: Path) -> None:
     writer.close("failed", error="x")
 
 
-def test_a_damaged_cell_is_unreadable_and_the_others_are_shown(tmp_path: Path) -> None:
-    folder = written(tmp_path, "a", "b")
-    flip(folder / "cells/b/metrics.parquet")
-    page = Page(read_studies([folder]), live=False)
-    [shown] = page.overview["pages"]
-    assert [cell["cell_id"] for cell in shown["cells"]] == ["a"]
-    [lost] = shown["unreadable"]
-    assert lost["cell_id"] == "b"
-    assert "\n" not in lost["note"]
-    assert shown["counts"]["unreadable"] == 1
-    assert b'"cell":"a"' in page.message(NORM)
-    assert b'"cell":"b"' not in page.message(NORM)
-
-
 # ---- several studies
 
 
@@ -121,9 +104,15 @@ def test_too_many_cells_for_a_file_are_refused_at_once(
         export([tmp_path / "s"], tmp_path / "page.html")
 
 
-def test_one_study_at_a_time_and_a_table_of_all(offline: Watched, pair: list[Path]) -> None:
+def test_one_study_at_a_time_and_a_table_of_all(
+    offline: Watched, pair: list[Path], works: Any, refused: Any
+) -> None:
+    assert "--wandb takes one study, not 2: run it for each" in refused(
+        "dashboard", *pair, "--wandb"
+    )
     file = pair[0].parent / "both.html"
-    export(pair, file)
+    works("dashboard", *pair, "--export", file)
+    assert file.stat().st_size < 10e6
     page = offline.open(file.as_uri() + "#tab=layers")
     ranks = "[page.overview.study, page.view.ranks, page.overview.cells.length]"
     assert page.evaluate(ranks) == ["first", [4, 8, 16], 9]
@@ -164,15 +153,6 @@ def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(tmp_p
         read_studies([folders[0], folders[0]])
 
 
-def test_the_command_takes_several_studies(pair: list[Path], tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    done = CliRunner().invoke(cli.cli, ["dashboard", *map(str, pair), "--export", str(file)])
-    assert done.exit_code == 0, done.output
-    assert file.stat().st_size < 10e6
-    refused = CliRunner().invoke(cli.cli, ["dashboard", *map(str, pair), "--wandb"])
-    assert str(refused.exception) == "--wandb takes one study, not 2: run it for each"
-
-
 # ---- progress
 
 
@@ -211,7 +191,7 @@ def test_it_does_not_wait_where_no_cell_will_come(tmp_path: Path) -> None:
 
 
 def test_the_command_serves_when_the_cell_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: Any
 ) -> None:
     study_dir = tmp_path / "results/mine"
     served: list[bool] = []
@@ -220,7 +200,6 @@ def test_the_command_serves_when_the_cell_is_there(
         lambda studies, *_: served.append((studies[0] / "cells/a/record.json").exists()),
     )
     threading.Timer(0.2, write_record, [study_dir]).start()
-    ran = CliRunner().invoke(cli.cli, ["dashboard", str(study_dir)])
-    assert ran.exit_code == 0, ran.output
+    ran = works("dashboard", study_dir)
     assert served == [True]
-    assert ran.stderr.count("waiting for the first cell (no study in") == 1
+    assert ran.err.count("waiting for the first cell (no study in") == 1

@@ -203,7 +203,6 @@ def test_an_answer_ends_at_its_eos(corpus: Corpus) -> None:
     encode = questions.tokenizer.encode
     right = [encode(target) for target in questions.targets]
     assert questions.exact_match(right) == 1.0
-    assert questions.eos_token_id is not None
     assert questions.exact_match([[questions.eos_token_id, *ids] for ids in right]) == 0.0
     junk = [questions.eos_token_id, *encode("junk")]
     assert questions.exact_match([[*ids, *junk] for ids in right]) == 1.0

@@ -24,14 +24,6 @@ def load(path: object = None, name: str = "file") -> list[Row]:
     return load_rows(DataConfig(name, None if path is None else str(path)), tiny.tokenizer).rows
 
 
-def written(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-GOOD = '{"context": "a", "target": "b"}'
-
-
 @given(examples=example_lists.filter(bool))
 def test_a_file_is_read_as_it_was_written(
     examples: list[Example], tmp_path_factory: pytest.TempPathFactory
@@ -40,27 +32,6 @@ def test_a_file_is_read_as_it_was_written(
     rows = [json.dumps({"doc_path": 1, **vars(e)}, ensure_ascii=False) for e in examples]
     file.write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(rows).encode())
     assert load(file) == examples
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"context": "a", "target": "b"', r"line 3 is not valid JSON .*Expecting"),
-        (b"[" * 100_000, "line 3 is not valid JSON"),
-        (b'["a", "b"]', "line 3 is of type list, not an object"),
-        (b'{"context": "\xe9", "target": "b"}', "line 3 is not valid JSON in UTF-8"),
-        (b'{"context": "a", "x": "b"}', r"needs a str as 'target' \(its keys: 'context', 'x'\)"),
-        (b'{"context": "a", "target": 3}', "a str as 'target', but 'target' is of type int"),
-        (b'{"context": "a", "target": " \\n"}', "line 3: 'target' is empty"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(f"{GOOD}\n\n".encode() + line + f"\n{GOOD}\n".encode())
-    with pytest.raises(StudyError, match=message) as caught:
-        load(file)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +61,10 @@ def test_random_strings_have_distinct_keys_and_cannot_be_compressed() -> None:
     assert len(zlib.compress(text.encode(), 9)) == pytest.approx(4000 * 96 / 8, rel=0.02)
 
 
-def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    accent = '{"target":"b",  "context":"\\u00e9", "more": 1}'
-    one = load(written(tmp_path / "one.jsonl", '{"context": "é", "target": "b"}', GOOD))
-    two = load(written(tmp_path / "two.jsonl", accent, "", GOOD))
-    assert fingerprint(one) == fingerprint(two)
-    # `sha256sum` of the canonical line gives the same.
-    line = b'{"context":"a","target":"b"}\n'
-    assert fingerprint([Example("a", "b")]) == hashlib.sha256(line).hexdigest()
+def test_the_fingerprint_is_the_sha256sum_of_the_canonical_lines(here: Path) -> None:
+    Path("rows.jsonl").write_text('{"target":"b",  "context":"\\u00e9", "more": 1}\n\n')
+    line = b'{"context":"\\u00e9","target":"b"}\n'
+    assert fingerprint(load("rows.jsonl")) == hashlib.sha256(line).hexdigest()
 
 
 @given(example_lists.filter(lambda rows: len(set(rows)) > 1), st.integers(1, 10), st.randoms())

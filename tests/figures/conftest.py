@@ -20,13 +20,6 @@ from study.figures.selection import DrawnRule
 from study.vocabulary.statuses import BROKEN, STATUSES
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
-FULL = {
-    "ranks": tuple(4 * 2**k for k in range(10)),
-    "seeds": (0, 1, 2),
-    "steps": 50,
-    "probed": range(51),
-}
-SMALL = {"ranks": (4, 16, 64, 256, 1024), "seeds": (0,), "steps": 15, "probed": (0, 1, 2, 4, 8, 15)}
 TINY = {"ranks": (4, 32, 256), "seeds": (0, 1), "steps": 6, "probed": (0, 1, 6)}
 BASE = {
     "study": "synthetic",
@@ -179,13 +172,15 @@ def exponents(tables: SimpleNamespace) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def full() -> SimpleNamespace:
     """10 ranks, 2 rules, 3 seeds, 50 steps."""
-    return build(**FULL, evaluated=range(0, 51, 10))
+    ranks, evaluated = tuple(4 * 2**k for k in range(10)), range(0, 51, 10)
+    return build(ranks=ranks, seeds=(0, 1, 2), steps=50, probed=(0, 1, 50), evaluated=evaluated)
 
 
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
     """As the quick study: 5 ranks, 2 rules, 1 seed, 15 steps."""
-    return build(**SMALL)
+    ranks, probed = (4, 16, 64, 256, 1024), (0, 1, 2, 4, 8, 15)
+    return build(ranks=ranks, seeds=(0,), steps=15, probed=probed)
 
 
 def tiny(**changes: Any) -> SimpleNamespace:

@@ -1,11 +1,9 @@
 """Figures against the rank: points, lines, bands and exponents are those of the tables."""
 
 import dataclasses
-import itertools
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from study.analysis import fit_exponents, fitted, with_predictions
@@ -17,7 +15,9 @@ from study.figures.against_rank import (
 )
 from study.figures.laws import RankLaw
 from study.figures.selection import DrawnRule
-from study.theory import Layer, mean_log_curve, slope
+from study.theory import slope
+from tests.analysis.conftest import RANKS, study_of
+from tests.analysis.test_predictions_and_stable import LAWS, metrics_of, recorded, sgd_out
 from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
 GRAD = {"site": "adapter_grad", "stat": "norm", "layer": "model"}
@@ -104,68 +104,29 @@ def test_broken_cells_are_crossed_at_their_rank(broken: str) -> None:
     assert "had diverged or got stuck by then" in said(figure)
 
 
-# a lazy study, for the conditions and eps
-
-RANKS, SEEDS, EPS = (4, 16, 64, 256, 1024), (0, 1, 2), 1e-8
-LAYERS = {
-    "layers.0.q_proj": (64, 3.0, 1.0),
-    "layers.0.v_proj": (64, 9.0, 0.1),
-    "layers.1.down_proj": (256, 5.0, 30.0),
-}
-"""By layer: D, r_align (equal to r_sign), and the scale of its output."""
-
-
-def lazy(*, optimizer: str = "sgd", eps: float = EPS) -> SimpleNamespace:
-    """A study near the predicted curves: adapter_out, adapter_in_grad, and gradients."""
-    cells, probes, rng = [], [], np.random.default_rng(0)
-    fixed = {"optimizer": optimizer, "exponent": np.nan, "lr": 1e-4, "alpha": 16.0}
-    fixed |= {"init": "kaiming", "status": "complete"}
-    fixed |= {"eps": eps if optimizer == "adamw" else np.nan}
-    for (scaling, p), rank, seed in itertools.product(RULES.items(), RANKS, SEEDS):
-        cell = {"cell_id": f"{scaling}-{rank}-{seed}", "scaling": scaling, "rank": float(rank)}
-        cells.append(fixed | cell | {"seed": seed, "data_seed": seed})
-        for step, (layer, (d_in, align, size)) in itertools.product((0, 1), LAYERS.items()):
-            place = {"cell_id": cell["cell_id"], "step": step, "layer": layer, "batch": "train"}
-            place |= {"block": int(layer[7]), "kind": layer[9:], "d_in": d_in, "d_out": 32}
-            known = Layer(d_in, 32, r_align=align, r_sign=align)
-            law = {"step": step, "optimizer": optimizer, "p": p, "layer": known}
-            for site in ("adapter_out", "adapter_in_grad", "A_grad", "B_grad"):
-                if step == 1 or site == "B_grad":
-                    (value,) = mean_log_curve(site, "rms", [rank], **law)
-                    rms = 1e-6 * size * value * np.exp(0.05 * rng.standard_normal())
-                    facts = {"r_align": align, "r_sign": align} if site == "adapter_out" else {}
-                    probes.append({**place, "site": site, "rms": rms, **facts})
-    tables = SimpleNamespace(
-        cells=pd.DataFrame(cells), metrics=pd.DataFrame(), probes=pd.DataFrame(probes)
-    )
-    metrics = tables.cells[["cell_id"]].merge(pd.DataFrame({"step": [0, 1]}), how="cross")
-    metrics = metrics.assign(loss=2.0, loss_after=1.999, clip_factor=1.0)
-    update = {"site": "adapter_update", "batch": "train", "layer": "model", "kind": "model"}
-    steps = metrics[["cell_id", "step"]].assign(**update, block=-1, descent=1e-3)
-    every = pd.concat([tables.probes, steps], ignore_index=True)
-    fits = fit_exponents(tables.cells, tables.probes)
-    tables.exponents = with_predictions(fits, tables.cells, metrics, every)
-    return tables
-
-
-def pooled(tables: SimpleNamespace, site: str) -> np.ndarray:
-    """LoRA's geometric means over layers at step 1, sorted."""
-    here = rows(tables.probes, site=site, step=1).merge(tables.cells, on="cell_id")
-    here = here[here["scaling"] == "lora"].assign(log=lambda rows: np.log(rows["rms"]))
-    return np.sort(np.exp(here.groupby(["rank", "seed"])["log"].mean()))
+def lazy() -> SimpleNamespace:
+    """A study under SGD on the predicted curves, with the gradients into the inputs."""
+    laws = LAWS | {("adapter_in_grad", "rms"): sgd_out}
+    cells, probes = study_of(laws, steps=(0, 1), scaling=tuple(RULES))
+    probes, metrics = recorded(probes), metrics_of(cells)
+    fits = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
+    return SimpleNamespace(cells=cells, metrics=metrics, probes=probes, exponents=fits)
 
 
 def test_conditions_show_means_over_layers_and_curves_with_the_slope_of_the_table() -> None:
-    tables = lazy(optimizer="adamw", eps=1e-15)  # far below every gradient
+    tables = lazy()
     figure = conditions(tables)
+    probes = tables.probes.astype({"cell_id": str}).merge(tables.cells, on="cell_id")
     for ax, site in zip(figure.axes, ("adapter_out", "adapter_in_grad"), strict=True):
+        where = {"site": site, "step": 1, "scaling": "lora"}
+        here = rows(probes, **where)
+        means = np.exp(np.log(here["rms"]).groupby([here["rank"], here["seed"]]).mean())
         points = only(figure, "points lora", ax)
-        np.testing.assert_allclose(np.sort(points.get_ydata()), pooled(tables, site))
-        assert set(points.get_xdata()) == set(RANKS)
+        np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(means))
+        assert set(points.get_xdata()) == set(here["rank"])
         line = only(figure, "curve lora", ax)
         at = np.interp(np.log(RANKS), np.log(line.get_xdata()), np.log(line.get_ydata()))
-        where = {"site": site, "step": 1, "layer": "mean_log", "kind": "all", "scaling": "lora"}
-        predicted = row(tables.exponents, **where)["predicted"]
+        predicted = row(tables.exponents, layer="mean_log", kind="all", **where)["predicted"]
         assert slope(np.exp(at), RANKS) == pytest.approx(predicted, abs=1e-6), site
     tables.probes = tables.probes[tables.probes["site"] != "adapter_in_grad"]
     with pytest.raises(Absent, match="both adapter_out and adapter_in_grad"):

@@ -78,11 +78,11 @@ def swept() -> SimpleNamespace:
 
 def distant() -> SimpleNamespace:
     """Distances of cells and of runs that are no cells."""
-    tables = lazy(optimizer="adamw")
+    tables = lazy()
     place = {"step": 1, "layer": "model", "kind": "model", "measure": "loss"}
     rows = tables.cells[["cell_id", "rank", "scaling", "seed"]].assign(**place)
     rows = rows.assign(distance=rows["rank"] ** -0.5)
-    about = {"optimizer": "sgd", "exponent": np.nan, "lr": 0.1, "alpha": 16.0, "init": "kaiming"}
+    about = {"optimizer": "adamw", "exponent": np.nan, "lr": 0.1, "alpha": 16.0, "init": "kaiming"}
     free = rows.assign(cell_id=rows["cell_id"] + " free", rank=1024 * rows["rank"], **about)
     tables.distances = pd.concat([rows, free])
     return tables

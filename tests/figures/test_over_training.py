@@ -5,11 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from study.figures.over_training import grad_norm_curves, loss_curves
-from study.figures.selection import DrawnRule
 from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, rows, said, tiny
-
-LORA = DrawnRule.of("lora", None)
 
 
 def of_rank(tables: SimpleNamespace, scaling: str, rank: float, column: str) -> np.ndarray:

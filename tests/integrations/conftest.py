@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-import study
 from study.adapters import AdapterSpec
 from study.adapters.bank import initial_pair
 from study.config import CellConfig
 from study.data.batches import Corpus
 from study.models import FrozenBase
-from study.store import StudyTables
-from study.training.loop import train
+from study.store import StudyTables, load_measured
+from tests.trained import trained
 
 KEYS = ["step", "layer", "site"]
 STATS = (
@@ -147,7 +146,7 @@ def measured(trainer_of: Callable[..., Any], tmp_path: Path) -> Callable[..., St
         trainer = trainer or trainer_of(model, config, tmp_path, **(options or {}))
         trainer.add_callback(NormProbeCallback(trainer, folder, **probes))
         trainer.train()
-        return study.load(folder)
+        return load_measured(folder)
 
     return train
 
@@ -157,7 +156,7 @@ def ours(tiny_base: FrozenBase, corpus: Corpus) -> Callable[..., tuple[pd.DataFr
     """The tables ``metrics`` and ``probes`` of our own training, without its last step."""
 
     def train_ours(config: CellConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-        steps = [results[0] for results in train(tiny_base, corpus, [config])]
+        [steps] = trained(tiny_base, corpus, config)
         probes = pd.concat([step.probes for step in steps if step.probes is not None])
         metrics = pd.DataFrame([step.metrics for step in steps])
         last = config.train.steps

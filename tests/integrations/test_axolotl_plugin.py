@@ -8,9 +8,8 @@ import pydantic
 import pytest
 import torch
 
-import study
 from study.config import CellConfig
-from study.store import load_records
+from study.store import load_measured, load_records
 
 pytest.importorskip("peft")
 from study.integrations.axolotl import NormProbeArgs, NormProbePlugin
@@ -69,7 +68,7 @@ def test_it_probes_the_trainer(
     for callback in NormProbePlugin().add_callbacks_post_trainer(cfg, trainer):
         trainer.add_callback(callback)
     trainer.train()
-    tables = study.load(tmp_path / "run")
+    tables = load_measured(tmp_path / "run")
     assert tables.cells["data"].item() == "mine.jsonl"
     assert set(tables.probes["step"]) == {0}
     assert len(tables.metrics) == 2

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-import study
 from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig
 from study.data.batches import build_corpus
 from study.models import FrozenBase, load_tokenizer, tiny
-from study.store import load_records
+from study.store import load_cells, load_measured, load_records
 from study.sweeps.cells import plan
 from study.sweeps.launch import train_here
-from study.training.peft_format import CONFIG, read_adapter
+from study.training.peft_format import CONFIG, WEIGHTS, read_adapter
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)
@@ -42,7 +42,7 @@ def trained(cell: Callable[..., CellConfig], tmp_path_factory: pytest.TempPathFa
 
 
 def cell_id(study_dir: Path, scaling: str, rank: int = 6) -> str:
-    cells = study.load(study_dir).cells
+    cells = load_cells(study_dir)
     return str(cells[(cells["scaling"] == scaling) & (cells["rank"] == rank)]["cell_id"].item())
 
 
@@ -70,6 +70,8 @@ def test_export(
     own = json.loads((tmp_path / "adapter" / CONFIG).read_text())
     assert own["use_rslora"] == (scaling == "rslora")
     assert (own["lora_alpha"] == 16) == (scaling != "crossover"), "a power of r alone is in PEFT"
+    names = {f"base_model.model.{n}.lora_{f}.weight" for n in tiny_base.card.linears for f in "AB"}
+    assert set(load_file(tmp_path / "adapter" / WEIGHTS)) == names, "servers expect no others"
     works("export", trained, name, tmp_path / "folded", "--fold-scaling")
     assert json.loads((tmp_path / "folded" / CONFIG).read_text())["use_rslora"] is False
     with torch.no_grad():
@@ -90,9 +92,9 @@ def test_a_missing_adapter_names_the_command_that_trains_it(
     words = shlex.split(line.partition("train it again with ")[2])
     assert words[:2] == ["study", "train"]
     assert words[-1] == "train.save_adapter=true"
-    loss = study.load(trained).metrics.query("cell_id == @name")["loss"].tolist()
+    loss = load_measured(trained).metrics.query("cell_id == @name")["loss"].tolist()
     works(*words[1:])
-    again = study.load(trained)
+    again = load_measured(trained)
     assert len(again.cells) == 4
     found = again.metrics.query("cell_id == @name")["loss"].tolist()
     assert found == pytest.approx(loss, nan_ok=True)
@@ -137,7 +139,7 @@ def test_import_continues_training_a_peft_adapter(
     works(*words[1:], "adapter.dropout=0")
 
     continued = tmp_path / "results" / "continued"
-    tables, [record] = study.load(continued), load_records(continued)
+    tables, [record] = load_measured(continued), load_records(continued)
     row = tables.cells.iloc[0]
     assert (row["rank"], row["alpha"], row["scaling"], row["init"]) == (6, 8, "rslora", "imported")
     # The loss at step 0 is PEFT's loss with this adapter, not that of a fresh init.

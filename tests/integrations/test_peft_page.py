@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import study
-from study.cli import cli
 from study.models import FrozenBase
+from study.store import load_cells, load_measured
 
 peft = pytest.importorskip("peft")
 
@@ -47,7 +46,7 @@ def block(text: str) -> str:
 
 def run(code: str, names: dict[str, Any], steps: int) -> Any:
     exec(compile(code, "docs/peft.md", "exec"), names)
-    tables = study.load("results/mine")
+    tables = load_measured("results/mine")
     assert set(tables.cells["status"]) == {"complete"}
     assert set(tables.cells["steps_done"]) == {steps}
     assert set(tables.probes["site"]) >= {"adapter_out", "layer_out_grad", "adapter_update"}
@@ -58,9 +57,7 @@ def test_every_block_is_run_here() -> None:
     assert len(BLOCKS) == 2
 
 
-def test_from_a_script_to_exponents_in_15_lines(
-    script: dict[str, Any], tiny_base: FrozenBase
-) -> None:
+def test_from_a_script_to_exponents_in_15_lines(script, tiny_base, works):
     import transformers
 
     code = block("for rank in")
@@ -71,8 +68,7 @@ def test_from_a_script_to_exponents_in_15_lines(
     script |= {name: getattr(peft, name) for name in names}
     tables = run(code, script, steps=2)
     assert tables.cells["rank"].tolist() == [4.0, 16.0, 64.0]
-    done = CliRunner().invoke(cli, ["analyze", "results/mine"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    works("analyze", "results/mine")
     exponents = study.load("results/mine").exponents
     first = exponents.query("step == 0 and layer == 'model' and site == 'adapter_grad'")
     [row] = first.query("stat == 'norm'").to_dict("records")
@@ -118,4 +114,4 @@ def test_the_notebook_runs_from_top_to_bottom(here: Path) -> None:
     assert names["figure"].axes
     assert set(names["mine"].cells["status"]) == {"complete"}
     assert "Do outputs and gradients keep their size" in names["mine"]._repr_html_()
-    assert sorted(study.load("results/recorded").cells["rank"]) == [4, 16]
+    assert sorted(load_cells("results/recorded")["rank"]) == [4, 16]

@@ -31,7 +31,7 @@ from study.config import CellConfig, ModelConfig
 from study.errors import StudyError
 from study.integrations.runs import INSTEAD
 from study.models import load_tokenizer
-from study.store import StudyTables, load_records
+from study.store import StudyTables, load_measured, load_records
 from tests.together import together
 
 accelerate, datasets, lightning, _, trl = map(
@@ -269,7 +269,7 @@ def test_numbers_are_those_of_one_process_with_the_same_batches(
     for loop in loops:
         LOOPS[loop](script(tmp_path / "alone" / loop), 0, 1)
         places = [tmp_path / place / loop / "results/mine" for place in ("several", "alone")]
-        ours, theirs = map(study.load, places)
+        ours, theirs = map(load_measured, places)
         assert (theirs.metrics["clip_factor"] < 1).all(), "clipping is part of this test"
         assert len(theirs.metrics) == STEPS
         assert ours.cells["cell_id"].tolist() == theirs.cells["cell_id"].tolist(), loop
@@ -299,7 +299,9 @@ def test_identity_and_samples(script: Any, tmp_path: Path) -> None:
     for name, fewer in (("whole", 0), ("half", ROWS // 2)):
         with_torch(script(tmp_path / name), 0, 1, uneven=fewer, tokens=24)
     with_torch(script(tmp_path / "all"), 0, 1)
-    studies = [study.load(tmp_path / n / "results/mine") for n in ("two", "whole", "half", "all")]
+    studies = [
+        load_measured(tmp_path / n / "results/mine") for n in ("two", "whole", "half", "all")
+    ]
     assert [each.cells["batch_size"].item() for each in studies] == [ROWS, ROWS, ROWS // 2, ROWS]
     two, whole, half = (each.cells["cell_id"].item() for each in studies[:3])
     assert two == whole != half
@@ -326,7 +328,7 @@ def test_a_process_that_is_killed(loop: Any, killed: int, script: Any, tmp_path:
 
     found = on_several(tmp_path, task)
     assert (found[killed], type(found[1 - killed])) == (None, RuntimeError)
-    tables = study.load(tmp_path / "results/mine")
+    tables = load_measured(tmp_path / "results/mine")
     assert tables.cells["status"].tolist() == ["failed" if killed else "interrupted"]
     assert tables.metrics["step"].tolist() == [0]
     assert sorted(set(tables.probes["step"])) == [0, 1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import study
 from study.errors import StudyError
 from study.models import tiny
-from study.store import cell_folders, load_records
+from study.store import cell_folders, load_measured, load_records
 from tests.integrations.conftest import OurBatches
 
 peft = pytest.importorskip("peft")
@@ -66,7 +66,7 @@ class Script:
 
     @property
     def tables(self) -> Any:
-        return study.load(str(self.results))
+        return load_measured(str(self.results))
 
     def copy(self, name: str) -> "Script":
         """The same script with a folder of its own."""
@@ -130,7 +130,7 @@ def test_numbers_are_those_of_our_training_and_losses_stay_the_same(
     assert watched == plain
     for a, b in zip(plain_model.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert_same(study.load(tmp_path / "run"), config, ours(config))
+    assert_same(load_measured(tmp_path / "run"), config, ours(config))
 
 
 def test_import_study_is_instant_and_record_is_there() -> None:

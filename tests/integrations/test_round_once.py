@@ -20,6 +20,7 @@ import study  # noqa: E402
 from study.config import ModelConfig  # noqa: E402
 from study.integrations.peft import round_once  # noqa: E402
 from study.models import load_tokenizer  # noqa: E402
+from study.store import load_measured  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs"
 D_IN, D_OUT, N = 256, 192, 64
@@ -178,7 +179,7 @@ def test_the_code_of_the_page(tiny_base: Any, here: Path) -> None:
         trained = [weight for weight in names["model"].parameters() if weight.requires_grad]
         names["optimizer"] = torch.optim.AdamW(trained, lr=1e-5)
         exec(compile(block, "docs/bf16.md", "exec"), names)
-    tables = study.load("results/mine")
+    tables = load_measured("results/mine")
     lost = tables.probes.merge(tables.cells[["cell_id", "contraction"]]).groupby("contraction")
     lost = lost["swallowed"].mean()
     assert lost["factored"] > 0.5 > 0.1 > abs(lost["concatenated"])

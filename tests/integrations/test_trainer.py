@@ -17,11 +17,11 @@ from transformers import (
 )
 from transformers.integrations import integration_utils
 
-import study
 from study.config import CellConfig
 from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
 from study.probes import NormProbe
+from study.store import load_measured
 from tests.together import together
 
 peft = pytest.importorskip("peft")
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_in_on_save_keeps_all_rows(
 
     assert together(lambda _: run(Kill()), tmp_path, 1) == [None]
     run(resume=True)
-    tables = study.load(tmp_path / "run")
+    tables = load_measured(tmp_path / "run")
     assert tables.cells["status"].tolist() == ["complete"]
     assert tables.metrics["step"].tolist() == [0, 1, 2, 3, 4]
     assert sorted(set(tables.probes["step"])) == [0, 2, 4]

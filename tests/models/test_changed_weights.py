@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import study
+from study.store import load_measured
 from tests.forked import Forked
 
 DESCRIBE = (
@@ -56,6 +56,6 @@ def test_weights_replaced_while_a_process_lives_are_not_reused(
     assert train("first").code == 0
     flip_a_bit(tiny_folder / "model.safetensors", -2)  # of the highest byte but one of a float
     assert train("second").code == 0
-    first, second = (study.load(f"results/{name}") for name in ("first", "second"))
+    first, second = (load_measured(f"results/{name}") for name in ("first", "second"))
     assert first.cells["cell_id"][0] != second.cells["cell_id"][0]
     assert first.metrics["loss"][0] != second.metrics["loss"][0]

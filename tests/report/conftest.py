@@ -46,22 +46,20 @@ def on_disk_in() -> Callable[..., Path]:
         optimizer: Mapping[str, Any] | None = None,
         final: OfCell = lambda cell: final_loss(cell["lr"]),
         lazy: OfCell = lambda cell: 1.0,
-        clip: OfCell = lambda cell: 1.0,
         norm: OfCellAndStep = lambda cell, step: flat_norm(cell),
         outputs: Mapping[str, OfCellAndStep] | None = None,
         status: OfCell = lambda cell: "complete",
         gradient: float = 1e-2,
         steps: int = 200,
         probed: Sequence[int] = (0, 1),
-        model: str = "known",
         record: Mapping[str, Any] | None = None,
     ) -> Path:
         """``rules``: by name, the p; one of the power rule is named ``power 0.75``.
 
-        ``final``, ``lazy``, ``clip`` and ``status`` are functions of a cell: the held-out loss
-        after training, the actual loss change over the linear prediction, the clip factor of its
-        gradients, and its final status. ``norm`` is the gradient norm. ``outputs``: by batch, the
-        rms of outputs and input gradients from step 1."""
+        ``final``, ``lazy`` and ``status`` are functions of a cell: the held-out loss after
+        training, the actual loss change over the linear prediction, and its final status.
+        ``norm`` is the gradient norm. ``outputs``: by batch, the rms of outputs and input gradients
+        from step 1."""
         folder = place / "results" / "known"
         cells = itertools.product(rules, ranks, lrs, seeds)
         for number, (scaling, rank, lr, seed) in enumerate(cells):
@@ -69,18 +67,17 @@ def on_disk_in() -> Callable[..., Path]:
             cell["scaling"] = scaling.split()[0]
             cell["exponent"] = rules[scaling] if cell["scaling"] == "power" else None
             name = (optimizer or {}).get("name", "sgd")
-            about = {"cell_id": f"{name}{number:04x}", "model": model}
+            about = {"cell_id": f"{name}{number:04x}", "model": "known"}
             about |= record_of(cell, config_of(cell, steps, optimizer or {})) | dict(record or {})
             writer = opened(folder / "cells" / about["cell_id"], "", about)
-            for step in probed:
-                row = metrics_of(cell, step, lazy(cell)) | {"clip_factor": clip(cell)}
-                writer.append("metrics", pd.DataFrame([row]))
-                rows = probes_of(cell, step, gradient, norm(cell, step))
-                if step > 0:
-                    rows += outputs_of(cell, step, outputs or {})
-                writer.append("probes", pd.DataFrame(rows))
             at_end = {"step": steps, "tokens": 99, "eval_loss": final(cell), "lr": lr}
-            writer.append("metrics", pd.DataFrame([at_end]))
+            metrics = [metrics_of(cell, step, lazy(cell)) for step in probed]
+            writer.append("metrics", pd.DataFrame([*metrics, at_end]))
+            rows = []
+            for step in probed:
+                rows += probes_of(cell, step, gradient, norm(cell, step))
+                rows += outputs_of(cell, step, outputs or {}) if step else []
+            writer.append("probes", pd.DataFrame(rows))
             end = status(cell)
             ended_at = STATUSES[end].ended_at
             writer.close(end, steps_done=steps, **({ended_at: 2} if ended_at else {}))
@@ -128,6 +125,7 @@ def metrics_of(cell: Cell, step: int, lazy: float) -> dict[str, Any]:
     return {
         "step": step,
         "tokens": 9,
+        "clip_factor": 1.0,
         "loss": 2.0,
         "loss_after": 2.0 - lazy * descent_of(cell),
         "lr": cell["lr"],

@@ -9,9 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from study import cli
 from study.analysis import load_tables
 from study.analysis.expectations import Compared, compare
 from study.config.expectations import Expectation, Primary
@@ -184,32 +182,30 @@ def test_the_primary_test_leads(tables: Any) -> None:
     )
 
 
-def test_how_many_seeds_are_needed(five_seeds: Path, tmp_path: Path) -> None:
+def test_how_many_seeds_are_needed(five_seeds, tmp_path, works, refused):
     """The standard deviation of a slope is 0.002 sqrt(2.5) = 0.0032."""
     rows = [vars(NORM), vars(replace(NORM, tolerance=0.0001)), vars(replace(NORM, predicted=1.0))]
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"expects": rows}))
-    ran = CliRunner().invoke(cli.cli, ["power", str(five_seeds), "--for", str(file)])
-    assert ran.exit_code == 0, ran.output
-    right, narrow, wrong = [line for line in ran.output.splitlines() if "0.00316" in line]
+    said = works("power", five_seeds, "--for", file).out
+    right, narrow, wrong = [line for line in said.splitlines() if "0.00316" in line]
     assert right.split()[-3:-1] == wrong.split()[-3:-1] == ["3", "3"]
     assert narrow.split()[-3:] == ["hopeless", ">", "50"]
-    assert "5 seeds here" in ran.output
+    assert "5 seeds here" in said
     file.write_text("a note")
-    ran = CliRunner().invoke(cli.cli, ["power", str(five_seeds), "--for", str(file)])
-    assert f"{file} holds no keys" in str(ran.exception)
-    assert CliRunner().invoke(cli.cli, ["power", str(five_seeds)]).exit_code == 1
+    assert f"{file} holds no keys" in refused("power", five_seeds, "--for", file)
+    refused("power", five_seeds)
 
 
-def test_a_plan_that_the_error_of_its_rates_leaves_undecided_is_refused() -> None:
+def test_a_plan_that_the_error_of_its_rates_leaves_undecided_is_refused(study_cli):
     """The two exponents are 0.375 apart. The grid's standard error of the slope is 0.10, so even
     without scatter 80 % power needs a tolerance of (1.96 + 1.28) x 0.10."""
     study = Path(__file__).parents[2] / "results/reference/paper_learning_rate"
-    plan = ["--for", f"{study.parents[2]}/conf/experiment/paper_learning_rate.yaml"]
-    ran = CliRunner().invoke(cli.cli, ["power", str(study), *plan])
-    assert "hopeless" in ran.output
-    assert "primary test: all seeds share the error of the pilot's rates" in str(ran.exception)
-    assert "a tolerance of 0.32 and has 0.15" in str(ran.exception)
+    plan = f"{study.parents[2]}/conf/experiment/paper_learning_rate.yaml"
+    ran = study_cli("power", str(study), "--for", plan)
+    assert "hopeless" in ran.out
+    assert "primary test: all seeds share the error of the pilot's rates" in ran.err
+    assert "a tolerance of 0.32 and has 0.15" in ran.err
 
 
 def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:

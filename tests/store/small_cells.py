@@ -41,7 +41,6 @@ def probes(step: int) -> pd.DataFrame:
 
 def opened(folder: Path, *arguments: Any) -> CellWriter:
     claimed = claim(folder)
-    assert claimed is not None
     return CellWriter(claimed, *arguments)
 
 

@@ -7,16 +7,15 @@ import signal
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
 
 import study
 from study.analysis import load_tables
-from study.cli import cli
 from study.errors import StudyError
 from study.store import (
     CellWriter,
@@ -32,6 +31,7 @@ from study.store.archive import FILES, check_study, write_archive
 from tests.faults.instrument import Instrument, Plan
 from tests.store.small_cells import flip
 
+Cli = Callable[..., Any]
 TABLES = ("metrics", "probes", "truncations", "examples", "exponents", "stable", "rates", "losses")
 
 
@@ -59,10 +59,6 @@ def archived(study_dir: Path) -> Path:
     return to
 
 
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [*map(str, words)])
-
-
 def test_tables_and_exponents_of_an_archive_are_those_of_the_study(
     study_dir: Path, archived: Path
 ) -> None:
@@ -80,10 +76,12 @@ def test_tables_and_exponents_of_an_archive_are_those_of_the_study(
     assert json.loads(cells["record"][0])["cell_id"] == cells["cell_id"][0]
 
 
-def test_an_archive_names_its_own_folders_and_is_whole(study_dir: Path, archived: Path) -> None:
+def test_an_archive_names_its_own_folders_and_is_whole(
+    study_dir: Path, archived: Path, works: Cli
+) -> None:
     assert [*check_study(archived)] == []
-    checked = run("check", archived)
-    assert checked.output == "4 cells (4 archived, which keeps no adapters): no problem\n"
+    said = works("check", archived).out
+    assert said == "4 cells (4 archived, which keeps no adapters): no problem\n"
     before = {record["cell_id"]: record for record in load_records(study_dir)}
     places = {"results_dir": archived.parent.as_posix(), "plots_dir": "pictures"}
     for record in load_records(archived):
@@ -93,13 +91,14 @@ def test_an_archive_names_its_own_folders_and_is_whole(study_dir: Path, archived
         assert record == kept | {"config": kept["config"] | places}
 
 
-def test_a_read_only_archive_can_be_read_by_every_command(archived: Path, tmp_path: Path) -> None:
+def test_a_read_only_archive_can_be_read_by_every_command(
+    archived: Path, tmp_path: Path, works: Cli
+) -> None:
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
     copy.chmod(0o555)
     try:
         for words in (["status"], ["check"], ["report", "--to", tmp_path / "page"]):
-            result = run(words[0], copy, *words[1:])
-            assert result.exit_code == 0, result.output
+            works(words[0], copy, *words[1:])
     finally:
         copy.chmod(0o755)
     assert sorted(os.listdir(copy)) == sorted(FILES)
@@ -134,17 +133,16 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_archive_gets_one_line(
-    archived: Path, tmp_path: Path, kind: str, file: str
+    archived: Path, tmp_path: Path, kind: str, file: str, study_cli: Cli
 ) -> None:
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
     DAMAGE[kind](copy / file)
     if (kind, file) == ("missing", "cells.parquet"):
         assert cell_folders(copy) == []
         return
-    checked = run("check", copy)
-    assert checked.exit_code == 1
-    assert checked.output.count("\n") == 1
-    assert "is no archive of a study, or is damaged" in checked.output
+    checked = study_cli("check", str(copy))
+    assert (checked.code, (checked.out + checked.err).count("\n")) == (1, 1)
+    assert "is no archive of a study, or is damaged" in checked.out + checked.err
     with pytest.raises(StudyError, match="get it again"):
         load_measured(copy)
 
@@ -172,7 +170,7 @@ def seen(study_dir: Path) -> str:
 def killed_at(call: int, study_dir: Path, to: Path) -> bool:
     """Archive ``study_dir`` in a process that is killed at a call. Whether it got there."""
     if (process := os.fork()) == 0:
-        files.os = Instrument(Plan(str(to), at=call, signal=signal.SIGKILL))  # type: ignore[assignment]
+        files.os = Instrument(Plan(str(to), at=call, signal=signal.SIGKILL))
         write_archive(study_dir, to)
         os._exit(0)
     return os.waitpid(process, 0)[1] == signal.SIGKILL
@@ -211,13 +209,15 @@ def test_every_flipped_bit_is_seen(old_and_new: tuple[Path, Path], tmp_path: Pat
             path.write_bytes(content)
 
 
-def test_the_command_archives_and_says_what_it_left_out(study_dir: Path, tmp_path: Path) -> None:
+def test_the_command_archives_and_says_what_it_left_out(
+    study_dir: Path, tmp_path: Path, works: Cli
+) -> None:
     copy = Path(shutil.copytree(study_dir, tmp_path / "copy"))
     first = cell_folders(copy)[0]
     path = first / "record.json"
     path.write_text(path.read_text().replace('"status": "complete"', '"status": "interrupted"'))
-    ran = run("archive", copy, "--to", tmp_path / "a")
-    assert ran.exit_code == 0
-    assert f"left out, because they have not ended: {first.name}" in ran.output
-    assert f"{tmp_path / 'a'}: 3 cells, 0." in ran.output
+    ran = works("archive", copy, "--to", tmp_path / "a")
+    said = ran.out + ran.err
+    assert f"left out, because they have not ended: {first.name}" in said
+    assert f"{tmp_path / 'a'}: 3 cells, 0." in said
     assert {record["study"] for record in load_records(tmp_path / "a")} == {"a"}

@@ -42,7 +42,6 @@ def test_what_is_saved_is_loaded_bit_for_bit(folder: Path) -> None:
     path = save(folder, at(40, transposed=transposed))
     assert path == folder / "checkpoints" / "step-00000040.safetensors"
     found = load_newest(folder)
-    assert found is not None
     assert (found.step, found.state) == (40, STATE)
     assert set(found.tensors) == {*TENSORS, "transposed"}
     for name, array in {**TENSORS, "transposed": transposed}.items():
@@ -75,7 +74,7 @@ def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(folder: 
         save(folder, at(step))
     assert names(folder) == pair(15) + pair(20)
     (folder / "checkpoints" / "step-00000020.json").write_text("{")
-    assert load_newest(folder, lambda line: None).step == 15  # type: ignore[union-attr]
+    assert load_newest(folder, lambda line: None).step == 15
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "json"])
@@ -91,7 +90,6 @@ def test_damage_is_seen_and_the_one_before_is_used(folder: Path, kind: str) -> N
             flip(path, place)
         said: list[str] = []
         found = load_newest(folder, said.append)
-        assert found is not None
         assert found.step == 5
         [line] = said
         assert line.startswith(f"cell {CELL}: its checkpoint step-00000010.json can't be used (")
@@ -112,6 +110,5 @@ def test_weights_that_are_not_finite_fall_back(folder: Path) -> None:
     save(folder, at(10, **{"weights/a/B": np.array([1.0, np.nan])}))
     said: list[str] = []
     found = load_newest(folder, said.append)
-    assert found is not None
     assert found.step == 5
     assert "weights/a/B is not finite" in said[0]

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from study.cli import cli
 from study.errors import StudyError
 from study.store import cell_folders, find_cell, is_done, load_cells, load_records, read_cell
 from study.store.records import FORMAT, record_hash
@@ -59,7 +57,6 @@ def test_a_bad_record_makes_its_cell_unreadable(folder: Path, kind: str) -> None
     else:
         write_changed(folder / "record.json", *bad)
     record = read_cell(folder)
-    assert record is not None
     assert (record["status"], record["cell_id"]) == ("unreadable", "abc"), "the folder's name"
     assert reason in record["error"]
     assert "\n" not in record["error"]
@@ -81,17 +78,6 @@ def test_what_is_not_a_cell_is_not_counted(folder: Path) -> None:
     assert [record["cell_id"] for record in load_records(folder.parents[1])] == ["abc"]
 
 
-def test_a_cell_is_found_by_the_begin_of_its_id(tmp_path: Path) -> None:
-    for name in ("abc", "abd", "ab"):
-        complete(tmp_path, name)
-    assert find_cell(tmp_path, "abd")[0].name == "abd"
-    assert find_cell(tmp_path, "ab")[0].name == "ab", "the whole id"
-    with pytest.raises(StudyError, match=r"3 cells .* begin with 'a': choose from ab, abc, abd"):
-        find_cell(tmp_path, "a")
-    with pytest.raises(StudyError, match="no cell of"):
-        find_cell(tmp_path, "../ab")
-
-
 @pytest.mark.parametrize("is_missing", [True, False])
 def test_a_damaged_table_means_that_the_cell_is_not_done(folder: Path, is_missing: bool) -> None:
     table = folder / "metrics.parquet"
@@ -101,7 +87,6 @@ def test_a_damaged_table_means_that_the_cell_is_not_done(folder: Path, is_missin
         table.unlink()
     assert not is_done(folder)
     seen = read_cell(folder)
-    assert seen is not None
     assert seen["status"] == ("unreadable" if is_missing else "complete"), "status reads no table"
     assert seen["config"] == CONFIG, "a row of the table of cells can still be made"
 
@@ -135,15 +120,15 @@ def paper_cell(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_a_changed_configuration_is_noticed(paper_cell: Path, key: str) -> None:
+def test_a_changed_configuration_is_noticed(paper_cell, key, study_cli):
     """The id of a cell is the hash of its configuration, as ``study train`` writes it."""
     assert is_done(paper_cell)
     write_changed(paper_cell / "record.json", key, CHANGES[key], with_hash=True)
     assert not is_done(paper_cell), "study train trains it again"
     assert load_records(paper_cell.parents[1]) == []
-    result = CliRunner().invoke(cli, ["check", str(paper_cell.parents[1])])
-    assert result.exit_code == 1
-    assert f"{paper_cell.name}: record.json is damaged" in result.output
+    ran = study_cli("check", str(paper_cell.parents[1]))
+    assert ran.code == 1
+    assert f"{paper_cell.name}: record.json is damaged" in ran.out + ran.err
 
 
 def test_any_changed_key_is_noticed(paper_cell: Path) -> None:

@@ -50,7 +50,6 @@ def test_an_interrupted_cell_keeps_its_rows_and_says_how_far_it_came(
 ) -> None:
     begin(steps=3).interrupt(steps_done=2)
     cell = read_cell(folder)
-    assert cell is not None
     assert (cell["status"], cell["steps_done"], cell["seconds"]) == ("interrupted", 2, 0.2)
     assert steps(folder) == [0, 1, 2]
     (folder / "checkpoints").mkdir()

@@ -18,8 +18,8 @@ from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.sweeps.distances import at_rank, limit_of, trajectory
 from study.theory import Layer, distance_to_infinite_rank, slope
-from study.training.loop import train
 from study.vocabulary.quantities import MODEL_WIDE
+from tests.trained import series, trained
 
 LAZY = (
     *("adapter.scaling=rslora", "optimizer=sgd", "optimizer.lr=1e-3"),
@@ -32,10 +32,10 @@ def test_a_trajectory_is_the_cell(
 ) -> None:
     """Losses are those of the training loop."""
     config = cell("adapter.rank=256", *LAZY, "optimizer.momentum=0.9", "train.clip=0.1")
-    losses = [results[0].metrics["loss"] for results in train(tiny_base, corpus, [config])]
+    [steps] = trained(tiny_base, corpus, config)
     snapshots = list(trajectory(tiny_base, corpus, config, LoraBank))
     assert [snapshot.step for snapshot in snapshots] == [1, 2]
-    assert [s.loss for s in snapshots] == pytest.approx(losses[1:], rel=1e-6)
+    assert [s.loss for s in snapshots] == pytest.approx(series(steps, "loss")[1:], rel=1e-6)
 
 
 def test_the_command_measures_cells(works: Callable, tmp_path: Path, jsonl: Path) -> None:

@@ -22,9 +22,9 @@ from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
 from study.sweeps.packs import folds, prepare
 from study.training.fold import typical_step
-from study.training.loop import train
 from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS
+from tests.trained import trained
 
 Build = Callable[..., CellConfig]
 CPU, GB = torch.device("cpu"), 2**30
@@ -73,7 +73,7 @@ def test_flops_are_what_torch_counts(
     )
     counter = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
     with Operations() as operations, counter:
-        list(train(tiny_base, corpus, [config]))
+        trained(tiny_base, corpus, config)
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     products = sum(n for op, n in counted.items() if "attention" not in op)
     need = of(config, corpus, form)
@@ -108,7 +108,9 @@ def test_activations_are_what_autograd_keeps(corpus: Corpus, cell: Build, precis
 def test_a_fold_on_a_cpu_has_the_cells_that_gain_and_fit(cell: Build) -> None:
     """The first seed comes first, with its lowest and highest rank: the first exponent is early."""
     swept = [
-        cell(f"adapter.rank={rank}", f"adapter.scaling={rule}", f"seed={seed}", "data.heldout=4")
+        replace(
+            cell(f"adapter.rank={rank}", f"adapter.scaling={rule}", "data.heldout=4"), seed=seed
+        )
         for seed, rule, rank in product(range(6), ("lora", "rslora"), (2, 4, 2048))
     ]
     made = [[each.config for each in fold] for fold in folds(prepare(plan(swept)))]

@@ -9,9 +9,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-import study
 from study.config import CellConfig
 from study.config.compose import CONF
+from study.store import load_measured
 from study.sweeps.app import parallel_jobs
 from study.sweeps.cells import Cell, plan
 from study.sweeps.packs import packs
@@ -67,7 +67,7 @@ def test_a_sweep_with_the_launcher_gpus_has_the_same_numbers(
     works(*line, "results_dir=here")
     ran = works(*line, "launcher=gpus", "device=cpu", "pack.devices=2")
     assert "2 cells, 0 done, 2 to train in 2 packs" in ran.err
-    one, two = (study.load(f"{folder}/default") for folder in ("here", "results"))
+    one, two = (load_measured(f"{folder}/default") for folder in ("here", "results"))
     assert list(one.cells["cell_id"]) == list(two.cells["cell_id"])
     losses = list(one.metrics["loss"])
     assert losses == pytest.approx(list(two.metrics["loss"]), nan_ok=True, rel=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import study
-from study.store import load_records
+from study.store import load_cells, load_records
 
 Cli = Callable[..., Any]
 PLACE = ["site", "stat", "step", "kind", "layer"]
@@ -62,7 +62,7 @@ def test_bits_are_swept_recorded_and_kept_apart(works: Cli, small: list[str]) ->
         record = json.loads(path.read_text())
         del record["config"]["model"]["quant_bits"], record["sha256"]
         path.write_text(json.dumps(record))
-    assert study.load("results/default").cells["quant_bits"].isna().all()
+    assert load_cells("results/default")["quant_bits"].isna().all()
 
 
 def test_a_line_says_where_bf16_loses_small_outputs(works: Cli, small: list[str]) -> None:

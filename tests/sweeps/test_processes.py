@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import study
 from study.config import CellConfig
 from study.errors import StudyError
-from study.store import load_cells, rows_of
+from study.store import load_cells, load_measured, rows_of
 from study.sweeps import processes, record, signals
 from study.sweeps.cells import plan
 from study.vocabulary.quantities import STATS
@@ -41,23 +40,15 @@ def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Torchrun:
 @pytest.fixture
 def small(jsonl: Path, tmp_path: Path) -> list[str]:
     """Two processes can divide neither the batches nor the held-out ones evenly: one gets none."""
-    return [
-        *("train", "model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"),
-        *(f"results_dir={tmp_path}/results", "name=small", "train.batch_size=3", "adapter.rank=2"),
-        *(
-            "train.steps=3",
-            "data.heldout=7",
-            "probes.every=null",
-            "probes.steps=[3]",
-            "pack.fold=1",
-        ),
-        *("train.shard=true", "adapter.contraction=factored", "optimizer.lr=1e-2"),
-    ]
+    line = f"train model=tiny data=file data.path={jsonl} data.sequence_length=48 data.heldout=7 "
+    line += f"results_dir={tmp_path}/results name=small train.batch_size=3 train.steps=3 "
+    line += "adapter.rank=2 adapter.contraction=factored optimizer.lr=1e-2 train.shard=true "
+    return f"{line} probes.every=null probes.steps=[3] pack.fold=1".split()
 
 
 def assert_same_numbers(folder: Path, other: Path) -> None:
     """In bf16, only losses and norms, and roughly."""
-    tables = [study.load(each) for each in (folder, other)]
+    tables = [load_measured(each) for each in (folder, other)]
     assert set(tables[0].cells["cell_id"]) == set(tables[1].cells["cell_id"])
     bf16 = set(tables[0].cells.set_index("cell_id").query("precision == 'bf16'").index)
     keys = ["cell_id", "step", "layer", "site", "batch"]
@@ -108,7 +99,7 @@ def test_a_sweep_and_its_continuation(
                 signals.current().asked = 15
 
         if number == 0:
-            record.Recorder.add = added  # type: ignore[method-assign]
+            record.Recorder.add = added
 
     sweep = [small[0], "-m", *small[1:], "adapter.rank=2,3"]
     leader, *others = torchrun(*sweep, before=stop_after_step_1, size=first)
@@ -144,7 +135,7 @@ def test_a_process_that_fails_or_is_lost_leaves_a_cell_that_can_continue(
                 yield results
 
         if number == 1:
-            processes.train = ending  # type: ignore[assignment]
+            processes.train = ending
 
     leader, other = torchrun(*small, before=end_at_step_1)
     assert leader[0] == 2

@@ -110,7 +110,7 @@ def slow_to_load() -> None:
         Path("hangs").touch()
         hang()
 
-    sweep.load_base = wait  # type: ignore[assignment]
+    sweep.load_base = wait
 
 
 def hang_in_a_step() -> None:
@@ -123,7 +123,7 @@ def hang_in_a_step() -> None:
                 hang()
             yield results
 
-    sweep.train = train  # type: ignore[assignment]
+    sweep.train = train
 
 
 def test_a_signal_before_training_ends_the_process_at_once(
@@ -212,7 +212,7 @@ def _be_a_job(planned: Cell, found: Path, ends: bool) -> int:
                 os.kill(os.getpid(), signal.SIGUSR2)
             yield results
 
-    sweep.train = train  # type: ignore[assignment]
+    sweep.train = train
     return len(sweep.train_pack([planned], sweep.Worker()).failures)
 
 

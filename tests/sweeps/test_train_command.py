@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 import study
 from study.config.compose import CONF, expected_best
-from study.store import load_records
+from study.store import load_cells, load_records
 from study.sweeps import run as sweep
 
 Cli = Callable[..., Any]
@@ -33,7 +34,7 @@ def test_the_same_line_again_trains_nothing_and_a_longer_one_the_rest(
     line = ["train", "-m", "model=tiny", "adapter.rank=4,8", "train.steps=2"]
     first = works(*line, "adapter.scaling=lora,rslora")
     assert "4 cells, 0 done, 4 to train in 1 pack" in first.err
-    cells = study.load("results/default").cells
+    cells = load_cells("results/default")
     found = set(zip(cells["rank"], cells["scaling"], cells["status"], strict=True))
     assert found == {(r, rule, "complete") for r in (4.0, 8.0) for rule in ("lora", "rslora")}
     assert {path.name for path in Path().iterdir()} == {"results"}, "Hydra leaves nothing behind"
@@ -70,7 +71,7 @@ def test_a_path_with_spaces_and_quotes_reaches_the_cells(
         path.write_text("\n".join(jsonl.read_text().splitlines()[n:]))
     values = ",".join(f"'{path!s}'".replace("it's", r"it\'s") for path in odd)
     works("train", "-m", *small, f"data.path={values}")
-    assert set(study.load("results/default").cells["data"]) == {str(path) for path in odd}
+    assert set(load_cells("results/default")["data"]) == {str(path) for path in odd}
 
 
 def test_groups_and_interpolations_are_swept_and_each_cell_resolves_its_own(
@@ -78,7 +79,7 @@ def test_groups_and_interpolations_are_swept_and_each_cell_resolves_its_own(
 ) -> None:
     swept = ("optimizer=sgd,adamw", "adapter.rank=2,3", "adapter.alpha=5,${adapter.rank}")
     works("train", "-m", *small, *swept)
-    cells = study.load("results/default").cells
+    cells = load_cells("results/default")
     found = set(zip(cells["optimizer"], cells["lr"], cells["rank"], cells["alpha"], strict=True))
     assert found == {
         (optimizer, rate, rank, alpha)
@@ -90,14 +91,16 @@ def test_groups_and_interpolations_are_swept_and_each_cell_resolves_its_own(
 def test_an_interpolation_in_the_sweep_of_an_experiment_is_each_cells_own(works: Cli) -> None:
     """Hydra resolves the sweeper's settings once, for the configuration without overrides."""
     name = "learning_rate_rho_tiny"
-    one_of_each = ("seed=0", "adapter.alpha=4", "adapter.scaling=0", "probes.steps=null")
+    one_of_each = ("seed=0", "adapter.alpha=4", "adapter.scaling=0,lora", "probes.steps=null")
     small = (f"experiment={name}", "train.steps=1", "adapter.rank=2,32", *one_of_each)
     works("train", *small)
-    cells = study.load(f"results/{name}").cells
-    for rank in (2, 32):
-        best = expected_best(4.0, rank, 1, 85, 9.8, 10)
-        own = sorted(cells.loc[cells["rank"] == rank, "lr"])
-        assert own == pytest.approx([best * 2.0**k for k in range(-2, 3)], rel=5e-3)
+    cells = load_cells(f"results/{name}")
+    for rank, p in product((2, 32), (0, 1)):
+        best = expected_best(4.0 * rank**-p, rank, 1, 85, 9.8, 10)
+        own = cells[(cells["rank"] == rank) & ((cells["scaling"] == "lora") == p)]
+        rates = [best * 2.0**k for k in range(-2, 3)]
+        assert sorted(own["lr"]) == pytest.approx(rates, rel=5e-3)
+        assert all(lr == float(f"{lr:.2e}") for lr in own["lr"])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -109,7 +112,7 @@ def test_every_experiment_runs_two_steps_on_tiny(works: Cli, experiment: str) ->
     one_of_each = [f"{key}={value}" for key, value in one.items() if key in swept]
     small = (f"experiment={experiment}", *SMALL, "adapter.rank=2", "seed=0")
     works("train", *small, *one_of_each)
-    cells = study.load(f"results/{experiment}").cells
+    cells = load_cells(f"results/{experiment}")
     assert set(cells["status"]) == {"complete"}
     assert set(cells["rank"]) == {2.0}
 
@@ -119,7 +122,7 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works: Cli, re
     line = ("train", "experiment=quick", *SMALL, "adapter.rank=5")
     refused(*line, "adapter.scaling=lora,rslora,power", "adapter.exponent=0.6")
     works(*line, "seed=0", "probes.steps=[0,1]", "name=mine")
-    cells = study.load("results/mine").cells
+    cells = load_cells("results/mine")
     assert sorted(cells["scaling"]) == ["lora", "rslora"]
     assert set(cells["rank"]) == {5.0}
     stated = yaml.safe_load((CONF / "experiment/quick.yaml").read_text())["expects"]
@@ -154,7 +157,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert ran.code == 2
     assert "1 of 3 cells failed" in ran.err
     assert "RuntimeError: out of luck" in ran.err
-    cells = study.load("results/default").cells.set_index("rank")
+    cells = load_cells("results/default").set_index("rank")
     assert dict(cells["status"]) == {2.0: "complete", 3.0: "failed", 4.0: "complete"}
     assert cells.loc[3.0, "error"] == "RuntimeError: out of luck"
     [log] = Path("results/default/cells").glob("*/error.log")
@@ -173,7 +176,7 @@ def test_diverged_cells_are_recorded(works: Cli, small: list[str]) -> None:
     ran = works("train", "-m", *small, *large, "train.steps=5", "probes.steps=[0,2,7,9]")
     notice = "probes.steps: not measured at 7, 9, after the last step (train.steps=5)"
     assert ran.err.splitlines().count(notice) == 1
-    cells = study.load("results/default").cells.set_index("lr")
+    cells = load_cells("results/default").set_index("lr")
     assert dict(cells["status"]) == {1e15: "diverged", 1e-24: "complete"}
     assert "1 complete, 1 diverged" in works("status", "results/default").out
 

@@ -75,7 +75,7 @@ def polar(matrices):
     """``U V^T`` of the singular value decomposition, over the nonzero singular values."""
     U, s, V = np.linalg.svd(matrices, full_matrices=False)
     kept = s > 1e-9 * s[..., :1]
-    return matmul(U * kept[..., None, :], V)
+    return (U * kept[..., None, :]) @ V
 
 
 def muon(grad, state, adjust="none"):
@@ -127,23 +127,6 @@ def gaussian(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> n
     return rng.standard_normal(shape) / np.sqrt(3 * fan_in)
 
 
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a @ b`` in halves small enough that BLAS runs each on one thread.
-
-    On shared cores its threads wait for each other, which costs 100 times the work.
-    """
-    (m, k), n = a.shape[-2:], b.shape[-1]
-    if m * k * n <= 2**17:
-        return a @ b
-    if k >= max(m, n):
-        half = k // 2
-        return matmul(a[..., :half], b[..., :half, :]) + matmul(a[..., half:], b[..., half:, :])
-    if m >= n:
-        parts = [matmul(a[..., : m // 2, :], b), matmul(a[..., m // 2 :, :], b)]
-        return np.concatenate(parts, axis=-2)
-    return np.concatenate([matmul(a, b[..., : n // 2]), matmul(a, b[..., n // 2 :])], axis=-1)
-
-
 def train(
     rule: Step,
     setting: Problem,
@@ -163,10 +146,10 @@ def train(
     states = State(), State()
     for step in range(steps + 1):
         x, g = setting.batch(step)
-        adapter_out = gamma * matmul(matmul(x, A.mT), B.mT)
+        adapter_out = gamma * (x @ A.mT @ B.mT)
         dy = g + curvature * adapter_out / len(x)
         G = dy.mT @ x
-        grads = gamma * matmul(B.mT, G), gamma * matmul(G, A.mT)
+        grads = gamma * (B.mT @ G), gamma * (G @ A.mT)
         norm = np.sqrt(sum(np.square(grad).sum((1, 2), keepdims=True) for grad in grads))
         scale = np.minimum(1.0, clip / norm)
         updates = []
@@ -181,8 +164,8 @@ def train(
             "adapter_out": adapter_out,
             "layer_out": 1.0 + adapter_out,  # a base whose every output is 1
             "layer_out_grad": np.broadcast_to(dy, adapter_out.shape),
-            "adapter_in_grad": gamma * matmul(matmul(dy, B), A),
-            "delta_w": gamma * matmul(B, A),
+            "adapter_in_grad": gamma * (dy @ B @ A),
+            "delta_w": gamma * (B @ A),
             "A": A,
             "B": B,
             "A_grad": np.broadcast_to(grads[0], A.shape),

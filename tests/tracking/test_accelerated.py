@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-import study
 from study.config.compose import CONF
+from study.store import load_measured
 from study.tracking.runs import ARGUMENTS
 from study.vocabulary.extras import NONE, TRACKERS, WANDB
 from study.vocabulary.quantities import MODEL_WIDE
@@ -45,7 +45,7 @@ def test_a_tracker_prints_nothing_and_holds_what_the_store_holds(
     if name == "trackio":
         assert list((tmp_path / "trackio").iterdir())
         return
-    tables, runs = study.load(str(tmp_path / "results/default")), in_tensorboard(tmp_path)
+    tables, runs = load_measured(str(tmp_path / "results/default")), in_tensorboard(tmp_path)
     assert len(tables.cells) == len(runs) == 2
     compared = 0
     for cell in tables.cells.itertuples():

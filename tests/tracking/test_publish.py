@@ -10,6 +10,7 @@ import pytest
 
 import study
 from study.analysis import summary
+from study.store import load_cells
 from study.tracking.publish import tracker_of
 from study.tracking.workspace import workspace
 from tests.store.small_cells import CONFIG, RECORD, complete
@@ -23,7 +24,7 @@ def study_dir(tracked: Path) -> Path:
 def test_exponents_and_figures_are_artifacts(
     tracked: Path, study_dir: Path, inspect: Callable[..., Any]
 ) -> None:
-    cells = set(study.load(str(study_dir)).cells["cell_id"])
+    cells = set(load_cells(str(study_dir))["cell_id"])
     [path] = [
         run
         for run in (study_dir / "wandb").glob("offline-run-*")
@@ -61,7 +62,6 @@ def test_exponents_and_figures_are_artifacts(
 
 def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Path) -> None:
     tracker = tracker_of(study_dir)
-    assert tracker is not None
     spec = workspace(study_dir, tracker)._spec["spec"]["section"]
     sections = {part["name"]: part["panels"] for part in spec["panelBankConfig"]["sections"]}
     sites = ["adapter_grad", "adapter_out", "adapter_in_grad", "delta_w"]
@@ -89,5 +89,4 @@ def test_files_go_to_the_study_and_not_where_a_record_says(tmp_path: Path) -> No
     settings = {"name": "wandb", "project": "mine", "dir": "/home/somebody/.ssh", "other": 1}
     complete(tmp_path, "abc", RECORD | {"config": CONFIG | {"tracker": settings}})
     found = tracker_of(tmp_path)
-    assert found is not None
     assert (found.project, found.mode, found.dir) == ("mine", "offline", str(tmp_path))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import study
-from study.store import load_records
+from study.store import load_cells, load_measured, load_records
 from study.tracking.runs import run_id
 from tests.tracking.conftest import SECRET
 
@@ -34,7 +34,7 @@ def history(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 def test_every_cell_is_a_run_with_the_values_of_the_store(tracked: Path, inspect: Inspect) -> None:
     study_dir = tracked / "results/default"
-    tables, runs = study.load(str(study_dir)), run_dirs(study_dir)
+    tables, runs = load_measured(str(study_dir)), run_dirs(study_dir)
     assert set(tables.cells["cell_id"]) <= set(runs)
     compared = 0
     for cell_id in tables.cells["cell_id"]:
@@ -98,7 +98,7 @@ def test_an_error_in_wandb_is_one_line_and_stops_nothing(
     impatient = "from study.tracking import runs; runs.PATIENCE = 2.0"
     done = study_process(tmp_path, "train", *sweep, first=impatient, **where)
     assert done.returncode == 0, done.stderr
-    cells = study.load(str(tmp_path / "results/default")).cells
+    cells = load_cells(str(tmp_path / "results/default"))
     assert list(cells["status"]) == ["complete"] * 2
     assert done.stderr.count("W&B tracking stopped") == 1, done.stderr
     assert "Traceback" not in done.stderr

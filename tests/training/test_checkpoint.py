@@ -1,8 +1,7 @@
 """A cell that resumes follows the same path: bit for bit in the same fold."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,18 +20,12 @@ Build = Callable[..., CellConfig]
 Rows = list[CellStep | None]
 
 
-def trained(
-    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Any = ()
-) -> Iterator[Rows]:
-    return train(base, corpus, cells, resume)
-
-
 def with_snapshots(
     base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]
 ) -> tuple[list[Rows], list[list[Checkpoint]]]:
     """All steps of a fold, and the state of every cell after each of them but the last."""
     steps, snapshots = [], []
-    for rows in trained(base, corpus, cells):
+    for rows in train(base, corpus, cells):
         steps.append(rows)
         if len(steps) <= cells[0].train.steps:
             snapshots.append([copied(row.snapshot()) for row in rows if row])
@@ -42,8 +35,6 @@ def with_snapshots(
 def assert_same(ours: Sequence[Rows], theirs: Sequence[Rows]) -> None:
     """The same numbers bit for bit, in every table, and the same adapters."""
     for (a,), (b,) in zip(ours, theirs, strict=True):
-        assert a is not None
-        assert b is not None
         assert a.diverged == b.diverged
         tables = [{"metrics": pd.DataFrame([s.metrics]).drop(columns="seconds")} for s in (a, b)]
         for table, step in zip(tables, (a, b), strict=True):
@@ -68,9 +59,8 @@ def assert_resumes(
         place.mkdir()
         save(place, snapshots[at][0])
         checkpoint = load_newest(place)
-        assert checkpoint is not None
         assert checkpoint.step == at + 1
-        resumed = trained(base, corpus, [config], [checkpoint])
+        resumed = train(base, corpus, [config], [checkpoint])
         assert_same(list(resumed), steps[at + 1 :])
 
 
@@ -147,7 +137,7 @@ def test_cells_resume_in_any_packing(
         ([0, 1, 2, 3], [alone[0], *pair, four[1][3]]),
         ([1, 3], [pair[0], four[1][3]]),
     ):
-        found = list(trained(tiny_base, corpus, [mixed[k] for k in chosen], resume))
+        found = list(train(tiny_base, corpus, [mixed[k] for k in chosen], resume))
         assert len(found) == 3
         for ours, theirs in zip(found, steps[2:], strict=True):
             for row, k in zip(ours, chosen, strict=True):
@@ -156,8 +146,6 @@ def test_cells_resume_in_any_packing(
 
 def assert_close(ours: CellStep | None, theirs: CellStep | None) -> None:
     """The same within rounding, as a folded cell and the cell alone."""
-    assert ours is not None
-    assert theirs is not None
     assert ours.metrics.keys() == theirs.metrics.keys()
     for name in ours.metrics.keys() - {"seconds"}:
         assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-3), name

@@ -19,7 +19,8 @@ SWEEP = (
     "probes.stats=[all,r_align,r_sign,r_back,r_eff,rho,mean_norm]",
 )
 FOUR = "adapter.rank=2,16 adapter.scaling=lora,rslora"
-MIXED = f"{FOUR} optimizer=adamw,sgd adapter.dropout=0.2 train.clip=0.1 train.schedule=cosine"
+MIXED = "adapter.rank=2,16 optimizer=adamw,sgd adapter.dropout=0.2 train.clip=0.1 "
+MIXED += "train.schedule=cosine"
 
 
 @pytest.mark.parametrize(

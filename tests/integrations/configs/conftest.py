@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-import study
-from study.store import StudyTables
+from study.store import StudyTables, load_measured
 
 EXAMPLES = Path(__file__).parents[3] / "docs/examples"
 ENTRIES = {
@@ -72,6 +71,6 @@ def trained(works: Callable[..., Any]) -> Callable[..., StudyTables]:
         small = ["model=tiny", "train.steps=2", "train.epochs=null", "data.sequence_length=48"]
         works(*words[1:], *small, *more)
         (name,) = (word.partition("=")[2] for word in words if word.startswith("experiment="))
-        return study.load(f"results/{name}")
+        return load_measured(f"results/{name}")
 
     return run
