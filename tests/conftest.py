@@ -15,20 +15,14 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
 
 from study import cli
 from study.config import CellConfig, ModelConfig
 from study.config.compose import CONF, parse
-
-if TYPE_CHECKING:
-    from study.data.batches import Corpus
-    from study.models import FrozenBase
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +41,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 @pytest.fixture(autouse=True)
-def _as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _as_alone(monkeypatch):
     """A test sees neither the terminal nor what earlier tests left: width, log level, random state.
 
     One thread: results do not depend on the load, and tiny tensors are faster.
@@ -64,7 +58,7 @@ def _as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def jsonl(tmp_path_factory) -> Path:
     """Sixty short examples of uneven length, in FinLoRA's form."""
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
     rows = [
@@ -76,27 +70,28 @@ def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cell(jsonl: Path) -> Callable[..., CellConfig]:
+def cell(jsonl) -> Callable[..., CellConfig]:
     """A typed cell on the tiny base: ``cell("adapter.rank=8", "optimizer=sgd")``."""
     small = f"model=tiny data=file data.path={jsonl} data.sequence_length=48 data.heldout=6 "
     small += "train.steps=3 train.batch_size=3 optimizer.lr=1e-2"
 
     @cache
-    def composed(*overrides: str) -> DictConfig:
+    def composed(*overrides):
         """Hydra takes most of the time, and its result depends on nothing but the overrides:
         interpolations, such as those of environment variables, are not resolved yet."""
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("config", overrides=[*small.split(), *overrides])
 
-    def build(*overrides: str) -> CellConfig:
+    def build(*overrides):
         return parse(composed(*overrides).copy())
 
     return build
 
 
 @pytest.fixture(scope="session")
-def tiny_base() -> FrozenBase:
+def tiny_base():
+    """The base, a ``FrozenBase`` in float32."""
     import torch
 
     from study.models import load_base
@@ -105,7 +100,8 @@ def tiny_base() -> FrozenBase:
 
 
 @pytest.fixture(scope="session")
-def corpus(cell: Callable[..., CellConfig]) -> Corpus:
+def corpus(cell):
+    """The ``Corpus`` of a cell."""
     from study.data.batches import build_corpus
     from study.models import load_tokenizer
 
@@ -115,7 +111,7 @@ def corpus(cell: Callable[..., CellConfig]) -> Corpus:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_wait_for_the_disk() -> None:
+def _no_wait_for_the_disk():
     """``fsync`` checks the descriptor and does not wait: no machine loses power during a test.
 
     Whether it is called, and when, is seen by tests that replace it, and by :mod:`tests.faults`.
@@ -132,12 +128,10 @@ class Ran:
 
 
 @pytest.fixture
-def study_cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ran]:
+def study_cli(monkeypatch, capsys) -> Callable[..., Ran]:
     """``study_cli("train", "-m", ...)`` runs the console script: exit code, stdout, stderr."""
 
-    def run(*arguments: str) -> Ran:
+    def run(*arguments):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["study", *arguments])
         capsys.readouterr()
@@ -153,17 +147,17 @@ def study_cli(
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch) -> Path:
     """The test's own folder, as the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def works(study_cli: Callable[..., Ran]) -> Callable[..., Ran]:
+def works(study_cli) -> Callable[..., Ran]:
     """``works("train", ...)``: what a command that ends with 0 has printed."""
 
-    def run(*words: object) -> Ran:
+    def run(*words):
         ran = study_cli(*map(str, words))
         assert ran.code == 0, ran.err
         return ran
@@ -172,12 +166,10 @@ def works(study_cli: Callable[..., Ran]) -> Callable[..., Ran]:
 
 
 @pytest.fixture
-def refused(
-    study_cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., str]:
+def refused(study_cli, monkeypatch, tmp_path) -> Callable[..., str]:
     """``refused("train", ...)``: the line of a command that loads no model and writes nothing."""
 
-    def run(*words: object) -> str:
+    def run(*words):
         before = sorted(tmp_path.rglob("*"))
         with monkeypatch.context() as patch:
             patch.setattr(

@@ -57,7 +57,7 @@ def below(package: str, edges: Edges) -> set[str]:
     return found
 
 
-def test_the_diagram_is_the_code(imports: Edges, diagram: Edges) -> None:
+def test_the_diagram_is_the_code(imports, diagram):
     """An arrow for each import that does not follow from the other arrows, and no other arrow."""
     needed = {
         (importer, imported)
@@ -67,21 +67,21 @@ def test_the_diagram_is_the_code(imports: Edges, diagram: Edges) -> None:
     assert diagram == needed
 
 
-def test_the_table_names_every_package(layer_of: dict[str, int]) -> None:
+def test_the_table_names_every_package(layer_of):
     text = (ROOT / "ARCHITECTURE.md").read_text()
     table = text[text.index("| package of `study/`") :].split("\n\n")[0]
     named = {name.removesuffix(".py") for name in re.findall(r"`(\w+(?:\.py)?)/?`", table)}
     assert set(layer_of) <= named
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_no_module_imports_itself_through_others():
     """So no call goes to a function that calls back into the module it came from."""
     graph = grimp.build_graph("study", cache_dir=None, exclude_type_checking_imports=True)
     imported_by = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
     list(TopologicalSorter(imported_by).static_order())  # raises CycleError, naming the cycle
 
 
-def test_few_imports_are_deferred() -> None:
+def test_few_imports_are_deferred():
     """Imports are at the top, except slow ones of the command line and optional packages."""
     found = {
         (file.relative_to(ROOT).as_posix(), line.lineno)

@@ -20,7 +20,7 @@ def no_tables() -> str:
     raise NoTables("no tables here")
 
 
-def test_documents_have_the_numbers_of_the_committed_tables() -> None:
+def test_documents_have_the_numbers_of_the_committed_tables():
     """If this fails, run ``make figures``. It takes minutes, unless nothing has changed since then.
     It is one test, so that each study is read once."""
     if make.is_written():
@@ -29,13 +29,13 @@ def test_documents_have_the_numbers_of_the_committed_tables() -> None:
     assert changed == []
 
 
-def test_no_measured_number_stands_outside_of_a_block() -> None:
+def test_no_measured_number_stands_outside_of_a_block():
     """In code neither."""
     lines = [(n, line) for n, text in TEXTS.items() for line in BLOCK.sub("", text).splitlines()]
     assert [(name, line) for name, line in lines if MEASURED.search(line)] == []
 
 
-def test_the_front_pages_are_short_and_each_study_has_a_page() -> None:
+def test_the_front_pages_are_short_and_each_study_has_a_page():
     readme, text = ((blocks.ROOT / name).read_text() for name in ("README.md", "FINDINGS.md"))
     assert (len(readme.splitlines()) <= 110, len(text.splitlines()) <= 150) == (True, True)
     answers, claims = text.split("## Claims of the literature")
@@ -45,19 +45,19 @@ def test_the_front_pages_are_short_and_each_study_has_a_page() -> None:
     assert pages == {*findings.STUDIES, "claims", "index", "models", "open", "order"}
 
 
-def test_every_block_is_in_a_document() -> None:
+def test_every_block_is_in_a_document():
     used = {found[2].split()[0] for text in TEXTS.values() for found in BLOCK.finditer(text)}
     assert used == set(make.BLOCKS)
 
 
-def test_markers_leave_the_paragraph_whole() -> None:
+def test_markers_leave_the_paragraph_whole():
     """In Markdown, a line that begins with a comment ends the paragraph."""
     lines = [line for text in TEXTS.values() for line in text.splitlines()]
     markers = [line for line in lines if line.startswith(("<!-- numbers:", "<!-- end"))]
     assert [line for line in markers if not line.endswith("-->") or line.count("<!--") > 1] == []
 
 
-def test_blocks_are_written_between_their_markers() -> None:
+def test_blocks_are_written_between_their_markers():
     blocks_ = {"a": lambda: "| 1 |", "b": lambda *words: " ".join(words)}
     new = rewrite(OLD, blocks_, pytest.fail)
     assert new == OLD.replace("\nold\n", "\n| 1 |\n").replace("-->old<", "-->c d=1<")
@@ -66,14 +66,14 @@ def test_blocks_are_written_between_their_markers() -> None:
         rewrite(OLD, {"a": lambda: "1"}, pytest.fail)
 
 
-def test_a_block_without_tables_stays_and_says_so() -> None:
-    said: list[str] = []
+def test_a_block_without_tables_stays_and_says_so():
+    said = []
     new = rewrite(OLD, {"a": no_tables, "b": lambda *_: "2"}, said.append)
     assert new == OLD.replace("-->old<", "-->2<")
     assert said == ["a stays as it is: no tables here"]
 
 
-def test_minus_signs_of_numbers_are_true_ones() -> None:
+def test_minus_signs_of_numbers_are_true_ones():
     assert minus("-0.50 [-0.52, -0.48], 1e-4, SmolLM2-135M, x-1") == (
         "−0.50 [−0.52, −0.48], 1e-4, SmolLM2-135M, x-1"
     )

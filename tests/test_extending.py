@@ -59,7 +59,7 @@ def blocks(heading: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """Where one study with all recipes was trained and shown, in a process of its own.
 
     Each recipe is a plug-in in the working directory. The one of the data set is that of an
@@ -97,13 +97,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tables(folder: Path) -> StudyTables:
+def tables(folder) -> StudyTables:
     """As the process with the recipes loads them. Another one does not know their words."""
     return pickle.loads((folder / "tables.pickle").read_bytes())
 
 
 @pytest.fixture(scope="module")
-def report(folder: Path) -> str:
+def report(folder) -> str:
     return (folder / "results/recipes/report.md").read_text()
 
 
@@ -113,11 +113,11 @@ def first_gradient_norms(tables: StudyTables) -> pd.DataFrame:
     return rows[here & (rows["stat"] == "norm")]
 
 
-def test_every_recipe_of_the_page_is_tested() -> None:
+def test_every_recipe_of_the_page_is_tested():
     assert re.findall(r"^## (.+)$", TEXT, re.MULTILINE) == list(RECIPES)
 
 
-def test_an_optimizer(tables: StudyTables, report: str) -> None:
+def test_an_optimizer(tables, report):
     assert set(tables.cells["optimizer"]) == {"signum"}
     assert set(tables.cells["momentum"]) == {0.9}
     first = tables.stable[tables.stable["step"] == 0]
@@ -126,7 +126,7 @@ def test_an_optimizer(tables: StudyTables, report: str) -> None:
     assert "Signum" in report
 
 
-def test_an_init(tables: StudyTables) -> None:
+def test_an_init(tables):
     assert set(tables.cells["init"]) == {"wide"}
     assert first_gradient_norms(tables)["predicted"].notna().all()
     drawn = tables.probes[(tables.probes["site"] == "A") & (tables.probes["step"] == 0)]
@@ -134,7 +134,7 @@ def test_an_init(tables: StudyTables) -> None:
     assert (drawn["rms"] / expected).mean() == pytest.approx(1.0, abs=0.02)
 
 
-def test_a_rule(tables: StudyTables, report: str) -> None:
+def test_a_rule(tables, report):
     fitted = first_gradient_norms(tables).set_index("scaling")
     assert fitted.loc["cbrt", "exponent_p"] == pytest.approx(1 / 3)
     assert fitted.loc["cbrt", "predicted"] == pytest.approx(1 / 2 - 1 / 3, abs=1e-6)
@@ -149,7 +149,7 @@ def test_a_rule(tables: StudyTables, report: str) -> None:
     assert "bent, γ = α/(r + 40)" in report
 
 
-def test_a_statistic(tables: StudyTables, folder: Path, report: str) -> None:
+def test_a_statistic(tables, folder, report):
     stored = (folder / "results/recipes/cells").glob("*/probes.parquet")
     rows = pd.concat(map(pd.read_parquet, stored)).dropna(subset=["kurtosis", "rms", "m4"])
     assert len(rows)
@@ -161,7 +161,7 @@ def test_a_statistic(tables: StudyTables, folder: Path, report: str) -> None:
     assert "kurtosis" in (folder / "printed.txt").read_text()
 
 
-def test_a_data_set_and_a_figure(tables: StudyTables, folder: Path, report: str) -> None:
+def test_a_data_set_and_a_figure(tables, folder, report):
     assert set(tables.cells["data"]) == {"sums"}
     assert tables.metrics["loss"].notna().any()
     assert "data: sums" in report
@@ -169,7 +169,7 @@ def test_a_data_set_and_a_figure(tables: StudyTables, folder: Path, report: str)
     assert "Seconds that a cell took against its rank." in report
 
 
-def test_a_tracker(tables: StudyTables, folder: Path) -> None:
+def test_a_tracker(tables, folder):
     files = list((folder / "results/recipes/json").glob("*.jsonl"))
     assert len(files) == len(tables.cells)
     config, *steps = map(json.loads, files[0].read_text().splitlines())

@@ -15,7 +15,7 @@ def read(path: Path) -> dict[str, object]:
     return reading.read_object(path, "x.json", "fix it", MOST)
 
 
-def test_other_content_is_named(tmp_path: Path) -> None:
+def test_other_content_is_named(tmp_path):
     path = tmp_path / "x.json"
     for content, says in (
         ("", "is not valid JSON \\(Expecting value\\)"),
@@ -31,7 +31,7 @@ def test_other_content_is_named(tmp_path: Path) -> None:
     assert read(path) == {"a": [1]}
 
 
-def test_free_memory_respects_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_respects_limits(tmp_path, monkeypatch):
     before = reading.free_memory()
     assert before > 0
     size = reading.psutil.Process().memory_info().vms
@@ -57,7 +57,7 @@ def test_free_memory_respects_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # The message of a mistake is one line that a terminal can print.
 
 
-def test_a_message_is_one_printable_line_of_limited_length() -> None:
+def test_a_message_is_one_printable_line_of_limited_length():
     said = str(StudyError("name='a\nb\x1b[31m\u202e\udcff': give another"))
     assert said == r"name='a\nb\x1b[31m\u202e\udcff': give another"
     said = str(StudyError("key=" + "9" * 5000 + ": give a number"))
@@ -67,6 +67,6 @@ def test_a_message_is_one_printable_line_of_limited_length() -> None:
     assert len(str(unknown("scaling", "x" * 5000, ["lora"]))) < 150
 
 
-def test_it_survives_a_trip_to_another_process() -> None:
+def test_it_survives_a_trip_to_another_process():
     error = StudyError("a\nb")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -3,7 +3,6 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -35,18 +34,18 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_is_at_most_two_screens(page: Path) -> None:
+def test_a_page_is_at_most_two_screens(page):
     assert len(page.read_text().splitlines()) <= MOST_LINES
 
 
-def test_the_front_has_a_picture_for_each_screen() -> None:
+def test_the_front_has_a_picture_for_each_screen():
     pictures = re.findall(r"^```{image} (\S+)\n:alt: .+\n:class: (.*)$", front("README.md"), re.M)
     assert [screen for _, screen in pictures] == ["on-wide", "on-narrow"]
     assert all((DOCS / path).exists() for path, _ in pictures)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_of_a_page_is_accepted(page: Path) -> None:
+def test_every_command_of_a_page_is_accepted(page):
     """Nothing runs: options are parsed, and the configuration of ``study train`` is composed."""
     root = cli.make_context("study", [], resilient_parsing=True)
     for name, *words in commands(page):
@@ -69,12 +68,12 @@ def check_overrides(words: list[str]) -> None:
         parse(compose("config", first))
 
 
-def test_long_lines_of_code_are_not_cut() -> None:
+def test_long_lines_of_code_are_not_cut():
     style = (DOCS / "_static/site.css").read_text()
     assert re.search(r"\.highlight pre \{[^}]*white-space: pre-wrap", style)
 
 
-def test_an_experiment_in_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_an_experiment_in_a_file_of_ones_own(tmp_path):
     [text] = blocks(DOCS / "sweeps.md", "yaml")
     file = tmp_path / "experiment" / "ranks.yaml"
     file.parent.mkdir()
@@ -84,19 +83,19 @@ def test_an_experiment_in_a_file_of_ones_own(tmp_path: Path) -> None:
     assert (found.name, parse(found).train.steps) == ("ranks", 20)
 
 
-def test_the_theory_of_the_page_is_that_of_the_code() -> None:
-    names: dict[str, object] = {}
+def test_the_theory_of_the_page_is_that_of_the_code():
+    names = {}
     found = blocks(DOCS / "theory.md", "python")
     assert len(found) == 5
     for block in found:
         exec(compile(block, "docs/theory.md", "exec"), names)
 
 
-def test_the_recipe_for_a_figure_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_for_a_figure_runs(here, monkeypatch):
     Path("results").symlink_to(DOCS.parent / "results")
     monkeypatch.setattr("study.figures.style.PAPER", dict(style.PAPER))
     [recipe] = blocks(DOCS / "paper-figures.md", "python")
-    names: dict[str, Any] = {}
+    names = {}
     exec(compile(recipe, "docs/paper-figures.md", "exec"), names)
     gids = {str(one.get_gid()) for one in names["figure"].findobj()}
     assert {gid.split(" ")[-1] for gid in gids if gid.startswith("line ")} == {

@@ -15,7 +15,7 @@ UV = [sys.executable, "-m", "uv"]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     build = [*UV, "build", "--wheel", "--out-dir", str(folder), str(REPOSITORY)]
     subprocess.run(build, check=True, capture_output=True)
@@ -23,14 +23,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_has_the_types_the_configuration_and_the_page(wheel: Path) -> None:
+def test_the_wheel_has_the_types_the_configuration_and_the_page(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"study/py.typed", "study/conf/config.yaml", "study/dashboard/page/page.html"} <= names
     assert "study/analysis/advice.json" in names
     assert not {name for name in names if name.startswith(("tests/", "results/", "docs/"))}
 
 
-def test_its_hints_install_the_extras_of_the_distribution(wheel: Path, tmp_path: Path) -> None:
+def test_its_hints_install_the_extras_of_the_distribution(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = "from study.vocabulary.extras import install; print(install('quant'))"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

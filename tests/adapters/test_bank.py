@@ -11,13 +11,12 @@ from torch import nn
 from study.adapters import AdapterSpec, LoraBank, adapted, resolve_targets, truncating
 from study.adapters.bank import initial_pair
 from study.errors import StudyError
-from study.models import FrozenBase
 from study.vocabulary.inits import INITS, UNIFORM
 
 
 @pytest.mark.parametrize("rank", [8, 96, 384])
 @pytest.mark.parametrize("init", sorted(INITS))
-def test_every_init_has_the_variance_it_states(init: str, rank: int) -> None:
+def test_every_init_has_the_variance_it_states(init, rank):
     d, o = 96, 64
     A, B = initial_pair(AdapterSpec(rank, 1.0, seed=1, init=init), "layer", d, o)
     assert (A.shape, B.shape) == ((rank, d), (o, rank))
@@ -38,7 +37,7 @@ def test_every_init_has_the_variance_it_states(init: str, rank: int) -> None:
 
 
 @pytest.mark.parametrize("init", ["kaiming", "gaussian", "init_b"])
-def test_ranks_draw_independently_and_rules_share_a_draw(init: str) -> None:
+def test_ranks_draw_independently_and_rules_share_a_draw(init):
     """A fit over ranks takes its points for independent. 200 layers: |correlation| < 5 sd."""
     drawn = {"init_b": 1}.get(init, 0)
     pairs = []
@@ -71,7 +70,7 @@ def bank_of(*specs: AdapterSpec) -> LoraBank:
     return bank
 
 
-def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards() -> None:
+def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards():
     bank = bank_of(AdapterSpec(1, gamma=2.0), AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0))
     x = torch.randn(3, 7, D)
     before = bank(x)
@@ -99,19 +98,19 @@ LINEARS = [
 ]
 
 
-def test_halves_of_a_block_and_single_names() -> None:
+def test_halves_of_a_block_and_single_names():
     assert resolve_targets(LINEARS, "attention") == [p for p in LINEARS if "self_attn" in p]
     assert resolve_targets(LINEARS, "mlp") == [p for p in LINEARS if "mlp" in p]
     assert resolve_targets(LINEARS, "q_proj") == [p for p in LINEARS if p.endswith("q_proj")]
 
 
 @pytest.mark.parametrize("targets", ["k_proj", ["q_proj", "proj"], [], r"model\..*k_proj", "("])
-def test_a_target_that_matches_nothing_names_the_choices(targets: str | list[str]) -> None:
+def test_a_target_that_matches_nothing_names_the_choices(targets):
     with pytest.raises(StudyError, match=r"down_proj, q_proj, up_proj, v_proj"):
         resolve_targets(LINEARS, targets)
 
 
-def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:
+def test_targets_agree_with_peft(tiny_base):
     for targets in (["q_proj", "1.mlp.down_proj"], r".*layers\.1\..*gate_proj", "all-linear"):
         ours = resolve_targets(tiny_base.card.linears, targets)
         peft_model = get_peft_model(
@@ -121,11 +120,11 @@ def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:
         assert [f"base_model.model.{path}" for path in ours] == theirs
 
 
-def test_the_base_is_restored_even_after_an_error(tiny_base: FrozenBase) -> None:
+def test_the_base_is_restored_even_after_an_error(tiny_base):
     ids = torch.arange(10)[None]
     before = tiny_base.hidden_states(ids)
 
-    def fail_while_adapted() -> None:
+    def fail_while_adapted():
         with adapted(tiny_base.model, tiny_base.card.linears, [AdapterSpec(2, 1.0)]) as banks:
             assert [bank.layer for bank in banks] == list(tiny_base.card.linears)
             raise RuntimeError("boom")

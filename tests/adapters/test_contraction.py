@@ -46,7 +46,7 @@ def passes(bank: LoraBank, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tens
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("b_scale", [1.0, 1e-3])
-def test_every_form_is_the_exact_product_within_rounding(base: str, b_scale: float) -> None:
+def test_every_form_is_the_exact_product_within_rounding(base, b_scale):
     d, o = DIMS
     torch.manual_seed(0)
     linear = BASES[base](d, o)
@@ -82,7 +82,7 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("rank", [4, 64])
 @pytest.mark.parametrize("base", BASES)
-def test_one_product_keeps_a_small_adapter_that_two_lose(base: str, rank: int) -> None:
+def test_one_product_keeps_a_small_adapter_that_two_lose(base, rank):
     """The loss is ``1 - <d, D> / <d, d>``: d is the adapter's output, D what the layer's output
     changed by. Both forms are as close to float64, and so are their gradients. One product is as
     close as the exact sum rounded to bf16, also with a bias.
@@ -117,7 +117,7 @@ def test_one_product_keeps_a_small_adapter_that_two_lose(base: str, rank: int) -
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_cell_of_a_fold_is_concatenated_as_alone(dropout: float) -> None:
+def test_a_cell_of_a_fold_is_concatenated_as_alone(dropout):
     """Within the rounding of a product, whose sums a CPU orders by the number of rows."""
     torch.manual_seed(0)
     linear = nn.Linear(*WIDE).bfloat16().requires_grad_(False)
@@ -140,7 +140,7 @@ def test_a_cell_of_a_fold_is_concatenated_as_alone(dropout: float) -> None:
 
 @pytest.mark.parametrize(("d", "o"), [(576, 1536), (576, 576), (576, 192), (4096, 4096)])
 @pytest.mark.parametrize("tokens", [64, 512, 1024, 4096, 65536])
-def test_auto_switches_at_the_closed_form_thresholds(d: int, o: int, tokens: int) -> None:
+def test_auto_switches_at_the_closed_form_thresholds(d, o, tokens):
     """The thresholds are the ranks at which two forms cost the same, solved by hand."""
     h = d * o / (d + o)
     for rank in (1, 4, 16, 64, 128, 256, 512, 1024, 2048):

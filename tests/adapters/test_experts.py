@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ SHARED = {
     "v_head_dim": 8,
     "head_dim": 4,
 }
-FAMILIES: dict[str, PretrainedConfig] = {
+FAMILIES = {
     "mixtral": small.mixtral(),
     # Its weights are [E, D, O] and have biases.
     "gpt_oss": transformers.GptOssConfig(**SMALL, head_dim=8),
@@ -47,7 +46,7 @@ IDS_BT = torch.arange(40).view(4, 10)
 
 
 @pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> Any:
+def model(request) -> Any:
     return built(FAMILIES[request.param])
 
 
@@ -95,7 +94,7 @@ def merged_logits(model: nn.Module, pairs: dict[str, LoraPair]) -> Tensor:
 
 
 @torch.no_grad()
-def test_each_cell_of_a_fold_runs_with_its_own_experts(model: Any) -> None:
+def test_each_cell_of_a_fold_runs_with_its_own_experts(model):
     specs = [AdapterSpec(2, 1.5, seed=0), AdapterSpec(2, 0.5, seed=1), AdapterSpec(3, 0.7, seed=2)]
     ids_BT = IDS_BT.repeat(3, 1)
     plain = model(IDS_BT).logits
@@ -111,7 +110,7 @@ def test_each_cell_of_a_fold_runs_with_its_own_experts(model: Any) -> None:
     assert torch.equal(model(IDS_BT).logits, plain), "the plain model is restored"
 
 
-def test_a_small_adapter_on_bf16_experts_is_not_lost() -> None:
+def test_a_small_adapter_on_bf16_experts_is_not_lost():
     """``1 - <d, D> / <d, d>``: d is what the adapter adds to the output in float32, D in bf16."""
     wide = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
     model = built(transformers.MixtralConfig(**SMALL | wide)).bfloat16()
@@ -137,7 +136,7 @@ def test_a_small_adapter_on_bf16_experts_is_not_lost() -> None:
             assert float(1 - (d * changed).sum() / d.square().sum()) == pytest.approx(0, abs=0.06)
 
 
-def test_gradients_are_those_of_the_weights(mixtral: Any) -> None:
+def test_gradients_are_those_of_the_weights(mixtral):
     """``dL/dA = gamma B^T G`` and ``dL/dB = gamma G A^T`` with G the gradient of the weight."""
     layers = experts_of(mixtral)
     with adapted(mixtral, layers, [AdapterSpec(2, 1.5)]) as banks:
@@ -156,7 +155,7 @@ def test_gradients_are_those_of_the_weights(mixtral: Any) -> None:
         torch.testing.assert_close(B.grad, gamma * G @ A.detach().mT, rtol=1e-3, atol=1e-5)
 
 
-def test_a_trained_adapter_is_one_of_peft_and_comes_back(model: Any, tmp_path: Path) -> None:
+def test_a_trained_adapter_is_one_of_peft_and_comes_back(model, tmp_path):
     layers = layers_of(model)
     with adapted(model, layers, [AdapterSpec(3, 0.7)]) as banks, torch.no_grad():
         move([bank.pairs[0] for bank in banks])
@@ -182,7 +181,7 @@ def test_a_trained_adapter_is_one_of_peft_and_comes_back(model: Any, tmp_path: P
         (float("inf"), 0.0, r"adapter.rank=inf is for linear layers: use a finite rank, or leave"),
     ],
 )
-def test_what_is_refused(rank: float, dropout: float, message: str) -> None:
+def test_what_is_refused(rank, dropout, message):
     check_possible([], rank, dropout)
     with pytest.raises(StudyError, match=message):
         check_possible(["model.layers.0.mlp.experts.down_proj"], rank, dropout)

@@ -43,7 +43,7 @@ def basin(cell: dict[str, Any]) -> float:
     return 3 + worse + 0.2 * math.log(cell["alpha"] / best) ** 2
 
 
-def test_the_exponent_of_the_best_alpha() -> None:
+def test_the_exponent_of_the_best_alpha():
     tables = study(basin, ranks=(8, 32, 256), rates=(1e-3, 2.5e-4))
     transfer = alpha_transfer(best_alphas(tables.cells, tables.metrics, tables.probes))
     assert sorted(transfer["lr"]) == [2.5e-4, 1e-3]
@@ -59,7 +59,7 @@ def test_the_exponent_of_the_best_alpha() -> None:
     assert (wrong.verdict, wrong.step) == ("differs", None)
 
 
-def test_the_gap_between_large_and_small_alpha_is_at_the_best_of_each() -> None:
+def test_the_gap_between_large_and_small_alpha_is_at_the_best_of_each():
     """Rank 4096 has its best alpha at an edge of the grid, so it has no row."""
     tables = study(basin, ranks=(32, 4096), rates=(1e-3, 2e-3), alphas=ALPHAS[:6])
     [row] = alpha_gaps(best_alphas(tables.cells, tables.metrics, tables.probes)).to_dict("records")
@@ -69,10 +69,10 @@ def test_the_gap_between_large_and_small_alpha_is_at_the_best_of_each() -> None:
     assert [row.verdict for row in compare([one], tables)] == ["agrees"]
 
 
-def test_the_gap_between_ranks_is_seed_by_seed() -> None:
+def test_the_gap_between_ranks_is_seed_by_seed():
     """Seeds differ by more than ranks do, and rank 33 plays no part."""
 
-    def loss(cell: dict[str, Any]) -> float:
+    def loss(cell):
         learned = 0.3 * (cell["rank"] == 256) * (cell["step"] > 0)
         return float(3 + cell["seed"] - learned - cell["rank"] % 8)
 
@@ -87,14 +87,14 @@ def test_the_gap_between_ranks_is_seed_by_seed() -> None:
     assert (first.verdict, named.verdict) == ("differs", "not measured")
 
 
-def test_losses_of_two_settings_are_subtracted_seed_by_seed() -> None:
-    def loss(cell: dict[str, Any]) -> float:
+def test_losses_of_two_settings_are_subtracted_seed_by_seed():
+    def loss(cell):
         return float(3 + cell["seed"] + 0.1 * (cell["lr"] > 1e-3) * (cell["rank"] == 8))
 
     tables = study(loss, alphas=(16.0,), rates=(1e-3, 2e-3), ranks=(8, 256))
-    rates: dict[str, Any] = {"of": {"lr": 2e-3}, "against": {"lr": 1e-3}}
+    rates = {"of": {"lr": 2e-3}, "against": {"lr": 1e-3}}
     one = replace(GAP, what="loss_difference", batch="heldout", predicted=0.1, **rates)
-    ranks: dict[str, Any] = {"of": {"rank": 8, "lr": 2e-3}, "against": {"rank": 256, "lr": 2e-3}}
+    ranks = {"of": {"rank": 8, "lr": 2e-3}, "against": {"rank": 256, "lr": 2e-3}}
     found = compare([replace(one, tolerance=0.05), replace(one, **ranks)], tables)
     assert {row.curve: (round(row.measured, 6), row.verdict) for row in found} == {
         "rank=8": (0.1, "agrees"),

@@ -39,7 +39,7 @@ def tables(tokens: int = 21) -> StudyTables:
     return StudyTables(*(pd.DataFrame(rows) for rows in (cells, metrics, probes)))
 
 
-def test_bits_and_their_slope_are_those_of_the_losses() -> None:
+def test_bits_and_their_slope_are_those_of_the_losses():
     found = stored_bits(tables())
     assert set(found["parameters"]) == {500, 1000, 2000, 4000}
     assert found["bits"].max() == pytest.approx(4000 * BITS * 1.01**2)
@@ -49,7 +49,7 @@ def test_bits_and_their_slope_are_those_of_the_losses() -> None:
     assert (row["seeds"], row["rank_min"], row["rank_max"]) == (3, 1, 8)
 
 
-def test_an_adapter_that_stored_nearly_all_bits_does_not_count() -> None:
+def test_an_adapter_that_stored_nearly_all_bits_does_not_count():
     """12,000 bits of rank 16 would be more than the 9,600 that were offered."""
     bent = tables()
     bent.probes["d_in"] *= 2
@@ -58,12 +58,12 @@ def test_an_adapter_that_stored_nearly_all_bits_does_not_count() -> None:
     assert row["rank_max"] == 4
 
 
-def test_another_tokenizer_has_no_bits() -> None:
+def test_another_tokenizer_has_no_bits():
     assert stored_bits(tables(tokens=16))["bits"].isna().all()
     assert capacity(tables(tokens=16)).empty
 
 
-def test_report_and_figure_show_a_study_of_several_numbers_of_strings() -> None:
+def test_report_and_figure_show_a_study_of_several_numbers_of_strings():
     few, many = tables(), tables()
     for table in (many.cells, many.metrics, many.probes):
         table["cell_id"] = "of 200 " + table["cell_id"]
@@ -111,7 +111,7 @@ def falling(behind: dict[int, int], tokens: int, seeds: int = 2) -> StudyTables:
     return StudyTables(*(pd.DataFrame(rows) for rows in (cells, metrics, probes)))
 
 
-def test_a_rank_falls_behind_where_its_curve_leaves_that_of_the_highest() -> None:
+def test_a_rank_falls_behind_where_its_curve_leaves_that_of_the_highest():
     held = committed()["capacity"]["bits"]
     found = departures(falling({1: 64, 16: 240}, tokens=20)).set_index("rank")
     assert found["steps"].tolist() == [320, 320]
@@ -129,7 +129,7 @@ def test_a_rank_falls_behind_where_its_curve_leaves_that_of_the_highest() -> Non
     assert np.isnan(row["expected"]), "ten tokens have too few bits"
 
 
-def test_runs_that_learn_nothing_have_no_departure() -> None:
+def test_runs_that_learn_nothing_have_no_departure():
     worse = falling({1: 64}, tokens=20)
     worse.metrics["loss"] += 2.0
     assert departures(worse).empty

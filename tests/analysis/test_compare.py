@@ -36,7 +36,7 @@ def tables(study: Build, slope: float, last: int, **axes: Any) -> StudyTables:
     return StudyTables(cells, metrics.assign(loss=4.0, loss_after=3.9, clip_factor=1.0), probes)
 
 
-def test_a_known_difference_is_found_at_shared_ranks_and_aligned_steps(study: Build) -> None:
+def test_a_known_difference_is_found_at_shared_ranks_and_aligned_steps(study):
     one = tables(study, 0.2, last=10, lr=1e-3)
     other = tables(study, 0.5, last=20, rank=(4, 16, 64), lr=2e-3, seed=(0, 1, 2))
     found = compare({"one": one, "other": other})
@@ -56,7 +56,7 @@ def test_a_known_difference_is_found_at_shared_ranks_and_aligned_steps(study: Bu
     assert conclusion(found.rows).startswith("0 of 4 exponents and 0 of 3 losses agree")
 
 
-def test_other_seeds_are_compared_by_welch(study: Build) -> None:
+def test_other_seeds_are_compared_by_welch(study):
     one, other = tables(study, 0.2, 10), tables(study, 0.2, 10, seed=(3, 4, 5, 6))
     rows = compare({"one": one, "other": other}).rows
     assert not rows["paired"].any()
@@ -65,7 +65,7 @@ def test_other_seeds_are_compared_by_welch(study: Build) -> None:
     assert (slopes["seeds"].unique(), slopes["other_seeds"].unique()) == ([3], [4])
 
 
-def test_a_seed_that_lacks_a_rank_is_left_out(study: Build) -> None:
+def test_a_seed_that_lacks_a_rank_is_left_out(study):
     one, other = tables(study, 0.2, 10), tables(study, 0.2, 10)
     lost = other.cells["cell_id"][(other.cells["rank"] == 1024) & (other.cells["seed"] == 2)]
     probes = other.probes[~other.probes["cell_id"].isin(lost)]
@@ -74,14 +74,14 @@ def test_a_seed_that_lacks_a_rank_is_left_out(study: Build) -> None:
     assert (slopes["seeds"].unique(), slopes["other_seeds"].unique()) == ([3], [2])
 
 
-def test_studies_of_two_rules_are_compared(study: Build) -> None:
+def test_studies_of_two_rules_are_compared(study):
     one, other = tables(study, 0.2, 10), tables(study, 0.2, 10, scaling="rslora")
     found = compare({"one": one, "other": other})
     assert set(found.rows["curve"]) == {"SGD, LoRA | SGD, rsLoRA"}
     assert found.settings["setting"].tolist() == ["scaling"]
 
 
-def test_studies_without_a_common_number_get_one_line(study: Build) -> None:
+def test_studies_without_a_common_number_get_one_line(study):
     one, other = (tables(study, 0.2, 10, rank=rank) for rank in (4, 8))
     with pytest.raises(StudyError, match="one and other have no exponent and no loss in common"):
         compare({"one": one, "other": other})
@@ -93,10 +93,7 @@ ROW = (
 )
 
 
-def test_the_command_prints_a_sentence_and_a_table_and_has_columns(
-    works: Callable[..., Any],
-    refused: Callable[..., Any],
-) -> None:
+def test_the_command_prints_a_sentence_and_a_table_and_has_columns(works, refused):
     studies = [str(REFERENCE / name) for name in ("paper_b3", "quick")]
     ran = works("compare", *studies, "--json", "-q")
     assert ran.err == ""

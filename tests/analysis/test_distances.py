@@ -16,7 +16,7 @@ def snapshots() -> tuple[np.ndarray, RunState, RunState]:
     return x, RunState(3, 2.0, {"a.q": limit}, moments), RunState(3, 1.5, {"a.q": run}, {})
 
 
-def test_distances_and_alignments_follow_their_definitions() -> None:
+def test_distances_and_alignments_follow_their_definitions():
     x, limit, run = snapshots()
     rows = compare(limit, run)
     distance = dict(zip(rows["measure"], rows["distance"], strict=True))
@@ -31,7 +31,7 @@ def test_distances_and_alignments_follow_their_definitions() -> None:
     assert (layer["d_in"], layer["d_out"], layer["kind"], layer["step"]) == (6, 4, "q", 3)
 
 
-def test_the_sign_alignment_is_the_mean_squared_cosine_of_rows_and_inputs() -> None:
+def test_the_sign_alignment_is_the_mean_squared_cosine_of_rows_and_inputs():
     x, limit, run = snapshots()
     delta = limit.deltas["a.q"].copy()
     delta[2] = 0  # an output without gradient counts for nothing
@@ -41,7 +41,7 @@ def test_the_sign_alignment_is_the_mean_squared_cosine_of_rows_and_inputs() -> N
     assert row["r_sign"] == pytest.approx(math.pi / 2 * 3 * np.square(x).sum() / dots.sum())
 
 
-def test_a_limit_that_has_not_moved_has_no_distance() -> None:
+def test_a_limit_that_has_not_moved_has_no_distance():
     _, limit, run = snapshots()
     still = RunState(0, 2.0, {"a.q": np.zeros((4, 6))}, limit.moments)
     per_layer = compare(still, run).query("measure != 'loss'")

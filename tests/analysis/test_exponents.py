@@ -1,8 +1,6 @@
 """The exponents table: its rows, the values left out of a fit, its curves, and the summary."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +107,6 @@ def test_cells_that_are_no_curve_and_repeated_rows_are_refused(study):
 
 # What separates curves, and their labels.
 
-Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 SLOPES = {
     "betas": {"0.9,0.999": -0.5, "0.8,0.999": -0.25},
     "optimizer_alpha": {0.99: -0.5, 0.9: -0.25},
@@ -127,21 +124,21 @@ def labels(cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("column", SLOPES)
-def test_sweeps_that_differ_in_one_column_are_two_curves(study: Study, column: str) -> None:
+def test_sweeps_that_differ_in_one_column_are_two_curves(study, column):
     slopes = SLOPES[column]
     law = {("adapter_grad", "norm"): lambda cell, layer, step: cell["rank"] ** slopes[cell[column]]}
     found = labels(*study(law, **{column: tuple(slopes)}))
     assert found == {f"{column}={value}": slope for value, slope in slopes.items()}
 
 
-def test_labels_omit_what_the_optimizer_implies(study: Study) -> None:
+def test_labels_omit_what_the_optimizer_implies(study):
     law = {("adapter_grad", "norm"): lambda cell, layer, step: cell["rank"] ** -0.5}
     cells, probes = study(law, optimizer=("adamw", "rmsprop"))
     implied = cells["optimizer"].map({"adamw": "0.9,0.999", "rmsprop": None})
     assert set(labels(cells.assign(betas=implied), probes)) == {""}
 
 
-def test_a_setting_is_named_by_what_it_has_otherwise_than_most() -> None:
+def test_a_setting_is_named_by_what_it_has_otherwise_than_most():
     """If no setting has the most frequent value of every column, a name has all values."""
     rows = pd.DataFrame({"dropout": [0.0, 0.1, 0.0], "warmup": [0, 0, 5]})
     assert setting_labels(rows, list(rows)) == ["common setting", "dropout=0.1", "warmup=5"]
@@ -153,8 +150,8 @@ def test_a_setting_is_named_by_what_it_has_otherwise_than_most() -> None:
     assert setting_labels(rows, []) == [""] * 3
 
 
-def test_the_summary_has_the_first_and_last_steps_of_the_primary_quantities(study: Study) -> None:
-    def law(cell: Any, layer: int, step: int) -> float:
+def test_the_summary_has_the_first_and_last_steps_of_the_primary_quantities(study):
+    def law(cell, layer, step):
         noise = 1e-3 * math.sin(hash((cell["rank"], cell["seed"])))
         return float(cell["rank"] ** (-0.5 if cell["scaling"] == "lora" else 0.0) * math.exp(noise))
 

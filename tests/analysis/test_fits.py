@@ -81,7 +81,7 @@ def test_curvature_and_the_slopes_at_the_ends():
     np.testing.assert_allclose(fit.slope_high[0], (mean[4] - mean[3]) / np.log(4))
 
 
-def test_missing_cells_do_not_change_the_lines_of_an_additive_curve() -> None:
+def test_missing_cells_do_not_change_the_lines_of_an_additive_curve():
     """A bent curve and a line for each seed about it: the model is exact, whatever is missing."""
     rng = np.random.default_rng(0)
     for _ in range(100):
@@ -112,7 +112,7 @@ def test_missing_cells_do_not_change_the_lines_of_an_additive_curve() -> None:
     ],
     ids=str,
 )
-def test_which_seeds_and_ranks_count(there: list[int], seeds: int, ranks: int) -> None:
+def test_which_seeds_and_ranks_count(there, seeds, ranks):
     """``there``: by seed, the sum of 2^n over the ranks n that it has."""
     y = np.random.default_rng(1).standard_normal((len(there), 5))
     y[[[not has >> n & 1 for n in range(5)] for has in there]] = np.nan

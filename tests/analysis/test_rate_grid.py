@@ -73,15 +73,9 @@ def simulated(
 
 @pytest.mark.parametrize(
     ("basin", "noise", "scatter", "seeds"),
-    [
-        (parabola, 0.002, 0.3, 3),
-        (lopsided, 0.002, 0.1, 5),
-        (wall, 0.0005, 0.02, 3),
-    ],
+    [(parabola, 0.002, 0.3, 3), (lopsided, 0.002, 0.1, 5), (wall, 0.0005, 0.02, 3)],
 )
-def test_intervals_cover_the_true_exponent(
-    basin: Basin, noise: float, scatter: float, seeds: int
-) -> None:
+def test_intervals_cover_the_true_exponent(basin, noise, scatter, seeds):
     table = rate_transfer(simulated(basin, seeds=seeds, noise=noise, scatter=scatter))
     coverage = table["truth"].between(table["ci_low"], table["ci_high"]).mean()
     print(f"{basin.__name__} noise {noise} scatter {scatter}, {seeds} seeds: {coverage:.3f}")
@@ -91,16 +85,14 @@ def test_intervals_cover_the_true_exponent(
 @pytest.mark.parametrize(
     ("wall_at_the_top", "scatter", "seeds"), [(wall, 0.6, 5), (cliff, 0.02, 3)]
 )
-def test_a_wall_at_one_rank_alone_is_covered(
-    wall_at_the_top: Basin, scatter: float, seeds: int
-) -> None:
+def test_a_wall_at_one_rank_alone_is_covered(wall_at_the_top, scatter, seeds):
     """It moves the best rate of that rank down, in all seeds alike, and not those of the others."""
     how = {"seeds": seeds, "noise": 0.001, "scatter": scatter, "highest": wall_at_the_top}
     table = rate_transfer(simulated(parabola, **how))
     assert table["truth"].between(table["ci_low"], table["ci_high"]).mean() > 0.93
 
 
-def test_the_skew_of_a_basin() -> None:
+def test_the_skew_of_a_basin():
     """A parabola has none. The errors of two half-parabolas have the size that is claimed."""
     x = np.arange(-5.0, 6.0)
     offsets = np.linspace(-0.5, 0.5, 40, endpoint=False)

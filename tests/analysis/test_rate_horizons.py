@@ -46,7 +46,7 @@ def study() -> SimpleNamespace:
     return SimpleNamespace(cells=cells, metrics=metrics, probes=probes, exponents=none)
 
 
-def test_each_horizon_has_its_best_rates() -> None:
+def test_each_horizon_has_its_best_rates():
     cells, metrics = at_steps()
     rates = rates_by_horizon(cells, metrics, recorded(cells))
     for step in (8, 32):
@@ -56,7 +56,7 @@ def test_each_horizon_has_its_best_rates() -> None:
         assert own["rho"].to_numpy() == pytest.approx(100 * step * np.array(nearest))
 
 
-def test_exponents_beside_rho_and_the_crossover() -> None:
+def test_exponents_beside_rho_and_the_crossover():
     cells, metrics = at_steps()
     table = exponents_against_rho(rates_by_horizon(cells, metrics, recorded(cells)))
     assert list(table["horizon"]) == [8, 32]
@@ -98,9 +98,7 @@ def at(best: float) -> Loss:
         (lambda c: at(1e-3 if c["seed"] else 4e-3)(c), (5e-4, 1e-3, 2e-3), [(4e-3,)]),
     ],
 )
-def test_what_a_sweep_lacks(
-    loss: Loss, rates: tuple[float, ...], lacking: list[tuple[float, ...]]
-) -> None:
+def test_what_a_sweep_lacks(loss, rates, lacking):
     cells, metrics = runs(loss, rates=rates, ranks=(4,), rules=LORA)
     found = missing_rates(cells, metrics)
     assert all(one.seeds == ((0, 0), (1, 1), (2, 2)) for one in found)

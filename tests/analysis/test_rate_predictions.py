@@ -45,14 +45,14 @@ def interval(
 
 
 @pytest.mark.parametrize(("optimizer", "name"), [("adamw", "r_sign"), ("sgd", "r_align")])
-def test_the_output_is_the_finite_rank_curve(optimizer: str, name: str) -> None:
+def test_the_output_is_the_finite_rank_curve(optimizer, name):
     outputs = log_outputs(runs(optimizer, 0.5), recorded(a=9.0))
     law = {"step": 1, "optimizer": optimizer, "p": 0.5, "layer": Layer(d_in=64, **{name: 9.0})}
     of_curve = curve("adapter_out", "rms", RANKS, **law)
     assert np.ptp(np.log(of_curve) - outputs.to_numpy()) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_it_reaches_from_the_descent_to_the_output() -> None:
+def test_it_reaches_from_the_descent_to_the_output():
     """r sqrt(1 + 8/r) over ranks 4 to 256 has the slope 0.874, and the descent has 1."""
     x, y = np.log(RANKS), [math.log(r * math.sqrt(1 + 8 / r)) for r in RANKS]
     bend = np.polyfit(x, y, 1)[0]
@@ -71,7 +71,7 @@ def test_it_reaches_from_the_descent_to_the_output() -> None:
     assert two == pytest.approx(tuple(np.mean(ends, axis=0)))
 
 
-def test_without_recorded_alignments_inputs_are_unrelated_to_the_gradient() -> None:
+def test_without_recorded_alignments_inputs_are_unrelated_to_the_gradient():
     sizes = recorded(a=9.0).drop(columns=["r_sign", "r_align"])
     assert interval("adamw", 0.0, sizes) == pytest.approx(
         interval("adamw", 0.0, recorded(a=math.pi / 2 * 64))
@@ -79,7 +79,7 @@ def test_without_recorded_alignments_inputs_are_unrelated_to_the_gradient() -> N
     assert interval("adamw", 0.0, NONE) == pytest.approx((-1, -0.25), abs=1e-3), "sqrt(r)"
 
 
-def test_on_smollm2_the_best_rate_follows_the_descent() -> None:
+def test_on_smollm2_the_best_rate_follows_the_descent():
     """The committed study that was planned to tell the two apart, by ranks 1 and 64."""
     tables = load_measured(ROOT / "results/reference/rate_rivals")
     found = exponents_against_rho(rates_by_horizon(tables.cells, tables.metrics, tables.probes))
@@ -91,7 +91,7 @@ def test_on_smollm2_the_best_rate_follows_the_descent() -> None:
         assert not row["ci_low"] - 0.1 < output < row["ci_high"] + 0.1
 
 
-def test_a_censored_fit_finds_the_law_that_the_ranks_inside_their_rates_hide() -> None:
+def test_a_censored_fit_finds_the_law_that_the_ranks_inside_their_rates_hide():
     """29 models of four ranks, r_sign 48 and s = 1/2. Each tried no rate above its own highest."""
     rng = np.random.default_rng(1)
     rates = pd.DataFrame({"rank": np.tile([1.0, 4, 16, 128], 29), "group": np.repeat(range(29), 4)})
@@ -114,7 +114,7 @@ def test_a_censored_fit_finds_the_law_that_the_ranks_inside_their_rates_hide() -
     assert each["low"].lt(math.log(48)).mean() > 0.85 < each["high"].gt(math.log(48)).mean()
 
 
-def test_the_numbers_of_the_page_on_one_constant() -> None:
+def test_the_numbers_of_the_page_on_one_constant():
     ranks = np.array([4.0, 256.0])
     rules = {"lora": 1 / ranks, "rslora": ranks**-0.5, "equal": ranks**0}
     rules["crossover"] = (ranks * (ranks + 40)) ** -0.5
@@ -147,7 +147,7 @@ def trained(
     return float(np.sqrt(np.mean(output**2))), float(rho), -float(np.sum(output * dy))
 
 
-def test_the_output_of_one_input() -> None:
+def test_the_output_of_one_input():
     """L M(r) (1 + k rho), by a fresh draw: ``||A0 x||_1`` is near its mean at a high rank.
 
     In the first step B is 0 and A does not move, so A makes 15 of 16 steps.
@@ -173,7 +173,7 @@ def best_rate(rank: int, move: float, seeds: int = 6) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("move", [3e-3, 0.3, 1000.0])
-def test_the_exponent_of_the_rate_that_moves_the_output_by_the_same_amount(move: float) -> None:
+def test_the_exponent_of_the_rate_that_moves_the_output_by_the_same_amount(move):
     low, high = (best_rate(rank, move) for rank in (64, 256))
     slope = (high[0] - low[0]) / math.log(4)
     rho = math.sqrt(low[1] * high[1])
@@ -181,7 +181,7 @@ def test_the_exponent_of_the_rate_that_moves_the_output_by_the_same_amount(move:
     assert slope == pytest.approx(rate_exponent(1.0, rho), abs=0.03)
 
 
-def test_of_many_inputs_the_output_bends_and_the_descent_does_not() -> None:
+def test_of_many_inputs_the_output_bends_and_the_descent_does_not():
     """The slopes over ranks 4 to 256, far below rho = 1 and far above it. So the rates with equal
     descents go as r^-1 and r^-1/2, and those with equal outputs less steeply."""
     ranks, outputs, descents = (4, 32, 256), [], []

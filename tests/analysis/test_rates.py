@@ -25,7 +25,7 @@ from .losses import LORA, NO_PROBES, POWER, RATES, basin, runs
 BOTH = (*LORA, ("rslora", math.nan))
 
 
-def test_the_minimum_of_a_parabola_is_found_exactly_at_uneven_rates() -> None:
+def test_the_minimum_of_a_parabola_is_found_exactly_at_uneven_rates():
     x = np.log(np.array([1e-5, 3e-5, 1e-4, 5e-4, 1e-3]))
     found = bottom(np.exp(x), 1.5 + 0.3 * (x - math.log(7e-5)) ** 2)
     assert found.lr == pytest.approx(7e-5)
@@ -44,13 +44,13 @@ def test_the_minimum_of_a_parabola_is_found_exactly_at_uneven_rates() -> None:
         ([2.0, 2.0, 2.0], 1e-4, "lowest"),
     ],
 )
-def test_edges_and_divergence(loss: list[float], lr: float, edge: str) -> None:
+def test_edges_and_divergence(loss, lr, edge):
     found = bottom(np.array([1e-4, 1e-3, 1e-2]), np.array(loss))
     assert found.lr == pytest.approx(lr)
     assert found.edge == edge
 
 
-def test_the_exponent_of_the_best_rate() -> None:
+def test_the_exponent_of_the_best_rate():
     """Best rates at r^-(1-p)/1.5 with a tilt per seed: mean and interval in closed form."""
     tilt = {0: -0.02, 1: 0.0, 2: 0.03}
     cells, metrics = runs(
@@ -68,7 +68,7 @@ def test_the_exponent_of_the_best_rate() -> None:
         assert row["se_grid"] == pytest.approx(0.0, abs=1e-9), "a parabola has no grid error"
 
 
-def test_optima_at_an_edge_are_counted_and_left_out() -> None:
+def test_optima_at_an_edge_are_counted_and_left_out():
     law = basin(lambda p, seed: -1.0, centre=1e-2)
     cells, metrics = runs(law, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), rules=POWER)
     rates = best_rates(cells, metrics, NO_PROBES)
@@ -82,7 +82,7 @@ def test_optima_at_an_edge_are_counted_and_left_out() -> None:
 
 
 @pytest.mark.parametrize("status", ["diverged", "stuck"])
-def test_a_run_that_diverged_or_got_stuck_was_tried(status: str) -> None:
+def test_a_run_that_diverged_or_got_stuck_was_tried(status):
     cells, metrics = runs(basin(lambda p, seed: 0.0), rules=LORA)
     cells.loc[(cells["rank"] == 256) & (cells["lr"] > 0.02), "status"] = status
     rates = best_rates(cells, metrics, NO_PROBES)
@@ -90,7 +90,7 @@ def test_a_run_that_diverged_or_got_stuck_was_tried(status: str) -> None:
     assert set(rates["edge"]) == {""}
 
 
-def test_the_best_rate_is_that_of_the_mean_over_seeds() -> None:
+def test_the_best_rate_is_that_of_the_mean_over_seeds():
     """Each seed is lucky at a rate of its own. No rate has the mean of their best losses."""
     own = {0: 1e-4, 1: 1e-3, 2: 1e-2}
     lucky = lambda c: 2.0 if c["lr"] == own[c["seed"]] else 2.3 - 0.03 * (c["lr"] == 1e-3)  # noqa: E731
@@ -113,7 +113,7 @@ def by_step_alone(cell: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer: str) -> None:
+def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer):
     cells, metrics = runs(by_step_alone, optimizer=optimizer, rules=BOTH)
     differences = rule_differences(compared_losses(cells, metrics))
     fixed, matched = (differences[differences["how"] == how] for how in ("fixed", "matched"))
@@ -127,14 +127,14 @@ def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer: str) ->
     assert (matched["seeds"] == 3).all()
 
 
-def test_if_the_rule_matters_the_matched_difference_is_its_penalty() -> None:
+def test_if_the_rule_matters_the_matched_difference_is_its_penalty():
     penalty = lambda c: by_step_alone(c) + (0.25 if c["scaling"] == "lora" else 0.0)  # noqa: E731
     cells, metrics = runs(penalty, rules=BOTH)
     matched = rule_differences(compared_losses(cells, metrics)).query("how == 'matched'")
     assert matched["difference"].to_numpy() == pytest.approx(0.25)
 
 
-def test_what_a_doubling_of_the_rank_gains() -> None:
+def test_what_a_doubling_of_the_rank_gains():
     """At a fixed rate, 0.02 nats per doubling, varying by seed; at the best rate, 0."""
     own = {0: 0.01, 1: 0.02, 2: 0.03}
     fall = lambda c: 3 - own[c["seed"]] * math.log2(c["rank"])  # noqa: E731
@@ -149,7 +149,7 @@ def test_what_a_doubling_of_the_rank_gains() -> None:
     assert abs(effects.loc["fixed", "gain"]) > 0.01
 
 
-def test_task_scores_are_means_over_seeds_at_the_best_rate_of_a_rank() -> None:
+def test_task_scores_are_means_over_seeds_at_the_best_rate_of_a_rank():
     """The last loss is 2 + rank / 100 + seed / 10, and 1 higher at the lower learning rate."""
     loss = lambda c: 2 + c["rank"] / 100 + c["seed"] / 10 + (c["lr"] < 1e-3)  # noqa: E731
     axes = {"rates": (1e-4, 1e-3), "rules": BOTH, "ranks": (4, 8), "seeds": (0, 1)}
@@ -176,7 +176,7 @@ def test_task_scores_are_means_over_seeds_at_the_best_rate_of_a_rank() -> None:
     assert task_scores(one.assign(status="diverged"), metrics).empty
 
 
-def test_what_a_cut_adapter_keeps() -> None:
+def test_what_a_cut_adapter_keeps():
     """The base has loss 3. The run of rank 4 ends at 2.0, that of rank 64 at 1.0, of whose gain
     nine tenths are in 8 directions. The seeds of rank 64 are 0.1 apart."""
     cells, _ = runs(lambda c: 1.0, rates=(1e-3,), rules=LORA, ranks=(4, 64))

@@ -113,7 +113,7 @@ def test_every_test_is_corrected_within_its_group(name):
 @pytest.mark.parametrize("n", [3, 7])
 @pytest.mark.parametrize("off", [0.0, 0.06, 0.15])
 @pytest.mark.parametrize("grid", [0.0, 0.02])
-def test_the_probability_of_a_decision(n: int, off: float, grid: float) -> None:
+def test_the_probability_of_a_decision(n, off, grid):
     """Simulated with the tests that give the verdicts; the error of the grid is Gaussian."""
     rng = np.random.default_rng(1)
     sd, tolerance, level, studies = 0.05, 0.1, 0.05 / 4, 40_000
@@ -128,7 +128,7 @@ def test_the_probability_of_a_decision(n: int, off: float, grid: float) -> None:
         assert part == pytest.approx(simulated, abs=0.01)
 
 
-def test_the_power_to_differ_is_that_of_a_noncentral_t() -> None:
+def test_the_power_to_differ_is_that_of_a_noncentral_t():
     """Of one side; the other has almost no part in it."""
     n, off, sd, tolerance = 5, 0.3, 0.1, 0.1
     critical = stats.t.ppf(0.975, n - 1)

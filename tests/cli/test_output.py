@@ -4,10 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +15,6 @@ from study.cli.group import print_tables
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results/reference"
-Cli = Callable[..., Any]
 CURVE = "optimizer scaling exponent_p crossover"
 FIT = f"{CURVE} ci_low ci_high interval seeds ranks rank_min rank_max"
 QUANTITY = f"{FIT} site stat batch step predicted"
@@ -32,7 +29,7 @@ TABLES = {
     },
     "status": {
         "cells": "cell_id study status note rank scaling exponent optimizer lr seed steps "
-        "steps_done diverged_step stuck_step seconds error",
+        "steps_done diverged_step stuck_step seconds error"
     },
     "rates": {
         "rates": f"{LOSS} horizon best_lr best_loss edge rho",
@@ -54,9 +51,7 @@ def refuse(word: str) -> None:
         ("rates", "paper_learning_rate"),
     ],
 )
-def test_json_has_its_tables_and_csv_the_first_one(
-    works: Cli, tmp_path: Path, command: str, name: str
-) -> None:
+def test_json_has_its_tables_and_csv_the_first_one(works, tmp_path, command, name):
     folder = shutil.copytree(REFERENCE / name, tmp_path / name)
     ran = works(command, str(folder), "--json", "-q")
     assert ran.err == ""
@@ -72,7 +67,7 @@ def test_json_has_its_tables_and_csv_the_first_one(
     assert len(table) == len(found[first]) > 1
 
 
-def test_the_studies_of_a_folder_are_listed(works: Cli, refused: Cli, here: Path) -> None:
+def test_the_studies_of_a_folder_are_listed(works, refused, here):
     assert refused("status").startswith("study: no study in results: run study train")
     shutil.copytree(REFERENCE / "paper_b3", "results/here")
     for command in ("status", "list"):
@@ -94,9 +89,7 @@ def test_the_studies_of_a_folder_are_listed(works: Cli, refused: Cli, here: Path
         ("bf16_dead_zone", 80, "model smollm2, optimizer adamw"),
     ],
 )
-def test_a_status_fits_a_terminal_of_80_columns(
-    works: Cli, monkeypatch: pytest.MonkeyPatch, name: str, most: int, shared: str
-) -> None:
+def test_a_status_fits_a_terminal_of_80_columns(works, monkeypatch, name, most, shared):
     monkeypatch.setenv("COLUMNS", str(most))
     lines = works("status", str(REFERENCE / name)).out.splitlines()
     assert max(map(len, lines)) <= most
@@ -104,7 +97,7 @@ def test_a_status_fits_a_terminal_of_80_columns(
     assert not any("…" in line for line in lines)
 
 
-def test_missing_is_null_and_infinity_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_is_null_and_infinity_a_text(capsys):
     frame = pd.DataFrame({"rank": [4.0, float("inf")], "loss": [float("nan"), 1.5]})
     print_tables("json", cells=frame, best={"rank": frame["rank"].max()})
     assert json.loads(capsys.readouterr().out) == {
@@ -113,7 +106,7 @@ def test_missing_is_null_and_infinity_a_text(capsys: pytest.CaptureFixture[str])
     }
 
 
-def test_the_package_runs_as_a_module() -> None:
+def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "study", "--version"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert study.__version__ in ran.stdout

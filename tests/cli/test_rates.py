@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +10,6 @@ from study.analysis.grouping import NOT_A_CURVE
 from study.cli.rates import ALONE, overrides_of
 from study.store import load_cells, load_records
 
-Cli = Callable[..., Any]
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 SWEEP = (
     *("train", "-m", "model=tiny", "name=swept", "adapter.rank=4,8", "adapter.scaling=0.5"),
@@ -23,9 +20,7 @@ SWEEP = (
 )
 
 
-def test_a_search_trains_what_is_missing_until_nothing_is(
-    works: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_trains_what_is_missing_until_nothing_is(works, here, monkeypatch):
     """More of two steps is better, so the next rates are above; only the rate is new."""
     works(*SWEEP, f"results_dir={here}", f"plots_dir={here}/plots")
     monkeypatch.chdir("swept")
@@ -53,7 +48,7 @@ def test_a_search_trains_what_is_missing_until_nothing_is(
     ran = works("analyze", folder)
 
 
-def test_a_search_of_one_rate_starts_around_that_of_the_law(works: Cli, tmp_path: Path) -> None:
+def test_a_search_of_one_rate_starts_around_that_of_the_law(works, tmp_path):
     one = ("adapter.rank=4", "adapter.alpha=16", "optimizer.lr=1e-4", "probes.steps=null")
     works(*SWEEP, *one, f"results_dir={tmp_path}")
     folder = str(tmp_path / "swept")
@@ -65,7 +60,7 @@ def test_a_search_of_one_rate_starts_around_that_of_the_law(works: Cli, tmp_path
     assert 0.2 < first / law < 1, "at a constant rate, and an eighth of the batch"
 
 
-def test_a_search_ends_if_the_lowest_rate_stays_best(works: Cli, tmp_path: Path) -> None:
+def test_a_search_ends_if_the_lowest_rate_stays_best(works, tmp_path):
     """Far too high rates: a lower one is always better."""
     one = ("adapter.rank=4", "optimizer.lr=1e10,2e10", "train.eval_every=2", "probes.steps=null")
     works(*SWEEP, *one, f"results_dir={tmp_path}")
@@ -75,11 +70,11 @@ def test_a_search_ends_if_the_lowest_rate_stays_best(works: Cli, tmp_path: Path)
     assert 1e8 <= rates.min() < 2e8
 
 
-def test_a_study_of_one_rate_is_refused(refused: Cli) -> None:
+def test_a_study_of_one_rate_is_refused(refused):
     assert "has one learning rate: sweep over some" in refused("rates", REFERENCE / "quick")
 
 
-def test_a_setting_that_depends_on_a_swept_one_is_left_to_the_experiment() -> None:
+def test_a_setting_that_depends_on_a_swept_one_is_left_to_the_experiment():
     """Its alpha depends on the rule, and its table of them lacks the default rule."""
     name = "rate_rivals_muon"
     configs = (one["config"] for one in load_records(REFERENCE / name))

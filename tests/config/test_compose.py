@@ -44,9 +44,7 @@ def alternatives(values: object) -> list[str]:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS[::3])
-def test_the_cells_of_an_experiment_are_those_of_hydra(
-    loader: ConfigLoader, experiment: str
-) -> None:
+def test_the_cells_of_an_experiment_are_those_of_hydra(loader, experiment):
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     sweep = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
     axes = [[f"{key}={one}" for one in alternatives(values)] for key, values in sweep.items()]
@@ -54,7 +52,7 @@ def test_the_cells_of_an_experiment_are_those_of_hydra(
     assert_same(loader, [f"experiment={experiment}"], cells[:: max(1, len(cells) // 2)])
 
 
-def test_cells_may_set_different_keys_and_a_key_twice(loader: ConfigLoader) -> None:
+def test_cells_may_set_different_keys_and_a_key_twice(loader):
     cells = [["adapter.rank=4", "seed=1"], [], ["adapter.rank=2", "adapter.rank=32"], ["seed=5"]]
     assert_same(loader, ["model=tiny"], cells)
 
@@ -69,9 +67,7 @@ def test_cells_may_set_different_keys_and_a_key_twice(loader: ConfigLoader) -> N
         ("optimizer=adamx", "did you mean adam?"),
     ],
 )
-def test_a_mistake_of_a_later_cell_gets_one_line(
-    loader: ConfigLoader, mistake: str, says: str
-) -> None:
+def test_a_mistake_of_a_later_cell_gets_one_line(loader, mistake, says):
     with pytest.raises(StudyError, match=re.escape(says)), as_study_errors():
         compose(loader, "config", ["model=tiny"], [["seed=1"], ["seed=2", mistake]])
 
@@ -80,7 +76,7 @@ MOVE, R_SIGN, CROSSOVER, STEPS = 85.0, 9.8, 10.0, 128
 
 
 @pytest.mark.parametrize(("gamma", "rank"), [(1e-12, 2), (1.0, 64), (1e12, 9)])
-def test_the_expected_best_rate_moves_the_output_by_move(gamma: float, rank: int) -> None:
+def test_the_expected_best_rate_moves_the_output_by_move(gamma, rank):
     x = STEPS * expected_best(gamma, rank, STEPS, MOVE, R_SIGN, CROSSOVER)
     moved = x * gamma * math.sqrt(rank * (rank + R_SIGN - 1)) * (1 + CROSSOVER * x)
     assert moved == pytest.approx(MOVE, rel=1e-12)

@@ -1,16 +1,14 @@
 """Identity and validation of cells."""
 
 import re
-from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import pytest
 
-from study.config import CellConfig, Sources, eval_steps, identity, probe_steps
+from study.config import Sources, eval_steps, identity, probe_steps
 from study.config.hashing import recorded_identities
 from study.errors import StudyError
 
-Build = Callable[..., CellConfig]
 SOURCES = Sources(model="m", tokenizer="t", data="d")
 
 
@@ -28,14 +26,14 @@ probes.stats=[nonfinite,mean_abs,rms,m4,max_abs,norm,descent,stable_rank,spectra
 """Steps as log and the usual evaluation have them, and all usual statistics in another order."""
 
 
-def test_what_moves_the_numbers_moves_the_identity(cell: Build) -> None:
+def test_what_moves_the_numbers_moves_the_identity(cell):
     usual = identity(cell(), SOURCES)
     found = {identity(cell(override), SOURCES) for override in MATTERS.split()}
     assert len(found - {usual}) == len(MATTERS.split())
     assert {identity(cell(override), SOURCES) for override in DOES_NOT.split()} == {usual}
 
 
-def test_the_form_of_a_bf16_cell_is_part_of_its_identity(cell: Build) -> None:
+def test_the_form_of_a_bf16_cell_is_part_of_its_identity(cell):
     """In bf16 forms differ by more than rounding noise."""
     forms = [f"adapter.contraction={form}" for form in ("auto", "concatenated", "factored")]
     cells = [cell("precision=bf16", "train.clip=1.0", key) for key in forms]
@@ -44,7 +42,7 @@ def test_the_form_of_a_bf16_cell_is_part_of_its_identity(cell: Build) -> None:
     assert recorded_identities(asdict(cells[0]), asdict(SOURCES)) == [auto]
 
 
-def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell: Build) -> None:
+def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell):
     number = cell("adapter.scaling=0.75")
     assert number == cell("adapter.scaling=power", "adapter.exponent=0.75")
     assert identity(cell("adapter.scaling=0.5"), SOURCES) != identity(
@@ -52,12 +50,12 @@ def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell: Build) ->
     )
 
 
-def test_the_order_of_targets_does_not_matter(cell: Build) -> None:
+def test_the_order_of_targets_does_not_matter(cell):
     a, b = cell("adapter.targets=[q_proj,v_proj]"), cell("adapter.targets=[v_proj,q_proj]")
     assert identity(a, SOURCES) == identity(b, SOURCES)
 
 
-def test_sources_move_the_identity(cell: Build) -> None:
+def test_sources_move_the_identity(cell):
     found = {identity(cell(), replace(SOURCES, **{name: "x"})) for name in asdict(SOURCES)}
     assert len(found | {identity(cell(), SOURCES)}) == 5
 
@@ -72,11 +70,11 @@ def test_sources_move_the_identity(cell: Build) -> None:
         (["train.steps=5", "probes.steps=3"], (3,)),
     ],
 )
-def test_probe_schedules(cell: Build, overrides: list[str], expected: tuple[int, ...]) -> None:
+def test_probe_schedules(cell, overrides, expected):
     assert probe_steps(cell(*overrides)) == expected
 
 
-def test_eval_schedule(cell: Build) -> None:
+def test_eval_schedule(cell):
     assert eval_steps(cell("train.steps=5")) == {0, 5}
     assert eval_steps(cell("train.steps=5", "train.eval_every=2")) == {0, 2, 4, 5}
     assert eval_steps(cell("train.eval_every=0")) == set()
@@ -126,6 +124,6 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("override", MISTAKES)
-def test_a_bad_value_gets_one_line(cell: Build, override: str) -> None:
+def test_a_bad_value_gets_one_line(cell, override):
     with pytest.raises(StudyError, match=re.escape(MISTAKES[override])):
         cell(*override.split(" "))

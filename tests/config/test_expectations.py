@@ -8,7 +8,6 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from study.config import CellConfig
 from study.config.compose import CONF, parse
 from study.config.expectations import Expectation, Primary, check_entries, read_entries, read_entry
 from study.errors import StudyError
@@ -30,12 +29,12 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.fixture
-def parsed(cell: Callable[..., CellConfig]) -> Parsed:
+def parsed(cell) -> Parsed:
     """The expectations of a configuration that holds some entries."""
     return lambda entries: parse(OmegaConf.create(asdict(cell()) | {"expects": entries})).expects
 
 
-def test_an_entry_is_typed_and_survives_a_record(parsed: Parsed) -> None:
+def test_an_entry_is_typed_and_survives_a_record(parsed):
     [found] = parsed([SLOPE])
     assert (found.p, found.batch, found.place["layer"]) == (0.75, "train", "model")
     assert read_entries([asdict(found), {"what": "nonsense"}]) == [found]
@@ -52,7 +51,7 @@ PRIMARY = {
 }
 
 
-def test_the_rows_of_a_primary_test_are_of_its_kinds(parsed: Parsed) -> None:
+def test_the_rows_of_a_primary_test_are_of_its_kinds(parsed):
     """In their order, with the numbers of the rival; null leaves a row out."""
     second, alpha = SLOPE | {"step": 1}, SLOPE | {"what": "p_star"}
     found = parsed([PRIMARY | {"rival_predicts": [None, 0.5]}, SLOPE, alpha, second])
@@ -62,7 +61,7 @@ def test_the_rows_of_a_primary_test_are_of_its_kinds(parsed: Parsed) -> None:
     assert [number for _, number in whole[2].of(whole)] == [0, 0]
 
 
-MISTAKES: list[tuple[Any, str]] = [
+MISTAKES = [
     (SLOPE | {"predcted": 1}, "unknown key expects[0].predcted"),
     (SLOPE | {"predicted": "low"}, "expects[0].predicted='low' should be a valid number"),
     (SLOPE | {"tolerance": 0}, "expects[0].tolerance=0 should be greater than 0"),
@@ -81,7 +80,7 @@ MISTAKES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("entry", "message"), MISTAKES)
-def test_a_mistake_gets_one_line(parsed: Parsed, entry: Any, message: str) -> None:
+def test_a_mistake_gets_one_line(parsed, entry, message):
     with pytest.raises(StudyError) as caught:
         parsed([entry])
     assert str(caught.value).startswith(message)
@@ -89,7 +88,7 @@ def test_a_mistake_gets_one_line(parsed: Parsed, entry: Any, message: str) -> No
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_says_what_it_expects(experiment: str) -> None:
+def test_every_experiment_says_what_it_expects(experiment):
     text = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
     entries = [read_entry(entry) for entry in text["expects"]]
     check_entries(entries)

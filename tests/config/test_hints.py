@@ -3,9 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +13,6 @@ from study.vocabulary.inits import INITS
 from study.vocabulary.quantities import BATCHES, SITES, STATS
 from study.vocabulary.scaling import RULES
 
-Cli = Callable[..., Any]
 SLIPS = {
     "rank=4": "unknown key rank: did you mean adapter.rank?",
     "lora_alpha=32": "unknown key lora_alpha: did you mean adapter.alpha?",
@@ -44,14 +40,14 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_gets_one_line_and_writes_nothing(refused: Cli, here: Path, slip: str) -> None:
+def test_a_slip_gets_one_line_and_writes_nothing(refused, here, slip):
     assert SLIPS[slip] in refused("train", "model=tiny", *slip.split())
 
 
 @pytest.mark.parametrize(
     ("words", "code"), [("train -m rank=4,8", 2), ("advise docs/examples/axolotl.yml", 0)]
 )
-def test_a_slip_and_advice_come_before_torch_is_imported(words: str, code: int) -> None:
+def test_a_slip_and_advice_come_before_torch_is_imported(words, code):
     text = (
         f"import sys; from study import cli; sys.argv[1:] = {words.split()}\n"
         "try: cli.main()\n"
@@ -63,14 +59,14 @@ def test_a_slip_and_advice_come_before_torch_is_imported(words: str, code: int) 
     assert (ran.returncode, ran.stdout.splitlines()[-1]) == (code, "")
 
 
-def test_the_help_of_hydra_names_commands_that_exist(works: Cli) -> None:
+def test_the_help_of_hydra_names_commands_that_exist(works):
     text = works("train", "--hydra-help").out
     assert "--multirun" in text
     assert not re.search("-sc|--shell-completion", text)
 
 
 @pytest.mark.parametrize("optimizer", sorted(f.stem for f in (CONF / "optimizer").glob("*.yaml")))
-def test_every_key_has_a_meaning_and_its_choices(works: Cli, optimizer: str) -> None:
+def test_every_key_has_a_meaning_and_its_choices(works, optimizer):
     text = works("train", "--help", f"optimizer={optimizer}").out
     assert re.search(rf"(?m)^optimizer={optimizer} ", text)
     composed = yaml.safe_load(works("train", "--cfg", "job", f"optimizer={optimizer}").out)

@@ -12,7 +12,7 @@ from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 
 
-def test_names_of_folders() -> None:
+def test_names_of_folders():
     for name in ("été ☃", "x" * 200, "a b", "a.b"):
         assert check_folder_name(name) == name
     for name in ("", "..", "a/b", "a\\b", "a\n", " a", "x" * 201, "a\u200e"):
@@ -20,7 +20,7 @@ def test_names_of_folders() -> None:
             check_folder_name(name, "name")
 
 
-def test_intervals() -> None:
+def test_intervals():
     assert interval("checkpoint.every", 1) == 1
     assert interval("checkpoint.every", "1.5m") == 90.0
     for value in (0, True, 1.5, "0s", "60d"):
@@ -28,7 +28,7 @@ def test_intervals() -> None:
             interval("checkpoint.every", value)
 
 
-def test_text_of_a_stranger_stays_text() -> None:
+def test_text_of_a_stranger_stays_text():
     assert literal({"a": ["${oc.env:HOME}", r"\${x}", 3]}) == {
         "a": [r"\${oc.env:HOME}", r"\\\${x}", 3]
     }
@@ -45,7 +45,7 @@ def extremes(option: Option) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_option_within_its_limits_can_be_trained_with(name: str) -> None:
+def test_every_option_within_its_limits_can_be_trained_with(name):
     """Otherwise the optimizer would refuse it after the base was loaded."""
     usual = {
         key: option.choices[0] if option.choices else option.least or 0.5

@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory) -> Path:
     """The folder in which the commands run, with forty rows of data."""
     folder = tmp_path_factory.mktemp("contract")
     rows = [
@@ -30,10 +30,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command(home: Path) -> Command:
+def command(home) -> Command:
     """``command("train", "-m", ...)`` runs ``study`` as a process and returns what it printed."""
 
-    def run(*arguments: str) -> str:
+    def run(*arguments):
         done = Forked(STUDY, arguments, home, os.environ | {"COLUMNS": "100"}).wait()
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -50,7 +50,7 @@ SWEEP = (
 
 
 @pytest.fixture(scope="session")
-def small(home: Path, command: Command) -> Path:
+def small(home, command) -> Path:
     """The folder of a study of 12 cells: two ranks, two rules, three seeds, two steps; analyzed."""
     command(*SWEEP)
     command("analyze", "results/small")

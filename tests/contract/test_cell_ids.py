@@ -4,19 +4,16 @@ They are computed from the configuration alone, with fixed hashes of model, toke
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from study.config import CellConfig, Sources, identity
+from study.config import Sources, identity
 
 PINNED = json.loads((Path(__file__).parent / "ids.json").read_text())
 """The overrides of a configuration, and its id."""
 
 
 @pytest.mark.parametrize(("overrides", "expected"), PINNED, ids=[" ".join(o) for o, _ in PINNED])
-def test_the_id_of_a_configuration_is_pinned(
-    cell: Callable[..., CellConfig], overrides: list[str], expected: str
-) -> None:
+def test_the_id_of_a_configuration_is_pinned(cell, overrides, expected):
     assert identity(cell(*overrides), Sources(model="m", tokenizer="t", data="d")) == expected

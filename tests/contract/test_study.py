@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 import study
-from tests.contract.conftest import SWEEP, Command
+from tests.contract.conftest import SWEEP
 
 IDS = json.loads((Path(__file__).parent / "small.json").read_text())
 """The id of every cell of the small study, and some of its numbers, by rule, rank and seed."""
 
 
-def test_the_cells_have_their_ids_files_and_records(small: Path) -> None:
+def test_the_cells_have_their_ids_files_and_records(small):
     folders = {folder.name: folder for folder in (small / "cells").iterdir()}
     assert set(folders) == {numbers["id"] for numbers in IDS.values()}
     for folder in folders.values():
@@ -26,7 +26,7 @@ def test_the_cells_have_their_ids_files_and_records(small: Path) -> None:
         assert pd.read_parquet(folder / "metrics.parquet")["loss"].notna().any()
 
 
-def test_the_tables_have_the_measured_numbers(small: Path) -> None:
+def test_the_tables_have_the_measured_numbers(small):
     tables = study.load(str(small))
     assert len(tables.cells) == 12
     metrics = tables.metrics[tables.metrics["step"] == 1].set_index("cell_id")
@@ -39,7 +39,7 @@ def test_the_tables_have_the_measured_numbers(small: Path) -> None:
         assert output[cell] == pytest.approx(expected["adapter_out"], rel=1e-3), name
 
 
-def test_the_exponents_are_those_of_the_theory(small: Path) -> None:
+def test_the_exponents_are_those_of_the_theory(small):
     """At step 0 the gradient norm goes as gamma sqrt(r): r^-1/2 under LoRA, r^0 under rsLoRA."""
     exponents = study.load(str(small)).exponents
     assert {"verdict", "predicted", "ci_low", "ci_high", "exponent"} <= set(exponents.columns)
@@ -54,7 +54,7 @@ def test_the_exponents_are_those_of_the_theory(small: Path) -> None:
     assert whole["rslora"] == pytest.approx(0.0, abs=0.15)
 
 
-def test_a_notebook_shows_what_was_found_and_writes_the_report(small: Path, tmp_path: Path) -> None:
+def test_a_notebook_shows_what_was_found_and_writes_the_report(small, tmp_path):
     loaded = study.load(small)
     shown = loaded._repr_html_()
     assert "<h2>Do outputs and gradients keep their size as the rank grows?</h2>" in shown
@@ -68,13 +68,13 @@ def test_a_notebook_shows_what_was_found_and_writes_the_report(small: Path, tmp_
     assert list((tmp_path / "page/figures").glob("*.png"))
 
 
-def test_the_same_line_again_trains_nothing(small: Path, command: Command) -> None:
+def test_the_same_line_again_trains_nothing(small, command):
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*.parquet")}
     assert "nothing to train" in command(*SWEEP)
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*.parquet")} == before
 
 
-def test_every_reader_says_what_it_found(small: Path, home: Path, command: Command) -> None:
+def test_every_reader_says_what_it_found(small, home, command):
     assert command("status", "results/small").count("complete") >= 12
     analyzed = command("analyze", "results/small")
     assert "rsLoRA" in analyzed
@@ -92,7 +92,7 @@ def test_every_reader_says_what_it_found(small: Path, home: Path, command: Comma
     assert (home / "page.html").stat().st_size > 100_000
 
 
-def test_an_adapter_goes_out_and_comes_back(small: Path, home: Path, command: Command) -> None:
+def test_an_adapter_goes_out_and_comes_back(small, home, command):
     cell = IDS["rslora 4 0"]["id"]
     command("export", "results/small", cell, "adapter")
     settings = json.loads((home / "adapter/adapter_config.json").read_text())
@@ -103,7 +103,7 @@ def test_an_adapter_goes_out_and_comes_back(small: Path, home: Path, command: Co
     assert "adapter.path=" in printed
 
 
-def test_a_notebook_trains_a_sweep(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_trains_a_sweep(home, monkeypatch):
     monkeypatch.chdir(home)
     short = {"model": "tiny", "data": "file", "data.path": "train.jsonl", "data.heldout": 4}
     short |= {"train.steps": 1, "train.batch_size": 2, "data.sequence_length": 32}

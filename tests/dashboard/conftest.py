@@ -66,7 +66,7 @@ class Servers:
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Servers]:
+def servers(tmp_path) -> Iterator[Servers]:
     found = Servers(tmp_path / "state")
     yield found
     for process in found.running:
@@ -134,11 +134,11 @@ Opener = Callable[..., Watched]
 
 
 @pytest.fixture(scope="module")
-def opener(browser: Browser) -> Iterator[Opener]:
+def opener(browser) -> Iterator[Opener]:
     """A page in a context of its own; the options are those of the context."""
     contexts = []
 
-    def opened(**options: Any) -> Watched:
+    def opened(**options):
         size = {"width": 1280, "height": 800}
         contexts.append(
             browser.new_context(**{"viewport": size, "accept_downloads": True} | options)
@@ -151,17 +151,17 @@ def opener(browser: Browser) -> Iterator[Opener]:
 
 
 @pytest.fixture
-def watched(opener: Opener) -> Watched:
+def watched(opener) -> Watched:
     return opener()
 
 
 @pytest.fixture
-def offline(opener: Opener) -> Watched:
+def offline(opener) -> Watched:
     return opener(offline=True)
 
 
 @pytest.fixture(scope="session")
-def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(jsonl, tmp_path_factory) -> Path:
     """18 cells over ranks, rules, optimizers and seeds; and 2 that diverge at a higher rate."""
     results = tmp_path_factory.mktemp("dashboard") / "results"
     small = f"-m model=tiny data=file data.path={jsonl} data.sequence_length=24 data.heldout=2 "
@@ -178,7 +178,7 @@ def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(trained, tmp_path_factory) -> Path:
     """The page of the trained study, with everything."""
     path = tmp_path_factory.mktemp("export") / "small.html"
     inside, there = export([trained], path)

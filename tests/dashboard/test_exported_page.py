@@ -14,7 +14,7 @@ from study.dashboard.document import PARTS, SCRIPTS, export
 from study.store import load_measured
 from tests.store.small_cells import flip
 
-from .conftest import LAYER, Opener, Watched, begin_cell, one_step, written
+from .conftest import LAYER, Watched, begin_cell, one_step, written
 
 IN_VIEW = """ids => ids.filter(id => {
     const { top, bottom, left, right } = byId(id).getBoundingClientRect();
@@ -40,7 +40,7 @@ HEAT = """() => page.heat.panels.map(p => {
 
 
 @pytest.fixture(scope="module")
-def exported(opener: Opener, file: Path) -> Watched:
+def exported(opener, file) -> Watched:
     """The file, opened once for this module."""
     watched = opener(offline=True)
     watched.open(file.as_uri())
@@ -54,7 +54,7 @@ def exported_page(watched: Watched, folder: Path, choices: str) -> Any:
     return watched.open(f"{file.as_uri()}?{len(watched.requests)}#{choices}")
 
 
-def test_the_same_study_gives_the_same_file(tmp_path: Path) -> None:
+def test_the_same_study_gives_the_same_file(tmp_path):
     folder = written(tmp_path / "odd", "a", "b")
     first, again = (tmp_path / name for name in ("first.html", "again.html"))
     for file in (first, again):
@@ -62,7 +62,7 @@ def test_the_same_study_gives_the_same_file(tmp_path: Path) -> None:
     assert first.read_bytes() == again.read_bytes()
 
 
-def test_a_file_stays_below_the_limit(tmp_path: Path) -> None:
+def test_a_file_stays_below_the_limit(tmp_path):
     writer, file = begin_cell(tmp_path / "odd", "a"), tmp_path / "some.html"
     for step, site in enumerate(("adapter_grad", "A_grad", "B_grad")):
         one_step(writer, step, {f"layers.{n}.q_proj": 2 + math.sin(n) for n in range(400)}, site)
@@ -75,7 +75,7 @@ def test_a_file_stays_below_the_limit(tmp_path: Path) -> None:
     assert file.stat().st_size <= most
 
 
-def test_no_request_and_no_error(offline: Watched, file: Path) -> None:
+def test_no_request_and_no_error(offline, file):
     page = offline.open(file.as_uri())
     assert offline.requests == [file.as_uri()]
     assert page.locator("#counts").inner_text() == "✕ 2 diverged", "done ones are counted once"
@@ -86,7 +86,7 @@ def test_no_request_and_no_error(offline: Watched, file: Path) -> None:
 # ---- layers
 
 
-def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
+def test_every_value_is_in_its_place(exported, trained):
     """Every value of every panel against the store, for two quantities and one seed."""
     tables = load_measured(trained)
     every = tables.cells.query("optimizer == 'sgd' and lr < 1")
@@ -124,7 +124,7 @@ def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
                 assert slope == pytest.approx(expected, abs=2e-3)
 
 
-def test_values_that_are_not_finite_are_marked(exported: Watched) -> None:
+def test_values_that_are_not_finite_are_marked(exported):
     page = exported.show("tab=layers&optimizer=sgd&rules=rslora p=0.5")
     settings = page.locator("#setting option").all_inner_texts()
     exported.choose("setting", next(text for text in settings if "1e+30" in text))
@@ -142,7 +142,7 @@ def test_values_that_are_not_finite_are_marked(exported: Watched) -> None:
     assert exported.errors == []
 
 
-def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported: Watched, trained: Path) -> None:
+def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported, trained):
     page = exported.show("tab=layers&optimizer=adamw&seed=0&step=1")
     sizes = [panel["values"] for panel in page.evaluate(HEAT) if panel["of"] == "value"]
     odd = page.evaluate("page.heat.panels.slice(-2).map(p => oddOnes(p).map(one => one.value))")
@@ -175,9 +175,7 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported: Watched, trai
         assert f"{name} {slope:.2f}".replace("-", "−") in page.locator("#fit-title").inner_text()
 
 
-def test_every_control_changes_the_charts_and_the_address_restores_it(
-    offline: Watched, file: Path
-) -> None:
+def test_every_control_changes_the_charts_and_the_address_restores_it(offline, file):
     page = offline.open(file.as_uri() + "#tab=layers")
     wanted = {"optimizer": "sgd", "site": "adapter_out", "stat": "m4", "batch": "train"}
     wanted |= {"kind": "q_proj", "seed": "1", "rank": "2"}
@@ -204,7 +202,7 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(
     assert offline.errors == []
 
 
-def test_charts_can_be_saved_as_pictures(exported: Watched, tmp_path: Path) -> None:
+def test_charts_can_be_saved_as_pictures(exported, tmp_path):
     page = exported.show("tab=layers")
     with page.expect_download() as waiting:
         page.locator("#heat .modebar-btn").dispatch_event("click")
@@ -231,9 +229,7 @@ TEXTS = """() => [...document.querySelectorAll('.chart')].flatMap(chart => {
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1920, "dark")])
-def test_it_fits_the_screen_light_and_dark(
-    opener: Opener, file: Path, width: int, scheme: str
-) -> None:
+def test_it_fits_the_screen_light_and_dark(opener, file, width, scheme):
     watched = opener(viewport={"width": width, "height": 1000}, color_scheme=scheme)
     page = watched.open(file.as_uri())
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
@@ -249,9 +245,7 @@ def test_it_fits_the_screen_light_and_dark(
 # ---- unusual studies
 
 
-def test_it_opens_where_there_is_something_to_show_and_says_what_is_not_measured(
-    offline: Watched, tmp_path: Path
-) -> None:
+def test_it_opens_where_there_is_something_to_show_and_says_what_is_not_measured(offline, tmp_path):
     """Two ranks: gradients at steps 0 and 4, updates at step 0, outputs that are 0 at step 0."""
     for rank in (4, 8):
         writer = begin_cell(tmp_path / "sparse", f"rank{rank}", rank)
@@ -280,7 +274,7 @@ def test_it_opens_where_there_is_something_to_show_and_says_what_is_not_measured
     assert offline.errors == []
 
 
-def test_names_from_the_data_are_never_markup(offline: Watched, tmp_path: Path) -> None:
+def test_names_from_the_data_are_never_markup(offline, tmp_path):
     layer = "</script><script>alert(1)</script>.<b>q_proj"
     cell_id = "<img src=x onerror=alert(2)>"
     writer = begin_cell(tmp_path / "odd", cell_id)
@@ -301,7 +295,7 @@ def test_names_from_the_data_are_never_markup(offline: Watched, tmp_path: Path) 
     assert len(offline.requests) == 1
 
 
-def test_the_page_lists_unreadable_cells(offline: Watched, tmp_path: Path) -> None:
+def test_the_page_lists_unreadable_cells(offline, tmp_path):
     folder = written(tmp_path / "odd", "a", "b", "c")
     (folder / "cells/b/record.json").write_text("<b>{")
     flip(folder / "cells/c/metrics.parquet")
@@ -320,7 +314,7 @@ def test_the_page_lists_unreadable_cells(offline: Watched, tmp_path: Path) -> No
     assert offline.errors == []
 
 
-def test_no_name_is_defined_in_two_scripts() -> None:
+def test_no_name_is_defined_in_two_scripts():
     """All scripts share one scope: a later definition would replace an earlier one."""
     text = "\n".join((PARTS / name).read_text() for name in SCRIPTS)
     names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", text, re.MULTILINE)

@@ -1,13 +1,12 @@
 """The page while a study runs: it updates without a reload and survives a server restart."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from tests.forked import STUDY, Forked
 
-from .conftest import LAYER, Servers, Watched, begin_cell, one_step, written
+from .conftest import LAYER, begin_cell, one_step, written
 
 HELD = f"""
 import pathlib, time
@@ -26,9 +25,7 @@ CellWriter.append = append_when_released
 """A study whose cells write no row before a file ``released`` is in its folder."""
 
 
-def test_a_step_is_on_the_page_within_five_seconds(
-    watched: Watched, servers: Servers, tmp_path: Path
-) -> None:
+def test_a_step_is_on_the_page_within_five_seconds(watched, servers, tmp_path):
     folder = tmp_path / "results/odd"
     writer = begin_cell(folder, "aaa")
     one_step(writer, 0, {LAYER: 1.0})
@@ -62,8 +59,8 @@ def test_a_step_is_on_the_page_within_five_seconds(
 
 
 def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
-    watched: Watched, servers: Servers, jsonl: Path, tmp_path: Path
-) -> None:
+    watched, servers, jsonl, tmp_path
+):
     folder = written(tmp_path / "results/odd", "aaa", steps=1)
     address = servers.start(folder)
     page = watched.open(f"{address}#tab=layers")

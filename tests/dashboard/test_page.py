@@ -23,7 +23,7 @@ from study.errors import StudyError
 from study.report import answer, answer_table, asked
 from study.report.text import minus, plain
 
-from .conftest import LAYER, Watched, begin_cell, one_step
+from .conftest import LAYER, begin_cell, one_step
 
 NORM = Measured("adapter_grad", "norm", "train")
 
@@ -34,7 +34,7 @@ def shown(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_findings_are_the_report(trained: Path) -> None:
+def test_the_findings_are_the_report(trained):
     """Its question, sentences, table and caveats, and the figure of its question."""
     tables, page = load_tables(trained), shown(trained)
     text = unescape(re.sub("<[^>]*>", "", page["report"]))
@@ -49,9 +49,7 @@ def test_the_findings_are_the_report(trained: Path) -> None:
     assert page["report"].count("<img") == 3
 
 
-def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(
-    trained: Path, jsonl: Path
-) -> None:
+def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(trained, jsonl):
     found = shown(trained)["configuration"]
     assert found["main"] == (
         f"a tiny random Llama, {jsonl}, several optimizers, several learning rates, α = 16, "
@@ -61,7 +59,7 @@ def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(
     assert not {"lr", "rank"} & set(found["rest"])
 
 
-def test_a_running_cell_shows_what_it_has(tmp_path: Path) -> None:
+def test_a_running_cell_shows_what_it_has(tmp_path):
     with pytest.raises(StudyError, match="no study in"):
         read_studies([tmp_path])
     writer = begin_cell(tmp_path, "aaa")
@@ -90,23 +88,19 @@ def of_slope(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) ->
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> list[Path]:
+def pair(tmp_path) -> list[Path]:
     """Two studies that share their cell ids."""
     return [of_slope(tmp_path / "first", -0.5), of_slope(tmp_path / "second", 0.0, (4, 8, 32))]
 
 
-def test_too_many_cells_for_a_file_are_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_cells_for_a_file_are_refused_at_once(tmp_path, monkeypatch):
     of_slope(tmp_path / "s", 0.5, ranks=(4,))
     monkeypatch.setattr(document, "MOST_CELLS", 2)
     with pytest.raises(StudyError, match="3 cells are too many for one file: name studies of at"):
         export([tmp_path / "s"], tmp_path / "page.html")
 
 
-def test_one_study_at_a_time_and_a_table_of_all(
-    offline: Watched, pair: list[Path], works: Any, refused: Any
-) -> None:
+def test_one_study_at_a_time_and_a_table_of_all(offline, pair, works, refused):
     assert "--wandb takes one study, not 2: run it for each" in refused(
         "dashboard", *pair, "--wandb"
     )
@@ -134,7 +128,7 @@ def test_one_study_at_a_time_and_a_table_of_all(
     assert offline.errors == []
 
 
-def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
+def test_each_study_keeps_the_numbers_of_its_own_page(pair):
     page = Page(read_studies(pair), live=False)
     message = page.message(NORM)
     for key in ("0: 4-1", "1: 4-1", "1: 32-0"):
@@ -146,7 +140,7 @@ def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
             assert own[name] == alone[name]
 
 
-def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(tmp_path: Path) -> None:
+def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(tmp_path):
     folders = [of_slope(tmp_path / place / "same", 0.0, (4,)) for place in ("a", "b")]
     assert names_of(folders) == [str(folder) for folder in folders]
     with pytest.raises(StudyError, match="same is given twice: give each study once"):
@@ -156,9 +150,7 @@ def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(tmp_p
 # ---- progress
 
 
-def test_the_head_shows_cells_done_waiting_and_the_time_left(
-    offline: Watched, pair: list[Path]
-) -> None:
+def test_the_head_shows_cells_done_waiting_and_the_time_left(offline, pair):
     found = iter([(2, 30.0), (4, 190.0)])
     app = application(pair, "t", lambda folder: next(found))
     told = TestClient(app, base_url="http://127.0.0.1/t").get("/progress").json()
@@ -182,7 +174,7 @@ def write_record(study_dir: Path) -> None:
     (study_dir / "cells/a/record.json").write_text("{}")
 
 
-def test_it_does_not_wait_where_no_cell_will_come(tmp_path: Path) -> None:
+def test_it_does_not_wait_where_no_cell_will_come(tmp_path):
     (tmp_path / "file").write_text("")
     write_record(tmp_path / "results/mine")
     for place in ("file", "file/below", "results"):
@@ -190,11 +182,9 @@ def test_it_does_not_wait_where_no_cell_will_come(tmp_path: Path) -> None:
             wait_for_cells(tmp_path / place)
 
 
-def test_the_command_serves_when_the_cell_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: Any
-) -> None:
+def test_the_command_serves_when_the_cell_is_there(tmp_path, monkeypatch, works):
     study_dir = tmp_path / "results/mine"
-    served: list[bool] = []
+    served = []
     monkeypatch.setattr(
         "study.dashboard.server.serve",
         lambda studies, *_: served.append((studies[0] / "cells/a/record.json").exists()),

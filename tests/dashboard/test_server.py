@@ -14,11 +14,11 @@ from starlette.testclient import TestClient
 from study.dashboard import server
 from study.errors import StudyError
 
-from .conftest import PATIENCE, Servers, written
+from .conftest import PATIENCE, written
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Path:
+def small(tmp_path) -> Path:
     return written(tmp_path / "odd", "a", "b")
 
 
@@ -33,7 +33,7 @@ def answer(address: str, path: str) -> tuple[int, bytes]:
     return found
 
 
-def test_only_the_whole_address_shows_the_study(servers: Servers, small: Path) -> None:
+def test_only_the_whole_address_shows_the_study(servers, small):
     address = servers.start(small)
     token = urlsplit(address).path
     assert len(token) > 30
@@ -50,21 +50,19 @@ def test_only_the_whole_address_shows_the_study(servers: Servers, small: Path) -
     assert key.stat().st_mode & 0o777 == 0o600
 
 
-def test_without_a_stored_key_every_start_has_another_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_stored_key_every_start_has_another_token(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "study").write_text("no key can be stored")
     assert server.token_of([tmp_path]) != server.token_of([tmp_path])
 
 
 @pytest.fixture
-def client(small: Path) -> TestClient:
+def client(small) -> TestClient:
     app = server.application([small], "t")
     return TestClient(app, base_url="http://127.0.0.1/t")
 
 
-def test_an_overview_is_sent_only_with_news(client: TestClient) -> None:
+def test_an_overview_is_sent_only_with_news(client):
     first = client.get("/overview")
     assert first.json()["pages"][0]["counts"]["complete"] == 2
     again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
@@ -76,14 +74,14 @@ def test_an_overview_is_sent_only_with_news(client: TestClient) -> None:
     assert len(json.loads(header)["blocks"]) == 2
 
 
-def test_a_quantity_that_was_not_measured_is_refused_in_a_line(client: TestClient) -> None:
+def test_a_quantity_that_was_not_measured_is_refused_in_a_line(client):
     for query in ("", "site=../../x&stat=%00&batch=%ff", "site=x&site=y&stat=z"):
         answer = client.get(f"/values?{query}")
         assert (answer.status_code, answer.text.count("\n")) == (400, 1)
         assert "unknown quantity" in answer.text
 
 
-def test_a_taken_port_is_a_one_line_error(small: Path) -> None:
+def test_a_taken_port_is_a_one_line_error(small):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -92,13 +90,11 @@ def test_a_taken_port_is_a_one_line_error(small: Path) -> None:
             server.serve([small], "127.0.0.1", port, lambda *shown: pytest.fail(str(shown)))
 
 
-def test_a_served_study_may_be_damaged_deleted_and_made_again(
-    servers: Servers, tmp_path: Path
-) -> None:
+def test_a_served_study_may_be_damaged_deleted_and_made_again(servers, tmp_path):
     folder = written(tmp_path / "odd", "a")
     address = servers.start(folder)
 
-    def until(status: str, number: int) -> None:
+    def until(status, number):
         deadline = time.monotonic() + PATIENCE
         path = f"{urlsplit(address).path}overview"
         while True:

@@ -78,8 +78,8 @@ pairs = st.builds(Example, words, words.filter(str.strip))
 @settings(max_examples=40)
 @given(examples=st.lists(pairs, min_size=2, max_size=12, unique=True), bos=st.booleans())
 def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(
-    examples: list[Example], bos: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+    examples, bos, tmp_path_factory
+):
     folder = tmp_path_factory.mktemp("batches")
     corpus = build(folder, examples, 100, WITH_BOS if bos else PLAIN)
     assert corpus.fingerprint == fingerprint(examples)
@@ -108,8 +108,8 @@ def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(
     ],
 )
 def test_a_context_loses_its_left_but_for_bos_and_a_target_its_right(
-    tmp_path: Path, example: Example, length: int, tokenizer: Any, row: tuple[str, str]
-) -> None:
+    tmp_path, example, length, tokenizer, row
+):
     examples = [example, Example("other", "other")]
     corpus = build(tmp_path, examples, length, tokenizer)
     is_held = sides(examples)[1] == [example]
@@ -119,7 +119,7 @@ def test_a_context_loses_its_left_but_for_bos_and_a_target_its_right(
     assert tokenizer.decode(learned, skip_special_tokens=False) == row[1]
 
 
-def test_what_can_not_be_tokens_is_refused(tmp_path: Path) -> None:
+def test_what_can_not_be_tokens_is_refused(tmp_path):
     examples = [Example(str(n), "z") for n in range(9)]
     with pytest.raises(StudyError, match=r"data\.sequence_length=1"):
         build(tmp_path, examples, length=1)
@@ -145,7 +145,7 @@ def drawn(table: TokenTable, seed: int, step: int, batch_size: int) -> list[int]
 
 
 @given(size=st.integers(1, 40), batch_size=st.integers(1, 90), seed=st.integers(-(2**40), 2**40))
-def test_every_epoch_is_a_permutation(size: int, batch_size: int, seed: int) -> None:
+def test_every_epoch_is_a_permutation(size, batch_size, seed):
     table = numbered(size)
     steps = -(-3 * size // batch_size)
     order = [row for step in range(steps) for row in drawn(table, seed, step, batch_size)]
@@ -154,7 +154,7 @@ def test_every_epoch_is_a_permutation(size: int, batch_size: int, seed: int) -> 
         assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-def test_epochs_and_seeds_differ_and_a_seed_repeats() -> None:
+def test_epochs_and_seeds_differ_and_a_seed_repeats():
     """The data order of a stored cell must not change with a release of numpy or of ours."""
     table = numbered(100)
     assert drawn(table, 0, 0, 100) == drawn(numbered(100), 0, 0, 100)
@@ -166,7 +166,7 @@ def test_epochs_and_seeds_differ_and_a_seed_repeats() -> None:
 # Questions: FinLoRA's rule for a correct answer, and their batches.
 
 
-def test_the_share_of_right_answers() -> None:
+def test_the_share_of_right_answers():
     """The first label in an answer counts; of labels with the same start, the longer."""
     targets = ["positive", "Negative", " neutral", "positive"]
     answers = [
@@ -180,7 +180,7 @@ def test_the_share_of_right_answers() -> None:
     assert exact_match(["0.125", "0.1 or 0.12", "5"], ["0.12", "0.1", "5"]) == 1
 
 
-def test_questions_are_the_contexts_that_the_loss_sees(corpus: Corpus) -> None:
+def test_questions_are_the_contexts_that_the_loss_sees(corpus):
     questions = corpus.questions
     trained = []
     for batch in corpus.heldout.batches(4):
@@ -198,7 +198,7 @@ def test_questions_are_the_contexts_that_the_loss_sees(corpus: Corpus) -> None:
         assert target.strip().split()[0] in questions.tokenizer.decode(context)
 
 
-def test_an_answer_ends_at_its_eos(corpus: Corpus) -> None:
+def test_an_answer_ends_at_its_eos(corpus):
     questions = corpus.questions
     encode = questions.tokenizer.encode
     right = [encode(target) for target in questions.targets]

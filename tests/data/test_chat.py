@@ -73,7 +73,7 @@ contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
 
 @settings(max_examples=60)
 @given(texts=st.lists(contents, min_size=2, max_size=4), name=st.sampled_from(list(TOKENIZERS)))
-def test_any_text_has_the_tokens_and_the_marks_of_transformers(texts: list[str], name: str) -> None:
+def test_any_text_has_the_tokens_and_the_marks_of_transformers(texts, name):
     messages, tokenizer = said(*texts), TOKENIZERS[name]
     path = TEMPLATES / "qwen3_instruct_2507_training.jinja"
     theirs = tokenizer.apply_chat_template(
@@ -89,7 +89,7 @@ def test_any_text_has_the_tokens_and_the_marks_of_transformers(texts: list[str],
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3_vl"])
-def test_turns_without_marks_are_those_that_trl_marks(name: str) -> None:
+def test_turns_without_marks_are_those_that_trl_marks(name):
     """TRL's training template of a model is its own template with marks."""
     own = template(TEMPLATES / f"{name}.jinja")
     marked = template(TEMPLATES / f"{name}_training.jinja")
@@ -101,10 +101,10 @@ def test_turns_without_marks_are_those_that_trl_marks(name: str) -> None:
 
 
 @pytest.fixture
-def of_trl(tmp_path: Path) -> Any:
+def of_trl(tmp_path) -> Any:
     """The tokens of a row and whether each is a label, after all of TRL's preparation."""
 
-    def prepared(row: dict[str, Any], chat_template: str | None = None) -> Any:
+    def prepared(row, chat_template=None):
         tokenizer = load_tokenizer(ModelConfig("tiny"))
         tokenizer.chat_template = chat_template
         config = trl.SFTConfig(
@@ -124,7 +124,7 @@ def of_trl(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["chatml", "glm4moe"])
-def test_the_last_turn_is_what_trl_takes_for_a_completion(of_trl: Any, name: str) -> None:
+def test_the_last_turn_is_what_trl_takes_for_a_completion(of_trl, name):
     path = "chatml" if name == "chatml" else TEMPLATES / f"{name}.jinja"
     text = CHATML if name == "chatml" else path.read_text()
     theirs = of_trl({"prompt": SHORT[:-1], "completion": SHORT[-1:]}, text)
@@ -132,7 +132,7 @@ def test_the_last_turn_is_what_trl_takes_for_a_completion(of_trl: Any, name: str
         assert tokens(template(path).conversation(SHORT, None, prompt, "row"), BYTES) == theirs
 
 
-def test_turns_after_a_prompt_are_what_trl_takes_for_a_completion(of_trl: Any) -> None:
+def test_turns_after_a_prompt_are_what_trl_takes_for_a_completion(of_trl):
     """All that follows the prompt is learned, the turn of the user and marked turns too."""
     path = TEMPLATES / "qwen2_5_vl_training.jinja"
     theirs = of_trl({"prompt": LONG[:2], "completion": LONG[2:]}, path.read_text())
@@ -141,14 +141,14 @@ def test_turns_after_a_prompt_are_what_trl_takes_for_a_completion(of_trl: Any) -
     assert made.answer == "yes"
 
 
-def test_texts_and_completions_are_those_of_trl(of_trl: Any) -> None:
+def test_texts_and_completions_are_those_of_trl(of_trl):
     eos, text = BYTES.eos_token_id, "é\n"
     assert tokens(Document(text), BYTES, eos=eos) == of_trl({"text": text})
     theirs = of_trl({"prompt": "q: ", "completion": text})
     assert tokens(Example("q: ", text), BYTES, eos=eos) == theirs
 
 
-def test_tools_are_passed_on_and_the_date_is_the_same_every_day() -> None:
+def test_tools_are_passed_on_and_the_date_is_the_same_every_day():
     made = template(TEMPLATES / "llama3_1.jinja").conversation(SHORT, None, 0, "row")
     assert "Today Date: 26 Jul 2024" in made.text
     tool = {"type": "function", "function": {"name": "sum", "parameters": {}}}
@@ -174,13 +174,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_a_template_of_a_stranger_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_template_of_a_stranger_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(StudyError, match=REFUSED[text]) as caught:
         template(text, folder=tmp_path).conversation(SHORT, None, 0, "row 1")
     assert "chatml" in str(caught.value)
 
 
-def test_no_template(tmp_path: Path) -> None:
+def test_no_template(tmp_path):
     with pytest.raises(StudyError, match=r"has none: give data\.chat_template=chatml"):
         template(None)
     with pytest.raises(StudyError, match="does not exist"):

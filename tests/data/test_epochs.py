@@ -1,36 +1,24 @@
 """Epochs and warm-up as a share: the steps of the Trainer of transformers, and of one cell."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import Trainer, TrainingArguments
 
-from study.config import CellConfig, resolved
+from study.config import resolved
 from study.errors import StudyError
 from study.models import tiny
 from study.store import load_cells
 from study.sweeps.cells import plan
 from study.sweeps.packs import prepare
 
-Build = Callable[..., CellConfig]
-
 
 @pytest.mark.parametrize(
     ("rows", "batch", "accumulation", "epochs", "warmup"),
     [(61, 4, 3, 3.0, 0.5), (100, 7, 2, 2.55, 0.07), (10, 3, 2, 1.5, 3)],
 )
-def test_steps_are_those_of_the_trainer(
-    cell: Build,
-    tmp_path: Path,
-    rows: int,
-    batch: int,
-    accumulation: int,
-    epochs: float,
-    warmup: Any,
-) -> None:
+def test_steps_are_those_of_the_trainer(cell, tmp_path, rows, batch, accumulation, epochs, warmup):
     args = TrainingArguments(
         str(tmp_path),
         per_device_train_batch_size=batch,
@@ -49,7 +37,7 @@ def test_steps_are_those_of_the_trainer(
     assert isinstance(ours.train.warmup, int)
 
 
-def test_epochs_and_the_same_number_of_steps_are_one_cell(cell: Build) -> None:
+def test_epochs_and_the_same_number_of_steps_are_one_cell(cell):
     """54 training rows, of 60, in batches of 3: 18 steps."""
     by_epochs = cell("train.epochs=2", "train.warmup=0.25", "train.steps=5")
     shares = [cell(f"train.steps={steps}", "train.warmup=0.25") for steps in (36, 35)]
@@ -61,12 +49,12 @@ def test_epochs_and_the_same_number_of_steps_are_one_cell(cell: Build) -> None:
     assert cells[0].description["config"]["train"]["epochs"] == 2.0
 
 
-def test_schedules_follow_the_steps_of_the_epochs(cell: Build) -> None:
+def test_schedules_follow_the_steps_of_the_epochs(cell):
     with pytest.raises(StudyError, match=r"train\.epochs=1e\+06 takes 3333334000000 steps"):
         resolved(cell("train.epochs=1e6"), lambda: 10**7)
 
 
-def test_conversations_are_trained_for_an_epoch(here: Path, works: Callable[..., Any]) -> None:
+def test_conversations_are_trained_for_an_epoch(here, works):
     turns = [
         [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]
         for n in range(24)
@@ -92,7 +80,7 @@ def test_conversations_are_trained_for_an_epoch(here: Path, works: Callable[...,
     assert "1 done, nothing to train" in again.err
 
 
-def test_texts_have_no_questions_to_answer(cell: Build, tmp_path: Path) -> None:
+def test_texts_have_no_questions_to_answer(cell, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(20)))
     with pytest.raises(StudyError, match="no held-out row is a question"):

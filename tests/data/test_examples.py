@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import zlib
 from pathlib import Path
 
@@ -25,9 +24,7 @@ def load(path: object = None, name: str = "file") -> list[Row]:
 
 
 @given(examples=example_lists.filter(bool))
-def test_a_file_is_read_as_it_was_written(
-    examples: list[Example], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_file_is_read_as_it_was_written(examples, tmp_path_factory):
     file = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
     rows = [json.dumps({"doc_path": 1, **vars(e)}, ensure_ascii=False) for e in examples]
     file.write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(rows).encode())
@@ -44,13 +41,13 @@ def test_a_file_is_read_as_it_was_written(
         ("rows.jsonl", "pydoc", r"add data=file, or remove data\.path"),
     ],
 )
-def test_a_bad_path_is_named(here: Path, path: str | None, name: str, message: str) -> None:
+def test_a_bad_path_is_named(here, path, name, message):
     Path("blank.jsonl").write_text("\n  \n")
     with pytest.raises(StudyError, match=message):
         load(path, name)
 
 
-def test_random_strings_have_distinct_keys_and_cannot_be_compressed() -> None:
+def test_random_strings_have_distinct_keys_and_cannot_be_compressed():
     few, many = (
         load_rows(DataConfig("random_strings", max_samples=n), tiny.tokenizer).rows
         for n in (9, 4000)
@@ -61,14 +58,14 @@ def test_random_strings_have_distinct_keys_and_cannot_be_compressed() -> None:
     assert len(zlib.compress(text.encode(), 9)) == pytest.approx(4000 * 96 / 8, rel=0.02)
 
 
-def test_the_fingerprint_is_the_sha256sum_of_the_canonical_lines(here: Path) -> None:
+def test_the_fingerprint_is_the_sha256sum_of_the_canonical_lines(here):
     Path("rows.jsonl").write_text('{"target":"b",  "context":"\\u00e9", "more": 1}\n\n')
     line = b'{"context":"\\u00e9","target":"b"}\n'
     assert fingerprint(load("rows.jsonl")) == hashlib.sha256(line).hexdigest()
 
 
 @given(example_lists.filter(lambda rows: len(set(rows)) > 1), st.integers(1, 10), st.randoms())
-def test_the_split(examples: list[Example], heldout: int, rng: random.Random) -> None:
+def test_the_split(examples, heldout, rng):
     train, held = ([examples[place] for place in side] for side in split_places(examples, heldout))
     distinct = len(set(examples))
     assert len(held) == max(1, min(heldout, distinct // 10))

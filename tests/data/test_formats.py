@@ -60,7 +60,7 @@ SAID = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
 CHAT = Conversation(SAID, ((len(SAID) - len("a<|im_end|>\n"), len(SAID)),), "a")
 
 
-CHATS: dict[str, dict[str, Any]] = {
+CHATS = {
     "openai": {"messages": TURNS},
     "sharegpt": {"conversations": SHAREGPT},
     "trl": {"conversations": TURNS, "id": 3},
@@ -73,14 +73,14 @@ CHATS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", CHATS)
-def test_messages(tmp_path: Path, kind: str) -> None:
+def test_messages(tmp_path, kind):
     path = written(tmp_path / "rows.json", [CHATS[kind], CHATS[kind]])
     found = rows_of(path, chat_template="chatml")
     assert found.rows == [CHAT, CHAT]
     assert found.format == ("completion" if "completion" in CHATS[kind] else "messages")
 
 
-def test_a_system_message_beside_the_turns_is_the_first_turn(tmp_path: Path) -> None:
+def test_a_system_message_beside_the_turns_is_the_first_turn(tmp_path):
     """A turn comes before the field."""
     own = {"system": "s", "messages": [*say(("system", "t")), *TURNS]}
     path = written(tmp_path / "rows.json", [{"system": "s", "messages": TURNS}, own])
@@ -96,12 +96,12 @@ def test_a_system_message_beside_the_turns_is_the_first_turn(tmp_path: Path) -> 
         ({"prompt": "q", "completion": " a", "text": "q a"}, Example("q", " a")),
     ],
 )
-def test_completion(tmp_path: Path, row: dict[str, str], expected: Any) -> None:
+def test_completion(tmp_path, row, expected):
     found = rows_of(written(tmp_path / "rows.jsonl", [row]))
     assert (found.rows, found.format) == ([expected], "completion")
 
 
-def test_the_same_texts_are_the_same_data_whatever_the_file(tmp_path: Path) -> None:
+def test_the_same_texts_are_the_same_data_whatever_the_file(tmp_path):
     rows = [{"context": "q", "target": "é\n1"}, {"context": "", "target": 'x, "y"'}]
     endings = ("jsonl", "json", "csv", "parquet")
     found = [rows_of(written(tmp_path / f"rows.{ending}", rows)).rows for ending in endings]
@@ -110,7 +110,7 @@ def test_the_same_texts_are_the_same_data_whatever_the_file(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("ending", "compression"), [("gz", "gzip"), ("zst", "zstd")])
-def test_compressed_files(tmp_path: Path, ending: str, compression: str) -> None:
+def test_compressed_files(tmp_path, ending, compression):
     path = tmp_path / f"rows.csv.{ending}"
     content = written(tmp_path / "rows.csv", ALPACA).read_bytes()
     with pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), compression) as file:
@@ -119,14 +119,12 @@ def test_compressed_files(tmp_path: Path, ending: str, compression: str) -> None
     assert (found.rows, found.format) == (READ, "alpaca")
 
 
-def test_datasets_reads_what_a_name_of_the_hub_stands_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_datasets_reads_what_a_name_of_the_hub_stands_for(tmp_path, monkeypatch):
     """No hub is reachable: ``datasets`` reads a file of this machine, all else is its own."""
     datasets = pytest.importorskip("datasets")
     load, file = datasets.load_dataset, str(written(tmp_path / "a.parquet", ALPACA))
 
-    def local(path: str, subset: str, split: str) -> Any:
+    def local(path, subset, split):
         assert path == "org/name"
         return load(subset, data_files=file, split=split, cache_dir=str(tmp_path))
 
@@ -142,7 +140,7 @@ def test_datasets_reads_what_a_name_of_the_hub_stands_for(
 ONE, TWO = {"text": "a"}, {"prompt": "b", "completion": "c"}
 PAIR = {"context": "a", "target": "b"}
 NO_TEXT = [{"type": "image_url"}]
-CASES: list[tuple[str, list[Any], dict[str, str]]] = [
+CASES = [
     ("has the fields 'question', 'answer', which", [{"question": "q", "answer": "a"}], {}),
     ("needs a str as 'text', but 'text' is of type int", [{"text": 3}], {}),
     ("needs a str as 'output'", [{"instruction": "a", "output": float("nan")}], {}),
@@ -172,9 +170,7 @@ CASES: list[tuple[str, list[Any], dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("says", "rows", "keys"), CASES)
-def test_rows_that_can_not_be_used_are_one_line(
-    tmp_path: Path, says: str, rows: list[Any], keys: dict[str, str]
-) -> None:
+def test_rows_that_can_not_be_used_are_one_line(tmp_path, says, rows, keys):
     if {"messages", "conversations"} & set(rows[0]):
         keys = {"chat_template": "chatml"}
     with pytest.raises(StudyError, match=says):
@@ -183,7 +179,7 @@ def test_rows_that_can_not_be_used_are_one_line(
 
 CUT = gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9]
 GOOD = b'{"context": "a", "target": "b"}\n\n'
-FILES: list[tuple[str, bytes, str]] = [
+FILES = [
     ("x.jsonl", GOOD + b'{"context": "a", "target": "b"', "line 3 is not valid JSON .*Expecting"),
     ("x.jsonl", GOOD + b"[" * 100_000, "line 3 is not valid JSON"),
     ("x.jsonl", GOOD + b'["a", "b"]\n' + GOOD, "line 3 is of type list, not an object"),
@@ -201,9 +197,7 @@ FILES: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "says"), FILES)
-def test_a_file_that_can_not_be_read_is_one_line(
-    tmp_path: Path, name: str, content: bytes, says: str
-) -> None:
+def test_a_file_that_can_not_be_read_is_one_line(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StudyError, match=says) as caught:
         rows_of(tmp_path / name)
@@ -220,7 +214,7 @@ def corpus_of(path: Path, length: int, **keys: Any) -> Any:
     return build_corpus(about, tiny.tokenizer(), 256)
 
 
-def test_every_token_of_a_text_is_learned_as_in_trl(tmp_path: Path) -> None:
+def test_every_token_of_a_text_is_learned_as_in_trl(tmp_path):
     """TRL: the tokens of the text and eos, all of them labels; the first has none before it."""
     texts = [{"text": text} for text in ("abc", "abcdefgh", " ")]
     corpus = corpus_of(written(tmp_path / "rows.jsonl", texts), 6)
@@ -237,7 +231,7 @@ def test_every_token_of_a_text_is_learned_as_in_trl(tmp_path: Path) -> None:
     assert corpus.questions.contexts == []
 
 
-def test_a_conversation_is_cut_on_the_right_and_dropped_without_a_turn_left(tmp_path: Path) -> None:
+def test_a_conversation_is_cut_on_the_right_and_dropped_without_a_turn_left(tmp_path):
     rows = [{"messages": [*say(("system", f"s{n}")), *MORE]} for n in range(40)]
     late = {"messages": [*say(("user", "long " * 99)), TURNS[1]]}
     path = written(tmp_path / "rows.jsonl", [*rows, late, late])
@@ -250,7 +244,7 @@ def test_a_conversation_is_cut_on_the_right_and_dropped_without_a_turn_left(tmp_
     assert len(corpus.questions.contexts) < corpus.rows["heldout"]
 
 
-def test_the_question_of_a_conversation_is_its_last_turn(tmp_path: Path) -> None:
+def test_the_question_of_a_conversation_is_its_last_turn(tmp_path):
     rows = [{"messages": [*say(("system", f"s{n}")), *MORE]} for n in range(4)]
     corpus = corpus_of(written(tmp_path / "rows.jsonl", rows), 400, chat_template="chatml")
     (context,) = corpus.questions.contexts

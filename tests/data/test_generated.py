@@ -22,7 +22,7 @@ def examples() -> list[Example]:
     return list(pydoc.documentation())
 
 
-def test_there_are_thousands_of_docstrings_and_none_twice(examples: list[Example]) -> None:
+def test_there_are_thousands_of_docstrings_and_none_twice(examples):
     assert len(examples) > 3000
     assert len({e.target for e in examples}) == len({e.context for e in examples}) == len(examples)
     answers = {e.context.removesuffix(" in Python? Answer:"): e.target.strip() for e in examples}
@@ -32,7 +32,7 @@ def test_there_are_thousands_of_docstrings_and_none_twice(examples: list[Example
     assert join == " ".join((str.join.__doc__ or "").split("\n\n")[0].split())
 
 
-def test_another_process_reads_the_same(examples: list[Example]) -> None:
+def test_another_process_reads_the_same(examples):
     """Other imports must not matter: pytest, for example, replaces hooks of sys and threading."""
     root = Path(__file__).parents[2]
     ran = [sys.executable, "-c", ANOTHER]
@@ -57,14 +57,14 @@ def facts_of(context: str) -> dict[tuple[str, int], str]:
     return facts
 
 
-def test_they_are_the_same_on_every_machine_each_with_a_fragment_of_its_own() -> None:
+def test_they_are_the_same_on_every_machine_each_with_a_fragment_of_its_own():
     examples = list(xbrl.questions())
     assert len(examples) == xbrl.COUNT >= 3000
     assert len({"".join(re.findall("<.*>", e.context)) for e in examples}) == len(examples)
     assert fingerprint(examples)[:12] == "0d7bf87bf5b6"
 
 
-def test_answers_are_in_the_fragment() -> None:
+def test_answers_are_in_the_fragment():
     """A third of the questions each asks for a tag, a value and a formula."""
     for index, example in enumerate(xbrl.questions()):
         question = next(x for x in example.context.splitlines() if x.startswith("Question: "))

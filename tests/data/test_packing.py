@@ -24,7 +24,7 @@ def table(lengths: list[int], room: int) -> TokenTable:
 
 
 @given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=60))
-def test_packing_keeps_every_example_and_target_once(lengths: list[int]) -> None:
+def test_packing_keeps_every_example_and_target_once(lengths):
     whole = table(lengths, room=16)
     packed = whole.packed()
     assert sorted(e for row in packed.examples for e in row) == list(range(len(lengths)))
@@ -39,7 +39,7 @@ def test_packing_keeps_every_example_and_target_once(lengths: list[int]) -> None
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path) -> Path:
     rows = [{"context": f"{'very ' * (n % 7)}{n}?", "target": f"{n}"} for n in range(40)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -57,26 +57,26 @@ def texts(rows: TokenTable) -> list[str]:
     return [TOKENIZER.decode(rows.example(example)[0]) for (example,) in rows.examples]
 
 
-def test_only_the_training_rows_are_packed(file: Path) -> None:
+def test_only_the_training_rows_are_packed(file):
     plain, packed = corpus(file), corpus(file, sample_packing=True)
     assert packed.rows["packed"] == len(packed.train) < len(plain.train) == packed.rows["train"]
     assert texts(packed.heldout) == texts(plain.heldout)
 
 
-def test_long_rows_are_dropped_if_asked(file: Path) -> None:
+def test_long_rows_are_dropped_if_asked(file):
     cut = corpus(file, sequence_length=20)
     dropped = corpus(file, sequence_length=20, excess_length_strategy="drop")
     assert dropped.rows["dropped"] == cut.rows["cut"] > 0
     assert dropped.rows["cut"] == 0
 
 
-def test_several_files_a_prompt_and_the_most_rows_of_each(file: Path) -> None:
+def test_several_files_a_prompt_and_the_most_rows_of_each(file):
     both = corpus(file, path=[str(file), str(file)], max_samples=3, prompt="[INST]{context}[/INST]")
     assert len(both.train) + len(both.heldout) == 5, "the copy of the held-out row leaves"
     assert all(text.startswith("[INST]") and "?[/INST]" in text for text in texts(both.train))
 
 
-def test_alpaca_rows_go_through_the_chat_template(tmp_path: Path) -> None:
+def test_alpaca_rows_go_through_the_chat_template(tmp_path):
     path = tmp_path / "alpaca.json"
     rows = [{"instruction": f"Add {n}", "input": "1 2", "output": f"{n}"} for n in range(12)]
     path.write_text(json.dumps(rows))

@@ -8,11 +8,7 @@ import pytest
 
 from study.analysis import fit_exponents, fitted, with_predictions
 from study.figures import Absent
-from study.figures.against_rank import (
-    activation_moments_vs_rank,
-    conditions,
-    grad_norm_vs_rank,
-)
+from study.figures.against_rank import activation_moments_vs_rank, conditions, grad_norm_vs_rank
 from study.figures.laws import RankLaw
 from study.figures.selection import DrawnRule
 from study.theory import slope
@@ -24,7 +20,7 @@ GRAD = {"site": "adapter_grad", "stat": "norm", "layer": "model"}
 RULES = {"lora": 1.0, "rslora": 0.5}
 
 
-def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full) -> None:
+def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full):
     figure = grad_norm_vs_rank(full)
     probes = full.probes.astype({"cell_id": str}).merge(full.cells, on="cell_id")
     for ax, step in zip(panels(figure), (0, 50), strict=True):
@@ -36,7 +32,7 @@ def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full) -> 
             np.testing.assert_allclose(sorted(map(tuple, points.get_xydata())), expected, rtol=1e-6)
 
 
-def test_a_line_that_misses_the_points_of_a_rank_is_dashed_and_bent(full) -> None:
+def test_a_line_that_misses_the_points_of_a_rank_is_dashed_and_bent(full):
     """A fit of points on a line has a band; then the points of one rank move."""
     fit = row(full.exponents, scaling="lora", step=0, **GRAD)
     ranks = np.array([4.0, 32.0, 256.0, 2048.0])
@@ -46,7 +42,7 @@ def test_a_line_that_misses_the_points_of_a_rank_is_dashed_and_bent(full) -> Non
     assert (law.is_missed, moved.is_missed) == (False, True)
 
 
-def test_lines_and_bands_are_the_fits_and_theory_is_dotted_through_their_centre(full) -> None:
+def test_lines_and_bands_are_the_fits_and_theory_is_dotted_through_their_centre(full):
     figure = grad_norm_vs_rank(full)
     first, last = panels(figure)
     fit = row(full.exponents, scaling="lora", step=0, **GRAD)
@@ -72,7 +68,7 @@ def test_lines_and_bands_are_the_fits_and_theory_is_dotted_through_their_centre(
     assert not artists(figure, "theory", last)  # nothing is predicted after step 0
 
 
-def test_activations_are_the_mean_over_layers_of_the_log(small) -> None:
+def test_activations_are_the_mean_over_layers_of_the_log(small):
     figure = activation_moments_vs_rank(small)
     probes = small.probes.astype({"cell_id": str}).merge(small.cells, on="cell_id")
     where = {"site": "adapter_out", "step": 15, "scaling": "lora"}
@@ -90,7 +86,7 @@ def test_activations_are_the_mean_over_layers_of_the_log(small) -> None:
 
 
 @pytest.mark.parametrize("broken", ["diverged", "stuck"])
-def test_broken_cells_are_crossed_at_their_rank(broken: str) -> None:
+def test_broken_cells_are_crossed_at_their_rank(broken):
     gone = (1024, 1)
     tables = tiny(
         ranks=(4, 32, 256, 1024),
@@ -113,7 +109,7 @@ def lazy() -> SimpleNamespace:
     return SimpleNamespace(cells=cells, metrics=metrics, probes=probes, exponents=fits)
 
 
-def test_conditions_show_means_over_layers_and_curves_with_the_slope_of_the_table() -> None:
+def test_conditions_show_means_over_layers_and_curves_with_the_slope_of_the_table():
     tables = lazy()
     figure = conditions(tables)
     probes = tables.probes.astype({"cell_id": str}).merge(tables.cells, on="cell_id")

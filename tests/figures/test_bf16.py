@@ -35,7 +35,7 @@ def study() -> SimpleNamespace:
     return in_bf16()
 
 
-def test_lost_shares_lie_where_theory_expects_them(study: SimpleNamespace) -> None:
+def test_lost_shares_lie_where_theory_expects_them(study):
     figure = FIGURES["lost_in_bf16"](study)
     usual, once = panels(figure)
     assert once.get_title(loc="left") == "bf16, rounded once: median 0.00"
@@ -46,7 +46,7 @@ def test_lost_shares_lie_where_theory_expects_them(study: SimpleNamespace) -> No
     assert "24 layers at step 1" in said(figure)
 
 
-def test_losses_are_means_over_the_seeds_of_the_highest_rank(study: SimpleNamespace) -> None:
+def test_losses_are_means_over_the_seeds_of_the_highest_rank(study):
     figure = FIGURES["loss_in_bf16"](study)
     axes = panels(figure)
     assert len(axes) == 4
@@ -62,7 +62,7 @@ def test_losses_are_means_over_the_seeds_of_the_highest_rank(study: SimpleNamesp
     np.testing.assert_allclose(usual.get_ydata(), expected)
 
 
-def test_an_unfinished_study_compares_the_seeds_that_every_form_has(study: SimpleNamespace) -> None:
+def test_an_unfinished_study_compares_the_seeds_that_every_form_has(study):
     """One cell is not there: its panel shows the other seed in every form."""
     one = (study.cells["rank"] == 256) & (study.cells["lr"] == 1e-3) & (study.cells["seed"] == 0)
     one &= (study.cells["scaling"] == "rslora") & (study.cells["contraction"] == "factored")

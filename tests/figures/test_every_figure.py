@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,7 +51,7 @@ FEWER = {"one rank": PLAIN[:2], "not analysed": PLAIN[:5], "still running": PLAI
 
 
 @pytest.mark.parametrize("kind", STUDIES)
-def test_nothing_collides_in_unusual_studies(kind: str) -> None:
+def test_nothing_collides_in_unusual_studies(kind):
     drawn = []
     with warnings.catch_warnings():
         # A missing glyph, a layout that collapsed, the logarithm of zero.
@@ -88,7 +87,7 @@ def distant() -> SimpleNamespace:
     return tables
 
 
-RICH: tuple[Callable[[], SimpleNamespace], ...] = (
+RICH = (
     lambda: tiny(settings=[{"quant_bits": bits} for bits in (np.nan, 4.0)], seeds=(0,)),
     swept,
     distant,
@@ -103,7 +102,7 @@ OF_ONE_FIGURE = {
 """Studies that together have data for every figure, and those that have data for one."""
 
 
-def test_every_figure_is_drawn_and_passes() -> None:
+def test_every_figure_is_drawn_and_passes():
     drawn = {name: problems(FIGURES[name](make())) for name, make in OF_ONE_FIGURE.items()}
     for make in RICH:
         tables = make()
@@ -115,7 +114,7 @@ def test_every_figure_is_drawn_and_passes() -> None:
     assert drawn == {name: [] for name in FIGURES}, "a figure without data here is not checked"
 
 
-def test_committed_figures_pass() -> None:
+def test_committed_figures_pass():
     for name, figure in draw_all(study_tables()):
         assert problems(figure) == [], name
     assert problems(speed(table("bench/sweep"), table("bench/large-steps"))) == []
@@ -123,7 +122,7 @@ def test_committed_figures_pass() -> None:
     assert problems(infer_cost(table("infer_cost/infer_cost"))) == []
 
 
-def test_a_figure_without_data_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_figure_without_data_is_skipped_with_a_warning(caplog):
     tables = tiny()
     tables.probes = tables.probes.iloc[:0]
     with caplog.at_level(logging.WARNING):

@@ -15,7 +15,7 @@ POWERS = [("power", p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)]
 BITS = [{"quant_bits": np.nan}, {"quant_bits": 8.0}, {"quant_bits": 4.0}]
 
 
-def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross() -> None:
+def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross():
     tables = tiny(rules=POWERS)
     figure = exponent_against_p(tables)
     line = only(figure, "line adapter_grad 0")
@@ -29,7 +29,7 @@ def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross() -> None:
     assert f"= {stars['star adapter_update 0']:.2f}" in said(figure)
 
 
-def test_exponents_over_steps_are_the_tables_with_their_intervals() -> None:
+def test_exponents_over_steps_are_the_tables_with_their_intervals():
     tables = tiny()
     figure = exponents_over_training(tables)
     gradient, descent, forward = panels(figure)
@@ -46,7 +46,7 @@ def test_exponents_over_steps_are_the_tables_with_their_intervals() -> None:
     assert list(only(figure, "curve lora", descent).get_xdata()) == [0, 1]
 
 
-def test_the_conditions_of_the_paper_are_read_on_held_out_inputs() -> None:
+def test_the_conditions_of_the_paper_are_read_on_held_out_inputs():
     tables = tiny()
     assert "On the training batch." in said(exponents_over_training(tables))
     heldout = tables.exponents.assign(batch="heldout", exponent=tables.exponents["exponent"] + 0.07)
@@ -65,7 +65,7 @@ def test_the_conditions_of_the_paper_are_read_on_held_out_inputs() -> None:
     assert problems(figure) == []
 
 
-def test_points_and_bars_by_setting_show_the_table() -> None:
+def test_points_and_bars_by_setting_show_the_table():
     tables = tiny(settings=BITS)
     figure = exponents_by_setting(tables)
     fits = tables.exponents.assign(bits=tables.exponents["quant_bits"].fillna(0))

@@ -60,7 +60,7 @@ def final(tables, **where) -> pd.DataFrame:
     return rows(rows(tables.metrics, step=10).merge(tables.cells, on="cell_id"), **where)
 
 
-def test_basins_are_means_over_seeds_and_the_best_is_marked() -> None:
+def test_basins_are_means_over_seeds_and_the_best_is_marked():
     tables = sweep()
     tables.cells = tables.cells.query(f"rank != 4 or lr != {RATES[-1]}")  # a rate of the others
     figure = learning_rate_basins(tables)
@@ -82,7 +82,7 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked() -> None:
     assert "at an edge" in said(figure)  # LoRA at rank 1024 needs a higher rate
 
 
-def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid() -> None:
+def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid():
     tables = sweep(lambda c: math.nan if c["lr"] == 1e-2 else 3.0 + math.log10(1e-3 / c["lr"]) / 10)
     figure = learning_rate_basins(tables)
     assert list(only(figure, "cross lora p=1 r=4").get_xdata()) == [1e-2]
@@ -92,7 +92,7 @@ def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid() ->
     assert "×: a seed diverged" in said(figure)
 
 
-def test_losses_at_one_rate_and_at_each_ranks_best() -> None:
+def test_losses_at_one_rate_and_at_each_ranks_best():
     tables = sweep()
     figure = loss_against_rank(tables)
     fixed = final(tables, rank=4.0).groupby("lr")["eval_loss"].mean().idxmin()
@@ -111,7 +111,7 @@ def test_losses_at_one_rate_and_at_each_ranks_best() -> None:
     assert set(only(figure, "edge lora", at_best).get_xdata()) == {64.0, 1024.0}
 
 
-def test_one_setting_is_drawn_and_the_others_have_a_figure() -> None:
+def test_one_setting_is_drawn_and_the_others_have_a_figure():
     tables = two_settings()
     figure = learning_rate_basins(tables)
     assert "steps 256" in said(figure)
@@ -125,7 +125,7 @@ def test_one_setting_is_drawn_and_the_others_have_a_figure() -> None:
         learning_rate_basins_by_setting(sweep())
 
 
-def test_lines_of_equal_products_of_alpha_and_rate_agree() -> None:
+def test_lines_of_equal_products_of_alpha_and_rate_agree():
     figure = loss_against_alpha(products())
     low, high = panels(figure)
     assert [ax.get_title() for ax in (low, high)] == ["learning rate 0.001", "learning rate 0.004"]
@@ -140,7 +140,7 @@ def test_lines_of_equal_products_of_alpha_and_rate_agree() -> None:
 # truncations
 
 
-def test_cut_losses_are_means_over_seeds_and_end_at_the_run() -> None:
+def test_cut_losses_are_means_over_seeds_and_end_at_the_run():
     tables = sweep(rates=(1e-3, 1e-2), ranks=(*RANKS, math.inf))
     cut = [
         {"cell_id": cell["cell_id"], "kept": float(kept), "share": 0.5}

@@ -16,7 +16,7 @@ def of_rank(tables: SimpleNamespace, scaling: str, rank: float, column: str) -> 
     return wide.pivot(index="step", columns="cell_id", values=column).dropna().to_numpy()
 
 
-def test_perplexity_is_the_exponential_of_the_heldout_loss(full) -> None:
+def test_perplexity_is_the_exponential_of_the_heldout_loss(full):
     figure = loss_curves(full)
     line = only(figure, "curve lora p=1 r=32 complete", panels(figure)[2])
     np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 30, 40, 50])
@@ -24,7 +24,7 @@ def test_perplexity_is_the_exponential_of_the_heldout_loss(full) -> None:
     np.testing.assert_allclose(line.get_ydata(), expected)
 
 
-def test_seeds_are_averaged_and_their_range_is_a_band(full) -> None:
+def test_seeds_are_averaged_and_their_range_is_a_band(full):
     figure = loss_curves(full)
     top = panels(figure)[1]
     losses = of_rank(full, "rslora", 256, "loss")
@@ -41,7 +41,7 @@ def test_seeds_are_averaged_and_their_range_is_a_band(full) -> None:
     assert "Numbers at the lines: ranks (4 of 10 are drawn)." in said(figure)
 
 
-def test_gradient_norms_of_every_step_are_on_one_logarithmic_axis(small) -> None:
+def test_gradient_norms_of_every_step_are_on_one_logarithmic_axis(small):
     """Step 15 was probed after the last update; a loop that trains other weights has probes."""
     figure = grad_norm_curves(small)
     first, second = panels(figure)
@@ -60,7 +60,7 @@ def test_gradient_norms_of_every_step_are_on_one_logarithmic_axis(small) -> None
     np.testing.assert_array_equal(line.get_xdata(), probes["step"])
 
 
-def test_both_readings_of_the_average_gradient_norm_are_drawn() -> None:
+def test_both_readings_of_the_average_gradient_norm_are_drawn():
     """The second row is the mean over A and B of all layers, if it was measured."""
     tables = tiny()
     whole = (tables.probes["layer"] == "model") & (tables.probes["site"] == "adapter_grad")
@@ -76,7 +76,7 @@ def test_both_readings_of_the_average_gradient_norm_are_drawn() -> None:
     assert problems(figure) == []
 
 
-def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value() -> None:
+def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value():
     gone = (256, 0)
     tables = tiny(
         steps=20, status=lambda c: "diverged" if (c["rank"], c["seed"]) == gone else "complete"

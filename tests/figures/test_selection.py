@@ -23,7 +23,7 @@ def cells(base: dict[str, Any] = BASE, **columns: list[Any]) -> pd.DataFrame:
     return frame.assign(cell_id=[f"c{k}" for k in range(number)])
 
 
-def test_labels_name_what_differs_and_nothing_else() -> None:
+def test_labels_name_what_differs_and_nothing_else():
     labels = [f.label for f in families(cells(lr=[1e-4, 1e-3], model=["smollm2", "smollm2"]))]
     assert labels == ["learning rate 0.0001", "learning rate 0.001"]
     table = cells(
@@ -55,5 +55,5 @@ def test_labels_name_what_differs_and_nothing_else() -> None:
         ({"alpha": [np.nan]}, "α = 16, ", ""),
     ],
 )
-def test_every_setting_is_named_and_what_varies_is_several(columns, old: str, new: str) -> None:
+def test_every_setting_is_named_and_what_varies_is_several(columns, old, new):
     assert settings(cells(KNOWN, **columns)) == LINE.replace(old, new)

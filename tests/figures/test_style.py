@@ -1,8 +1,6 @@
 """Files of figures: atomic and reproducible, with the settings of their cells; the command."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from matplotlib.image import imread
 from PIL import Image
@@ -10,7 +8,7 @@ from PIL import Image
 from study.figures import FIGURES, save, style
 
 
-def test_files_are_reproducible_and_carry_fonts_and_settings(small, tmp_path: Path) -> None:
+def test_files_are_reproducible_and_carry_fonts_and_settings(small, tmp_path):
     figure = FIGURES["grad_norm_vs_rank"](small)
     png, pdf = save(figure, tmp_path / "plots" / "new", "grad")
     assert sorted(path.name for path in png.parent.iterdir()) == ["grad.pdf", "grad.png"]
@@ -28,13 +26,10 @@ def test_files_are_reproducible_and_carry_fonts_and_settings(small, tmp_path: Pa
         assert [path.read_bytes() for path in save(again, tmp_path, "again")] == first
 
 
-Cli = Callable[..., Any]
 NAME = "grad_norm_vs_rank"
 
 
-def test_some_figures_in_some_formats_in_the_studys_plots_dir(
-    study_cli: Cli, works: Cli, jsonl: Path, here: Path
-) -> None:
+def test_some_figures_in_some_formats_in_the_studys_plots_dir(study_cli, works, jsonl, here):
     data = ["data=file", f"data.path={jsonl}", "data.sequence_length=32", "data.heldout=2"]
     small = ["model=tiny", *data, "train.batch_size=2", "train.steps=1", "probes.stats=[norm]"]
     where = ["results_dir=a/results", "plots_dir=a/pictures/all", "name=mine"]

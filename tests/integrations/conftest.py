@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from study.adapters import AdapterSpec
 from study.adapters.bank import initial_pair
 from study.config import CellConfig
 from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.store import StudyTables, load_measured
 from tests.trained import trained
 
@@ -45,11 +43,11 @@ class OurBatches(torch.utils.data.IterableDataset):
 
 
 @pytest.fixture(scope="session")
-def peft_model(tiny_base: FrozenBase) -> Callable[..., nn.Module]:
+def peft_model(tiny_base) -> Callable[..., nn.Module]:
     """The tiny base under PEFT, with the A of our cell of the same rank and seed."""
     peft = pytest.importorskip("peft")
 
-    def build(config: CellConfig, **options: Any) -> nn.Module:
+    def build(config, **options):
         adapter = config.adapter
         lora = peft.LoraConfig(
             **{
@@ -75,10 +73,10 @@ def peft_model(tiny_base: FrozenBase) -> Callable[..., nn.Module]:
 
 
 @pytest.fixture
-def patterned(tiny_base: FrozenBase) -> Any:
+def patterned(tiny_base) -> Any:
     """A model of PEFT whose ranks and alphas differ by layer. One layer has not moved: B = 0."""
     peft = pytest.importorskip("peft")
-    patterns: Any = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}}
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}}
     patterns |= {"lora_dropout": 0.1, "target_modules": ["q_proj", "up_proj", "down_proj"]}
     config = peft.LoraConfig(r=6, lora_alpha=8, use_rslora=True, **patterns)
     model = peft.get_peft_model(copy.deepcopy(tiny_base.model), config)
@@ -90,10 +88,10 @@ def patterned(tiny_base: FrozenBase) -> Any:
 
 
 @pytest.fixture(scope="session")
-def trainer_of(corpus: Corpus) -> Callable[..., Any]:
+def trainer_of(corpus) -> Callable[..., Any]:
     """A Trainer as a cell configures it: ``trainer_of(model, config, folder, bf16=True)``."""
 
-    def build(model: nn.Module, config: CellConfig, folder: Path, **options: Any) -> Any:
+    def build(model, config, folder, **options):
         from transformers import Trainer, TrainingArguments
 
         train = config.train
@@ -128,7 +126,7 @@ def trainer_of(corpus: Corpus) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def measured(trainer_of: Callable[..., Any], tmp_path: Path) -> Callable[..., StudyTables]:
+def measured(trainer_of, tmp_path) -> Callable[..., StudyTables]:
     """Train with the callback and read the tables: ``measured(model, config, steps=[0])``.
 
     ``folder``: the study's; ``options``: of the Trainer; ``trainer``: one that is there.
@@ -136,13 +134,13 @@ def measured(trainer_of: Callable[..., Any], tmp_path: Path) -> Callable[..., St
     from study.integrations.transformers import NormProbeCallback
 
     def train(
-        model: nn.Module | None = None,
-        config: CellConfig | None = None,
-        folder: Path = tmp_path / "results" / "run",
-        options: dict[str, Any] | None = None,
-        trainer: Any = None,
-        **probes: Any,
-    ) -> StudyTables:
+        model=None,
+        config=None,
+        folder=tmp_path / "results" / "run",
+        options=None,
+        trainer=None,
+        **probes,
+    ):
         trainer = trainer or trainer_of(model, config, tmp_path, **(options or {}))
         trainer.add_callback(NormProbeCallback(trainer, folder, **probes))
         trainer.train()
@@ -152,10 +150,10 @@ def measured(trainer_of: Callable[..., Any], tmp_path: Path) -> Callable[..., St
 
 
 @pytest.fixture(scope="session")
-def ours(tiny_base: FrozenBase, corpus: Corpus) -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
+def ours(tiny_base, corpus) -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
     """The tables ``metrics`` and ``probes`` of our own training, without its last step."""
 
-    def train_ours(config: CellConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def train_ours(config):
         [steps] = trained(tiny_base, corpus, config)
         probes = pd.concat([step.probes for step in steps if step.probes is not None])
         metrics = pd.DataFrame([step.metrics for step in steps])
@@ -169,7 +167,7 @@ def ours(tiny_base: FrozenBase, corpus: Corpus) -> Callable[..., tuple[pd.DataFr
 def assert_same() -> Callable[..., None]:
     """``(tables, config, (metrics, probes))``: the tables of a recording are those of ``ours``."""
 
-    def compare(tables: StudyTables, config: CellConfig, ours: Any) -> None:
+    def compare(tables, config, ours):
         for name in ("loss", "grad_norm", "clip_factor", "tokens"):
             np.testing.assert_allclose(tables.metrics[name], ours[0][name], 1e-5, err_msg=name)
         assert (tables.metrics["clip_factor"].max() < 1) == bool(config.train.clip)
@@ -192,7 +190,7 @@ def assert_same() -> Callable[..., None]:
 
 
 @pytest.fixture
-def config(cell: Callable[..., CellConfig]) -> CellConfig:
+def config(cell) -> CellConfig:
     """Two optimizer steps of two micro-batches, clipped."""
     return cell(
         *("adapter.rank=4", "train.steps=2", "train.batch_size=2"),

@@ -2,11 +2,9 @@
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,24 +13,22 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from study.integrations.serving import served
-from study.models import FrozenBase
 from study.training.peft_format import CONFIG, WEIGHTS, read_adapter
 from tests.models.small import gpt2, mixtral
 
 peft = pytest.importorskip("peft")
-Cli = Callable[..., Any]
 IDS = torch.arange(40).view(2, 20)
 STILL = "model.layers.0.mlp.down_proj"
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
 @pytest.fixture
-def folder(patterned: Any, tmp_path: Path) -> Path:
+def folder(patterned, tmp_path) -> Path:
     patterned.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def test_the_numbers_are_those_of_dense_matrices(patterned: Any, folder: Path, works: Cli) -> None:
+def test_the_numbers_are_those_of_dense_matrices(patterned, folder, works):
     ran = works("audit", str(folder), "--base", "tiny", "--json", "-q")
     assert ran.err == ""
     layers = json.loads(ran.out, object_hook=lambda one: SimpleNamespace(**one)).layers
@@ -54,7 +50,7 @@ def test_the_numbers_are_those_of_dense_matrices(patterned: Any, folder: Path, w
             assert one.relative == pytest.approx(float(delta.norm() / W.norm()), rel=1e-4)
 
 
-def test_experts_are_those_of_dense_matrices(tmp_path: Path, works: Cli) -> None:
+def test_experts_are_those_of_dense_matrices(tmp_path, works):
     base = AutoModelForCausalLM.from_config(mixtral())
     base.save_pretrained(tmp_path / "base")
     weights = {name: weight.clone() for name, weight in base.named_parameters()}
@@ -85,7 +81,7 @@ def test_experts_are_those_of_dense_matrices(tmp_path: Path, works: Cli) -> None
         assert one.spectral == pytest.approx(largest, rel=1e-4)
 
 
-def test_the_text_names_what_matters(folder: Path, works: Cli, here: Path) -> None:
+def test_the_text_names_what_matters(folder, works, here):
     ran = works("audit", str(folder), "--base", "tiny")
     text = " ".join(ran.out.split())
     assert "rsLoRA on 6 layers: rank 2 to 6, lora_alpha 8, gamma 1.22474 to 5.65685." in text
@@ -97,7 +93,7 @@ def test_the_text_names_what_matters(folder: Path, works: Cli, here: Path) -> No
 HEAD = {"modules_to_save": ["lm_head"]}
 EMBEDDED = {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 7}}
 GPT2 = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_rslora": True}
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     **{f"LoRA {r}": {"r": r, "lora_alpha": 2 * r} for r in (1, 64)},
     **{f"rsLoRA {r}": {"r": r, "lora_alpha": 16, "use_rslora": True} for r in (1, 3, 64)},
     "alpha": {"r": 8, "lora_alpha": 5.5},
@@ -122,15 +118,13 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folded_adapter_is_the_same_function_as_plain_lora(
-    kind: str, tiny_base: FrozenBase, tmp_path: Path, works: Cli
-) -> None:
+def test_a_folded_adapter_is_the_same_function_as_plain_lora(kind, tiny_base, tmp_path, works):
     torch.manual_seed(0)
     other = (
         mixtral() if "experts" in kind else gpt2() if "GPT" in kind or kind == "biases" else None
     )
-    plain_loops: Any = {"experts_implementation": "eager"} if "experts" in kind else {}
-    base: Any = (
+    plain_loops = {"experts_implementation": "eager"} if "experts" in kind else {}
+    base = (
         AutoModelForCausalLM.from_config(other, **plain_loops).eval() if other else tiny_base.model
     )
     config = peft.LoraConfig(**{"target_modules": ["q_proj", "up_proj", "v_proj"], **KINDS[kind]})
@@ -154,7 +148,7 @@ def test_a_folded_adapter_is_the_same_function_as_plain_lora(
     assert "Servers multiply it as PEFT does" in works("serve-check", str(tmp_path / "folded")).out
 
 
-def test_the_cost_of_rounding_is_said(folder: Path, tmp_path: Path, works: Cli) -> None:
+def test_the_cost_of_rounding_is_said(folder, tmp_path, works):
     """Mantissas from 1 to 2 have a mean square of about 2.2: 2**-7 / sqrt(12 * 2.2) = 0.15 %."""
     weights = {name: weight.bfloat16() for name, weight in load_file(folder / WEIGHTS).items()}
     save_file(weights, folder / WEIGHTS)
@@ -162,7 +156,7 @@ def test_the_cost_of_rounding_is_said(folder: Path, tmp_path: Path, works: Cli) 
     assert "bfloat16 rounds B by 0.002 of its norm" in ran.out
 
 
-def test_what_servers_multiply_by(folder: Path) -> None:
+def test_what_servers_multiply_by(folder):
     """Ranks 2 and 6 with alpha 8, and rank 6 with alpha 3."""
     adapter = read_adapter(folder)
     rows = served(adapter).sort_values("gamma", ascending=False, kind="stable")

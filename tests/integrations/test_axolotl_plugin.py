@@ -1,14 +1,11 @@
 """The Axolotl plugin on plain dicts."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pydantic
 import pytest
 import torch
 
-from study.config import CellConfig
 from study.store import load_measured, load_records
 
 pytest.importorskip("peft")
@@ -25,7 +22,7 @@ def checked(**yaml: Any) -> Any:
 
 
 @pytest.mark.parametrize("kernel", KERNELS_OFF)
-def test_fused_kernels_are_refused_when_the_yaml_is_checked(kernel: str) -> None:
+def test_fused_kernels_are_refused_when_the_yaml_is_checked(kernel):
     """The first hook that Axolotl calls; it patches the model's code before the next one."""
     on = {**KERNELS_OFF, kernel: True}
     with pytest.raises(
@@ -38,14 +35,14 @@ def test_fused_kernels_are_refused_when_the_yaml_is_checked(kernel: str) -> None
 
 
 @pytest.mark.parametrize("value", ["results/mine", {"everyy": 3}])
-def test_another_value_than_keys_is_refused(value: Any) -> None:
+def test_another_value_than_keys_is_refused(value):
     with pytest.raises(pydantic.ValidationError, match="norm_probe"):
         checked(norm_probe=value)
     options = checked(norm_probe={"steps": [0, 1]}).model_dump()["norm_probe"]
     assert options["steps"] == [0, 1]
 
 
-def test_a_seed_that_is_set_reaches_the_init() -> None:
+def test_a_seed_that_is_set_reaches_the_init():
     """Axolotl draws the adapter before it uses ``seed``."""
     for before, seed, after in ((2**40, 7, 7), (2**40, None, 2**40), (3, 7, 3)):
         torch.manual_seed(before)
@@ -53,12 +50,7 @@ def test_a_seed_that_is_set_reaches_the_init() -> None:
         assert torch.initial_seed() == after
 
 
-def test_it_probes_the_trainer(
-    cell: Callable[..., CellConfig],
-    peft_model: Callable[..., Any],
-    trainer_of: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
+def test_it_probes_the_trainer(cell, peft_model, trainer_of, tmp_path):
     config = cell("train.steps=2")
     trainer = trainer_of(peft_model(config), config, tmp_path)
     cfg = {

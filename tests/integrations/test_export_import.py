@@ -4,9 +4,7 @@ import copy
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,11 +23,10 @@ from study.training.peft_format import CONFIG, WEIGHTS, read_adapter
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)
-Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def trained(cell: Callable[..., CellConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(cell, tmp_path_factory) -> Path:
     """Four cells on the tiny base: three rules with saved adapters, and one without."""
     folder = tmp_path_factory.mktemp("kept")
     common = [f"results_dir={folder}", "name=kept", "probes.steps=null", "optimizer.lr=0.05"]
@@ -59,9 +56,7 @@ def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora", "crossover"])
-def test_export(
-    trained: Path, tiny_base: FrozenBase, scaling: str, tmp_path: Path, works: Make
-) -> None:
+def test_export(trained, tiny_base, scaling, tmp_path, works):
     name = cell_id(trained, scaling)
     expected = our_logits(tiny_base, trained / "cells" / name / "adapter")
     works("export", trained, name[:8], tmp_path / "adapter")
@@ -83,9 +78,7 @@ def test_export(
             assert_equal_logits(theirs.logits.float(), expected)
 
 
-def test_a_missing_adapter_names_the_command_that_trains_it(
-    trained: Path, tmp_path: Path, works: Make, refused: Make
-) -> None:
+def test_a_missing_adapter_names_the_command_that_trains_it(trained, tmp_path, works, refused):
     """The named command trains the same cell again, with its adapter."""
     name = cell_id(trained, "lora", rank=2)
     line = refused("export", trained, name, tmp_path / "adapter")
@@ -101,7 +94,7 @@ def test_a_missing_adapter_names_the_command_that_trains_it(
     works("export", trained, name, tmp_path / "adapter")
 
 
-def test_bad_exports(trained: Path, tmp_path: Path, refused: Make) -> None:
+def test_bad_exports(trained, tmp_path, refused):
     name = cell_id(trained, "rslora")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
@@ -115,19 +108,12 @@ def test_bad_exports(trained: Path, tmp_path: Path, refused: Make) -> None:
 
 
 @pytest.fixture
-def theirs(patterned: Any, tmp_path: Path) -> Path:
+def theirs(patterned, tmp_path) -> Path:
     patterned.save_pretrained(tmp_path / "theirs")
     return tmp_path / "theirs"
 
 
-def test_import_continues_training_a_peft_adapter(
-    theirs: Path,
-    tiny_base: FrozenBase,
-    cell: Callable[..., CellConfig],
-    jsonl: Path,
-    tmp_path: Path,
-    works: Make,
-) -> None:
+def test_import_continues_training_a_peft_adapter(theirs, tiny_base, cell, jsonl, tmp_path, works):
     small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"]
     small += ["data.heldout=6", "train.batch_size=3", "train.steps=2", "optimizer.lr=1e-2"]
     small += ["train.save_adapter=true", f"results_dir={tmp_path / 'results'}"]
@@ -165,7 +151,7 @@ def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:
     return float(cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()))
 
 
-def test_bad_imports(theirs: Path, tmp_path: Path, refused: Make) -> None:
+def test_bad_imports(theirs, tmp_path, refused):
     """PEFT saves the base's own weight beside an adapter on a head."""
     other = tiny.config()
     other.intermediate_size = 96

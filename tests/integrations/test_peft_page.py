@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 import study
-from study.models import FrozenBase
 from study.store import load_cells, load_measured
 
 peft = pytest.importorskip("peft")
@@ -20,11 +18,9 @@ peft = pytest.importorskip("peft")
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (DOCS / "peft.md").read_text(), re.M | re.S)
 
-Make = Callable[..., Any]
-
 
 @pytest.fixture
-def script(cell: Make, peft_model: Make, tiny_base: FrozenBase, here: Path) -> dict[str, Any]:
+def script(cell, peft_model, tiny_base, here) -> dict[str, Any]:
     """What a user's script has before the lines of the page, in a folder of its own."""
     torch.manual_seed(0)
     model = peft_model(cell("adapter.rank=4"))
@@ -53,7 +49,7 @@ def run(code: str, names: dict[str, Any], steps: int) -> Any:
     return tables
 
 
-def test_every_block_is_run_here() -> None:
+def test_every_block_is_run_here():
     assert len(BLOCKS) == 2
 
 
@@ -76,8 +72,8 @@ def test_from_a_script_to_exponents_in_15_lines(script, tiny_base, works):
     assert row["predicted"] == pytest.approx(0.0, abs=0.01)
 
 
-def test_a_loss_of_ones_own(script: dict[str, Any]) -> None:
-    def my_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def test_a_loss_of_ones_own(script):
+    def my_loss(logits, labels):
         return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])
 
     metrics = run(block("my_loss"), script | {"my_loss": my_loss}, steps=2).metrics
@@ -85,7 +81,7 @@ def test_a_loss_of_ones_own(script: dict[str, Any]) -> None:
     assert metrics["eval_loss"].tolist()[2] == 2.5
 
 
-def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_script(tmp_path, monkeypatch):
     """Eighteen runs: ranks, rules and seeds. Their exponents have verdicts."""
     folder = tmp_path / "results" / "peft_sweep"
     example = DOCS / "examples" / "peft_sweep.py"
@@ -103,12 +99,12 @@ def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert verdict in (None, rows.loc[rule, "verdict"])
 
 
-def test_the_notebook_runs_from_top_to_bottom(here: Path) -> None:
+def test_the_notebook_runs_from_top_to_bottom(here):
     Path("results").mkdir()
     Path("results/reference").symlink_to(DOCS.parent / "results/reference")
     cells = json.loads((DOCS / "examples/study.ipynb").read_text())["cells"]
     assert len(cells) == 10
-    names: dict[str, Any] = {}
+    names = {}
     for code in ("".join(one["source"]) for one in cells if one["cell_type"] == "code"):
         exec(compile(code, "docs/examples/study.ipynb", "exec"), names)
     assert names["figure"].axes

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import study
-from study.config import CellConfig, ModelConfig
+from study.config import ModelConfig
 from study.errors import StudyError
 from study.integrations.runs import INSTEAD
 from study.models import load_tokenizer
@@ -182,7 +182,7 @@ def with_fsdp2(loop: Callable[..., None]) -> Callable[..., None]:
 
 
 with_accelerate = of_page("accelerator.prepare")
-LOOPS: dict[str, Callable[..., None]] = {
+LOOPS = {
     "torch, DDP": partial(with_torch, stats=["all", "r_parts"]),
     "torch, DDP, uneven micro-batches": partial(with_torch, uneven=1),
     "torch, DDP, updates that GradScaler skips": with_skipped_updates,
@@ -203,11 +203,11 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 @pytest.fixture(scope="module")
-def script(cell: Callable[..., CellConfig], peft_model: Callable[..., Any]) -> Callable[..., Names]:
+def script(cell, peft_model) -> Callable[..., Names]:
     """``script(folder, size)``: works in a new folder, with what a script has before the lines of
     the page. B is not 0, so that updates of A are more than rounding."""
 
-    def names(folder: Path, size: int = 1) -> Names:
+    def names(folder, size=1):
         folder.mkdir(parents=True, exist_ok=True)
         os.chdir(folder)
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
@@ -252,14 +252,14 @@ def probed(tables: StudyTables) -> pd.DataFrame:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_numbers_are_those_of_one_process_with_the_same_batches(
-    size: int, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    size, script, tmp_path, monkeypatch
+):
     """Writes the rows of a table of docs/trainers.md."""
     loops = [loop for loop in LOOPS if size == 2 or loop in OF_THREE]
     head = ["loop", "processes", "loss, gradient norm, clip factor", "gradients and updates"]
     lines = [[*head, "all statistics"], ["---"] * 5] if size == 2 else []
 
-    def task(number: int) -> None:
+    def task(number):
         for loop in loops:
             LOOPS[loop](script(tmp_path / "several" / loop, size), number, size)
 
@@ -288,11 +288,11 @@ def test_numbers_are_those_of_one_process_with_the_same_batches(
     (tmp_path / "table.md").write_text("".join(f"| {' | '.join(each)} |\n" for each in lines))
 
 
-def test_identity_and_samples(script: Any, tmp_path: Path) -> None:
+def test_identity_and_samples(script, tmp_path):
     """The batch of all processes is a part of the identity. A sample of each process's tokens has
     the numbers of all tokens within the sampling."""
 
-    def task(number: int) -> None:
+    def task(number):
         with_torch(script(tmp_path / "two", 2), number, 2, tokens=24)
 
     on_several(tmp_path, task)
@@ -316,11 +316,11 @@ def test_identity_and_samples(script: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loop", [with_torch, with_fully_shard])
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_is_killed(loop: Any, killed: int, script: Any, tmp_path: Path) -> None:
+def test_a_process_that_is_killed(loop, killed, script, tmp_path):
     """The other one ends, and the rows that all had are kept."""
 
-    def task(number: int) -> None:
-        def see(step: int) -> None:
+    def task(number):
+        def see(step):
             if (number, step) == (killed, 2):
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -350,7 +350,7 @@ class Collectives(TorchDispatchMode):
         return call(*args, **(kwargs or {}))
 
 
-def test_collectives(script: Any, tmp_path: Path) -> None:
+def test_collectives(script, tmp_path):
     """Those that a recording adds to the loop's own. Writes a table of docs/trainers.md."""
     kinds = {
         "the first update": 0,
@@ -359,12 +359,12 @@ def test_collectives(script: Any, tmp_path: Path) -> None:
         "the end, or each tenth: two rows": 3,
     }
 
-    def counted(loop: Any, number: int) -> list[Counter[int]]:
+    def counted(loop, number):
         with Collectives() as calls:
             loop(script(tmp_path, 2), number, 2, lambda _: calls.steps.append(Counter()), steps=[1])
         return calls.steps
 
-    def task(number: int) -> list[list[Counter[int]]]:
+    def task(number):
         loops, record = (with_torch, with_fully_shard), study.record
         recorded = [counted(loop, number) for loop in loops]
         study.record = lambda *_, **__: nullcontext()
@@ -384,12 +384,12 @@ def test_collectives(script: Any, tmp_path: Path) -> None:
     assert (fsdp2[0], *fsdp2[2:]) == (ddp[0], *ddp[2:])
 
 
-def test_refusals(script: Any, tmp_path: Path) -> None:
+def test_refusals(script, tmp_path):
     """Real ones: FSDP1, and two models in two processes."""
     fsdp1 = partial(FullyShardedDataParallel, device_id=torch.device("cpu"), use_orig_params=True)
     wraps = fsdp1, lambda model: model
 
-    def task(number: int) -> list[str]:
+    def task(number):
         said = []
         for wrap in wraps:
             with pytest.raises(StudyError) as error:

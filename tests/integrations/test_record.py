@@ -24,11 +24,9 @@ from tests.integrations.conftest import OurBatches
 
 peft = pytest.importorskip("peft")
 
-Make = Callable[..., Any]
-
 
 @pytest.fixture
-def script(cell: Make, peft_model: Make, tmp_path: Path) -> "Script":
+def script(cell, peft_model, tmp_path) -> "Script":
     """Rank 4, AdamW."""
     torch.manual_seed(0)
     return Script(peft_model(cell("adapter.rank=4")), tmp_path / "results" / "mine")
@@ -90,25 +88,19 @@ CLIPPED = (
 
 @pytest.mark.parametrize("has_closure", [False, True])
 def test_numbers_are_those_of_our_training_and_losses_stay_the_same(
-    has_closure: bool,
-    cell: Make,
-    corpus: Any,
-    peft_model: Make,
-    ours: Make,
-    assert_same: Make,
-    tmp_path: Path,
-) -> None:
+    has_closure, cell, corpus, peft_model, ours, assert_same, tmp_path
+):
     """The loss is a mean over the supervised tokens of all micro-batches of a step."""
     config = cell(*CLIPPED)
     size, parts = config.train.batch_size, config.train.accumulation
     micro = list(torch.utils.data.DataLoader(OurBatches(corpus, config), batch_size=size))
 
-    def trained(watch: Any) -> tuple[Any, list[float]]:
+    def trained(watch):
         model, losses, left = peft_model(config), list[float](), iter(micro)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.SGD(weights, lr=config.optimizer.lr)
 
-        def accumulate() -> None:
+        def accumulate():
             optimizer.zero_grad()
             step = list(islice(left, parts))
             supervised = sum(int((one["labels"] >= 0).sum()) for one in step)
@@ -133,7 +125,7 @@ def test_numbers_are_those_of_our_training_and_losses_stay_the_same(
     assert_same(load_measured(tmp_path / "run"), config, ours(config))
 
 
-def test_import_study_is_instant_and_record_is_there() -> None:
+def test_import_study_is_instant_and_record_is_there():
     """Readers of tables never import torch. Beside Axolotl, OmegaConf can't be imported."""
     code = (
         "import study, sys; assert 'torch' not in sys.modules; study.record; "
@@ -143,7 +135,7 @@ def test_import_study_is_instant_and_record_is_there() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_rule_that_is_another_factor_in_fact_is_told(script: Script) -> None:
+def test_a_rule_that_is_another_factor_in_fact_is_told(script):
     """Some software applies the rule otherwise, whatever its layers say."""
     other = script.copy("mine")
     other.results = script.results
@@ -162,7 +154,7 @@ def of_other_factor(layer: Any, forward: Any, x: Tensor) -> Tensor:
     return base + (forward(x) - base) / 2
 
 
-def test_refused_models_and_optimizers(script: Script) -> None:
+def test_refused_models_and_optimizers(script):
     model, optimizer = script.model, script.optimizer
     frozen = torch.optim.SGD(nn.Linear(2, 2).parameters())
     compiled = nn.Sequential(model)
@@ -194,31 +186,31 @@ def test_refused_models_and_optimizers(script: Script) -> None:
     assert not script.results.exists()
 
 
-def test_loops_that_cannot_be_measured(script: Script) -> None:
+def test_loops_that_cannot_be_measured(script):
     lbfgs = torch.optim.LBFGS(script.weights, max_iter=3)
 
-    def no_backward(_: Any) -> None:
+    def no_backward(_):
         script.optimizer.step()
 
-    def of_another(batch: Any) -> None:
+    def of_another(batch):
         script.model.base_model(**batch).loss.backward()
         script.optimizer.step()
 
-    def nested(batch: Any) -> None:
+    def nested(batch):
         script.run(script.record())
 
-    def in_fp16(batch: Any) -> None:
+    def in_fp16(batch):
         with torch.autocast("cpu", torch.float16):
             script.step(batch)
 
-    def several_closures(batch: Any) -> None:
+    def several_closures(batch):
         lbfgs.step(lambda: _backward(script.model(**batch).loss))
 
-    def scaled(batch: Any) -> None:
+    def scaled(batch):
         (128 * script.model(**batch).loss).backward()
         script.optimizer.step()
 
-    def by_a_scaler(batch: Any) -> None:
+    def by_a_scaler(batch):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         scaler.scale(script.model(**batch).loss).backward()
         scaler.step(script.optimizer)
@@ -254,9 +246,7 @@ def _backward(loss: Tensor) -> Tensor:
         (KeyboardInterrupt(), "interrupted", None),
     ],
 )
-def test_how_a_loop_ends(
-    error: BaseException, status: str, message: str | None, script: Script
-) -> None:
+def test_how_a_loop_ends(error, status, message, script):
     with pytest.raises(type(error)):
         script.run(script.record(), step=_until(2, script.step, error))
     [folder] = (script.results / "cells").iterdir()
@@ -278,14 +268,14 @@ def _until(steps: int, step: Any, error: BaseException) -> Callable[[Any], None]
     return stepping
 
 
-def test_a_loop_that_goes_on(script: Script) -> None:
+def test_a_loop_that_goes_on(script):
     """Rows before the checkpoint are kept, and the cell is the same."""
     options = {"steps": [0, 2], "seed": 0, "total": 3}
     whole = script.copy("whole")
     expected = whole.run(whole.record(**options))
     batches, saved = list(script.batches(3)), []
 
-    def saving(batch: Any) -> None:
+    def saving(batch):
         script.step(batch)
         saved.append(copy.deepcopy((script.model.state_dict(), script.optimizer.state_dict())))
 
@@ -301,12 +291,12 @@ def test_a_loop_that_goes_on(script: Script) -> None:
     assert_equal(tables, expected)
 
 
-def test_a_loss_of_ones_own(script: Script) -> None:
+def test_a_loss_of_ones_own(script):
     """Half the batch counts more: the recorded loss is the one that the gradient is of."""
     expected = []
     recording = script.record(steps=[0])
 
-    def step(batch: Any) -> None:
+    def step(batch):
         expected.append(0.0)
         for weight in (0.5, 1.5):
             loss = script.model(input_ids=batch["input_ids"]).logits.square().mean()
@@ -324,10 +314,10 @@ def test_a_loss_of_ones_own(script: Script) -> None:
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-def test_a_loss_that_nobody_told_is_asked_for(script: Script, is_late: bool) -> None:
+def test_a_loss_that_nobody_told_is_asked_for(script, is_late):
     recording = script.record()
 
-    def step(batch: Any) -> None:
+    def step(batch):
         loss = script.model(input_ids=batch["input_ids"]).logits.square().mean()
         loss.backward()
         if is_late:
@@ -376,12 +366,12 @@ def skip_update(script: Script, batch: Any, how: str) -> None:
         "gradients of something else",
     ],
 )
-def test_a_skipped_update_leaves_nothing(how: str, script: Script) -> None:
+def test_a_skipped_update_leaves_nothing(how, script):
     """A row belongs to its update: the skipped batch changes no number and ends no cell."""
     plain = script.copy("plain")
     expected = plain.run(plain.record())
 
-    def step(batch: Any) -> None:
+    def step(batch):
         skip_update(script, {name: ids[:1, :5] for name, ids in batch.items()}, how)
         script.step(batch)
 
@@ -392,13 +382,13 @@ def test_a_skipped_update_leaves_nothing(how: str, script: Script) -> None:
 
 
 @pytest.mark.parametrize("has_scaler", [False, True])
-def test_a_scaled_loss_is_mended(has_scaler: bool, script: Script) -> None:
+def test_a_scaled_loss_is_mended(has_scaler, script):
     """The loss is scaled, then the gradients are unscaled: two lines give plain numbers."""
     plain = script.copy("plain")
     expected = plain.run(plain.record(steps=[1]), steps=4)
     recording = script.record(steps=[1])
 
-    def step(batch: Any) -> None:
+    def step(batch):
         loss = script.model(**batch).loss
         recording.loss(loss)
         (scaler.scale(loss) if has_scaler else loss * 128).backward()
@@ -416,7 +406,7 @@ def test_a_scaled_loss_is_mended(has_scaler: bool, script: Script) -> None:
 
 
 @pytest.mark.parametrize("has_all_weights", [False, True])
-def test_a_frozen_A_is_recorded_as_frozen(has_all_weights: bool, script: Script) -> None:
+def test_a_frozen_A_is_recorded_as_frozen(has_all_weights, script):
     """PEFT's LoRA-FA, and AdamW over all parameters of the model."""
     from peft.optimizers import create_lorafa_optimizer
 
@@ -433,16 +423,16 @@ def test_a_frozen_A_is_recorded_as_frozen(has_all_weights: bool, script: Script)
     )
 
 
-def test_runs_of_the_same_settings_are_told_apart(script: Script) -> None:
+def test_runs_of_the_same_settings_are_told_apart(script):
     """Another first batch is another cell. The same run moves the earlier one aside. Both say so. A
     learning rate in a tensor is the same.
     """
 
-    def cells(change: Any = lambda ids: ids, lr: Any = 1e-3) -> set[str]:
+    def cells(change=lambda ids: ids, lr=0.001):
         again = script.copy("again")
         again.optimizer.param_groups[0]["lr"] = lr
 
-        def step(batch: Any) -> None:
+        def step(batch):
             again.step({name: change(ids) for name, ids in batch.items()})
 
         return set(again.run(again.record(seed=0), step=step).cells["cell_id"])
@@ -462,11 +452,11 @@ def test_runs_of_the_same_settings_are_told_apart(script: Script) -> None:
             two.run(two.record(seed=0))
 
 
-def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
+def test_what_the_record_says_of_seed_and_warm_up(script):
     torch.manual_seed(2**40)  # as large as torch draws one
     schedule = torch.optim.lr_scheduler.LambdaLR(script.optimizer, lambda step: float(step > 0))
 
-    def step(batch: Any) -> None:
+    def step(batch):
         script.step(batch)
         schedule.step()
 
@@ -481,9 +471,7 @@ def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
     assert "its update and its descent are 0" in record["training_note"]
 
 
-def test_a_question_about_rates_of_a_recorded_study(
-    script: Script, works: Make, refused: Make
-) -> None:
+def test_a_question_about_rates_of_a_recorded_study(script, works, refused):
     """It can't be trained again, so each gets an answer or a line."""
     for rate in (1e-3, 2e-3):
         one = script.copy("mine")
@@ -498,7 +486,7 @@ def test_a_question_about_rates_of_a_recorded_study(
     assert "was recorded from your loop, so train there rank 4 at optimizer.lr=" in line
 
 
-def test_bf16_autocast(script: Script) -> None:
+def test_bf16_autocast(script):
     with torch.autocast("cpu", torch.bfloat16):
         tables = script.run(script.record(steps=[0, 1]), steps=2)
     assert tables.cells["precision"].tolist() == ["bf16"]
@@ -507,7 +495,7 @@ def test_bf16_autocast(script: Script) -> None:
     assert lost.count().tolist() == [0, lost.size()[1]]  # missing while B = 0
 
 
-def test_a_loop_that_diverges(script: Script) -> None:
+def test_a_loop_that_diverges(script):
     for group in script.optimizer.param_groups:
         group["lr"] = 1e30
     [cell] = script.run(script.record(steps=[0])).cells.to_dict("records")

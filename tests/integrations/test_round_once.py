@@ -87,7 +87,7 @@ def swallowed(model: Any, exact: Any, x: Tensor, context: AbstractContextManager
     return float(1 - (d * change).sum() / (d * d).sum())
 
 
-CASES: dict[str, dict[str, Any]] = {
+CASES = {
     "float32 adapter": {},
     "bf16 adapter": {"adapter": torch.bfloat16},
     "autocast": {"base": torch.float32},
@@ -99,7 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_adapter_survives_that_peft_loses_and_gradients_are_those_of_peft(case: str) -> None:
+def test_an_adapter_survives_that_peft_loses_and_gradients_are_those_of_peft(case):
     options = CASES[case]
     theirs, exact = build(**options), build(**options).float()
     ours = round_once(copy.deepcopy(theirs))
@@ -124,7 +124,7 @@ def test_an_adapter_survives_that_peft_loses_and_gradients_are_those_of_peft(cas
     assert abs(swallowed(ours, exact, x, context)) < 0.06
 
 
-def test_peft_computes_float32_and_adapters_that_are_off_or_merged_or_mixed() -> None:
+def test_peft_computes_float32_and_adapters_that_are_off_or_merged_or_mixed():
     theirs = build(adapters=2)
     ours = round_once(copy.deepcopy(theirs))
     x = torch.randn(4, D_IN, dtype=torch.bfloat16)
@@ -141,7 +141,7 @@ def test_peft_computes_float32_and_adapters_that_are_off_or_merged_or_mixed() ->
 
 
 @pytest.mark.parametrize("options", [{"bias": True}, {"base": torch.float32}])
-def test_a_compiled_layer_has_one_graph(options: dict[str, Any]) -> None:
+def test_a_compiled_layer_has_one_graph(options):
     model = round_once(build(**options))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(N, D_IN).to(options.get("base", torch.bfloat16))
@@ -149,7 +149,7 @@ def test_a_compiled_layer_has_one_graph(options: dict[str, Any]) -> None:
         torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
 
 
-def test_one_warning_counts_the_layers_that_are_left(tiny_base: Any) -> None:
+def test_one_warning_counts_the_layers_that_are_left(tiny_base):
     """An adapter on the embedding is left. A model without LoRA is refused."""
     config = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"])
     model = peft.get_peft_model(copy.deepcopy(tiny_base.model).bfloat16(), config)
@@ -162,7 +162,7 @@ def test_one_warning_counts_the_layers_that_are_left(tiny_base: Any) -> None:
         round_once(nn.Linear(2, 2))
 
 
-def test_the_code_of_the_page(tiny_base: Any, here: Path) -> None:
+def test_the_code_of_the_page(tiny_base, here):
     """The blocks of docs/bf16.md as they stand."""
     page = (DOCS / "bf16.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
@@ -170,7 +170,7 @@ def test_the_code_of_the_page(tiny_base: Any, here: Path) -> None:
     base, again = (copy.deepcopy(tiny_base.model).bfloat16() for _ in range(2))
     ids = torch.arange(5, 45).view(2, 20)
     W0, x, A, B = (torch.randn(*n).bfloat16() for n in ((9, 5), (2, 3, 5), (4, 5), (9, 4)))
-    names: dict[str, Any] = {"torch": torch, "F": nn.functional, "study": study}
+    names = {"torch": torch, "F": nn.functional, "study": study}
     names |= {"W0": W0, "x": x, "A": A, "B": B, "gamma": 0.001, "base": base, "config": config}
     names |= {"get_peft_model": peft.get_peft_model}
     names |= {"model": peft.get_peft_model(again, config)}
@@ -187,7 +187,7 @@ def test_the_code_of_the_page(tiny_base: Any, here: Path) -> None:
     torch.testing.assert_close(names["y"].double(), expected, rtol=1 / 256, atol=1e-4)
 
 
-def test_the_example_script(tiny_base: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_example_script(tiny_base, tmp_path, monkeypatch, capsys):
     """On the tiny base, with two updates."""
     pytest.importorskip("trl")
     tiny_base.model.save_pretrained(tmp_path)

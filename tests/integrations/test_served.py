@@ -48,7 +48,7 @@ def asked(works: Cli, base: str, folder: Path, server: Any) -> tuple[float, str]
 
 TOO_WEAK = "alpha / r instead of alpha / sqrt r"
 MANY = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"q_proj": 64, "down_proj": 4}}
-KINDS: dict[str, tuple[dict[str, Any], float, str]] = {
+KINDS = {
     "LoRA": ({"r": 64}, 1.0, "(as PEFT)"),
     **{f"rsLoRA {r}": ({"r": r, "use_rslora": True}, r**-0.5, f"({TOO_WEAK})") for r in (4, 64)},
     "alphas": (MANY, math.nan, "no single factor"),
@@ -61,13 +61,13 @@ KINDS: dict[str, tuple[dict[str, Any], float, str]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_factor_of_llama_cpp(kind: str, tmp_path: Path, works: Cli) -> None:
+def test_the_factor_of_llama_cpp(kind, tmp_path, works):
     for package in ("gguf", "xllamacpp"):
         pytest.importorskip(package)
     from tests.integrations import llama_cpp
 
     options, share, words = KINDS[kind]
-    model: Any = tiny.build()
+    model = tiny.build()
     if kind == "experts":
         config = mixtral()
         config.initializer_range = 0.2
@@ -93,7 +93,7 @@ def server() -> Iterator[Any]:
     the request. Lists of models and of log-probabilities are as vLLM writes them."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+        def do_POST(self):
             size = int(self.headers.get("Content-Length") or 0)
             answer = found.answers.get(self.path)
             if callable(answer):
@@ -104,7 +104,7 @@ def server() -> Iterator[Any]:
 
         do_GET = do_POST
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_):
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -146,20 +146,18 @@ def answering(base: Any, folder: Path, factor: float, noise: float = 0.0) -> Cal
         (0.25, 0.3, "The factor can't be decided: the interval is"),
     ],
 )
-def test_the_factor_of_other_servers(
-    factor: float, noise: float, words: str, tmp_path: Path, works: Cli, server: Any
-) -> None:
+def test_the_factor_of_other_servers(factor, noise, words, tmp_path, works, server):
     folder = adapted(tiny.build(), tmp_path / "own", r=16, lora_alpha=8, use_rslora=True)
     server.answers["/v1/completions"] = answering(tiny.build(), folder, factor, noise)
     assert words in asked(works, "tiny", folder, server)[1]
 
 
-def test_what_cannot_be_asked_gets_one_line(tmp_path: Path, refused: Cli, server: Any) -> None:
+def test_what_cannot_be_asked_gets_one_line(tmp_path, refused, server):
     folder = adapted(tiny.build(), tmp_path / "own", r=16, use_rslora=True)
     other = tiny.build()
     torch.nn.init.normal_(other.lm_head.weight)
 
-    def line(*words: str, **answers: Any) -> str:
+    def line(*words, **answers):
         server.answers |= {f"/v1/{path}": answer for path, answer in answers.items()}
         return str(refused("serve-check", folder, "--url", server.listening_address, *words))
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from transformers import (
 )
 from transformers.integrations import integration_utils
 
-from study.config import CellConfig
 from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
 from study.probes import NormProbe
@@ -25,7 +22,6 @@ from study.store import load_measured
 from tests.together import together
 
 peft = pytest.importorskip("peft")
-Make = Callable[..., Any]
 ADAMW = ("optimizer=adamw", "optimizer.lr=1e-3")
 CLIPPED = ("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.clip=0.5")
 
@@ -34,17 +30,11 @@ CLIPPED = ("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.
     ("overrides", "reentrant"), [(ADAMW, None), (CLIPPED, False), (CLIPPED, True)]
 )
 def test_numbers_are_those_of_our_training(
-    overrides: tuple[str, ...],
-    reentrant: bool | None,
-    cell: Make,
-    ours: Make,
-    assert_same: Make,
-    peft_model: Make,
-    measured: Make,
-) -> None:
+    overrides, reentrant, cell, ours, assert_same, peft_model, measured
+):
     """Without gradient checkpointing, and with both kinds."""
     config = cell(*overrides, "adapter.rank=4", "train.eval_every=0", "probes.steps=[0,1,2]")
-    options: dict[str, Any] = {"gradient_checkpointing": reentrant is not None}
+    options = {"gradient_checkpointing": reentrant is not None}
     options["gradient_checkpointing_kwargs"] = {"use_reentrant": bool(reentrant)}
     tables = measured(peft_model(config), config, options=options, steps=[0, 1, 2])
     assert_same(tables, config, ours(config))
@@ -52,13 +42,8 @@ def test_numbers_are_those_of_our_training(
 
 @pytest.mark.parametrize("option", ["bf16", "gradient_checkpointing"])
 def test_the_callback_does_not_change_training(
-    option: str,
-    config: CellConfig,
-    peft_model: Make,
-    trainer_of: Make,
-    measured: Make,
-    tmp_path: Path,
-) -> None:
+    option, config, peft_model, trainer_of, measured, tmp_path
+):
     """Bit for bit, with dropout. Afterwards the Trainer is restored."""
     trainers, losses, hooks = [], [], []
     for is_watched in (False, True):
@@ -87,11 +72,11 @@ class Kill(TrainerCallback):
 
 @pytest.mark.parametrize("saved_at", [3, 5])
 def test_a_run_that_was_killed_in_on_save_keeps_all_rows(
-    saved_at: int, cell: Make, peft_model: Make, trainer_of: Make, tmp_path: Path
-) -> None:
+    saved_at, cell, peft_model, trainer_of, tmp_path
+):
     """The last save is after the last update. A resumed Trainer makes another one."""
 
-    def run(*more: Any, resume: bool = False) -> None:
+    def run(*more, resume=False):
         config = cell("adapter.rank=4", "train.steps=5")
         saving = {"save_strategy": "steps", "save_steps": saved_at}
         trainer = trainer_of(peft_model(config), config, tmp_path, **saving)
@@ -107,13 +92,7 @@ def test_a_run_that_was_killed_in_on_save_keeps_all_rows(
     assert sorted(set(tables.probes["step"])) == [0, 2, 4]
 
 
-def test_what_the_trainer_may_not_do(
-    config: CellConfig,
-    peft_model: Make,
-    trainer_of: Make,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_the_trainer_may_not_do(config, peft_model, trainer_of, tmp_path, monkeypatch):
     """What models and optimizers may not be: test_record."""
     trainer = trainer_of(peft_model(config), config, tmp_path)
     for of, name, message in (
@@ -128,9 +107,7 @@ def test_what_the_trainer_may_not_do(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_kernel_that_bypasses_the_hooks(
-    config: CellConfig, peft_model: Make, measured: Make, tmp_path: Path
-) -> None:
+def test_a_kernel_that_bypasses_the_hooks(config, peft_model, measured, tmp_path):
     """Like Axolotl's lora_mlp_kernel: the block uses the layers' weights and calls no layer."""
     model = peft_model(config)
     mlp = model.get_submodule("base_model.model.model.layers.0.mlp")
@@ -147,17 +124,12 @@ def test_a_kernel_that_bypasses_the_hooks(
 
 
 def test_trackers_get_every_layer_and_the_console_three_numbers(
-    config: CellConfig,
-    peft_model: Make,
-    trainer_of: Make,
-    measured: Make,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen: dict[int, set[str]] = {}
+    config, peft_model, trainer_of, measured, tmp_path, monkeypatch
+):
+    seen = {}
 
     class Tracker(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        def on_log(self, args, state, control, logs=None, **_):
             seen.setdefault(state.global_step, set()).update(logs)
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tracker", Tracker)
@@ -170,9 +142,7 @@ def test_trackers_get_every_layer_and_the_console_three_numbers(
     assert ours == {f"probe/adapter_{of}" for of in ("grad_norm", "update_norm", "update_descent")}
 
 
-def test_a_cell_for_each_active_adapter(
-    config: CellConfig, peft_model: Make, measured: Make
-) -> None:
+def test_a_cell_for_each_active_adapter(config, peft_model, measured):
     model = peft_model(config)
     wide = peft.LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=["q_proj"])
     model.add_adapter("wide", wide)
@@ -187,9 +157,7 @@ def test_a_cell_for_each_active_adapter(
     assert sorted(layers) == [3, 15]
 
 
-def test_dora_layers_are_named_and_have_no_product(
-    config: CellConfig, peft_model: Make, measured: Make
-) -> None:
+def test_dora_layers_are_named_and_have_no_product(config, peft_model, measured):
     with pytest.warns(UserWarning, match=r"14 layers .*q_proj.* are DoraLinearVariant"):
         tables = measured(peft_model(config, use_dora=True), config, steps=[0])
     sites = set(tables.probes["site"])
@@ -197,7 +165,7 @@ def test_dora_layers_are_named_and_have_no_product(
     assert sites >= {"adapter_in", "layer_out", "layer_out_grad", "A_grad", "adapter_update"}
 
 
-def test_a_base_of_four_bits(cell: Make, measured: Make, tmp_path: Path) -> None:
+def test_a_base_of_four_bits(cell, measured, tmp_path):
     pytest.importorskip("bitsandbytes")
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     base = LlamaConfig(vocab_size=300, num_hidden_layers=2, **sizes)

@@ -11,7 +11,7 @@ from study.models import packaged, tiny
 
 
 @pytest.fixture(autouse=True)
-def _cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _cache(request, monkeypatch, tmp_path):
     real = [name for name in packaged.PACKAGES if request.node.get_closest_marker(name)]
     for name in real:
         _skip_without(name)
@@ -25,7 +25,7 @@ def _skip_without(name: str) -> None:
 
 
 @pytest.fixture
-def tiny_folder(tmp_path: Path) -> Path:
+def tiny_folder(tmp_path) -> Path:
     """The tiny model and its tokenizer, saved in a folder."""
     folder = tmp_path / "saved"
     tiny.build().save_pretrained(folder)
@@ -34,10 +34,10 @@ def tiny_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def save_family(tmp_path: Path) -> Callable[[PretrainedConfig], Path]:
+def save_family(tmp_path) -> Callable[[PretrainedConfig], Path]:
     """Saves a random model of any family with the tiny tokenizer, and returns its folder."""
 
-    def save(config: PretrainedConfig) -> Path:
+    def save(config):
         folder = tmp_path / config.model_type
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -17,12 +17,7 @@ DESCRIBE = (
 
 
 @pytest.fixture
-def train(
-    study_cli: Callable[..., Any],
-    tiny_folder: Path,
-    jsonl: Path,
-    here: Path,
-) -> Callable[[str], Any]:
+def train(study_cli, tiny_folder, jsonl, here) -> Callable[[str], Any]:
     """``train(name)`` trains one cell on the model in ``tiny_folder``."""
     words = ["model=hf", f"model.path={tiny_folder}", "data=file", f"data.path={jsonl}"]
     words += ["data.sequence_length=32", "data.heldout=2", "train.steps=2", "train.batch_size=2"]
@@ -36,8 +31,8 @@ def flip_a_bit(weights: Path, byte: int) -> None:
 
 
 def test_bits_that_changed_at_equal_size_and_time_are_found_when_the_weights_load(
-    train: Callable[[str], Any], tiny_folder: Path, tmp_path: Path
-) -> None:
+    train, tiny_folder, tmp_path
+):
     weights = tiny_folder / "model.safetensors"
     hashing = Forked(DESCRIBE, [str(tiny_folder)], tiny_folder, os.environ).wait()
     assert hashing.returncode == 0, hashing.stderr
@@ -50,9 +45,7 @@ def test_bits_that_changed_at_equal_size_and_time_are_found_when_the_weights_loa
     assert not list(tmp_path.glob("results/changed/cells/*/metrics.parquet"))
 
 
-def test_weights_replaced_while_a_process_lives_are_not_reused(
-    train: Callable[[str], Any], tiny_folder: Path
-) -> None:
+def test_weights_replaced_while_a_process_lives_are_not_reused(train, tiny_folder):
     assert train("first").code == 0
     flip_a_bit(tiny_folder / "model.safetensors", -2)  # of the highest byte but one of a float
     assert train("second").code == 0

@@ -1,6 +1,6 @@
 """``pack.compile`` changes a run and its probes by rounding only, and leaves the base unchanged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import pandas as pd
@@ -8,13 +8,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.training.loop import CellStep
 from tests.trained import trained
-
-Build = Callable[..., CellConfig]
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +31,8 @@ def assert_same_numbers(ours: list[CellStep], wanted: list[CellStep]) -> None:
     [("factored", "inductor"), ("mixed", "aot_eager"), ("merged", "aot_eager")],
 )
 def test_a_compiled_run_equals_a_plain_run(
-    tiny_base: FrozenBase,
-    corpus: Corpus,
-    cell: Build,
-    monkeypatch: pytest.MonkeyPatch,
-    contraction: str,
-    backend: str,
-) -> None:
+    tiny_base, corpus, cell, monkeypatch, contraction, backend
+):
     """aot_eager traces as inductor does, but needs no C++ compiler."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     shape = ("train.steps=4", "train.accumulation=2", "probes.steps=[0,3]")
@@ -61,13 +51,8 @@ def test_a_compiled_run_equals_a_plain_run(
 
 @pytest.mark.parametrize(("form", "micro_batches"), [("factored", 1), ("merged", 2)])
 def test_the_ranks_of_a_pack_share_a_program(
-    tiny_base: FrozenBase,
-    corpus: Corpus,
-    cell: Build,
-    monkeypatch: pytest.MonkeyPatch,
-    form: str,
-    micro_batches: int,
-) -> None:
+    tiny_base, corpus, cell, monkeypatch, form, micro_batches
+):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     shape = ["train.steps=2", "probes.steps=null", f"train.accumulation={micro_batches}"]
     shape += [f"adapter.contraction={form}"]

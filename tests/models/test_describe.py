@@ -2,9 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ def error_of(config: ModelConfig) -> str:
     return str(caught.value)
 
 
-def test_a_saved_folder_is_the_model_that_was_saved(tiny_folder: Path) -> None:
+def test_a_saved_folder_is_the_model_that_was_saved(tiny_folder):
     config = ModelConfig("hf", str(tiny_folder))
     card, original = describe(config), describe(ModelConfig("tiny"))
     assert (card.name, card.max_length, card.linears) == (str(tiny_folder), 512, original.linears)
@@ -34,13 +32,13 @@ def test_a_saved_folder_is_the_model_that_was_saved(tiny_folder: Path) -> None:
     assert torch.equal(saved(ids).logits, made(ids).logits)
 
 
-def test_the_fingerprint_does_not_follow_the_path(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_follow_the_path(tiny_folder, tmp_path):
     copied = shutil.copytree(tiny_folder, tmp_path / "copied")
     first, second = (describe(ModelConfig("hf", str(at))) for at in (tiny_folder, copied))
     assert first.fingerprint == second.fingerprint
 
 
-def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path: Path) -> None:
+def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path):
     folder = tmp_path / "sharded"
     tiny.build().save_pretrained(folder, max_shard_size="100KB")
     tiny.tokenizer().save_pretrained(folder)
@@ -52,7 +50,7 @@ def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path: Path) -> N
     assert f"{shards[-1].name} does not exist" in error_of(config)
 
 
-WEIGHTS: dict[str, Callable[[Path], Any]] = {
+WEIGHTS = {
     "is damaged": lambda file: file.write_bytes(file.read_bytes()[:-100]),
     "is damaged ": lambda file: file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
     "has pickled weights": lambda file: file.rename(file.with_name("pytorch_model.bin")),
@@ -61,7 +59,7 @@ WEIGHTS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("says", WEIGHTS)
-def test_weights_that_can_not_be_read(tiny_folder: Path, says: str) -> None:
+def test_weights_that_can_not_be_read(tiny_folder, says):
     config = ModelConfig("hf", str(tiny_folder))
     describe(config)  # the cached card must not hide the damage
     WEIGHTS[says](tiny_folder / "model.safetensors")
@@ -69,7 +67,7 @@ def test_weights_that_can_not_be_read(tiny_folder: Path, says: str) -> None:
 
 
 CODE = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS = {
     "config.json can't be used": {"model_type": "lama"},
     "config.json can't be used ": {"model_type": "mine", "auto_map": CODE},
     "is quantised (gptq)": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
@@ -79,7 +77,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("says", CONFIGS)
-def test_a_configuration_that_can_not_be_used(tiny_folder: Path, says: str) -> None:
+def test_a_configuration_that_can_not_be_used(tiny_folder, says):
     """Code in a checkpoint is not run."""
     path = tiny_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | CONFIGS[says]))
@@ -88,7 +86,7 @@ def test_a_configuration_that_can_not_be_used(tiny_folder: Path, says: str) -> N
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_no_tokenizer(tiny_folder: Path, model_type: str) -> None:
+def test_no_tokenizer(tiny_folder, model_type):
     for file in tiny_folder.glob("tokenizer*"):
         file.unlink()
     if model_type != "llama":
@@ -97,14 +95,14 @@ def test_no_tokenizer(tiny_folder: Path, model_type: str) -> None:
 
 
 def test_of_a_hub_model_a_plan_takes_the_small_files_and_loading_the_weights(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tiny_folder, monkeypatch
+):
     """No network: ``snapshot_download`` is replaced."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = tiny_folder.with_name(commit)
     folder.mkdir()
 
-    def download(name: str, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
+    def download(name, revision, allow_patterns, **_):
         if name != "me/tiny":
             raise ConnectionError("no\nno")
         assert revision in (None, commit)

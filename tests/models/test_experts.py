@@ -7,12 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import PretrainedConfig
 
 import study
 from study.adapters import resolve_targets
 from study.config import CellConfig, ModelConfig
-from study.data.batches import Corpus
 from study.models import Coverage, FrozenBase, coverage, describe, load_base
 from study.store import is_done, load_cells, load_records
 from study.sweeps.cells import plan
@@ -24,21 +22,20 @@ from tests.trained import series, trained
 from .small import mixtral
 
 Build = Callable[..., CellConfig]
-Save = Callable[[PretrainedConfig], Path]
 
 
 @pytest.fixture
-def model(save_family: Save) -> ModelConfig:
+def model(save_family) -> ModelConfig:
     return ModelConfig("hf", str(save_family(mixtral())))
 
 
 @pytest.fixture
-def base(model: ModelConfig) -> FrozenBase:
+def base(model) -> FrozenBase:
     return load_base(model, torch.device("cpu"), "float32")
 
 
 @pytest.fixture
-def moe(model: ModelConfig, cell: Build) -> Build:
+def moe(model, cell) -> Build:
     small = ["model=hf", f"model.path={model.path}", "train.eval_every=0", "train.batch_size=2"]
     return lambda *overrides: cell(*small, "train.steps=2", "probes.steps=[0,1]", *overrides)
 
@@ -47,9 +44,7 @@ def probes(of_cell: list[CellStep]) -> pd.DataFrame:
     return pd.concat([result.probes for result in of_cell if result.probes is not None])
 
 
-def test_a_fold_equals_its_cells_and_probes_measure_the_factors_of_experts(
-    base: FrozenBase, corpus: Corpus, moe: Build
-) -> None:
+def test_a_fold_equals_its_cells_and_probes_measure_the_factors_of_experts(base, corpus, moe):
     """Of linears, also the activations."""
     common = ("train.accumulation=2", "probes.stats=[all,r_align,r_back,rho]")
     sgd = ("optimizer=sgd", "optimizer.lr=0.1")
@@ -78,9 +73,7 @@ def test_a_fold_equals_its_cells_and_probes_measure_the_factors_of_experts(
     assert {"adapter_in", "adapter_out", "layer_out_grad"} <= set(linears["site"])
 
 
-def test_a_study_is_trained_continued_and_analysed(
-    moe: Build, model: ModelConfig, tmp_path: Path
-) -> None:
+def test_a_study_is_trained_continued_and_analysed(moe, model, tmp_path):
     """Experts change the identity; attention alone does not."""
     common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "train.save_adapter=true")
     values = [(rank, seed) for rank in (1, 2, 4) for seed in (0, 1, 2)]
@@ -112,7 +105,7 @@ def covered(folder: Path | None, targets: str | list[str] = "all-linear") -> Cov
     return coverage(card, resolve_targets(card.targets, targets))
 
 
-def test_a_usual_model_is_covered_and_a_choice_of_targets_is_no_news() -> None:
+def test_a_usual_model_is_covered_and_a_choice_of_targets_is_no_news():
     assert covered(None) == Coverage(share=1.0, without=(), out_of_reach=False)
     found = covered(None, "attention")
     attention, mlp = 64 * (64 + 32 + 32 + 64), 3 * 64 * 128
@@ -121,7 +114,7 @@ def test_a_usual_model_is_covered_and_a_choice_of_targets_is_no_news() -> None:
     assert found.notice is None
 
 
-def test_experts_are_linear_layers(save_family: Save) -> None:
+def test_experts_are_linear_layers(save_family):
     folder, experts, attention = save_family(mixtral()), 4 * 3 * 16 * 24, 4 * 16 * 16
     whole, half = covered(folder), covered(folder, "attention")
     router = 4 * 16
@@ -137,9 +130,7 @@ def test_experts_are_linear_layers(save_family: Save) -> None:
     assert len(covered(folder, names).experts) == 4
 
 
-def test_the_plan_says_it_and_the_record_keeps_it(
-    save_family: Save, cell: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_says_it_and_the_record_keeps_it(save_family, cell, tmp_path, capsys):
     folder = save_family(mixtral())
     common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "probes.steps=null")
     cells = plan(

@@ -4,16 +4,12 @@ Each model is saved to a folder and loaded from it offline, as a user's own mode
 """
 
 import socket
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
-from transformers import PretrainedConfig
 
 from study.adapters import AdapterSpec, LoraPair, adapted, dense_weight, resolve_targets
 from study.config import CellConfig, ModelConfig
@@ -26,11 +22,10 @@ from tests.trained import trained
 from .small import SHAPE, SMALL, gpt2
 
 CPU = torch.device("cpu")
-Save = Callable[[PretrainedConfig], Path]
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 QKVO, GATED = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
 
-USUAL: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
+USUAL = {
     "llama": (transformers.LlamaConfig(**SMALL), QKVO, GATED),
     "qwen3": (transformers.Qwen3Config(**SMALL, head_dim=8), QKVO, GATED),
     "gemma3": (transformers.Gemma3TextConfig(**SMALL, **GEMMA), QKVO, GATED),
@@ -48,7 +43,7 @@ UPDATES = {"A_update", "B_update", "adapter_update"}
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def _offline(monkeypatch):
     monkeypatch.setattr(
         socket.socket, "connect", lambda *_: pytest.fail("a folder needs no network")
     )
@@ -66,8 +61,8 @@ def run(
 
 @pytest.mark.parametrize("family", USUAL)
 def test_layers_are_found_a_fold_equals_its_cells_and_probes_are_complete(
-    family: str, save_family: Save, cell: Callable[..., CellConfig], corpus: Corpus
-) -> None:
+    family, save_family, cell, corpus
+):
     config, attention, mlp = USUAL[family]
     common = [
         "model=hf",
@@ -118,7 +113,7 @@ STATE = {"state_size": 8, "time_step_rank": 4}
 HYBRID = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64}
 LLAMA4 = {"intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1}
 
-UNUSUAL: dict[str, Callable[[], PretrainedConfig]] = {
+UNUSUAL = {
     # It multiplies by the weight of dt_proj.
     "mamba": lambda: transformers.MambaConfig(**SHAPE, **STATE),
     # Its router is a subclass of nn.Linear that returns a tuple.
@@ -131,9 +126,7 @@ UNUSUAL: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 @pytest.mark.parametrize("family", UNUSUAL)
-def test_a_probed_step(
-    family: str, save_family: Save, cell: Callable[..., CellConfig], corpus: Corpus
-) -> None:
+def test_a_probed_step(family, save_family, cell, corpus):
     model = ["model=hf", f"model.path={save_family(UNUSUAL[family]())}", "adapter.rank=2"]
     config = cell(*model, "train.steps=1", "probes.steps=[0,1]", "train.eval_every=0")
     base = load_base(config.model, CPU, "float32")
@@ -146,13 +139,13 @@ def test_a_probed_step(
 
 
 @pytest.fixture
-def mamba(save_family: Save) -> FrozenBase:
+def mamba(save_family) -> FrozenBase:
     return load_base(ModelConfig("hf", str(save_family(UNUSUAL["mamba"]()))), CPU, "float32")
 
 
-def test_a_model_that_reads_a_weight_itself_gets_the_adapted_one(mamba: FrozenBase) -> None:
+def test_a_model_that_reads_a_weight_itself_gets_the_adapted_one(mamba):
     """Mamba's logits are those of a Mamba whose weights are ``W + gamma B A``."""
-    model: Any = mamba.model
+    model = mamba.model
     draw = torch.Generator().manual_seed(0)
     start = {
         path: LoraPair(
@@ -173,9 +166,7 @@ def test_a_model_that_reads_a_weight_itself_gets_the_adapted_one(mamba: FrozenBa
 
 
 @pytest.mark.parametrize("spec", [[AdapterSpec(2, 1.0)] * 2, [AdapterSpec(2, 1.0, dropout=0.1)]])
-def test_a_weight_that_can_not_be_read_is_one_line(
-    spec: list[AdapterSpec], mamba: FrozenBase
-) -> None:
+def test_a_weight_that_can_not_be_read_is_one_line(spec, mamba):
     with (
         adapted(mamba.model, mamba.card.linears, spec),
         pytest.raises(StudyError, match=r"reads the weight of .*dt_proj itself: leave it out"),

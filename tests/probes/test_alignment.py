@@ -1,7 +1,6 @@
 """Alignments against theory's own, computed from arrays of the same run; rho by its definition."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,6 @@ from study.training.measuring import make_probe
 from study.vocabulary.quantities import ALIGNMENTS, HELDOUT, NOISE, TRAIN
 from tests.trained import trained
 
-Build = Callable[..., CellConfig]
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1, init="init_b")]
 TOKENS = 20
 
@@ -40,7 +38,7 @@ class Captured:
         y.register_hook(lambda dy: self.dy[bank.layer].append(dy))
 
 
-def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_alignments_agree_with_theory(tiny_base, corpus, cell):
     """Two updates of two micro-batches each; A is drawn in one cell, B in the other."""
     schedule = ["train.schedule=linear", "train.accumulation=2", f"probes.tokens={TOKENS}"]
     stats = "probes.stats=[norm,r_align,r_sign,r_diag,r_eff,r_nuc,r_rows,r_joint,r_back]"
@@ -91,9 +89,7 @@ def probes(base: FrozenBase, corpus: Corpus, config: CellConfig) -> dict[int, pd
     return {int(step.metrics["step"]): step.probes for step in steps if step.probes is not None}
 
 
-def test_from_step_1_to_step_3_and_only_where_asked_for(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_from_step_1_to_step_3_and_only_where_asked_for(tiny_base, corpus, cell):
     steps = ["train.steps=5", "probes.steps=[0,1,3,4]", "probes.batch=all"]
     by_step = probes(tiny_base, corpus, cell("probes.stats=[norm,r_align,r_back]", *steps))
     measured = {
@@ -108,7 +104,7 @@ def test_from_step_1_to_step_3_and_only_where_asked_for(
         assert Fold(tiny_base, corpus, [cell(*steps)], banks).alignment is None
 
 
-def test_rho_is_the_motion_of_A(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_rho_is_the_motion_of_A(tiny_base, corpus, cell):
     config = cell("probes.sites=[A]", "probes.stats=[rho]", "probes.tokens=6", "adapter.rank=4")
     with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:
         captured = Captured(banks)
@@ -137,9 +133,7 @@ def test_rho_is_the_motion_of_A(tiny_base: FrozenBase, corpus: Corpus, cell: Bui
     assert np.isnan(after[1]["rho"]).all(), "A was 0 at the start in this cell"
 
 
-def test_after_one_step_of_adam_r_parts_is_r_sign(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_after_one_step_of_adam_r_parts_is_r_sign(tiny_base, corpus, cell):
     """A is drawn anew at each rank, so the parts of one output scatter about their mean."""
     settings = ["optimizer=adamw", "optimizer.eps=1e-20", "probes.stats=[r_sign,r_parts]"]
     config = cell(*settings, "probes.sites=[adapter_out]", "probes.steps=[1]", "adapter.rank=256")

@@ -1,7 +1,6 @@
 """Held-out and noise batches: their rows, and that training is the same with and without them."""
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import pandas as pd
@@ -10,16 +9,12 @@ import torch
 
 from study.adapters import AdapterSpec, adapted
 from study.adapters.inits import generator_for
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.training.loop import Fold
 from study.training.measuring import heldout_losses, make_probe, probe_other_batches
 from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UPDATES, WEIGHTS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 from tests.trained import trained
 
-Build = Callable[..., CellConfig]
 MOVES = {*UPDATES, "adapter_update"}
 
 
@@ -30,9 +25,7 @@ def sites_by_batch(table: pd.DataFrame) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("own", "batch"), [("adapter.dropout=0.3", "all"), ("adapter.rank=2", "[heldout,noise]")]
 )
-def test_training_is_the_same_bit_for_bit(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, own: str, batch: str
-) -> None:
+def test_training_is_the_same_bit_for_bit(tiny_base, corpus, cell, own, batch):
     options = ["train.accumulation=2", "train.clip=0.1"]
     other = cell("adapter.rank=9", *options)
     runs = [
@@ -48,9 +41,7 @@ def test_training_is_the_same_bit_for_bit(
         pd.testing.assert_frame_equal(*rows, check_exact=True)
 
 
-def test_which_sites_have_rows_on_which_batch(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_which_sites_have_rows_on_which_batch(tiny_base, corpus, cell):
     [steps] = trained(tiny_base, corpus, cell("probes.batch=[noise,heldout,train]"))
     assert sites_by_batch(steps[1].probes) == {
         TRAIN: set(SITES),
@@ -67,9 +58,7 @@ def test_which_sites_have_rows_on_which_batch(
     assert all(step.probes is None for step in nowhere)
 
 
-def test_heldout_rows_are_of_the_heldout_batch(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_heldout_rows_are_of_the_heldout_batch(tiny_base, corpus, cell):
     """They equal the rows of a training step on the held-out batch with the same weights."""
     config = cell("probes.batch=heldout", "probes.tokens=8", "adapter.rank=4")
     specs = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
@@ -92,9 +81,7 @@ def test_heldout_rows_are_of_the_heldout_batch(
         assert (tables[0].query("site == 'adapter_grad'")["norm"] > 0).all()
 
 
-def test_noise_is_gaussian_and_the_same_for_every_rank(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_noise_is_gaussian_and_the_same_for_every_rank(tiny_base, corpus, cell):
     specs = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
     with adapted(tiny_base.model, tiny_base.card.linears, specs) as banks:
         fold = Fold(
@@ -119,7 +106,7 @@ def test_noise_is_gaussian_and_the_same_for_every_rank(
                 assert rows.loc["adapter_out", "rms"] == pytest.approx(isotropic, rel=0.15)
 
 
-def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_loss_after_is_the_loss_after(tiny_base, corpus, cell):
     """It equals the next loss on the same data. In the lazy regime it also agrees with descent."""
     whole = ["train.batch_size=54", "probes.every=1", "probes.steps=null", "train.steps=6"]
     [steps] = trained(tiny_base, corpus, cell(*whole))

@@ -47,7 +47,7 @@ def trained(
 
 
 @pytest.fixture
-def fold(tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]) -> Iterator[Fold]:
+def fold(tiny_base, corpus, cell) -> Iterator[Fold]:
     with trained(tiny_base, corpus, cell, "factored") as fold:
         yield fold
 
@@ -116,12 +116,7 @@ def evenly(count: int) -> Tensor:
 
 
 @pytest.fixture(scope="module", params=["factored", "merged"])
-def measured(
-    request: pytest.FixtureRequest,
-    tiny_base: FrozenBase,
-    corpus: Corpus,
-    cell: Callable[..., CellConfig],
-) -> SimpleNamespace:
+def measured(request, tiny_base, corpus, cell) -> SimpleNamespace:
     """In chunks so small that tensors have several, the last one incomplete."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "CHUNK", 1000)
@@ -151,7 +146,7 @@ def measure(fold: Fold) -> SimpleNamespace:
     return SimpleNamespace(fold=fold, reference=reference, tables=probe.collect(7), **seen)
 
 
-def test_activations_and_what_is_sampled_from_them(measured: SimpleNamespace) -> None:
+def test_activations_and_what_is_sampled_from_them(measured):
     """From one pass over the real tokens of all micro-batches."""
     reference, layers = measured.reference, len(measured.fold.banks) * len(SPECS)
     assert (len(reference.seen), len(reference.sampled)) == (3 * layers, 2 * layers)
@@ -161,7 +156,7 @@ def test_activations_and_what_is_sampled_from_them(measured: SimpleNamespace) ->
         assert_row(measured.tables[k], layer, site, definition(torch.cat(parts)))
 
 
-def test_weights_gradients_and_updates(measured: SimpleNamespace) -> None:
+def test_weights_gradients_and_updates(measured):
     for (layer, k), factors in measured.weights.items():
         table = measured.tables[k]
         for suffix, tensors in {
@@ -177,8 +172,8 @@ def test_weights_gradients_and_updates(measured: SimpleNamespace) -> None:
         assert_row(table, layer, "delta_w", definition(delta_w) | spectra)
 
 
-def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: SimpleNamespace) -> None:
-    def flat(pair: tuple[Tensor, ...]) -> Tensor:
+def test_unions_of_A_and_B_by_layer_and_over_the_model(measured):
+    def flat(pair):
         return torch.cat([tensor.flatten() for tensor in pair])
 
     for k, table in enumerate(measured.tables):
@@ -200,7 +195,7 @@ def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: SimpleNamespace
         assert table.loc[~table["site"].isin(UNIONS), MEAN_NORM].isna().all()
 
 
-def test_rows_and_columns(measured: SimpleNamespace) -> None:
+def test_rows_and_columns(measured):
     for k, table in enumerate(measured.tables):
         assert list(table.columns) == [*KEYS, *MEASURED]
         assert set(table["site"]) == set(SITES)
@@ -219,7 +214,7 @@ def test_rows_and_columns(measured: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_values_are_kept_and_flagged(fold: Fold, bad: float) -> None:
+def test_non_finite_values_are_kept_and_flagged(fold, bad):
     with torch.no_grad():
         fold.banks[3].pairs[1].A_RD[0, 0] = bad
     probe = NormProbe(fold.base.model, sites=["A", "B"])
@@ -248,7 +243,7 @@ def after_sgd(o: int, r: int, d: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("r", [1, 4, 48, 300])
 @pytest.mark.parametrize(("d", "o"), [(192, 576), (576, 192), (10, 300), (3, 2)])
-def test_it_is_the_largest_singular_value(d: int, o: int, r: int) -> None:
+def test_it_is_the_largest_singular_value(d, o, r):
     torch.manual_seed(0)
     for B, A in (after_sgd(o, r, d), (torch.randn(o, r), torch.randn(r, d))):
         exact = torch.linalg.matrix_norm(B.double() @ A.double(), 2).item()
@@ -259,7 +254,7 @@ def test_it_is_the_largest_singular_value(d: int, o: int, r: int) -> None:
         assert largest_singular_value(B @ A).item() == pytest.approx(exact, rel=1e-4)
 
 
-def test_zero_and_non_finite() -> None:
+def test_zero_and_non_finite():
     B, A = torch.zeros(6, 3), torch.randn(3, 5)
     assert largest_singular_value(B, A).item() == 0
     B[0, 0] = float("inf")

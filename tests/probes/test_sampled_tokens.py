@@ -7,7 +7,6 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,9 +17,6 @@ from torch.nn.functional import cross_entropy
 
 from study.adapters import AdapterSpec, adapted
 from study.adapters.inits import generator_for
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.probes import NormProbe
 from study.training.loop import Fold
 
@@ -65,14 +61,12 @@ class ByAutograd:
                 assert rms[site, layer] == pytest.approx(wanted, rel=1e-5), (site, layer)
 
 
-def test_our_steps_agree_with_autograd(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
-) -> None:
+def test_our_steps_agree_with_autograd(tiny_base, corpus, cell):
     spec = AdapterSpec(4, 2.0, seed=3, dropout=P)
     config = cell(f"train.accumulation={MICRO_BATCHES}", f"adapter.dropout={P}", "adapter.rank=4")
-    streams: dict[str, torch.Generator] = {}
+    streams = {}
 
-    def kept_of(layer: str, x: Tensor) -> Tensor:
+    def kept_of(layer, x):
         stream = streams.setdefault(layer, generator_for(3, f"{layer}/dropout"))
         return torch.empty_like(x).bernoulli_(1 - P, generator=stream) / (1 - P)
 
@@ -95,12 +89,10 @@ def test_our_steps_agree_with_autograd(
     by_autograd.assert_agrees(probe.collect(0)[0])
 
 
-def test_steps_of_peft_agree_with_autograd_and_draw_the_same_masks(
-    tiny_base: FrozenBase, corpus: Corpus
-) -> None:
+def test_steps_of_peft_agree_with_autograd_and_draw_the_same_masks(tiny_base, corpus):
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=P, target_modules="all-linear")
-    peft_model: Any = get_peft_model(copy.deepcopy(tiny_base.model), lora).train()
-    dropped: dict[str, Tensor] = {}
+    peft_model = get_peft_model(copy.deepcopy(tiny_base.model), lora).train()
+    dropped = {}
     by_autograd = ByAutograd(lambda layer, _: dropped[layer])
     seen = NormProbe(peft_model).layers
     for layer in seen:
@@ -114,7 +106,7 @@ def test_steps_of_peft_agree_with_autograd_and_draw_the_same_masks(
         peft_model, sites=["adapter_out", "adapter_in_grad"], stats=["rms"], tokens=ALL
     )
 
-    def losses(watch: Callable[[Tensor], Any]) -> list[float]:
+    def losses(watch):
         torch.manual_seed(5)
         found = []
         for n in range(MICRO_BATCHES):

@@ -1,6 +1,5 @@
 """``swallowed``: the share of an adapter's output that a layer loses by rounding."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -58,7 +57,7 @@ def measured(model: nn.Module, *inputs: Tensor, tokens: int = TOKENS, **more: An
     return tables[tables["site"] == "adapter_out"]
 
 
-WAYS: dict[str, Callable[..., tuple[nn.Module, bool]]] = {
+WAYS = {
     "ours": lambda W, A, B: (bank_of(W.to(BF16), A, B), False),
     "PEFT, bf16 base": lambda W, A, B: (peft_of(W.to(BF16), A, B, torch.float32), False),
     "PEFT, autocast": lambda W, A, B: (peft_of(W, A, B, torch.float32), True),
@@ -68,7 +67,7 @@ WAYS: dict[str, Callable[..., tuple[nn.Module, bool]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_loss_that_is_known_exactly(way: str) -> None:
+def test_a_loss_that_is_known_exactly(way):
     """Three outputs of 1 each, of one token; a second micro-batch, in which d is twice as large."""
     B_OR = torch.tensor(OUT)[:, None]
     model, is_autocast = WAYS[way](torch.ones(3, 1), torch.ones(1, 1), B_OR)
@@ -82,7 +81,7 @@ def test_a_loss_that_is_known_exactly(way: str) -> None:
     assert share == pytest.approx(LOST, abs=1e-6)
 
 
-def test_it_is_missing_without_a_loss_or_an_output() -> None:
+def test_it_is_missing_without_a_loss_or_an_output():
     ones, x = torch.ones(1, 1), torch.ones(2, 5, 1)
     assert measured(bank_of(ones, ones, ones, ones), x)["swallowed"].isna().all()
     bank, x = bank_of(ones.to(BF16), ones, ULP * ones, 0 * ones), x.to(BF16)
@@ -92,7 +91,7 @@ def test_it_is_missing_without_a_loss_or_an_output() -> None:
 
 
 @pytest.mark.parametrize("size", [3e-4, 1e-3, 4e-3, 2e-2])
-def test_gaussian_outputs_lose_what_theory_says(size: float) -> None:
+def test_gaussian_outputs_lose_what_theory_says(size):
     """The base reads one half of the inputs and the adapter the other: independent outputs."""
     stream = torch.Generator().manual_seed(0)
     W_OO, _ = torch.linalg.qr(torch.randn(D, D, generator=stream))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ ALPHA = 16.0
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 
 Cell = Mapping[str, Any]
-OfCell = Callable[[Cell], Any]
 OfCellAndStep = Callable[[Cell, int], float]
 
 
 @pytest.fixture
-def on_disk(on_disk_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+def on_disk(on_disk_in, tmp_path) -> Callable[..., Path]:
     """``on_disk(seeds=(0,), ...)`` writes a study and returns its folder, ``results/known``."""
     return partial(on_disk_in, tmp_path)
 
@@ -37,23 +36,23 @@ def on_disk_in() -> Callable[..., Path]:
     """``on_disk_in(place, seeds=(0,), ...)`` writes a study to ``results/known`` in ``place``."""
 
     def write(
-        place: Path,
+        place,
         *,
-        seeds: Sequence[int] = (0, 1, 2, 3, 4),
-        ranks: Sequence[int] = (4, 32, 256),
-        lrs: Sequence[float] = (1e-3,),
-        rules: Mapping[str, float] = P,
-        optimizer: Mapping[str, Any] | None = None,
-        final: OfCell = lambda cell: final_loss(cell["lr"]),
-        lazy: OfCell = lambda cell: 1.0,
-        norm: OfCellAndStep = lambda cell, step: flat_norm(cell),
-        outputs: Mapping[str, OfCellAndStep] | None = None,
-        status: OfCell = lambda cell: "complete",
-        gradient: float = 1e-2,
-        steps: int = 200,
-        probed: Sequence[int] = (0, 1),
-        record: Mapping[str, Any] | None = None,
-    ) -> Path:
+        seeds=(0, 1, 2, 3, 4),
+        ranks=(4, 32, 256),
+        lrs=(0.001,),
+        rules=P,
+        optimizer=None,
+        final=lambda cell: final_loss(cell["lr"]),
+        lazy=lambda cell: 1.0,
+        norm=lambda cell, step: flat_norm(cell),
+        outputs=None,
+        status=lambda cell: "complete",
+        gradient=0.01,
+        steps=200,
+        probed=(0, 1),
+        record=None,
+    ):
         """``rules``: by name, the p; one of the power rule is named ``power 0.75``.
 
         ``final``, ``lazy`` and ``status`` are functions of a cell: the held-out loss after

@@ -17,7 +17,7 @@ POWERS = {"lora": 1.0, "rslora": 0.5, "power 0": 0.0, "power 0.75": 0.75, "power
 
 
 @pytest.fixture
-def on_disk(on_disk: OnDisk) -> OnDisk:
+def on_disk(on_disk) -> OnDisk:
     """A small study: three ranks, of which the highest is 100 times the lowest; three seeds."""
     return partial(on_disk, ranks=(4, 16, 400), seeds=(0, 1, 2))
 
@@ -46,7 +46,7 @@ def learns(cell: Cell) -> float:
     return 2.5 - gain + 0.001 * cell["seed"]
 
 
-def test_a_study_that_grows_and_learns_says_why(on_disk: OnDisk) -> None:
+def test_a_study_that_grows_and_learns_says_why(on_disk):
     sizes, losses, why = said(on_disk(outputs={"train": growing}, final=learns))
     assert sizes == (
         "Rank 400 against rank 4 (3 ranks; known, pydoc, SGD, learning rate 0.001, α = 16, "
@@ -76,17 +76,17 @@ def test_a_study_that_grows_and_learns_says_why(on_disk: OnDisk) -> None:
     ],
     ids=["no growth", "no gain", "one seed", "a loss", "no outputs"],
 )
-def test_without_both_there_is_no_reason_to_give(on_disk: OnDisk, study: dict[str, Any]) -> None:
+def test_without_both_there_is_no_reason_to_give(on_disk, study):
     assert not [line for line in said(on_disk(**study)) if line.startswith("A larger output")]
 
 
-def test_one_rule(on_disk: OnDisk) -> None:
+def test_one_rule(on_disk):
     [line, losses] = said(on_disk(rules={"power 0.75": 0.75}))
     assert "step 1: under power p = 0.75 the gradient norm shrinks to" in line
     assert losses.startswith("Held-out perplexity (20.1 before training): under power p = 0.75 it")
 
 
-def test_one_seed_gives_measurements_and_no_verdict(on_disk: OnDisk) -> None:
+def test_one_seed_gives_measurements_and_no_verdict(on_disk):
     lines = said(on_disk(seeds=(0,), outputs={"train": growing}, final=learns))
     assert "the gradient norm is at 10 %" in lines[0]
     assert "under LoRA it is 12.2 at rank 4 and" in lines[1]
@@ -94,7 +94,7 @@ def test_one_seed_gives_measurements_and_no_verdict(on_disk: OnDisk) -> None:
         assert word not in " ".join(lines)
 
 
-def test_of_many_rules_the_extremes_are_named(on_disk: OnDisk) -> None:
+def test_of_many_rules_the_extremes_are_named(on_disk):
     lines = said(on_disk(rules=POWERS, outputs={"train": growing}, final=learns))
     assert lines[0].endswith(
         "step 1: of 5 rules, the adapter output changes least under LoRA (100 %) and most under "
@@ -105,13 +105,13 @@ def test_of_many_rules_the_extremes_are_named(on_disk: OnDisk) -> None:
     assert "lowest held-out perplexity at rank 400 is that of rsLoRA (7.92)." in lines[1]
 
 
-def test_settings_with_the_same_sentence_are_merged(on_disk: OnDisk) -> None:
+def test_settings_with_the_same_sentence_are_merged(on_disk):
     on_disk(outputs={"train": growing})
     [line, *_] = said(on_disk(outputs={"train": growing}, optimizer={"name": "signsgd"}))
     assert line.endswith("keeps its size (100 %). SignSGD is equal.")
 
 
-def test_one_rank_is_said_to_be_one(on_disk: OnDisk) -> None:
+def test_one_rank_is_said_to_be_one(on_disk):
     lines = said(on_disk(ranks=(8,)))
     assert lines[0] == (
         "Every cell has rank 8, so the study can't say how anything changes with the rank: sweep "
@@ -124,18 +124,18 @@ def test_one_rank_is_said_to_be_one(on_disk: OnDisk) -> None:
     assert len(lines) == 2
 
 
-def test_infinite_rank_is_neither_a_rank_to_fit_nor_an_error(on_disk: OnDisk) -> None:
+def test_infinite_rank_is_neither_a_rank_to_fit_nor_an_error(on_disk):
     [only] = said(on_disk(rules={"rslora": 0.5}, ranks=(math.inf,), norm=flat, final=lambda _: 2.5))
     assert only.startswith("Every cell has rank ∞, so the study can't say how anything")
 
 
-def test_an_unfinished_study_says_how_far_it_is(on_disk: OnDisk) -> None:
+def test_an_unfinished_study_says_how_far_it_is(on_disk):
     lines = said(on_disk(status=lambda c: "interrupted" if c["rank"] == 400 else "complete"))
     assert lines[0] == "So far 12 of 18 cells are done."
 
 
-def test_the_rank_of_runs_that_broke_off_has_no_loss(on_disk: OnDisk) -> None:
-    def end(cell: Cell) -> str:
+def test_the_rank_of_runs_that_broke_off_has_no_loss(on_disk):
+    def end(cell):
         high = cell["scaling"] == "rslora" and cell["rank"] == 400
         return "diverged" if high and cell["seed"] else "complete"
 
@@ -144,7 +144,7 @@ def test_the_rank_of_runs_that_broke_off_has_no_loss(on_disk: OnDisk) -> None:
     assert "falls from 11.0 at rank 4 to 9.98 at rank 16" in lines[1]
 
 
-def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk: OnDisk) -> None:
+def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk):
     lines = said(on_disk(lrs=(1e-4, 1e-3, 1e-2), final=learns_at, outputs={"train": growing}))
     law, fixed, best, why = lines
     head = "Rank 400 against rank 4 (3 ranks; known, pydoc, SGD, α = 16, "
@@ -157,7 +157,7 @@ def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk: OnDisk) -
     assert "sweep optimizer.lr" not in why
 
 
-def test_two_ranks_have_a_change_and_no_law(on_disk: OnDisk) -> None:
+def test_two_ranks_have_a_change_and_no_law(on_disk):
     rates = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     [law, *_] = said(on_disk(lrs=rates, ranks=(4, 256), rules={"lora": 1.0}))
     assert law.endswith("keeps its size (100 %) under LoRA (×1.00 [1.00, 1.00]).")

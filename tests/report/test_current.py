@@ -3,7 +3,7 @@
 import errno
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +18,6 @@ from study.report import answer
 from study.store import files, load_records, write_table
 from tests.faults.instrument import Instrument, Plan
 
-OnDisk = Callable[..., Path]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_figures() -> Iterator[None]:
@@ -33,7 +31,7 @@ def _few_figures() -> Iterator[None]:
 
 
 @pytest.fixture
-def small(on_disk: OnDisk) -> Path:
+def small(on_disk) -> Path:
     return on_disk(ranks=(4, 32), seeds=(0,))
 
 
@@ -43,7 +41,7 @@ def run(*words: str | Path) -> str:
     return result.output
 
 
-def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small: Path) -> None:
+def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small):
     plots = small.parents[1] / "plots/known"
     run("analyze", small)
     run("report", small)
@@ -62,9 +60,7 @@ def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small: Path) -> N
 
 
 @pytest.mark.parametrize("command", ["analyze", "figures", "report"])
-def test_a_disk_that_cannot_be_written_is_seen_first(
-    small: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_a_disk_that_cannot_be_written_is_seen_first(small, monkeypatch, command):
     disk = Plan(str(small.parents[1]), at=1, errno=errno.EROFS, for_good=True)
     monkeypatch.setattr(files, "os", Instrument(disk))
     result = CliRunner().invoke(cli, [command, str(small)])
@@ -72,9 +68,7 @@ def test_a_disk_that_cannot_be_written_is_seen_first(
     assert result.output == "", "it does not begin to analyze"
 
 
-def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it(
-    small: Path,
-) -> None:
+def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it(small):
     ids = sorted(record["cell_id"] for record in load_records(small))
     table = pd.DataFrame({"cell_id": [*ids, "free x"], "value": 1.0})
     write_table(small / "distances.parquet", table)
@@ -86,9 +80,7 @@ def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it
     assert f"delete it and run `study distances {small}`" in str(result.exception or result.output)
 
 
-def test_a_report_ends_with_what_was_found_and_what_to_open(
-    on_disk: OnDisk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_ends_with_what_was_found_and_what_to_open(on_disk, caplog, monkeypatch):
     folder = on_disk(ranks=(4, 32), seeds=(0, 1, 2))
     monkeypatch.setattr("shutil.which", lambda name: None)  # after make study, without activate
     monkeypatch.setattr("sys.argv", [".venv/bin/study"])

@@ -4,12 +4,10 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
 from markdown_it import MarkdownIt
 
 from study.figures import FIGURES, style
@@ -86,12 +84,7 @@ def assert_inert(report: str, folder: Path, plots: Path) -> None:
     assert all(line.isprintable() for line in report.split("\n"))
 
 
-def test_every_command_shows_a_folder_with_any_text(
-    study_cli: Callable[..., Any],
-    on_disk: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_command_shows_a_folder_with_any_text(study_cli, on_disk, tmp_path, monkeypatch):
     """Figures, page, export and terminal, once each, with all attacks in every text."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(style, "DPI", 40)

@@ -13,28 +13,19 @@ import pytest
 from PIL import Image
 
 from study.analysis import load_tables
-from study.report import (
-    answer,
-    answer_table,
-    as_html,
-    caveats,
-    report_of,
-    write_report,
-)
+from study.report import answer, answer_table, as_html, caveats, report_of, write_report
 from study.report.answer import questions_of
 from study.report.page import INCH
 from study.store import load_records
 
 from .conftest import report_on
 
-OnDisk = Callable[..., Path]
-
 
 def caveats_of(folder: Path) -> list[str]:
     return caveats(load_tables(folder), load_records(folder))
 
 
-def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> None:
+def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk):
     text = report_on(on_disk())
     for fact in (
         "model: known (as published; sha256 ffffffffffff)",
@@ -46,7 +37,7 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
     assert "None found in the tables." in text
 
 
-def test_ranks_are_whole_numbers(on_disk: OnDisk, study_cli: Callable[..., Any]) -> None:
+def test_ranks_are_whole_numbers(on_disk, study_cli):
     folder = on_disk(ranks=(4, 1_048_576))
     printed = [study_cli(command, str(folder)).out for command in ("status", "analyze")]
     for text in (report_on(folder), *printed):
@@ -59,7 +50,7 @@ def only(name: str, otherwise: Any, **where: Any) -> Callable[[dict], Any]:
     return lambda cell: name if where.items() <= cell.items() else otherwise
 
 
-CAVEATS: list[tuple[dict[str, Any], list[str]]] = [
+CAVEATS = [
     ({"seeds": (0,)}, ["**One seed**: there are no verdicts"]),
     ({"seeds": (0, 1)}, ["**2 seeds**: a verdict needs at least 3."]),
     ({"seeds": (0, 1, 2)}, ["**3 seeds**:", "fewer than 5"]),
@@ -102,7 +93,7 @@ CAVEATS: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("study", "expected"), CAVEATS)
-def test_each_caveat(on_disk: OnDisk, study: dict, expected: list[str]) -> None:
+def test_each_caveat(on_disk, study, expected):
     lines = caveats_of(on_disk(**study))
     [line] = lines
     for words in expected:
@@ -110,7 +101,7 @@ def test_each_caveat(on_disk: OnDisk, study: dict, expected: list[str]) -> None:
     assert "\n" not in line
 
 
-def test_what_rounding_takes_and_the_steps_that_it_costs(on_disk: OnDisk) -> None:
+def test_what_rounding_takes_and_the_steps_that_it_costs(on_disk):
     """The held-out loss of float32 falls by 0.01 a step. That of bf16 ends 0.6 higher."""
     tables = load_tables(on_disk(outputs={"train": lambda cell, step: 1.0}, rules={"lora": 1.0}))
     plain = {
@@ -138,7 +129,7 @@ def test_what_rounding_takes_and_the_steps_that_it_costs(on_disk: OnDisk) -> Non
     assert not [line for line in answer(tables) if "bf16" in line]
 
 
-def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk: OnDisk) -> None:
+def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk):
     text = report_on(on_disk(lrs=(1e-4, 1e-3, 1e-2)))
     for title, rows in (("How does each quantity", 8), ("At which p does", 4)):
         part = text.split(f"<summary>{title}")[1].split("</details>")[0]
@@ -146,9 +137,9 @@ def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk: OnDisk) -> None:
         assert part.count("\n| SGD") == rows
 
 
-def test_p_star_is_said_once_for_each_optimizer(on_disk: OnDisk) -> None:
+def test_p_star_is_said_once_for_each_optimizer(on_disk):
     """Not for each rule. Of rules that measured it apart, the one with small steps is read."""
-    study: dict[str, Any] = {"seeds": (0, 1, 2)}
+    study = {"seeds": (0, 1, 2)}
     study["lazy"] = lambda cell: 0.5 if cell["scaling"] == "rslora" else 1.0
     on_disk(**study)
     text = report_on(on_disk(**study, optimizer={"name": "adamw"}))
@@ -161,8 +152,8 @@ def test_p_star_is_said_once_for_each_optimizer(on_disk: OnDisk) -> None:
 
 
 def test_both_forms_of_the_page_have_one_order_and_every_figure_and_fetch_nothing(
-    on_disk: OnDisk, tmp_path: Path
-) -> None:
+    on_disk, tmp_path
+):
     """Question, sentences, figure, table and caveats come first. Everything else is closed."""
     folder = on_disk(ranks=(4, 32), seeds=(0, 1, 2))
     tables = load_tables(folder)
@@ -199,12 +190,12 @@ def test_both_forms_of_the_page_have_one_order_and_every_figure_and_fetch_nothin
         (["dropout"], "What does the setting"),
     ],
 )
-def test_what_varies_decides_the_question(varying: list[str], asks: str) -> None:
+def test_what_varies_decides_the_question(varying, asks):
     assert questions_of(varying)[0].asks.startswith(asks)
 
 
 @pytest.mark.parametrize("inches", [3.4, 6.8])
-def test_a_figure_has_its_own_size_and_an_escaped_caption(inches: float, on_disk: OnDisk) -> None:
+def test_a_figure_has_its_own_size_and_an_escaped_caption(inches, on_disk):
     """A figure of one column is half as wide as one of two."""
     png = io.BytesIO()
     Image.new("RGB", (round(inches * 300), 300)).save(png, format="png", dpi=(300, 300))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from study.store import StudyTables
 
 from .conftest import report_on
 
-OnDisk = Callable[..., Path]
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 Cell = Mapping[str, Any]
 EXPONENTS = "How does each quantity change with the rank, at which step, and what did theory say?"
@@ -50,7 +49,7 @@ def falling(cell: Cell, step: int) -> float:
     return flat(cell, step) * cell["rank"] ** (-0.12 if step else 0.0)
 
 
-def test_a_study_with_two_batches_says_which_one_was_read(on_disk: OnDisk) -> None:
+def test_a_study_with_two_batches_says_which_one_was_read(on_disk):
     """The two have different slopes, so the numbers show it. Outputs are read on held-out ones."""
     folder = on_disk(norm=flat, outputs={"train": flat, "heldout": falling})
     rows = {tuple(row[1:3]): row[4] for row in rows_of(section(folder, EXPONENTS))}
@@ -59,12 +58,12 @@ def test_a_study_with_two_batches_says_which_one_was_read(on_disk: OnDisk) -> No
     assert answer_table(load_tables(folder)).rows[0]["adapter output"] == "**shrinks to 61 %**"
 
 
-def test_a_study_with_the_training_batch_does_not_name_it(on_disk: OnDisk) -> None:
+def test_a_study_with_the_training_batch_does_not_name_it(on_disk):
     text = section(on_disk(norm=flat, outputs={"train": flat}), EXPONENTS)
     assert "| quantity | step |" in text
 
 
-def test_one_seed_has_no_verdict_and_no_interval(on_disk: OnDisk) -> None:
+def test_one_seed_has_no_verdict_and_no_interval(on_disk):
     whole = report_on(on_disk(seeds=(0,), norm=falling, outputs={"train": flat}, lrs=LRS))
     for text in (*(part(whole, title) for title in (EXPONENTS, P_STAR)), whole.split("## Cav")[0]):
         assert "straightness of the line, one seed" in text
@@ -72,8 +71,8 @@ def test_one_seed_has_no_verdict_and_no_interval(on_disk: OnDisk) -> None:
     assert {row[6] for row in rows_of(part(whole, EXPONENTS))} == {"one seed"}
 
 
-def test_a_bent_line_has_its_slopes_at_both_ends(on_disk: OnDisk) -> None:
-    def bent(cell: Cell, step: int) -> float:
+def test_a_bent_line_has_its_slopes_at_both_ends(on_disk):
+    def bent(cell, step):
         return flat(cell, step) * (cell["rank"] + 30) ** -0.5
 
     text = section(on_disk(norm=flat, outputs={"train": bent}), EXPONENTS)
@@ -82,7 +81,7 @@ def test_a_bent_line_has_its_slopes_at_both_ends(on_disk: OnDisk) -> None:
     assert f"bent: −{-low:.2f} at the lowest ranks, −{-high:.2f} at the highest" in text
 
 
-def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
+def test_exponents_have_factors_theory_and_words(on_disk):
     """The study has gamma sqrt(r) and gamma^2 r exactly, over ranks 4 to 256."""
     text = section(on_disk(), EXPONENTS)
     found = {tuple(row[:3]): row[3:] for row in rows_of(text)}
@@ -95,9 +94,9 @@ def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
     assert "Verdicts are stricter than the intervals" in text
 
 
-def test_p_star_has_one_row_per_measurement(on_disk: OnDisk) -> None:
+def test_p_star_has_one_row_per_measurement(on_disk):
     """Rules share their draws, and step 0 is before any update."""
-    few: dict[str, Any] = {"seeds": (0, 1, 2), "ranks": (4, 256)}
+    few = {"seeds": (0, 1, 2), "ranks": (4, 256)}
     on_disk(**few)
     text = section(on_disk(**few, optimizer={"name": "signsgd"}), P_STAR)
     norm = [row for row in rows_of(text) if row[1].startswith("gradient norm") and row[2] == "0"]
@@ -111,8 +110,8 @@ def test_p_star_has_one_row_per_measurement(on_disk: OnDisk) -> None:
     assert "The first update of AdamW is that of SignSGD up to eps." in text
 
 
-def test_a_rule_with_another_number_is_named_in_the_row(on_disk: OnDisk) -> None:
-    def norm(cell: Cell, step: int) -> float:
+def test_a_rule_with_another_number_is_named_in_the_row(on_disk):
+    def norm(cell, step):
         return cell["rank"] ** (0.1 if cell["scaling"] == "lora" else 0.0) * (1 + cell["seed"])
 
     rows = rows_of(section(on_disk(norm=norm), P_STAR))
@@ -122,7 +121,7 @@ def test_a_rule_with_another_number_is_named_in_the_row(on_disk: OnDisk) -> None
         assert text in " ".join(row[3:5])
 
 
-def test_best_rates_have_an_exponent(on_disk: OnDisk, study_cli: Callable[..., Any]) -> None:
+def test_best_rates_have_an_exponent(on_disk, study_cli):
     """The best rate is 1e-3 at every rank and seed. The SGD of LoRA should need 1/M = r^+1."""
     folder = on_disk(lrs=LRS, seeds=(0, 1, 2))
     found = answer_table(load_tables(folder))
@@ -137,7 +136,7 @@ def test_best_rates_have_an_exponent(on_disk: OnDisk, study_cli: Callable[..., A
     assert "95 % intervals over 3 seeds" in study_cli("analyze", str(folder)).out
 
 
-def test_each_alpha_has_its_own_best_rates() -> None:
+def test_each_alpha_has_its_own_best_rates():
     """The best rate is 1/alpha at alpha 4, and 1/(alpha r) at alpha 256."""
     alpha, rank, seed = np.array(list(itertools.product((4, 256), (4, 64), (0, 1))), float).T
     rule = {"optimizer": "adamw", "scaling": "lora", "exponent_p": 1.0, "crossover": np.nan}
@@ -151,14 +150,14 @@ def test_each_alpha_has_its_own_best_rates() -> None:
     assert shown == [(names[0], "0.00 ", "0.25"), (names[1], "-1.00", "6.1e-05")]
 
 
-def test_each_setting_has_a_name_in_the_table_of_losses() -> None:
+def test_each_setting_has_a_name_in_the_table_of_losses():
     section = loss_section(load_tables(REFERENCE / "appendix"))
     names = {row["rule"] for row in section.tables[0].rows}
     assert len(names) == 12
     assert {"LoRA, γ = α/r, warmup=5", "LoRA, γ = α/r, common setting"} <= names
 
 
-def test_at_one_rank_nothing_is_fitted(on_disk: OnDisk) -> None:
+def test_at_one_rank_nothing_is_fitted(on_disk):
     text = report_on(on_disk(ranks=(8,)))
     assert EXPONENTS not in text
     assert "<summary>What was run?" in text

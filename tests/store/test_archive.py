@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,6 @@ import study
 from study.analysis import load_tables
 from study.errors import StudyError
 from study.store import (
-    CellWriter,
     cell_folders,
     files,
     is_done,
@@ -31,7 +28,6 @@ from study.store.archive import FILES, check_study, write_archive
 from tests.faults.instrument import Instrument, Plan
 from tests.store.small_cells import flip
 
-Cli = Callable[..., Any]
 TABLES = ("metrics", "probes", "truncations", "examples", "exponents", "stable", "rates", "losses")
 
 
@@ -46,22 +42,20 @@ def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def study_dir(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> Path:
+def study_dir(tmp_path_factory, jsonl) -> Path:
     results = tmp_path_factory.mktemp("trained") / "results"
     sweep(results, jsonl, "seed=0,1")
     return results / "mine"
 
 
 @pytest.fixture(scope="module")
-def archived(study_dir: Path) -> Path:
+def archived(study_dir) -> Path:
     to = study_dir.parents[1] / "kept/mine"
     assert write_archive(study_dir, to, "pictures") == []
     return to
 
 
-def test_tables_and_exponents_of_an_archive_are_those_of_the_study(
-    study_dir: Path, archived: Path
-) -> None:
+def test_tables_and_exponents_of_an_archive_are_those_of_the_study(study_dir, archived):
     assert sorted(os.listdir(archived)) == sorted(FILES)
     before, found = load_tables(study_dir), study.load(str(archived))
     moved = before.cells.assign(study="mine")
@@ -76,9 +70,7 @@ def test_tables_and_exponents_of_an_archive_are_those_of_the_study(
     assert json.loads(cells["record"][0])["cell_id"] == cells["cell_id"][0]
 
 
-def test_an_archive_names_its_own_folders_and_is_whole(
-    study_dir: Path, archived: Path, works: Cli
-) -> None:
+def test_an_archive_names_its_own_folders_and_is_whole(study_dir, archived, works):
     assert [*check_study(archived)] == []
     said = works("check", archived).out
     assert said == "4 cells (4 archived, which keeps no adapters): no problem\n"
@@ -91,9 +83,7 @@ def test_an_archive_names_its_own_folders_and_is_whole(
         assert record == kept | {"config": kept["config"] | places}
 
 
-def test_a_read_only_archive_can_be_read_by_every_command(
-    archived: Path, tmp_path: Path, works: Cli
-) -> None:
+def test_a_read_only_archive_can_be_read_by_every_command(archived, tmp_path, works):
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
     copy.chmod(0o555)
     try:
@@ -104,9 +94,7 @@ def test_a_read_only_archive_can_be_read_by_every_command(
     assert sorted(os.listdir(copy)) == sorted(FILES)
 
 
-def test_a_sweep_in_an_archived_study_trains_what_is_not_there(
-    archived: Path, tmp_path: Path, jsonl: Path
-) -> None:
+def test_a_sweep_in_an_archived_study_trains_what_is_not_there(archived, tmp_path, jsonl):
     folder = Path(shutil.copytree(archived, tmp_path / "results/mine"))
     assert all(map(is_done, cell_folders(folder)))
     sweep(tmp_path / "results", jsonl, "seed=1,2")
@@ -122,7 +110,7 @@ def shuffled(path: Path) -> None:
     pq.write_table(rows.take(np.random.default_rng(0).permutation(len(rows))), path)
 
 
-DAMAGE: dict[str, Callable[[Path], object]] = {
+DAMAGE = {
     "missing": Path.unlink,
     "cut": lambda path: pq.write_table(pq.read_table(path).slice(0, 2), path),
     "shuffled": shuffled,
@@ -132,9 +120,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_archive_gets_one_line(
-    archived: Path, tmp_path: Path, kind: str, file: str, study_cli: Cli
-) -> None:
+def test_a_damaged_archive_gets_one_line(archived, tmp_path, kind, file, study_cli):
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
     DAMAGE[kind](copy / file)
     if (kind, file) == ("missing", "cells.parquet"):
@@ -147,11 +133,8 @@ def test_a_damaged_archive_gets_one_line(
         load_measured(copy)
 
 
-Begin = Callable[..., CellWriter]
-
-
 @pytest.fixture
-def old_and_new(tmp_path: Path, begin: Begin) -> tuple[Path, Path]:
+def old_and_new(tmp_path, begin) -> tuple[Path, Path]:
     """Two states of a study, which differ in every table. Only the first has distances."""
     begin("abc", 1).close("complete")
     write_table(tmp_path / "distances.parquet", pd.DataFrame({"cell_id": ["abc"], "value": [1.0]}))
@@ -176,9 +159,7 @@ def killed_at(call: int, study_dir: Path, to: Path) -> bool:
     return os.waitpid(process, 0)[1] == signal.SIGKILL
 
 
-def test_a_kill_at_any_file_call_leaves_the_old_or_the_new_archive(
-    old_and_new: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_kill_at_any_file_call_leaves_the_old_or_the_new_archive(old_and_new, tmp_path):
     new, states = old_and_new[1], []
     for one in old_and_new:
         assert write_archive(one, tmp_path / f"whole/{one.name}/s") == []
@@ -197,7 +178,7 @@ def test_a_kill_at_any_file_call_leaves_the_old_or_the_new_archive(
     assert set(found) == {0, 1}
 
 
-def test_every_flipped_bit_is_seen(old_and_new: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_flipped_bit_is_seen(old_and_new, tmp_path):
     to = tmp_path / "to"
     write_archive(old_and_new[0], to)
     for path in to.glob("*.parquet"):
@@ -209,9 +190,7 @@ def test_every_flipped_bit_is_seen(old_and_new: tuple[Path, Path], tmp_path: Pat
             path.write_bytes(content)
 
 
-def test_the_command_archives_and_says_what_it_left_out(
-    study_dir: Path, tmp_path: Path, works: Cli
-) -> None:
+def test_the_command_archives_and_says_what_it_left_out(study_dir, tmp_path, works):
     copy = Path(shutil.copytree(study_dir, tmp_path / "copy"))
     first = cell_folders(copy)[0]
     path = first / "record.json"

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ from study.store import cache
 
 
 @pytest.fixture(autouse=True)
-def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _cache(monkeypatch, tmp_path):
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_hash_is_cached_until_the_file_changes(tmp_path: Path) -> None:
+def test_a_hash_is_cached_until_the_file_changes(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     os.utime(file, ns=(0, 0))
@@ -31,10 +30,10 @@ def test_a_hash_is_cached_until_the_file_changes(tmp_path: Path) -> None:
         assert cache.file_sha256(file) == hashlib.sha256(b"two").hexdigest(), "a damaged note"
 
 
-def test_arrays_are_made_once_and_again_if_damaged() -> None:
+def test_arrays_are_made_once_and_again_if_damaged():
     made = []
 
-    def make() -> dict[str, np.ndarray]:
+    def make():
         made.append(1)
         return {"a": np.arange(3, dtype=np.int32), "b": np.array([], dtype=np.int64)}
 

@@ -1,7 +1,6 @@
 """The ``cells`` table: a column for every key that is part of a cell's identity."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,7 +9,6 @@ from study.store import cell_row
 from study.store.tables import FIRST
 
 SOURCES = Sources(model="a" * 64 + "+nf4", tokenizer="b" * 64, data="c" * 64)
-Build = Callable[..., CellConfig]
 
 
 def record(config: CellConfig) -> dict[str, Any]:
@@ -18,7 +16,7 @@ def record(config: CellConfig) -> dict[str, Any]:
     return {**about, "status": "running", "config": asdict(config), "sources": asdict(SOURCES)}
 
 
-OTHERS: dict[str, Any] = {
+OTHERS = {
     "adapter.scaling": "lora2",
     "adapter.targets": ["q_proj", "v_proj"],
     "probes.sites": ["A"],
@@ -45,10 +43,10 @@ def changed(config: CellConfig, key: str, value: Any) -> CellConfig:
     return replace(config, **{group: replace(getattr(config, group), **{word: other})})
 
 
-def test_a_key_is_a_column_if_and_only_if_it_is_part_of_the_identity(cell: Build) -> None:
+def test_a_key_is_a_column_if_and_only_if_it_is_part_of_the_identity(cell):
     config = cell("adapter.rank=8", "probes.steps=null", "probes.every=1")
     id_, row = identity(config, SOURCES), repr(cell_row(record(config)))
-    values: dict[str, Any] = {}
+    values = {}
     for name, value in asdict(config).items():
         inner = value.items() if isinstance(value, dict) else ()
         values |= {f"{name}.{word}": part for word, part in inner} or {name: value}
@@ -63,7 +61,7 @@ def test_a_key_is_a_column_if_and_only_if_it_is_part_of_the_identity(cell: Build
     assert wrong == []
 
 
-def test_names_of_columns(cell: Build) -> None:
+def test_names_of_columns(cell):
     row = cell_row(record(cell("optimizer=rmsprop", "optimizer.alpha=0.9", "probes.steps=[0,2]")))
     assert list(row)[: len(FIRST)] == list(FIRST)
     assert (row["alpha"], row["optimizer_alpha"], row["heldout"]) == (16.0, 0.9, 6)
@@ -74,7 +72,7 @@ def test_names_of_columns(cell: Build) -> None:
     assert math.isnan(row["momentum"])
 
 
-def test_a_trainers_sources_are_not_contents(cell: Build) -> None:
+def test_a_trainers_sources_are_not_contents(cell):
     """They are hashes of names and settings, and differ with the rank."""
     row = cell_row(record(cell()) | {"peft": {"r": 8}})
     assert not any(name.endswith("_sha256") for name in row)

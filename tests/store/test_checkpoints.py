@@ -29,7 +29,7 @@ def at(step: int, **changed: Any) -> Checkpoint:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path) -> Path:
     return tmp_path / CELL
 
 
@@ -37,7 +37,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(folder: Path) -> None:
+def test_what_is_saved_is_loaded_bit_for_bit(folder):
     transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T
     path = save(folder, at(40, transposed=transposed))
     assert path == folder / "checkpoints" / "step-00000040.safetensors"
@@ -52,7 +52,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(folder: Path) -> None:
     assert found.tensors.get("dropout/b") is None, "a cell without dropout has no streams"
 
 
-def test_a_checkpoint_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+def test_a_checkpoint_takes_no_memory_of_its_own(tmp_path):
     """At rank 2048 a copy of weights and states is 7.5 GB."""
     weights = np.zeros((4096, 1024), np.float32)
     tracemalloc.start()
@@ -66,7 +66,7 @@ def pair(step: int) -> list[str]:
     return [f"step-{step:08d}.json", f"step-{step:08d}.safetensors"]
 
 
-def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(folder: Path) -> None:
+def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(folder):
     save(folder, at(5))
     (folder / "checkpoints" / "step-00000006.safetensors.99.abc.partial").write_bytes(b"half")
     (folder / "checkpoints" / "step-00000007.safetensors").write_bytes(b"without its note")
@@ -78,7 +78,7 @@ def test_the_newest_two_are_kept_and_drafts_of_killed_processes_are_not(folder: 
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "json"])
-def test_damage_is_seen_and_the_one_before_is_used(folder: Path, kind: str) -> None:
+def test_damage_is_seen_and_the_one_before_is_used(folder, kind):
     save(folder, at(5))
     path = save(folder, at(10)).with_suffix(f".{kind}")
     whole = path.read_bytes()
@@ -88,7 +88,7 @@ def test_damage_is_seen_and_the_one_before_is_used(folder: Path, kind: str) -> N
         if place < 0.9:
             path.write_bytes(whole)
             flip(path, place)
-        said: list[str] = []
+        said = []
         found = load_newest(folder, said.append)
         assert found.step == 5
         [line] = said
@@ -97,18 +97,18 @@ def test_damage_is_seen_and_the_one_before_is_used(folder: Path, kind: str) -> N
 
 
 @pytest.mark.parametrize("changed", [{"format": 3}, {"cell_id": "another"}, {"step": 9}])
-def test_another_format_cell_or_step_is_refused(folder: Path, changed: dict[str, Any]) -> None:
+def test_another_format_cell_or_step_is_refused(folder, changed):
     note = save(folder, at(10)).with_suffix(".json")
     note.write_text(json.dumps(json.loads(note.read_text()) | changed))
-    said: list[str] = []
+    said = []
     assert load_newest(folder, said.append) is None
     assert f"can't be used (ValueError: it has {changed})" in said[0]
 
 
-def test_weights_that_are_not_finite_fall_back(folder: Path) -> None:
+def test_weights_that_are_not_finite_fall_back(folder):
     save(folder, at(5))
     save(folder, at(10, **{"weights/a/B": np.array([1.0, np.nan])}))
-    said: list[str] = []
+    said = []
     found = load_newest(folder, said.append)
     assert found.step == 5
     assert "weights/a/B is not finite" in said[0]

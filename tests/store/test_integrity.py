@@ -1,6 +1,5 @@
 """``study check`` names every file that changed; ``study train`` begins such a cell again."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,15 @@ from click.testing import CliRunner, Result
 
 from study.cli import cli
 from study.errors import StudyError
-from study.store import CellWriter, load_measured, write_table
+from study.store import load_measured, write_table
 from study.store.checkpoints import Checkpoint, save
 from tests.store.small_cells import append, flip
 
 STOPPED = "cells/stopped/checkpoints/step-00000001"
-Begin = Callable[..., CellWriter]
 
 
 @pytest.fixture
-def study_dir(tmp_path: Path, begin: Begin) -> Path:
+def study_dir(tmp_path, begin) -> Path:
     """``ended`` and ``other`` are complete, ``stopped`` is interrupted and has checkpoints."""
     ended = begin("ended", 3)
     (ended.folder / "adapter").mkdir()
@@ -48,7 +46,7 @@ BITS = {
     f"{STOPPED}.safetensors": f"{STOPPED}.json: Damaged: step-00000001.safetensors is",
     "distances.parquet": "distances.parquet: distances.parquet is damaged",
 }
-RECORDS: dict[str, Callable[[Path], object]] = {
+RECORDS = {
     "cells/ended: record.json is damaged": lambda record: record.write_bytes(b""),
     "cells/ended: record.json is missing": Path.unlink,
 }
@@ -63,16 +61,14 @@ def check_names(study_dir: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize("file", BITS)
-def test_a_changed_bit_is_named(study_dir: Path, file: str) -> None:
+def test_a_changed_bit_is_named(study_dir, file):
     assert check(study_dir).output == "3 cells: no problem\n"
     flip(study_dir / file, 0.3)
     check_names(study_dir, BITS[file])
 
 
 @pytest.mark.parametrize("line", RECORDS)
-def test_a_lost_record_is_named(
-    study_dir: Path, line: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_lost_record_is_named(study_dir, line, caplog):
     RECORDS[line](study_dir / "cells/ended/record.json")
     check_names(study_dir, line)
     assert len(load_measured(study_dir).cells) == 2
@@ -80,7 +76,7 @@ def test_a_lost_record_is_named(
 
 
 @pytest.mark.parametrize("place", ["cells", "cells/ended", "aside"])
-def test_a_link_in_a_study_is_refused(study_dir: Path, place: str, begin: Begin) -> None:
+def test_a_link_in_a_study_is_refused(study_dir, place, begin):
     """It may lead out of the study, which may come from a stranger."""
     path, elsewhere = study_dir / place, study_dir / "elsewhere"
     elsewhere.mkdir()
@@ -93,7 +89,7 @@ def test_a_link_in_a_study_is_refused(study_dir: Path, place: str, begin: Begin)
         assert "is a link" in str(check(study_dir).exception)
 
 
-def test_a_running_cell_is_left_alone(study_dir: Path, begin: Begin) -> None:
+def test_a_running_cell_is_left_alone(study_dir, begin):
     writer = begin("running", 2)
     with (writer.folder / "metrics.arrows").open("ab") as file:
         file.write(b"a part of a row")

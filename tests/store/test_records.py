@@ -18,7 +18,7 @@ REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path) -> Path:
     return complete(tmp_path)
 
 
@@ -37,7 +37,7 @@ def write_changed(path: Path, key: str, value: Any, with_hash: bool = False) -> 
     path.write_text(json.dumps(record))
 
 
-BAD: dict[str, tuple[bytes | tuple[str, Any], str]] = {
+BAD = {
     "empty": (b"", "JSONDecodeError"),
     "binary": (bytes(range(256)), "JSONDecodeError"),
     "list": (b"[]", "valid dictionary"),
@@ -50,7 +50,7 @@ BAD: dict[str, tuple[bytes | tuple[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_record_makes_its_cell_unreadable(folder: Path, kind: str) -> None:
+def test_a_bad_record_makes_its_cell_unreadable(folder, kind):
     bad, reason = BAD[kind]
     if isinstance(bad, bytes):
         (folder / "record.json").write_bytes(bad)
@@ -66,7 +66,7 @@ def test_a_bad_record_makes_its_cell_unreadable(folder: Path, kind: str) -> None
         find_cell(folder.parents[1], "ab")
 
 
-def test_what_is_not_a_cell_is_not_counted(folder: Path) -> None:
+def test_what_is_not_a_cell_is_not_counted(folder):
     cells = folder.parent
     (cells / "notes.txt").write_text("mine")
     (cells / ".DS_Store").mkdir()
@@ -79,7 +79,7 @@ def test_what_is_not_a_cell_is_not_counted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("is_missing", [True, False])
-def test_a_damaged_table_means_that_the_cell_is_not_done(folder: Path, is_missing: bool) -> None:
+def test_a_damaged_table_means_that_the_cell_is_not_done(folder, is_missing):
     table = folder / "metrics.parquet"
     assert is_done(folder)
     flip(table)
@@ -91,7 +91,7 @@ def test_a_damaged_table_means_that_the_cell_is_not_done(folder: Path, is_missin
     assert seen["config"] == CONFIG, "a row of the table of cells can still be made"
 
 
-def test_a_complete_cell_without_its_adapter_is_not_done(folder: Path) -> None:
+def test_a_complete_cell_without_its_adapter_is_not_done(folder):
     assert not is_done(folder, with_adapter=True)
     (folder / "adapter").mkdir()
     sha256 = hashlib.sha256(b"ab").hexdigest()
@@ -114,7 +114,7 @@ CHANGES = {
 
 
 @pytest.fixture
-def paper_cell(tmp_path: Path) -> Path:
+def paper_cell(tmp_path) -> Path:
     record = load_records(REFERENCE / "paper_b3")[0]
     return complete(tmp_path, record["cell_id"], record)
 
@@ -131,7 +131,7 @@ def test_a_changed_configuration_is_noticed(paper_cell, key, study_cli):
     assert f"{paper_cell.name}: record.json is damaged" in ran.out + ran.err
 
 
-def test_any_changed_key_is_noticed(paper_cell: Path) -> None:
+def test_any_changed_key_is_noticed(paper_cell):
     """A record has the hash of all of its keys."""
     path = paper_cell / "record.json"
     whole, record = path.read_text(), json.loads(path.read_text())
@@ -144,7 +144,7 @@ def test_any_changed_key_is_noticed(paper_cell: Path) -> None:
     assert is_done(paper_cell)
 
 
-def test_gamma_is_computed(folder: Path) -> None:
+def test_gamma_is_computed(folder):
     write_changed(folder / "record.json", "gamma", 7.0, with_hash=True)
     [row] = load_cells(folder.parents[1]).itertuples()
     assert row.gamma == pytest.approx(16 / 8**0.7)

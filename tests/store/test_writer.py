@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 import study
 from study.store import (
-    CellWriter,
     Damaged,
     Lock,
     is_done,
@@ -29,7 +27,6 @@ from study.store.writer import remove_leftovers
 from study.vocabulary.quantities import STATS
 from tests.store.small_cells import append
 
-Begin = Callable[..., CellWriter]
 ENDED = ["config.yaml", "lock", "metrics.parquet", "probes.parquet", "record.json"]
 
 
@@ -45,9 +42,7 @@ def steps(folder: Path) -> list[int]:
     return rows_of(folder, "metrics")["step"].to_list()
 
 
-def test_an_interrupted_cell_keeps_its_rows_and_says_how_far_it_came(
-    folder: Path, begin: Begin
-) -> None:
+def test_an_interrupted_cell_keeps_its_rows_and_says_how_far_it_came(folder, begin):
     begin(steps=3).interrupt(steps_done=2)
     cell = read_cell(folder)
     assert (cell["status"], cell["steps_done"], cell["seconds"]) == ("interrupted", 2, 0.2)
@@ -58,7 +53,7 @@ def test_an_interrupted_cell_keeps_its_rows_and_says_how_far_it_came(
     assert names(folder) == ["config.yaml", "lock", "record.json"], "it began again"
 
 
-def test_a_resumed_cell_keeps_the_rows_before_its_step(folder: Path, begin: Begin) -> None:
+def test_a_resumed_cell_keeps_the_rows_before_its_step(folder, begin):
     begin(steps=4).interrupt()
     writer = begin(first=2)
     assert steps(folder) == [0, 1]
@@ -70,9 +65,7 @@ def test_a_resumed_cell_keeps_the_rows_before_its_step(folder: Path, begin: Begi
 
 
 @pytest.mark.parametrize("is_unreadable", [False, True])
-def test_the_results_of_an_ended_cell_are_moved_aside(
-    folder: Path, begin: Begin, is_unreadable: bool
-) -> None:
+def test_the_results_of_an_ended_cell_are_moved_aside(folder, begin, is_unreadable):
     writer = begin(steps=2)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_text("weights")
@@ -89,7 +82,7 @@ def test_the_results_of_an_ended_cell_are_moved_aside(
     assert len(load_measured(folder.parents[1]).cells) == 1, "nothing reads what was moved"
 
 
-def test_a_run_that_had_ended_is_continued(folder: Path, begin: Begin) -> None:
+def test_a_run_that_had_ended_is_continued(folder, begin):
     """A Trainer's run can be resumed from a checkpoint after it has ended."""
     begin(steps=4).close("complete")
     begin(steps=6, first=3).close("complete")
@@ -98,7 +91,7 @@ def test_a_run_that_had_ended_is_continued(folder: Path, begin: Begin) -> None:
     assert (aside / "metrics.parquet").exists()
 
 
-def test_what_a_kill_left_in_an_ended_cell_is_removed(folder: Path, begin: Begin) -> None:
+def test_what_a_kill_left_in_an_ended_cell_is_removed(folder, begin):
     begin(steps=2).close("complete")
     (folder / "checkpoints").mkdir()
     for name in ("checkpoints/step-00000002.json", "metrics.arrows", "record.json.1.ab.partial"):
@@ -113,7 +106,7 @@ def test_what_a_kill_left_in_an_ended_cell_is_removed(folder: Path, begin: Begin
     assert steps(folder.with_name("abd")) == [0, 1]
 
 
-def test_rows_that_are_gone_are_damage(folder: Path, begin: Begin) -> None:
+def test_rows_that_are_gone_are_damage(folder, begin):
     begin(steps=3).interrupt()
     with pytest.raises(Damaged, match=r"the last row before step 5 is of step \[2\]"):
         begin(first=5)
@@ -127,7 +120,7 @@ def test_rows_that_are_gone_are_damage(folder: Path, begin: Begin) -> None:
     begin().close("complete")  # and nobody holds it
 
 
-def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
+def test_a_lock_is_held_until_it_is_released(tmp_path):
     path = tmp_path / "lock"
     assert not is_held(path)
     assert not path.exists(), "asking creates no file"
@@ -146,7 +139,7 @@ def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
 # What is read.
 
 
-def test_round_trip(tmp_path: Path, begin: Begin) -> None:
+def test_round_trip(tmp_path, begin):
     cell = begin(steps=3)
     assert not is_done(cell.folder)
     running = load_measured(tmp_path)
@@ -170,9 +163,7 @@ def test_round_trip(tmp_path: Path, begin: Begin) -> None:
     assert {key: row[key] for key in expected} == expected
 
 
-def test_a_running_cell_of_an_older_version_lacks_a_statistic(
-    tmp_path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_running_cell_of_an_older_version_lacks_a_statistic(tmp_path, begin, monkeypatch):
     begin(steps=3)
     newer = SCHEMAS["probes"].append(pa.field("of_a_newer_version", pa.float32()))
     monkeypatch.setattr(rows, "SCHEMAS", {**{n: SCHEMAS[n] for n in SCHEMAS}, "probes": newer})
@@ -181,9 +172,7 @@ def test_a_running_cell_of_an_older_version_lacks_a_statistic(
     assert len(probes) == 6
 
 
-def test_a_running_cell_has_done_the_steps_of_its_last_whole_row(
-    tmp_path: Path, begin: Begin
-) -> None:
+def test_a_running_cell_has_done_the_steps_of_its_last_whole_row(tmp_path, begin):
     cell = begin()
     assert load_cells(tmp_path)["steps_done"].isna().all(), "before its first row"
     append(cell, range(50))

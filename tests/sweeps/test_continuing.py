@@ -1,15 +1,12 @@
 """Cells continue from their checkpoints; folds that fail are halved."""
 
 import errno
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from study.config import CellConfig
 from study.errors import StudyError
 from study.store import StorageError, load_cells, load_measured, load_records
 from study.sweeps import record
@@ -17,15 +14,14 @@ from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
 from tests.sweeps.test_signals import same_tables
 
-Cli = Callable[..., Any]
 Cells = Callable[..., list[Cell]]
 
 
 @pytest.fixture
-def cells(cell: Callable[..., CellConfig], tmp_path: Path) -> Cells:
+def cells(cell, tmp_path) -> Cells:
     """``cells("results", ...)``: three ranks, with a checkpoint after each step."""
 
-    def of(folder: str, *overrides: str, ranks: tuple[int, ...] = (2, 3, 4)) -> list[Cell]:
+    def of(folder, *overrides, ranks=(2, 3, 4)):
         common = (f"results_dir={tmp_path / folder}", "train.steps=8", "checkpoint.every=1")
         return plan([cell(*common, *overrides, f"adapter.rank={rank}") for rank in ranks])
 
@@ -33,14 +29,14 @@ def cells(cell: Callable[..., CellConfig], tmp_path: Path) -> Cells:
 
 
 @pytest.fixture
-def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+def hook(monkeypatch) -> Callable[..., list[int]]:
     """``hook(act)`` calls ``act(fold, step)`` after each step. Returns the sizes of the folds."""
     real = sweep.train
 
-    def of(act: Callable[[list[CellConfig], int], None]) -> list[int]:
-        sizes: list[int] = []
+    def of(act):
+        sizes = []
 
-        def train(base: Any, corpus: Any, cells: Any, *more: Any) -> Iterator[Any]:
+        def train(base, corpus, cells, *more):
             sizes.append(len(cells))
             for results in real(base, corpus, cells, *more):
                 yield results
@@ -53,11 +49,11 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
 
 @pytest.fixture
-def break_at(hook: Callable[..., list[int]]) -> Callable[..., None]:
+def break_at(hook) -> Callable[..., None]:
     """``break_at(3, error)``: training raises ``error`` after step 3."""
 
-    def of(at: int, error: Exception) -> None:
-        def act(_: Any, step: int) -> None:
+    def of(at, error):
+        def act(_, step):
             if step == at:
                 raise error
 
@@ -73,8 +69,8 @@ def full_disk() -> StorageError:
 
 
 def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
-    cells: Cells, break_at: Callable[..., None], hook: Callable[..., list[int]], tmp_path: Path
-) -> None:
+    cells, break_at, hook, tmp_path
+):
     sweep.run(cells("whole"))
     for index, step in ((0, 2), (1, 4), (2, 4)):
         break_at(step, full_disk())
@@ -89,9 +85,7 @@ def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
     assert set(two.cells["status"]) == {"complete"}
 
 
-def test_a_cell_that_failed_continues_from_the_checkpoint_before(
-    cells: Cells, break_at: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_cell_that_failed_continues_from_the_checkpoint_before(cells, break_at, tmp_path):
     sweep.run(cells("whole")[:1])
     break_at(5, RuntimeError("the driver was restarted"))
     one = cells("results")[0]
@@ -118,20 +112,18 @@ def test_a_cell_that_failed_continues_from_the_checkpoint_before(
         ("null", 0, []),
     ],
 )
-def test_checkpoints_are_written_when_they_are_due(
-    every: str, cost: int, expected: list[int], cells: Cells, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_are_written_when_they_are_due(every, cost, expected, cells, monkeypatch):
     """A step takes 20 s. No checkpoint follows the last step. The newest two are kept."""
     clock, written, kept = [0.0], [], []
     real_save, real_add = record.save, record.Recorder.add
 
-    def save(folder: Path, checkpoint: Any, sync: Any) -> None:
+    def save(folder, checkpoint, sync):
         clock[0] += cost
         written.append(checkpoint.step)
         path = real_save(folder, checkpoint, sync)
         kept.append(len(list(path.parent.glob("*.safetensors"))))
 
-    def add(self: Any, results: Any) -> None:
+    def add(self, results):
         clock[0] += 20
         real_add(self, results)
 
@@ -146,12 +138,10 @@ def test_checkpoints_are_written_when_they_are_due(
 # Memory.
 
 
-def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
-    cells: Cells, hook: Callable[..., list[int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(cells, hook, tmp_path, capsys):
     """Rank 5 fails alone, with an error of the allocator of CPUs."""
 
-    def act(fold: list[CellConfig], step: int) -> None:
+    def act(fold, step):
         if len(fold) == 4 and step == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if fold[-1].adapter.rank == 5 and len(fold) < 4:

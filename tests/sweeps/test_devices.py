@@ -4,7 +4,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,14 +26,14 @@ def claim(name: str, held: ExitStack = HELD) -> torch.device | None:
 
 
 @pytest.fixture
-def see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> See:
+def see(monkeypatch, tmp_path) -> See:
     """``see("a", "b")``: from now on this process sees two GPUs with these UUIDs."""
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(processes, "_POLL", 0.01)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
-    def show(*uuids: str) -> None:
+    def show(*uuids):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
         monkeypatch.setattr(
             torch.cuda, "get_device_properties", lambda d: SimpleNamespace(uuid=uuids[d.index])
@@ -44,15 +43,15 @@ def see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> See:
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+def worker(tmp_path) -> Iterator[Callable[[], Any]]:
     """``worker()``: a process that claims a GPU, writes its name to a file, and stays."""
-    started: list[Any] = []
+    started = []
 
-    def hold(file: Path) -> None:
+    def hold(file):
         file.write_text(str(claim("cuda")))
         time.sleep(6000)
 
-    def start() -> Any:
+    def start():
         file = tmp_path / f"{len(started)}.device"
         process = multiprocessing.get_context("fork").Process(target=hold, args=[file])
         process.start()
@@ -65,9 +64,7 @@ def worker(tmp_path: Path) -> Iterator[Callable[[], Any]]:
         process.join()
 
 
-def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(
-    see: See, worker: Callable[[], Any], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(see, worker, capfd):
     see("a", "b")
     (_, first), (process, second) = worker(), worker()
     wait_for(lambda: first.exists() and second.exists())
@@ -81,7 +78,7 @@ def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(
     assert "other processes hold cuda:0, cuda:1" in capfd.readouterr().err
 
 
-def test_the_same_gpu_under_another_number_is_the_same(see: See, worker: Callable[[], Any]) -> None:
+def test_the_same_gpu_under_another_number_is_the_same(see, worker):
     see("a", "b")
     _, first = worker()
     wait_for(lambda: first.exists() and first.read_text() == "cuda:0")
@@ -91,9 +88,7 @@ def test_the_same_gpu_under_another_number_is_the_same(see: See, worker: Callabl
             assert claim("auto", held) == torch.device("cuda", taken)
 
 
-def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
-    see: See, worker: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_of_torchrun_takes_the_gpu_with_its_number(see, worker, monkeypatch):
     see("a", "b")
     _, other = worker()
     wait_for(lambda: other.exists() and other.read_text() == "cuda:0")
@@ -114,14 +109,12 @@ def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
     ("name", "available", "chosen"),
     [("auto", True, "cuda"), ("cuda", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")],
 )
-def test_auto_is_cuda_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, name: str, available: bool, chosen: str
-) -> None:
+def test_auto_is_cuda_where_there_is_one(monkeypatch, name, available, chosen):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert choose_device(name).type == chosen
 
 
-def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(StudyError, match="no CUDA device: use device=cpu or device=auto"):
         choose_device("cuda")

@@ -1,9 +1,7 @@
 """The distances of real runs follow their law, through the command line."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +11,6 @@ from study import load
 from study.adapters import LoraBank
 from study.adapters.infinite import EPS
 from study.analysis.distances import compare, laws
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.sweeps.distances import at_rank, limit_of, trajectory
 from study.theory import Layer, distance_to_infinite_rank, slope
 from study.vocabulary.quantities import MODEL_WIDE
@@ -27,9 +22,7 @@ LAZY = (
 )
 
 
-def test_a_trajectory_is_the_cell(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
-) -> None:
+def test_a_trajectory_is_the_cell(tiny_base, corpus, cell):
     """Losses are those of the training loop."""
     config = cell("adapter.rank=256", *LAZY, "optimizer.momentum=0.9", "train.clip=0.1")
     [steps] = trained(tiny_base, corpus, config)
@@ -38,7 +31,7 @@ def test_a_trajectory_is_the_cell(
     assert [s.loss for s in snapshots] == pytest.approx(series(steps, "loss")[1:], rel=1e-6)
 
 
-def test_the_command_measures_cells(works: Callable, tmp_path: Path, jsonl: Path) -> None:
+def test_the_command_measures_cells(works, tmp_path, jsonl):
     """``experiment=infinite_rank`` at a few ranks: distances fall as r^(-1/2)."""
     small = ["experiment=infinite_rank", f"results_dir={tmp_path}", "data=file", "train.steps=2"]
     small += [f"data.path={jsonl}", "data.heldout=6", "adapter.rank=4,64,1024"]
@@ -65,9 +58,7 @@ def test_the_command_measures_cells(works: Callable, tmp_path: Path, jsonl: Path
     assert len(laws(distances)) == 3 * 2
 
 
-def test_a_study_without_a_limit_is_said_in_a_line(
-    works: Callable, refused: Callable, tmp_path: Path, jsonl: Path
-) -> None:
+def test_a_study_without_a_limit_is_said_in_a_line(works, refused, tmp_path, jsonl):
     small = [f"results_dir={tmp_path}", "model=tiny", "data=file", f"data.path={jsonl}"]
     adam = ["name=adam", "train.steps=1", "adapter.scaling=rslora", "data.heldout=6"]
     works("train", *small, *adam)
@@ -76,9 +67,7 @@ def test_a_study_without_a_limit_is_said_in_a_line(
     assert "or with adapter.scaling=lora optimizer=adamw|adam|" in line
 
 
-def test_adam_approaches_a_run_of_large_rank(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
-) -> None:
+def test_adam_approaches_a_run_of_large_rank(tiny_base, corpus, cell):
     """At p = 1, the first step is as far from the limit as theory says, and a step with a moved A
     as r^(-1/2). An eps far above the gradients keeps a run away from the limit.
     """
@@ -89,7 +78,7 @@ def test_adam_approaches_a_run_of_large_rank(
     assert infinite.optimizer.eps == EPS
     limits = list(trajectory(tiny_base, corpus, infinite, LoraBank, moments=True))
 
-    def squares(config: CellConfig, rank: int, seeds: int) -> pd.Series:
+    def squares(config, rank, seeds):
         """By step and measure: the mean of the squared distance over that after the first step."""
         tables = []
         for seed in range(1, 1 + seeds):  # of the init; the data are those of the limit

@@ -1,9 +1,7 @@
 """Estimates agree with what training takes: bytes, FLOPs and folds."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from study.adapters.contraction import FORMS
 from study.config import CellConfig
 from study.data.batches import Corpus
 from study.errors import StudyError
-from study.models import FrozenBase, describe, load_base
+from study.models import describe, load_base
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
 from study.sweeps.packs import folds, prepare
@@ -26,7 +24,6 @@ from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS
 from tests.trained import trained
 
-Build = Callable[..., CellConfig]
 CPU, GB = torch.device("cpu"), 2**30
 # torch counts baddbmm and not its in-place form; a and b are shapes
 IN_PLACE = {torch.ops.aten.baddbmm_: lambda y, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2]}
@@ -49,7 +46,7 @@ def of(config: CellConfig, corpus: Corpus, form: str = "factored", device: str =
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer_states_are_counted_as_they_are_kept(name: str, cell: Build) -> None:
+def test_optimizer_states_are_counted_as_they_are_kept(name, cell):
     config = cell(f"optimizer={name}")
     A, B = torch.zeros(64, 96, requires_grad=True), torch.zeros(80, 64, requires_grad=True)
     optimizer = build_optimizer(config.optimizer, [A], [B])
@@ -63,9 +60,7 @@ def test_optimizer_states_are_counted_as_they_are_kept(name: str, cell: Build) -
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("targets", ["all-linear", "attention"])
-def test_flops_are_what_torch_counts(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, form: str, targets: str
-) -> None:
+def test_flops_are_what_torch_counts(tiny_base, corpus, cell, form, targets):
     """But for attention's own products, which a plan leaves out, and which are few at 48 tokens."""
     config = cell(
         *(f"adapter.contraction={form}", f"adapter.targets={targets}", "adapter.rank=16"),
@@ -85,12 +80,12 @@ def test_flops_are_what_torch_counts(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_activations_are_what_autograd_keeps(corpus: Corpus, cell: Build, precision: str) -> None:
+def test_activations_are_what_autograd_keeps(corpus, cell, precision):
     config = cell("adapter.rank=2", "train.batch_size=16", "probes.steps=null")
     base = load_base(config.model, CPU, precision)
-    kept: dict[int, int] = {}
+    kept = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -105,7 +100,7 @@ def test_activations_are_what_autograd_keeps(corpus: Corpus, cell: Build, precis
     assert need.activation_bytes == pytest.approx(measured, rel=0.25)
 
 
-def test_a_fold_on_a_cpu_has_the_cells_that_gain_and_fit(cell: Build) -> None:
+def test_a_fold_on_a_cpu_has_the_cells_that_gain_and_fit(cell):
     """The first seed comes first, with its lowest and highest rank: the first exponent is early."""
     swept = [
         replace(
@@ -124,7 +119,7 @@ def test_a_fold_on_a_cpu_has_the_cells_that_gain_and_fit(cell: Build) -> None:
     assert [len(fold) for fold in folds(prepare(low))] == [1, 3, 3, 1]
 
 
-def test_low_ranks_of_smollm2_gain_from_a_fold(cell: Build, tmp_path: Path) -> None:
+def test_low_ranks_of_smollm2_gain_from_a_fold(cell, tmp_path):
     """With 140 tokens, six of rank 16 were 1.45 times as fast, and six of rank 256 no faster."""
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
     shape |= {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
@@ -137,7 +132,7 @@ def test_low_ranks_of_smollm2_gain_from_a_fold(cell: Build, tmp_path: Path) -> N
     assert needs[0].seconds(1) / needs[0].in_fold(6).seconds(1) == pytest.approx(1.45, abs=0.1)
 
 
-def test_a_cell_beyond_the_budget_is_refused(cell: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_beyond_the_budget_is_refused(cell, monkeypatch):
     prepare(plan([cell("pack.memory_gb=4")]))
     says = r"rank=8 takes about 0\.\d+ GiB, more than pack\.memory_gb=0\.001: raise pack"
     with pytest.raises(StudyError, match=says):

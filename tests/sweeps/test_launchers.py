@@ -1,29 +1,22 @@
 """Packs for the devices of a launcher, the launchers of ``conf/launcher``, and names of cells."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from study.config import CellConfig
 from study.config.compose import CONF
 from study.store import load_measured
 from study.sweeps.app import parallel_jobs
 from study.sweeps.cells import Cell, plan
 from study.sweeps.packs import packs
 
-Build = Callable[..., CellConfig]
-
 
 def ranks(groups: list[list[Cell]]) -> list[list[float]]:
     return [[each.config.adapter.rank for each in pack] for pack in groups]
 
 
-def test_auto_deals_as_many_packs_as_devices_by_cost(cell: Build) -> None:
+def test_auto_deals_as_many_packs_as_devices_by_cost(cell):
     cells = plan(
         cell("pack.max_cells=auto", f"adapter.rank={rank}", f"seed={n}")
         for rank in (4096, 8, 2)
@@ -34,7 +27,7 @@ def test_auto_deals_as_many_packs_as_devices_by_cost(cell: Build) -> None:
     assert len(packs(cells, 100)) == 6, "no pack is empty"
 
 
-def test_packs_share_what_they_must(cell: Build) -> None:
+def test_packs_share_what_they_must(cell):
     configs = [
         cell(f"adapter.rank={r}", f"seed={s}", f"optimizer={o}")
         for r in (8, 2)
@@ -49,7 +42,7 @@ def test_packs_share_what_they_must(cell: Build) -> None:
     assert ranks(packs(capped)) == [[2, 16], [4, 8]], "each pack gets low and high ranks"
 
 
-def test_the_launcher_gpus_has_a_process_per_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_gpus_has_a_process_per_visible_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -59,9 +52,7 @@ def test_the_launcher_gpus_has_a_process_per_visible_gpu(monkeypatch: pytest.Mon
     assert parallel_jobs(config.hydra.launcher) == 3
 
 
-def test_a_sweep_with_the_launcher_gpus_has_the_same_numbers(
-    works: Callable[..., Any], jsonl: Path, here: Path
-) -> None:
+def test_a_sweep_with_the_launcher_gpus_has_the_same_numbers(works, jsonl, here):
     small = ("model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=2", "train.steps=1")
     line = ("train", "-m", *small, "adapter.rank=2,3")
     works(*line, "results_dir=here")

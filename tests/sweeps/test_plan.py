@@ -2,9 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,11 +9,10 @@ from study.config import ModelConfig
 from study.errors import StudyError
 from study.models import describe, tiny
 
-Cli = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def test_a_sweep_is_planned_for_this_machine(works: Cli, jsonl: Path, tmp_path: Path) -> None:
+def test_a_sweep_is_planned_for_this_machine(works, jsonl, tmp_path):
     small = ("model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=6", "train.epochs=0.5")
     ran = works("train", "-m", *small, "adapter.rank=4,8", "pack.memory_gb=2", "--plan")
     assert "study default: 2 cells, 0 done, 2 to train in 1 pack" in ran.err
@@ -31,7 +27,7 @@ def test_a_sweep_is_planned_for_this_machine(works: Cli, jsonl: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_is_priced_for_a_device_that_is_not_here(works: Cli, tmp_path: Path) -> None:
+def test_a_sweep_is_priced_for_a_device_that_is_not_here(works, tmp_path):
     line = ("train", "-m", "model=shape", "preset=gpu", "adapter.rank=16,2048", "seed=0,1")
     ran = works(*line, "--plan=h100", "probes.stats=[rms]")
     rows = [text.split() for text in ran.out.splitlines()[1:3]]
@@ -54,11 +50,11 @@ def test_a_sweep_is_priced_for_a_device_that_is_not_here(works: Cli, tmp_path: P
         (["model=shape", "train.steps=1"], "model=shape has no weights: add --plan"),
     ],
 )
-def test_a_mistake_gets_one_line(arguments: list[str], says: str, refused: Cli) -> None:
+def test_a_mistake_gets_one_line(arguments, says, refused):
     assert says in refused("train", *arguments)
 
 
-def test_a_config_json_is_a_shape(tmp_path: Path) -> None:
+def test_a_config_json_is_a_shape(tmp_path):
     given = describe(ModelConfig("tiny"))
     (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
     for path in (tmp_path, tmp_path / "config.json"):

@@ -1,9 +1,7 @@
 """The precision of the base: bf16 moves no exponent, and each number of bits has its curves."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +9,16 @@ import pytest
 import study
 from study.store import load_cells, load_records
 
-Cli = Callable[..., Any]
 PLACE = ["site", "stat", "step", "kind", "layer"]
 
 
 @pytest.fixture
-def small(jsonl: Path, here: Path) -> list[str]:
+def small(jsonl, here) -> list[str]:
     small = ["train", "-m", "model=tiny", "data=file", f"data.path={jsonl}", "train.steps=1"]
     return [*small, "data.sequence_length=32", "data.heldout=2", "train.eval_every=0"]
 
 
-def test_exponents_in_bf16_lie_in_the_intervals_of_float32(works: Cli, small: list[str]) -> None:
+def test_exponents_in_bf16_lie_in_the_intervals_of_float32(works, small):
     swept = ["precision=float32,bf16", "adapter.rank=4,16,64", "seed=0,1,2"]
     swept += ["adapter.scaling=rslora", "train.batch_size=4", "probes.steps=[0,1]"]
     works(*small, *swept)
@@ -38,7 +35,7 @@ def test_exponents_in_bf16_lie_in_the_intervals_of_float32(works: Cli, small: li
     assert not np.array_equal(found["exponent"], wanted["exponent"]), "bf16 rounds"
 
 
-def test_bits_are_swept_recorded_and_kept_apart(works: Cli, small: list[str]) -> None:
+def test_bits_are_swept_recorded_and_kept_apart(works, small):
     line = [*small, "probes.steps=[0]", "probes.stats=[norm,descent]", "adapter.rank=2,4"]
     ran = works(*line, "model.quant_bits=null,8,4")
     assert "6 cells, 0 done, 6 to train in 3 packs" in ran.err
@@ -65,7 +62,7 @@ def test_bits_are_swept_recorded_and_kept_apart(works: Cli, small: list[str]) ->
     assert load_cells("results/default")["quant_bits"].isna().all()
 
 
-def test_a_line_says_where_bf16_loses_small_outputs(works: Cli, small: list[str]) -> None:
+def test_a_line_says_where_bf16_loses_small_outputs(works, small):
     line = [*small, "precision=bf16", "adapter.rank=2", "probes.steps=[0]"]
     assert "outputs of adapters are lost" not in works(*line).err
     factored = "adapter.contraction=factored"

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.config import CellConfig
 from study.errors import StudyError
 from study.store import load_cells, load_measured, rows_of
 from study.sweeps import processes, record, signals
@@ -23,12 +22,10 @@ Torchrun = Callable[..., list[Any]]
 
 
 @pytest.fixture
-def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Torchrun:
+def torchrun(tmp_path, monkeypatch) -> Torchrun:
     """``torchrun("train", ...)``: the exit code of each process, and what it printed on stderr."""
 
-    def start(
-        *arguments: str, before: Callable[[int], None] = lambda _: None, size: int = 2
-    ) -> list[Any]:
+    def start(*arguments, before=lambda _: None, size=2):
         monkeypatch.setattr(sys, "argv", ["study", *arguments])
         codes = commands_together(before, tmp_path, size)
         said = [(tmp_path / f"stderr-{number}").read_text() for number in range(size)]
@@ -38,7 +35,7 @@ def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Torchrun:
 
 
 @pytest.fixture
-def small(jsonl: Path, tmp_path: Path) -> list[str]:
+def small(jsonl, tmp_path) -> list[str]:
     """Two processes can divide neither the batches nor the held-out ones evenly: one gets none."""
     line = f"train model=tiny data=file data.path={jsonl} data.sequence_length=48 data.heldout=7 "
     line += f"results_dir={tmp_path}/results name=small train.batch_size=3 train.steps=3 "
@@ -68,9 +65,7 @@ def assert_same_numbers(folder: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(one, two, rtol=1e-5, atol=0)
 
 
-def test_two_processes_have_the_numbers_of_one(
-    torchrun: Torchrun, small: list[str], tmp_path: Path
-) -> None:
+def test_two_processes_have_the_numbers_of_one(torchrun, small, tmp_path):
     """Every statistic, with micro-batches, clipping and recomputed blocks."""
     sweep = [
         *(small[0], "-m", *small[1:], "optimizer=lion", "precision=float32,bf16"),
@@ -85,15 +80,13 @@ def test_two_processes_have_the_numbers_of_one(
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_a_sweep_and_its_continuation(
-    first: int, torchrun: Torchrun, small: list[str], tmp_path: Path
-) -> None:
+def test_a_sweep_and_its_continuation(first, torchrun, small, tmp_path):
     """A cell that one or two processes train until a signal, and two or one end."""
 
-    def stop_after_step_1(number: int) -> None:
+    def stop_after_step_1(number):
         add = record.Recorder.add
 
-        def added(self: Any, results: Any) -> None:
+        def added(self, results):
             add(self, results)
             if results[0].step == 1:
                 signals.current().asked = 15
@@ -119,14 +112,14 @@ def test_a_sweep_and_its_continuation(
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_process_that_fails_or_is_lost_leaves_a_cell_that_can_continue(
-    torchrun: Torchrun, small: list[str], tmp_path: Path, killed: bool
-) -> None:
+    torchrun, small, tmp_path, killed
+):
     """One that fails prints why."""
 
-    def end_at_step_1(number: int) -> None:
+    def end_at_step_1(number):
         train = processes.train
 
-        def ending(*arguments: Any, **world: Any) -> Any:
+        def ending(*arguments, **world):
             for results in train(*arguments, **world):
                 if results[0].step == 1:
                     if killed:
@@ -147,9 +140,7 @@ def test_a_process_that_fails_or_is_lost_leaves_a_cell_that_can_continue(
     assert status == "interrupted"
 
 
-def test_cells_that_these_processes_cannot_train(
-    monkeypatch: pytest.MonkeyPatch, cell: Callable[..., CellConfig]
-) -> None:
+def test_cells_that_these_processes_cannot_train(monkeypatch, cell):
     sharded = plan([cell("train.shard=true")])
     with pytest.raises(StudyError, match="start it with torchrun --nproc-per-node N -m study"):
         processes.check(sharded)
@@ -166,7 +157,7 @@ REFUSED += ("adapter.contraction=merged", "model.quant_bits=8", "pack.fold=2", "
 REFUSED += ("train.answer_tokens=4", "train.example_losses=true", "probes.truncations=[1]")
 
 
-def test_what_needs_whole_factors_is_refused(cell: Callable[..., CellConfig]) -> None:
+def test_what_needs_whole_factors_is_refused(cell):
     for override in REFUSED:
         with pytest.raises(StudyError, match=r"train\.shard=true can't train with") as refused:
             cell("train.shard=true", override)

@@ -3,7 +3,6 @@
 import os
 import re
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def begin(study_dir: Path, cell_id: str, steps: int, started: float = 0.0) -> Ce
     return writer
 
 
-def test_a_sweep_is_seen_while_it_lives(tmp_path: Path) -> None:
+def test_a_sweep_is_seen_while_it_lives(tmp_path):
     """A cell without a record is waiting, and so is a study without a cell."""
     with posted({tmp_path: planned(2)}):
         assert list(load_status(tmp_path)["status"]) == [WAITING] * 2
@@ -55,7 +54,7 @@ def test_a_sweep_is_seen_while_it_lives(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("sweep-*"))
 
 
-def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> None:
+def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path):
     pid = os.fork()
     if not pid:
         with posted({tmp_path: planned(1)}):
@@ -68,7 +67,7 @@ def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> No
         assert not left.exists()
 
 
-def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
+def test_the_time_left_is_that_of_the_work_left(tmp_path):
     """Of 12 steps, 6 were done in a minute: 6 take 60 s. A failed cell takes no more time.
 
     Ten minutes before the first cell, such as for a download, and its first steps say nothing.
@@ -87,7 +86,7 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
     assert sweep.progress().seconds_left == pytest.approx(40, rel=0.2)
 
 
-def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None:
+def test_a_watch_follows_a_sweep_to_its_end(tmp_path, jsonl):
     """Beside a sweep of two packs in a process of its own."""
     sweep = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
     sweep += ["data.heldout=2", "train.batch_size=2", "train.steps=120", "adapter.rank=2,3"]
@@ -115,9 +114,7 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path: Path, jsonl: Path) -> None
     assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
 
 
-def test_the_first_seed_gives_a_first_answer(
-    jsonl: Path, works: Callable[..., Any], here: Path
-) -> None:
+def test_the_first_seed_gives_a_first_answer(jsonl, works, here):
     line = ["train", "-m", "model=tiny", "adapter.rank=2,4", "data=file", f"data.path={jsonl}"]
     line += ["train.steps=2", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2"]
     said = works(*line, "seed=7,3").err.splitlines()

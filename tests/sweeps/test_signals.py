@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study.config import CellConfig
 from study.store import claim, is_claimed, load_cells, load_measured, load_records
 from study.sweeps import run as sweep
 from study.sweeps import signals
@@ -26,16 +25,15 @@ LINE = (
     *("adapter.dropout=0.1", "adapter.rank=2,3", "train.steps=60", "checkpoint.every=1h"),
 )
 STOPPING = "study: finishing this step, then stopping; press Ctrl-C again to stop at once"
-Cli = Callable[..., Any]
 Begin = Callable[..., Forked]
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Begin]:
+def begin(tmp_path) -> Iterator[Begin]:
     """``begin("train", ..., first=code)`` starts ``study`` in ``tmp_path``, after ``code``."""
-    begun: list[Forked] = []
+    begun = []
 
-    def start(*arguments: str, first: str = "") -> Forked:
+    def start(*arguments, first=""):
         begun.append(Forked(f"{first}\n{STUDY}", arguments, tmp_path, os.environ))
         return begun[-1]
 
@@ -45,7 +43,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 
 @pytest.fixture
-def line(jsonl: Path) -> list[str]:
+def line(jsonl) -> list[str]:
     return [*LINE, f"data.path={jsonl}"]
 
 
@@ -75,9 +73,7 @@ def same_tables(one: Path, two: Path) -> None:
         pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
-def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
-    begin: Begin, line: list[str], tmp_path: Path
-) -> None:
+def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(begin, line, tmp_path):
     whole = begin(*line, "results_dir=whole")
     study_dir = tmp_path / "results/default"
     line = [*line, "pack.fold=1"]  # each cell stops and continues by itself
@@ -126,9 +122,7 @@ def hang_in_a_step() -> None:
     sweep.train = train
 
 
-def test_a_signal_before_training_ends_the_process_at_once(
-    begin: Begin, line: list[str], tmp_path: Path
-) -> None:
+def test_a_signal_before_training_ends_the_process_at_once(begin, line, tmp_path):
     process = begin(*line, first=f"from {__name__} import slow_to_load; slow_to_load()")
     process.wait_for((tmp_path / "hangs").exists)
     process.send(signal.SIGTERM)
@@ -136,9 +130,7 @@ def test_a_signal_before_training_ends_the_process_at_once(
     check_stopped(process, line)
 
 
-def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
-    begin: Begin, line: list[str], tmp_path: Path
-) -> None:
+def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(begin, line, tmp_path):
     line = [*line, "checkpoint.every=2", "pack.fold=1"]
     process = begin(*line, first=f"from {__name__} import hang_in_a_step; hang_in_a_step()")
     process.wait_for((tmp_path / "hangs").exists)
@@ -153,9 +145,7 @@ def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
     assert len(list(tmp_path.rglob("checkpoints/*.safetensors"))) == 2
 
 
-def test_stopping_stops_the_processes_of_a_launcher(
-    begin: Begin, line: list[str], tmp_path: Path
-) -> None:
+def test_stopping_stops_the_processes_of_a_launcher(begin, line, tmp_path):
     """``kill PID`` reaches the sweep's own process only. Its workers stop after their step."""
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "pack.max_cells=1")
     line = [*line, "adapter.rank=2,3,4", "train.steps=5000"]
@@ -176,9 +166,7 @@ def test_stopping_stops_the_processes_of_a_launcher(
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["requeues", "goes on"])
-def test_the_handler_of_a_launcher_is_called_after_a_checkpoint(
-    cell: Callable[..., CellConfig], tmp_path: Path, ends: bool
-) -> None:
+def test_the_handler_of_a_launcher_is_called_after_a_checkpoint(cell, tmp_path, ends):
     [planned] = plan([cell(f"results_dir={tmp_path}", "train.steps=30", "checkpoint.every=null")])
     pid = os.fork()
     if not pid:
@@ -216,10 +204,8 @@ def _be_a_job(planned: Cell, found: Path, ends: bool) -> int:
     return len(sweep.train_pack([planned], sweep.Worker()).failures)
 
 
-def test_ctrl_c_in_another_command_gives_one_line(
-    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
+def test_ctrl_c_in_another_command_gives_one_line(study_cli, tmp_path, monkeypatch):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("study.sweeps.progress.load_status", interrupted)
@@ -236,7 +222,7 @@ SMALL = (
 
 
 @pytest.fixture
-def small(jsonl: Path) -> list[str]:
+def small(jsonl) -> list[str]:
     return ["train", "-m", *SMALL, f"data.path={jsonl}"]
 
 
@@ -244,9 +230,7 @@ def trained(said: str) -> int:
     return len(re.findall(r"complete in [\d.]+ s", said))
 
 
-def test_sweeps_that_share_cells_train_every_cell_once(
-    begin: Begin, small: list[str], tmp_path: Path
-) -> None:
+def test_sweeps_that_share_cells_train_every_cell_once(begin, small, tmp_path):
     sweeps = [begin(*small, "adapter.rank=2,3,4", "seed=0,1") for _ in range(2)]
     sweeps.append(begin(*small, "adapter.rank=3,4,5", "seed=0,1", "pack.max_cells=1"))
     assert [process.wait().returncode for process in sweeps] == [0, 0, 0], sweeps[0].said
@@ -258,9 +242,7 @@ def test_sweeps_that_share_cells_train_every_cell_once(
 
 
 @pytest.mark.parametrize("stops", [False, True])
-def test_a_sweep_waits_for_a_cell_that_another_process_trains(
-    begin: Begin, small: list[str], tmp_path: Path, cell: Callable[..., CellConfig], stops: bool
-) -> None:
+def test_a_sweep_waits_for_a_cell_that_another_process_trains(begin, small, tmp_path, cell, stops):
     """It trains the other cell first. A signal ends the wait at once."""
     first, _ = plan([cell(*small[2:], f"adapter.rank={rank}") for rank in (2, 3)])
     folder = tmp_path / "results/default/cells" / first.id

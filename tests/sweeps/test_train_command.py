@@ -3,10 +3,8 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +14,6 @@ from study.config.compose import CONF, expected_best
 from study.store import load_cells, load_records
 from study.sweeps import run as sweep
 
-Cli = Callable[..., Any]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SMALL = ["model=tiny", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2"]
 SMALL += ["train.steps=2"]
@@ -24,13 +21,11 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
-def small(jsonl: Path) -> list[str]:
+def small(jsonl) -> list[str]:
     return [*SMALL, "data=file", f"data.path={jsonl}"]
 
 
-def test_the_same_line_again_trains_nothing_and_a_longer_one_the_rest(
-    works: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_line_again_trains_nothing_and_a_longer_one_the_rest(works, monkeypatch):
     line = ["train", "-m", "model=tiny", "adapter.rank=4,8", "train.steps=2"]
     first = works(*line, "adapter.scaling=lora,rslora")
     assert "4 cells, 0 done, 4 to train in 1 pack" in first.err
@@ -45,7 +40,7 @@ def test_the_same_line_again_trains_nothing_and_a_longer_one_the_rest(
     assert "4 cells, 4 done, nothing to train" in again.err
 
 
-def test_a_single_cell_without_m_imports_only_what_it_uses(small: list[str]) -> None:
+def test_a_single_cell_without_m_imports_only_what_it_uses(small):
     """transformers' optimizers import PEFT, bitsandbytes and torch's compiler: over a second."""
     command = ["study", "train", *small, "adapter.rank=3", "name=one"]
     unused = {"peft", "bitsandbytes", "pytorch_optimizer", "matplotlib"}
@@ -63,9 +58,7 @@ def test_a_single_cell_without_m_imports_only_what_it_uses(small: list[str]) -> 
     assert (record["device"], record["status"]) == ("cpu", "complete")
 
 
-def test_a_path_with_spaces_and_quotes_reaches_the_cells(
-    works: Cli, small: list[str], jsonl: Path, tmp_path: Path
-) -> None:
+def test_a_path_with_spaces_and_quotes_reaches_the_cells(works, small, jsonl, tmp_path):
     odd = [tmp_path / "it's a file.jsonl", tmp_path / 'say "b".jsonl']
     for n, path in enumerate(odd):
         path.write_text("\n".join(jsonl.read_text().splitlines()[n:]))
@@ -74,9 +67,7 @@ def test_a_path_with_spaces_and_quotes_reaches_the_cells(
     assert set(load_cells("results/default")["data"]) == {str(path) for path in odd}
 
 
-def test_groups_and_interpolations_are_swept_and_each_cell_resolves_its_own(
-    works: Cli, small: list[str]
-) -> None:
+def test_groups_and_interpolations_are_swept_and_each_cell_resolves_its_own(works, small):
     swept = ("optimizer=sgd,adamw", "adapter.rank=2,3", "adapter.alpha=5,${adapter.rank}")
     works("train", "-m", *small, *swept)
     cells = load_cells("results/default")
@@ -88,7 +79,7 @@ def test_groups_and_interpolations_are_swept_and_each_cell_resolves_its_own(
     }
 
 
-def test_an_interpolation_in_the_sweep_of_an_experiment_is_each_cells_own(works: Cli) -> None:
+def test_an_interpolation_in_the_sweep_of_an_experiment_is_each_cells_own(works):
     """Hydra resolves the sweeper's settings once, for the configuration without overrides."""
     name = "learning_rate_rho_tiny"
     one_of_each = ("seed=0", "adapter.alpha=4", "adapter.scaling=0,lora", "probes.steps=null")
@@ -104,7 +95,7 @@ def test_an_interpolation_in_the_sweep_of_an_experiment_is_each_cells_own(works:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_two_steps_on_tiny(works: Cli, experiment: str) -> None:
+def test_every_experiment_runs_two_steps_on_tiny(works, experiment):
     sweep = yaml.safe_load((CONF / f"experiment/{experiment}.yaml").read_text())
     swept = sweep["hydra"]["sweeper"]["params"]
     one = {"adapter.alpha": "16", "optimizer.lr": "1e-3"}
@@ -117,7 +108,7 @@ def test_every_experiment_runs_two_steps_on_tiny(works: Cli, experiment: str) ->
     assert set(cells["rank"]) == {2.0}
 
 
-def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works: Cli, refused: Cli) -> None:
+def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works, refused):
     """A cell keeps what its experiment expects, and the report reads it there."""
     line = ("train", "experiment=quick", *SMALL, "adapter.rank=5")
     refused(*line, "adapter.scaling=lora,rslora,power", "adapter.exponent=0.6")
@@ -133,7 +124,7 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works: Cli, re
     assert "What was expected, and what was measured?" in Path("results/mine/report.md").read_text()
 
 
-def test_help_and_config(works: Cli, refused: Cli) -> None:
+def test_help_and_config(works, refused):
     text = works("train", "--help").out
     words = ("adafactor | adam | adamw", "experiment", "study train -m", "adapter:\n  rank: 8")
     assert all(word in text for word in words)
@@ -141,12 +132,10 @@ def test_help_and_config(works: Cli, refused: Cli) -> None:
     assert "unknown command trian: did you mean train?" in refused("trian")
 
 
-def test_a_failing_cell_is_recorded_and_the_others_go_on(
-    study_cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_cell_is_recorded_and_the_others_go_on(study_cli, small, monkeypatch):
     original = sweep.train
 
-    def train(base: Any, corpus: Any, cells: Any, *more: Any) -> Any:
+    def train(base, corpus, cells, *more):
         if any(cell.adapter.rank == 3 for cell in cells):
             yield next(original(base, corpus, cells, *more))
             raise RuntimeError("out of luck\nand more")
@@ -171,7 +160,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert not log.exists(), "the cell has no error any more"
 
 
-def test_diverged_cells_are_recorded(works: Cli, small: list[str]) -> None:
+def test_diverged_cells_are_recorded(works, small):
     large = ("optimizer=sgd", "adapter.alpha=1e10", "optimizer.lr=1e15,1e-24", "pack.fold=2")
     ran = works("train", "-m", *small, *large, "train.steps=5", "probes.steps=[0,2,7,9]")
     notice = "probes.steps: not measured at 7, 9, after the last step (train.steps=5)"
@@ -181,7 +170,7 @@ def test_diverged_cells_are_recorded(works: Cli, small: list[str]) -> None:
     assert "1 complete, 1 diverged" in works("status", "results/default").out
 
 
-def test_a_stuck_cell_is_done_marked_and_left_out_of_fits(works: Cli, small: list[str]) -> None:
+def test_a_stuck_cell_is_done_marked_and_left_out_of_fits(works, small):
     """At a learning rate that is far too large."""
     line = ["train", "-m", *small, "optimizer=sgd", "adapter.scaling=rslora", "adapter.rank=2,4"]
     line += ["train.steps=6", "train.eval_every=2", "probes.every=1", "probes.steps=null"]

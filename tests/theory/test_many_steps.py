@@ -18,7 +18,7 @@ def of_signs(G_TD: np.ndarray, x: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("steps", [1, 16, 64])
-def test_the_output_of_many_noisy_steps_is_that_of_one_with_its_own_r_sign(steps: int) -> None:
+def test_the_output_of_many_noisy_steps_is_that_of_one_with_its_own_r_sign(steps):
     rng, sizes = np.random.default_rng(0), []
     signal = SIZES * rng.standard_normal(D)
     G, x = signal + 2 * SIZES * rng.standard_normal((steps, D)), signal + SIZES
@@ -52,7 +52,7 @@ def trained(rate: float, steps: int = 200, frozen: bool = False) -> tuple[float,
     return float(each / (mean - (each - mean) / (PARTS - 1))), float(loss)
 
 
-def test_noise_does_not_raise_r_sign_but_rates_above_the_best_do() -> None:
+def test_noise_does_not_raise_r_sign_but_rates_above_the_best_do():
     falling = [trained(1e-4, steps, frozen=True)[0] for steps in (1, 16, 200)]
     assert falling == pytest.approx([32, 18, 9], rel=0.1)
     runs = [trained(1e-4 * 4**k) for k in range(6)]

@@ -23,15 +23,13 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="session")
-def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def study_process(jsonl) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``study_process(folder, "train", ...)``: the console script in a forked process, on tiny.
 
     ``first``: code to run before it. Keywords are environment variables.
     """
 
-    def run(
-        folder: Path, *arguments: str, first: str = "", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(folder, *arguments, first="", **environment):
         command, *rest = arguments
         flags = [argument for argument in rest if argument.startswith("-")]
         small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
@@ -45,7 +43,7 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
-def tracked(tmp_path_factory: pytest.TempPathFactory, study_process: Callable[..., Any]) -> Path:
+def tracked(tmp_path_factory, study_process) -> Path:
     """The folder of a sweep over two ranks and two rules in two packs, tracked offline."""
     folder = tmp_path_factory.mktemp("tracked")
     sweep = ["adapter.rank=2,4", "adapter.scaling=lora,rslora", "pack.max_cells=2", "tracker=wandb"]
@@ -63,7 +61,7 @@ def inspect() -> Callable[[Path], list[dict[str, Any]]]:
     """
 
     @cache
-    def records(run_dir: Path) -> list[dict[str, Any]]:
+    def records(run_dir):
         words = [WANDB, "leet", "inspect", "--json", run_dir]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         return [json.loads(line) for line in done.stdout.splitlines()]

@@ -2,8 +2,6 @@
 
 import contextlib
 import sqlite3
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from study.tracking.runs import ARGUMENTS
 from study.vocabulary.extras import NONE, TRACKERS, WANDB
 from study.vocabulary.quantities import MODEL_WIDE
 
-Process = Callable[..., subprocess.CompletedProcess[str]]
 SWEEP = ["-m", "adapter.rank=2", "adapter.scaling=rslora,0.75", "optimizer.lr=1e-3", "pack.fold=2"]
 
 
@@ -34,9 +31,7 @@ def in_tensorboard(folder: Path) -> dict[str, dict[str, dict[int, float]]]:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio"])
-def test_a_tracker_prints_nothing_and_holds_what_the_store_holds(
-    tmp_path: Path, study_process: Process, name: str
-) -> None:
+def test_a_tracker_prints_nothing_and_holds_what_the_store_holds(tmp_path, study_process, name):
     pytest.importorskip(name)
     where = {"TRACKIO_DIR": str(tmp_path / "trackio")}
     ran = study_process(tmp_path, "train", *SWEEP, f"tracker={name}", **where)
@@ -64,7 +59,7 @@ def test_a_tracker_prints_nothing_and_holds_what_the_store_holds(
     assert compared > 40
 
 
-def test_the_first_broken_cell_sends_one_alert(tmp_path: Path, study_process: Process) -> None:
+def test_the_first_broken_cell_sends_one_alert(tmp_path, study_process):
     pytest.importorskip("trackio")
     where = {"TRACKIO_DIR": str(tmp_path / "trackio")}
     sweep = ("adapter.rank=2,4", "optimizer.lr=1e30", "tracker=trackio", "tracker.alerts=true")
@@ -77,7 +72,7 @@ def test_the_first_broken_cell_sends_one_alert(tmp_path: Path, study_process: Pr
     assert text.endswith("learning rate 1e+30")
 
 
-def test_the_trackers_are_accelerates() -> None:
+def test_the_trackers_are_accelerates():
     tracking = pytest.importorskip("accelerate.tracking")
     assert set(TRACKERS) == set(tracking.LOGGER_TYPE_TO_CLASS)
     assert set(ARGUMENTS) == set(TRACKERS) - {WANDB}

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,13 +15,11 @@ from tests.store.small_cells import CONFIG, RECORD, complete
 
 
 @pytest.fixture
-def study_dir(tracked: Path) -> Path:
+def study_dir(tracked) -> Path:
     return tracked / "results/default"
 
 
-def test_exponents_and_figures_are_artifacts(
-    tracked: Path, study_dir: Path, inspect: Callable[..., Any]
-) -> None:
+def test_exponents_and_figures_are_artifacts(tracked, study_dir, inspect):
     cells = set(load_cells(str(study_dir))["cell_id"])
     [path] = [
         run
@@ -60,7 +56,7 @@ def test_exponents_and_figures_are_artifacts(
     ]
 
 
-def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Path) -> None:
+def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir):
     tracker = tracker_of(study_dir)
     spec = workspace(study_dir, tracker)._spec["spec"]["section"]
     sections = {part["name"]: part["panels"] for part in spec["panelBankConfig"]["sections"]}
@@ -84,7 +80,7 @@ def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Pa
     assert len(set(colours)) == 4, "a shade for each rank of each rule"
 
 
-def test_files_go_to_the_study_and_not_where_a_record_says(tmp_path: Path) -> None:
+def test_files_go_to_the_study_and_not_where_a_record_says(tmp_path):
     """A results folder may be somebody else's."""
     settings = {"name": "wandb", "project": "mine", "dir": "/home/somebody/.ssh", "other": 1}
     complete(tmp_path, "abc", RECORD | {"config": CONFIG | {"tracker": settings}})

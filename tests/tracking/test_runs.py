@@ -1,8 +1,6 @@
 """W&B has the values of the store, and no error in W&B stops training."""
 
 import math
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ from study.store import load_cells, load_measured, load_records
 from study.tracking.runs import run_id
 from tests.tracking.conftest import SECRET
 
-Process = Callable[..., subprocess.CompletedProcess[str]]
-Inspect = Callable[[Path], list[dict[str, Any]]]
 SITES = {"adapter_grad": "grad_norm", "adapter_out": "adapter_out_norm", "delta_w": "delta_w_norm"}
 
 
@@ -32,7 +28,7 @@ def history(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {item["_step"]: item for item in items}
 
 
-def test_every_cell_is_a_run_with_the_values_of_the_store(tracked: Path, inspect: Inspect) -> None:
+def test_every_cell_is_a_run_with_the_values_of_the_store(tracked, inspect):
     study_dir = tracked / "results/default"
     tables, runs = load_measured(str(study_dir)), run_dirs(study_dir)
     assert set(tables.cells["cell_id"]) <= set(runs)
@@ -56,7 +52,7 @@ def test_every_cell_is_a_run_with_the_values_of_the_store(tracked: Path, inspect
     assert compared > 4 * 3 * 3 * 14
 
 
-def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> None:
+def test_a_run_holds_the_record_of_its_cell(tracked, inspect):
     study_dir = tracked / "results/default"
     types = set()
     for record in load_records(study_dir):
@@ -75,22 +71,20 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
     assert types == {"lora", "rslora"}
 
 
-def test_no_key_is_in_anything_that_is_written(tracked: Path) -> None:
+def test_no_key_is_in_anything_that_is_written(tracked):
     files = [path for path in tracked.rglob("*") if path.is_file()]
     assert {"record.json", "config.yaml"} <= {path.name for path in files}
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_key_in_the_configuration_is_refused_and_not_printed(cell: Callable[..., Any]) -> None:
+def test_a_key_in_the_configuration_is_refused_and_not_printed(cell):
     with pytest.raises(study.errors.StudyError) as error:
         cell("tracker=wandb", f"+tracker.api_key={SECRET}")
     assert "tracker.api_key" in str(error.value)
     assert SECRET not in str(error.value)
 
 
-def test_an_error_in_wandb_is_one_line_and_stops_nothing(
-    tmp_path: Path, study_process: Process
-) -> None:
+def test_an_error_in_wandb_is_one_line_and_stops_nothing(tmp_path, study_process):
     """There is no network."""
     where = {"WANDB_API_KEY": SECRET, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     where |= {"HOME": "/nonexistent"}
@@ -105,7 +99,7 @@ def test_an_error_in_wandb_is_one_line_and_stops_nothing(
     assert SECRET not in done.stderr
 
 
-def test_without_a_tracker_wandb_is_not_imported(tmp_path: Path, study_process: Process) -> None:
+def test_without_a_tracker_wandb_is_not_imported(tmp_path, study_process):
     imported = (
         "import atexit, sys; atexit.register(lambda: print("
         "[name for name in sys.modules if name.partition('.')[0].startswith('wandb')]))"

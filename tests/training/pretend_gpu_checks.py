@@ -27,7 +27,6 @@ from study.vocabulary.quantities import STATS
 from tests.pretend_gpu import PretendGpu, move, register
 from tests.trained import copied
 
-Build = Callable[..., CellConfig]
 Rows = list[list[CellStep | None]]
 IS_CUDA, CPU = torch.cuda.is_available(), torch.device("cpu")
 GPU = torch.device("cuda") if IS_CUDA else register()
@@ -37,7 +36,7 @@ FEW = "adapter.targets=[down_proj]"
 
 
 @pytest.fixture(scope="module")
-def gpu_base(tiny_base: FrozenBase) -> FrozenBase:
+def gpu_base(tiny_base) -> FrozenBase:
     """A copy of the tiny base on the pretend device."""
     copied = copy.deepcopy(tiny_base)
     with Gpu():
@@ -107,10 +106,10 @@ def assert_close(found: Rows, wanted: Rows, rel: float = 1e-3 if IS_CUDA else 1e
 
 
 @pytest.fixture
-def both(tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus) -> Callable[..., Any]:
+def both(tiny_base, gpu_base, corpus) -> Callable[..., Any]:
     """Trains a fold on the pretend device and on the CPU, and compares their rows."""
 
-    def run(cells: Sequence[CellConfig], **more: Any) -> tuple[OnGpu, Rows]:
+    def run(cells, **more):
         found, wanted = (
             OnGpu(gpu_base, corpus, cells, **more),
             list(train(tiny_base, corpus, cells)),
@@ -125,9 +124,7 @@ FOLDS = (["adamw"], ["adam", "sgd"], ["momentum", "muon", "adafactor", "lion"])
 
 
 @pytest.mark.parametrize("optimizers", FOLDS, ids=len)
-def test_a_plain_step_never_waits(
-    both: Callable[..., Any], cell: Build, optimizers: list[str]
-) -> None:
+def test_a_plain_step_never_waits(both, cell, optimizers):
     """Its numbers are the CPU's, and leave the device in one copy that does not block."""
     ranks = (2, 4, 4, 8)
     targets = FEW if len(optimizers) > 2 else "adapter.targets=all-linear"
@@ -141,7 +138,7 @@ def test_a_plain_step_never_waits(
     assert IS_CUDA or found.sent == [1] * 3
 
 
-def test_a_probed_and_evaluated_step_never_waits(both: Callable[..., Any], cell: Build) -> None:
+def test_a_probed_and_evaluated_step_never_waits(both, cell):
     """With every statistic but r_nuc, an eigenvalue problem. The numbers of each of the three
     batches leave in one copy, those of the step in another; they can be read without a wait once
     the next step is under way.
@@ -150,10 +147,10 @@ def test_a_probed_and_evaluated_step_never_waits(both: Callable[..., Any], cell:
     stats = f"probes.stats=[{','.join(stat for stat in STATS if stat != 'r_nuc')}]"
     shared = (*every, stats, FEW, "train.steps=1", "train.eval_every=1", "train.clip=0.5")
     cells = [cell(*shared, f"adapter.rank={rank}", f"seed={rank}") for rank in (2, 4)]
-    rows: list[CellStep] = []
-    arrived: list[list[bool]] = []
+    rows = []
+    arrived = []
 
-    def see(results: list[CellStep | None]) -> None:
+    def see(results):
         rows.extend(result for result in results[:1] if result)
         arrived.append([row.arrived for row in rows])
 
@@ -168,14 +165,12 @@ def test_a_probed_and_evaluated_step_never_waits(both: Callable[..., Any], cell:
 
 
 @pytest.mark.parametrize("resumed_on", ["the device", "the CPU"])
-def test_a_resumed_step(
-    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build, resumed_on: str
-) -> None:
+def test_a_resumed_step(tiny_base, gpu_base, corpus, cell, resumed_on):
     """A snapshot of the device continues there bit for bit, and on a CPU within rounding."""
     cells = [cell(*PLAIN, f"optimizer={name}", FEW) for name in ("adamw", "momentum")]
-    taken: list[list[Checkpoint]] = []
+    taken = []
 
-    def see(rows: list[CellStep | None]) -> None:
+    def see(rows):
         taken.append([copied(row.snapshot()) for row in rows if row])
 
     whole = OnGpu(gpu_base, corpus, cells, see=see)
@@ -187,7 +182,7 @@ def test_a_resumed_step(
     assert_close(resumed.steps, whole.steps[1:], rel=1e-5 if IS_CUDA else 0)
 
 
-def test_a_cell_that_diverges_disturbs_no_other(both: Callable[..., Any], cell: Build) -> None:
+def test_a_cell_that_diverges_disturbs_no_other(both, cell):
     """Its last row is the one where it diverged, as on a CPU, and nobody waits to find out."""
     shared = ("train.steps=4", "probes.steps=[2]", "probes.sites=[B_update]")
     cells = [
@@ -205,7 +200,7 @@ def test_a_cell_that_diverges_disturbs_no_other(both: Callable[..., Any], cell: 
         last.snapshot()
 
 
-def test_weight_gradients_of_alignments_are_exact_in_bf16() -> None:
+def test_weight_gradients_of_alignments_are_exact_in_bf16():
     draw = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(2, 64, n, generator=draw).bfloat16() for n in (5, 7))
     with Gpu():
@@ -215,7 +210,7 @@ def test_weight_gradients_of_alignments_are_exact_in_bf16() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str) -> None:
+def test_every_optimizer_steps_only_where_a_cell_is_alive(cell, name):
     """A step is that of a CPU. One with gradients that are not finite changes no weight. Neither
     waits for the device, once the optimizer has its state.
     """
@@ -224,7 +219,7 @@ def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str
     start = [torch.randn(shape, generator=draw) for shape in ((3, 5), (6, 3))]
     gradients = [torch.randn(w.shape, generator=draw) for w in start]
 
-    def stepped(device: torch.device, *alive: bool) -> list[torch.Tensor]:
+    def stepped(device, *alive):
         weights = [torch.nn.Parameter(w.clone().to(device)) for w in start]
         optimizer = build_optimizer(config, weights[:1], weights[1:])
         for go in alive:

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,21 +11,19 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from study.adapters import adapted, resolve_targets
-from study.config import CellConfig
 from study.data.batches import Corpus, build_corpus
 from study.errors import StudyError
-from study.models import FrozenBase, load_tokenizer
+from study.models import load_tokenizer
 from study.sweeps.cells import plan
 from study.training.fold import adapter_spec
 from study.training.loop import Fold
 from study.training.measuring import exact_matches
 
-Build = Callable[..., CellConfig]
 WORDS = {"a": "north", "b": "south", "c": "east", "d": "west"}
 
 
 @pytest.fixture(scope="module")
-def learning(cell: Build, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def learning(cell, tmp_path_factory) -> list[str]:
     """A task of four labels; the last letter of a question names the right one."""
     path = tmp_path_factory.mktemp("task") / "task.jsonl"
     rows = [
@@ -41,15 +38,13 @@ def learning(cell: Build, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 @pytest.fixture(scope="module")
-def task(cell: Build, learning: list[str]) -> Corpus:
+def task(cell, learning) -> Corpus:
     config = cell(*learning)
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
-def test_answers_are_those_of_a_plain_generate_on_merged_weights(
-    tiny_base: FrozenBase, cell: Build, task: Corpus, learning: list[str]
-) -> None:
+def test_answers_are_those_of_a_plain_generate_on_merged_weights(tiny_base, cell, task, learning):
     """Two cells at once, batched, padded and cached, against transformers' generate.
 
     The latter has gamma B A merged into the weights and takes one question at a time, without
@@ -66,7 +61,7 @@ def test_answers_are_those_of_a_plain_generate_on_merged_weights(
             fold.update()
         ours, expected = exact_matches(fold, tokens), []
     for k in range(len(configs)):
-        merged: Any = copy.deepcopy(tiny_base.model)
+        merged = copy.deepcopy(tiny_base.model)
         for bank in banks:
             A_RD, B_OR, gamma = bank.pairs[k]
             merged.get_submodule(bank.layer).weight.data += gamma * B_OR.detach() @ A_RD.detach()
@@ -97,6 +92,6 @@ def _scored(model: Any, corpus: Corpus, tokens: int) -> float:
     return right / len(questions.targets)
 
 
-def test_a_question_and_its_answer_fit_the_model(cell: Build) -> None:
+def test_a_question_and_its_answer_fit_the_model(cell):
     with pytest.raises(StudyError, match="their sum may be at most 512"):
         plan([cell("train.answer_tokens=100", "data.sequence_length=500")])

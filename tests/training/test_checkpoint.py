@@ -1,6 +1,6 @@
 """A cell that resumes follows the same path: bit for bit in the same fold."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,6 @@ from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.trained import copied
 
-Build = Callable[..., CellConfig]
 Rows = list[CellStep | None]
 
 
@@ -73,16 +72,12 @@ EVERY_STAT = f"probes.stats=[{','.join(STATS)}]"
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, optimizer: str, tmp_path: Path
-) -> None:
+def test_every_optimizer(tiny_base, corpus, cell, optimizer, tmp_path):
     config = cell(*ALL_OF_IT, f"optimizer={optimizer}", "probes.steps=[4]")
     assert_resumes(tiny_base, corpus, config, tmp_path, after=[1])
 
 
-def test_every_step_with_every_probe(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, tmp_path: Path
-) -> None:
+def test_every_step_with_every_probe(tiny_base, corpus, cell, tmp_path):
     """Alignments are measured at steps 1 to 3, from gradients that all steps before have added."""
     probes = ("probes.steps=[0,1,2,3,5]", EVERY_STAT, "probes.batch=all")
     config = cell(*ALL_OF_IT, "train.steps=5", *probes)
@@ -103,7 +98,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_settings(corpus: Corpus, cell: Build, setting: str, tmp_path: Path) -> None:
+def test_settings(corpus, cell, setting, tmp_path):
     common = ("train.steps=3", "probes.steps=[1,2,3]", "optimizer.weight_decay=0.1")
     config = cell(*common, *SETTINGS[setting])
     base = load_base(config.model, torch.device("cpu"), config.precision)
@@ -111,7 +106,7 @@ def test_settings(corpus: Corpus, cell: Build, setting: str, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def mixed(cell: Build) -> list[CellConfig]:
+def mixed(cell) -> list[CellConfig]:
     """Cells that differ in everything in which the cells of a fold may differ."""
     probes = ["train.steps=4", "probes.steps=[1,3]", EVERY_STAT]
     own = (
@@ -123,9 +118,7 @@ def mixed(cell: Build) -> list[CellConfig]:
     return [cell(*probes, *overrides) for overrides in own]
 
 
-def test_cells_resume_in_any_packing(
-    tiny_base: FrozenBase, corpus: Corpus, mixed: list[CellConfig]
-) -> None:
+def test_cells_resume_in_any_packing(tiny_base, corpus, mixed):
     """Alone, and with a cell that was checkpointed in another fold."""
     steps, four = with_snapshots(tiny_base, corpus, mixed)
     [_, alone], [_, pair] = (

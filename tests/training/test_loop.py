@@ -4,21 +4,15 @@ Micro-batches equal one batch.
 """
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.training import fold
 from study.training.fold import target_losses
 from study.training.loop import CellStep
 from tests.trained import series, trained
-
-Build = Callable[..., CellConfig]
 
 
 def assert_same_probes(ours: CellStep, theirs: CellStep, column: str) -> None:
@@ -30,9 +24,7 @@ def assert_same_probes(ours: CellStep, theirs: CellStep, column: str) -> None:
         assert (both[f"{column}_x"] / both[f"{column}_y"])[big].sub(1).abs().max() < 1e-2
 
 
-def test_a_cell_that_diverges_disturbs_no_other(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_a_cell_that_diverges_disturbs_no_other(tiny_base, corpus, cell):
     steady = [cell("adapter.rank=2"), cell("adapter.rank=8")]
     wild = cell("adapter.rank=4", "optimizer=sgd", "optimizer.lr=1e30")
     first, diverging, second = trained(tiny_base, corpus, steady[0], wild, steady[1])
@@ -46,7 +38,7 @@ def test_a_cell_that_diverges_disturbs_no_other(
         assert not any(step.diverged for step in steps)
 
 
-def test_micro_batches_are_one_batch(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_micro_batches_are_one_batch(tiny_base, corpus, cell):
     """A batch of 6 and 3 batches of 2: the mean is over all tokens of the step."""
     whole = cell("train.batch_size=6", "probes.tokens=1000")
     parts = cell("train.batch_size=2", "train.accumulation=3", "probes.tokens=1000")
@@ -57,9 +49,7 @@ def test_micro_batches_are_one_batch(tiny_base: FrozenBase, corpus: Corpus, cell
         assert_same_probes(ours, theirs, "rms")
 
 
-def test_loss_is_the_models_own_on_targets_alone(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_loss_is_the_models_own_on_targets_alone(tiny_base, corpus, cell):
     [[step, _]] = trained(tiny_base, corpus, cell("train.steps=1"))
     wanted = []
     for batches in ([corpus.train.batch(0, 0, 3)], list(corpus.heldout.batches(4))):
@@ -73,7 +63,7 @@ def test_loss_is_the_models_own_on_targets_alone(
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_schedule_of_measurements(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_schedule_of_measurements(tiny_base, corpus, cell):
     probed = cell("train.steps=5", "train.eval_every=2", "probes.steps=[1,5,99]")
     [steps] = trained(tiny_base, corpus, probed)
     assert [s.metrics["step"] for s in steps] == [0, 1, 2, 3, 4, 5]
@@ -88,9 +78,7 @@ def test_schedule_of_measurements(tiny_base: FrozenBase, corpus: Corpus, cell: B
 
 
 @pytest.mark.parametrize("padding_free", ["true", "false"])
-def test_losses_of_examples_add_up_to_the_heldout_loss(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, padding_free: str
-) -> None:
+def test_losses_of_examples_add_up_to_the_heldout_loss(tiny_base, corpus, cell, padding_free):
     """In a fold, and as each example alone has them."""
     own = ["train.example_losses=true", f"pack.padding_free={padding_free}"]
     cells = [cell(*own, f"adapter.rank={rank}", "optimizer.lr=0.01") for rank in (2, 4)]
@@ -109,9 +97,7 @@ def test_losses_of_examples_add_up_to_the_heldout_loss(
         assert loss == pytest.approx(float(alone), rel=1e-4)
 
 
-def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
+def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(tiny_base, corpus, cell):
     """Kept 0 is the base, kept r the run; in a fold each cell has its own ranks."""
     plain = [[f"adapter.rank={rank}", "adapter.scaling=rslora"] for rank in (3, 8)]
     cut = trained(tiny_base, corpus, *(cell(*of, "probes.truncations=log") for of in plain))
@@ -135,16 +121,14 @@ def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(
 
 
 @pytest.mark.parametrize(("chunk", "targets"), [(1, 23), (7, 23), (100, 23), (4, 0)])
-def test_losses_and_gradients_are_those_of_the_whole(
-    tiny_base: FrozenBase, monkeypatch: pytest.MonkeyPatch, chunk: int, targets: int
-) -> None:
+def test_losses_and_gradients_are_those_of_the_whole(tiny_base, monkeypatch, chunk, targets):
     vocabulary, sizes = tiny_base.vocabulary, []
     monkeypatch.setitem(fold.LOGITS, "cpu", chunk * vocabulary)
     torch.manual_seed(0)
     hidden_Nd, weights_N = torch.randn(targets, 64), torch.rand(targets)
     targets_N = torch.randint(vocabulary, (targets,))
 
-    def logits(hidden_nd: torch.Tensor) -> torch.Tensor:
+    def logits(hidden_nd):
         sizes.append(len(hidden_nd))
         return tiny_base.logits(hidden_nd)
 

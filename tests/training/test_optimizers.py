@@ -1,17 +1,13 @@
 """Every optimizer against its own definition on one step, LoRA+ included."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch.optim.lr_scheduler import LRScheduler
 from transformers.optimization import get_scheduler
 
 from study.config import CellConfig
 from study.training.optimizers import build_optimizer, build_schedule
 from study.vocabulary.optimizers import OPTIMIZERS
 
-Build = Callable[..., CellConfig]
 LR = 0.1
 
 
@@ -25,7 +21,7 @@ def first_update(config: CellConfig) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_first_step(cell: Build, name: str) -> None:
+def test_first_step(cell, name):
     extra = ["optimizer.eps=1e-12"] if OPTIMIZERS[name].has_eps else []
     gradient, dA, dB = first_update(cell(f"optimizer={name}", f"optimizer.lr={LR}", *extra))
     expected = {
@@ -51,7 +47,7 @@ def test_first_step(cell: Build, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_loraplus_moves_b_further(cell: Build, name: str) -> None:
+def test_loraplus_moves_b_further(cell, name):
     options = [f"optimizer={name}", f"optimizer.lr={LR}"]
     plain = first_update(cell(*options))
     plus = first_update(cell(*options, "optimizer.loraplus_lr_ratio=4"))
@@ -60,7 +56,7 @@ def test_loraplus_moves_b_further(cell: Build, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "signsgd", "lion", "adafactor", "muon"])
-def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> None:
+def test_weight_decay_shrinks_a_by_lr_times_decay(cell, name):
     """Decoupled decay, and coupled decay under a linear rule, agree in the first step."""
     options = [f"optimizer={name}", f"optimizer.lr={LR}"]
     decayed = first_update(cell(*options, "optimizer.weight_decay=0.5"))[1]
@@ -70,10 +66,10 @@ def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 7])
-def test_schedules_are_those_of_transformers(cell: Build, name: str, warmup: int) -> None:
+def test_schedules_are_those_of_transformers(cell, name, warmup):
     """A constant one without warm-up is built without them. Also beyond the last step."""
 
-    def rates(build: Callable[[torch.optim.Optimizer], LRScheduler]) -> list[float]:
+    def rates(build):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=3e-4)
         schedule, found = build(optimizer), list[float]()
         for _ in range(30):

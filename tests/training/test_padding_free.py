@@ -1,15 +1,10 @@
 """The real tokens of a batch in one row, and several cells in a pass: the tables are the same."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from study.store import load_records
-from tests.conftest import Ran
 
 SWEEP = (
     *("train", "-m", "model=tiny", "data=file", "data.sequence_length=48", "data.heldout=6"),
@@ -32,9 +27,9 @@ MIXED += "train.schedule=cosine"
     ],
 )
 def test_tables_are_those_of_padded_batches_and_of_single_cells(
-    jsonl: Path, tmp_path: Path, works: Callable[..., Ran], same: str, key: str, values: Any
-) -> None:
-    found: list[dict[tuple[str, str], pd.DataFrame]] = []
+    jsonl, tmp_path, works, same, key, values
+):
+    found = []
     for value in values:
         line = (*SWEEP, *same.split(), f"{key}={value}", f"name=is_{value}", f"data.path={jsonl}")
         works(*line, f"results_dir={tmp_path}")

@@ -16,7 +16,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from study.adapters import AdapterSpec, LoraPair, adapted
 from study.errors import StudyError
-from study.models import FrozenBase
 from study.training.peft_format import CONFIG, WEIGHTS, read_adapter, write_adapter
 
 IDS = torch.arange(24).view(2, 12)
@@ -50,7 +49,7 @@ def assert_logits_in_peft(model: nn.Module, folder: Path, expected: torch.Tensor
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_conv1d(tmp_path: Path) -> None:
+def test_conv1d(tmp_path):
     shape = {"vocab_size": 64, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
     gpt2 = GPT2LMHeadModel(GPT2Config(**shape)).eval()
     layers = [n for n, m in gpt2.named_modules() if type(m).__name__ == "Conv1D"]
@@ -64,7 +63,7 @@ def test_conv1d(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def good(tiny_base: FrozenBase, tmp_path: Path) -> Path:
+def good(tiny_base, tmp_path) -> Path:
     pairs, _ = trained(tiny_base.model, list(tiny_base.card.linears), rank=3, gamma=2.0)
     return written(tmp_path / "good", tiny_base.model, pairs, 6, exponent=1)
 
@@ -82,7 +81,7 @@ def set_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 LORA_B = torch.zeros(64, 5)
-BROKEN: dict[str, Callable[[Path], Any]] = {
+BROKEN = {
     f"{CONFIG} does not exist": shutil.rmtree,
     f"{WEIGHTS} does not exist": lambda f: (f / WEIGHTS).unlink(),
     "a pickle, which is not safe to open": lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
@@ -108,7 +107,7 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("says", BROKEN)
-def test_a_broken_adapter_is_one_clear_line(good: Path, says: str) -> None:
+def test_a_broken_adapter_is_one_clear_line(good, says):
     BROKEN[says](good)
     with pytest.raises(StudyError, match=says):
         read_adapter(good)

@@ -19,7 +19,7 @@ CHECKS = Path(__file__).with_name("pretend_gpu_checks.py")
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this version of torch has no devices in Python",
 )
-def test_on_a_pretend_gpu() -> None:
+def test_on_a_pretend_gpu():
     code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CHECKS)]
     ended = Forked(code, options, ROOT, os.environ | {"PYTEST_ADDOPTS": ""}).wait()

@@ -1,18 +1,13 @@
 """A run is stuck if its gradient and its held-out loss have died; healthy runs never are."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import pytest
 
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.training.stuck import StuckCheck
 from study.vocabulary.thresholds import STUCK_GRADIENT, STUCK_LOSS
 from tests.trained import trained
-
-Build = Callable[..., CellConfig]
 
 
 def stuck_step(rows: Iterable[Mapping[str, float]]) -> int | None:
@@ -41,16 +36,14 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize("kind", HEALTHY)
-def test_a_healthy_run_is_not_stuck(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, kind: str
-) -> None:
+def test_a_healthy_run_is_not_stuck(tiny_base, corpus, cell, kind):
     config = cell(*HEALTHY[kind], "train.steps=6", "train.eval_every=1")
     [steps] = trained(tiny_base, corpus, config)
     found = [step.metrics for step in steps]
     assert all(stuck_step(found[:end]) is None for end in range(len(found) + 1))
 
 
-def test_a_gradient_may_be_negligible_without_being_zero() -> None:
+def test_a_gradient_may_be_negligible_without_being_zero():
     """Outputs of 1e12 leave gradients of 1e-12: an update is lost in the rounding of weights."""
     norms, losses = [1.0, 40.0, 1e-12, 1e-12, 1e-12], [6.0, 5.9, 5.5, 5.5, 5.5]
     assert stuck_step(rows(norms, losses)) == 2
@@ -63,6 +56,6 @@ def test_a_gradient_may_be_negligible_without_being_zero() -> None:
 @pytest.mark.parametrize(
     ("norms", "step"), [("100011", None), ("100100", 4), ("111110", None), ("000000", 0)]
 )
-def test_only_the_end_of_a_run_counts(norms: str, step: int | None) -> None:
+def test_only_the_end_of_a_run_counts(norms, step):
     """Weight decay or momentum can bring a run back. One zero is not enough."""
     assert stuck_step(rows(map(float, norms), [5.0] * 6)) == step

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_the_distribution_has_the_name_and_the_extras_that_messages_name() -> None:
+def test_the_distribution_has_the_name_and_the_extras_that_messages_name():
     assert PROJECT["name"] == DISTRIBUTION
     texts = [file.read_text(encoding="utf-8") for file in (REPOSITORY / "study").rglob("*.py")]
     named = {extra for text in texts for extra in re.findall(r"\binstall\(['\"](\w+)", text)}
@@ -32,8 +32,8 @@ def test_the_distribution_has_the_name_and_the_extras_that_messages_name() -> No
     ],
 )
 def test_a_missing_package_is_one_line_before_anything_is_written(
-    package: str, arguments: tuple[str, ...], extra: str, tmp_path: Path
-) -> None:
+    package, arguments, extra, tmp_path
+):
     code = f"import sys; sys.modules[{package!r}] = None; import study.cli; study.cli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -49,7 +49,7 @@ def test_a_missing_package_is_one_line_before_anything_is_written(
     assert not list(tmp_path.rglob("record.json")) + list(tmp_path.rglob("*.whl"))
 
 
-def test_every_imported_package_is_declared() -> None:
+def test_every_imported_package_is_declared():
     """Packages that another dependency brings may leave with its next version."""
     names = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
     declared = {re.split(r"[>=<\[]", name)[0].lower().replace("-", "_") for name in names}
@@ -66,7 +66,7 @@ def test_every_imported_package_is_declared() -> None:
     assert {other_names.get(name, name) for name in tops} <= declared
 
 
-def test_no_file_names_another_distribution() -> None:
+def test_no_file_names_another_distribution():
     """``study`` on PyPI is a different project: no text may tell anyone to install it."""
     other = r"pip install ([^.]*[ '])?study(\[|$| )"
     wrong = ["git", "grep", "-nE", other, "--", ":!tests/vocabulary"]

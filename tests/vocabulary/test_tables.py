@@ -4,7 +4,6 @@ import ast
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +19,7 @@ KNOWN_IN = ("vocabulary/optimizers.py", "training/optimizers.py", "theory/")
 
 
 @pytest.mark.parametrize("rank", [1, 7, 2048])
-def test_rules(rank: int) -> None:
+def test_rules(rank):
     assert gamma("lora", 16.0, rank) == pytest.approx(16 / rank)
     assert gamma("rslora", 16.0, rank) == pytest.approx(16 / math.sqrt(rank))
     assert gamma("power", 16.0, rank, 0.5) == pytest.approx(gamma("rslora", 16.0, rank))
@@ -31,7 +30,7 @@ def test_rules(rank: int) -> None:
     assert far * 1e6 == pytest.approx(gamma("rslora", 16.0, rank)), "below c, rsLoRA's form"
 
 
-def test_a_number_is_the_exponent_of_the_power_rule() -> None:
+def test_a_number_is_the_exponent_of_the_power_rule():
     assert named_rule("7.5e-1") == ("power", 0.75)
     assert named_rule("0.5") == ("power", 0.5), "not rslora: the two stay apart"
     assert named_rule("rslora") == ("rslora", None)
@@ -43,7 +42,7 @@ def test_a_number_is_the_exponent_of_the_power_rule() -> None:
     assert set(RULES) == {"lora", "rslora", "power", "crossover"}
 
 
-def test_no_other_module_names_an_optimizer() -> None:
+def test_no_other_module_names_an_optimizer():
     names = set(OPTIMIZERS) - {key for row in OPTIMIZERS.values() for key in row.options}
     files = (ROOT / "study").rglob("*.py")
     found = [
@@ -56,14 +55,14 @@ def test_no_other_module_names_an_optimizer() -> None:
     assert found == []
 
 
-def test_every_optimizer_has_a_constructor_and_a_configuration_file() -> None:
+def test_every_optimizer_has_a_constructor_and_a_configuration_file():
     assert set(CONSTRUCTORS) == set(OPTIMIZERS)
     for name in OPTIMIZERS:
         file = yaml.safe_load((ROOT / f"conf/optimizer/{name}.yaml").read_text())
         assert set(file) == set(optimizer_config(name).__dataclass_fields__), name
 
 
-def test_the_table_has_every_field_of_peft_once_and_its_defaults_are_plain_lora() -> None:
+def test_the_table_has_every_field_of_peft_once_and_its_defaults_are_plain_lora():
     peft = pytest.importorskip("peft")
     known = [*INERT, *LAYERS, *PLAIN]
     assert len(known) == len(set(known))
@@ -73,12 +72,12 @@ def test_the_table_has_every_field_of_peft_once_and_its_defaults_are_plain_lora(
 
 @pytest.mark.parametrize("key", sorted(PLAIN))
 @pytest.mark.parametrize("value", [True, "false", 1])
-def test_other_values_of_peft_are_refused_by_name(key: str, value: Any) -> None:
+def test_other_values_of_peft_are_refused_by_name(key, value):
     said = str(refusal({key: value}, trained=True))
     assert said.startswith(f"{key}={value!r} is not plain LoRA: only null")
 
 
-def test_inits_that_change_the_base_are_refused() -> None:
+def test_inits_that_change_the_base_are_refused():
     for init in (None, *KEEPING_BASE):
         assert refusal({"init_lora_weights": init}, trained=True) is None
     for init in ("pissa", "loftq", "true", 1, ["eva"]):

@@ -5,7 +5,6 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -38,7 +37,7 @@ PEFT = {"peft_type": "LORA", "base_model_name_or_path": "org/model", "r": 8, "lo
 
 
 @pytest.fixture(autouse=True)
-def _files(here: Path, jsonl: Path) -> None:
+def _files(here, jsonl):
     """In the working directory: a configuration in each form, and data."""
     shutil.copytree(EXAMPLES, Path(), dirs_exist_ok=True)
     shutil.copy(jsonl, "train.jsonl")
@@ -51,7 +50,7 @@ def _files(here: Path, jsonl: Path) -> None:
 def edit() -> Callable[..., None]:
     """Replace keys of a file: ``edit("axolotl.yml", lora_r=8)``; None removes a key."""
 
-    def replace(name: str, **keys: Any) -> None:
+    def replace(name, **keys):
         values = yaml.safe_load(Path(name).read_text())
         for key, value in keys.items():
             *above, last = key.split("__")  # lora__lora_r is in a section
@@ -63,10 +62,10 @@ def edit() -> Callable[..., None]:
 
 
 @pytest.fixture
-def trained(works: Callable[..., Any]) -> Callable[..., StudyTables]:
+def trained(works) -> Callable[..., StudyTables]:
     """Run two steps of a printed command on the tiny base and read the study's tables."""
 
-    def run(line: str, *more: str) -> StudyTables:
+    def run(line, *more):
         words = shlex.split(line)
         small = ["model=tiny", "train.steps=2", "train.epochs=null", "data.sequence_length=48"]
         works(*words[1:], *small, *more)

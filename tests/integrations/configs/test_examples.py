@@ -3,17 +3,11 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from study.store import StudyTables
-
-Cli = Callable[..., Any]
-Trained = Callable[..., StudyTables]
 DOCS = Path(__file__).parents[3] / "docs"
 GUIDE = (DOCS / "axolotl-finlora.md").read_text()
 ENTRY = "formula_llama_3_1_8b_8bits_r8_rslora"
@@ -21,7 +15,7 @@ SAMPLES = sorted(path.name for path in (DOCS / "examples").glob("*.y*ml"))
 
 
 @pytest.mark.parametrize("name", [*SAMPLES, "finetune_configs.json"])
-def test_pasted_lines_are_the_advised_run_in_the_tools_keys(works: Cli, name: str) -> None:
+def test_pasted_lines_are_the_advised_run_in_the_tools_keys(works, name):
     """As YAML 1.1 reads them; 1e-05 would be text. FinLoRA's sample has no key of a rate."""
     is_json = name.endswith("json")
     asked = ["advise", name, "--json", *(["--entry", ENTRY] if is_json else [])]
@@ -40,7 +34,7 @@ def test_pasted_lines_are_the_advised_run_in_the_tools_keys(works: Cli, name: st
     assert again["alpha"] == pytest.approx(found["advice"]["alpha"])
 
 
-def test_the_commands_of_the_guide(works: Cli) -> None:
+def test_the_commands_of_the_guide(works):
     blocks = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line]
     assert set(SAMPLES) <= {line.split()[2] for line in lines}
@@ -50,7 +44,7 @@ def test_the_commands_of_the_guide(works: Cli) -> None:
         works(*words)
 
 
-def test_the_notes_in_the_guide_are_those_of_the_sample(works: Cli) -> None:
+def test_the_notes_in_the_guide_are_those_of_the_sample(works):
     (notes,) = re.findall(r"```text\n(.*?)```", GUIDE, re.DOTALL)
     said = works("import-config", "axolotl.yml").err
     assert said.partition("wrote ")[0] == notes

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ from peft import LoraConfig
 
 from study.errors import StudyError
 from study.integrations.configs import read_file
-from study.store import StudyTables
 
-Cli = Callable[..., Any]
-Edit = Callable[..., None]
-Trained = Callable[..., StudyTables]
 SHARED = Path(__file__).parents[4] / "shared/data/configs"
 REAL = sorted(path for path in SHARED.rglob("*") if path.suffix in (".yml", ".yaml"))
 EXACT = """
@@ -80,7 +75,7 @@ OF_ROWS = ("data.path", "data.format", "data.prompt", "data.heldout")
 
 
 @pytest.mark.parametrize(("name", "expected"), yaml.safe_load(EXACT).items())
-def test_every_setting(name: str, expected: dict[str, dict[str, Any]]) -> None:
+def test_every_setting(name, expected):
     entry = "formula_llama_3_1_8b_8bits_r8_rslora" if name == "finetune_configs.json" else None
     found = {k: v for k, v in read_file(Path(name), entry).values.items() if k not in OF_ROWS}
     dotted = {f"{group}.{k}".strip("."): v for group, of in expected.items() for k, v in of.items()}
@@ -102,11 +97,11 @@ def chat(**keys: Any) -> dict[str, Any]:
 ALPACA, CHAT, NOTHING = ({"data.format": name} for name in ("alpaca", "messages", None))
 FROM_VALUE = {"role": "from", "content": "value"}
 OWN_FIELDS = {"field_instruction": "instruction", "field_output": "output", "format": "Q: {x}"}
-NO_RATIO: dict[str, Any] = {"warmup_ratio": None}
+NO_RATIO = {"warmup_ratio": None}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 SILENT = """lora_target lora_rank lora_alpha cutoff_len per_device_train_batch_size learning_rate
     gradient_accumulation_steps lr_scheduler_type num_train_epochs warmup_steps bf16"""
-CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+CASES = [
     (A, typed("alpaca"), ALPACA, ""),
     (A, typed("alpaca:chat"), ALPACA, "prompts are those of alpaca"),
     (A, typed("completion"), {"data.format": "completion"}, "longer texts are cut"),
@@ -202,14 +197,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "keys", "expected", "says"), CASES)
-def test_other_values(
-    edit: Edit, name: str, keys: dict[str, Any], expected: dict[str, Any], says: str
-) -> None:
+def test_other_values(edit, name, keys, expected, says):
     """``says`` is noted; if it is empty, no note on the data is new."""
     edit(name, **keys)
     experiment = read_file(Path(name))
 
-    def name_of(path: Any) -> Any:
+    def name_of(path):
         if isinstance(path, list) and name == A:
             return list(map(name_of, path))
         return Path(path).name if isinstance(path, str) and Path(path).is_file() else path
@@ -221,7 +214,7 @@ def test_other_values(
         assert not [note for note in experiment.differs if note.startswith("datasets[0]")]
 
 
-def test_notes_are_sorted_and_kept_in_the_file(works: Cli, edit: Edit) -> None:
+def test_notes_are_sorted_and_kept_in_the_file(works, edit):
     edit(A, peft_use_dora=True, datasets=[{"path": "here.json", "type": "alpaca"}], tf32=True)
     notes = works("import-config", A).err.partition("wrote ")[0]
     headings = [line.split()[0] for line in notes.splitlines() if not line.startswith(" ")]
@@ -233,11 +226,11 @@ def test_notes_are_sorted_and_kept_in_the_file(works: Cli, edit: Edit) -> None:
 
 
 @pytest.mark.parametrize("path", [Path(A), Path(L), *REAL], ids=lambda path: path.name[:40])
-def test_no_key_is_lost_in_silence(path: Path) -> None:
+def test_no_key_is_lost_in_silence(path):
     """A changed value changes what is trained or noted, or the key is ignored by name."""
     values = yaml.safe_load(path.read_text())
 
-    def read(**changed: Any) -> Any:
+    def read(**changed):
         Path("changed.yml").write_text(json.dumps(values | changed))
         return read_file(Path("changed.yml"))
 
@@ -256,7 +249,7 @@ def test_no_key_is_lost_in_silence(path: Path) -> None:
         assert now != was or any(key in note for note in after.ignored), key
 
 
-def test_an_adapter_that_peft_saved(works: Cli, trained: Trained) -> None:
+def test_an_adapter_that_peft_saved(works, trained):
     config = LoraConfig(r=16, lora_alpha=8, use_rslora=True, rank_pattern={"v_proj": 4})
     config.task_type, config.base_model_name_or_path = "CAUSAL_LM", "org/model"
     config.save_pretrained("saved")
@@ -269,7 +262,7 @@ def test_an_adapter_that_peft_saved(works: Cli, trained: Trained) -> None:
     assert row == [16.0, 8.0, "rslora", "q_proj,v_proj"]
 
 
-def test_studio_of_unsloth_names_no_base_and_no_data(works: Cli, refused: Cli, edit: Edit) -> None:
+def test_studio_of_unsloth_names_no_base_and_no_data(works, refused, edit):
     edit(U, model=None, data=None)
     imported = works("import-config", U, "--base", "org/model")
     assert "data (give data.path=... when you train)" in imported.err
@@ -277,7 +270,7 @@ def test_studio_of_unsloth_names_no_base_and_no_data(works: Cli, refused: Cli, e
     assert "data.path is not set: give data.path=" in line
 
 
-def test_sweep_from_trains_ranks_and_rules_in_one_line(works: Cli, trained: Trained) -> None:
+def test_sweep_from_trains_ranks_and_rules_in_one_line(works, trained):
     """A number among the rules is an exponent."""
     words = ("--ranks", "2,4", "--rules", "rslora,0.75", "--seeds", "0,1")
     imported = works("sweep-from", "finlora.yaml", *words)
@@ -289,7 +282,7 @@ def test_sweep_from_trains_ranks_and_rules_in_one_line(works: Cli, trained: Trai
         assert found == pytest.approx(gammas)
 
 
-def test_an_existing_file_is_kept_unless_forced(works: Cli, refused: Cli) -> None:
+def test_an_existing_file_is_kept_unless_forced(works, refused):
     works("import-config", "finlora.yaml")
     mine = Path("conf/experiment/finlora.yaml")
     mine.write_text("# mine\n")
@@ -302,7 +295,7 @@ def test_an_existing_file_is_kept_unless_forced(works: Cli, refused: Cli) -> Non
 
 # Wrong configurations and options get one line. No model is loaded and no file is written.
 
-FILES: list[tuple[str, dict[str, Any], str]] = [
+FILES = [
     ("finlora.yaml", {"model_name": None}, "model_name is missing: give one with --base"),
     ("finlora.yaml", {"dataset": None}, "dataset is missing: add a value"),
     ("finlora.yaml", {"load_in_4bit": True}, "contradict each other: keep one"),
@@ -330,7 +323,7 @@ FILES: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "keys", "says"), FILES, ids=[says for *_, says in FILES])
-def test_in_a_file(refused: Cli, edit: Edit, name: str, keys: dict[str, Any], says: str) -> None:
+def test_in_a_file(refused, edit, name, keys, says):
     edit(name, **keys)
     assert says in refused("import-config", name)
 
@@ -343,7 +336,7 @@ def test_in_a_file(refused: Cli, edit: Edit, name: str, keys: dict[str, Any], sa
         ("color: red\n", "is none of the known configurations"),
     ],
 )
-def test_in_the_form_of_a_file(refused: Cli, text: str, says: str) -> None:
+def test_in_the_form_of_a_file(refused, text, says):
     Path("bad.yaml").write_text(text)
     assert says in refused("import-config", "bad.yaml")
 
@@ -359,5 +352,5 @@ def test_in_the_form_of_a_file(refused: Cli, text: str, says: str) -> None:
         ("sweep-from finlora.yaml --rules lorra", "unknown adapter.scaling 'lorra'"),
     ],
 )
-def test_in_a_command(refused: Cli, line: str, says: str) -> None:
+def test_in_a_command(refused, line, says):
     assert says in refused(*line.split())
