@@ -12,7 +12,7 @@ under another name, shows how much of a difference is noise.
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+import sys
 from itertools import product
 from typing import Any
 
@@ -22,12 +22,13 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from study.config import ModelConfig
-from study.errors import StudyError
-from study.models import FrozenBase, describe, load_base
+from study.models import FrozenBase, load_base
 from study.training.devices import choose_device, describe_device
-from study.vocabulary.sources import MODELS
 
+from .training import Size
+
+ROUNDS, TOKENS = 5, 256
+"""Of all forms, and of a prefill."""
 BASES = 3
 """Turns of the base in a round. All other times are compared with their mean."""
 TIMED = {"prefill": 2, "decode": 6}
@@ -61,37 +62,20 @@ def built(base: FrozenBase, form: Form) -> Any:
 
 
 @torch.no_grad()
-def measure(
-    model: str,
-    ranks: Sequence[int],
-    *,
-    device: str,
-    precision: str,
-    rounds: int,
-    tokens: int,
-    say: Callable[[str], None],
-) -> pd.DataFrame:
-    """Time every form of ``model`` (``smollm2``, ``tiny``, a folder or a hub name), under both
-    rules at each rank: a row per round, turn and phase.
+def measure(size: Size) -> pd.DataFrame:
+    """Time every form of a model, under both rules at each rank: a row per round, turn and phase.
 
     Columns: ``round``, ``form``, ``scaling``, ``rank`` (0: none), ``phase``, ``tokens`` of a pass,
     ``seconds`` (the turn's mean), ``weights_gb`` (GiB of the model's tensors), model, precision and
     machine.
     """
-    known = model in MODELS and not MODELS[model].reads_path
-    config = ModelConfig(model) if known else ModelConfig("hf", model)
-    card = describe(config)
-    if tokens > card.max_length:
-        raise StudyError(
-            f"{tokens} tokens are more than {card.name} allows: give at most {card.max_length}"
-        )
-    base = load_base(config, choose_device(device), precision)
+    base = load_base(size.base, choose_device(size.device), size.precision)
     forms: list[Form] = [*[("base", "", 0)] * BASES, ("control", "", 0)]
-    forms += product(("merged", "unmerged"), ("lora", "rslora"), ranks)
-    ids_1T = torch.arange(tokens, device=base.device)[None] % base.vocabulary
+    forms += product(("merged", "unmerged"), ("lora", "rslora"), size.ranks)
+    ids_1T = torch.arange(TOKENS, device=base.device)[None] % base.vocabulary
     passes = {"prefill": ids_1T, "decode": ids_1T[:, :1]}
     rows = []
-    for number in range(rounds):
+    for number in range(ROUNDS):
         for form in random.Random(number).sample(forms, len(forms)):
             own = built(base, form)
             held = [*own.parameters(), *own.buffers()]
@@ -99,10 +83,10 @@ def measure(
             for phase, ids in passes.items():
                 seconds = _seconds(own, ids, TIMED[phase])
                 rows.append((number, *form, phase, ids.numel(), seconds, weights))
-        say(f"round {number + 1} of {rounds}")
+        print(f"inference: round {number + 1} of {ROUNDS}", file=sys.stderr, flush=True)
     machine = describe_device(base.device)
     return pd.DataFrame(rows, columns=list(COLUMNS)).assign(
-        model=card.name,
+        model=base.card.name,
         precision=str(next(base.model.parameters()).dtype).removeprefix("torch."),
         **{name: machine[name] for name in ("device", "device_name", "threads")},
     )

@@ -69,15 +69,14 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def inference_verdict(costs: pd.DataFrame) -> str:
-    """Whether merged adapters cost what the base costs, and what unmerged ones cost: a line per
-    phase."""
+    """Whether merged adapters cost what the base costs, and what unmerged ones cost, by phase."""
     said = []
     for phase, rows in costs.groupby("phase", sort=False):
         merged, unmerged = (rows[rows["form"] == form] for form in ("merged", "unmerged"))
         [together] = rows[rows["form"] == "all merged"].to_dict("records")
         same = "the same" if together["same"] else "not shown to be the same"
         said.append(
-            f"{phase}: merged {_ratio(together)} of the base, {same} within {SAME:.0%}; "
+            f"- {phase}: merged {_ratio(together)} of the base, {same} within {SAME:.0%}; "
             f"each {merged['ratio'].min():.3f} to {merged['ratio'].max():.3f}, "
             f"{merged['same'].sum()} of {len(merged)} shown to be the same on their own; "
             f"unmerged {unmerged['ratio'].min():.2f} to {unmerged['ratio'].max():.2f}"

@@ -13,6 +13,8 @@ from study.figures import style
 from study.report.text import table_of
 from study.vocabulary.sources import model_label
 
+from .inference_costs import inference_costs, inference_verdict
+
 LABELS = {
     "trainer": "PEFT + Trainer",
     "flattened": "PEFT + Trainer, flattened",
@@ -159,6 +161,13 @@ def ratios_to(plain: str, table: pd.DataFrame) -> pd.DataFrame:
     return seconds.div(seconds[plain], axis=0).drop(columns=plain)
 
 
+def _inference(table: pd.DataFrame) -> str:
+    costs = inference_costs(table)
+    columns = ["form", "scaling", "rank", "seconds", "ratio", "ratio_low", "ratio_high"]
+    shown = costs.set_index("phase")[[*columns, "weights_gb"]]
+    return f"{inference_verdict(costs)}\n\n{markdown(shown)}"
+
+
 SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "sweep": _sweep,
     "large-steps": _large_steps,
@@ -166,6 +175,7 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "probes": _probes,
     "bf16": _bf16,
     "limits": _limits,
+    "inference": _inference,
 }
 """The section of each suite."""
 

@@ -12,7 +12,7 @@ Base, data, steps, precision and A are the same each time; for PEFT, A is copied
 not timed. All must reach the same loss. They take turns, cell by cell, in a rotating order, so that
 a slower moment of the machine affects all of them.
 
-A suite yields rows as they are measured: ``suite``, ``way``, ``rank``, ``scaling``, ``precision``,
+A suite yields rows as they are measured: ``way``, ``rank``, ``scaling``, ``precision``,
 ``variant``, the ``tokens`` and ``micro_batches`` of a step, and ``seconds``: of one optimizer step,
 or of what ``variant`` says.
 """
@@ -54,7 +54,7 @@ from transformers import (
 )
 
 from study.adapters.bank import AdapterSpec, initial_pair
-from study.config import CellConfig
+from study.config import CellConfig, ModelConfig
 from study.config.compose import CONF, parse
 from study.data.batches import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
@@ -64,6 +64,7 @@ from study.sweeps import run as sweep
 from study.sweeps.cells import corpus_of, plan
 from study.training.devices import choose_device, describe_device, matmul_rate
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
+from study.vocabulary.sources import MODELS
 
 from .commands import FULL, SUITES
 from .summary import PLAIN
@@ -132,8 +133,10 @@ def trainer(config: CellConfig, way: str = "trainer") -> TimedRun:
         )
         with contextlib.redirect_stdout(io.StringIO()):
             given |= {"train_dataset": rows, "callbacks": [clock]}
-            InOrder(model=peft_model, args=arguments, **given).train()
-    run.steps, run.losses = clock.seconds, clock.losses
+            timed = InOrder(model=peft_model, args=arguments, **given)
+            timed.train()
+    run.steps = clock.seconds
+    run.losses = [float(row["loss"]) for row in timed.state.log_history if "loss" in row]
     run.setup += time.perf_counter() - began - sum(run.steps)
     return run
 
@@ -146,11 +149,10 @@ class InOrder(Trainer):
 
 
 class Clock(TrainerCallback):
-    """Records the seconds and the loss of every optimizer step."""
+    """Records the seconds of every optimizer step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.losses: list[float] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.began = time.perf_counter()
@@ -159,10 +161,6 @@ class Clock(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.began)
-
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        if "loss" in logs:
-            self.losses.append(float(logs["loss"]))
 
 
 def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
@@ -219,7 +217,10 @@ def _summed_loss(base: FrozenBase, batch: TokenBatch, precision: str) -> torch.T
 
 
 def packed(config: CellConfig, way: str = "packed") -> TimedRun:
-    """Ours, as one more cell of a pack whose base is loaded; ``alone`` has to load it."""
+    """Ours, as one more cell of a pack whose base is loaded; ``alone`` has to load it. The first
+    step of ``compiled`` pays for compiling."""
+    if way == "compiled":
+        config = replace(config, pack=replace(config.pack, compile=True))
     if way == "alone":
         worker().close()
     else:
@@ -233,18 +234,11 @@ def packed(config: CellConfig, way: str = "packed") -> TimedRun:
     return TimedRun(way, wall - sum(steps), steps, losses, config.train.accumulation)
 
 
-def compiled(config: CellConfig) -> TimedRun:
-    """Ours, packed, with plain steps compiled. The first step pays for compiling."""
-    return packed(replace(config, pack=replace(config.pack, compile=True)), "compiled")
-
-
 WAYS: dict[str, Callable[[CellConfig], TimedRun]] = {
     "trainer": trainer,
     "flattened": partial(trainer, way="flattened"),
     "loop": loop,
-    "alone": partial(packed, way="alone"),
-    "packed": packed,
-    "compiled": compiled,
+    **{way: partial(packed, way=way) for way in ("alone", "packed", "compiled")},
 }
 
 
@@ -319,6 +313,12 @@ class Size:
     tokens: int = 1024
     data: str = FULL
 
+    @property
+    def base(self) -> ModelConfig:
+        """``model`` is smollm2, tiny, a folder or a hub name."""
+        is_known = self.model in MODELS and not MODELS[self.model].reads_path
+        return ModelConfig(self.model) if is_known else ModelConfig("hf", self.model)
+
     def cell(self, tokens: int, rank: int, *overrides: str) -> CellConfig:
         """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096. It has
         no probes and no held-out loss, as PEFT.
@@ -335,10 +335,11 @@ class Size:
         plain = ["data=file", f"data.path={file.resolve()}"] if file.suffix else []
         plain = plain or [f"data={self.data}"]
         plain += ["data.heldout=16", "probes.steps=null", "train.eval_every=0"]
-        plain += [f"model={self.model}", f"device={self.device}", f"precision={self.precision}"]
+        plain += [f"model={self.base.name}", f"device={self.device}", f"precision={self.precision}"]
         plain += [f"adapter.rank={rank}", f"data.sequence_length={length}", "optimizer.lr=1e-4"]
         plain += [f"train.batch_size={batch}", f"train.accumulation={tokens // (batch * length)}"]
         plain += [f"train.steps={self.steps}"]
+        plain += [f"model.path={self.model}"] if self.base.path else []
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return parse(compose("config", overrides=[*plain, *overrides]))
@@ -356,12 +357,12 @@ def whole_sweep(size: Size) -> Iterator[Row]:
     """The suite ``sweep``. Rows of real lengths also train as one pack in folds, twice."""
     cells = size.grid()
     if size.data == FULL:
-        yield from _compare("sweep", ["trainer", "loop", "alone", "packed"], cells)
+        yield from _compare(["trainer", "loop", "alone", "packed"], cells)
         return
     for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
-        yield from _compare("sweep", ["trainer", "loop", "flattened", "packed"], part)
+        yield from _compare(["trainer", "loop", "flattened", "packed"], part)
         base_and_corpus(cells[0])
-        yield _row("sweep", "folded", cells[0], whole_pack(cells)[0], variant="whole sweep")
+        yield _row("folded", cells[0], whole_pack(cells)[0], variant="whole sweep")
 
 
 def large_steps(size: Size) -> Iterator[Row]:
@@ -369,13 +370,13 @@ def large_steps(size: Size) -> Iterator[Row]:
     process of its own, because at high rank it takes most of a machine with 24 GiB.
     """
     cells = [size.cell(4096, rank) for rank in size.ranks]
-    yield from _compare("large-steps", ["loop", "packed"], cells, apart=True)
+    yield from _compare(["loop", "packed"], cells, apart=True)
 
 
 def compiled_steps(size: Size) -> Iterator[Row]:
     """The suite ``compiled``."""
     cells = [size.cell(1024, rank, "train.steps=5") for rank in size.ranks]
-    yield from _compare("compiled", ["loop", "packed", "compiled"], cells)
+    yield from _compare(["loop", "packed", "compiled"], cells)
 
 
 TURNS = 3
@@ -408,7 +409,7 @@ def probes(size: Size) -> Iterator[Row]:
     for _ in range(TURNS):
         for variant, overrides in PROBES.items():
             config = size.cell(1024, 16, "train.steps=20", *overrides)
-            yield _row("probes", "packed", config, sum(packed(config).steps), variant=variant)
+            yield _row("packed", config, sum(packed(config).steps), variant=variant)
     stats = f"probes.stats=[{','.join(stat for stat in USUAL if stat not in SPECTRA)}]"
     for rank, tokens, _ in product((16, 1024), (192, 1024), range(TURNS)):
         for variant, sites in PROBED.items():
@@ -416,7 +417,7 @@ def probes(size: Size) -> Iterator[Row]:
             config = size.cell(tokens, rank, "train.steps=3", *where)
             # The first step also touches memory for the first time.
             seconds = min(packed(config).steps[1:])
-            yield _row("probes", "fold", config, seconds, variant=variant)
+            yield _row("fold", config, seconds, variant=variant)
 
 
 def forms(size: Size) -> Iterator[Row]:
@@ -424,7 +425,7 @@ def forms(size: Size) -> Iterator[Row]:
     for rank, _, way in product(size.ranks, range(TURNS), ("factored", "concatenated")):
         config = size.cell(1024, rank, "precision=bf16", f"adapter.contraction={way}")
         for seconds in packed(config).steps[1:]:
-            yield _row("bf16", way, config, seconds, variant="step")
+            yield _row(way, config, seconds, variant="step")
 
 
 PRODUCT = re.compile(r"aten::(mm|addmm|bmm|baddbmm|_scaled_dot_product\w+)")
@@ -460,7 +461,7 @@ def limits(size: Size) -> Iterator[Row]:
         share = sum(t for name, t in times.items() if PRODUCT.fullmatch(name)) / run.steps[0]
         more = {"flops": counter.get_total_flops(), "bytes": 2 * weights + 8 * 4 * factors}
         more |= {"products": share, "peak": peaks[precision], "bandwidth": speed}
-        yield _row("limits", "packed", config, seconds, variant="step", **more)
+        yield _row("packed", config, seconds, variant="step", **more)
 
 
 def bandwidth(device: torch.device) -> float:
@@ -497,7 +498,6 @@ def measure(suite: str, size: Size) -> pd.DataFrame:
 
 
 def _compare(
-    suite: str,
     ways: Sequence[str],
     cells: Sequence[CellConfig],
     apart: bool = False,
@@ -518,15 +518,12 @@ def _compare(
             variants = ["set-up", "first step", *["step"] * (len(run.steps) - 1)]
             for variant, seconds in zip(variants, [run.setup, *run.steps], strict=True):
                 parts = run.micro_batches
-                yield _row(suite, run.way, config, seconds, variant=variant, micro_batches=parts)
+                yield _row(run.way, config, seconds, variant=variant, micro_batches=parts)
 
 
-def _row(
-    suite: str, way: str, config: CellConfig, seconds: float, *, variant: str, **more: float
-) -> Row:
+def _row(way: str, config: CellConfig, seconds: float, *, variant: str, **more: float) -> Row:
     step = config.train
     return {
-        "suite": suite,
         "way": way,
         "rank": int(config.adapter.rank),
         "scaling": config.adapter.scaling,

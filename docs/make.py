@@ -114,7 +114,7 @@ def draw_pictures() -> None:
         for line in draw_study(name):
             say(line)
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
-    save(infer_cost(table("infer_cost/infer_cost")), PLOTS, "infer_cost")
+    save(infer_cost(table("bench/inference")), PLOTS, "infer_cost")
     slim(save(external.one_constant(), PLOTS, "one_constant", ["png"])[0])
     slim(save(numbers.picture(), PLOTS, "served", ["png"])[0])
     slim(save(law_page.left_out(), PLOTS, "left_out", ["png"])[0])

@@ -130,7 +130,7 @@ def ran_on(name: str) -> str:
 
 def inference() -> str:
     """The cost of merged and unmerged adapters, by phase."""
-    return bullets(inference_verdict(inference_costs(read("infer_cost/infer_cost"))).splitlines())
+    return inference_verdict(inference_costs(read("bench/inference")))
 
 
 def faster() -> str:
@@ -139,7 +139,7 @@ def faster() -> str:
     steps = steps[steps["variant"].isin(["first step", "step"])]
     whole, large = (rows.groupby("way")["seconds"].sum() for rows in (sweep, steps))
     ranks = ", ".join(map(str, sorted(set(steps["rank"]))))
-    costs = inference_costs(read("infer_cost/infer_cost"))
+    costs = inference_costs(read("bench/inference"))
     ratio = costs.loc[costs["form"] == "merged", "ratio"]
     return bullets(
         [

@@ -119,7 +119,7 @@ def test_committed_figures_pass():
         assert problems(figure) == [], name
     assert problems(speed(table("bench/sweep"), table("bench/large-steps"))) == []
     assert problems(speed(table("bench/sweep"), None)) == []
-    assert problems(infer_cost(table("infer_cost/infer_cost"))) == []
+    assert problems(infer_cost(table("bench/inference"))) == []
 
 
 def test_a_figure_without_data_is_skipped_with_a_warning(caplog):
