@@ -182,3 +182,12 @@ def refused(study_cli, monkeypatch, tmp_path) -> Callable[..., str]:
         return line
 
     return run
+
+
+@pytest.fixture
+def few_figures(monkeypatch):
+    """Reports draw two figures, which is faster, and lack data for a third one."""
+    from study.figures import FIGURES
+
+    for name in FIGURES.keys() - {"grad_norm_vs_rank", "loss_curves", "learning_rate_basins"}:
+        monkeypatch.delitem(FIGURES, name)

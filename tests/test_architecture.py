@@ -15,7 +15,7 @@ MOST_DEFERRED = 40
 
 
 @pytest.fixture(scope="module")
-def imports() -> Edges:
+def imports():
     """Which package of ``study`` imports which, by name. ``__main__`` only starts ``cli``."""
     graph = grimp.build_graph("study", cache_dir=None)
     modules = graph.modules - {"study", "study.__main__"}
@@ -30,14 +30,14 @@ def imports() -> Edges:
 
 
 @pytest.fixture(scope="module")
-def diagram() -> Edges:
+def diagram():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     [mermaid] = re.findall(r"```mermaid\n(.*?)```", text, re.DOTALL)
     return set(re.findall(r"(\w+) --> (\w+)", mermaid))
 
 
 @pytest.fixture(scope="module")
-def layer_of() -> dict[str, int]:
+def layer_of():
     """The layer of each package in the import contracts; 0 is the lowest."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     [contract] = [c for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
@@ -45,9 +45,9 @@ def layer_of() -> dict[str, int]:
     return {name.removeprefix("study."): n for n, row in levels for name in row.split(" | ")}
 
 
-def below(package: str, edges: Edges) -> set[str]:
+def below(package, edges):
     """Every package that ``package`` reaches along ``edges``."""
-    found: set[str] = set()
+    found = set()
     waiting = [package]
     while waiting:
         here = waiting.pop()

@@ -16,7 +16,7 @@ OLD = (
 )
 
 
-def no_tables() -> str:
+def no_tables():
     raise NoTables("no tables here")
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from study.store import StudyTables
-
 ROOT = Path(__file__).parents[1]
 PAGES = "extending", "extending-measures", "extending-views"
 TEXT = "\n".join((ROOT / f"docs/{page}.md").read_text() for page in PAGES)
@@ -48,7 +46,7 @@ pickle.dump(study.load("results/recipes"), open("tables.pickle", "wb"))
 """
 
 
-def blocks(heading: str) -> dict[str, str]:
+def blocks(heading):
     """The code blocks under a heading: ``python``, and each YAML file by its path in ``conf/``."""
     section = TEXT[TEXT.index(f"## {heading}\n") :].split("\n## ")[0]
     found = re.findall(r"```(python|yaml)\n(.*?)```", section, re.DOTALL)
@@ -59,7 +57,7 @@ def blocks(heading: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """Where one study with all recipes was trained and shown, in a process of its own.
 
     Each recipe is a plug-in in the working directory. The one of the data set is that of an
@@ -97,17 +95,17 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tables(folder) -> StudyTables:
+def tables(folder):
     """As the process with the recipes loads them. Another one does not know their words."""
     return pickle.loads((folder / "tables.pickle").read_bytes())
 
 
 @pytest.fixture(scope="module")
-def report(folder) -> str:
+def report(folder):
     return (folder / "results/recipes/report.md").read_text()
 
 
-def first_gradient_norms(tables: StudyTables) -> pd.DataFrame:
+def first_gradient_norms(tables):
     rows = tables.exponents
     here = (rows["site"] == "adapter_grad") & (rows["layer"] == "model") & (rows["step"] == 0)
     return rows[here & (rows["stat"] == "norm")]

@@ -5,7 +5,6 @@ A new feature brings its lines and takes others away: lower a limit when a packa
 
 import ast
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ PACKAGE_LINES = {
 CODE = ("*.py", "*.js", "*.css", "*.html", ":!plots")  # pages in plots/ are made
 
 
-def tracked(*patterns: str) -> list[Path]:
+def tracked(*patterns):
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", *patterns], capture_output=True, text=True
     )
@@ -50,25 +49,25 @@ def tracked(*patterns: str) -> list[Path]:
     return [path for name in listed.stdout.split() if (path := ROOT / name).exists()]
 
 
-def functions(path: Path) -> Iterator[tuple[str, int]]:
+def functions(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
-def test_no_package_grows() -> None:
+def test_no_package_grows():
     paths = {part: tracked(f"{part}/*.py") for part in PACKAGE_LINES}
     lines = {part: sum(len(p.read_text().splitlines()) for p in own) for part, own in paths.items()}
     assert {part: n for part, n in lines.items() if n > PACKAGE_LINES[part]} == {}
 
 
-def test_no_file_is_too_long() -> None:
+def test_no_file_is_too_long():
     """A file is one subject."""
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in tracked(*CODE)}
     assert {name: n for name, n in lengths.items() if n > FILE_LINES} == {}
 
 
-def test_no_function_is_too_long() -> None:
+def test_no_function_is_too_long():
     long = [
         f"{path.relative_to(ROOT)}: {name}, {lines} lines"
         for path in tracked("*.py")
@@ -78,6 +77,6 @@ def test_no_function_is_too_long() -> None:
     assert long == []
 
 
-def test_no_line_of_the_page_is_too_wide() -> None:
+def test_no_line_of_the_page_is_too_wide():
     lines = [line for path in tracked(*CODE[1:]) for line in path.read_text().splitlines()]
     assert [line for line in lines if len(line) > 100] == []

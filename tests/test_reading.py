@@ -1,7 +1,6 @@
 """Files that others wrote: a result or one line, whatever they hold. The line of a mistake."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from study.errors import MOST_CHARACTERS, StudyError, unknown
 MOST = 1 << 16
 
 
-def read(path: Path) -> dict[str, object]:
+def read(path):
     return reading.read_object(path, "x.json", "fix it", MOST)
 
 

@@ -19,11 +19,11 @@ MOST_LINES = 120
 """Of a page in Markdown: about two screens."""
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
 
 
-def commands(page: Path) -> list[list[str]]:
+def commands(page):
     """The words after ``study`` of every command in a page's blocks, without ``...``."""
     lines = (
         "\n".join(blocks(page, "bash")).replace("\\\n", " ").replace("--cfg job", "").splitlines()
@@ -56,7 +56,7 @@ def test_every_command_of_a_page_is_accepted(page):
             check_overrides([word for word in words if not word.startswith("-")])
 
 
-def check_overrides(words: list[str]) -> None:
+def check_overrides(words):
     """The first cell of a sweep is a valid cell. Launchers may not be installed."""
     own = [word for word in words if not re.match(r"(launcher|hydra[./])", word)]
     first = []

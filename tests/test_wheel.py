@@ -15,7 +15,7 @@ UV = [sys.executable, "-m", "uv"]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     build = [*UV, "build", "--wheel", "--out-dir", str(folder), str(REPOSITORY)]
     subprocess.run(build, check=True, capture_output=True)

@@ -57,12 +57,12 @@ def test_ranks_draw_independently_and_rules_share_a_draw(init):
 D, O = 12, 9  # noqa: E741
 
 
-def dense(delta: torch.Tensor, rank: int) -> torch.Tensor:
+def dense(delta, rank):
     U, s, Vh = torch.linalg.svd(delta, full_matrices=False)
     return (U[:, :rank] * s[:rank]) @ Vh[:rank]
 
 
-def bank_of(*specs: AdapterSpec) -> LoraBank:
+def bank_of(*specs):
     bank = LoraBank(nn.Linear(D, O, bias=False), "layer", specs)
     bank.make_pairs()
     for pair in bank.pairs:

@@ -20,7 +20,7 @@ BASES = {
 }
 
 
-def trained_bank(base: nn.Module, contraction: Contraction, b_scale: float = 1.0) -> LoraBank:
+def trained_bank(base, contraction, b_scale=1.0):
     torch.manual_seed(1)
     bank = LoraBank(base.requires_grad_(False), "layer", SPECS, contraction)
     for bucket in bank.buckets:
@@ -29,13 +29,13 @@ def trained_bank(base: nn.Module, contraction: Contraction, b_scale: float = 1.0
     return bank
 
 
-def gradients(bank: LoraBank) -> list[torch.Tensor]:
+def gradients(bank):
     bank.bind_grads()
     found = [weight.grad for pair in bank.pairs for weight in pair[:2]]
     return [grad.clone() for grad in found if grad is not None]
 
 
-def passes(bank: LoraBank, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+def passes(bank, x, dy):
     """Output, gradient of the input, and those of every cell's A and B."""
     bank.zero_grad()
     x = x.detach().requires_grad_()
@@ -76,7 +76,7 @@ def test_every_form_is_the_exact_product_within_rounding(base, b_scale):
 WIDE = (512, 384)
 
 
-def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+def relative(found, exact):
     return float((found.double() - exact).norm() / exact.norm())
 
 

@@ -1,16 +1,14 @@
 """Adapters on the experts of a mixture: their products, PEFT's format, and what is refused."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from study.adapters import AdapterSpec, LoraPair, adapted
+from study.adapters import AdapterSpec, adapted
 from study.adapters.experts import check_possible
 from study.errors import StudyError
 from study.training.peft_format import read_adapter, write_adapter
@@ -46,42 +44,42 @@ IDS_BT = torch.arange(40).view(4, 10)
 
 
 @pytest.fixture(params=FAMILIES)
-def model(request) -> Any:
+def model(request):
     return built(FAMILIES[request.param])
 
 
 @pytest.fixture
-def mixtral() -> Any:
+def mixtral():
     return built(FAMILIES["mixtral"])
 
 
-def built(config: PretrainedConfig) -> Any:
+def built(config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
-def layers_of(model: nn.Module) -> list[str]:
+def layers_of(model):
     """The adapted layers: some linears, and all experts."""
     modules = model.named_modules()
     linears = [p for p, m in modules if isinstance(m, nn.Linear) and p.endswith(LINEARS)]
     return linears + experts_of(model)
 
 
-def experts_of(model: nn.Module) -> list[str]:
+def experts_of(model):
     return [path for path, _ in model.named_parameters() if path.endswith(EXPERTS)]
 
 
-def move(pairs: Sequence[LoraPair]) -> None:
+def move(pairs):
     """Make B non-zero."""
     for number, pair in enumerate(pairs):
         stream = torch.Generator().manual_seed(number)
         pair.B_OR.data.copy_(torch.randn(pair.B_OR.shape, generator=stream) / 8)
 
 
-def merged_logits(model: nn.Module, pairs: dict[str, LoraPair]) -> Tensor:
+def merged_logits(model, pairs):
     """The logits of a copy whose weights are ``W + gamma B A``, expert by expert."""
-    whole: Any = copy.deepcopy(model)
+    whole = copy.deepcopy(model)
     for layer, (A, B, gamma) in pairs.items():
         if A.ndim == 2:
             whole.get_submodule(layer).weight.data += gamma * B @ A

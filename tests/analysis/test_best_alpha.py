@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from study.analysis.losses import loss_gaps
 from study.analysis.rates import alpha_gaps, alpha_transfer, best_alphas
 from study.config.expectations import Expectation
 
-from .losses import LORA, NO_PROBES, Loss, runs
+from .losses import LORA, NO_PROBES, runs
 
 ALPHAS = tuple(2.0 ** np.arange(1, 12))
 GAP = Expectation(
@@ -29,14 +28,14 @@ GAP = Expectation(
 )
 
 
-def study(loss: Loss, **axes: Any) -> Any:
+def study(loss, **axes):
     """The tables of a study under LoRA with five seeds."""
     cells, metrics = runs(loss, rules=LORA, seeds=range(5), **{"alphas": ALPHAS} | axes)
     none = {name: pd.DataFrame() for name in ("stable", "rates", "distances", "exponents")}
     return SimpleNamespace(cells=cells, metrics=metrics, probes=NO_PROBES, **none)
 
 
-def basin(cell: dict[str, Any]) -> float:
+def basin(cell):
     """The best alpha is ``2.1 sqrt(r) * 1e-3 / lr``; its loss is higher by 0.1 at a higher rate."""
     best = 2.1 * cell["rank"] ** 0.5 * 1e-3 / cell["lr"] * 2 ** (0.2 * (cell["seed"] - 2))
     worse = 0.1 * (cell["lr"] > 1e-3) + 0.01 * cell["seed"]

@@ -14,7 +14,7 @@ from tests.figures.checklist import problems
 STRINGS, BATCH, STEPS, SIZE, BITS = 100, 30, 12, 500, 1.5
 
 
-def tables(tokens: int = 21) -> StudyTables:
+def tables(tokens=21):
     """Adapters of ranks 1 to 8 that store 1.5 bits a parameter, at most all bits of the strings.
 
     The lower rate stores half of it. The last pass has four steps.
@@ -82,7 +82,7 @@ def test_report_and_figure_show_a_study_of_several_numbers_of_strings():
     assert "9.6 kbit offered" in {text.get_text() for text in drawn.axes[0].texts}
 
 
-def falling(behind: dict[int, int], tokens: int, seeds: int = 2) -> StudyTables:
+def falling(behind, tokens, seeds=2):
     """Runs of 320 steps, whose losses fall from 2 by 1/320 a step. ``behind``: by rank, the step
     from which the loss falls half as fast. Batches are noisy, the same at every rank."""
     cells, metrics, probes = [], [], []

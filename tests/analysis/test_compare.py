@@ -2,9 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,13 +13,12 @@ from study.store import StudyTables
 
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 OUT, GRAD = ("adapter_out", "rms"), ("adapter_grad", "norm")
-Build = Callable[..., Any]
 
 
-def tables(study: Build, slope: float, last: int, **axes: Any) -> StudyTables:
+def tables(study, slope, last, **axes):
     """A study whose exponents are ``slope``, with another noise for each seed."""
 
-    def law(cell: Any, layer: int, step: int) -> float:
+    def law(cell, layer, step):
         noise = 0.01 * math.sin(7 * cell["seed"] + cell.get("jitter", 0))
         return float(cell["rank"] ** (slope + noise)) * (step + 1)
 

@@ -8,7 +8,7 @@ import pytest
 from study.analysis.distances import RunState, compare
 
 
-def snapshots() -> tuple[np.ndarray, RunState, RunState]:
+def snapshots():
     """Inputs x [50, 6], and a limit and a run of one layer of shape [4, 6]."""
     rng = np.random.default_rng(0)
     x, limit, run = (rng.standard_normal(shape) for shape in ((50, 6), (4, 6), (4, 6)))

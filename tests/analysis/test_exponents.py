@@ -15,7 +15,7 @@ OUT = ("adapter_out", "rms")
 GRAD = ("adapter_grad", "norm")
 
 
-def layer_slope(layer: int) -> float:
+def layer_slope(layer):
     return -0.5 + 0.1 * layer
 
 
@@ -115,7 +115,7 @@ SLOPES = {
 }
 
 
-def labels(cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, float]:
+def labels(cells, probes):
     """The label of each curve with its exponent. A rank counts once for each seed."""
     fits = fit_exponents(cells, probes)
     assert (fits["points"] == 15).all()

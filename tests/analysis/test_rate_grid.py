@@ -1,44 +1,39 @@
 """The error that a grid of learning rates makes, by simulation: basins of random offset."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from study.analysis import rate_transfer
-from study.analysis.fits import Floats
 from study.analysis.rate_theory import OUTPUT
 from study.analysis.rates import bottom, grid_errors
 
 RANKS, H = np.array([4.0, 16.0, 64.0, 256.0]), math.log(10) / 2
 STUDIES = 400
-Basin = Callable[[Floats], Floats]
 
 
-def parabola(u: Floats) -> Floats:
+def parabola(u):
     return 0.05 * u**2
 
 
-def lopsided(u: Floats) -> Floats:
+def lopsided(u):
     """Eight times steeper towards high rates, as losses are near divergence."""
     return 0.05 * np.where(u < 0, u**2, 8 * u**2)
 
 
-def wall(u: Floats) -> Floats:
+def wall(u):
     """Runs diverge from a rate a little above the best."""
     return np.where(u < 0.3, 0.05 * u**2, np.nan)
 
 
-def cliff(u: Floats) -> Floats:
+def cliff(u):
     """The wall stands right above the best rate."""
     return np.where(u < 0.02, 0.05 * u**2, np.nan)
 
 
-def simulated(
-    basin: Basin, *, seeds: int, noise: float, scatter: float, highest: Basin | None = None
-) -> pd.DataFrame:
+def simulated(basin, *, seeds, noise, scatter, highest=None):
     """``rates`` of many studies: rules of one setting, each with an exponent of its own.
 
     ``highest``: the basin of the highest rank, if it is another.

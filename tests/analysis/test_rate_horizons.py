@@ -12,12 +12,12 @@ from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_
 from study.figures.against_rate import rate_exponent_vs_rho
 from tests.figures.conftest import artists, said
 
-from .losses import LORA, POWER, RANKS, Loss, basin, runs
+from .losses import LORA, POWER, RANKS, basin, runs
 
 RATES = tuple(2.0 ** np.arange(-16, 0))
 
 
-def at_steps() -> tuple[pd.DataFrame, pd.DataFrame]:
+def at_steps():
     """Cells and metrics: the best rate is ``0.1 / sqrt(r)`` over the step."""
     return runs(
         lambda c: basin(lambda p, seed: -0.5, 0.1 / c["step"])(c),
@@ -27,7 +27,7 @@ def at_steps() -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
-def recorded(cells: pd.DataFrame) -> pd.DataFrame:
+def recorded(cells):
     """Probes with ``rho = 100 lr step`` and ``r_sign = 9`` in every cell."""
     place = {"batch": "train", "layer": "a", "d_in": 64.0, "d_out": 64.0}
     rows = []
@@ -40,7 +40,7 @@ def recorded(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def study() -> SimpleNamespace:
+def study():
     cells, metrics = at_steps()
     probes, none = recorded(cells), pd.DataFrame()
     return SimpleNamespace(cells=cells, metrics=metrics, probes=probes, exponents=none)
@@ -78,7 +78,7 @@ def test_exponents_beside_rho_and_the_crossover():
 # What a sweep lacks.
 
 
-def at(best: float) -> Loss:
+def at(best):
     return basin(lambda p, seed: 0.0, best)
 
 

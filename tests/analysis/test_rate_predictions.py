@@ -19,14 +19,14 @@ RANKS = (4.0, 16.0, 64.0, 256.0)
 NONE = pd.DataFrame({name: [] for name in ("cell_id", "step", "layer", "site", "batch")})
 
 
-def runs(optimizer: str, p: float, c: float = math.nan) -> pd.DataFrame:
+def runs(optimizer, p, c=math.nan):
     """``c``: of the crossover rule, whose ``p`` is NaN."""
     cells = pd.DataFrame({"cell_id": [f"c{n}" for n in range(len(RANKS))], "rank": RANKS})
     rule = {"scaling": "crossover" if math.isnan(p) else "power", "exponent_p": p, "crossover": c}
     return cells.assign(optimizer=optimizer, init="kaiming", **rule)
 
 
-def recorded(**layers: float) -> pd.DataFrame:
+def recorded(**layers):
     """``r_sign`` and ``r_align`` of layers, the same in every cell."""
     rows = [
         {"cell_id": f"c{n}", "layer": layer, "r_sign": value, "r_align": value, "step": step}
@@ -37,9 +37,7 @@ def recorded(**layers: float) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(site="adapter_out", batch="train", d_in=64.0)
 
 
-def interval(
-    optimizer: str, p: float, probes: pd.DataFrame, c: float = math.nan
-) -> tuple[float, float]:
+def interval(optimizer, p, probes, c=math.nan):
     table = runs(optimizer, p, c)
     return predicted_interval(log_outputs(table, probes), table.iloc[0])
 
@@ -131,9 +129,7 @@ def test_the_numbers_of_the_page_on_one_constant():
 D, O = 64, 16  # noqa: E741
 
 
-def trained(
-    rank: int, L: float, inputs: int, seed: int, steps: int = 8
-) -> tuple[float, float, float]:
+def trained(rank, L, inputs, seed, steps=8):
     """SignSGD of B A at gamma = 1 on a loss that is linear in the output: the output's rms, rho,
     and by how much the loss fell."""
     rng = np.random.default_rng(seed)
@@ -158,7 +154,7 @@ def test_the_output_of_one_input():
         assert out / L == pytest.approx(rest / 1e-6 * (1 + K * rho), rel=0.03), L
 
 
-def best_rate(rank: int, move: float, seeds: int = 6) -> tuple[float, float]:
+def best_rate(rank, move, seeds=6):
     """The log of L at which the output of one input moves by ``move``, and rho: means."""
     found = []
     for seed in range(seeds):

@@ -1,7 +1,6 @@
 """Learning-rate transfer with known best rates, and loss comparisons with known causes."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,7 +105,7 @@ def test_the_best_rate_is_that_of_the_mean_over_seeds():
 # Rank, or only the step size.
 
 
-def by_step_alone(cell: dict[str, Any]) -> float:
+def by_step_alone(cell):
     """A loss that depends on the step size only, and falls with it: a larger gamma always helps."""
     power = 2 if cell["optimizer"] == "sgd" else 1
     return 3.0 - 0.1 * math.log(cell["lr"] * cell["gamma"] ** power) + 0.001 * cell["seed"]

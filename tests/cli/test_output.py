@@ -39,7 +39,7 @@ TABLES = {
 """The tables of each command's JSON, with the columns that programs may rely on."""
 
 
-def refuse(word: str) -> None:
+def refuse(word):
     raise AssertionError(f"{word} is not JSON")
 
 

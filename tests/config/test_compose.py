@@ -2,17 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
 from itertools import product
 
 import pytest
 import yaml
 from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from study.config import CellConfig
 from study.config.compose import CONF, compose, expected_best, parse
 from study.config.hints import as_study_errors
 from study.errors import StudyError
@@ -21,24 +18,22 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def loader() -> Iterator[ConfigLoader]:
+def loader():
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         yield GlobalHydra.instance().config_loader()
 
 
-def by_hydra(loader: ConfigLoader, overrides: Sequence[str]) -> CellConfig:
+def by_hydra(loader, overrides):
     return parse(loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN))
 
 
-def assert_same(
-    loader: ConfigLoader, shared: Sequence[str], cells: Sequence[Sequence[str]]
-) -> None:
+def assert_same(loader, shared, cells):
     found = compose(loader, "config", shared, cells)
     for cell, config in zip(cells, found, strict=True):
         assert repr(config) == repr(by_hydra(loader, [*shared, *cell])), cell
 
 
-def alternatives(values: object) -> list[str]:
+def alternatives(values):
     """The values of a swept key, which commas separate outside of an interpolation."""
     return [one.strip() for one in re.split(r",(?![^{]*\})", str(values))]
 

@@ -1,8 +1,6 @@
 """What an experiment expects: read with its types, and refused in one line."""
 
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +10,6 @@ from study.config.compose import CONF, parse
 from study.config.expectations import Expectation, Primary, check_entries, read_entries, read_entry
 from study.errors import StudyError
 
-Parsed = Callable[[Any], list[Expectation]]
 SLOPE = {
     "what": "slope",
     "site": "adapter_grad",
@@ -29,7 +26,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.fixture
-def parsed(cell) -> Parsed:
+def parsed(cell):
     """The expectations of a configuration that holds some entries."""
     return lambda entries: parse(OmegaConf.create(asdict(cell()) | {"expects": entries})).expects
 

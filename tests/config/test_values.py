@@ -1,7 +1,5 @@
 """What fields accept and refuse, where the rest of the toolkit relies on it."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from study.config.types import optimizer_config
 from study.config.values import LARGEST_FLOAT, check_folder_name, interval, literal
 from study.errors import StudyError
 from study.training.optimizers import build_optimizer
-from study.vocabulary.optimizers import OPTIMIZERS, Option
+from study.vocabulary.optimizers import OPTIMIZERS
 
 
 def test_names_of_folders():
@@ -34,7 +32,7 @@ def test_text_of_a_stranger_stays_text():
     }
 
 
-def extremes(option: Option) -> list[Any]:
+def extremes(option):
     """The smallest and the largest values that an option may have, or all of them."""
     if option.choices:
         return list(option.choices)

@@ -8,8 +8,8 @@ import yaml
 SURFACE = json.loads((Path(__file__).parent / "surface.json").read_text())
 
 
-def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+def flat(tree, prefix=""):
+    found = {}
     for key, value in tree.items():
         below = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
         found |= below or {prefix + key: value}

@@ -2,8 +2,6 @@
 
 import math
 import re
-from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -14,7 +12,7 @@ from study.dashboard.document import PARTS, SCRIPTS, export
 from study.store import load_measured
 from tests.store.small_cells import flip
 
-from .conftest import LAYER, Watched, begin_cell, one_step, written
+from .conftest import LAYER, begin_cell, one_step, written
 
 IN_VIEW = """ids => ids.filter(id => {
     const { top, bottom, left, right } = byId(id).getBoundingClientRect();
@@ -40,14 +38,14 @@ HEAT = """() => page.heat.panels.map(p => {
 
 
 @pytest.fixture(scope="module")
-def exported(opener, file) -> Watched:
+def exported(opener, file):
     """The file, opened once for this module."""
     watched = opener(offline=True)
     watched.open(file.as_uri())
     return watched
 
 
-def exported_page(watched: Watched, folder: Path, choices: str) -> Any:
+def exported_page(watched, folder, choices):
     """The page of a study in a file of its own, opened with these choices."""
     file = folder.parent / "page.html"
     export([folder], file)

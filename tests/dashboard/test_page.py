@@ -5,8 +5,6 @@ import json
 import re
 import threading
 from html import unescape
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +26,7 @@ from .conftest import LAYER, begin_cell, one_step
 NORM = Measured("adapter_grad", "norm", "train")
 
 
-def shown(folder: Path) -> dict[str, Any]:
+def shown(folder):
     """What the page shows of one study, as the browser reads it."""
     [found] = json.loads(Page(read_studies([folder]), live=False).text())["pages"]
     return found
@@ -76,7 +74,7 @@ def test_a_running_cell_shows_what_it_has(tmp_path):
 # ---- several studies
 
 
-def of_slope(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) -> Path:
+def of_slope(folder, slope, ranks=(4, 8, 16)):
     """A study whose gradient norms follow ``rank ** slope``, over three seeds."""
     draw = np.random.default_rng(0)
     for rank, seed in itertools.product(ranks, range(3)):
@@ -88,7 +86,7 @@ def of_slope(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) ->
 
 
 @pytest.fixture
-def pair(tmp_path) -> list[Path]:
+def pair(tmp_path):
     """Two studies that share their cell ids."""
     return [of_slope(tmp_path / "first", -0.5), of_slope(tmp_path / "second", 0.0, (4, 8, 32))]
 
@@ -169,7 +167,7 @@ def test_the_head_shows_cells_done_waiting_and_the_time_left(offline, pair):
 # ---- the command waits for the first cell
 
 
-def write_record(study_dir: Path) -> None:
+def write_record(study_dir):
     (study_dir / "cells/a").mkdir(parents=True)
     (study_dir / "cells/a/record.json").write_text("{}")
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import socket
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,11 +17,11 @@ from .conftest import PATIENCE, written
 
 
 @pytest.fixture
-def small(tmp_path) -> Path:
+def small(tmp_path):
     return written(tmp_path / "odd", "a", "b")
 
 
-def answer(address: str, path: str) -> tuple[int, bytes]:
+def answer(address, path):
     """The status and the body of a request to the server at ``address``."""
     place = urlsplit(address)
     connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=PATIENCE)
@@ -57,7 +56,7 @@ def test_without_a_stored_key_every_start_has_another_token(tmp_path, monkeypatc
 
 
 @pytest.fixture
-def client(small) -> TestClient:
+def client(small):
     app = server.application([small], "t")
     return TestClient(app, base_url="http://127.0.0.1/t")
 

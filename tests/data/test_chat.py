@@ -1,7 +1,6 @@
 """Conversations as text: the tokens and the learned ones are those of transformers and of TRL."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig, ModelConfig
-from study.data import Document, Example, Row
+from study.data import Document, Example
 from study.data.chat import CHATML, ChatTemplate
 from study.data.tokens import Encoder, tokenised
 from study.errors import StudyError
@@ -24,7 +23,7 @@ BYTES = load_tokenizer(ModelConfig("tiny"))
 ROLES = ("system", "user", "assistant", "user", "assistant")
 
 
-def said(*texts: str, first: int = 1) -> list[dict[str, str]]:
+def said(*texts, first=1):
     """A conversation; ``first=0``: the first text is the system's."""
     roles = zip(ROLES[first:], texts, strict=False)
     return [{"role": role, "content": text} for role, text in roles]
@@ -34,7 +33,7 @@ SHORT = said("hi there", "hello")
 LONG = said("Be kind.", "hi", "hello  you", "é?", "yes", first=0)
 
 
-def trained(trim_offsets: bool) -> PreTrainedTokenizerFast:
+def trained(trim_offsets):
     """A byte-level BPE with merges across words, and with chatml's own tokens."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -52,7 +51,7 @@ def trained(trim_offsets: bool) -> PreTrainedTokenizerFast:
 TOKENIZERS = {"bytes": BYTES, "merges": trained(False), "trimmed places": trained(True)}
 
 
-def template(text: str | Path | None, tokenizer: Any = BYTES, folder: Path | None = None) -> Any:
+def template(text, tokenizer=BYTES, folder=None):
     """The template of a file, a name or, with ``folder``, a text."""
     if folder is not None:
         path = folder / "template.jinja"
@@ -62,7 +61,7 @@ def template(text: str | Path | None, tokenizer: Any = BYTES, folder: Path | Non
     return ChatTemplate(config, tokenizer)
 
 
-def tokens(row: Row, tokenizer: Any, eos: int = 0) -> Any:
+def tokens(row, tokenizer, eos=0):
     """The tokens of a row, and which of them are learned."""
     arrays = tokenised([row], Encoder(tokenizer, eos, 4000))
     return arrays["tokens"].tolist(), arrays["learned"].tolist()
@@ -101,7 +100,7 @@ def test_turns_without_marks_are_those_that_trl_marks(name):
 
 
 @pytest.fixture
-def of_trl(tmp_path) -> Any:
+def of_trl(tmp_path):
     """The tokens of a row and whether each is a label, after all of TRL's preparation."""
 
     def prepared(row, chat_template=None):

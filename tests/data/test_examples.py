@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from study.config import DataConfig
-from study.data import Example, Row, fingerprint, load_rows
+from study.data import Example, fingerprint, load_rows
 from study.data.examples import split_places
 from study.errors import StudyError
 from study.models import tiny
@@ -19,7 +19,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
 example_lists = st.lists(st.builds(Example, texts, texts.filter(str.strip)), max_size=40)
 
 
-def load(path: object = None, name: str = "file") -> list[Row]:
+def load(path=None, name="file"):
     return load_rows(DataConfig(name, None if path is None else str(path)), tiny.tokenizer).rows
 
 

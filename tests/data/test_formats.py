@@ -3,8 +3,6 @@
 import gzip
 import json
 import sys
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,12 +15,12 @@ from study.errors import StudyError
 from study.models import tiny
 
 
-def rows_of(path: object, **keys: Any) -> Any:
+def rows_of(path, **keys):
     """The rows of a file and its format."""
     return load_rows(DataConfig("file", str(path), **keys), tiny.tokenizer)
 
 
-def written(path: Path, rows: list[Any]) -> Path:
+def written(path, rows):
     """``rows`` in the file ``path``, in the format of its ending."""
     if path.suffix == ".json":
         path.write_text(json.dumps(rows))
@@ -35,7 +33,7 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def say(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+def say(*turns):
     return [{"role": role, "content": content} for role, content in turns]
 
 
@@ -209,7 +207,7 @@ def test_a_file_that_can_not_be_read_is_one_line(tmp_path, name, content, says):
 MORE = [*TURNS, *say(("user", "more"), ("assistant", "b"))]
 
 
-def corpus_of(path: Path, length: int, **keys: Any) -> Any:
+def corpus_of(path, length, **keys):
     about = DataConfig("file", str(path), sequence_length=length, heldout=2, seed=0, **keys)
     return build_corpus(about, tiny.tokenizer(), 256)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from study.data import Example, fingerprint, pydoc, xbrl
+from study.data import fingerprint, pydoc, xbrl
 
 ANOTHER = (
     "from study.data import fingerprint, pydoc;print(fingerprint(list(pydoc.documentation())))"
@@ -18,7 +18,7 @@ ANOTHER = (
 
 
 @pytest.fixture(scope="module")
-def examples() -> list[Example]:
+def examples():
     return list(pydoc.documentation())
 
 
@@ -45,7 +45,7 @@ def test_another_process_reads_the_same(examples):
 NAMESPACE = "http://fasb.org/us-gaap/2024"
 
 
-def facts_of(context: str) -> dict[tuple[str, int], str]:
+def facts_of(context):
     """The values of a fragment by (element, fiscal year)."""
     xml = "\n".join(line for line in context.splitlines() if line.startswith("<"))
     facts = {}

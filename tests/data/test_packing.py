@@ -1,7 +1,6 @@
 """Several examples in a row: what is packed, and that nothing of it is lost."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from study.config import DataConfig
-from study.data.batches import IGNORED, Corpus, TokenTable, build_corpus
+from study.data.batches import IGNORED, TokenTable, build_corpus
 from study.models import tiny
 
 TOKENIZER = tiny.tokenizer()
 
 
-def table(lengths: list[int], room: int) -> TokenTable:
+def table(lengths, room):
     """Examples of these lengths. The tokens of example ``i`` are ``i``; all are learned."""
     tokens = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     starts = np.cumsum([0, *lengths])
@@ -39,21 +38,21 @@ def test_packing_keeps_every_example_and_target_once(lengths):
 
 
 @pytest.fixture
-def file(tmp_path) -> Path:
+def file(tmp_path):
     rows = [{"context": f"{'very ' * (n % 7)}{n}?", "target": f"{n}"} for n in range(40)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def corpus(file: Path, **options: object) -> Corpus:
+def corpus(file, **options):
     config = DataConfig("file", str(file), 64, heldout=4, seed=0)
     for key, value in options.items():
         setattr(config, key, value)
     return build_corpus(config, TOKENIZER, TOKENIZER.eos_token_id)
 
 
-def texts(rows: TokenTable) -> list[str]:
+def texts(rows):
     return [TOKENIZER.decode(rows.example(example)[0]) for (example,) in rows.examples]
 
 

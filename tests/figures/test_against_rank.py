@@ -100,7 +100,7 @@ def test_broken_cells_are_crossed_at_their_rank(broken):
     assert "had diverged or got stuck by then" in said(figure)
 
 
-def lazy() -> SimpleNamespace:
+def lazy():
     """A study under SGD on the predicted curves, with the gradients into the inputs."""
     laws = LAWS | {("adapter_in_grad", "rms"): sgd_out}
     cells, probes = study_of(laws, steps=(0, 1), scaling=tuple(RULES))

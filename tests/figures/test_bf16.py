@@ -13,7 +13,7 @@ from tests.figures.conftest import artists, panels, said, tiny
 WAYS = [("float32", np.nan), ("bf16", "factored"), ("bf16", "concatenated")]
 
 
-def in_bf16(rates: tuple[float, ...] = (1e-4, 1e-3), models: tuple[str, ...] = ("smollm2",)):
+def in_bf16(rates=(0.0001, 0.001), models=("smollm2",)):
     """A study in which factored layers lose what theory expects, and concatenated ones nothing."""
     settings = [
         {"precision": precision, "contraction": form, "lr": lr, "model": model}
@@ -31,7 +31,7 @@ def in_bf16(rates: tuple[float, ...] = (1e-4, 1e-3), models: tuple[str, ...] = (
 
 
 @pytest.fixture(scope="module")
-def study() -> SimpleNamespace:
+def study():
     return in_bf16()
 
 

@@ -3,7 +3,6 @@
 import itertools
 import math
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,20 +15,20 @@ from study.figures.against_rate import (
     loss_against_alpha,
 )
 from study.figures.final_loss import loss_against_rank, truncated_losses
-from tests.analysis.losses import LORA, NO_PROBES, Loss, runs
+from tests.analysis.losses import LORA, NO_PROBES, runs
 from tests.figures.conftest import artists, only, panels, rows, said
 
 RATES, RANKS = (1e-5, 1e-4, 1e-3, 1e-2), (4, 64, 1024)
 P = {"lora": 1.0, "rslora": 0.5}
 
 
-def parabola(cell: dict[str, Any]) -> float:
+def parabola(cell):
     """In the log of the step."""
     gamma = 16.0 * min(cell["rank"], 1e6) ** -P[cell["scaling"]]
     return 2.0 + 0.05 * math.log(cell["lr"] * gamma / 2e-3) ** 2 + 0.02 * cell["seed"]
 
 
-def sweep(loss: Loss = parabola, **axes: Any) -> SimpleNamespace:
+def sweep(loss=parabola, **axes):
     """Two rules and seeds with a loss before training and after 10 steps; NaN: it diverged."""
     usual = {"rates": RATES, "ranks": RANKS, "rules": (*LORA, ("rslora", math.nan))}
     cells, metrics = runs(loss, **{**usual, **axes}, seeds=(0, 1), steps=(10,))
@@ -37,7 +36,7 @@ def sweep(loss: Loss = parabola, **axes: Any) -> SimpleNamespace:
     return SimpleNamespace(cells=cells, metrics=metrics, probes=NO_PROBES, exponents=none)
 
 
-def two_settings() -> SimpleNamespace:
+def two_settings():
     """256 steps, and 64 with fewer ranks. The alphas of the rules are 16 and 4."""
     tables = sweep()
     of_rule = tables.cells["scaling"].map({"lora": 16.0, "rslora": 4.0})
@@ -49,14 +48,14 @@ def two_settings() -> SimpleNamespace:
     return tables
 
 
-def products() -> SimpleNamespace:
+def products():
     """The best product of alpha and rate is 0.2."""
-    axes: dict[str, Any] = {"rates": (1e-3, 4e-3), "alphas": (16.0, 64.0, 256.0, 1024.0)}
+    axes = {"rates": (1e-3, 4e-3), "alphas": (16.0, 64.0, 256.0, 1024.0)}
     of_product = lambda cell: 2.0 + math.log(cell["alpha"] * cell["lr"] / 0.2) ** 2  # noqa: E731
     return sweep(of_product, ranks=(4, 256), rules=LORA, **axes)
 
 
-def final(tables, **where) -> pd.DataFrame:
+def final(tables, **where):
     return rows(rows(tables.metrics, step=10).merge(tables.cells, on="cell_id"), **where)
 
 

@@ -9,7 +9,7 @@ from tests.figures.checklist import problems
 from tests.figures.conftest import artists, only, panels, rows, said, tiny
 
 
-def of_rank(tables: SimpleNamespace, scaling: str, rank: float, column: str) -> np.ndarray:
+def of_rank(tables, scaling, rank, column):
     """The metric as [step, seed], straight from the tables; NaN rows dropped."""
     cells = rows(tables.cells, scaling=scaling, rank=rank)["cell_id"]
     wide = tables.metrics[tables.metrics["cell_id"].isin(cells)]

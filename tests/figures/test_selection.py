@@ -1,7 +1,5 @@
 """Families: which cells a figure shows together, and their labels; the line of their settings."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +15,7 @@ KNOWN |= {"seed": 0, "data_seed": 0}
 LINE = "SmolLM2, pydoc, AdamW, learning rate 0.0001, α = 16, batch 8 × 48 tokens, 1 seed, 12 steps"
 
 
-def cells(base: dict[str, Any] = BASE, **columns: list[Any]) -> pd.DataFrame:
+def cells(base=BASE, **columns):
     number = max(map(len, columns.values()), default=1)
     frame = pd.DataFrame({name: [value] * number for name, value in base.items()} | columns)
     return frame.assign(cell_id=[f"c{k}" for k in range(number)])

@@ -23,7 +23,7 @@ EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
 @pytest.fixture
-def folder(patterned, tmp_path) -> Path:
+def folder(patterned, tmp_path):
     patterned.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 

@@ -1,7 +1,5 @@
 """The Axolotl plugin on plain dicts."""
 
-from typing import Any
-
 import pydantic
 import pytest
 import torch
@@ -14,7 +12,7 @@ from study.integrations.axolotl import NormProbeArgs, NormProbePlugin
 KERNELS_OFF = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False}
 
 
-def checked(**yaml: Any) -> Any:
+def checked(**yaml):
     """The YAML as Axolotl checks it: by its own class, joined with the plugin's."""
     kernels = dict.fromkeys(KERNELS_OFF, (bool | None, None))
     joined = pydantic.create_model("Joined", __base__=NormProbeArgs, **kernels)

@@ -4,7 +4,6 @@ import copy
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
 from study.adapters import AdapterSpec, adapted
-from study.config import CellConfig
 from study.data.batches import build_corpus
-from study.models import FrozenBase, load_tokenizer, tiny
+from study.models import load_tokenizer, tiny
 from study.store import load_cells, load_measured, load_records
 from study.sweeps.cells import plan
 from study.sweeps.launch import train_here
@@ -26,7 +24,7 @@ IDS = torch.arange(40).view(2, 20)
 
 
 @pytest.fixture(scope="module")
-def trained(cell, tmp_path_factory) -> Path:
+def trained(cell, tmp_path_factory):
     """Four cells on the tiny base: three rules with saved adapters, and one without."""
     folder = tmp_path_factory.mktemp("kept")
     common = [f"results_dir={folder}", "name=kept", "probes.steps=null", "optimizer.lr=0.05"]
@@ -38,17 +36,17 @@ def trained(cell, tmp_path_factory) -> Path:
     return folder / "kept"
 
 
-def cell_id(study_dir: Path, scaling: str, rank: int = 6) -> str:
+def cell_id(study_dir, scaling, rank=6):
     cells = load_cells(study_dir)
     return str(cells[(cells["scaling"] == scaling) & (cells["rank"] == rank)]["cell_id"].item())
 
 
-def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_equal_logits(found, expected):
     """Within 2e-5 of the largest, because our banks and PEFT multiply in different orders."""
     torch.testing.assert_close(found, expected, rtol=0, atol=4e-5 * float(expected.abs().max()))
 
 
-def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
+def our_logits(base, adapter):
     """The logits of our banks with a trained adapter."""
     pairs = read_adapter(adapter).pairs
     with adapted(base.model, list(pairs), [AdapterSpec(6, 1.0, start=pairs)]), torch.no_grad():
@@ -108,7 +106,7 @@ def test_bad_exports(trained, tmp_path, refused):
 
 
 @pytest.fixture
-def theirs(patterned, tmp_path) -> Path:
+def theirs(patterned, tmp_path):
     patterned.save_pretrained(tmp_path / "theirs")
     return tmp_path / "theirs"
 
@@ -140,7 +138,7 @@ def test_import_continues_training_a_peft_adapter(theirs, tiny_base, cell, jsonl
     assert {tuple(p.A_RD.shape) for p in after.values()} == {(2, 64), (6, 64), (6, 128)}
 
 
-def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:
+def peft_loss(folder, base, config):
     """PEFT's loss on the batch of step 0."""
     tokenizer = load_tokenizer(config.model)
     corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)

@@ -5,7 +5,6 @@ import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (DOCS / "peft.md").read_text(), re
 
 
 @pytest.fixture
-def script(cell, peft_model, tiny_base, here) -> dict[str, Any]:
+def script(cell, peft_model, tiny_base, here):
     """What a user's script has before the lines of the page, in a folder of its own."""
     torch.manual_seed(0)
     model = peft_model(cell("adapter.rank=4"))
@@ -34,13 +33,13 @@ def script(cell, peft_model, tiny_base, here) -> dict[str, Any]:
     }
 
 
-def block(text: str) -> str:
+def block(text):
     """The only block of the page with ``text``."""
     [found] = [code for code in BLOCKS if text in code]
     return found
 
 
-def run(code: str, names: dict[str, Any], steps: int) -> Any:
+def run(code, names, steps):
     exec(compile(code, "docs/peft.md", "exec"), names)
     tables = load_measured("results/mine")
     assert set(tables.cells["status"]) == {"complete"}

@@ -8,13 +8,10 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
@@ -31,7 +28,7 @@ from study.config import ModelConfig
 from study.errors import StudyError
 from study.integrations.runs import INSTEAD
 from study.models import load_tokenizer
-from study.store import StudyTables, load_measured, load_records
+from study.store import load_measured, load_records
 from tests.together import together
 
 accelerate, datasets, lightning, _, trl = map(
@@ -44,25 +41,24 @@ STEPS, PARTS, ROWS = 3, 4, 6
 """Updates, micro-batches of each, and rows of a micro-batch in all processes."""
 KEYS = ["step", "layer", "site"]
 NUMBERS = ["step", "tokens", "loss", "grad_norm", "clip_factor", "lr"]
-Names = dict[str, Any]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows():
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 90, (STEPS * PARTS * ROWS, 12), generator=generator)
     return [{"input_ids": each, "labels": each} for each in ids]
 
 
 def with_torch(
-    names: Names,
-    number: int,
-    size: int,
-    see: Any = lambda step: None,
-    wrap: Any = DistributedDataParallel,
-    uneven: int = 0,
-    scaler: Any = None,
-    **options: Any,
-) -> None:
+    names,
+    number,
+    size,
+    see=lambda step: None,
+    wrap=DistributedDataParallel,
+    uneven=0,
+    scaler=None,
+    **options,
+):
     """DDP and ``no_sync``; or a model that FSDP2 divides. ``uneven``: the rows that the first and
     the last micro-batch of a step lack. ``scaler``: skips an update before each."""
     model, optimizer = names["peft_model"], names["optimizer"]
@@ -70,7 +66,7 @@ def with_torch(
     model = model if size == 1 or hasattr(weights[0], "to_local") else wrap(model)
     ids_SPBT = torch.stack([row["input_ids"] for row in rows()]).view(STEPS, PARTS, ROWS, -1)
 
-    def loss_of(ids_BT: torch.Tensor) -> torch.Tensor:
+    def loss_of(ids_BT):
         """This process's part of the mean over the rows of all, as DDP takes the mean of parts."""
         own_BT = ids_BT[number::size]
         return model(input_ids=own_BT, labels=own_BT).loss * (size * len(own_BT) / len(ids_BT))
@@ -98,11 +94,11 @@ def with_torch(
         see(STEPS)
 
 
-def with_skipped_updates(names: Names, number: int, size: int) -> None:
+def with_skipped_updates(names, number, size):
     with_torch(names, number, size, scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
 
 
-def with_fully_shard(names: Names, number: int, size: int, *see: Any, **options: Any) -> None:
+def with_fully_shard(names, number, size, *see, **options):
     model = names["peft_model"]
     if size > 1:
         for block in model.base_model.model.model.layers:
@@ -111,13 +107,13 @@ def with_fully_shard(names: Names, number: int, size: int, *see: Any, **options:
     with_torch(names, number, size, *see, **options)
 
 
-def of_page(text: str) -> Callable[..., None]:
+def of_page(text):
     """The only block of the page with ``text``."""
     [code] = [code for code in BLOCKS if text in code]
     return lambda names, *_: exec(compile(code, "docs/trainers.md", "exec"), names)
 
 
-def with_lightning(names: Names, number: int, size: int) -> None:
+def with_lightning(names, number, size):
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     names["trainer"] = lightning.Trainer(
         accelerator="cpu",
@@ -133,9 +129,9 @@ def with_lightning(names: Names, number: int, size: int) -> None:
     of_page("LightningModule")(names)
 
 
-def with_trainer(names: Names, number: int, size: int, **packed: Any) -> None:
+def with_trainer(names, number, size, **packed):
     """The transformers Trainer, or TRL's if there are ``packed`` options."""
-    options: Names = {
+    options = {
         "output_dir": "out",
         "per_device_train_batch_size": ROWS // size,
         "gradient_accumulation_steps": PARTS,
@@ -156,23 +152,23 @@ def with_trainer(names: Names, number: int, size: int, **packed: Any) -> None:
     of_page("SFTTrainer")(names | {"SFTTrainer": make})
 
 
-def with_sft(names: Names, number: int, size: int) -> None:
+def with_sft(names, number, size):
     packed = {"packing": True, "packing_strategy": "wrapped", "max_length": 16, "bf16": False}
     with_trainer(names, number, size, **packed)
 
 
-def with_fsdp2(loop: Callable[..., None]) -> Callable[..., None]:
+def with_fsdp2(loop):
     """On a CPU accelerate makes DDP whatever the plug-in says, and does not say so. The state that
     it has on GPUs sends it through its own code for FSDP2."""
     state = accelerate.state.AcceleratorState
     begin = state.__init__
 
-    def begin_with_fsdp2(self: Any, *given: Any, **options: Any) -> None:
+    def begin_with_fsdp2(self, *given, **options):
         begin(self, *given, **options)
         self.distributed_type = accelerate.DistributedType.FSDP
         self.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin(fsdp_version=2)
 
-    def run(names: Names, number: int, size: int) -> None:
+    def run(names, number, size):
         with pytest.MonkeyPatch.context() as patch:
             if size > 1:
                 patch.setattr(state, "__init__", begin_with_fsdp2)
@@ -198,12 +194,12 @@ LOOPS = {
 OF_THREE = "torch, DDP, uneven micro-batches", "torch, `fully_shard`"
 
 
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
+def sgd(model):
     return torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=0.5)
 
 
 @pytest.fixture(scope="module")
-def script(cell, peft_model) -> Callable[..., Names]:
+def script(cell, peft_model):
     """``script(folder, size)``: works in a new folder, with what a script has before the lines of
     the page. B is not 0, so that updates of A are more than rounding."""
 
@@ -226,10 +222,10 @@ def script(cell, peft_model) -> Callable[..., Names]:
     return names
 
 
-def on_several(folder: Path, task: Callable[[int], Any], size: int = 2) -> list[Any]:
+def on_several(folder, task, size=2):
     """What ``task(number)`` returns in each process; None if it was killed."""
 
-    def joined(number: int) -> Any:
+    def joined(number):
         dist.init_process_group("gloo")
         found = task(number)
         dist.destroy_process_group()
@@ -238,14 +234,14 @@ def on_several(folder: Path, task: Callable[[int], Any], size: int = 2) -> list[
     return together(joined, folder, size)
 
 
-def differences(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+def differences(ours, theirs):
     """Relative ones. 0 where both are missing, infinite where one is."""
     assert ours.index.equals(theirs.index)
     both = ours.isna() & theirs.isna()
     return ((ours - theirs).abs() / theirs.abs().clip(lower=1e-12)).mask(both, 0).fillna(math.inf)
 
 
-def probed(tables: StudyTables) -> pd.DataFrame:
+def probed(tables):
     table = tables.probes.drop(columns=["cell_id", "kind", "batch"])
     return table.astype(dict.fromkeys(KEYS[1:], str)).set_index(KEYS).sort_index()
 
@@ -337,11 +333,11 @@ def test_a_process_that_is_killed(loop, killed, script, tmp_path):
 class Collectives(TorchDispatchMode):
     """Counts collectives, and the bytes that this process gives to each, by step."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.steps: list[Counter[int]] = []
 
-    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
         if DTensor in types:
             return NotImplemented  # its own collectives come here
         if self.steps and re.match(r"_?c10d(?!.*(wait|wrap))", str(call)):

@@ -4,17 +4,14 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import study
 from study.errors import StudyError
@@ -26,7 +23,7 @@ peft = pytest.importorskip("peft")
 
 
 @pytest.fixture
-def script(cell, peft_model, tmp_path) -> "Script":
+def script(cell, peft_model, tmp_path):
     """Rank 4, AdamW."""
     torch.manual_seed(0)
     return Script(peft_model(cell("adapter.rank=4")), tmp_path / "results" / "mine")
@@ -35,27 +32,27 @@ def script(cell, peft_model, tmp_path) -> "Script":
 class Script:
     """Somebody's loop: ``script.run(recording, steps=3)``."""
 
-    def __init__(self, model: Any, results: Path) -> None:
+    def __init__(self, model, results):
         self.model, self.results = model, results
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-3)
 
-    def record(self, **options: Any) -> Any:
+    def record(self, **options):
         options = {"steps": [0, 1], **options}
         return study.record(self.results, self.model, self.optimizer, **options)
 
-    def batches(self, steps: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, steps):
         generator = torch.Generator().manual_seed(3)
         for _ in range(steps):
             ids = torch.randint(5, 90, (2, 12), generator=generator)
             yield {"input_ids": ids, "labels": ids}
 
-    def step(self, batch: dict[str, Tensor]) -> None:
+    def step(self, batch):
         self.model(**batch).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def run(self, recording: Any, steps: int = 3, step: Any = None) -> Any:
+    def run(self, recording, steps=3, step=None):
         """Train inside ``recording``; ``step(batch)`` replaces :meth:`step`."""
         with recording:
             for batch in self.batches(steps):
@@ -63,18 +60,18 @@ class Script:
         return self.tables
 
     @property
-    def tables(self) -> Any:
+    def tables(self):
         return load_measured(str(self.results))
 
-    def copy(self, name: str) -> "Script":
+    def copy(self, name):
         """The same script with a folder of its own."""
         return Script(copy.deepcopy(self.model), self.results / name)
 
 
-def assert_equal(tables: Any, expected: Any, rtol: float = 0.0) -> None:
+def assert_equal(tables, expected, rtol=0.0):
     """All numbers of two recordings, up to ``rtol`` of themselves."""
     columns = ["step", "tokens", "loss", "grad_norm", "clip_factor", "lr"]
-    options: dict[str, Any] = {"rtol": rtol, "atol": 0.0, "check_exact": not rtol}
+    options = {"rtol": rtol, "atol": 0.0, "check_exact": not rtol}
     pd.testing.assert_frame_equal(tables.metrics[columns], expected.metrics[columns], **options)
     shared = [name for name in expected.probes if name != "cell_id"]
     pd.testing.assert_frame_equal(tables.probes[shared], expected.probes[shared], **options)
@@ -149,7 +146,7 @@ def test_a_rule_that_is_another_factor_in_fact_is_told(script):
     assert shares == pytest.approx([0.5, 1.0], rel=1e-4)
 
 
-def of_other_factor(layer: Any, forward: Any, x: Tensor) -> Tensor:
+def of_other_factor(layer, forward, x):
     base = layer.base_layer(x)
     return base + (forward(x) - base) / 2
 
@@ -234,7 +231,7 @@ def test_loops_that_cannot_be_measured(script):
     assert statuses.count("complete") == 1  # nothing is left of what failed
 
 
-def _backward(loss: Tensor) -> Tensor:
+def _backward(loss):
     loss.backward()
     return loss
 
@@ -256,11 +253,11 @@ def test_how_a_loop_ends(error, status, message, script):
     assert script.tables.metrics["step"].tolist() == [0, 1]
 
 
-def _until(steps: int, step: Any, error: BaseException) -> Callable[[Any], None]:
+def _until(steps, step, error):
     """``step``, which raises ``error`` after some steps."""
     left = iter(range(steps))
 
-    def stepping(batch: Any) -> None:
+    def stepping(batch):
         if next(left, None) is None:
             raise error
         step(batch)
@@ -330,7 +327,7 @@ def test_a_loss_that_nobody_told_is_asked_for(script, is_late):
     assert (metrics["grad_norm"] > 0).all()
 
 
-def skip_update(script: Script, batch: Any, how: str) -> None:
+def skip_update(script, batch, how):
     """Use a batch for no update, in one of the ways in which loops do it."""
     if how == "evaluated":
         with torch.no_grad():

@@ -5,13 +5,13 @@ import re
 import runpy
 import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 peft = pytest.importorskip("peft")
@@ -31,7 +31,7 @@ SMALL = 0.0005
 class OneLayer(nn.Module):
     """A model of one linear layer, of the class that a test asks for."""
 
-    def __init__(self, kind: str, bias: bool) -> None:
+    def __init__(self, kind, bias):
         super().__init__()
         self.proj = Conv1D(D_OUT, D_IN) if kind == "conv1d" else nn.Linear(D_IN, D_OUT, bias=bias)
         self.config: dict[str, Any] = {}
@@ -40,18 +40,13 @@ class OneLayer(nn.Module):
             if self.proj.bias is not None:
                 self.proj.bias.normal_()
 
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
+    def forward(self, x, **options):
         return self.proj(x, **options)
 
 
 def build(
-    kind: str = "linear",
-    bias: bool = False,
-    adapters: int = 1,
-    base: torch.dtype = torch.bfloat16,
-    adapter: torch.dtype = torch.float32,
-    **options: Any,
-) -> Any:
+    kind="linear", bias=False, adapters=1, base=torch.bfloat16, adapter=torch.float32, **options
+):
     """A PEFT model whose adapters' outputs are ``SMALL`` beside that of the base."""
     torch.manual_seed(0)
     config = peft.LoraConfig(
@@ -70,11 +65,11 @@ def build(
     return model
 
 
-def layer(model: Any) -> Any:
+def layer(model):
     return model.base_model.model.proj
 
 
-def swallowed(model: Any, exact: Any, x: Tensor, context: AbstractContextManager[Any]) -> float:
+def swallowed(model, exact, x, context):
     """``1 - <d, D> / <d, d>``: d is the adapter's output in float32, D the change that is left."""
     with torch.no_grad(), model.disable_adapter(), context:
         base = model(x).float()

@@ -4,12 +4,9 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -21,11 +18,10 @@ from study.training.peft_format import read_adapter
 from tests.models.small import mixtral
 
 peft = pytest.importorskip("peft")
-Cli = Callable[..., Any]
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
-def adapted(base: Any, folder: Path, **options: Any) -> Path:
+def adapted(base, folder, **options):
     """An adapter of PEFT whose effect is as large as the base's."""
     options = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options}
     config = peft.LoraConfig(**options)
@@ -38,7 +34,7 @@ def adapted(base: Any, folder: Path, **options: Any) -> Path:
     return folder
 
 
-def asked(works: Cli, base: str, folder: Path, server: Any) -> tuple[float, str]:
+def asked(works, base, folder, server):
     """The factor that the command finds, as a share of gamma, and its sentence."""
     ran = works("serve-check", folder, "--url", server.listening_address, "--base", base)
     said = " ".join(ran.out.split())
@@ -88,7 +84,7 @@ def test_the_factor_of_llama_cpp(kind, tmp_path, works):
 
 
 @pytest.fixture
-def server() -> Iterator[Any]:
+def server():
     """A small OpenAI-compatible server. Its dict ``answers`` has the JSON by path; a function gets
     the request. Lists of models and of log-probabilities are as vLLM writes them."""
 
@@ -117,14 +113,14 @@ def server() -> Iterator[Any]:
     http.server_close()
 
 
-def answering(base: Any, folder: Path, factor: float, noise: float = 0.0) -> Callable[[Any], Any]:
+def answering(base, folder, factor, noise=0.0):
     """The answers of a server that multiplies by ``factor`` of gamma, and whose log-probabilities
     have errors."""
     model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
     generator = torch.Generator().manual_seed(1)
 
     @torch.no_grad()
-    def answer(request: Any) -> Any:
+    def answer(request):
         used = factor if request["model"] == "mine" else 0.0
         with peft.helpers.rescale_adapter_scale(model, used):
             logits = model(torch.tensor([request["prompt"]])).logits[0, -1]

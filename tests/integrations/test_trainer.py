@@ -2,7 +2,6 @@
 
 import os
 import signal
-from typing import Any
 
 import pytest
 import torch
@@ -66,7 +65,7 @@ def test_the_callback_does_not_change_training(
 
 
 class Kill(TrainerCallback):
-    def on_save(self, *_: Any, **__: Any) -> None:
+    def on_save(self, *_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,9 +1,6 @@
 """Weights that change on disk: no cell trains on other weights than its id stands for."""
 
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,14 +14,14 @@ DESCRIBE = (
 
 
 @pytest.fixture
-def train(study_cli, tiny_folder, jsonl, here) -> Callable[[str], Any]:
+def train(study_cli, tiny_folder, jsonl, here):
     """``train(name)`` trains one cell on the model in ``tiny_folder``."""
     words = ["model=hf", f"model.path={tiny_folder}", "data=file", f"data.path={jsonl}"]
     words += ["data.sequence_length=32", "data.heldout=2", "train.steps=2", "train.batch_size=2"]
     return lambda name: study_cli("train", *words, f"name={name}")
 
 
-def flip_a_bit(weights: Path, byte: int) -> None:
+def flip_a_bit(weights, byte):
     content = bytearray(weights.read_bytes())
     content[byte] ^= 1
     weights.write_bytes(content)

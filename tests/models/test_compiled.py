@@ -1,6 +1,5 @@
 """``pack.compile`` changes a run and its probes by rounding only, and leaves the base unchanged."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import pandas as pd
@@ -8,19 +7,18 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from study.training.loop import CellStep
 from tests.trained import trained
 
 
 @pytest.fixture(autouse=True)
-def _no_programs() -> Iterator[None]:
+def _no_programs():
     torch.compiler.reset()
     counters.clear()
     yield
     torch.compiler.reset()
 
 
-def assert_same_numbers(ours: list[CellStep], wanted: list[CellStep]) -> None:
+def assert_same_numbers(ours, wanted):
     for step, other in zip(ours, wanted, strict=True):
         seconds = {"seconds": step.metrics["seconds"]}
         assert step.metrics == pytest.approx(other.metrics | seconds, rel=1e-4)

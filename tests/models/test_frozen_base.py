@@ -1,22 +1,18 @@
 """The frozen base: logits in two parts equal those of the whole; bad weights are errors."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import PretrainedConfig
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import FrozenBase, describe, load_base
+from study.models import describe, load_base
 from study.models.card import block_linears
 
 from .small import SHAPE, SMALL, gpt2, mixtral
 
 CPU = torch.device("cpu")
-Loaded = Callable[[PretrainedConfig], FrozenBase]
 CAPS = {"final_logit_softcapping": 0.05, "attn_logit_softcapping": 0.05}
 GEMMA = {**CAPS, "head_dim": 8, "query_pre_attn_scalar": 8}
 
@@ -29,7 +25,7 @@ FAMILIES = {
 
 
 @pytest.fixture
-def loaded(save_family) -> Loaded:
+def loaded(save_family):
     return lambda config: load_base(ModelConfig("hf", str(save_family(config))), CPU, "float32")
 
 

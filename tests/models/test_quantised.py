@@ -1,19 +1,17 @@
 """Quantised bases against bitsandbytes: the same weights, and the same function in every pass."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import bitsandbytes
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from study.adapters import dense_weight, features
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import FrozenBase, describe, load_base, quantised, tiny
+from study.models import describe, load_base, quantised, tiny
 from tests.trained import series, trained
 
 from .small import SMALL, gpt2
@@ -26,11 +24,11 @@ ERROR = {8: 0.01, 4: 0.11}
 
 
 @pytest.fixture(scope="module")
-def bases() -> dict[int, FrozenBase]:
+def bases():
     return {bits: load_base(ModelConfig("tiny", quant_bits=bits), CPU, "float32") for bits in BITS}
 
 
-def dense(linear: Any) -> Tensor:
+def dense(linear):
     """A packed weight, dequantised by bitsandbytes' own functions."""
     data, of = linear.weight.data, bitsandbytes.functional
     if isinstance(linear, bitsandbytes.nn.Linear4bit):
@@ -123,7 +121,7 @@ def test_a_checkpoint_is_quantised_while_it_is_read(save_family, family, bits):
 
 
 @pytest.fixture(scope="module")
-def held_in_4_bits(tmp_path_factory) -> Path:
+def held_in_4_bits(tmp_path_factory):
     """A checkpoint saved from a quantised model that computes in bf16."""
     folder = tmp_path_factory.mktemp("held")
     quantised.reloaded(tiny.build(), CPU, torch.bfloat16, 4).save_pretrained(folder)

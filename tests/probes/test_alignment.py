@@ -3,16 +3,12 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-from study.adapters import AdapterSpec, LoraBank, adapted
+from study.adapters import AdapterSpec, adapted
 from study.adapters.bank import initial_pair
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.probes.alignment import ALIGNED
 from study.theory import measure_layer
 from study.training.loop import Fold
@@ -27,13 +23,13 @@ TOKENS = 20
 class Captured:
     """Inputs and output gradients of every layer, by micro-batch, from hooks of our own."""
 
-    def __init__(self, banks: list[LoraBank]) -> None:
+    def __init__(self, banks):
         self.x: dict[str, list[Tensor]] = {bank.layer: [] for bank in banks}
         self.dy: dict[str, list[Tensor]] = {bank.layer: [] for bank in banks}
         for bank in banks:
             bank.register_forward_hook(self.forward)
 
-    def forward(self, bank: LoraBank, args: tuple[Tensor], y: Tensor) -> None:
+    def forward(self, bank, args, y):
         self.x[bank.layer].append(args[0].detach())
         y.register_hook(lambda dy: self.dy[bank.layer].append(dy))
 
@@ -84,7 +80,7 @@ def test_alignments_agree_with_theory(tiny_base, corpus, cell):
             assert others.isna().all(axis=None)
 
 
-def probes(base: FrozenBase, corpus: Corpus, config: CellConfig) -> dict[int, pd.DataFrame]:
+def probes(base, corpus, config):
     [steps] = trained(base, corpus, config)
     return {int(step.metrics["step"]): step.probes for step in steps if step.probes is not None}
 

@@ -18,7 +18,7 @@ from tests.trained import trained
 MOVES = {*UPDATES, "adapter_update"}
 
 
-def sites_by_batch(table: pd.DataFrame) -> dict[str, set[str]]:
+def sites_by_batch(table):
     return {batch: set(rows["site"]) for batch, rows in table.groupby("batch")}
 
 

@@ -1,19 +1,14 @@
 """Every number of a probe compared with its definition, on our banks and on PEFT's layers."""
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, adapted
-from study.config import CellConfig
-from study.data.batches import Corpus, TokenBatch
-from study.models import FrozenBase
 from study.probes import NormProbe, statistics
 from study.probes.delta_w import core, largest_singular_values
 from study.probes.measurements import KEYS
@@ -29,9 +24,7 @@ SPECTRA = {"spectral", "stable_rank"}
 
 
 @contextmanager
-def trained(
-    base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], form: str
-) -> Iterator[Fold]:
+def trained(base, corpus, cell, form):
     """Two cells of different rank after two steps, so that no weight is zero."""
     cells = [
         cell(f"adapter.rank={s.rank}", f"seed={s.seed}", "train.accumulation=2", "train.clip=0.5")
@@ -47,12 +40,12 @@ def trained(
 
 
 @pytest.fixture
-def fold(tiny_base, corpus, cell) -> Iterator[Fold]:
+def fold(tiny_base, corpus, cell):
     with trained(tiny_base, corpus, cell, "factored") as fold:
         yield fold
 
 
-def definition(x: Tensor) -> dict[str, float]:
+def definition(x):
     x = x.detach().double()
     return {
         "mean_abs": x.abs().mean().item(),
@@ -64,7 +57,7 @@ def definition(x: Tensor) -> dict[str, float]:
     }
 
 
-def assert_row(table: pd.DataFrame, layer: str, site: str, expected: dict[str, float]) -> None:
+def assert_row(table, layer, site, expected):
     rows = table[(table["layer"] == layer) & (table["site"] == site)]
     assert len(rows) == 1, (layer, site)
     for stat, value in expected.items():
@@ -75,7 +68,7 @@ def assert_row(table: pd.DataFrame, layer: str, site: str, expected: dict[str, f
 class Reference:
     """Activations and their gradients by layer, site and cell, from hooks of our own."""
 
-    def __init__(self, fold: Fold, step: int) -> None:
+    def __init__(self, fold, step):
         self.fold = fold
         self.micro_batches, _ = fold._micro_batches(step)
         self.seen: dict[tuple[str, str, int], list[Tensor]] = {}
@@ -83,11 +76,11 @@ class Reference:
         self._order = iter([batch for batch in self.micro_batches for _ in fold.banks])
         self.hooks = [bank.register_forward_hook(self._forward) for bank in fold.banks]
 
-    def remove(self) -> None:
+    def remove(self):
         for hook in self.hooks:
             hook.remove()
 
-    def _forward(self, bank: LoraBank, args: tuple[Tensor], y: Tensor) -> None:
+    def _forward(self, bank, args, y):
         batch = next(self._order)
         for k, (x_k, y_k) in enumerate(self._real(batch, args[0], y)):
             self.seen.setdefault((bank.layer, "adapter_in", k), []).append(x_k)
@@ -97,26 +90,26 @@ class Reference:
             self.sampled.setdefault((bank.layer, "adapter_out", k), []).append(out)
         y.register_hook(lambda dy: self._backward(bank, batch, dy))
 
-    def _backward(self, bank: LoraBank, batch: TokenBatch, dy: Tensor) -> None:
+    def _backward(self, bank, batch, dy):
         for k, (dy_k,) in enumerate(self._real(batch, dy)):
             self.seen.setdefault((bank.layer, "layer_out_grad", k), []).append(dy_k)
             A, B, gamma = bank.pairs[k]
             dx = gamma * dy_k[evenly(len(dy_k))].double() @ B.double() @ A.double()
             self.sampled.setdefault((bank.layer, "adapter_in_grad", k), []).append(dx)
 
-    def _real(self, batch: TokenBatch, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    def _real(self, batch, *tensors):
         """The real tokens of each cell."""
         K = len(self.fold.cells)
         parts = zip(batch.real_BT.chunk(K), *(t.chunk(K) for t in tensors), strict=True)
         return [tuple(t[mask] for t in of_cell) for mask, *of_cell in parts]
 
 
-def evenly(count: int) -> Tensor:
+def evenly(count):
     return torch.linspace(0, count - 1, TOKENS).round().long()
 
 
 @pytest.fixture(scope="module", params=["factored", "merged"])
-def measured(request, tiny_base, corpus, cell) -> SimpleNamespace:
+def measured(request, tiny_base, corpus, cell):
     """In chunks so small that tensors have several, the last one incomplete."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "CHUNK", 1000)
@@ -124,7 +117,7 @@ def measured(request, tiny_base, corpus, cell) -> SimpleNamespace:
             return measure(fold)
 
 
-def measure(fold: Fold) -> SimpleNamespace:
+def measure(fold):
     """A probed step: the probe's tables, and the tensors that it measured."""
     probe = NormProbe(fold.base.model, stats=MEASURED, tokens=TOKENS)
     reference = Reference(fold, 2)
@@ -230,11 +223,11 @@ def test_non_finite_values_are_kept_and_flagged(fold, bad):
 # The largest singular value, against a full decomposition.
 
 
-def largest_singular_value(*factors: Tensor) -> Tensor:
+def largest_singular_value(*factors):
     return largest_singular_values([core(*factors)])[0]
 
 
-def after_sgd(o: int, r: int, d: int) -> tuple[Tensor, Tensor]:
+def after_sgd(o, r, d):
     """``B = G A^T`` as after lazy SGD; the singular values of G fall slowly."""
     falling = torch.arange(1, 65).float() ** -0.7
     A = (torch.rand(r, d) * 2 - 1) / d**0.5

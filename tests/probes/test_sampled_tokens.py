@@ -5,10 +5,8 @@ They are compared with autograd on all tokens of the step, with the dropout mask
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import nullcontext
 
-import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -31,21 +29,21 @@ class ByAutograd:
     ``kept_of(layer, x)``: what dropout multiplied x by.
     """
 
-    def __init__(self, kept_of: Callable[[str, Tensor], Tensor]) -> None:
+    def __init__(self, kept_of):
         self.kept_of = kept_of
         self.out: dict[str, list[Tensor]] = defaultdict(list)
         self.dx: dict[str, list[Tensor]] = defaultdict(list)
         self.real_BT = torch.empty(0)
 
-    def watch(self, layer: str, module: nn.Module, A: Tensor, B: Tensor, gamma: float) -> None:
-        def on_forward(_: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
+    def watch(self, layer, module, A, B, gamma):
+        def on_forward(_, args, y):
             x = args[0].detach().double().requires_grad_()
             kept = self.kept_of(layer, args[0]).double()
             out = gamma * (x * kept) @ A.detach().double().mT @ B.detach().double().mT
             real_BT = self.real_BT
             self.out[layer].append(out[real_BT].detach())
 
-            def on_backward(dy: Tensor) -> None:
+            def on_backward(dy):
                 (dx,) = torch.autograd.grad(out, x, dy.double())
                 self.dx[layer].append(dx[real_BT])
 
@@ -53,7 +51,7 @@ class ByAutograd:
 
         module.register_forward_hook(on_forward)
 
-    def assert_agrees(self, table: pd.DataFrame) -> None:
+    def assert_agrees(self, table):
         rms = table.set_index(["site", "layer"])["rms"]
         for site, found in (("adapter_out", self.out), ("adapter_in_grad", self.dx)):
             for layer, parts in found.items():

@@ -1,12 +1,11 @@
 """``swallowed``: the share of an adapter's output that a layer loses by rounding."""
 
 from contextlib import nullcontext
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from study.adapters.bank import AdapterSpec, LoraBank
 from study.adapters.contraction import Contraction
@@ -22,7 +21,7 @@ LOST = 1 - (3 / 4 + 1) / (1 / 16 + 9 / 16 + 1)
 TOKENS, D = 4000, 64
 
 
-def bank_of(W_OD: Tensor, A_RD: Tensor, *B_OR: Tensor, form: str = "factored") -> nn.Module:
+def bank_of(W_OD, A_RD, *B_OR, form="factored"):
     base = nn.Linear(*W_OD.mT.shape, bias=False, dtype=W_OD.dtype).requires_grad_(False)
     base.weight.data.copy_(W_OD)
     specs = [AdapterSpec(len(A_RD), 1.0, seed=n) for n in range(len(B_OR))]
@@ -34,20 +33,20 @@ def bank_of(W_OD: Tensor, A_RD: Tensor, *B_OR: Tensor, form: str = "factored") -
     return bank
 
 
-def peft_of(W_OD: Tensor, A_RD: Tensor, B_OR: Tensor, dtype: torch.dtype) -> nn.Module:
+def peft_of(W_OD, A_RD, B_OR, dtype):
     peft = pytest.importorskip("peft")
     base = nn.Sequential(nn.Linear(*W_OD.mT.shape, bias=False, dtype=W_OD.dtype))
     base[0].weight.data.copy_(W_OD)
     rank = len(A_RD)
     lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
-    model: Any = peft.get_peft_model(base, lora, autocast_adapter_dtype=False)
+    model = peft.get_peft_model(base, lora, autocast_adapter_dtype=False)
     for name, factor in (("lora_A", A_RD), ("lora_B", B_OR)):
         linear = getattr(model.base_model.model[0], name)["default"].to(dtype)
         linear.weight.data.copy_(factor)
     return model
 
 
-def measured(model: nn.Module, *inputs: Tensor, tokens: int = TOKENS, **more: Any) -> pd.DataFrame:
+def measured(model, *inputs, tokens=TOKENS, **more):
     """The adapter's output of each cell after a pass for each of ``inputs``."""
     probe = NormProbe(model, sites=["adapter_out", "layer_out"], tokens=tokens, **more)
     for x in inputs:

@@ -1,46 +1,41 @@
 """The answer says what the tables show, for any study, and no more."""
 
 import math
-from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from study.analysis import load_tables
 from study.report import answer
 
-OnDisk = Callable[..., Path]
-Cell = Mapping[str, Any]
 POWERS = {"lora": 1.0, "rslora": 0.5, "power 0": 0.0, "power 0.75": 0.75, "power 1.5": 1.5}
 
 
 @pytest.fixture
-def on_disk(on_disk) -> OnDisk:
+def on_disk(on_disk):
     """A small study: three ranks, of which the highest is 100 times the lowest; three seeds."""
     return partial(on_disk, ranks=(4, 16, 400), seeds=(0, 1, 2))
 
 
-def said(folder: Path) -> list[str]:
+def said(folder):
     return answer(load_tables(folder))
 
 
-def seeded(cell: Cell) -> float:
+def seeded(cell):
     """A factor near 1 that differs between seeds and ranks."""
     return math.exp(0.001 * (cell["seed"] - 1) * math.log(cell["rank"]))
 
 
-def growing(cell: Cell, step: int) -> float:
+def growing(cell, step):
     """Outputs that grow as r^0.5 under rsLoRA, and not at all under LoRA."""
     return seeded(cell) * (cell["gamma"] * cell["rank"]) ** 1.0
 
 
-def flat(cell: Cell, step: int) -> float:
+def flat(cell, step):
     return seeded(cell)
 
 
-def learns(cell: Cell) -> float:
+def learns(cell):
     """A loss that falls with the rank under rsLoRA only."""
     gain = 0.05 * math.log2(cell["rank"]) if cell["scaling"] == "rslora" else 0.0
     return 2.5 - gain + 0.001 * cell["seed"]
@@ -163,5 +158,5 @@ def test_two_ranks_have_a_change_and_no_law(on_disk):
     assert law.endswith("keeps its size (100 %) under LoRA (×1.00 [1.00, 1.00]).")
 
 
-def learns_at(cell: Cell) -> float:
+def learns_at(cell):
     return learns(cell) + 0.1 * math.log(cell["lr"] / 1e-3) ** 2

@@ -3,8 +3,6 @@
 import errno
 import re
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,29 +11,19 @@ from click.testing import CliRunner
 import study
 from study.analysis import load_tables
 from study.cli import cli
-from study.figures import FIGURES
 from study.report import answer
 from study.store import files, load_records, write_table
 from tests.faults.instrument import Instrument, Plan
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_figures() -> Iterator[None]:
-    """Two figures are enough here, and faster; and one that can't be drawn."""
-    drawn = ("grad_norm_vs_rank", "loss_curves", "learning_rate_basins")
-    few = {name: FIGURES[name] for name in drawn}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("study.figures.FIGURES", few)
-        patched.setattr("study.report.page.FIGURES", few)
-        yield
+pytestmark = pytest.mark.usefixtures("few_figures")
 
 
 @pytest.fixture
-def small(on_disk) -> Path:
+def small(on_disk):
     return on_disk(ranks=(4, 32), seeds=(0,))
 
 
-def run(*words: str | Path) -> str:
+def run(*words):
     result = CliRunner().invoke(cli, [*map(str, words)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output

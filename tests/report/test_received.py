@@ -6,11 +6,11 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
+import pytest
 from markdown_it import MarkdownIt
 
-from study.figures import FIGURES, style
+from study.figures import style
 
 ATTACKS = (
     "![x](../../secret.png)",
@@ -40,11 +40,11 @@ OF_A_PAGE = {"script", "iframe", "object", "embed", "form", "link", "base", "svg
 """Elements that run or load something. None is in a report."""
 
 
-def with_texts(study: Path, folder: Path, text: str) -> Path:
+def with_texts(study, folder, text):
     """A copy of ``study`` with ``text`` in every free text of every record."""
     shutil.copytree(study, folder)
     for path in folder.glob("cells/*/record.json"):
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = json.loads(path.read_text())
         record |= dict.fromkeys(TEXTS, text)
         record["git"] = {"commit": text, "dirty": True}
         record["versions"] = {"torch": text, text: "1"}
@@ -62,18 +62,18 @@ def with_texts(study: Path, folder: Path, text: str) -> Path:
 class Parsed(HTMLParser):
     """The elements and attributes of a page."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: list[tuple[str, str]] = []
         self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
 
 
-def assert_inert(report: str, folder: Path, plots: Path) -> None:
+def assert_inert(report, folder, plots):
     """Also a program that shows HTML finds none in the Markdown, and links to figures only."""
     parsed = Parsed(MarkdownIt("commonmark", {"html": True}).enable("table").render(report))
     assert parsed.tags.isdisjoint(OF_A_PAGE)
@@ -84,13 +84,11 @@ def assert_inert(report: str, folder: Path, plots: Path) -> None:
     assert all(line.isprintable() for line in report.split("\n"))
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_every_command_shows_a_folder_with_any_text(study_cli, on_disk, tmp_path, monkeypatch):
     """Figures, page, export and terminal, once each, with all attacks in every text."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(style, "DPI", 40)
-    few = {name: FIGURES[name] for name in ("loss_curves", "grad_norm_curves", "grad_norm_vs_rank")}
-    monkeypatch.setattr("study.figures.FIGURES", few)
-    monkeypatch.setattr("study.report.page.FIGURES", few)
     Path("secret.png").write_bytes(SECRET)
     sound = on_disk(ranks=(4, 16), seeds=(0,), record={"error": "OutOfMemoryError: none left"})
     folder = with_texts(sound, tmp_path / "results/![x](secret.png) <b>$x_{", " ".join(ATTACKS))

@@ -3,10 +3,7 @@
 import base64
 import io
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,7 +18,7 @@ from study.store import load_records
 from .conftest import report_on
 
 
-def caveats_of(folder: Path) -> list[str]:
+def caveats_of(folder):
     return caveats(load_tables(folder), load_records(folder))
 
 
@@ -45,7 +42,7 @@ def test_ranks_are_whole_numbers(on_disk, study_cli):
         assert "e+06" not in text
 
 
-def only(name: str, otherwise: Any, **where: Any) -> Callable[[dict], Any]:
+def only(name, otherwise, **where):
     """A function of a cell: ``name`` for those with the values ``where``."""
     return lambda cell: name if where.items() <= cell.items() else otherwise
 

@@ -31,7 +31,7 @@ from tests.store.small_cells import flip
 TABLES = ("metrics", "probes", "truncations", "examples", "exponents", "stable", "rates", "losses")
 
 
-def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
+def sweep(results, jsonl, *overrides):
     """Two cells of each seed on the tiny base, with truncations."""
     from study.sweeps import app
 
@@ -42,14 +42,14 @@ def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def study_dir(tmp_path_factory, jsonl) -> Path:
+def study_dir(tmp_path_factory, jsonl):
     results = tmp_path_factory.mktemp("trained") / "results"
     sweep(results, jsonl, "seed=0,1")
     return results / "mine"
 
 
 @pytest.fixture(scope="module")
-def archived(study_dir) -> Path:
+def archived(study_dir):
     to = study_dir.parents[1] / "kept/mine"
     assert write_archive(study_dir, to, "pictures") == []
     return to
@@ -83,6 +83,7 @@ def test_an_archive_names_its_own_folders_and_is_whole(study_dir, archived, work
         assert record == kept | {"config": kept["config"] | places}
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_a_read_only_archive_can_be_read_by_every_command(archived, tmp_path, works):
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
     copy.chmod(0o555)
@@ -105,7 +106,7 @@ def test_a_sweep_in_an_archived_study_trains_what_is_not_there(archived, tmp_pat
     assert set(tables.metrics["cell_id"]) == set(tables.cells["cell_id"])
 
 
-def shuffled(path: Path) -> None:
+def shuffled(path):
     rows = pq.read_table(path)
     pq.write_table(rows.take(np.random.default_rng(0).permutation(len(rows))), path)
 
@@ -134,7 +135,7 @@ def test_a_damaged_archive_gets_one_line(archived, tmp_path, kind, file, study_c
 
 
 @pytest.fixture
-def old_and_new(tmp_path, begin) -> tuple[Path, Path]:
+def old_and_new(tmp_path, begin):
     """Two states of a study, which differ in every table. Only the first has distances."""
     begin("abc", 1).close("complete")
     write_table(tmp_path / "distances.parquet", pd.DataFrame({"cell_id": ["abc"], "value": [1.0]}))
@@ -144,13 +145,13 @@ def old_and_new(tmp_path, begin) -> tuple[Path, Path]:
     return old, shutil.copytree(tmp_path / "cells", tmp_path / "new/cells").parent
 
 
-def seen(study_dir: Path) -> str:
+def seen(study_dir):
     tables = load_measured(study_dir)
     frames = tables.cells["cell_id"], tables.metrics, tables.probes, tables.distances
     return "\n".join(str(frame.to_dict()) for frame in frames)
 
 
-def killed_at(call: int, study_dir: Path, to: Path) -> bool:
+def killed_at(call, study_dir, to):
     """Archive ``study_dir`` in a process that is killed at a call. Whether it got there."""
     if (process := os.fork()) == 0:
         files.os = Instrument(Plan(str(to), at=call, signal=signal.SIGKILL))

@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import asdict, replace
-from typing import Any
 
-from study.config import CellConfig, Sources, identity
+from study.config import Sources, identity
 from study.store import cell_row
 from study.store.tables import FIRST
 
 SOURCES = Sources(model="a" * 64 + "+nf4", tokenizer="b" * 64, data="c" * 64)
 
 
-def record(config: CellConfig) -> dict[str, Any]:
+def record(config):
     about = {"cell_id": "x", "study": "s", "model": "tiny", "data": "d", "gamma": 1.0}
     return {**about, "status": "running", "config": asdict(config), "sources": asdict(SOURCES)}
 
@@ -31,7 +30,7 @@ NOT_COMPARED = ("model.", "probes.steps", "optimizer.name", "data.")
 """The record has a column for them, or its sources do. ``probes.steps`` counts with ``every``."""
 
 
-def changed(config: CellConfig, key: str, value: Any) -> CellConfig:
+def changed(config, key, value):
     """``config`` with another value of a key than ``value``."""
     other = OTHERS.get(key)
     if other is None:

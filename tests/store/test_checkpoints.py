@@ -2,8 +2,6 @@
 
 import json
 import tracemalloc
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,16 +22,16 @@ TENSORS = {
 STATE = {"tokens": 2**53 - 1, "lr": 0.1 + 0.2, "groups": [{"betas": [0.9, None], "on": True}]}
 
 
-def at(step: int, **changed: Any) -> Checkpoint:
+def at(step, **changed):
     return Checkpoint(step, TENSORS | changed, STATE)
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path):
     return tmp_path / CELL
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
@@ -62,7 +60,7 @@ def test_a_checkpoint_takes_no_memory_of_its_own(tmp_path):
     assert peak < weights.nbytes / 8
 
 
-def pair(step: int) -> list[str]:
+def pair(step):
     return [f"step-{step:08d}.json", f"step-{step:08d}.safetensors"]
 
 

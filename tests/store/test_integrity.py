@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from study.cli import cli
 from study.errors import StudyError
@@ -17,7 +17,7 @@ STOPPED = "cells/stopped/checkpoints/step-00000001"
 
 
 @pytest.fixture
-def study_dir(tmp_path, begin) -> Path:
+def study_dir(tmp_path, begin):
     """``ended`` and ``other`` are complete, ``stopped`` is interrupted and has checkpoints."""
     ended = begin("ended", 3)
     (ended.folder / "adapter").mkdir()
@@ -35,7 +35,7 @@ def study_dir(tmp_path, begin) -> Path:
     return tmp_path
 
 
-def check(study_dir: Path) -> Result:
+def check(study_dir):
     return CliRunner().invoke(cli, ["check", str(study_dir)])
 
 
@@ -52,7 +52,7 @@ RECORDS = {
 }
 
 
-def check_names(study_dir: Path, line: str) -> None:
+def check_names(study_dir, line):
     result = check(study_dir)
     assert result.exit_code == 1
     found, summary = result.output.splitlines()

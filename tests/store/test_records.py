@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,11 +17,11 @@ REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path):
     return complete(tmp_path)
 
 
-def write_changed(path: Path, key: str, value: Any, with_hash: bool = False) -> None:
+def write_changed(path, key, value, with_hash=False):
     """Set a dotted key of a record; ``...`` deletes it. ``with_hash``: and the hash of the rest."""
     record = json.loads(path.read_text())
     *groups, last = key.split(".")
@@ -114,7 +113,7 @@ CHANGES = {
 
 
 @pytest.fixture
-def paper_cell(tmp_path) -> Path:
+def paper_cell(tmp_path):
     record = load_records(REFERENCE / "paper_b3")[0]
     return complete(tmp_path, record["cell_id"], record)
 

@@ -3,8 +3,6 @@
 import json
 import math
 import os
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -30,15 +28,15 @@ from tests.store.small_cells import append
 ENDED = ["config.yaml", "lock", "metrics.parquet", "probes.parquet", "record.json"]
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def record(folder: Path) -> dict[str, Any]:
+def record(folder):
     return json.loads((folder / "record.json").read_text())
 
 
-def steps(folder: Path) -> list[int]:
+def steps(folder):
     return rows_of(folder, "metrics")["step"].to_list()
 
 

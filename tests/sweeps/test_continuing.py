@@ -1,7 +1,6 @@
 """Cells continue from their checkpoints; folds that fail are halved."""
 
 import errno
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -11,14 +10,12 @@ from study.errors import StudyError
 from study.store import StorageError, load_cells, load_measured, load_records
 from study.sweeps import record
 from study.sweeps import run as sweep
-from study.sweeps.cells import Cell, plan
+from study.sweeps.cells import plan
 from tests.sweeps.test_signals import same_tables
-
-Cells = Callable[..., list[Cell]]
 
 
 @pytest.fixture
-def cells(cell, tmp_path) -> Cells:
+def cells(cell, tmp_path):
     """``cells("results", ...)``: three ranks, with a checkpoint after each step."""
 
     def of(folder, *overrides, ranks=(2, 3, 4)):
@@ -29,7 +26,7 @@ def cells(cell, tmp_path) -> Cells:
 
 
 @pytest.fixture
-def hook(monkeypatch) -> Callable[..., list[int]]:
+def hook(monkeypatch):
     """``hook(act)`` calls ``act(fold, step)`` after each step. Returns the sizes of the folds."""
     real = sweep.train
 
@@ -49,7 +46,7 @@ def hook(monkeypatch) -> Callable[..., list[int]]:
 
 
 @pytest.fixture
-def break_at(hook) -> Callable[..., None]:
+def break_at(hook):
     """``break_at(3, error)``: training raises ``error`` after step 3."""
 
     def of(at, error):
@@ -62,7 +59,7 @@ def break_at(hook) -> Callable[..., None]:
     return of
 
 
-def full_disk() -> StorageError:
+def full_disk():
     error = StorageError("can't write a file: No space left on device; free some space")
     error.errno = errno.ENOSPC
     return error

@@ -2,10 +2,8 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,17 +14,15 @@ from study.sweeps.processes import claim_device
 from study.training.devices import choose_device
 from tests.forked import wait_for
 
-See = Callable[..., None]
-
 HELD = ExitStack()
 
 
-def claim(name: str, held: ExitStack = HELD) -> torch.device | None:
+def claim(name, held=HELD):
     return claim_device(name, lambda: False, held)
 
 
 @pytest.fixture
-def see(monkeypatch, tmp_path) -> See:
+def see(monkeypatch, tmp_path):
     """``see("a", "b")``: from now on this process sees two GPUs with these UUIDs."""
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(processes, "_POLL", 0.01)
@@ -43,7 +39,7 @@ def see(monkeypatch, tmp_path) -> See:
 
 
 @pytest.fixture
-def worker(tmp_path) -> Iterator[Callable[[], Any]]:
+def worker(tmp_path):
     """``worker()``: a process that claims a GPU, writes its name to a file, and stays."""
     started = []
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -12,12 +11,10 @@ from transformers import LlamaConfig
 
 from study.adapters import AdapterSpec, Contraction, adapted
 from study.adapters.contraction import FORMS
-from study.config import CellConfig
-from study.data.batches import Corpus
 from study.errors import StudyError
 from study.models import describe, load_base
 from study.sweeps.cells import plan
-from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
+from study.sweeps.estimate import estimate, fold_bytes, full_estimate
 from study.sweeps.packs import folds, prepare
 from study.training.fold import typical_step
 from study.training.optimizers import build_optimizer
@@ -34,12 +31,12 @@ class Operations(TorchDispatchMode):
 
     count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += not func.is_view
         return func(*args, **kwargs or {})
 
 
-def of(config: CellConfig, corpus: Corpus, form: str = "factored", device: str = "cpu") -> Estimate:
+def of(config, corpus, form="factored", device="cpu"):
     tokens, supervised = typical_step(config, corpus)
     contraction = Contraction(form, tokens)
     return estimate(config, describe(config.model), tokens, supervised, contraction, device)

@@ -8,11 +8,11 @@ from hydra.core.global_hydra import GlobalHydra
 from study.config.compose import CONF
 from study.store import load_measured
 from study.sweeps.app import parallel_jobs
-from study.sweeps.cells import Cell, plan
+from study.sweeps.cells import plan
 from study.sweeps.packs import packs
 
 
-def ranks(groups: list[list[Cell]]) -> list[list[float]]:
+def ranks(groups):
     return [[each.config.adapter.rank for each in pack] for pack in groups]
 
 

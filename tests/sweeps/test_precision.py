@@ -13,7 +13,7 @@ PLACE = ["site", "stat", "step", "kind", "layer"]
 
 
 @pytest.fixture
-def small(jsonl, here) -> list[str]:
+def small(jsonl, here):
     small = ["train", "-m", "model=tiny", "data=file", f"data.path={jsonl}", "train.steps=1"]
     return [*small, "data.sequence_length=32", "data.heldout=2", "train.eval_every=0"]
 

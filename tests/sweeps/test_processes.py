@@ -3,9 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +15,9 @@ from study.sweeps.cells import plan
 from study.vocabulary.quantities import STATS
 from tests.together import commands_together
 
-Torchrun = Callable[..., list[Any]]
-
 
 @pytest.fixture
-def torchrun(tmp_path, monkeypatch) -> Torchrun:
+def torchrun(tmp_path, monkeypatch):
     """``torchrun("train", ...)``: the exit code of each process, and what it printed on stderr."""
 
     def start(*arguments, before=lambda _: None, size=2):
@@ -35,7 +30,7 @@ def torchrun(tmp_path, monkeypatch) -> Torchrun:
 
 
 @pytest.fixture
-def small(jsonl, tmp_path) -> list[str]:
+def small(jsonl, tmp_path):
     """Two processes can divide neither the batches nor the held-out ones evenly: one gets none."""
     line = f"train model=tiny data=file data.path={jsonl} data.sequence_length=48 data.heldout=7 "
     line += f"results_dir={tmp_path}/results name=small train.batch_size=3 train.steps=3 "
@@ -43,7 +38,7 @@ def small(jsonl, tmp_path) -> list[str]:
     return f"{line} probes.every=null probes.steps=[3] pack.fold=1".split()
 
 
-def assert_same_numbers(folder: Path, other: Path) -> None:
+def assert_same_numbers(folder, other):
     """In bf16, only losses and norms, and roughly."""
     tables = [load_measured(each) for each in (folder, other)]
     assert set(tables[0].cells["cell_id"]) == set(tables[1].cells["cell_id"])

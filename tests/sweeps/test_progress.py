@@ -4,13 +4,10 @@ import os
 import re
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from study.store import CellWriter
 from study.sweeps.progress import WAITING, LiveSweep, live_sweeps, load_status, posted
 from tests.forked import STUDY, Forked
 from tests.store.small_cells import opened
@@ -21,15 +18,15 @@ CONFIG |= {"data": {}, "seed": 0}
 ABOUT = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 1.0, "config": CONFIG}
 
 
-def planned(number: int) -> list[dict[str, Any]]:
+def planned(number):
     return [{"cell_id": f"c{n}", **ABOUT} for n in range(number)]
 
 
-def ago(seconds: float) -> str:
+def ago(seconds):
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
-def begin(study_dir: Path, cell_id: str, steps: int, started: float = 0.0) -> CellWriter:
+def begin(study_dir, cell_id, steps, started=0.0):
     record = {"cell_id": cell_id, **ABOUT, "started": ago(started)}
     writer = opened(study_dir / "cells" / cell_id, "", record)
     for step in range(steps):

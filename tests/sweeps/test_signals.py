@@ -6,9 +6,7 @@ import shlex
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,7 +14,7 @@ import pytest
 from study.store import claim, is_claimed, load_cells, load_measured, load_records
 from study.sweeps import run as sweep
 from study.sweeps import signals
-from study.sweeps.cells import Cell, plan
+from study.sweeps.cells import plan
 from tests.forked import STUDY, Forked, wait_for
 
 LINE = (
@@ -25,11 +23,10 @@ LINE = (
     *("adapter.dropout=0.1", "adapter.rank=2,3", "train.steps=60", "checkpoint.every=1h"),
 )
 STOPPING = "study: finishing this step, then stopping; press Ctrl-C again to stop at once"
-Begin = Callable[..., Forked]
 
 
 @pytest.fixture
-def begin(tmp_path) -> Iterator[Begin]:
+def begin(tmp_path):
     """``begin("train", ..., first=code)`` starts ``study`` in ``tmp_path``, after ``code``."""
     begun = []
 
@@ -43,28 +40,28 @@ def begin(tmp_path) -> Iterator[Begin]:
 
 
 @pytest.fixture
-def line(jsonl) -> list[str]:
+def line(jsonl):
     return [*LINE, f"data.path={jsonl}"]
 
 
-def rows(folder: Path) -> int:
+def rows(folder):
     """About how many rows are on disk."""
     return sum(path.stat().st_size for path in folder.rglob("metrics.arrows")) // 400
 
 
-def hang() -> None:
+def hang():
     """Python calls a signal's handler between two calls, so no call is long."""
     while True:
         time.sleep(0.01)
 
 
-def check_stopped(process: Forked, line: list[str]) -> None:
+def check_stopped(process, line):
     last = process.said.splitlines()[-1]
     assert last == f"study: stopped; continue with: {shlex.join(['study', *line])}"
     assert "Traceback" not in process.said
 
 
-def same_tables(one: Path, two: Path) -> None:
+def same_tables(one, two):
     """All numbers but the times are the same, bit for bit."""
     tables = [load_measured(folder) for folder in (one, two)]
     for name in ("metrics", "probes"):
@@ -99,20 +96,20 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(begin, li
     assert not list(study_dir.rglob("checkpoints"))
 
 
-def slow_to_load() -> None:
+def slow_to_load():
     """Called in the process of a sweep, whose working directory is the test's."""
 
-    def wait(*_: object) -> None:
+    def wait(*_):
         Path("hangs").touch()
         hang()
 
     sweep.load_base = wait
 
 
-def hang_in_a_step() -> None:
+def hang_in_a_step():
     real = sweep.train
 
-    def train(*arguments: Any) -> Iterator[Any]:
+    def train(*arguments):
         for number, results in enumerate(real(*arguments)):
             if number == 5:
                 Path("hangs").touch()
@@ -183,8 +180,8 @@ def test_the_handler_of_a_launcher_is_called_after_a_checkpoint(cell, tmp_path, 
     assert status == ("interrupted" if ends else "complete")
 
 
-def _be_a_job(planned: Cell, found: Path, ends: bool) -> int:
-    def handler(signum: int, frame: object) -> None:
+def _be_a_job(planned, found, ends):
+    def handler(signum, frame):
         number = len(list(planned.folder.glob("checkpoints/*.safetensors")))
         found.write_text(f"{number} checkpoint, held: {is_claimed(planned.folder)}")
         if ends:
@@ -194,7 +191,7 @@ def _be_a_job(planned: Cell, found: Path, ends: bool) -> int:
     signals.listen_in_worker()
     real = sweep.train
 
-    def train(*arguments: Any) -> Iterator[Any]:
+    def train(*arguments):
         for number, results in enumerate(real(*arguments)):
             if number == 4:
                 os.kill(os.getpid(), signal.SIGUSR2)
@@ -222,11 +219,11 @@ SMALL = (
 
 
 @pytest.fixture
-def small(jsonl) -> list[str]:
+def small(jsonl):
     return ["train", "-m", *SMALL, f"data.path={jsonl}"]
 
 
-def trained(said: str) -> int:
+def trained(said):
     return len(re.findall(r"complete in [\d.]+ s", said))
 
 

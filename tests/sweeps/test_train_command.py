@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
-def small(jsonl) -> list[str]:
+def small(jsonl):
     return [*SMALL, "data=file", f"data.path={jsonl}"]
 
 
@@ -108,6 +108,7 @@ def test_every_experiment_runs_two_steps_on_tiny(works, experiment):
     assert set(cells["rank"]) == {2.0}
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works, refused):
     """A cell keeps what its experiment expects, and the report reads it there."""
     line = ("train", "experiment=quick", *SMALL, "adapter.rank=5")

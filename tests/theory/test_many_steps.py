@@ -8,7 +8,7 @@ SIZES = np.arange(1, D + 1) ** -0.5
 """Of inputs and of the signal, by direction."""
 
 
-def of_signs(G_TD: np.ndarray, x: np.ndarray) -> float:
+def of_signs(G_TD, x):
     """The formula: r_sign of an output after sign-like steps with these gradients, A frozen."""
     g = G_TD / np.linalg.norm(G_TD, axis=1, keepdims=True)
     c, k = np.clip(g @ g.T, -1, 1), g @ (x / np.linalg.norm(x))
@@ -29,7 +29,7 @@ def test_the_output_of_many_noisy_steps_is_that_of_one_with_its_own_r_sign(steps
     assert np.array(sizes) / sizes[0] == pytest.approx(1, abs=0.06)
 
 
-def trained(rate: float, steps: int = 200, frozen: bool = False) -> tuple[float, float]:
+def trained(rate, steps=200, frozen=False):
     """r_sign of what Adam accumulates in components that share their gradients, and the loss, both
     on fresh inputs. It is a noisy regression on a cosine. ``frozen``: A, and the gradients' law."""
     rng, learns = np.random.default_rng(0), 0.0 if frozen else 30.0

@@ -22,7 +22,7 @@ FIRST, SECOND = (
 """The sites of step 0 and of step 1, as Init[A] names them."""
 
 
-def batch(tokens: int, power: float) -> Problem:
+def batch(tokens, power):
     """Inputs and output gradients whose entry i has the scale ``i ** -power``."""
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((tokens, D_IN)) / np.arange(1, D_IN + 1) ** power

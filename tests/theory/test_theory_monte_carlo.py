@@ -14,7 +14,7 @@ from study.theory import Modifiers, measure_layer, predict, predicted_exponent
 from study.vocabulary.quantities import PRODUCTS
 
 from . import lazy_layer
-from .lazy_layer import Measured, interval, kaiming, problem, seed_slopes, sweep
+from .lazy_layer import interval, kaiming, problem, seed_slopes, sweep
 
 RANKS = (4, 16, 64, 256, 1024, 4096)
 P, Q = 0.7, 0.3  # generic: rows that differ in the table have different exponents
@@ -52,9 +52,7 @@ def measured_and_predicted(
     return measured, predicted
 
 
-def disagreements(
-    measured: dict[str, Measured], predicted: dict[str, float], slack: float = 0.0
-) -> list[str]:
+def disagreements(measured, predicted, slack=0.0):
     return [
         f"{name}: measured {measured[name]}, predicted {value:.4f}"
         for name, value in predicted.items()

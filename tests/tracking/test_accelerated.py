@@ -2,7 +2,6 @@
 
 import contextlib
 import sqlite3
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +15,7 @@ from study.vocabulary.quantities import MODEL_WIDE
 SWEEP = ["-m", "adapter.rank=2", "adapter.scaling=rslora,0.75", "optimizer.lr=1e-3", "pack.fold=2"]
 
 
-def in_tensorboard(folder: Path) -> dict[str, dict[str, dict[int, float]]]:
+def in_tensorboard(folder):
     """By run and metric, the value at each step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

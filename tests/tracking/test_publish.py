@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from tests.store.small_cells import CONFIG, RECORD, complete
 
 
 @pytest.fixture
-def study_dir(tracked) -> Path:
+def study_dir(tracked):
     return tracked / "results/default"
 
 

@@ -1,8 +1,6 @@
 """W&B has the values of the store, and no error in W&B stops training."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,15 +12,15 @@ from tests.tracking.conftest import SECRET
 SITES = {"adapter_grad": "grad_norm", "adapter_out": "adapter_out_norm", "delta_w": "delta_w_norm"}
 
 
-def run_dirs(study_dir: Path) -> dict[str, list[Path]]:
+def run_dirs(study_dir):
     """The offline runs by id."""
-    found: dict[str, list[Path]] = {}
+    found = {}
     for path in sorted((study_dir / "wandb").glob("offline-run-*")):
         found.setdefault(path.name.rpartition("-")[2], []).append(path)
     return found
 
 
-def history(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def history(records):
     """The logged rows by step."""
     items = [record["history"]["item"] for record in records if record["type"] == "history"]
     return {item["_step"]: item for item in items}

@@ -3,15 +3,13 @@
 import copy
 import json
 import re
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import GenerationConfig
 
 from study.adapters import adapted, resolve_targets
-from study.data.batches import Corpus, build_corpus
+from study.data.batches import build_corpus
 from study.errors import StudyError
 from study.models import load_tokenizer
 from study.sweeps.cells import plan
@@ -23,7 +21,7 @@ WORDS = {"a": "north", "b": "south", "c": "east", "d": "west"}
 
 
 @pytest.fixture(scope="module")
-def learning(cell, tmp_path_factory) -> list[str]:
+def learning(cell, tmp_path_factory):
     """A task of four labels; the last letter of a question names the right one."""
     path = tmp_path_factory.mktemp("task") / "task.jsonl"
     rows = [
@@ -38,7 +36,7 @@ def learning(cell, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def task(cell, learning) -> Corpus:
+def task(cell, learning):
     config = cell(*learning)
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
@@ -71,7 +69,7 @@ def test_answers_are_those_of_a_plain_generate_on_merged_weights(tiny_base, cell
     assert task.questions.exact_match([[]] * len(task.questions.targets)) == 0
 
 
-def _scored(model: Any, corpus: Corpus, tokens: int) -> float:
+def _scored(model, corpus, tokens):
     """FinLoRA's rule in other words: the leftmost match of an alternation of all labels."""
     questions = corpus.questions
     labels = sorted(set(questions.targets), key=len, reverse=True)
@@ -85,7 +83,7 @@ def _scored(model: Any, corpus: Corpus, tokens: int) -> float:
     )
     right = 0
     for context, target in zip(questions.contexts, questions.targets, strict=True):
-        ids: Tensor = model.generate(input_ids=torch.tensor([context]), generation_config=plain)
+        ids = model.generate(input_ids=torch.tensor([context]), generation_config=plain)
         answer = ids[0, len(context) :]
         found = label.search(questions.tokenizer.decode(answer, skip_special_tokens=True))
         right += found is not None and found[0].lower() == target

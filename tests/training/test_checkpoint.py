@@ -1,27 +1,18 @@
 """A cell that resumes follows the same path: bit for bit in the same fold."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-
 import pandas as pd
 import pytest
 import torch
 
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase, load_base
-from study.store.checkpoints import Checkpoint, load_newest, save
-from study.training.loop import CellStep, train
+from study.models import load_base
+from study.store.checkpoints import load_newest, save
+from study.training.loop import train
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.trained import copied
 
-Rows = list[CellStep | None]
 
-
-def with_snapshots(
-    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]
-) -> tuple[list[Rows], list[list[Checkpoint]]]:
+def with_snapshots(base, corpus, cells):
     """All steps of a fold, and the state of every cell after each of them but the last."""
     steps, snapshots = [], []
     for rows in train(base, corpus, cells):
@@ -31,7 +22,7 @@ def with_snapshots(
     return steps, snapshots
 
 
-def assert_same(ours: Sequence[Rows], theirs: Sequence[Rows]) -> None:
+def assert_same(ours, theirs):
     """The same numbers bit for bit, in every table, and the same adapters."""
     for (a,), (b,) in zip(ours, theirs, strict=True):
         assert a.diverged == b.diverged
@@ -48,9 +39,7 @@ def assert_same(ours: Sequence[Rows], theirs: Sequence[Rows]) -> None:
             assert torch.equal(pair.B_OR, b.adapter[layer].B_OR)
 
 
-def assert_resumes(
-    base: FrozenBase, corpus: Corpus, config: CellConfig, folder: Path, after: Iterable[int]
-) -> None:
+def assert_resumes(base, corpus, config, folder, after):
     """Resume from files after the given steps, and compare with the run that was not disturbed."""
     steps, snapshots = with_snapshots(base, corpus, [config])
     for at in after:
@@ -106,7 +95,7 @@ def test_settings(corpus, cell, setting, tmp_path):
 
 
 @pytest.fixture
-def mixed(cell) -> list[CellConfig]:
+def mixed(cell):
     """Cells that differ in everything in which the cells of a fold may differ."""
     probes = ["train.steps=4", "probes.steps=[1,3]", EVERY_STAT]
     own = (
@@ -137,7 +126,7 @@ def test_cells_resume_in_any_packing(tiny_base, corpus, mixed):
                 assert_close(row, theirs[k])
 
 
-def assert_close(ours: CellStep | None, theirs: CellStep | None) -> None:
+def assert_close(ours, theirs):
     """The same within rounding, as a folded cell and the cell alone."""
     assert ours.metrics.keys() == theirs.metrics.keys()
     for name in ours.metrics.keys() - {"seconds"}:

@@ -11,11 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from study.training import fold
 from study.training.fold import target_losses
-from study.training.loop import CellStep
 from tests.trained import series, trained
 
 
-def assert_same_probes(ours: CellStep, theirs: CellStep, column: str) -> None:
+def assert_same_probes(ours, theirs, column):
     assert (ours.probes is None) == (theirs.probes is None)
     if ours.probes is not None and theirs.probes is not None:
         both = ours.probes.merge(theirs.probes, on=["layer", "site"], validate="1:1")

@@ -4,14 +4,13 @@ import pytest
 import torch
 from transformers.optimization import get_scheduler
 
-from study.config import CellConfig
 from study.training.optimizers import build_optimizer, build_schedule
 from study.vocabulary.optimizers import OPTIMIZERS
 
 LR = 0.1
 
 
-def first_update(config: CellConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def first_update(config):
     """One step from B = 0 with one gradient for A and B: (gradient, update of A, update of B)."""
     gradient = torch.tensor([[3.0, -0.02], [0.5, -4.0]])
     A, B = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.zeros(2, 2))

@@ -3,15 +3,11 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from study.adapters import AdapterSpec, LoraPair, adapted
@@ -21,9 +17,7 @@ from study.training.peft_format import CONFIG, WEIGHTS, read_adapter, write_adap
 IDS = torch.arange(24).view(2, 12)
 
 
-def trained(
-    model: nn.Module, layers: list[str], **spec: Any
-) -> tuple[dict[str, LoraPair], torch.Tensor]:
+def trained(model, layers, **spec):
     """Adapters with a B that is not 0, and the model's logits with them."""
     with adapted(model, layers, [AdapterSpec(**spec)]) as banks, torch.no_grad():
         for number, bank in enumerate(banks):
@@ -33,16 +27,16 @@ def trained(
     return {n: LoraPair(A.clone(), B.clone(), gamma) for n, (A, B, gamma) in pairs.items()}, logits
 
 
-def written(folder: Path, model: nn.Module, pairs: Any, alpha: float, **about: Any) -> Path:
+def written(folder, model, pairs, alpha, **about):
     write_adapter(folder, pairs, alpha=alpha, modules=dict(model.named_modules()), **about)
     return folder
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder):
     return dict(json.loads((folder / CONFIG).read_text()))
 
 
-def assert_logits_in_peft(model: nn.Module, folder: Path, expected: torch.Tensor) -> None:
+def assert_logits_in_peft(model, folder, expected):
     """Within 1e-5 of the largest: our banks and PEFT multiply in different orders."""
     with torch.no_grad():
         found = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()(IDS).logits
@@ -63,17 +57,17 @@ def test_conv1d(tmp_path):
 
 
 @pytest.fixture
-def good(tiny_base, tmp_path) -> Path:
+def good(tiny_base, tmp_path):
     pairs, _ = trained(tiny_base.model, list(tiny_base.card.linears), rank=3, gamma=2.0)
     return written(tmp_path / "good", tiny_base.model, pairs, 6, exponent=1)
 
 
-def set_config(folder: Path, **changes: Any) -> None:
+def set_config(folder, **changes):
     config = config_of(folder) | changes
     (folder / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
 
 
-def set_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+def set_tensors(folder, change):
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)

@@ -1,7 +1,6 @@
 """A run is stuck if its gradient and its held-out loss have died; healthy runs never are."""
 
 import math
-from collections.abc import Iterable, Mapping
 
 import pytest
 
@@ -10,16 +9,14 @@ from study.vocabulary.thresholds import STUCK_GRADIENT, STUCK_LOSS
 from tests.trained import trained
 
 
-def stuck_step(rows: Iterable[Mapping[str, float]]) -> int | None:
+def stuck_step(rows):
     check = StuckCheck()
     for row in rows:
         check.add(row)
     return check.step
 
 
-def rows(
-    norms: Iterable[float], losses: Iterable[float], heldout: Mapping[int, float] | None = None
-) -> list[dict[str, float]]:
+def rows(norms, losses, heldout=None):
     """Rows of steps 0, 1, ...; ``heldout`` by step."""
     held = heldout or {}
     return [

@@ -3,7 +3,6 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -86,11 +85,11 @@ A, L, T, U, F = "axolotl.yml", "llama_factory.yaml", "trl.yaml", "unsloth.yaml",
 P = "adapter_config.json"
 
 
-def typed(kind: Any) -> dict[str, Any]:
+def typed(kind):
     return {"datasets": [{"path": "train.jsonl", "type": kind}]}
 
 
-def chat(**keys: Any) -> dict[str, Any]:
+def chat(**keys):
     return {"datasets": [{"path": "org/chats", "type": "chat_template", **keys}]}
 
 
