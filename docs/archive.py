@@ -15,11 +15,8 @@ import pyarrow.compute as pc
 from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES
 from study.errors import StudyError
 from study.store import cell_folders
-from study.store.archive import FILES, Thin, check_study, write_archive
+from study.store.archive import Thin, check_study, write_archive
 from study.vocabulary.quantities import FIRST_READ, MOMENTS, QUANTITIES
-
-MOST_MEGABYTES = 40
-"""Of all archives together."""
 
 
 def evaluated(name: str, rows: pa.Table) -> pa.Table:
@@ -61,7 +58,7 @@ THIN: dict[str, Thin] = {"evaluated": evaluated, "read": read_moments, "all": la
 
 
 def archive(name: str) -> None:
-    """Write the archive of one study, check it, and print its size and that of all archives."""
+    """Write the archive of one study, and check it. A test limits the size of all archives."""
     to = RESULTS.relative_to(ROOT) / name
     plots = PLOTS.relative_to(ROOT).as_posix()
     thin = THIN[STUDIES.get(name, {}).get("keeps", "all")]
@@ -70,10 +67,6 @@ def archive(name: str) -> None:
     print(f"{to}: {len(cell_folders(to))} cells")
     for path, reason in check_study(to):
         raise StudyError(f"{path}: {reason}")
-    total = sum(p.stat().st_size for name in FILES for p in RESULTS.glob(f"*/{name}")) / 1e6
-    print(f"all archives: {total:.1f} of {MOST_MEGABYTES} MB")
-    if total > MOST_MEGABYTES:
-        raise StudyError(f"all archives have {total:.1f} MB: leave a study out, or thin it")
 
 
 if __name__ == "__main__":

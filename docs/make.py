@@ -9,6 +9,7 @@ import hashlib
 import io
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +32,7 @@ STAMP = ROOT / "docs/stamp.txt"
 READ = ("*.md", "benchmarks", "conf", "docs", "results", "study")
 """All code and tables that documents are written from, and the documents."""
 PACKAGES = ("numpy", "pandas", "pyarrow", "scipy")
+say = partial(print, file=sys.stderr)
 
 
 def stamp() -> str:
@@ -47,11 +49,6 @@ def stamp() -> str:
 def is_written() -> bool:
     """Whether nothing has changed since the last ``make figures``."""
     return (ROOT / ".git").exists() and STAMP.exists() and STAMP.read_text().strip() == stamp()
-
-
-def say(line: str) -> None:
-    """Print a line for whoever waits."""
-    print(line, file=sys.stderr)
 
 
 def documents() -> list[Path]:
