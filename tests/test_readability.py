@@ -31,9 +31,9 @@ PACKAGE_LINES = {
     "study/training": 1_620,
     "study/vocabulary": 981,
     "study": 30_214,
-    "tests": 20_302,
+    "tests": 20_303,
     "benchmarks": 1_361,
-    "docs": 3_055,
+    "docs": 3_047,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
