@@ -97,8 +97,9 @@ def test_bad_exports(trained, tmp_path, refused):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     for words, message in (
-        ((trained, "xyz", tmp_path / "new"), "no cells? of .* begins? with 'xyz': choose"),
+        ((trained, "xyz", tmp_path / "new"), "no cell of .* begins with 'xyz': choose"),
         ((trained, "", tmp_path / "new"), "4 cells of .* begin"),
+        ((trained, name[1:], tmp_path / "new"), "no cell of .* begins with"),
         ((trained, name, tmp_path / "used"), "already exists: give a new folder"),
         ((tmp_path / "nowhere", name, tmp_path / "new"), "no study in"),
     ):
