@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_620,
     "study/vocabulary": 981,
     "study": 30_214,
-    "tests": 20_303,
+    "tests": 20_302,
     "benchmarks": 1_361,
     "docs": 3_047,
     "hydra_plugins": 122,
