@@ -450,7 +450,7 @@ def limits(size: Size) -> Iterator[Row]:
         config = size.cell(tokens, rank, *overrides)
         base, _ = base_and_corpus(config)
         weights = sum(x.numel() * x.element_size() for x in base.model.parameters())
-        factors = rank * sum(map(sum, base.card.shapes))
+        factors = rank * sum(map(sum, base.card.shapes.values()))
         seconds = median(packed(config).steps[1:])
         once = replace(config, train=replace(config.train, steps=1))
         with FlopCounterMode(display=False) as counter:

@@ -203,10 +203,13 @@ class Contraction:
         if self.form != "auto":
             return self.form
 
+        # Floats written and read in a step, without the operands of products: y and dx a second
+        # time; the merged weight; that weight and its gradient.
+        moved = {"factored": 2 * self.tokens * (d + o), "mixed": 4 * d * o, "merged": 6 * d * o}
+
         def cost(form: str) -> float:
             """In units of the factored form's FLOPs."""
-            flops = adapter_flops(form, self.tokens, d, o, rank)
-            floats = floats_moved(form, self.tokens, d, o)
+            flops, floats = adapter_flops(form, self.tokens, d, o, rank), moved[form]
             if needs_product and form == "factored":
                 flops, floats = flops + 2 * rank * d * o, floats + d * o
             return flops + FLOAT * floats
@@ -221,12 +224,3 @@ def adapter_flops(form: str, tokens: int, d: int, o: int, rank: int) -> int:
     if form == "mixed":
         return 2 * rank * d * o + 4 * tokens * rank * (d + o)
     return 6 * tokens * rank * (d + o)
-
-
-def floats_moved(form: str, tokens: int, d: int, o: int) -> int:
-    """Floats written and read in an optimizer step, without the operands of products.
-
-    In the factored form: y and dx a second time. In the mixed form: the merged weight. In the
-    merged form: that weight and its gradient.
-    """
-    return {"factored": 2 * tokens * (d + o), "mixed": 4 * d * o, "merged": 6 * d * o}[form]

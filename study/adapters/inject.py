@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,7 @@ def path_pattern(pattern: str, named: str, prefix: str = "") -> re.Pattern[str]:
         ) from None
 
 
-def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
+def resolve_targets(linears: Collection[str], targets: str | Sequence[str]) -> list[str]:
     """The paths among ``linears`` (linear layers and weights of experts) that ``targets`` names, in
     order.
 

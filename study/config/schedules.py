@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from study.config.types import MOST_STEPS, CellConfig
+from study.config.types import CellConfig
 from study.config.values import is_whole
 from study.errors import StudyError, given
 
@@ -22,11 +22,6 @@ def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
     if train.epochs is not None:
         batches = math.ceil(rows() / train.batch_size)
         steps = math.ceil(train.epochs * math.ceil(batches / train.accumulation))
-    if steps > MOST_STEPS:
-        raise StudyError(
-            f"train.epochs={train.epochs:g} takes {steps} steps, over {MOST_STEPS}: "
-            "lower it, or raise train.batch_size"
-        )
     if isinstance(warmup, float):
         warmup = math.ceil(steps * warmup)
     return replace(config, train=replace(train, steps=steps, warmup=warmup))

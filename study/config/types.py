@@ -30,7 +30,7 @@ from study.vocabulary.extras import NONE, TRACKERS, TrackerRow
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
-from study.vocabulary.scaling import RULES, exponent, gamma, named_rule, uses_crossover
+from study.vocabulary.scaling import RULES, gamma, named_rule, uses_crossover
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -165,14 +165,6 @@ class AdapterConfig(Part):
             self.crossover = None
         elif self.crossover is None:
             raise StudyError(f"adapter.scaling={self.scaling} needs adapter.crossover: give 40")
-
-    @property
-    def p(self) -> float:
-        """The p of the rule. Raises ``ValueError`` for a rule without one."""
-        found = exponent(self.scaling, self.exponent)
-        if found is None:
-            raise ValueError(f"adapter.scaling={self.scaling} is no power of the rank")
-        return found
 
     @property
     def gamma(self) -> float:

@@ -248,12 +248,14 @@ class Corpus:
 
     def check_tokens(self, vocabulary: int, named: str) -> None:
         """A tokenizer may know more tokens than its model: Gemma's has one for images."""
-        highest = int(self.train.tokens.max(initial=0))  # both sides share their arrays
+        # Both sides share their arrays.
+        highest = max(int(self.train.tokens.max(initial=0)), self.train.padding_id)
         if highest >= vocabulary:
             text = self.questions.tokenizer.decode([highest])
             raise StudyError(
-                f"the data has {short(text)}, which is token {highest} of the tokenizer, but "
-                f"{named} has {vocabulary} embeddings: remove it from the data"
+                f"the data or its padding has {short(text)}, which is token {highest} of the "
+                f"tokenizer, but {named} has {vocabulary} embeddings: remove it from the data, or "
+                "save the tokenizer of this model in its folder"
             )
 
 

@@ -177,9 +177,8 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     """
     card, dtype = describe(config), _DTYPES[precision]
     unloaded = find_model(config)
-    linears = sum(d * o for d, o in card.shapes)
-    in_linears = linears * (config.quant_bits or 8 * dtype.itemsize) // 8
-    need = in_linears + (card.parameters - linears) * dtype.itemsize
+    in_linears = card.in_linears * (config.quant_bits or 8 * dtype.itemsize) // 8
+    need = in_linears + (card.parameters - card.in_linears) * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     check_memory(need, free, unloaded.named, _LESS)
     model = unloaded.load(device, dtype, config.quant_bits).eval().requires_grad_(False)

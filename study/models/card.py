@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from study.config import ModelConfig
-from study.errors import StudyError, short
+from study.errors import StudyError
 from study.models import quantised
 from study.models.messages import failing
 from study.models.sources import UnloadedModel, find_model
@@ -37,8 +37,8 @@ class ModelCard:
 
     - ``fingerprint``: identifies the weights: of the model's folder, with a quantisation after it;
     - ``max_length``: the longest sequence, in tokens;
-    - ``linears``, ``shapes``: the paths of the linear layers in the blocks, and their ``(D, O)``;
-    - ``experts``, ``expert_shapes``: the same of the weights of E experts, ``(E, D, O)``;
+    - ``shapes``: by path, ``(D, O)`` of the linear layers in the blocks, then ``(E, D, O)`` of the
+      weights of E experts;
     - ``others``: the other weights in the blocks, such as routers: the number of entries by
       :func:`in_block`. Vectors and biases are left out;
     - ``parameters``, ``vocabulary``, ``head``: the numbers of weights, of input embeddings, and of
@@ -50,23 +50,24 @@ class ModelCard:
     tokenizer_fingerprint: str
     max_length: int
     note: str
-    linears: tuple[str, ...]
-    shapes: tuple[tuple[int, int], ...]
-    experts: tuple[str, ...]
-    expert_shapes: tuple[tuple[int, int, int], ...]
+    shapes: Mapping[str, tuple[int, ...]]
     others: tuple[tuple[str, int], ...]
     parameters: int
     vocabulary: int
     head: int
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        return self.linears + self.experts
+    def linears(self) -> tuple[str, ...]:
+        return tuple(path for path, shape in self.shapes.items() if len(shape) == 2)
 
     @property
-    def shapes_by_path(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of :attr:`targets`: ``(D, O)``, or ``(E, D, O)`` of experts."""
-        return dict(zip(self.targets, self.shapes + self.expert_shapes, strict=True))
+    def experts(self) -> tuple[str, ...]:
+        return tuple(path for path, shape in self.shapes.items() if len(shape) == 3)
+
+    @property
+    def in_linears(self) -> int:
+        """The number of weights of :attr:`linears`."""
+        return sum(math.prod(self.shapes[path]) for path in self.linears)
 
 
 def describe(config: ModelConfig) -> ModelCard:
@@ -116,45 +117,22 @@ def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> 
             name=unloaded.name,
             fingerprint=fingerprint,
             tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
-            max_length=_max_length(config, tokenizer, named),
+            max_length=_max_length(config, tokenizer),
             note=unloaded.note,
-            linears=tuple(linears),
-            shapes=tuple(_shape(linear) for linear in linears.values()),
-            experts=tuple(experts),
-            expert_shapes=tuple(experts.values()),
+            shapes={path: _shape(linear) for path, linear in linears.items()} | experts,
             others=tuple(others.items()),
             parameters=sum(weight.numel() for weight in model.parameters()),
             vocabulary=model.get_input_embeddings().weight.shape[0],
             head=head.weight.numel() if head else 0,
         )
     if quant_bits == 4:
-        quantised.check_rows(named, card.shapes_by_path)
-    _check_tokens(tokenizer, card.vocabulary, named)
+        quantised.check_rows(named, {path: card.shapes[path][0] for path in card.linears})
     return card
 
 
-def _check_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int, named: str) -> None:
-    """Refuse a token without an embedding. An added token counts only if it ends or pads a text:
-    Gemma has one for images."""
-    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
-    special = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
-    highest = max(*ids, *(token for token in special if token is not None), 0)
-    if highest >= vocabulary:
-        raise StudyError(
-            f"{named}: its tokenizer has token {highest}, but the model has {vocabulary} "
-            "embeddings: save the tokenizer of this model in the folder"
-        )
-
-
-def _max_length(config: Any, tokenizer: PreTrainedTokenizerFast, named: str) -> int:
+def _max_length(config: Any, tokenizer: PreTrainedTokenizerFast) -> int:
     positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    longest = positions or tokenizer.model_max_length
-    if type(longest) not in (int, float) or not longest >= 2:
-        raise StudyError(
-            f"{named}: the longest sequence is {short(longest)} tokens "
-            "(max_position_embeddings in config.json): it must be at least 2"
-        )
-    return int(min(longest, _UNLIMITED))
+    return int(min(positions or tokenizer.model_max_length, _UNLIMITED))
 
 
 def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -203,7 +181,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
-def _expert_weights(model: nn.Module) -> dict[str, tuple[int, int, int]]:
+def _expert_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """``(E, D, O)`` of the weights of experts in the language model's blocks, by path.
 
     Only modules with transformers' experts interface count: their inputs are one row per token.
@@ -254,7 +232,7 @@ def first_block(layers: Sequence[str]) -> tuple[str, int] | None:
     return paths.pop(), min(index for _, index in places)
 
 
-def _shape(linear: nn.Module) -> tuple[int, int]:
+def _shape(linear: nn.Module) -> tuple[int, ...]:
     """``(D, O)``. Conv1D stores its weight as ``[D, O]``, ``nn.Linear`` as ``[O, D]``."""
     first, second = linear.get_parameter("weight").shape
     return (first, second) if isinstance(linear, Conv1D) else (second, first)
@@ -290,10 +268,10 @@ class Coverage:
 
 
 def coverage(model: ModelCard, layers: Sequence[str]) -> Coverage:
-    """The coverage of adapters on ``layers``, which are among ``model.targets``."""
+    """The coverage of adapters on ``layers``, which are among ``model.shapes``."""
     without = Counter(dict(model.others))
     adapted, chosen = 0, set(layers)
-    for path, shape in model.shapes_by_path.items():
+    for path, shape in model.shapes.items():
         if path in chosen:
             adapted += math.prod(shape)
         else:

@@ -37,14 +37,14 @@ def check_installed() -> None:
         )
 
 
-def check_rows(named: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a weight whose rows are not a multiple of :data:`BLOCK`.
+def check_rows(named: str, rows: Mapping[str, int]) -> None:
+    """Refuse a weight whose rows are not a multiple of :data:`BLOCK`. ``rows``: their lengths.
 
     A scale would then cover the end of one row and the start of the next. For such blocks the
     AVX-512 kernel of bitsandbytes (0.50) uses the wrong scale without a warning: the error is 0.27
     of the weight instead of 0.09.
     """
-    for path, (d, _) in shapes.items():
+    for path, d in rows.items():
         if d % BLOCK:
             raise StudyError(
                 f"model.quant_bits=4 needs rows of a multiple of {BLOCK} weights, but {path} of"

@@ -118,7 +118,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
 
 def _covered(model: ModelConfig, targets: str | Sequence[str]) -> Coverage:
     card = describe(model)
-    return coverage(card, resolve_targets(card.targets, targets))
+    return coverage(card, resolve_targets(card.shapes, targets))
 
 
 def _examples(model: ModelConfig, data: DataConfig) -> str:
@@ -160,14 +160,14 @@ def _labels(cells: Sequence[Cell]) -> Iterator[str]:
 def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:
     """``config`` with the rank, alpha, rule and targets of the PEFT adapter at ``adapter.path``."""
     found = read_adapter(Path(str(config.adapter.path)))
-    found.check_fits(card.shapes_by_path, card.name)
+    found.check_fits(card.shapes, card.name)
     adapter = replace(
         config.adapter,
         rank=found.config["r"],
         alpha=float(found.config["lora_alpha"]),
         scaling=found.scaling,
         exponent=None,
-        targets=shortest_names(found.pairs, card.targets),
+        targets=shortest_names(found.pairs, card.shapes),
         init=IMPORTED,
     )
     return replace(config, adapter=adapter)

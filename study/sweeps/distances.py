@@ -110,7 +110,7 @@ def trajectory(
     of each layer over the real tokens of the step.
     """
     at = [step for step in probe_steps(config) if step > 0]
-    layers = resolve_targets(base.card.targets, config.adapter.targets)
+    layers = resolve_targets(base.card.shapes, config.adapter.targets)
     unprobed = replace(config, probes=replace(config.probes, stats="norm"))
     with adapted(base.model, layers, [adapter_spec(config)], bank_type) as banks:
         fold = Fold(base, corpus, [unprobed], banks)

@@ -113,16 +113,17 @@ def estimate(
 ) -> Estimate:
     """The cost of a cell whose step has ``tokens`` tokens, ``supervised`` of them with a loss."""
     train, bits = config.train, 16 if config.precision == "bf16" else 32
-    layers = resolve_targets(card.targets, config.adapter.targets)
-    first = card.linears.index(layers[0]) if layers[0] in card.linears else 0
-    above = card.shapes[first:]
-    blocks = max(1, len({place for place in map(block_of, card.linears) if place}))
+    layers = resolve_targets(card.shapes, config.adapter.targets)
+    linears = card.linears
+    first = linears.index(layers[0]) if layers[0] in linears else 0
+    above = [card.shapes[path] for path in linears[first:]]
+    blocks = max(1, len({place for place in map(block_of, linears) if place}))
     adapters = _adapters(config, card, layers, tokens, contraction)
 
     a_token = (sum(d + o for d, o in above) + adapters.hidden) * bits // 8
     hidden = above[0][0]  # the first linear layer of a block reads the hidden states
     if bits < 8 * FLOAT:
-        a_token += 2 * FLOAT * hidden * math.ceil(blocks * len(above) / len(card.shapes))
+        a_token += 2 * FLOAT * hidden * math.ceil(blocks * len(above) / len(linears))
     if train.checkpointing:
         a_token = a_token // blocks + blocks * hidden * bits // 8
     activations = math.ceil(tokens / train.accumulation) * a_token
@@ -133,12 +134,11 @@ def estimate(
     copies = 2 + OPTIMIZERS[config.optimizer.name].states + updates
     states = FLOAT * (copies * adapters.weights + adapters.kept)
 
-    of_blocks = sum(d * o for d, o in card.shapes)
     base_bits = config.model.quant_bits or bits
     vocabulary = card.head // hidden
     logits = math.ceil(supervised / train.accumulation) * vocabulary
     operations = OPERATIONS * len(layers) * train.accumulation
-    shared = BEGUN * operations + 2 * READ * (of_blocks + card.head) * train.accumulation
+    shared = BEGUN * operations + 2 * READ * (card.in_linears + card.head) * train.accumulation
     step, evaluations = _flops(config, card, adapters, above, tokens, supervised)
     return Estimate(
         base_bytes=card.parameters * base_bits // 8,
@@ -159,12 +159,12 @@ def _flops(
     config: CellConfig,
     card: ModelCard,
     adapters: _Adapters,
-    above: Sequence[tuple[int, int]],
+    above: Sequence[tuple[int, ...]],
     tokens: int,
     supervised: int,
 ) -> tuple[float, float]:
     """FLOPs of a step, and of all evaluations."""
-    of_blocks = 2 * tokens * sum(d * o for d, o in card.shapes)
+    of_blocks = 2 * tokens * card.in_linears
     forward = of_blocks + 2 * supervised * card.head
     step = forward + adapters.flops
     step += 2 * tokens * sum(d * o for d, o in above) + 2 * supervised * card.head  # backward
@@ -181,13 +181,12 @@ def _adapters(
     tokens: int,
     contraction: Contraction,
 ) -> _Adapters:
-    linears = dict(zip(card.linears, card.shapes, strict=True))
-    experts = dict(zip(card.experts, card.expert_shapes, strict=True))
+    chosen_shapes = [card.shapes[layer] for layer in layers]
     dense = config.precision == "float32" and config.model.quant_bits is None
     stats, sites = _probed(config)
     weights = kept = hidden = 0
     flops = 0.0
-    shapes = Counter(linears[layer] for layer in layers if layer in linears)  # a model has few
+    shapes = Counter(shape for shape in chosen_shapes if len(shape) == 2)  # a model has few
     for (d, o), number in shapes.items():
         rank = d if math.isinf(config.adapter.rank) else int(config.adapter.rank)
         form = contraction.choose(d, o, rank) if dense else "factored"
@@ -198,7 +197,7 @@ def _adapters(
         is_lent = {"delta_w", "adapter_in_grad"} <= sites and d * o < rank * (d + o)
         matrices = (forms != {"factored"}) + bool(stats & {*ALIGNMENTS}) + is_lent
         kept += number * d * o * matrices
-    for e, d, o in (experts[layer] for layer in layers if layer in experts):
+    for e, d, o in (shape for shape in chosen_shapes if len(shape) == 3):
         # Every pass merges the weights of experts, and keeps them for its gradients.
         rank = int(config.adapter.rank)
         weights += e * rank * (d + o)

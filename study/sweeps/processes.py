@@ -60,13 +60,13 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
         raise StudyError("torchrun starts the processes itself: leave launcher=... out")
     for cell in cells:
         block_path(cell.card)
-        for layer in resolve_targets(cell.card.targets, cell.config.adapter.targets):
+        for layer in resolve_targets(cell.card.shapes, cell.config.adapter.targets):
             if layer in cell.card.experts:
                 raise StudyError(
                     f"train.shard=true, and {layer} is a weight of experts: leave experts out of "
                     "adapter.targets"
                 )
-            d, o = cell.card.shapes_by_path[layer]
+            d, o = cell.card.shapes[layer]
             if d % processes or o % processes:
                 raise StudyError(
                     f"{layer} maps {d} features to {o}, which {processes} processes can't divide "

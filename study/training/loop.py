@@ -107,7 +107,7 @@ def _folded(
     base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], world: Processes
 ) -> Iterator[Fold]:
     base, shared = world.copy_to_divide(base), cells[0]
-    layers = resolve_targets(base.card.targets, shared.adapter.targets)
+    layers = resolve_targets(base.card.shapes, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
     specs, form = [adapter_spec(cell) for cell in cells], contraction_of(shared, corpus)
     with (

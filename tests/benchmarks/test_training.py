@@ -41,7 +41,7 @@ def test_limits_count_the_products_of_a_step(
     monkeypatch.setattr("benchmarks.training.LIMITS", [(4, 256, "float32"), (8, 256, "float32")])
     ran = bench("limits")
     low, high = pd.read_parquet(tmp_path / "limits.parquet").to_dict("records")
-    shapes = base_and_corpus(Size("tiny", [4], 2).cell(256, 4))[0].card.shapes
+    shapes = base_and_corpus(Size("tiny", [4], 2).cell(256, 4))[0].card.shapes.values()
     weights, sides = sum(map(prod, shapes)), sum(map(sum, shapes))
     assert 1 < low["flops"] / (4 * 256 * weights) < 2
     assert low["flops"] < high["flops"]

@@ -123,10 +123,12 @@ def test_what_can_not_be_tokens_is_refused(tmp_path):
     examples = [Example(str(n), "z") for n in range(9)]
     with pytest.raises(StudyError, match=r"data\.sequence_length=1"):
         build(tmp_path, examples, length=1)
-    corpus = build(tmp_path, examples)
-    corpus.check_tokens(EOS + 1, "m")
-    with pytest.raises(StudyError, match=rf"is token {EOS} of .* but m has {EOS} embedd"):
-        corpus.check_tokens(EOS, "m")
+    for tokenizer, highest in ((PLAIN, EOS + 1), (WITH_BOS, BOS)):  # the padding, the data
+        corpus = build(tmp_path, examples, tokenizer=tokenizer)
+        corpus.check_tokens(highest + 1, "m")
+        says = rf"is token {highest} of the tokenizer, but m has {highest} embedd"
+        with pytest.raises(StudyError, match=says):
+            corpus.check_tokens(highest, "m")
 
 
 # The order of rows

@@ -49,11 +49,6 @@ def test_epochs_and_the_same_number_of_steps_are_one_cell(cell):
     assert cells[0].description["config"]["train"]["epochs"] == 2.0
 
 
-def test_schedules_follow_the_steps_of_the_epochs(cell):
-    with pytest.raises(StudyError, match=r"train\.epochs=1e\+06 takes 3333334000000 steps"):
-        resolved(cell("train.epochs=1e6"), lambda: 10**7)
-
-
 def test_conversations_are_trained_for_an_epoch(here, works):
     turns = [
         [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]

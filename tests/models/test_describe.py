@@ -72,7 +72,6 @@ CONFIGS = {
     "config.json can't be used ": {"model_type": "mine", "auto_map": CODE},
     "is quantised (gptq)": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
     "has attn_implementation": {"attn_implementation": "org/kernel"},
-    "the longest sequence is 1 tokens": {"max_position_embeddings": 1},
 }
 
 

@@ -96,13 +96,21 @@ def test_a_study_is_trained_continued_and_analysed(moe, model, tmp_path):
     assert attention.coverage.experts == ()
 
 
+def test_a_mixture_in_4_bits_has_its_experts(save_family: Save) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = mixtral()
+    config.hidden_size, config.head_dim = 64, 32
+    card = describe(ModelConfig("hf", str(save_family(config)), 4))
+    assert len(card.experts) == 2 * config.num_hidden_layers
+
+
 # Which share of the block weights has adapters, and what is said of the rest.
 
 
 def covered(folder: Path | None, targets: str | list[str] = "all-linear") -> Coverage:
     config = ModelConfig("tiny") if folder is None else ModelConfig("hf", str(folder))
     card = describe(config)
-    return coverage(card, resolve_targets(card.targets, targets))
+    return coverage(card, resolve_targets(card.shapes, targets))
 
 
 def test_a_usual_model_is_covered_and_a_choice_of_targets_is_no_news():

@@ -153,7 +153,7 @@ def test_it_is_the_same_everywhere_and_leaves_the_global_random_state_alone():
 
 
 def test_a_width_sets_the_sizes_of_the_layers():
-    sizes = set(describe(ModelConfig("tiny", width=128)).shapes)
+    sizes = set(describe(ModelConfig("tiny", width=128)).shapes.values())
     assert sizes == {(128, 128), (128, 64), (128, 256), (256, 128)}
     with pytest.raises(StudyError, match=r"model.width=70 is not a multiple of 8: give one"):
         describe(ModelConfig("tiny", width=70))
