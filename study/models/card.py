@@ -187,7 +187,7 @@ def _expert_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
     Only modules with transformers' experts interface count: their inputs are one row per token.
     Those are ``[E, O, D]``, or ``[E, D, O]`` if the module is transposed.
     """
-    text, found = set(_language_model(model).modules()), {}
+    text, found = set(_language_model(model).modules()), dict[str, tuple[int, ...]]()
     for path, module in model.named_modules():
         if module not in text or not hasattr(module, "has_gate"):
             continue
