@@ -96,7 +96,7 @@ def test_a_study_is_trained_continued_and_analysed(moe, model, tmp_path):
     assert attention.coverage.experts == ()
 
 
-def test_a_mixture_in_4_bits_has_its_experts(save_family: Save) -> None:
+def test_a_mixture_in_4_bits_has_its_experts(save_family):
     pytest.importorskip("bitsandbytes")
     config = mixtral()
     config.hidden_size, config.head_dim = 64, 32
