@@ -93,8 +93,9 @@ def entries(study: str) -> list[Entry]:
 
 
 def _file_of(study: str) -> str:
-    """The file of a study's experiment. A study on a second model has that of the first one."""
-    return f"conf/experiment/{study.removesuffix(SECOND_MODEL)}.yaml"
+    """The file of a study's experiment. A study on a second model may have that of the first one."""
+    own = f"conf/experiment/{study}.yaml"
+    return own if (ROOT / own).exists() else own.replace(SECOND_MODEL, "")
 
 
 @cache

@@ -62,6 +62,11 @@ def test_a_committed_study_names_its_own_folders_and_began_after_its_expectation
     assert all(date and date < started for date, started in dates)
 
 
+def test_a_study_on_a_second_model_may_have_a_file_of_its_own() -> None:
+    assert findings.entries("horizons_gemma3") != findings.entries("horizons")
+    assert findings.entries("rho_ends_gemma3") == findings.entries("rho_ends")
+
+
 def test_seeds_that_came_after_a_look_are_named() -> None:
     try:
         findings.history("optimizer_history")
