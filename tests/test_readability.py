@@ -31,9 +31,9 @@ PACKAGE_LINES = {
     "study/training": 1_620,
     "study/vocabulary": 981,
     "study": 30_171,
-    "tests": 20_306,
+    "tests": 20_311,
     "benchmarks": 1_361,
-    "docs": 3_047,
+    "docs": 3_048,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
