@@ -93,7 +93,7 @@ def entries(study: str) -> list[Entry]:
 
 
 def _file_of(study: str) -> str:
-    """The file of a study's experiment. A study on a second model may have that of the first one."""
+    """The file of a study's experiment. One on a second model may have that of the first."""
     own = f"conf/experiment/{study}.yaml"
     return own if (ROOT / own).exists() else own.replace(SECOND_MODEL, "")
 
