@@ -22,12 +22,7 @@ from study.analysis.grouping import RULE, curve_columns, distinguishing, seed_nu
 from study.analysis.losses import loss_differences, loss_gaps
 from study.analysis.predictions import with_predictions
 from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas, rate_transfer
-from study.analysis.stable import (
-    one_per_measurement,
-    one_per_optimizer,
-    side_by_side,
-    stable_exponents,
-)
+from study.analysis.stable import one_per_optimizer, stable_exponents
 from study.analysis.verdicts import beyond, holm, moderated, tost
 from study.analysis.wording import setting_labels
 from study.config.expectations import (
@@ -177,11 +172,10 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     else:
         if one.lr is None:  # those at the lowest learning rate
             found = found[found["lr"] == found["lr"].min()]
-        found = side_by_side(found) if stable else found
         known = curve_columns(found if stable else exponents)
     names = distinguishing(found, [name for name in known if name in found])
     if stable:  # one for all rules of a setting
-        found = one_per_optimizer(one_per_measurement(found, names), names)
+        found = one_per_optimizer(found, names)
     found = found[found[value].notna()]
     rows = []
     labels = setting_labels(found, names)

@@ -21,7 +21,7 @@ from study.analysis.predictions import adjustments
 from study.theory import Modifiers, power_of_gamma, stable_exponent
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS, label
+from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import (
     ALL_KINDS,
     MEAN_LOG,
@@ -38,10 +38,6 @@ from study.vocabulary.thresholds import (
     SIGN_LIKE_FROM,
 )
 
-SAME = 5e-4
-"""Rows are one measurement if their p* and intervals differ by less than this. It is far below the
-effect of another batch or draw of A, and above rounding and the effect of eps."""
-NUMBERS = ["p_star", "ci_low", "ci_high", "predicted", "p_star_limit", "high_p_star"]
 QUANTITY = ["site", "stat", "batch", "step", "kind", "layer"]
 FIT = ["interval", "seeds", "ranks", "rank_min", "rank_max"]
 CONDITIONS = ["lazy", "clipped", "eps_ratio"]
@@ -196,74 +192,28 @@ def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
     return stable[(stable["batch"] == TRAIN) & (model_wide | pooled)].reset_index(drop=True)
 
 
-def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
-    """The rows over all ranks, each with ``high_p_star`` over its higher ranks. At step 0,
-    optimizers share a row."""
-    beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
+def shared_at_step_0(stable: pd.DataFrame) -> pd.DataFrame:
+    """``stable``, in which optimizers with the same p* at step 0 share a row."""
     if stable.empty:
-        return stable.assign(**{f"high_{name}": np.nan for name in beside})
-    group = numbered(stable, [*curve_columns(stable), *QUANTITY, "method"])
-    stable = stable.assign(group=group)
-    lowest = stable["rank_min"] == stable.groupby("group")["rank_min"].transform("min")
-    high = stable.loc[~lowest, beside].add_prefix("high_").assign(group=stable["group"])
-    high = high.drop_duplicates("group")
-    rows = stable[lowest].merge(high, on="group", how="left").drop(columns="group")
-
+        return stable
     unions = [name for name, parts in UNIONS.items() if set(parts) <= set(UPDATES)]
-    early = (rows["step"] == 0) & ~rows["site"].isin([*UPDATES, *unions])
+    early = (stable["step"] == 0) & ~stable["site"].isin([*UPDATES, *unions])
     keys = ["site", "stat", "batch", "kind", "layer", "method", "scaling", "exponent_p"]
-    keys += [name for name in ("study", "model", "data", "init") if name in rows]
-    number = numbered(rows, [*keys, "rank_min", "rank_max", "p_star", "ci_low"])
-    number = np.where(early, number, number.max() + 1 + np.arange(len(rows)))
-    optimizer = rows["optimizer"].astype(object)
+    keys += [name for name in ("study", "model", "data", "init") if name in stable]
+    number = numbered(stable, [*keys, "rank_min", "rank_max", "p_star", "ci_low"])
+    number = np.where(early, number, number.max() + 1 + np.arange(len(stable)))
+    optimizer = stable["optimizer"].astype(object)
     several = optimizer.groupby(number).transform("nunique") > 1
-    repeated = several & pd.Series(number, rows.index).duplicated()
-    rows = rows.assign(optimizer=optimizer.where(~several, EVERY_OPTIMIZER))
+    repeated = several & pd.Series(number, stable.index).duplicated()
+    rows = stable.assign(optimizer=optimizer.where(~several, EVERY_OPTIMIZER))
     return rows[~repeated].reset_index(drop=True)
-
-
-def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
-    """``rows`` of :func:`side_by_side`, the first of each measurement. ``rules``: the pairs of
-    scaling and p that share it. ``settings`` keep rows apart."""
-    apart = ["optimizer", *QUANTITY, "method", "rank_min", "rank_max"]
-    group = numbered(rows[list(settings)].astype(str), settings, numbered(rows, apart))
-    values = rows.reindex(columns=NUMBERS).to_numpy(float)
-    rules: dict[int, list[tuple[Any, Any]]] = {}  # by the first row of each measurement
-    pairs = zip(rows["scaling"], rows["exponent_p"], strict=True)
-    for place, rule in enumerate(pairs):
-        for one in rules:
-            a, b = values[one], values[place]
-            same = group[one] == group[place]
-            if same and np.allclose(a, b, rtol=0, atol=SAME, equal_nan=True):
-                rules[one].append(rule)
-                break
-        else:
-            rules[place] = [rule]
-    kept = pd.DataFrame(rows.iloc[list(rules)].to_dict("records"), columns=rows.columns)
-    return kept.assign(rules=pd.Series(list(rules.values()), dtype=object))
 
 
 def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     """One row per quantity and step: the rule with the narrowest interval, of those with small
-    steps if any."""
+    steps if any; of equal ones, the first."""
     lazy = -rows["lazy"].fillna(0.0).to_numpy(float)
-    width = (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float)
+    width = (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).round(3).to_numpy(float)
     same = numbered(rows, ["optimizer", "site", "stat", "step", *settings])
     best_first = np.lexsort((width, lazy, same))
     return rows.iloc[sorted(best_first[firsts(same[best_first])])]
-
-
-def shared_notes(rows: pd.DataFrame) -> list[str]:
-    """Which rows, or rules of a row, are one measurement, in sentences for a caption. ``rows``: of
-    :func:`one_per_measurement`."""
-    names = list(dict.fromkeys(rows["optimizer"].astype(str)))
-    notes = []
-    if (rows["rules"].map(len) > 1).any():
-        notes.append("Rules in one row share their draws and batches: they are one measurement.")
-    if EVERY_OPTIMIZER in names:
-        notes.append("Step 0 is before any update, so optimizers agree.")
-    for name in names:
-        first = OPTIMIZERS[name].starts_as if name in OPTIMIZERS else ""
-        if first in names:
-            notes.append(f"The first update of {label(name)} is that of {label(first)} up to eps.")
-    return notes

@@ -11,7 +11,6 @@ from study.analysis import (
     first_to_read,
     rank_effects,
     rule_differences,
-    side_by_side,
     summary,
     task_scores,
     truncated_losses,
@@ -19,11 +18,7 @@ from study.analysis import (
 )
 from study.analysis.grouping import RULE, distinguishing, numbered
 from study.analysis.losses import KEPT, OF_A_RULE
-from study.analysis.stable import (
-    one_per_measurement,
-    one_per_optimizer,
-    shared_notes,
-)
+from study.analysis.stable import EVERY_OPTIMIZER, one_per_optimizer, shared_at_step_0
 from study.analysis.wording import (
     batch_words,
     bend_text,
@@ -97,16 +92,17 @@ def at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def p_star_section(tables: StudyTables) -> Section | None:
     """p* of every quantity, once for each optimizer, with theory."""
     stable, note = at_lowest_rate(first_to_read(tables.stable))
-    rows = side_by_side(stable)
+    rows = shared_at_step_0(stable)
     if rows.empty:
         return None
     settings = distinguishing(rows, curve_columns(rows))
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
-    others = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
+    others = rows[(rows["method"] == "linear") | last]
     rows = one_per_optimizer(others, settings)
     rows = rows.assign(named=setting_labels(rows, settings))
-    high = " or ".join(f"{rank:.0f}" for rank in sorted(rows["high_rank_min"].dropna().unique()))
-    notes = [*shared_notes(rows), *bracket_notes(rows)]
+    notes = bracket_notes(rows)
+    if (rows["optimizer"] == EVERY_OPTIMIZER).any():
+        notes.insert(0, "Step 0 is before any update, so optimizers agree.")
     first = rows[rows["step"] == rows.groupby(["site", "stat"])["step"].transform("min")]
     sentences = []
     for optimizer, part in first.groupby("optimizer", sort=False, observed=True):
@@ -115,7 +111,7 @@ def p_star_section(tables: StudyTables) -> Section | None:
             for row in row_list(part.drop_duplicates(["site", "stat"]))
         ]
         sentences.append(f"**{label(str(optimizer))}**: {joined(parts)}.")
-    body = [_p_star_row(row, settings, high, others) for row in rows.to_dict("records")]
+    body = [_p_star_row(row, settings, others) for row in rows.to_dict("records")]
     title = "At which p does each quantity keep its size?"
     return Section(
         title,
@@ -137,17 +133,11 @@ P_STAR_NOTES = (
 
 
 def _p_star_row(
-    row: Mapping[Any, Any], settings: list[str], high: str, others: pd.DataFrame
+    row: Mapping[Any, Any], settings: list[str], others: pd.DataFrame
 ) -> Mapping[str, str]:
     grid = row["method"] == "grid"
-    rules = ["several rules"] if grid else [rule_label(*rule) for rule in row["rules"]]
-    words = filter(None, (*rules, row["named"], *_apart(row, others, settings)))
-    at_high = {
-        f"p\\*, ranks from {high}": interval(
-            row["high_p_star"], row["high_ci_low"], row["high_ci_high"]
-        ),
-        "theory, same ranks ": number_text(row["high_predicted"]),
-    }
+    rule = "several rules" if grid else rule_label(row["scaling"], row["exponent_p"])
+    words = filter(None, (rule, row["named"], *_apart(row, others, settings)))
     return {
         "optimizer": label(row["optimizer"]),
         "quantity": quantity_text(row["site"], row["stat"]),
@@ -155,7 +145,6 @@ def _p_star_row(
         "estimated from": ", ".join(words),
         "p\\*, measured ranks": interval(row["p_star"], row["ci_low"], row["ci_high"]),
         "theory, same ranks": number_text(row["predicted"]),
-        **(at_high if high else {}),
         "p\\*, corrected for finite rank": interval(
             row["p_star_limit"], row["limit_low"], row["limit_high"]
         ),
@@ -171,11 +160,9 @@ def _apart(row: Mapping[Any, Any], others: pd.DataFrame, settings: list[str]) ->
     for name in ("optimizer", "site", "stat", "step", *settings):
         here &= others[name].eq(row[name]) | (others[name].isna() & pd.isna(row[name]))
     here &= (others["ci_low"] > row["ci_high"]) | (others["ci_high"] < row["ci_low"])
-    apart = row_list(others[here & (others["method"] != "grid")])
-    rules = [joined([rule_label(*rule) for rule in other.rules]) for other in apart]
     return [
-        f"but {number_text(other.p_star)} from {names}"
-        for other, names in zip(apart, rules, strict=True)
+        f"but {number_text(other.p_star)} from {rule_label(other.scaling, other.exponent_p)}"
+        for other in row_list(others[here & (others["method"] != "grid")])
     ]
 
 

@@ -42,7 +42,6 @@ class Optimizer:
     """- ``states``: numbers of optimizer state per weight;
     - ``options``: its keys apart from those that every optimizer has;
     - ``library``: the optional package that it comes from; empty: torch or transformers;
-    - ``starts_as``: the optimizer whose first update it has, up to eps;
     - ``elementwise``: whether the update of a weight depends on its own gradient only. If not, it
       needs whole matrices;
     - ``built_from``: for an optimizer that shares another one's class, (torch class name in lower
@@ -56,7 +55,6 @@ class Optimizer:
     options: Mapping[str, Option] = field(default_factory=dict)
     built_from: tuple[str, ...] = ()
     library: str = ""
-    starts_as: str = ""
     elementwise: bool = True
 
     @property
@@ -69,19 +67,13 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "momentum": Optimizer(
         *("SGD with momentum", "linear", "coupled", 1, {"momentum": MOMENTUM}),
         built_from=("sgd", "momentum"),
-        starts_as="sgd",
     ),
     "nesterov": Optimizer(
         *("Nesterov SGD", "linear", "coupled", 1, {"momentum": Option(least=None, above=0.0)}),
         built_from=("sgd", "momentum", "nesterov"),
     ),
-    # With bias correction, the first update is gradient / (|gradient| + eps).
-    "adamw": Optimizer(
-        "AdamW", "sign", "decoupled", 2, {"betas": BETAS, "eps": EPS}, starts_as="signsgd"
-    ),
-    "adam": Optimizer(
-        "Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}, starts_as="signsgd"
-    ),
+    "adamw": Optimizer("AdamW", "sign", "decoupled", 2, {"betas": BETAS, "eps": EPS}),
+    "adam": Optimizer("Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}),
     "rmsprop": Optimizer("RMSprop", "sign", "coupled", 1, {"alpha": Option(most=1.0), "eps": EPS}),
     "signsgd": Optimizer(
         "SignSGD",
@@ -97,7 +89,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
         states=1,
         options={"betas": BETAS},
         library="pytorch_optimizer",
-        starts_as="signsgd",
     ),
     # Its state is a mean per row and per column: less than a twentieth of a number per weight.
     "adafactor": Optimizer(

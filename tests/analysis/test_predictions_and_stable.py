@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study import analysis
-from study.analysis import fit_exponents, side_by_side, stable_exponents, with_predictions
-from study.store import StudyTables
+from study.analysis import fit_exponents, stable_exponents, with_predictions
 from study.theory import Layer, mean_log_curve, predicted_exponent, stable_exponent
 
 from .conftest import RANKS
@@ -193,28 +191,6 @@ def test_eps_decides_which_law_adam_has(
     else:
         assert stable["p_star"].to_numpy() == pytest.approx(p_star)
         assert stable["limit"].to_numpy() == pytest.approx(p_star)
-
-
-def test_the_higher_ranks_alone_stand_beside_all_of_them(study: Study) -> None:
-    """A law that bends below rank 32: p* is 1/2 over the high ranks, but not over all."""
-
-    def kinked(cell: dict, layer: int, step: int) -> float:
-        return cell["rank"] ** (1 - 2 * p_of(cell)) * (
-            1 if cell["rank"] >= 32 else cell["rank"] / 64
-        )
-
-    cells, probes = study(
-        {("adapter_update", "descent"): kinked}, scaling="rslora", rank=(4, 16, 64, 256, 1024)
-    )
-    found = analysis.with_derived(StudyTables(cells, metrics_of(cells, steps=(0,)), probes))
-    assert sorted(found.stable["rank_min"]) == [4, 64]
-    [row] = side_by_side(found.stable).to_dict("records")
-    assert row["rank_min"] == 4
-    assert row["p_star"] > 0.6
-    assert (row["high_rank_min"], row["high_p_star"]) == (64, pytest.approx(0.5))
-    assert first(found.exponents, "adapter_update", 0)["exponent"] == pytest.approx(
-        (row["p_star"] - 0.5) * 2
-    )
 
 
 def test_a_curve_is_predicted_from_its_own_alignments(study: Study) -> None:
