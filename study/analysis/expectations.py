@@ -262,13 +262,11 @@ class Answer:
 
 
 def answer(primary: Primary, entries: Sequence[Entry], tables: StudyTables) -> Answer | None:
-    """The result of a primary test; None if fewer than two of its exponents were measured."""
+    """The result of a primary test; None if none of its exponents was measured."""
     asked = primary.of(entries)
     rows = [row for row, _ in asked]
     whole = [row for row in compare(rows, tables) if not math.isnan(row.measured)]
     places = {(rows.index(row.expectation), row.curve): n for n, row in enumerate(whole)}
-    if len(places) < 2:
-        return None
     measured = [np.full(len(places), math.nan) for _ in range(seed_numbers(tables.cells).max() + 1)]
     for values, own in zip(measured, _by_seed(tables, rows), strict=True):
         for row in compare(rows, own):
@@ -276,11 +274,13 @@ def answer(primary: Primary, entries: Sequence[Entry], tables: StudyTables) -> A
             if place is not None:
                 values[place] = row.measured
     measured_SN = np.array(measured)
+    has = np.isfinite(measured_SN).any(axis=0)  # a row may need several seeds
+    if not has.any():
+        return None
     of_row = [
         (row.expectation.predicted, asked[rows.index(row.expectation)][1], row.grid)
         for row in whole
     ]
-    has = np.isfinite(measured_SN).any(axis=0)  # a row may need several seeds
     predicted, rival, grid = np.array(of_row)[has].T
     found = judged(primary, predicted, rival, measured_SN[:, has], grid)
     return replace(found, is_identity=all(row.is_identity for row in rows))
@@ -291,7 +291,8 @@ def judged(
 ) -> Answer:
     """The result for these exponents. ``grid``: standard errors that all seeds share, ``[N]``."""
     alone = ONE_SEED if len(measured_SN) == 1 else UNCLEAR
-    measured_SN = measured_SN[np.isfinite(measured_SN).sum(axis=1) > 1]
+    fewest = 2 if len(predicted) > 1 else 1  # rows of a seed that counts
+    measured_SN = measured_SN[np.isfinite(measured_SN).sum(axis=1) >= fewest]
     lines = np.array([line(predicted, own, grid) for own in measured_SN]).reshape(-1, 2, 2)
     mean = np.nanmean(measured_SN - predicted, axis=0)
     found = Answer(
@@ -309,18 +310,18 @@ def judged(
     if found.seeds < SEEDS_FOR_VERDICT:
         return replace(found, verdict=alone)
     df = found.seeds - 1
-    p_agrees, p_differs = [], []
-    square, low, _ = mean_interval(found.squares_S)
-    half = math.hypot(square - low, NORMAL * found.se_grid_square)
-    tests = [(square, half, primary.tolerance**2)]
+    tests = []
     for which, expected in ((0, 0.0), (1, 1.0)):
         value, low, _ = found.interval(which)
-        tests += (
-            [(value - expected, value - low, primary.tolerance)] if math.isfinite(value) else []
-        )
-    for off, half, tolerance in tests:
-        p_agrees.append(float(tost(off, half / t_critical(df), df, tolerance)))
-        p_differs.append(float(beyond(off, half / t_critical(df), df, tolerance)))
+        if math.isfinite(value):
+            tests.append((value - expected, value - low, primary.tolerance))
+    if len(predicted) > 1:  # of one row, the intercept is the deviation
+        square, low, _ = mean_interval(found.squares_S)
+        half = math.hypot(square - low, NORMAL * found.se_grid_square)
+        tests.append((square, half, primary.tolerance**2))
+    off, half_width, tolerance = np.array(tests).T
+    se = half_width / t_critical(df)
+    p_agrees, p_differs = [*tost(off, se, df, tolerance)], [*beyond(off, se, df, tolerance)]
     nearer = np.nanmean((measured_SN - rival) ** 2 - (measured_SN - predicted) ** 2, axis=1)
     gain, low, _ = mean_interval(nearer)
     of_grid = 2 * math.sqrt(np.sum((predicted - rival) ** 2 * grid**2)) / len(grid)

@@ -130,7 +130,7 @@ def need_of_primary(found: Answer) -> Need:
             decided(n, 0.0 if exact else off[k], sd[k], tolerance, grid=found.se_grid_2[k])
             for k in parts
         ]
-        if not exact:
+        if not exact and len(found.predicted) > 1:
             square, scatter = found.squares_S.mean(), found.squares_S.std(ddof=1)
             of.append(decided(n, square, scatter, tolerance**2, grid=found.se_grid_square))
         agrees = 1 - sum(1 - agreed for agreed, _ in of)  # of all, at least

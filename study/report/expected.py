@@ -101,11 +101,11 @@ def primary_text(found: Answer, is_late: bool) -> str:
         f"{off:.2g} from theory, and {count_noun(found.seeds, 'seed')} cannot tell whether that is "
         f"within {tolerance:g}",
     )
-    about = ", which follow from B = 0 and a random A" if found.is_identity else ""
+    number, about = len(found.predicted), ""
+    if found.is_identity:
+        about = f", which follow{'s' if number == 1 else ''} from B = 0 and a random A"
     late = ". The test was stated after the cells had run" if is_late else ""
-    return (
-        f"Primary test of {count_noun(len(found.predicted), 'exponent')}{about}: {verdict}{late}."
-    )
+    return f"Primary test of {count_noun(number, 'exponent')}{about}: {verdict}{late}."
 
 
 def primary_details(found: Answer) -> str:
@@ -118,6 +118,11 @@ def primary_details(found: Answer) -> str:
     )
     near, far = (found.deviation(theory) for theory in (found.predicted, found.rival))
     verdict = found.verdict if found.verdict in (AGREES, DIFFERS) else f"is {UNCLEAR}"
+    if len(found.predicted) == 1:
+        return (
+            f"The primary test {verdict}: its exponent minus theory's is {intercept} (tolerance "
+            f"{found.primary.tolerance:g}). It is {far:.3f} from the rival ({found.primary.rival})."
+        )
     return (
         f"The primary test {verdict}: its exponents are {near:.3f} from theory, as "
         f"a root mean square, and {far:.3f} from the rival ({found.primary.rival}). The line of "

@@ -207,11 +207,27 @@ def test_a_primary_test_is_rarely_wrong(seeds: int) -> None:
     assert 0.04 < false_agrees(seeds, 150, draw="exponential") < 0.16
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_primary_test_of_one_row_is_about_its_mean(seeds: int) -> None:
+    """True values: on theory, on the edge of the tolerance, and on the rival."""
+    draws = np.random.default_rng(8).standard_normal((400, seeds, 1))
+
+    def words(truth: float, sd: float) -> list[str]:
+        asked = PRIMARY_TEST, THEORY[:1], RIVAL[:1]
+        return [judged(*asked, truth + sd * own, np.zeros(1)).verdict for own in draws]
+
+    assert words(-1.0, 0.01).count("agrees") > 0.95 * 400
+    assert words(-0.9, 0.02).count("agrees") < 0.05 * 400
+    assert words(-0.5, 0.02).count("differs") > 0.95 * 400
+
+
 def test_seeds_that_lack_a_row_are_not_one_seed() -> None:
     measured = np.array([[0.0, -0.5], [0.1, np.nan], [np.nan, -0.4]])
     asked = PRIMARY_TEST, measured[0], np.zeros(2)
     assert judged(*asked, measured, np.zeros(2)).verdict == "unclear"
     assert judged(*asked, measured[:1], np.zeros(2)).verdict == "one seed"
+    of_one_row = PRIMARY_TEST, np.zeros(1), np.full(1, 0.5), measured[:2, :1]
+    assert judged(*of_one_row, np.zeros(1)).verdict == "unclear", "two seeds cannot tell"
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.1])

@@ -176,6 +176,10 @@ def test_the_primary_test_leads(tables: Any) -> None:
     assert "0.000 from theory, as a root mean square, and 0.354 from the rival (no change" in stated
     assert "after the cells" not in stated
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
+    of_one_row = text(expects=[vars(replace(primary, rival_predicts=0.5)), rows[0]])
+    said = "- Primary test of 1 exponent, which follows from B = 0 and a random A: as theory says,"
+    assert f"{said} within 0.1.\n" in of_one_row
+    assert "its exponent minus theory's is 0.000 [−0.004, 0.004] (tolerance 0.1)" in of_one_row
     wrong = replace(primary, rival_predicts=[0, -0.5])
     assert "not as theory says: 0.14 from it, not within 0.1" in text(
         [wrong, replace(NORM, predicted=-0.2), lora], expects=rows
