@@ -7,7 +7,7 @@ its longer half counts.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,16 +50,26 @@ from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
-COLUMNS_OF = {
-    P_STAR: ("p_star", "ci_low", "ci_high"),
-    P_STAR_LIMIT: ("p_star_limit", "limit_low", "limit_high"),
-    **dict.fromkeys((LOSS_GAP, ALPHA_GAP, DIFFERENCE), ("gap", "ci_low", "ci_high")),
-    **dict.fromkeys(
-        (SLOPE, FACTOR, BEST_RATE, BEST_ALPHA, DISTANCE, CAPACITY),
-        ("exponent", "ci_low", "ci_high"),
-    ),
-    PER_PARAMETER: ("per_parameter", "bits_low", "bits_high"),
+def _best_alphas(of: StudyTables) -> pd.DataFrame:
+    return best_alphas(of.cells, of.metrics, of.probes)
+
+
+OF_A_LINE, OF_A_GAP = ("exponent", "ci_low", "ci_high"), ("gap", "ci_low", "ci_high")
+SOURCES: dict[str, tuple[Callable[[StudyTables], pd.DataFrame], tuple[str, str, str]]] = {
+    **dict.fromkeys((SLOPE, FACTOR), (lambda of: of.exponents, OF_A_LINE)),
+    P_STAR: (lambda of: of.stable, ("p_star", "ci_low", "ci_high")),
+    P_STAR_LIMIT: (lambda of: of.stable, ("p_star_limit", "limit_low", "limit_high")),
+    BEST_RATE: (lambda of: rate_transfer(of.rates), OF_A_LINE),
+    BEST_ALPHA: (lambda of: alpha_transfer(_best_alphas(of)), OF_A_LINE),
+    ALPHA_GAP: (lambda of: alpha_gaps(_best_alphas(of)), OF_A_GAP),
+    LOSS_GAP: (lambda of: loss_gaps(of.cells, of.metrics), OF_A_GAP),
+    DIFFERENCE: (lambda of: of.losses, OF_A_GAP),  # each has its own: loss_differences
+    DISTANCE: (lambda of: exponents_of(of.cells, of.distances), OF_A_LINE),
+    CAPACITY: (capacity, OF_A_LINE),
+    PER_PARAMETER: (capacity, ("per_parameter", "bits_low", "bits_high")),
 }
+"""Of each kind of expectation, the table with a row per curve, and the columns of the value and its
+interval."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ _NOTHING |= {"curve": "", "seeds": 0, "step": None, "se_grid": 0.0}
 
 def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
     """A row for each curve that an expectation matches; without one, a row ``not measured``."""
-    found = {what: _table(what, tables) for what in {one.what for one in expectations}}
+    found = {what: SOURCES[what][0](tables) for what in {one.what for one in expectations}}
     rows: list[tuple[Expectation, Value]] = []
     for one in expectations:
         table = found[one.what]
@@ -140,27 +150,9 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
     return compared
 
 
-def _table(what: str, tables: StudyTables) -> pd.DataFrame:
-    """The table that holds the values of a kind of expectation, a row per curve."""
-    if what == BEST_RATE:
-        return rate_transfer(tables.rates)
-    if what in (P_STAR, P_STAR_LIMIT):
-        return tables.stable
-    if what == LOSS_GAP:
-        return loss_gaps(tables.cells, tables.metrics)
-    if what in (BEST_ALPHA, ALPHA_GAP):
-        alphas = best_alphas(tables.cells, tables.metrics, tables.probes)
-        return alpha_transfer(alphas) if what == BEST_ALPHA else alpha_gaps(alphas)
-    if what in (CAPACITY, PER_PARAMETER):
-        return capacity(tables)
-    if what == DISTANCE:
-        return exponents_of(tables.cells, tables.distances)
-    return tables.exponents
-
-
 def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) -> list[Value]:
     """The value and interval of every curve that an expectation is about."""
-    value, low, high = COLUMNS_OF[one.what]
+    value, low, high = SOURCES[one.what][1]
     found = _rows_about(one, table)
     if found.empty or value not in found:
         return []

@@ -163,7 +163,7 @@ function colourAxes(view, panels, both) {
       colorbar: {
         ...{ ...bar, ...halves, y: both ? 0.22 : 0.5 },
         tickvals: ticks,
-        ticktext: ticks.map(log => brief(Number((10 ** log).toPrecision(2)))),
+        ticktext: ticks.map(log => number(Number((10 ** log).toPrecision(2)))),
         title: titled(columnName(view.quantity.stat)),
       },
     },
@@ -259,8 +259,8 @@ function findings(view, drawn) {
     const { rule, of } = panel;
     for (const { n, value, middle } of oddOnes(panel)) {
       const layer = drawn.rows[n];
-      const text = `${rule.name}: ${of} ${brief(value)}, ${rowName(layer)}`;
-      const title = `Farthest from the median of all layers, ${brief(middle)}`;
+      const text = `${rule.name}: ${of} ${number(value)}, ${rowName(layer)}`;
+      const title = `Farthest from the median of all layers, ${number(middle)}`;
       found.push({ text, title, rule, choose: { layer: layer.name } });
     }
   }

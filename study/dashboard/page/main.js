@@ -72,22 +72,9 @@ const tabsOf = charts =>
 const tabButton = name => document.querySelector(`#tabs [data-tab="${name}"]`);
 
 async function viewOf(overview) {
-  const quantity = await quantityToShow(overview);
+  const quantity = chosenQuantity(overview, choices.made);
   return new View(overview, choices.made, quantity, await values.load(quantity, overview));
 }
-
-/** The chosen quantity; by default the first that has a value that the heat map can show. */
-async function quantityToShow(overview) {
-  const first = chosenQuantity(overview, choices.made);
-  if (choices.made.site !== undefined) return first;
-  for (const quantity of [first, ...overview.quantities.slice(0, MOST_TRIED)]) {
-    const cells = [...(await values.load(quantity, overview)).values()];
-    if (cells.some(cell => cell.positive.length)) return quantity;
-  }
-  return first;
-}
-
-const MOST_TRIED = 6; // quantities that are read in search of something to show
 
 /** What every chart depends on. */
 function inputs(view) {
@@ -124,13 +111,12 @@ const DRAW = {
 
 const drawnFor = {};
 
-/** Draws a part of the page if its inputs changed. Returns whether it did. */
+/** Draws a part of the page if its inputs changed. */
 function once(part, inputs, draw) {
   const key = JSON.stringify(inputs);
-  if (drawnFor[part] === key) return false;
+  if (drawnFor[part] === key) return;
   drawnFor[part] = key;
   draw();
-  return true;
 }
 
 /** Shows a new overview. The version makes every part draw again. */

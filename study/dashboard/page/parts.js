@@ -5,10 +5,7 @@ const byId = id => document.getElementById(id);
 
 /** An element. Children that are strings become text, never markup. */
 function element(tag, attributes = {}, ...children) {
-  const svg = ["svg", "line", "circle", "rect", "path"].includes(tag);
-  const made = svg
-    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-    : document.createElement(tag);
+  const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else if (value !== undefined && value !== false)
@@ -17,10 +14,6 @@ function element(tag, attributes = {}, ...children) {
   made.append(...children.filter(child => child !== undefined && child !== null));
   return made;
 }
-
-/** A word that the glossary explains, on hover and on focus. */
-const term = (word, text = word, attributes = {}) =>
-  element("span", { "data-term": word, tabindex: 0, ...attributes }, text);
 
 /** Fills a <select> with [value, text] pairs. If `optional`, it is hidden with fewer than two. */
 function fill(id, options, chosen, optional = false) {
@@ -41,22 +34,14 @@ function fill(id, options, chosen, optional = false) {
 const plain = text =>
   String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-/** At most four digits, in scientific notation for very small and large numbers. */
+/** At most four digits; of very small and large numbers three: `1.2e−4`, `2.5e7`. */
 function number(value) {
   if (value === undefined || value === null) return "not measured";
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "+∞" : "−∞";
   const size = Math.abs(value);
   const plainly = value === 0 || (size >= 1e-3 && size < 1e5);
-  const text = plainly ? String(Number(value.toPrecision(4))) : value.toExponential(2);
-  return text.replaceAll("-", "−");
-}
-
-/** Three digits: `1e−4`, `0.01`, `2.5e7`. */
-function brief(value) {
-  const size = Math.abs(value);
-  const rounded = Number(value.toPrecision(3));
-  const plainly = value === 0 || (size >= 1e-3 && size < 1e5);
-  return minus(plainly ? String(rounded) : rounded.toExponential().replace("e+", "e"));
+  if (plainly) return minus(String(Number(value.toPrecision(4))));
+  return minus(Number(value.toPrecision(3)).toExponential().replace("e+", "e"));
 }
 
 const twoPlaces = value =>
@@ -122,14 +107,13 @@ const LAYOUT = () => ({
 /** The pixels of a chart. */
 const sizeOf = id => [Math.max(120, byId(id).clientWidth), Math.max(100, byId(id).clientHeight)];
 
-/** `config`: options of Plotly, such as what a double-click does. */
-function draw(id, data, layout, config = {}) {
+function draw(id, data, layout) {
   if (byId(id).querySelector(":scope > .empty")) byId(id).replaceChildren();
   const [width, height] = sizeOf(id);
   const options = { displaylogo: false, modeBarButtons: [["toImage"]], doubleClick: "reset" };
   options.toImageButtonOptions = { filename: `${page.overview.study}-${id}`, scale: 2 };
   const whole = { ...LAYOUT(), ...layout, width, height };
-  return Plotly.react(byId(id), data, whole, { ...options, ...config });
+  return Plotly.react(byId(id), data, whole, options);
 }
 
 /** Shows a sentence in place of a chart. */
@@ -152,7 +136,7 @@ function tip(event, text) {
 }
 
 /** Sets the tooltip text and the click action of a chart's points. Later calls have no effect. */
-function onPoints(id, text, click = () => {}) {
+function onPoints(id, text, click) {
   const chart = byId(id);
   if (chart.dataset.listens) return;
   chart.dataset.listens = "yes";

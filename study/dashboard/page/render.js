@@ -129,7 +129,8 @@ function renderRules(view) {
       const input = { type: "checkbox", value: rule.id, onchange: chooseRules };
       return element("label", {}, element("input", input), swatch(rule), rule.name);
     });
-    const legend = element("legend", {}, term("rule", "Rules"));
+    const explained = { "data-term": "rule", tabindex: 0 };
+    const legend = element("legend", {}, element("span", explained, "Rules"));
     box.replaceChildren(legend, ...labels);
   }
   for (const input of box.querySelectorAll("input")) {

@@ -57,7 +57,8 @@ function cellTable(overview, view, sort, resort, choose) {
     );
   });
   const damaged = overview.unreadable.map(cell => unreadableRow(cell, columns, states));
-  return tableOf([...head, hiddenHead("show")], [...body, ...damaged]);
+  const hidden = element("th", {}, element("span", { class: "hidden" }, "show"));
+  return tableOf([...head, hidden], [...body, ...damaged]);
 }
 
 function compare(x, y) {
@@ -96,6 +97,3 @@ function tableOf(heads, rows) {
     element("tbody", {}, ...rows),
   );
 }
-
-/** A head that only screen readers read. */
-const hiddenHead = text => element("th", {}, element("span", { class: "hidden" }, text));
