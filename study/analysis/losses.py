@@ -49,19 +49,10 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     - ``loss``: the last held-out loss after the first step, in nats per token.
     """
     cells = _finished(cells)
-    labels = curve_labels(cells)
-    ids = cells["cell_id"].astype(str)
-    broken = cells["status"].isin(BROKEN)
-    loss = ids.map(_ends(metrics, "eval_loss")["last"]).astype(float).where(~broken)
-    table = labels.assign(
-        cell_id=ids,
-        setting=numbered(labels, [n for n in curve_columns(labels) if n not in NOT_A_SETTING]),
-        rank=cells["rank"].to_numpy(float),
-        seed=seed_numbers(cells),
-        gamma=cells["gamma"].to_numpy(float),
-        loss=loss,
-    )
-    return table[np.isfinite(loss) | broken].reset_index(drop=True)
+    broken, facts = cells["status"].isin(BROKEN), _facts(cells)
+    ends = facts["cell_id"].map(_ends(metrics, "eval_loss")["last"])
+    table = facts.assign(gamma=cells["gamma"].astype(float), loss=ends.astype(float).where(~broken))
+    return table[np.isfinite(table["loss"]) | broken].reset_index(drop=True)
 
 
 def _finished(cells: pd.DataFrame) -> pd.DataFrame:
@@ -71,9 +62,11 @@ def _finished(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _facts(cells: pd.DataFrame) -> pd.DataFrame:
-    """The columns of the curve and its id, ``cell_id``, ``rank`` and ``seed``."""
-    return curve_labels(cells).assign(
+    """The columns of the curve and its id, ``cell_id``, ``setting``, ``rank`` and ``seed``."""
+    labels = curve_labels(cells)
+    return labels.assign(
         cell_id=cells["cell_id"].astype(str),
+        setting=numbered(labels, [n for n in curve_columns(labels) if n not in NOT_A_SETTING]),
         rank=cells["rank"].astype(float),
         seed=seed_numbers(cells),
     )
@@ -222,7 +215,7 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
         ]
         if slopes:
             rows.append(
-                rule.iloc[0][[*by, "optimizer"]].to_dict()
+                rule.iloc[0][[CURVE_ID, *by, "optimizer"]].to_dict()
                 | interval_columns("gain", np.array(slopes))
                 | {
                     "seeds": len(slopes),

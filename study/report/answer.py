@@ -25,7 +25,7 @@ from study.analysis.grouping import (
     numbered,
     rule_columns,
 )
-from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE
+from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE, base_losses
 from study.analysis.summary import CONDITION, condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import (
@@ -156,8 +156,7 @@ def asked(tables: StudyTables) -> Question:
     labels = curve_labels(cells)
     optimizers = ["optimizer"] if cells["optimizer"].nunique() > 1 else []
     found = questions_of([*optimizers, *distinguishing(labels, curve_columns(labels))])
-    needs = {"rounding": rounding_table, "capacity": capacity_table, "rates": rate_table}
-    return next(one for one in found if one.kind not in needs or needs[one.kind](tables).rows)
+    return next(one for one in found if one.kind == "sizes" or TABLES[one.kind](tables).rows)
 
 
 def answer(tables: StudyTables) -> list[str]:
@@ -185,9 +184,8 @@ def answer(tables: StudyTables) -> list[str]:
 
 def answer_table(tables: StudyTables) -> Table:
     """The numbers of :func:`answer`; empty without data."""
-    made = {"rounding": rounding_table, "capacity": capacity_table, "rates": rate_table}
     kind = asked(tables).kind
-    return made[kind](tables) if kind in made else size_table(curves(tables))
+    return size_table(curves(tables)) if kind == "sizes" else TABLES[kind](tables)
 
 
 def curves(tables: StudyTables) -> list[CurveFacts]:
@@ -200,12 +198,13 @@ def curves(tables: StudyTables) -> list[CurveFacts]:
         for apart in (NOT_A_SETTING, ("lr",), rule_columns(cells))
     )
     cells = cells.assign(tried=of_setting, rule=of_rule, beside=beside_rule)
-    exponents, losses, effects = tables.exponents, tables.losses, rank_effects(tables.losses)
+    exponents, losses, base = tables.exponents, tables.losses, base_losses(tables.metrics)
     if len(losses):
         numbers = cells.drop_duplicates(CURVE_ID)[[CURVE_ID, "tried", "rule"]]
         losses = losses.merge(numbers, on=CURVE_ID, how="left")
     best_losses = losses[losses["how"] == "best"] if len(losses) else losses
     losses = losses[losses["how"] == "fixed"] if len(losses) else losses
+    effects = rank_effects(losses)
     condition = condition_rows(exponents) if len(exponents) else exponents
     if len(exponents):
         exponents = exponents[rows_of(DESCENT, exponents) & (exponents["step"] == 0)]
@@ -219,8 +218,8 @@ def curves(tables: StudyTables) -> list[CurveFacts]:
     cells["named"] = setting_labels(cells, named)
     found = []
     for key, of_curve in cells.groupby(CURVE_ID, sort=False, observed=True):
-        own_condition, own_descent, own_losses = (
-            _rows(table, CURVE_ID, key) for table in (condition, exponents, losses)
+        own_condition, own_descent, own_losses, own_effects = (
+            _rows(table, CURVE_ID, key) for table in (condition, exponents, losses, effects)
         )
         if not len(own_condition) and not len(own_losses):
             continue
@@ -236,8 +235,8 @@ def curves(tables: StudyTables) -> list[CurveFacts]:
                 condition=row_list(own_condition),
                 descent=next(iter(row_list(own_descent)), None),
                 losses=_by_rank(own_losses),
-                base=_first_loss(tables.metrics, set(own_cells["cell_id"].astype(str))),
-                gain=_gain(own_losses, effects),
+                base=float(base.reindex(own_cells["cell_id"].astype(str)).mean()),
+                gain=next(iter(row_list(own_effects)), None),
                 best=_by_rank(_rows(best_losses, "rule", row["rule"])),
             )
         )
@@ -254,21 +253,6 @@ def _by_rank(losses: pd.DataFrame) -> dict[float, float]:
     broken = losses["loss"].isna().groupby(losses["rank"]).any()
     means = losses.groupby("rank")["loss"].mean()[~broken]
     return dict(zip(means.index.astype(float), means.astype(float), strict=True))
-
-
-def _first_loss(metrics: pd.DataFrame, ids: set[str]) -> float:
-    """The held-out loss of some cells at step 0, where an adapter adds nothing."""
-    if "eval_loss" not in metrics:
-        return math.nan
-    here = (metrics["step"] == 0) & metrics["cell_id"].astype(str).isin(ids)
-    return float(metrics.loc[here, "eval_loss"].mean())
-
-
-def _gain(losses: pd.DataFrame, effects: pd.DataFrame) -> Any | None:
-    if losses.empty or effects.empty:
-        return None
-    by = ["how", *OF_A_RULE, "lr"]
-    return next(iter(row_list(effects.merge(losses[by].head(1), on=by))), None)
 
 
 # ---- sizes
@@ -706,3 +690,7 @@ def rounding_table(tables: StudyTables) -> Table:
         f"share of the adapter's output that rounding takes ({usual}), median over layers and "
         "seeds. Losses are held-out ones after the last step, in nats.",
     )
+
+
+TABLES = {"rounding": rounding_table, "capacity": capacity_table, "rates": rate_table}
+"""The table of each kind of question but ``sizes``; it has no rows if the study lacks the data."""
