@@ -10,7 +10,7 @@ rank or seed while training is lazy. At a large learning rate they do, so each c
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -313,6 +313,15 @@ def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints) -> None:
 # The numbers of layers.
 
 PLACE = ["curve", "step", "batch", "layer"]
+
+
+def mean_layers(rows: pd.DataFrame, names: Iterable[str], kurtosis: float) -> list[Layer]:
+    """The layers in some rows of ``probes``, with the geometric means over rows of the columns
+    ``names``; what was not recorded is unknown."""
+    logs = np.log(rows.reindex(columns=[*names]).astype(float))
+    means = np.exp(logs.groupby(rows["layer"].astype(str)).mean())
+    known = [row[np.isfinite(row)].to_dict() for _, row in means.iterrows()]
+    return [Layer(**one, kurtosis=kurtosis) for one in known]
 
 
 def layer_numbers(

@@ -14,6 +14,7 @@ exponent is -m while A hardly moves, and -m/2 once it has moved far (:func:`rate
 """
 
 import math
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.grouping import gammas, local_p
+from study.analysis.predictions import mean_layers
 from study.theory import Layer, curve, family, power_of_gamma, slope
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -80,12 +82,8 @@ def _layers(
         unrelated = D * (math.pi / 2 if name == "r_sign" else 1)
         return [Layer(d_in=D, kurtosis=kurtosis, **{name: unrelated})]
     rows = rows[rows["step"] == rows["step"].min()]
-    by = rows.assign(log=np.log(rows[name])).groupby(rows["layer"].astype(str))
-    d_in = by["d_in"].first() if "d_in" in rows else by["log"].first() * math.nan
-    return [
-        Layer(d_in=fan if fan > 0 else LARGE, kurtosis=kurtosis, **{name: math.exp(log)})
-        for fan, log in zip(d_in, by["log"].mean(), strict=True)
-    ]
+    found = mean_layers(rows, ("d_in", name), kurtosis)
+    return [one if one.d_in > 0 else replace(one, d_in=LARGE) for one in found]
 
 
 def slopes(outputs: pd.Series, rule: Any) -> tuple[float, float]:

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from study.analysis.distances import exponents_of
+from study.analysis.predictions import mean_layers
 from study.figures import laws, style
 from study.figures.selection import Absent, Family, Tables
-from study.theory import Layer
 from study.theory import distance_to_infinite_rank as first_step_distance
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import LIMIT_P, OPTIMIZERS
@@ -113,24 +113,11 @@ def _draw_theory(ax: Axes, family: Family, rows: pd.DataFrame, measure: str) -> 
         return {}
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
     how: Any = {"weighting": WEIGHTINGS[measure], "kind": optimizer.family, "init": init.drawn}
-    curves = [first_step_distance(ranks, one, **how) for one in layers_of(rows, init.kurtosis)]
+    first = rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)]
+    layers = mean_layers(first, ("d_in", "d_out", *ALIGNMENTS), init.kurtosis)
+    curves = [first_step_distance(ranks, one, **how) for one in layers]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
     if not len(log):
         return {}
     (line,) = ax.plot(ranks, np.exp(log.mean(axis=0)), gid=f"known {measure}", **style.THEORY)
     return {f"theory {FORMULAS[measure, optimizer.family]}": line}
-
-
-def layers_of(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
-    """The layers after the first step, as geometric means over cells of the columns ``d_in``,
-    ``d_out`` and those of alignments; none if these were not recorded."""
-    rows = rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)]
-    names = [name for name in ("d_in", "d_out", *ALIGNMENTS) if name in rows]
-    if "d_in" not in names or rows.empty:
-        return []
-    logs = pd.DataFrame(np.log(rows[names].astype(float))).groupby(rows["layer"].astype(str)).mean()
-    found = []
-    for values in pd.DataFrame(np.exp(logs)).to_dict("records"):
-        given = {str(name): value for name, value in values.items() if np.isfinite(value)}
-        found.append(Layer(**given, kurtosis=kurtosis))
-    return found
