@@ -23,7 +23,7 @@ from study.adapters.inits import generator_for
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
 from study.probes.measurements import Measurements, in_backward
-from study.probes.sites import TENSORS, Product, SiteSource
+from study.probes.sites import TENSORS, Product
 from study.probes.statistics import LOST, MOVED, OTHERS, PARTS, START
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
@@ -196,7 +196,7 @@ class Activations:
     def by_cell(self, x: Tensor) -> Tensor:
         return x.detach().reshape(self.found.cells, -1, x.shape[-1])
 
-    def sums(self, source: SiteSource, x_KNF: Tensor, rows: Rows) -> dict[str, list[int]]:
+    def sums(self, source: str, x_KNF: Tensor, rows: Rows) -> dict[str, list[int]]:
         if self.found.adder.waits and source == "outputs":
             x_KNF = x_KNF.clone()  # a few models change them in place
         return {
@@ -299,7 +299,7 @@ class LayerPass:
         if not in_backward():
             self._kept[first] = self.rows(kept_kND.shape[1]).sample(kept_kND, first)
 
-    def _add(self, source: SiteSource, rows: Rows, x_knF: Tensor, product: Product) -> None:
+    def _add(self, source: str, rows: Rows, x_knF: Tensor, product: Product) -> None:
         stack = product.stack
         rows_k, real_kn = rows.sampled_K[stack.each], rows.sampled(stack)
         self.found.add(source, self.index, stack, x_knF, product, real_kn=real_kn, rows_k=rows_k)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from study.adapters.bank import Stack
 from study.probes.layers import AdaptedLayer
-from study.probes.sites import OF_FACTORS, TENSORS, SiteSource
+from study.probes.sites import OF_FACTORS, TENSORS
 from study.probes.statistics import (
     MAX,
     WRITTEN,
@@ -95,7 +95,7 @@ class Measurements:
         self._is_written = np.zeros((math.prod(self.shape), len(written_by(stats))), bool)
         self._copy: HostCopy | None = None
 
-    def wanted_of(self, source: SiteSource) -> list[str]:
+    def wanted_of(self, source: str) -> list[str]:
         return [name for name in TENSORS[source] if name in self.wanted]
 
     @contextmanager
@@ -126,7 +126,7 @@ class Measurements:
 
     def add(
         self,
-        source: SiteSource,
+        source: str,
         layer: int,
         stack: Stack,
         *parts: Any,

@@ -20,7 +20,7 @@ Letters: ``K`` cells, ``k`` cells of one rank, ``N`` tokens of a cell, ``n`` sam
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -84,21 +84,10 @@ class Product:
         return dx_knD if self.kept_knD is None else dx_knD * self.kept_knD
 
 
-SiteSource = Literal[
-    "inputs",
-    "outputs",
-    "output_gradients",
-    "sampled_inputs",
-    "sampled_output_gradients",
-    "product",
-    "weights",
-    "gradients",
-    "updates",
-]
-OF_FACTORS: tuple[SiteSource, ...] = ("weights", "gradients", "updates")
+OF_FACTORS = ("weights", "gradients", "updates")
 """The sources whose tensors have the padding of :class:`study.adapters.bank.Stack`."""
 
-TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
+TENSORS: dict[str, dict[str, Callable[..., Any]]] = {
     "inputs": {"adapter_in": lambda x_KND: x_KND},
     "outputs": {"layer_out": lambda y_KNO: y_KNO},
     "output_gradients": {"layer_out_grad": lambda dy_KNO: dy_KNO},
