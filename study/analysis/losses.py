@@ -49,10 +49,16 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     - ``loss``: the last held-out loss after the first step, in nats per token.
     """
     cells = _finished(cells)
-    broken, facts = cells["status"].isin(BROKEN), _facts(cells)
-    ends = facts["cell_id"].map(_ends(metrics, "eval_loss")["last"])
-    table = facts.assign(gamma=cells["gamma"].astype(float), loss=ends.astype(float).where(~broken))
-    return table[np.isfinite(table["loss"]) | broken].reset_index(drop=True)
+    loss = end_losses(cells, metrics)
+    table = _facts(cells).assign(gamma=cells["gamma"].astype(float), loss=loss)
+    return table[loss.notna() | cells["status"].isin(BROKEN)].reset_index(drop=True)
+
+
+def end_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> "pd.Series[float]":
+    """By row of ``cells`` the last held-out loss after the first step, if it is finite; NaN if the
+    run broke."""
+    ends = cells["cell_id"].astype(str).map(_ends(metrics, "eval_loss")["last"]).astype(float)
+    return ends.where(np.isfinite(ends) & ~cells["status"].isin(BROKEN))
 
 
 def _finished(cells: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from study.analysis import compared_losses
 from study.analysis.capacity import setting_columns, stored_bits
-from study.analysis.losses import INSIDE, fixed_rate
+from study.analysis.losses import INSIDE, end_losses, fixed_rate
 from study.figures import style
 from study.figures.selection import (
     Absent,
@@ -27,7 +27,6 @@ from study.figures.selection import (
     families,
     holding,
     most_varied,
-    per_step,
     rules_of,
 )
 from study.vocabulary.quantities import METRICS
@@ -72,20 +71,14 @@ def sweeps(
     """The settings of a study, the columns ``apart`` aside, with the final held-out loss of their
     runs. ``cells``: by default those of the study."""
     cells = tables.cells if cells is None else cells
-    heldout = per_step(tables, "eval_loss") if len(cells) else pd.DataFrame()
-    if heldout.empty:
-        raise Absent("no held-out loss in the tables")
-    last = heldout.sort_values("step").groupby("cell_id").last()
-    # A run that was evaluated only before training has no final loss.
-    final = last.loc[last["step"] > 0, "value"]
+    beside = cells.reindex(columns=[*apart]).astype(float)
+    if len(cells):
+        beside["loss"] = end_losses(cells, tables.metrics)
     found = []
-    for family in families(cells.drop(columns=[*apart])):
-        own = family.cells.join(cells[[*apart]].astype(float))
-        own = own[own["status"].isin(DONE)].astype({"cell_id": str})
-        broken = own["status"].isin(BROKEN)
-        own["loss"] = own["cell_id"].map(final).astype(float).where(~broken)
-        own = own[np.isfinite(own["loss"]) | broken]
-        if np.isfinite(own["loss"]).any():
+    for family in families(cells.drop(columns=[*apart])) if len(cells) else ():
+        own = family.cells.join(beside).astype({"cell_id": str})
+        own = own[own["status"].isin(DONE) & (own["loss"].notna() | own["status"].isin(BROKEN))]
+        if own["loss"].notna().any():
             found.append(Sweep(family.words, family.keys, own))
     if not found:
         raise Absent("no finished run with a held-out loss after its first step")
