@@ -206,21 +206,15 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
                 "dark": to_hex(style.rule_look(rule.scaling).shades(0.15)),
             },
             "shades": {
-                "light": {key: to_hex(style.shade(rule, rank, ranks)) for key, rank in keys},
-                "dark": {key: to_hex(_shade_on_dark(rule, rank, ranks)) for key, rank in keys},
+                theme: {
+                    key: to_hex(style.shade(rule, rank, ranks, dark=theme == "dark"))
+                    for key, rank in keys
+                }
+                for theme in ("light", "dark")
             },
         }
         for rule in rules
     ]
-
-
-def _shade_on_dark(rule: DrawnRule, rank: float, ranks: Sequence[float]) -> style.RGBA:
-    if math.isinf(rank):
-        return (1.0, 1.0, 1.0, 1.0)
-    finite = [r for r in ranks if math.isfinite(r)]
-    span = math.log(max(finite) / min(finite))
-    position = math.log(rank / min(finite)) / span if span else 0.6
-    return style.rule_look(rule.scaling).shades(0.62 * (1 - position))
 
 
 def configuration(cells: pd.DataFrame) -> dict[str, Any]:

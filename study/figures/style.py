@@ -343,14 +343,17 @@ def tint(rule: DrawnRule, beside: Sequence[DrawnRule]) -> RGBA:
     return colour
 
 
-def shade(rule: DrawnRule, rank: float, ranks: Sequence[float]) -> RGBA:
-    """The colour of one rank among ``ranks`` on white: light is low, and infinite rank is ink."""
+def shade(
+    rule: DrawnRule, rank: float, ranks: Sequence[float], *, dark: bool = False
+) -> RGBA:
+    """The colour of one rank among ``ranks`` on white: light is low, and infinite rank is ink. On a
+    ``dark`` page low is dark, and infinite rank is white."""
     if math.isinf(rank):
-        return matplotlib.colors.to_rgba(INK)
+        return matplotlib.colors.to_rgba("white" if dark else INK)
     finite = [math.log(r) for r in ranks if math.isfinite(r)]
     low, high = min(finite), max(finite)
     at = MIDDLE if low == high else (math.log(rank) - low) / (high - low)
-    return _on_white(rule, at)
+    return rule_look(rule.scaling).shades(0.62 * (1 - at)) if dark else _on_white(rule, at)
 
 
 def _on_white(rule: DrawnRule, at: float) -> RGBA:
