@@ -23,8 +23,7 @@ from study.analysis.losses import (
 from study.analysis.predictions import lazy_ratios, predicted_curve, with_predictions
 from study.analysis.rates import best_rates, exponents_against_rho, rate_transfer
 from study.analysis.stable import first_to_read, stable_exponents
-from study.analysis.summary import summary
-from study.analysis.verdicts import VERDICTS, holm, tost, with_verdicts
+from study.analysis.verdicts import VERDICTS, holm, summary, tost, with_verdicts
 from study.store import StudyTables, load_measured
 
 

@@ -23,7 +23,7 @@ from study.analysis.grouping import (
     numbered,
 )
 from study.analysis.losses import final_losses
-from study.analysis.summary import rows_of_condition
+from study.analysis.verdicts import rows_of_condition
 from study.analysis.wording import INTERVAL, interval_text, rounded, setting_labels, setting_text
 from study.errors import StudyError
 from study.store import StudyTables

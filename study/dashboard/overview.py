@@ -15,7 +15,7 @@ from study.analysis.grouping import (
     curve_labels,
     distinguishing,
 )
-from study.analysis.summary import BATCHES_OF
+from study.analysis.verdicts import BATCHES_OF
 from study.analysis.wording import (
     INTERVAL,
     STRAIGHTNESS,

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.analysis.summary import rows_of_condition
+from study.analysis.verdicts import rows_of_condition
 from study.analysis.wording import COMMON, setting_names
 from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, plain, sentence_on_ci

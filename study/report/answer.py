@@ -26,8 +26,7 @@ from study.analysis.grouping import (
     rule_columns,
 )
 from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE, base_losses
-from study.analysis.summary import CONDITION, condition_rows
-from study.analysis.verdicts import rows_of
+from study.analysis.verdicts import CONDITION, condition_rows, rows_of
 from study.analysis.wording import (
     TESTED,
     bracket_notes,
@@ -117,7 +116,7 @@ class CurveFacts:
     - ``label``: ``rsLoRA``. ``formula``: ``γ = α/√r``. ``cells``: of all ranks and seeds;
     - ``optimizer``, ``named``: the optimizer and other keys, if they differ between settings;
     - ``setting``: equal for curves that differ in the rule only;
-    - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`;
+    - ``condition``: its rows of :func:`~study.analysis.verdicts.condition_rows`;
     - ``descent``: the row of ``exponents`` with the descent of the first update;
     - ``losses``: by rank, the final held-out loss, the mean over seeds. A rank at which a run broke
       has none. ``best``: at the best rate of each rank, if several were tried;
