@@ -21,7 +21,6 @@ from study.probes.statistics import (
     MAX,
     WRITTEN,
     ScaledSums,
-    added_up,
     chunks_of,
     combine,
     no_sums,
@@ -88,7 +87,7 @@ class Measurements:
         self.cells, self.device = sum(each.cells for each in stacks), stacks[0].A_kRD.device
         self.sites = tuple(name for name in SITES if name in wanted)
         self.shape = self.cells, len(self.sites), len(layers)
-        self.adder = ScaledSums(added_up(stats), self.device)
+        self.adder = ScaledSums(self.device)
         self._pass: int | None = None
         self._sums: list[Entry] = []
         self._written: list[Entry] = []
@@ -187,9 +186,9 @@ class Measurements:
         with self.measuring():
             scaled, order = self.adder.found()
             places = self._to_device(np.array(index, int))
-            moments = unscaled(scaled, self.adder.columns)
+            moments = unscaled(scaled)
             moments = moments[self._to_device(np.argsort(order)[np.array(rows, int)])]
-            sums = moments.new_zeros(len(counts), len(self.adder.columns))
+            sums = moments.new_zeros(len(counts), MAX)
             sums.index_add_(0, places, moments[:, :-1])
             largest = moments.new_zeros(len(counts))
             largest.scatter_reduce_(0, places, moments[:, -1], "amax")
@@ -230,11 +229,10 @@ class Measurements:
         S, L]``. Waits for the copy."""
         assert self._copy is not None
         found, sums = self._copy.numpy(), no_sums((math.prod(self.shape),))
-        columns, stats = list(self.adder.columns), [WRITTEN[n] for n in written_by(self.stats)]
-        count = len(columns)
-        sums[:, columns], sums[:, MAX] = found[:, :count], found[:, -1]
-        sums[:, stats] = np.where(self._is_written, found[:, count + 1 : -1], sums[:, stats])
-        return sums.reshape(*self.shape, -1), found[:, count].reshape(self.shape)
+        stats = [WRITTEN[name] for name in written_by(self.stats)]
+        sums[:, :MAX], sums[:, MAX] = found[:, :MAX], found[:, -1]
+        sums[:, stats] = np.where(self._is_written, found[:, MAX + 1 : -1], sums[:, stats])
+        return sums.reshape(*self.shape, -1), found[:, MAX].reshape(self.shape)
 
 
 def in_backward() -> bool:

@@ -33,30 +33,20 @@ LOST, MOVED, START, PARTS, OTHERS = HOOKED
 what it adds; of ``|dA x|^2`` and ``|A0 x|^2``; of R - 1 times the squares of the parts
 ``B_k A_k x``, and of the products of different parts."""
 
-STATISTICS: dict[str, tuple[tuple[int, ...], Statistic]] = {
-    "mean_abs": ((ABS,), lambda sums, count: sums[..., ABS] / count),
-    "rms": ((SQUARE,), lambda sums, count: np.sqrt(sums[..., SQUARE] / count)),
-    "m4": ((FOURTH,), lambda sums, count: (sums[..., FOURTH] / count) ** 0.25),
-    "max_abs": ((), lambda sums, _: sums[..., MAX]),
-    "norm": ((SQUARE,), lambda sums, _: np.sqrt(sums[..., SQUARE])),
-    "mean_norm": ((SQUARE,), lambda sums, _: sums[..., NORM] / sums[..., TENSORS]),
-    "nonfinite": ((), lambda sums, _: np.where(np.isfinite(sums[..., MAX]), 0.0, 1.0)),
-    "stable_rank": (
-        (SQUARE,),
-        lambda sums, _: sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2,
-    ),
-    "swallowed": ((SQUARE,), lambda sums, _: sums[..., WRITTEN[LOST]] / sums[..., SQUARE]),
-    "rho": ((), lambda sums, _: np.sqrt(sums[..., WRITTEN[MOVED]] / sums[..., WRITTEN[START]])),
-    "r_parts": ((), lambda sums, _: sums[..., WRITTEN[PARTS]] / sums[..., WRITTEN[OTHERS]]),
+STATISTICS: dict[str, Statistic] = {
+    "mean_abs": lambda sums, count: sums[..., ABS] / count,
+    "rms": lambda sums, count: np.sqrt(sums[..., SQUARE] / count),
+    "m4": lambda sums, count: (sums[..., FOURTH] / count) ** 0.25,
+    "max_abs": lambda sums, _: sums[..., MAX],
+    "norm": lambda sums, _: np.sqrt(sums[..., SQUARE]),
+    "mean_norm": lambda sums, _: sums[..., NORM] / sums[..., TENSORS],
+    "nonfinite": lambda sums, _: np.where(np.isfinite(sums[..., MAX]), 0.0, 1.0),
+    "stable_rank": lambda sums, _: sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2,
+    "swallowed": lambda sums, _: sums[..., WRITTEN[LOST]] / sums[..., SQUARE],
+    "rho": lambda sums, _: np.sqrt(sums[..., WRITTEN[MOVED]] / sums[..., WRITTEN[START]]),
+    "r_parts": lambda sums, _: sums[..., WRITTEN[PARTS]] / sums[..., WRITTEN[OTHERS]],
 }
-"""The statistics that are computed from sums: the columns of powers that each reads, and its
-function."""
-
-
-def added_up(stats: Sequence[str]) -> tuple[int, ...]:
-    """The columns of ``ABS``, ``SQUARE`` and ``FOURTH`` that ``stats`` need, in this order."""
-    needed = {column for stat in stats if stat in STATISTICS for column in STATISTICS[stat][0]}
-    return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
+"""The function of every statistic that is computed from sums."""
 
 
 WRITTEN: dict[str, int] = {
@@ -100,8 +90,8 @@ def statistics(sums: np.ndarray, count: np.ndarray, stats: Sequence[str]) -> dic
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         values = {}
         for stat in stats:
-            row = STATISTICS.get(stat)
-            values[stat] = row[1](sums, count) if row else sums[..., WRITTEN[stat]]
+            function = STATISTICS.get(stat)
+            values[stat] = function(sums, count) if function else sums[..., WRITTEN[stat]]
         return {stat: value.astype(np.float32) for stat, value in values.items()}
 
 
@@ -111,9 +101,6 @@ def combine(sums: np.ndarray, axis: int) -> np.ndarray:
     combined[..., MAX] = sums[..., MAX].max(axis)
     return combined
 
-
-POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
-"""The power of |x| that each column adds up."""
 
 CHUNK, GPU_CHUNK = 2**20, 2**26
 """Elements of a chunk. On a CPU a chunk and a copy of it fit into the last-level cache. Smaller
@@ -135,20 +122,19 @@ def chunks_of(x_kmF: Tensor) -> Iterator[Tensor]:
 class ScaledSums:
     """Sums over many tensors: of t, t^2 and t^4 with t = |x| / max |x|, and max |x|.
 
-    ``columns``: those of :data:`POWERS` to add up. The scale keeps fourth powers of small gradients
-    within float32. Does not synchronise.
+    The scale keeps fourth powers of small gradients within float32. Does not synchronise.
 
     On a GPU (``waits``), tensors of one shape are collected until they fill a chunk, because
     launching one operation per tensor takes longer than computing it. Until then they may not
     change.
     """
 
-    def __init__(self, columns: Sequence[int], device: torch.device) -> None:
-        self.columns, self.waits = columns, device.type != "cpu"
+    def __init__(self, device: torch.device) -> None:
+        self.waits = device.type != "cpu"
         self._waiting: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
         self._elements = self._rows = 0
         self._order: list[int] = []
-        self._none = torch.zeros(0, len(columns) + 1, device=device)
+        self._none = torch.zeros(0, MAX + 1, device=device)
         self._found: list[Tensor] = []
 
     def of(self, chunks: Iterable[Tensor], real_km: Tensor | None = None) -> list[int]:
@@ -168,7 +154,7 @@ class ScaledSums:
         return firsts
 
     def found(self) -> tuple[Tensor, list[int]]:
-        """All sums, ``[rows, len(columns) + 1]`` float32, and the number of each row."""
+        """All sums, ``[rows, 4]`` float32, and the number of each row."""
         self.add_up()
         found, self._found = [self._none, *self._found], []
         return torch.cat(found), self._order
@@ -179,33 +165,25 @@ class ScaledSums:
             self._order += [first + cell for first in firsts for cell in range(cells)]
             real = None if real_km is None else real_km[:, start : start + rows]
             absolute = chunks[0].abs()[None] if len(chunks) == 1 else torch.stack(chunks).abs_()
-            self._found.append(_scaled(absolute, real, self.columns))
+            self._found.append(_scaled(absolute, real))
         self._waiting.clear()
         self._elements = 0
 
 
-def _scaled(t: Tensor, real_km: Tensor | None, columns: Sequence[int]) -> Tensor:
+def _scaled(t: Tensor, real_km: Tensor | None) -> Tensor:
     """The row of sums of each of ``S k`` matrices of absolute values, ``[S, k, m, F]``. Changes
     them, to read memory once: ``pow(4)``, ``isfinite`` and norms take several times as long."""
     if real_km is not None:
         t.masked_fill_(~real_km[..., None], 0.0)
     t = t.flatten(0, 1).flatten(1).float()
-    largest, sums = t.amax(1), {}
-    if columns:
-        tiny = torch.finfo(torch.float32).tiny
-        t.mul_(largest[:, None].clamp_min(tiny).reciprocal_())
-    if ABS in columns:
-        sums[ABS] = t.sum(1)
-    if SQUARE in columns or FOURTH in columns:
-        sums[SQUARE] = t.square_().sum(1)
-    if FOURTH in columns:
-        sums[FOURTH] = t.square_().sum(1)
-    return torch.stack([*(sums[column] for column in columns), largest], 1)
+    largest, tiny = t.amax(1), torch.finfo(torch.float32).tiny
+    t.mul_(largest[:, None].clamp_min(tiny).reciprocal_())
+    return torch.stack([t.sum(1), t.square_().sum(1), t.square_().sum(1), largest], 1)
 
 
-def unscaled(scaled: Tensor, columns: Sequence[int]) -> Tensor:
-    """The sums of |x|^n and max |x| of each chunk from its :class:`ScaledSums`; float64."""
-    largest = scaled[:, -1:].double()
-    powers = [POWERS[column] for column in columns]
-    sums = [scaled[:, n : n + 1] * largest**power for n, power in enumerate(powers)]
-    return torch.cat([*sums, largest], 1)
+def unscaled(scaled: Tensor) -> Tensor:
+    """The sums of |x|, x^2 and x^4, and max |x| of each chunk from its :class:`ScaledSums`;
+    float64."""
+    largest = scaled[:, MAX:].double()
+    powers = torch.cat([largest, largest**2, largest**4], 1)
+    return torch.cat([scaled[:, :MAX] * powers, largest], 1)
