@@ -38,8 +38,6 @@ CLOSE = {EXPONENT: 0.01, LOSS: 0.0}
 """Numbers that differ by at most this agree, even if the interval excludes 0."""
 AXES = ("rank", "seed", "data_seed")
 PLACE = ["what", "quantity", "rank", "at"]
-MOST_VALUES = 8
-"""A longer list of values is cut in the middle."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,7 @@ def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
 def _values_text(values: "pd.Series[Any]") -> str:
     """``4, 16, 64``; ``none`` for a setting without a value."""
     found = sorted(values.dropna().unique(), key=lambda one: (isinstance(one, str), one))
-    texts = list(map(setting_text, found))
-    if len(texts) > MOST_VALUES:
-        texts = [*texts[:3], f"... ({len(texts)} values) ...", texts[-1]]
-    return ", ".join(texts) or "none"
+    return ", ".join(map(setting_text, found)) or "none"
 
 
 def _pair(one: StudyTables, other: StudyTables) -> Iterator[dict[str, Any]]:

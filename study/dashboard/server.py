@@ -27,12 +27,10 @@ from starlette.routing import Mount, Route
 from study.dashboard.document import PLOTLY, Page, live_document
 from study.dashboard.studies import read_studies, state_of
 from study.dashboard.values import Measured
-from study.errors import StudyError, one_line, printable, unknown
+from study.errors import StudyError, one_line, printable
 from study.report.page import Pictures
 from study.vocabulary.statuses import ENDED
 
-MOST_NAMED = 3
-"""Quantities that an answer names."""
 LOCAL = ("127.0.0.1", "localhost")
 KEY_BYTES = 32
 NOTHING_HERE = "Open the address that study dashboard printed: it ends with a token.\n"
@@ -121,14 +119,13 @@ class _Watched:
         watching.cancel()
 
     def routes(self) -> list[Route]:
-        pages = {
-            "/": self.document,
-            "/plotly.js": self.plotly,
-            "/overview": self.overview,
-            "/progress": self.progress,
-            "/values": self.values,
-        }
-        return [Route(path, page) for path, page in pages.items()]
+        return [
+            Route("/", self.document),
+            Route("/plotly.js", self.plotly),
+            Route("/overview", self.overview),
+            Route("/progress", self.progress),
+            Route("/values", self.values),
+        ]
 
     def document(self, request: Request) -> Response:
         return Response(live_document(self.page.title), media_type="text/html")
@@ -155,8 +152,7 @@ class _Watched:
         page = self.page  # a refresh may replace it
         asked = Measured(*(request.query_params.get(name, "") for name in Measured._fields))
         if asked not in page.quantities:
-            some = map(" ".join, page.quantities[:MOST_NAMED])
-            return PlainTextResponse(f"{unknown('quantity', ' '.join(asked), some)}\n", 400)
+            return PlainTextResponse("unknown quantity\n", 400)
         return Response(page.message(asked), media_type="application/octet-stream")
 
     async def _watch(self) -> None:
