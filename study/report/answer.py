@@ -114,7 +114,7 @@ class CurveFacts:
     """One rule in one setting, at one learning rate.
 
     - ``label``: ``rsLoRA``. ``formula``: ``γ = α/√r``. ``cells``: of all ranks and seeds;
-    - ``optimizer``, ``named``: the optimizer and other keys, if they differ between settings;
+    - ``named``: keys that differ between settings. ``beside``: these, and the optimizer if it does;
     - ``setting``: equal for curves that differ in the rule only;
     - ``condition``: its rows of :func:`~study.analysis.verdicts.condition_rows`;
     - ``descent``: the row of ``exponents`` with the descent of the first update;
@@ -125,7 +125,7 @@ class CurveFacts:
 
     label: str
     named: str
-    optimizer: str
+    beside: str
     formula: str
     setting: int
     cells: pd.DataFrame
@@ -135,10 +135,6 @@ class CurveFacts:
     base: float
     gain: Any | None
     best: dict[float, float]
-
-    @property
-    def beside(self) -> str:
-        return ", ".join(filter(None, (self.optimizer, self.named)))
 
     @property
     def rule(self) -> str:
@@ -223,11 +219,12 @@ def curves(tables: StudyTables) -> list[CurveFacts]:
         if not len(own_condition) and not len(own_losses):
             continue
         row, own_cells = of_curve.iloc[0], tables.cells.loc[of_curve.index]
+        named, optimizer = str(row["named"]), label(str(row["optimizer"])) if several else ""
         found.append(
             CurveFacts(
                 label=rule_label(*row[list(RULE)]),
-                named=str(row["named"]),
-                optimizer=label(str(row["optimizer"])) if several else "",
+                named=named,
+                beside=", ".join(filter(None, (optimizer, named))),
                 formula=rule_formula(*row[list(RULE)]),
                 setting=int(row["beside"]),
                 cells=own_cells,
