@@ -20,10 +20,9 @@ from study.analysis.grouping import (
     curve_labels,
     distinguishing,
     groups,
-    numbered,
     seed_numbers,
 )
-from study.analysis.losses import base_losses, fans, final_losses
+from study.analysis.losses import at_best_rates, base_losses, fans, final_losses
 from study.store import StudyTables
 from study.theory import slope
 from study.vocabulary.sources import BITS, KEY, RANDOM_STRINGS, STRING
@@ -85,12 +84,9 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
     table = table.dropna(subset="bits")
     same = [name for name in curve_columns(table) if name != "lr"]
     rows = []
-    for _, own in table.groupby(numbered(table, same)):
-        mean = own.groupby(["rank", "lr"])["bits"].mean()
-        best = pd.MultiIndex.from_frame(own[["rank", "lr"]]).isin(mean.groupby("rank").idxmax())
-        of_rank = own[best].groupby("rank")
-        full = of_rank["bits"].transform("mean") < FULL * own.loc[best, "offered"]
-        own = own[best][full]
+    for own in groups(table.assign(lost=-table["bits"]), same):
+        own = at_best_rates(own, "lost")
+        own = own[own.groupby("rank")["bits"].transform("mean") < FULL * own["offered"]]
         if own["rank"].nunique() < 2:
             continue
         seeds = [one for _, one in own.groupby("seed") if one["rank"].nunique() > 1]
@@ -131,12 +127,11 @@ def departures(
     steps = tables.cells.set_index(tables.cells["cell_id"].astype(str))["steps"]
     rows = []
     for own in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):
-        mean = own.groupby(["rank", "lr"])["loss"].agg(lambda each: each.mean(skipna=False))
-        best = mean.dropna().groupby("rank").idxmin()
-        own = own[pd.MultiIndex.from_frame(own[["rank", "lr"]]).isin(best)]
-        shared = own.groupby("seed")["rank"].nunique() == len(best)
+        own = at_best_rates(own)
+        ranks = own["rank"].nunique()
+        shared = own.groupby("seed")["rank"].nunique() == ranks
         own = own[own["seed"].isin(shared.index[shared])]
-        if len(best) < 2 or own.empty:
+        if ranks < 2 or own.empty:
             continue
         ids, curves = own["cell_id"], dict[float, "pd.Series[float]"]()
         for rank in own["rank"].unique().tolist():

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from study.analysis import compared_losses
 from study.analysis.capacity import setting_columns, stored_bits
-from study.analysis.losses import INSIDE, end_losses, fixed_rate
+from study.analysis.losses import INSIDE, at_best_rates, end_losses, fixed_rate
 from study.figures import style
 from study.figures.selection import (
     Absent,
@@ -192,7 +192,9 @@ def truncated_losses(tables: Tables) -> Figure:
 
     def of_family(family: Family) -> pd.DataFrame:
         own = family.cells.join(cells["lr"])[["cell_id", "rule", "rank", "lr", "seed"]]
-        return _at_best_rates(own.merge(rows, on="cell_id"))
+        cut = own.merge(rows, on="cell_id").sort_values("kept", kind="stable")
+        cut["whole"] = cut.groupby("cell_id")["loss"].transform("last")
+        return at_best_rates(cut, "whole", ("rule", "rank"))
 
     no_rates = cells.drop(columns="lr")
     shown, left_out = holding(no_rates, of_family, absent, rules=MOST_RULES)
@@ -223,14 +225,6 @@ def truncated_losses(tables: Tables) -> Figure:
         "Each rank at the best of its learning rates." if cells["lr"].nunique() > 1 else "",
         left_out,
     )
-
-
-def _at_best_rates(cut: pd.DataFrame) -> pd.DataFrame:
-    """Of each rule and rank, the rows at the learning rate with the lowest mean loss of the run."""
-    runs = cut.sort_values("kept").groupby(["rule", "rank", "lr", "cell_id"])["loss"].last()
-    means = runs.groupby(["rule", "rank", "lr"]).mean().dropna()
-    best = means.loc[means.groupby(["rule", "rank"]).idxmin()].reset_index()
-    return cut.merge(best[["rule", "rank", "lr"]])
 
 
 def _draw_cuts(ax: Axes, family: Family, rule: DrawnRule, rows: pd.DataFrame) -> None:
