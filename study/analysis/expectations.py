@@ -50,6 +50,7 @@ from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
+
 def _best_alphas(of: StudyTables) -> pd.DataFrame:
     return best_alphas(of.cells, of.metrics, of.probes)
 

@@ -121,8 +121,8 @@ def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> tuple[float, str]:
 def at_best_rates(
     runs: pd.DataFrame, value: str = "loss", by: Sequence[str] = ("rank",)
 ) -> pd.DataFrame:
-    """The rows of ``runs`` at the learning rate of the lowest mean ``value``, for each combination of
-    the columns ``by``. A rate at which a value is missing does not count."""
+    """The ``runs`` at the learning rate of the lowest mean ``value``, for each combination of the
+    columns ``by``. A rate at which a value is missing does not count."""
     mean = runs.groupby([*by, "lr"])[value].agg(lambda each: each.mean(skipna=False)).dropna()
     best = mean.groupby([*by]).idxmin()
     return runs[pd.MultiIndex.from_frame(runs[[*by, "lr"]]).isin(best)]

@@ -343,9 +343,7 @@ def tint(rule: DrawnRule, beside: Sequence[DrawnRule]) -> RGBA:
     return colour
 
 
-def shade(
-    rule: DrawnRule, rank: float, ranks: Sequence[float], *, dark: bool = False
-) -> RGBA:
+def shade(rule: DrawnRule, rank: float, ranks: Sequence[float], *, dark: bool = False) -> RGBA:
     """The colour of one rank among ``ranks`` on white: light is low, and infinite rank is ink. On a
     ``dark`` page low is dark, and infinite rank is white."""
     if math.isinf(rank):

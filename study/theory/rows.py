@@ -70,17 +70,13 @@ def _product(term: Term, gammas: int, derivation: str, rank: float = 1) -> Power
     return PowerLaw(rank, gammas, gammas, 1, 1, derivation, term)
 
 
-_BASE = PowerLaw(
-    0, 0, 0, 0, 0, "the frozen base's own: changes are of order lr for any gamma"
-)
+_BASE = PowerLaw(0, 0, 0, 0, 0, "the frozen base's own: changes are of order lr for any gamma")
 _ANY: dict[str, PowerLaw] = {
     "adapter_in": _BASE,
     "layer_out": _BASE,
     "layer_out_grad": _BASE,
     "stable_rank": PowerLaw(0, 0, 0, 0, 1, "saturates: curves.stable_rank", term="stable"),
-    "A": PowerLaw(
-        1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr"
-    ),
+    "A": PowerLaw(1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr"),
     "B_grad": PowerLaw(
         1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", passes=1
     ),
@@ -105,9 +101,7 @@ LINEAR: dict[str, PowerLaw] = {
     "adapter_out": _product(
         "aligned", 2, "-lr gamma^2 G A^T A x: (lr gamma^2 v |G x|)^2 r (r + 1 + r_align)"
     ),
-    "delta_w": _product(
-        "weight", 2, "-lr gamma^2 G A^T A: (lr gamma^2 v |G|)^2 r (r + 1 + D)"
-    ),
+    "delta_w": _product("weight", 2, "-lr gamma^2 G A^T A: (lr gamma^2 v |G|)^2 r (r + 1 + D)"),
     "adapter_in_grad": _product(
         "crossed", 2, "-lr gamma^2 A^T A G^T g: (lr gamma^2 v |G^T g|)^2 r (r + 1 + D)"
     ),
@@ -121,9 +115,7 @@ SIGN: dict[str, PowerLaw] = {
     "adapter_update": PowerLaw(
         1 / 2, 0, 0, 1, 0, "lr sqrt(r O), then lr sqrt(r (O + D)) from step 1"
     ),
-    "A_grad": PowerLaw(
-        1 / 2, 1, 0, 1, 1, "gamma B^T G = -lr gamma sign(A G^T) G: r iid rows"
-    ),
+    "A_grad": PowerLaw(1 / 2, 1, 0, 1, 1, "gamma B^T G = -lr gamma sign(A G^T) G: r iid rows"),
     "A_update": PowerLaw(
         1 / 2, 0, 0, 2, 1, "about lr per entry once A_grad is not 0: lr sqrt(r D)"
     ),
@@ -132,9 +124,7 @@ SIGN: dict[str, PowerLaw] = {
     ),
     "adapter_out": _product("aligned", 1, "-lr gamma sign(G A^T) A x: r (r - 1 + r_sign)"),
     "delta_w": _product("weight", 1, "-lr gamma sign(G A^T) A: r (r - 1 + pi D/2)"),
-    "adapter_in_grad": _product(
-        "crossed", 1, "-lr gamma A^T sign(A G^T) g: r (r - 1 + r_back D)"
-    ),
+    "adapter_in_grad": _product("crossed", 1, "-lr gamma A^T sign(A G^T) g: r (r - 1 + r_back D)"),
 }
 """Updates of fixed size: Adam as eps goes to 0, and the other sign-like rules."""
 
@@ -149,9 +139,7 @@ SPECTRAL: dict[str, PowerLaw] = {
         0, 1, 0, 1, 1, "gamma B^T G: lr c gamma |G| for r >= m, less below", "reached"
     ),
     "A_update": PowerLaw(0, 0, 0, 2, 1, "lr c polar(B^T G): |.|^2 = min(r, m)", "random"),
-    "descent": PowerLaw(
-        1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, the nuclear norm", "nuclear"
-    ),
+    "descent": PowerLaw(1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, the nuclear norm", "nuclear"),
     "adapter_out": _product(
         "aligned", 1, "lr c gamma polar(G A^T) A x: (1 - s) r + s min(r, m)", 1 / 2
     ),
