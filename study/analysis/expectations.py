@@ -64,7 +64,7 @@ SOURCES: dict[str, tuple[Callable[[StudyTables], pd.DataFrame], tuple[str, str, 
     BEST_ALPHA: (lambda of: alpha_transfer(_best_alphas(of)), OF_A_LINE),
     ALPHA_GAP: (lambda of: alpha_gaps(_best_alphas(of)), OF_A_GAP),
     LOSS_GAP: (lambda of: loss_gaps(of.cells, of.metrics), OF_A_GAP),
-    DIFFERENCE: (lambda of: of.losses, OF_A_GAP),  # each has its own: loss_differences
+    DIFFERENCE: (lambda of: of.exponents, OF_A_GAP),  # each has its own: loss_differences
     DISTANCE: (lambda of: exponents_of(of.cells, of.distances), OF_A_LINE),
     CAPACITY: (capacity, OF_A_LINE),
     PER_PARAMETER: (capacity, ("per_parameter", "bits_low", "bits_high")),

@@ -197,9 +197,9 @@ def at_primary_steps(quantity: Quantity, rows: pd.DataFrame) -> Mask:
 # What to read.
 
 CONDITION: tuple[Quantity, ...] = (FORWARD_OUT, BACKWARD_IN, GRADIENT_NORM)
-"""What must not depend on the rank (Kalajdzievski 2023, Definition 3.1, Theorem 3.2): the outputs of
-an adapter, and the gradients that it passes to its inputs, at any step; in the order of the tables.
-The gradient norm over all adapters (the paper's Figure 3) is shown with them."""
+"""What must not depend on the rank at any step (Kalajdzievski 2023, Theorem 3.2): the outputs of an
+adapter, and the gradients that it passes to its inputs. The gradient norm over all adapters (the
+paper's Figure 3) is shown with them."""
 BATCHES_OF = {FORWARD_OUT: (HELDOUT, TRAIN), BACKWARD_IN: (HELDOUT, TRAIN), GRADIENT_NORM: (TRAIN,)}
 """The batches on which each is read: the first one that the study probed. A held-out batch is fixed
 and never trained on."""
