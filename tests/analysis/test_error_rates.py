@@ -208,11 +208,11 @@ def test_a_primary_test_is_rarely_wrong(seeds: int) -> None:
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_a_primary_test_of_one_row_is_about_its_mean(seeds: int) -> None:
+def test_a_primary_test_of_one_row_is_about_its_mean(seeds):
     """True values: on theory, on the edge of the tolerance, and on the rival."""
     draws = np.random.default_rng(8).standard_normal((400, seeds, 1))
 
-    def words(truth: float, sd: float) -> list[str]:
+    def words(truth, sd):
         asked = PRIMARY_TEST, THEORY[:1], RIVAL[:1]
         return [judged(*asked, truth + sd * own, np.zeros(1)).verdict for own in draws]
 
