@@ -318,8 +318,8 @@ PLACE = ["curve", "step", "batch", "layer"]
 def mean_layers(rows: pd.DataFrame, names: Iterable[str], kurtosis: float) -> list[Layer]:
     """The layers in some rows of ``probes``, with the geometric means over rows of the columns
     ``names``; what was not recorded is unknown."""
-    logs = np.log(rows.reindex(columns=[*names]).astype(float))
-    means = np.exp(logs.groupby(rows["layer"].astype(str)).mean())
+    logs = rows.reindex(columns=[*names]).astype(float).transform(np.log)
+    means = logs.groupby(rows["layer"].astype(str)).mean().transform(np.exp)
     known = [row[np.isfinite(row)].to_dict() for _, row in means.iterrows()]
     return [Layer(**one, kurtosis=kurtosis) for one in known]
 

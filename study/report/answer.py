@@ -209,8 +209,8 @@ def curves(tables: StudyTables) -> list[CurveFacts]:
         rate = cells["tried"].map(losses.groupby("tried")["lr"].first()).fillna(rate)
     cells = cells[cells["lr"] == rate]
     several = cells["optimizer"].nunique() > 1
-    named = [name for name in distinguishing(cells, columns) if name != "lr"]
-    cells["named"] = setting_labels(cells, named)
+    differing = [name for name in distinguishing(cells, columns) if name != "lr"]
+    cells["named"] = setting_labels(cells, differing)
     found = []
     for key, of_curve in cells.groupby(CURVE_ID, sort=False, observed=True):
         own_condition, own_descent, own_losses, own_effects = (
