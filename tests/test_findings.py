@@ -1,9 +1,7 @@
 """FINDINGS.md and what it rests on: archives, their order in git, claims, and gaps."""
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
@@ -25,11 +23,11 @@ MOST_MEGABYTES = {"archives": 40, "pictures": 8}
 """Of all archives, and of all committed pictures, reports and the page of a dashboard."""
 
 
-def megabytes(paths: Iterator[Path]) -> float:
+def megabytes(paths):
     return sum(path.stat().st_size for path in paths) / 1e6
 
 
-def test_archives_and_pictures_are_small() -> None:
+def test_archives_and_pictures_are_small():
     tables = (path for name in FILES for path in RESULTS.glob(f"*/{name}"))
     assert megabytes(tables) < MOST_MEGABYTES["archives"], "leave a study out, or thin it"
     kept = (path for path in PLOTS.rglob("*") if path.suffix in (".png", ".html", ".md"))
@@ -62,12 +60,12 @@ def test_a_committed_study_names_its_own_folders_and_began_after_its_expectation
     assert all(date and date < started for date, started in dates)
 
 
-def test_a_study_on_a_second_model_may_have_a_file_of_its_own() -> None:
+def test_a_study_on_a_second_model_may_have_a_file_of_its_own():
     assert findings.entries("horizons_gemma3") != findings.entries("horizons")
     assert findings.entries("rho_ends_gemma3") == findings.entries("rho_ends")
 
 
-def test_seeds_that_came_after_a_look_are_named() -> None:
+def test_seeds_that_came_after_a_look_are_named():
     try:
         findings.history("optimizer_history")
     except NoTables:
@@ -77,12 +75,12 @@ def test_seeds_that_came_after_a_look_are_named() -> None:
         assert findings.looks(study) == [], "all of its cells are new"
 
 
-def test_rows_name_studies_and_figures_that_exist() -> None:
+def test_rows_name_studies_and_figures_that_exist():
     assert {test["study"] for one in CLAIMS for test in one["tests"]} <= {*STUDIES}
     assert {figure for study in STUDIES.values() for figure in study["figures"]} <= set(FIGURES)
 
 
-def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds() -> None:
+def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds():
     """The best rate of each seed would be the best by chance (docs/intervals.md)."""
     tables = load_measured(RESULTS / "longer_training")
     ends = tables.metrics.query("step == 2048").set_index("cell_id")["eval_loss"]

@@ -4,11 +4,9 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,23 +18,19 @@ from study.analysis.advice import advise as advise_runs
 from study.analysis.advice import committed
 from study.analysis.law import Setting, log_rate
 from study.analysis.rates import best_rates_of
-from study.config import CellConfig
 from study.store import cell_folders
 from study.store.tables import load_measured
 
-Cli = Callable[..., Any]
-Build = Callable[..., CellConfig]
-Write = Callable[..., str]
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs/examples"
 MEASURED = str(ROOT / "results/reference/paper_learning_rate")
 
 
 @pytest.fixture
-def advise(study_cli: Cli) -> Cli:
+def advise(study_cli):
     """The advice as JSON, after the text was checked to fit and to have its blocks."""
 
-    def ask(*arguments: str) -> SimpleNamespace:
+    def ask(*arguments):
         ran = study_cli("advise", *arguments)
         assert ran.code == 0, ran.err
         assert re.match(r"Set \(.*\):\n(  .*\n)+Why: ", ran.out)
@@ -58,8 +52,8 @@ PEFT = {"peft_type": "LORA", "base_model_name_or_path": "org/model", "r": 8, "lo
 
 
 @pytest.fixture
-def axolotl(tmp_path: Path) -> Write:
-    def write(name: str, **keys: Any) -> str:
+def axolotl(tmp_path):
+    def write(name, **keys):
         (tmp_path / name).write_text(json.dumps(AXOLOTL | keys))
         return str(tmp_path / name)
 
@@ -67,19 +61,19 @@ def axolotl(tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def peft(tmp_path: Path) -> Path:
+def peft(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT))
     return tmp_path / "adapter_config.json"
 
 
-def rate(advice: SimpleNamespace) -> float:
+def rate(advice):
     return float(advice.advice.lr.value)
 
 
-def test_the_law_is_at_most_60_numbers_of_the_committed_rates() -> None:
+def test_the_law_is_at_most_60_numbers_of_the_committed_rates():
     """``make figures`` fits it. All studies take too long to read here: their number is checked."""
 
-    def numbers(part: Any) -> int:
+    def numbers(part):
         parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
         return sum(map(numbers, parts)) + isinstance(part, int | float)
 
@@ -91,7 +85,7 @@ def test_the_law_is_at_most_60_numbers_of_the_committed_rates() -> None:
     assert known["rows"]["studies"] == len(sources)
 
 
-def test_the_fit_finds_a_law_that_made_the_rates() -> None:
+def test_the_fit_finds_a_law_that_made_the_rates():
     """Rates of 12 models that a law made, with an error of 5 %, half of one study at an edge."""
     draw = np.random.default_rng(0)
     truth = {name: value for name, (value, _) in committed()["law"].items()} | {"c": 3.0}
@@ -112,7 +106,7 @@ def test_the_fit_finds_a_law_that_made_the_rates() -> None:
     assert found.spread["scatter"] == pytest.approx(0.05, rel=0.3)
 
 
-def test_a_rate_moves_by_the_law_and_is_pasted(advise: Cli) -> None:
+def test_a_rate_moves_by_the_law_and_is_pasted(advise):
     """rsLoRA from rank 16 to 256 at alpha 16: between equal descents and half of equal outputs."""
     found = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256")
     descent, output = 16 / 4, math.sqrt(256 * 265 / (16 * 25)) / 4
@@ -126,7 +120,7 @@ def test_a_rate_moves_by_the_law_and_is_pasted(advise: Cli) -> None:
     assert crossover.paste[1] == "lora_alpha: 111", "gamma r of rank 256, with that of rank 16"
 
 
-def test_a_study_of_the_users_model_counts_most(advise: Cli) -> None:
+def test_a_study_of_the_users_model_counts_most(advise):
     config = str(EXAMPLES / "axolotl.yml")
     found = advise(config, "--rank", "32", "--steps", "20", "--study", MEASURED)
     assert (found.evidence[0].rests, found.check) == ("studies", None)
@@ -141,7 +135,7 @@ def test_a_study_of_the_users_model_counts_most(advise: Cli) -> None:
     assert other.why[-1] == "Studies of smollm2 do not count for tiny."
 
 
-def test_lora_at_one_alpha_about_keeps_its_rate_under_adam(advise: Cli, peft: Path) -> None:
+def test_lora_at_one_alpha_about_keeps_its_rate_under_adam(advise, peft):
     found = advise(str(peft), "--rank", "256", "--lr", "3e-4", "--steps", "20")
     assert found.paste[0] == "LoraConfig(r=256, lora_alpha=16, use_rslora=False)"
     assert "data=file data.path=YOUR_FILE" in found.check.lacks
@@ -168,7 +162,7 @@ def test_lora_at_one_alpha_about_keeps_its_rate_under_adam(advise: Cli, peft: Pa
         ("lion", "0.75", (0.45, 1.0)),
     ],
 )
-def test_every_family_has_its_law(advise: Cli, optimizer: str, rule: str, factor: Any) -> None:
+def test_every_family_has_its_law(advise, optimizer, rule, factor):
     run = ["--rank", "16", "--alpha", "16", "--rule", rule, "--lr", "0.01"]
     before = advise(*run, "--optimizer", optimizer, "--steps", "3000")
     assert rate(before) == 0.01
@@ -181,9 +175,7 @@ def test_every_family_has_its_law(advise: Cli, optimizer: str, rule: str, factor
     assert first.rests == "run"
 
 
-def test_the_check_trains_and_is_read(
-    study_cli: Cli, advise: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_trains_and_is_read(study_cli, advise, tmp_path, monkeypatch):
     """From flags to a measured rate, in the commands that it prints; fewer steps and no seed."""
     monkeypatch.chdir(tmp_path)
     flags = ["--model", "tiny", "--rank", "16", "--lr", "0.004", "--steps", "4"]
@@ -198,9 +190,7 @@ def test_the_check_trains_and_is_read(
     assert "results/check" in str(found.why)
 
 
-def test_what_advice_cannot_say_gets_a_line(
-    study_cli: Cli, advise: Cli, axolotl: Write, peft: Path, tmp_path: Path
-) -> None:
+def test_what_advice_cannot_say_gets_a_line(study_cli, advise, axolotl, peft, tmp_path):
     ranks = json.loads(peft.read_text()) | {"rank_pattern": {"q_proj": 32}}
     peft.write_text(json.dumps(ranks))
     assert "No advice on rank_pattern" in str(advise(str(peft), "--rank", "64").why)
@@ -230,7 +220,7 @@ def test_what_advice_cannot_say_gets_a_line(
         (["--entry", "one"], "has no entry"),
     ],
 )
-def test_a_mistake_is_named(study_cli: Cli, peft: Path, options: list[str], words: str) -> None:
+def test_a_mistake_is_named(study_cli, peft, options, words):
     ran = study_cli("advise", str(peft), *options)
     assert (ran.code, ran.out) == (2, "")
     assert words in ran.err
@@ -246,9 +236,7 @@ def test_a_mistake_is_named(study_cli: Cli, peft: Path, options: list[str], word
         ("nothing-changes", {"learning_rate": 1.5e-3}, "It shows no known cause of this."),
     ],
 )
-def test_a_configuration_is_searched(
-    study_cli: Cli, axolotl: Write, symptom: str, keys: Any, words: str
-) -> None:
+def test_a_configuration_is_searched(study_cli, axolotl, symptom, keys, words):
     config = axolotl("a.yml", base_model="SmolLM2-135M", max_steps=20, **keys)
     found = study_cli("advise", config, "--symptom", symptom)
     assert words in found.out
@@ -259,7 +247,7 @@ def test_a_configuration_is_searched(
     assert place.replace("-", " ") in (ROOT / page).read_text().lower()
 
 
-def test_a_study_is_searched(study_cli: Cli, advise: Cli, jsonl: Path, tmp_path: Path) -> None:
+def test_a_study_is_searched(study_cli, advise, jsonl, tmp_path):
     """The cell that ended worst: what bf16 takes from it; a low limit and a large eps."""
     dead = study_cli("advise", f"{ROOT}/results/reference/bf16_dead_zone", "--symptom=no-learning")
     assert re.search("1. bf16 loses .* 99% after 1, 9[45]% after 10", dead.out)
@@ -274,7 +262,7 @@ def test_a_study_is_searched(study_cli: Cli, advise: Cli, jsonl: Path, tmp_path:
     assert (run.origin, run.model, run.steps) == (f"cell {cell.name} of slow", "tiny", 2)
 
 
-def test_the_rank_that_holds_the_data(advise: Cli) -> None:
+def test_the_rank_that_holds_the_data(advise):
     known = committed()["capacity"]
     data = ["--examples", "1000", "--tokens", "200", "--loss", "1.5"]
     [line] = advise("--rank", "16", *data, "--parameters", "4000000").worth
@@ -290,7 +278,7 @@ def test_the_rank_that_holds_the_data(advise: Cli) -> None:
     assert advise("--rank", "16").worth == []
 
 
-def test_a_file_says_what_it_has_to_teach(advise: Cli, study_cli: Cli, tmp_path: Path) -> None:
+def test_a_file_says_what_it_has_to_teach(advise, study_cli, tmp_path):
     """The same numbers from a file and from a cell that trained on it."""
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"the text of {n:03d}"}) + "\n" for n in range(40)))
@@ -304,9 +292,7 @@ def test_a_file_says_what_it_has_to_teach(advise: Cli, study_cli: Cli, tmp_path:
     assert advise(str(tmp_path / "own"), "--data", str(path)).worth == [line]
 
 
-def test_the_check_takes_the_data_that_were_given(
-    advise: Cli, axolotl: Write, tmp_path: Path
-) -> None:
+def test_the_check_takes_the_data_that_were_given(advise, axolotl, tmp_path):
     path = tmp_path / "questions.jsonl"
     row = {"instruction": "Count.", "input": "", "output": "1, 2, 3"}
     path.write_text("".join(json.dumps(row | {"input": f"to {n}"}) + "\n" for n in range(30)))
@@ -316,12 +302,12 @@ def test_the_check_takes_the_data_that_were_given(
     assert "(27 examples of " in found.worth[0]
 
 
-def test_a_file_needs_no_data_set(advise: Cli, axolotl: Write) -> None:
+def test_a_file_needs_no_data_set(advise, axolotl):
     found = advise(axolotl("a.yml", datasets=None), "--rank", "64")
     assert found.check.lacks == "datasets"
 
 
-def test_two_configurations_are_compared(advise: Cli, axolotl: Write) -> None:
+def test_two_configurations_are_compared(advise, axolotl):
     old = axolotl("old.yml", max_steps=500, lr_scheduler="cosine")
     grown = {"lora_r": 64, "lora_alpha": 128, "micro_batch_size": 16}
     found = advise(old, axolotl("new.yml", max_steps=2000, lr_scheduler="linear", **grown))
@@ -347,14 +333,14 @@ def test_two_configurations_are_compared(advise: Cli, axolotl: Write) -> None:
     assert (whole.paste[1], whole.advice.alpha) == ("lora_alpha: 6", 6), "Axolotl has integers"
 
 
-def by_peft(lines: list[str]) -> Any:
-    values: dict[str, Any] = {"LoraConfig": pytest.importorskip("peft").LoraConfig}
+def by_peft(lines):
+    values = {"LoraConfig": pytest.importorskip("peft").LoraConfig}
     config = eval(lines[0], values)
     exec(lines[1], values)
     return config.r, config.use_rslora, values["learning_rate"]
 
 
-def by_trl(lines: list[str]) -> Any:
+def by_trl(lines):
     trl = pytest.importorskip("trl")
     parser = trl.TrlParser((trl.SFTConfig, trl.ModelConfig))
     values = yaml.safe_load("\n".join([*lines, "use_cpu: true", "bf16: false"]))
@@ -363,9 +349,7 @@ def by_trl(lines: list[str]) -> Any:
 
 
 @pytest.mark.parametrize(("name", "parse"), [(None, by_peft), ("trl.yaml", by_trl)])
-def test_pasted_lines_load_in_the_parser_of_their_tool(
-    advise: Cli, peft: Path, name: str | None, parse: Callable[[list[str]], Any]
-) -> None:
+def test_pasted_lines_load_in_the_parser_of_their_tool(advise, peft, name, parse):
     file = str(EXAMPLES / name) if name else str(peft)
     found = advise(file, "--rank", "256", "--rule", "rslora", "--lr", "1e-5", "--steps", "20")
     rank, is_rslora, lr = parse(found.paste)

@@ -1,8 +1,6 @@
 """Token batches: the tokens of a row, its supervised tokens, and the order of rows."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig
 from study.data import Example, fingerprint
-from study.data.batches import Corpus, TokenTable, build_corpus, exact_match
+from study.data.batches import TokenTable, build_corpus, exact_match
 from study.data.examples import split_places
 from study.errors import StudyError
 from study.models import tiny
@@ -22,7 +19,7 @@ from study.models import tiny
 EOS, BOS = 256, 258
 
 
-def with_bos() -> PreTrainedTokenizerFast:
+def with_bos():
     tokenizer = tiny.tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -35,25 +32,19 @@ PLAIN, WITH_BOS = tiny.tokenizer(), with_bos()
 """One token per byte, so that texts determine rows."""
 
 
-def build(
-    folder: Path,
-    examples: list[Example],
-    length: int = 32,
-    tokenizer: Any = PLAIN,
-    eos: int | None = EOS,
-) -> Corpus:
+def build(folder, examples, length=32, tokenizer=PLAIN, eos=EOS):
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(vars(example)) + "\n" for example in examples))
     config = DataConfig("file", str(file), sequence_length=length, heldout=8, seed=0)
     return build_corpus(config, tokenizer, eos)
 
 
-def sides(examples: list[Example]) -> list[list[Example]]:
+def sides(examples):
     """The training and the held-out examples."""
     return [[examples[place] for place in places] for places in split_places(examples, 8)]
 
 
-def rows_of(table: TokenTable) -> list[tuple[list[int], list[int], list[int]]]:
+def rows_of(table):
     """(real tokens, supervised tokens, positions that predict them) of every row, after checks."""
     rows = []
     for batch in table.batches(3):
@@ -134,7 +125,7 @@ def test_what_can_not_be_tokens_is_refused(tmp_path):
 # The order of rows
 
 
-def numbered(size: int) -> TokenTable:
+def numbered(size):
     """A table whose row ``i`` is the two tokens ``0, i``."""
     tokens = np.stack([np.zeros(size, np.int32), np.arange(size, dtype=np.int32)], axis=1)
     learned = np.tile([False, True], size)
@@ -142,7 +133,7 @@ def numbered(size: int) -> TokenTable:
     return TokenTable(tokens.flatten(), learned, 2 * np.arange(size + 1), rows, 4, 0)
 
 
-def drawn(table: TokenTable, seed: int, step: int, batch_size: int) -> list[int]:
+def drawn(table, seed, step, batch_size):
     return table.batch(seed, step, batch_size).input_ids_BT[:, 1].tolist()
 
 

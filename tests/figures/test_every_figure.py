@@ -64,7 +64,7 @@ def test_nothing_collides_in_unusual_studies(kind):
     assert drawn == [name for name in FIGURES if name in drawn]
 
 
-def swept() -> SimpleNamespace:
+def swept():
     """Learning rates at more ranks than lines are drawn, with truncations."""
     tables = test_losses.sweep(ranks=WIDE)
     kept = pd.DataFrame({"kept": [0.0, 1.0, 4.0]}).assign(share=0.5)
@@ -75,7 +75,7 @@ def swept() -> SimpleNamespace:
     return tables
 
 
-def distant() -> SimpleNamespace:
+def distant():
     """Distances of cells and of runs that are no cells."""
     tables = lazy()
     place = {"step": 1, "layer": "model", "kind": "model", "measure": "loss"}

@@ -14,7 +14,7 @@ from study.models import checkpoints, describe, load_base, load_tokenizer, tiny
 CPU = torch.device("cpu")
 
 
-def error_of(config: ModelConfig) -> str:
+def error_of(config):
     """The message of the error, which must be one line and come without loading a model."""
     with pytest.raises(StudyError) as caught:
         describe(config)

@@ -1,8 +1,5 @@
 """A sweep over a mixture of experts, and the share of the block weights that has adapters."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,37 +7,34 @@ import torch
 
 import study
 from study.adapters import resolve_targets
-from study.config import CellConfig, ModelConfig
-from study.models import Coverage, FrozenBase, coverage, describe, load_base
+from study.config import ModelConfig
+from study.models import Coverage, coverage, describe, load_base
 from study.store import is_done, load_cells, load_records
 from study.sweeps.cells import plan
 from study.sweeps.launch import announce, train_here
 from study.sweeps.packs import packs
-from study.training.loop import CellStep
 from tests.trained import series, trained
 
 from .small import mixtral
 
-Build = Callable[..., CellConfig]
-
 
 @pytest.fixture
-def model(save_family) -> ModelConfig:
+def model(save_family):
     return ModelConfig("hf", str(save_family(mixtral())))
 
 
 @pytest.fixture
-def base(model) -> FrozenBase:
+def base(model):
     return load_base(model, torch.device("cpu"), "float32")
 
 
 @pytest.fixture
-def moe(model, cell) -> Build:
+def moe(model, cell):
     small = ["model=hf", f"model.path={model.path}", "train.eval_every=0", "train.batch_size=2"]
     return lambda *overrides: cell(*small, "train.steps=2", "probes.steps=[0,1]", *overrides)
 
 
-def probes(of_cell: list[CellStep]) -> pd.DataFrame:
+def probes(of_cell):
     return pd.concat([result.probes for result in of_cell if result.probes is not None])
 
 
@@ -107,7 +101,7 @@ def test_a_mixture_in_4_bits_has_its_experts(save_family):
 # Which share of the block weights has adapters, and what is said of the rest.
 
 
-def covered(folder: Path | None, targets: str | list[str] = "all-linear") -> Coverage:
+def covered(folder, targets="all-linear"):
     config = ModelConfig("tiny") if folder is None else ModelConfig("hf", str(folder))
     card = describe(config)
     return coverage(card, resolve_targets(card.shapes, targets))

