@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_620,
     "study/vocabulary": 972,
     "study": 29_967,
-    "tests": 20_303,
+    "tests": 20_266,
     "benchmarks": 1_361,
     "docs": 3_048,
     "hydra_plugins": 122,
