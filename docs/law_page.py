@@ -270,7 +270,7 @@ def _spent(own: pd.DataFrame) -> str:
     return f"{text}; {missed} missed, by up to {worst['lost']:.3f} ({100 * worst['share']:.0f} %)"
 
 
-COLOURS = {"our studies": "#2b6fc2", "published models": "#d9730d"}
+COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}
 PANELS = {
     "ratio between two ranks": ["rank"],
     "rules, alphas, steps, batches": ["rule or alpha", "steps", "batch"],
@@ -289,9 +289,10 @@ def left_out() -> Figure:
     for ax, (title, kinds) in zip(panels, PANELS.items(), strict=True):
         own = found[found["kind"].isin(kinds)]
         is_theirs = own["unit"].str.contains("/")
-        for points, look in zip((own[~is_theirs], own[is_theirs]), looks.values(), strict=True):
+        parts = ((own[is_theirs], 3), (own[~is_theirs], 2))  # those of others lie above
+        for (points, place), look in zip(parts, looks.values(), strict=True):
             x, y = np.exp(points["value"]), np.exp(points["measured"])
-            ax.plot(x, y, ms=2.5, mfc="none", mew=0.6, zorder=2, **look)
+            ax.plot(x, y, ms=2.5, mfc="none", mew=0.6, zorder=place, **look)
         both = np.exp(np.r_[own["value"], own["measured"]])
         ends = np.array([both.min() / 1.3, both.max() * 1.3])
         for times, width in ((1, 0.9), (1.5, 0.5), (1 / 1.5, 0.5)):
