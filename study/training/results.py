@@ -54,14 +54,16 @@ class Numbers:
 class CellStep:
     """One step of the ``cell``-th cell of a fold. ``numbers`` (of all cells) and ``sent`` (of
     probes) are on their way to the host. Only the last step has the trained factors of
-    ``train.save_adapter`` on the CPU, and other ``tables``."""
+    ``train.save_adapter`` on the CPU, and other ``tables``. ``snapshot``: gives the cell's state
+    after this step, in the memory that training changes: copy or write it before the loop
+    continues."""
 
     cell: int
     numbers: Numbers = field(repr=False)
     sent: Sequence[Sent] = field(repr=False)
-    adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
-    capture: Callable[[], Checkpoint] | None = field(default=None, repr=False, compare=False)
+    adapter: dict[str, LoraPair] | None = field(repr=False)
+    tables: Mapping[str, pd.DataFrame] = field(repr=False)
+    snapshot: Callable[[], Checkpoint] = field(repr=False, compare=False)
 
     @property
     def step(self) -> int:
@@ -76,13 +78,6 @@ class CellStep:
         """Whether the loss or the gradient norm is not finite: the last step. Waits for the
         numbers."""
         return not self.numbers.alive_K[self.cell]
-
-    def snapshot(self) -> Checkpoint:
-        """The cell's state after this step, in the memory that training changes: copy or write it
-        before the loop continues."""
-        if self.capture is None or self.diverged:
-            raise RuntimeError("this step has no state to go on from")
-        return self.capture()
 
     @property
     def arrived(self) -> bool:
@@ -119,7 +114,7 @@ def results(
             sent=sent,
             adapter=_trained_adapter(fold, k, step),
             tables=tables_K[k],
-            capture=partial(capture, weakref.ref(fold), k, step),
+            snapshot=partial(capture, weakref.ref(fold), k, step),
         )
         for k in range(len(fold.cells))
     ]

@@ -194,10 +194,7 @@ def test_a_cell_that_diverges_disturbs_no_other(both, cell):
     assert found.waits[1:] == [Counter()] * 4
     ended = [rows[1] is None for rows in found.steps]
     assert any(ended)
-    last = found.steps[ended.index(True) - 1][1]
-    assert last.diverged
-    with pytest.raises(RuntimeError, match="no state to go on from"):
-        last.snapshot()
+    assert found.steps[ended.index(True) - 1][1].diverged
 
 
 def test_weight_gradients_of_alignments_are_exact_in_bf16():
