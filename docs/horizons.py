@@ -47,6 +47,11 @@ def best_rates(rule: str, study: str, steps: str) -> "pd.Series[float]":
     return np.exp(np.log(by_seed(rule, study, steps)).mean())
 
 
+def geometric(values: "pd.Series[float]") -> float:
+    """Their geometric mean."""
+    return float(np.exp(np.log(values).mean()))
+
+
 def slopes(rates: pd.DataFrame) -> "pd.Series[float]":
     """By row, the exponent of its rates with the columns."""
     return rates.apply(lambda row: slope(row.dropna(), row.dropna().index), axis=1)
@@ -252,6 +257,52 @@ def constant_rate(of: str = "table") -> str:
     tables = study_tables("constant_small")
     rates = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
     return _powers(rates[rates["horizon"].isin([64, 128, 256, 512, 1024])], "horizon", of)
+
+
+def settings() -> str:
+    """A row per weight decay, LoRA+ ratio and drawn matrix: best rate and lowest loss by rank. In
+    brackets, the best rate over that of :data:`STUDY`, which has none of these."""
+    known = study_tables(STUDY).rates.query("scaling == 'lora' and steps == 1024")
+    rates = pd.concat([known, study_tables("decay_small").rates]).astype({"init": str})
+    names = ["weight_decay", "loraplus_lr_ratio", "init"]
+    rates = rates[rates["rank"].isin([4, 64])].set_index([*names, "rank", "seed"])
+    plain, rows = rates.loc[0, 1, "kaiming"], []
+    for (decay, ratio, init), own in rates.groupby(names):
+        own = own.droplevel(names)
+        shared = own.index.intersection(plain.index)
+        row = {"weight decay": f"{decay:g}", "LoRA+ ratio": f"{ratio:g}"}
+        row["drawn"] = "B" if init == "init_b" else "A"
+        for rank, one in own.loc[shared].groupby("rank"):
+            beside = plain.loc[one.index]
+            best, times = geometric(one["best_lr"]), geometric(one["best_lr"] / beside["best_lr"])
+            row[f"best rate, rank {rank:g}"] = f"{best:.2g} (×{times:.2f})"
+            more = (one["best_loss"] - beside["best_loss"]).mean()
+            row[f"loss less that of the first row, rank {rank:g}"] = f"{more:+.4f}"
+        rows.append(row | {"seeds": str(shared.unique("seed").size)})
+    return table_of(filled(rows))
+
+
+def factorial(of: str = "table") -> str:
+    """A row per base of factorial_small: the best rate of each rank, and its exponents over all
+    ranks and between the two highest. ``width``, ``depth``: the exponent at the smallest less that
+    at the largest, by seed, as the mean over the other factor. ``above``: as ``width``, of the
+    exponent between the two highest ranks."""
+    rates = study_tables("factorial_small").rates
+    rates = rates.join(rates["model"].str.extract(r"w(?P<wide>\d+)d(?P<deep>\d+)").astype(int))
+    best = rates.pivot(index=["wide", "deep", "seed"], columns="rank", values="best_lr")
+    every, highest = slopes(best), slopes(best.iloc[:, -2:])
+    if of != "table":
+        by = ["deep" if of == "depth" else "wide", "seed"]
+        means = (highest if of == "above" else every).groupby(by).mean().unstack("seed")
+        return mean_text(means.iloc[0] - means.iloc[-1], 3)
+    rows = []
+    for (wide, deep), own in best.groupby(["wide", "deep"]):
+        row = {"width": str(wide), "blocks": str(deep)}
+        row |= {f"rank {rank:g}": f"{geometric(lr):.2g}" for rank, lr in own.items()}
+        row["exponent"] = mean_text(every[wide, deep], 3)
+        row["between the two highest ranks"] = mean_text(highest[wide, deep], 3)
+        rows.append(row | {"seeds": str(len(own))})
+    return table_of(rows)
 
 
 def r_parts() -> str:
