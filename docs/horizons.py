@@ -263,12 +263,12 @@ def settings() -> str:
     """A row per weight decay, LoRA+ ratio and drawn matrix: best rate and lowest loss by rank. In
     brackets, the best rate over that of :data:`STUDY`, which has none of these."""
     known = study_tables(STUDY).rates.query("scaling == 'lora' and steps == 1024")
-    rates = pd.concat([known, study_tables("decay_small").rates]).astype({"init": str})
+    known = known[known["rank"].isin([4, 64])]
+    plain, rows = known.set_index(["rank", "seed"]), []
     names = ["weight_decay", "loraplus_lr_ratio", "init"]
-    rates = rates[rates["rank"].isin([4, 64])].set_index([*names, "rank", "seed"])
-    plain, rows = rates.loc[0, 1, "kaiming"], []
-    for (decay, ratio, init), own in rates.groupby(names):
-        own = own.droplevel(names)
+    rates = pd.concat([known, study_tables("decay_small").rates]).astype({"init": str})
+    for (decay, ratio, init), own in rates.groupby(names, sort=False):
+        own = own.set_index(["rank", "seed"])
         shared = own.index.intersection(plain.index)
         row = {"weight decay": f"{decay:g}", "LoRA+ ratio": f"{ratio:g}"}
         row["drawn"] = "B" if init == "init_b" else "A"
