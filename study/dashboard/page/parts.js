@@ -98,6 +98,7 @@ const axisTitle = (text, standoff = 4) => ({ text, standoff, font: { size: 11.5 
 const LAYOUT = () => ({
   paper_bgcolor: "rgba(0,0,0,0)",
   plot_bgcolor: "rgba(0,0,0,0)",
+  modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("line") },
   font: { family: "system-ui, sans-serif", size: 12, color: colour("ink") },
   showlegend: false,
   hovermode: "closest",
