@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29_962,
     "tests": 20_263,
     "benchmarks": 1_361,
-    "docs": 3_049,
+    "docs": 3_100,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
