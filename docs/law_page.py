@@ -167,6 +167,7 @@ BLIND = (
     ("crossover_small", (256,), "f25cee8d"),
     ("batches_small", (16, 64), "f25cee8d"),
     ("constant_small", (64, 128, 256, 512, 1024), "f25cee8d"),
+    ("horizons_gemma3", (256,), "2f865cf3"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
