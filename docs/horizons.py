@@ -18,7 +18,7 @@ from study.analysis.losses import final_losses
 from study.analysis.rates import rates_by_horizon, setting_of
 from study.errors import count_noun
 from study.figures import style
-from study.report.text import filled, table_of
+from study.report.text import filled, minus, table_of
 from study.theory import slope
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
@@ -277,7 +277,7 @@ def settings() -> str:
             best, times = geometric(one["best_lr"]), geometric(one["best_lr"] / beside["best_lr"])
             row[f"best rate, rank {rank:g}"] = f"{best:.2g} (×{times:.2f})"
             more = (one["best_loss"] - beside["best_loss"]).mean()
-            row[f"loss less that of the first row, rank {rank:g}"] = f"{more:+.4f}"
+            row[f"loss less that of the first row, rank {rank:g}"] = minus(f"{more:+.4f}")
         rows.append(row | {"seeds": str(shared.unique("seed").size)})
     return table_of(filled(rows))
 
