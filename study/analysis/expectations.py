@@ -259,6 +259,8 @@ def answer(primary: Primary, entries: Sequence[Entry], tables: StudyTables) -> A
     asked = primary.of(entries)
     rows = [row for row, _ in asked]
     whole = [row for row in compare(rows, tables) if not math.isnan(row.measured)]
+    if not whole:
+        return None
     places = {(rows.index(row.expectation), row.curve): n for n, row in enumerate(whole)}
     measured = [np.full(len(places), math.nan) for _ in range(seed_numbers(tables.cells).max() + 1)]
     for values, own in zip(measured, _by_seed(tables, rows), strict=True):
