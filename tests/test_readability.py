@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_246,
-    "study/analysis": 4_109,
+    "study/analysis": 4_111,
     "study/cli": 1_580,
     "study/config": 1_358,
     "study/dashboard": 813,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 520,
     "study/training": 1_615,
     "study/vocabulary": 972,
-    "study": 29_962,
+    "study": 29_964,
     "tests": 20_263,
     "benchmarks": 1_361,
-    "docs": 3_100,
+    "docs": 3_101,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
