@@ -123,8 +123,12 @@ def at_best_rates(
 ) -> pd.DataFrame:
     """The ``runs`` at the learning rate of the lowest mean ``value``, for each combination of the
     columns ``by``. A rate at which a value is missing does not count."""
-    mean = runs.groupby([*by, "lr"])[value].agg(lambda each: each.mean(skipna=False)).dropna()
-    best = mean.groupby([*by]).idxmin()
+    mean = (
+        runs.groupby([*by, "lr"], observed=True)[value]
+        .agg(lambda each: each.mean(skipna=False))
+        .dropna()
+    )
+    best = mean.groupby([*by], observed=True).idxmin()
     return runs[pd.MultiIndex.from_frame(runs[[*by, "lr"]]).isin(best)]
 
 

@@ -103,7 +103,9 @@ def p_star_section(tables: StudyTables) -> Section | None:
     notes = bracket_notes(rows)
     if (rows["optimizer"] == EVERY_OPTIMIZER).any():
         notes.insert(0, "Step 0 is before any update, so optimizers agree.")
-    first = rows[rows["step"] == rows.groupby(["site", "stat"])["step"].transform("min")]
+    first = rows[
+        rows["step"] == rows.groupby(["site", "stat"], observed=True)["step"].transform("min")
+    ]
     sentences = []
     for optimizer, part in first.groupby("optimizer", sort=False, observed=True):
         parts = [
