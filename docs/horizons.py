@@ -42,14 +42,14 @@ def by_seed(rule: str, study: str, steps: str) -> pd.DataFrame:
     return own.pivot(index="seed", columns="rank", values="best_lr")
 
 
+def geometric(values: "pd.Series[float]") -> float:
+    """The geometric mean."""
+    return float(np.exp(np.log(values).mean()))
+
+
 def best_rates(rule: str, study: str, steps: str) -> "pd.Series[float]":
     """By rank, the geometric mean over seeds of :func:`by_seed`."""
-    return np.exp(np.log(by_seed(rule, study, steps)).mean())
-
-
-def geometric(values: "pd.Series[float]") -> float:
-    """Their geometric mean."""
-    return float(np.exp(np.log(values).mean()))
+    return by_seed(rule, study, steps).apply(geometric)
 
 
 def slopes(rates: pd.DataFrame) -> "pd.Series[float]":
@@ -232,7 +232,7 @@ def _powers(rates: pd.DataFrame, over: str, of: str = "table") -> str:
         return mean_text(joint[of])
     rows = []
     for rank, own in found.groupby("rank"):
-        best = {f"{value:g}": f"{one:.2g}" for value, one in np.exp(np.log(own).mean()).items()}
+        best = {f"{value:g}": f"{one:.2g}" for value, one in own.apply(geometric).items()}
         row = {"rank": f"{rank:g}", **best, "exponent": mean_text(by_rank[rank].dropna())}
         rows.append(row | {"seeds": str(len(own))})
     for name, values in zip(("mean", "highest less lowest"), joint.values(), strict=True):
