@@ -19,7 +19,7 @@ def small(jsonl, here):
 
 
 def test_exponents_in_bf16_lie_in_the_intervals_of_float32(works, small):
-    swept = ["precision=float32,bf16", "adapter.rank=4,16,64", "seed=0,1,2"]
+    swept = ["precision=float32,bf16", "adapter.rank=4,64", "seed=0,1,2"]
     swept += ["adapter.scaling=rslora", "train.batch_size=4", "probes.steps=[0,1]"]
     works(*small, *swept)
     exponents = study.load("results/default").exponents.query("layer in ['mean_log', 'model']")
