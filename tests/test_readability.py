@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_615,
     "study/vocabulary": 972,
     "study": 29_970,
-    "tests": 20_263,
+    "tests": 20_266,
     "benchmarks": 1_361,
     "docs": 3_101,
     "hydra_plugins": 122,
