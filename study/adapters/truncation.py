@@ -9,13 +9,13 @@ matrix per layer; ``delta_w`` is never formed.
 Letters: ``R`` rank, ``D`` / ``O`` in / out features, ``m = min(R, D, O)``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from study.adapters.bank import LoraBank, LoraPair
+from study.adapters.bank import LoraBank
 
 
 def singular_factors(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,47 +38,30 @@ def singular_factors(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor, Tensor
     return A_mD.to(A_RD.dtype), B_Om.to(B_OR.dtype), s
 
 
-class Truncation:
-    """Cuts the adapters of every bank to a lower rank, and restores them."""
+@contextmanager
+def truncating(banks: Sequence[LoraBank]) -> Iterator[Callable[[float], list[float]]]:
+    """Context manager: yields ``keep(rank)``, which cuts all adapters to at most ``rank``
+    directions. It returns the share of the squared norm of delta_w that each cell keeps: the mean
+    over layers, NaN if delta_w is 0 in all. Adapters are restored bit for bit on exit.
+    """
+    pairs = [pair for bank in banks for pair in bank.pairs]
+    trained = [(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs]
+    factors = [singular_factors(A, B) for A, B in trained]
 
-    def __init__(self, banks: Sequence[LoraBank]) -> None:
-        self.pairs: list[list[LoraPair]] = [bank.pairs for bank in banks]
-        self.trained = [
-            [(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs] for pairs in self.pairs
-        ]
-        self.factors = [[singular_factors(A, B) for A, B in pairs] for pairs in self.trained]
-
-    @torch.no_grad()
-    def keep(self, rank: float) -> list[float]:
-        """Cut adapters to at most ``rank`` directions. Returns, by cell, the share of the squared
-        norm of delta_w that is kept: the mean over layers, NaN if it is 0 in all."""
-        for pairs, factors in zip(self.pairs, self.factors, strict=True):
-            for (A_RD, B_OR, _), (A_mD, B_Om, _) in zip(pairs, factors, strict=True):
-                k = int(min(rank, A_mD.shape[-2]))
+    def keep(rank: float) -> list[float]:
+        shares = []
+        for (A_RD, B_OR, _), (A_mD, B_Om, s) in zip(pairs, factors, strict=True):
+            k = int(min(rank, s.shape[-1]))
+            with torch.no_grad():
                 A_RD.zero_()[..., :k, :] = A_mD[..., :k, :]
                 B_OR.zero_()[..., :k] = B_Om[..., :k]
-        shares = []
-        for layers in zip(*self.factors, strict=True):
-            squares = [s.square() for *_, s in layers]  # a share is 0 / 0 if all values are 0
-            kept = [each[..., : int(min(rank, each.shape[-1]))].sum() for each in squares]
-            of_layers = [part / each.sum() for part, each in zip(kept, squares, strict=True)]
-            shares.append(float(torch.stack(of_layers).nanmean()))
-        return shares
+            shares.append(s[..., :k].square().sum() / s.square().sum())
+        of_cells = torch.stack(shares).view(len(banks), -1).mT.contiguous()
+        return [float(of_cell.nanmean()) for of_cell in of_cells]
 
-    @torch.no_grad()
-    def undo(self) -> None:
-        for pairs, trained in zip(self.pairs, self.trained, strict=True):
-            for (A_RD, B_OR, _), (A, B) in zip(pairs, trained, strict=True):
-                A_RD.copy_(A)
-                B_OR.copy_(B)
-
-
-@contextmanager
-def truncating(banks: Sequence[LoraBank]) -> Iterator[Truncation]:
-    """Context manager: adapters can be cut to lower ranks. They are restored bit for bit on
-    exit."""
-    truncation = Truncation(banks)
     try:
-        yield truncation
+        yield keep
     finally:
-        truncation.undo()
+        for (A_RD, B_OR, _), (A, B) in zip(pairs, trained, strict=True):
+            A_RD.data.copy_(A)
+            B_OR.data.copy_(B)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
 from study.adapters.bank import LoraPair
-from study.adapters.peft_experts import flat
 from study.config.compose import CONF, parse
 from study.config.hints import as_study_errors
 from study.errors import StudyError
@@ -22,7 +21,7 @@ from study.integrations.configs.writing import written
 from study.store import ADAPTER, damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing, write_text
 from study.sweeps.cells import plan
-from study.training.peft_format import CONFIG, WEIGHTS, read_adapter
+from study.training.peft_format import CONFIG, WEIGHTS, flat, read_adapter
 
 RECORD = "study_record.json"
 """The cell's record in an exported folder: how the adapter was drawn and trained."""

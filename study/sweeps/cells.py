@@ -10,14 +10,13 @@ import pandas as pd
 
 from study.adapters import resolve_targets
 from study.adapters.experts import check_possible
-from study.adapters.peft_experts import shortest_names
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity, resolved, validate
 from study.data import fingerprint, load_rows
 from study.data.batches import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer
 from study.store import cell_row, is_done
-from study.training.peft_format import file_hash, read_adapter
+from study.training.peft_format import file_hash, read_adapter, shortest_names
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.scaling import rule_words
 

@@ -89,9 +89,9 @@ def truncated_losses(fold: Fold) -> list[pd.DataFrame] | None:
     if not any(kept_K):
         return None
     rows_K: list[list[dict[str, float]]] = [[] for _ in fold.cells]
-    with truncating(fold.banks) as truncation:
+    with truncating(fold.banks) as keep:
         for kept in sorted({kept for of_cell in kept_K for kept in of_cell}):
-            share_K, loss_K = truncation.keep(kept), heldout_losses(fold).tolist()
+            share_K, loss_K = keep(kept), heldout_losses(fold).tolist()
             for rows, of_cell, share, loss in zip(rows_K, kept_K, share_K, loss_K, strict=True):
                 if kept in of_cell:
                     rows.append({"kept": kept, "loss": loss, "share": share})

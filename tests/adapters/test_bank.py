@@ -75,8 +75,8 @@ def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards():
     x = torch.randn(3, 7, D)
     before = bank(x)
     deltas = [pair.B_OR.detach() @ pair.A_RD.detach() * pair.gamma for pair in bank.pairs]
-    with truncating([bank]) as truncation:
-        shares = truncation.keep(3)
+    with truncating([bank]) as keep:
+        shares = keep(3)
         for out, x_cell, delta, share in zip(bank(x), x, deltas, shares, strict=True):
             torch.testing.assert_close(
                 out, x_cell @ (bank.base.weight + dense(delta, 3)).mT, rtol=1e-4, atol=1e-4
@@ -84,7 +84,7 @@ def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards():
             assert share == pytest.approx(
                 float(dense(delta, 3).square().sum() / delta.square().sum()), rel=1e-4
             )
-        truncation.keep(0)
+        keep(0)
         torch.testing.assert_close(bank(x).flatten(0, 1), bank.base(x).flatten(0, 1))
     assert torch.equal(bank(x), before)
 
