@@ -32,8 +32,7 @@ from study.vocabulary.inits import INITS
 
 
 def features(linear: nn.Module) -> tuple[int, int]:
-    """``(D, O)`` of a frozen linear: ``nn.Linear``, a subclass of it, or transformers'
-    ``Conv1D``."""
+    """``(D, O)`` of a frozen linear of torch, or of transformers' ``Conv1D``."""
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
     conv1d: Any = linear
@@ -143,15 +142,9 @@ one more rank. The GPU computes with a rank higher by 64 in less time."""
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """How the adapters of one cell are drawn.
-
-    - ``rank``: of the factors, or ``math.inf`` for a bank of :mod:`study.adapters.infinite`;
-    - ``gamma``: the multiplier on ``B A``;
-    - ``seed``: of the init and the dropout;
-    - ``init``: a name of :data:`study.vocabulary.inits.INITS`;
-    - ``start``: trained adapters by module path, used instead of a draw, with their own ranks and
-      gammas.
-    """
+    """How the adapters of one cell are drawn. ``rank``: ``math.inf`` for a bank of
+    :mod:`study.adapters.infinite`. ``start``: trained adapters by module path, used instead of a
+    draw, with their own ranks and gammas."""
 
     rank: float
     gamma: float
@@ -239,10 +232,8 @@ class LoraBank(nn.Module):
         contraction: Contraction = FACTORED,
     ) -> None:
         super().__init__()
-        self.base = base
-        self.layer = layer
+        self.base, self.layer, self.contraction = base, layer, contraction
         self.specs = tuple(specs)
-        self.contraction = contraction
         padded = 0 if next(base.parameters()).device.type == "cpu" else PADDED
         self.buckets = nn.ModuleList(
             self._bucket(list(group))
@@ -288,10 +279,7 @@ class LoraBank(nn.Module):
 
     def stacks(self, whole: bool = False) -> list[Stack]:
         """The adapters of all cells, without a gradient: of divided factors, this process's part.
-
-        ``whole``: puts divided factors together, so all processes must call it at the same time. In
-        a pass they are whole already.
-        """
+        ``whole``: puts divided factors together, so all processes must call it at the same time."""
         read: Callable[[Tensor], Tensor] = undivided if whole else own
         stacks: list[Stack] = []
         for bucket in self._buckets():
@@ -312,10 +300,9 @@ class LoraBank(nn.Module):
 
     def bind_grads(self) -> None:
         """Set the gradients of each cell's pair to its slice of the last backward pass."""
-        pairs = iter(self.pairs)
-        for bucket in self._buckets():
-            dA_kRD, dB_kOR = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
-            for i, (rank, pair) in enumerate(zip(bucket.ranks, pairs, strict=False)):
+        for stack in self.stacks():
+            dA_kRD, dB_kOR = stack.gradients
+            for i, (rank, pair) in enumerate(zip(stack.ranks, self.pairs[stack.each], strict=True)):
                 pair.A_RD.grad = None if dA_kRD is None else dA_kRD[i][..., :rank, :]
                 pair.B_OR.grad = None if dB_kOR is None else dB_kOR[i][..., :rank]
 
@@ -368,10 +355,9 @@ class LoraBank(nn.Module):
     ) -> Iterator[None]:
         """Context manager: passes give their intermediate tensors to functions.
 
-        ``listeners_of(first)``: the functions for the k neighbouring cells of one rank that begin
-        with cell ``first``.
+        ``listeners_of(first)``: those of the bucket that begins with cell ``first``.
         ``needs_products``: the caller would form ``B A`` itself, so passes merge where that is
-        cheaper in all (:class:`Bucket`).
+        cheaper in all.
         """
         first = 0
         for bucket in self._buckets():

@@ -39,8 +39,8 @@ class InfiniteRankBank(LoraBank):
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         init = INITS[spec.init]
-        fan = d if init.drawn == "A" else o
-        gamma = spec.gamma * math.sqrt(init.numerator / fan)
         if init.drawn == "A":
-            return LoraPair(torch.eye(d), torch.zeros(o, d), gamma)
-        return LoraPair(torch.zeros(o, d), torch.eye(o), gamma)
+            A, B, fan = torch.eye(d), torch.zeros(o, d), d
+        else:
+            A, B, fan = torch.zeros(o, d), torch.eye(o), o
+        return LoraPair(A, B, spec.gamma * math.sqrt(init.numerator / fan))

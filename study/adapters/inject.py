@@ -80,9 +80,8 @@ def adapted(
     """Context manager: every layer in ``layers`` has adapters; the plain model is restored on exit.
 
     Yields their banks. Banks replace linears; :class:`~study.adapters.experts.AdaptedExperts`
-    replaces a module of experts. ``bank_type``: of the linears, :class:`LoraBank` or a subclass.
-    ``contraction``: how banks compute their products. ``divide``: called once the adapters are in
-    place, to divide them among processes.
+    replaces a module of experts. ``bank_type``: of the linears. ``divide``: called once the
+    adapters are in place, to divide them among processes.
     """
     device = next(model.parameters()).device
     banks: list[LoraBank] = []
@@ -90,11 +89,6 @@ def adapted(
     experts: dict[str, list[ExpertBank]] = defaultdict(list)
     for layer in layers:
         if is_of_experts(model, layer):
-            if bank_type is not LoraBank:
-                raise StudyError(
-                    "infinite rank is for linear layers: "
-                    f"leave experts ({layer}, ...) out of adapter.targets"
-                )
             owner = layer.rpartition(".")[0]
             of_experts = ExpertBank(model.get_submodule(owner), layer, specs, contraction)
             experts[owner].append(of_experts)
@@ -111,16 +105,11 @@ def adapted(
         for bank in banks:
             bank.buckets.to(device)
         for path, module in replaced.items():
-            _replace(model, path, module)
+            model.set_submodule(path, module)
         divide()
         for bank in banks:
             bank.make_pairs()
         yield banks
     finally:
         for path, module in plain.items():
-            _replace(model, path, module)
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+            model.set_submodule(path, module)

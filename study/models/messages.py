@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 from transformers.utils import logging as transformers_logging
 
@@ -35,17 +36,10 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def replaced(name: str, values: Mapping[Any, Any]) -> Iterator[None]:
     """Context manager: set the attribute ``name`` of each key to its value; restored on exit."""
-    before = {id(owner): vars(owner)[name] for owner in values if name in vars(owner)}
-    try:
+    with contextlib.ExitStack() as stack:
         for owner, value in values.items():
-            setattr(owner, name, value)
+            stack.enter_context(patch.object(owner, name, value))
         yield
-    finally:
-        for owner in values:
-            if id(owner) in before:
-                setattr(owner, name, before[id(owner)])
-            else:
-                vars(owner).pop(name, None)
 
 
 @contextlib.contextmanager
