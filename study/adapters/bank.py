@@ -340,8 +340,7 @@ class LoraBank(nn.Module):
         if W_OD is None or not is_exact or len(self.specs) > 1 or self.specs[0].dropout:
             raise StudyError(
                 f"the model reads the weight of {self.layer} itself: leave it out of "
-                "adapter.targets, or use precision=float32, pack.fold=1, adapter.dropout=0 and "
-                "model.quant_bits=null"
+                "adapter.targets, or train in float32 with pack.fold=1 and adapter.dropout=0"
             )
         return Merged.apply(W_OD, bucket.A_kRD, bucket.B_kOR, bucket.gamma_k11, None)[0]
 

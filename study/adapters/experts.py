@@ -32,14 +32,11 @@ def check_possible(experts: Sequence[str], rank: float, dropout: float) -> None:
     """Raise :class:`StudyError` if the weights ``experts``, by path, can't have such adapters."""
     if not experts:
         return
-    others = f"or leave experts ({experts[0]}, ...) out of adapter.targets"
+    others = f"leave experts ({experts[0]}, ...) out of adapter.targets"
     if dropout:
-        raise StudyError(
-            f"adapter.dropout={dropout:g} can't act on experts, whose inputs an adapter does not "
-            f"see, as in PEFT: use adapter.dropout=0, {others}"
-        )
+        raise StudyError(f"adapter.dropout={dropout:g} can't act on experts: use 0, or {others}")
     if rank == float("inf"):
-        raise StudyError(f"adapter.rank=inf is for linear layers: use a finite rank, {others}")
+        raise StudyError(f"adapter.rank=inf is for linear layers: {others}")
 
 
 class ExpertBank(LoraBank):

@@ -64,10 +64,7 @@ def dashboard(
         click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
         return
     if host not in LOCAL:
-        say(
-            f"study: warning: anyone who reaches {host} and has the whole address can read this "
-            "study; nothing is encrypted"
-        )
+        say(f"study: warning: whoever reaches {host} can read this study; nothing is encrypted")
 
     def ready(address: str) -> None:
         click.echo(f"{address} (Ctrl-C to stop)")

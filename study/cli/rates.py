@@ -50,9 +50,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2 and not (search or refine):
-        raise StudyError(
-            f"{study_dir} has one learning rate: sweep over some, such as optimizer.lr=1e-4,2e-4"
-        )
+        raise StudyError(f"{study_dir} has one learning rate: sweep over optimizer.lr=1e-4,2e-4")
     if search:
         tables = _searched(tables, study_dir)
     if refine:
@@ -63,10 +61,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
         return
     found = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
     if found.empty:
-        raise StudyError(
-            "no rank was run at two constant learning rates by all of its seeds: see study status. "
-            "study report shows the best rates under a schedule"
-        )
+        raise StudyError("no rank was run at two constant learning rates by all of its seeds")
     exponents = exponents_against_rho(found)
     if output:
         print_tables(output, rates=found, exponents=exponents)

@@ -133,10 +133,8 @@ class Expectation:
             if is_needed and not is_given:
                 raise StudyError(f"{prefix}{name} is not set: {self.what} needs it")
         if self.what == FACTOR and (self.predicted <= 0 or self.tolerance <= 1):
-            raise StudyError(
-                f"{prefix}tolerance={self.tolerance:g} of a factor of {self.predicted:g}: give a "
-                "factor above 0 and a ratio above 1, such as 1.5"
-            )
+            why = f"{prefix}tolerance={self.tolerance:g} of a factor of {self.predicted:g}"
+            raise StudyError(f"{why}: give a factor above 0 and a ratio above 1, such as 1.5")
         if self.step == LAST and self.what in (P_STAR, P_STAR_LIMIT):
             raise StudyError(f"{prefix}step={LAST}: {self.what} needs a number")
 
@@ -193,10 +191,8 @@ class Primary:
         of_rival = self.rival_predicts
         numbers = of_rival if isinstance(of_rival, list) else [of_rival] * len(rows)
         if len(numbers) != len(rows) or not rows:
-            raise StudyError(
-                f"rival_predicts has {len(numbers)} numbers, but {len(rows)} expectations are "
-                f"{' or '.join(self.rows)}: give one for each, or one for all"
-            )
+            why = f"rival_predicts has {len(numbers)} numbers for {len(rows)} expectations"
+            raise StudyError(f"{why}: give one for each, or one for all")
         return [(row, n) for row, n in zip(rows, numbers, strict=True) if n is not None]
 
 

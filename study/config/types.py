@@ -67,29 +67,24 @@ def _check_rank(value: Any) -> Any:
     if value in (math.inf, "inf"):
         return math.inf
     if not is_whole(value) or not 1 <= value <= MOST_RANK:
-        raise StudyError(
-            f"{KEY}={given(value)}: rank must be a positive integer up to {MOST_RANK}, or inf"
-        )
+        why = f"rank must be a positive integer up to {MOST_RANK}, or inf"
+        raise StudyError(f"{KEY}={given(value)}: {why}")
     return value
 
 
 def _check_modules(value: Any) -> Any:
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise StudyError(
-            f"{KEY}={short(value)} names no modules: give all-linear, attention, mlp, a list such "
-            "as [q_proj,v_proj], or a regex"
-        )
+        choices = "all-linear, attention, mlp, a list such as [q_proj,v_proj], or a regex"
+        raise StudyError(f"{KEY}={short(value)} names no modules: give {choices}")
     return value
 
 
 def _check_warmup(value: Any) -> Any:
     is_share = isinstance(value, float) and 0.0 <= value < 1.0
     if not is_share and not (is_whole(value) and 0 <= value <= MOST_STEPS):
-        raise StudyError(
-            f"{KEY}={given(value)} is out of range: give a whole number of steps, or a share of "
-            "all steps from 0 to below 1"
-        )
+        why = f"{KEY}={given(value)} is out of range"
+        raise StudyError(f"{why}: give a whole number of steps, or a share from 0 to below 1")
     return value
 
 

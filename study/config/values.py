@@ -58,10 +58,8 @@ def whole_or(least: int, *words: Any) -> AfterValidator:
     def check(value: Any) -> Any:
         if value in words or (is_whole(value) and least <= value <= LARGEST):
             return value
-        raise StudyError(
-            f"{KEY}={short(value)} is out of range: give a whole number of at least {least}, "
-            f"or {', '.join(map(_word, words))}"
-        )
+        choices = f"a whole number of at least {least}, or {', '.join(map(_word, words))}"
+        raise StudyError(f"{KEY}={short(value)} is out of range: give {choices}")
 
     return AfterValidator(check)
 
@@ -88,10 +86,8 @@ def check_folder_name(name: str, key: str = KEY) -> str:
     """The name of a folder that is made inside another one, such as that of a study."""
     is_name = name.isprintable() and name.strip(" .") and name == name.strip()
     if not is_name or re.search(r"[/\\]", name) or len(name.encode()) > LONGEST_NAME:
-        raise StudyError(
-            f"{key}={short(name)} is not the name of one folder, of visible characters and at most "
-            f"{LONGEST_NAME} bytes: give a name such as {key}=quick"
-        )
+        why = f"{key}={short(name)} is not the name of one folder of at most {LONGEST_NAME} bytes"
+        raise StudyError(f"{why}: give a name such as {key}=quick")
     return name
 
 
@@ -103,10 +99,8 @@ def interval(key: str, value: Any) -> int | float:
     found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)([smh])", str(value), re.ASCII)
     seconds = float(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]] if found else 0.0
     if seconds == 0:
-        raise StudyError(
-            f"{key}={value} is no interval: give a time such as 60s, 10m or 1h, "
-            "a number of steps of at least 1, or null"
-        )
+        choices = "a time such as 60s, 10m or 1h, a number of steps of at least 1, or null"
+        raise StudyError(f"{key}={value} is no interval: give {choices}")
     return seconds
 
 

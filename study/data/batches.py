@@ -252,11 +252,8 @@ class Corpus:
         highest = max(int(self.train.tokens.max(initial=0)), self.train.padding_id)
         if highest >= vocabulary:
             text = self.questions.tokenizer.decode([highest])
-            raise StudyError(
-                f"the data or its padding has {short(text)}, which is token {highest} of the "
-                f"tokenizer, but {named} has {vocabulary} embeddings: remove it from the data, or "
-                "save the tokenizer of this model in its folder"
-            )
+            why = f"the data or its padding has {short(text)}, which is token {highest}"
+            raise StudyError(f"{why}, but {named} has {vocabulary} embeddings: remove it")
 
 
 def build_corpus(
@@ -281,9 +278,8 @@ def build_corpus(
     kept = [loaded.rows[n] for n in arrays["index"][places]]
     if len(kept) < len(loaded.rows) and len(set(kept)) < 2:
         raise StudyError(
-            f"{len(loaded.rows) - len(kept)} of {len(loaded.rows)} rows are blank, are dropped "
-            f"as too long, or have no target in their first data.sequence_length={length} "
-            "tokens, so too few are left: raise it, or give other data"
+            f"{len(loaded.rows) - len(kept)} of {len(loaded.rows)} rows have no target in their "
+            f"first data.sequence_length={length} tokens, so too few are left: raise it"
         )
     sides = [places[side] for side in split_places(kept, config.heldout)]
     padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)

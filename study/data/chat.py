@@ -98,9 +98,8 @@ class ChatTemplate:
 
     def _changes_turns(self, where: str) -> StudyError:
         return StudyError(
-            f"{where}: {self.named} changes earlier turns when later ones follow, so the "
-            "assistant's turns can't be located: mark them in the template with {% generation %} "
-            "(TRL has such templates of many models), or give data.chat_template=chatml"
+            f"{where}: {self.named} changes earlier turns when later ones follow: mark turns in "
+            "the template with {% generation %}, or give data.chat_template=chatml"
         )
 
     def _render(
@@ -118,10 +117,8 @@ class ChatTemplate:
                 **self.special,
             )
         except Exception as error:  # of any kind: a template is a program
-            raise StudyError(
-                f"{where}: {self.named} fails on the conversation ({one_line(error)}): "
-                f"change its turns, or {_FIX}"
-            ) from None
+            why = f"{where}: {self.named} fails on the conversation ({one_line(error)})"
+            raise StudyError(f"{why}: change its turns, or {_FIX}") from None
         return texts[0], marked[0] if self.marks_turns else []
 
 
@@ -142,7 +139,4 @@ def _template(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple
     try:
         return tokenizer.get_chat_template(), "the tokenizer's chat template"
     except ValueError:  # it has none, or several and no default
-        raise StudyError(
-            "data.format=messages needs a chat template, and the model's tokenizer has none: "
-            f"{_FIX}"
-        ) from None
+        raise StudyError(f"the model's tokenizer has no chat template: {_FIX}") from None

@@ -63,10 +63,7 @@ def split_places(examples: Sequence[Row], heldout: int) -> tuple[list[int], list
     digests = [hashlib.sha256(_canonical(example)).digest() for example in examples]
     place_of = {digest: place for place, digest in enumerate(digests)}
     if len(place_of) < 2:
-        raise StudyError(
-            f"the data has too few distinct examples ({len(place_of)}): give at least 2, "
-            "one to train on and one to hold out"
-        )
+        raise StudyError("the data has fewer than 2 distinct examples: one is held out, so give 2")
     chosen = sorted(place_of)[: max(1, min(heldout, len(place_of) // 10))]
     out = set(chosen)
     train = [place for place, digest in enumerate(digests) if digest not in out]

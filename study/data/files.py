@@ -8,7 +8,6 @@ import csv
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from io import BufferedReader, TextIOWrapper
@@ -55,9 +54,7 @@ def _parsed(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise StudyError(
-            f"{where} is not valid JSON in UTF-8 ({one_line(error)}): {_WRITE}"
-        ) from None
+        raise StudyError(f"{where} is no valid JSON ({one_line(error)}): {_WRITE}") from None
 
 
 def _check_text(row: dict[str, Any], where: str) -> None:
@@ -70,24 +67,17 @@ def _check_text(row: dict[str, Any], where: str) -> None:
 
 def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
     """Yield the rows of a CSV file with a header. Every value is text, also ``NaN`` and ``1``."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-    where = f"{named}, the header"
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     try:
-        header = next(reader, [])
-        for row in filter(None, reader):  # blank lines are ignored
-            where = f"{named}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise StudyError(
-                    f"{where} has {len(row)} fields, and the header has {len(header)}: put texts "
-                    "with commas or line breaks in quotes"
-                )
-            yield where, dict(zip(header, row, strict=True))
+        for row in reader:
+            if None in row or None in row.values():
+                where = f"{named}, line {reader.line_num}"
+                raise StudyError(f"{where} has more or fewer fields than the header: use quotes")
+            yield f"{named}, line {reader.line_num}", row
     except (csv.Error, UnicodeDecodeError) as error:
-        raise StudyError(
-            f"{where} or the row after it is not valid CSV in UTF-8 ({error}): "
-            "write each quote inside a text twice"
-        ) from None
+        where = f"{named}, after line {reader.line_num}"
+        raise StudyError(f"{where}: no valid CSV in UTF-8 ({error})") from None
 
 
 def read_parquet(file: BufferedReader, named: str) -> Iterator[Found]:
@@ -129,9 +119,7 @@ def read(path: str) -> Iterator[Found]:
                 file = BufferedReader(pa.CompressedInputStream(pa.PythonFile(opened), compression))
             for where, row in reader(file, named):
                 if not isinstance(row, dict):
-                    raise StudyError(
-                        f"{where} is of type {type(row).__name__}, not an object: {_WRITE}"
-                    )
+                    raise StudyError(f"{where} is a {type(row).__name__}: {_WRITE}")
                 _check_text(row, where)
                 yield where, row
     except FileNotFoundError:
@@ -152,9 +140,7 @@ def read_hub(config: DataConfig) -> Iterator[Found]:
     try:
         datasets = import_module("datasets")
     except ModuleNotFoundError:
-        raise StudyError(
-            f"{named} is no file here; a data set of the hub needs datasets: {install('data')}"
-        ) from None
+        raise StudyError(f"{named} is no file here; the hub needs: {install('data')}") from None
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(config.path, config.subset, split=config.split)
@@ -162,7 +148,6 @@ def read_hub(config: DataConfig) -> Iterator[Found]:
             yield f"{named}, row {number}", row
     except Exception as error:  # of many kinds: the network, the name, the split, the files
         raise StudyError(
-            f"{named}, split {config.split}, subset {config.subset or 'null'}: it is no file here, "
-            f"and datasets can't load it ({one_line(error)}): check the network, the name, "
-            "data.split and data.subset"
+            f"{named} is no file here, and datasets can't load it ({one_line(error)}): check the "
+            f"network, the name, data.split={config.split} and data.subset={config.subset}"
         ) from None

@@ -43,10 +43,8 @@ def recognised(asked: str, fields: Fields, where: str) -> str:
             return name
     found = short(list(fields)).strip("[]") or "none"
     known = "; ".join(f"{name}: {row.words}" for name, row in FORMATS.items())
-    raise StudyError(
-        f"{where} has the fields {found}, which are of no format ({known}): rename them, or give "
-        "data.format"
-    )
+    why = f"{where} has the fields {found}, which are of no format ({known})"
+    raise StudyError(f"{why}: rename them, or give data.format")
 
 
 def _context_target(fields: Fields, where: str, _: Chat) -> Row:
@@ -152,11 +150,7 @@ def _value(fields: Fields, key: str, kind: type, where: str) -> Any:
         return fields[key]
     of_type = f", but {key!r} is of type {type(fields[key]).__name__}" if key in fields else ""
     keys = short(list(fields)).strip("[]") or "none"
-    known = "; ".join(f"{name}: {row.words}" for name, row in FORMATS.items())
-    raise StudyError(
-        f"{where} needs a {kind.__name__} as {key!r}{of_type} (its keys: {keys}): write the fields "
-        f"of one format in every row ({known})"
-    )
+    raise StudyError(f"{where} needs a {kind.__name__} as {key!r}{of_type} (its keys: {keys})")
 
 
 READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {

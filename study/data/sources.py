@@ -60,10 +60,8 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
     if DATASETS[config.name].reads_path and not path:
         raise StudyError(f"data={config.name} reads a file: add data.path=<file>")
     if path and not DATASETS[config.name].reads_path:
-        raise StudyError(
-            f"data={config.name} reads no file, but data.path={path!r} is given: "
-            "add data=file, or remove data.path"
-        )
+        why = f"data={config.name} reads no file, but data.path={path!r} is given"
+        raise StudyError(f"{why}: add data=file, or remove data.path")
     if made := SOURCES.get(config.name):
         loaded = Loaded(list(islice(made(), config.max_samples)), None)
     else:
@@ -71,9 +69,7 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
     if not loaded.rows:  # pydoc: a Python installed without sources and docstrings
         place = f"data.path={path!r}" if path else f"data={config.name}"
         others = ", ".join(name for name in DATASETS if name != config.name)
-        raise StudyError(
-            f"{place} has no examples: name another file, or choose data from {others}"
-        )
+        raise StudyError(f"{place} has no examples: choose data from {others}")
     return loaded
 
 
@@ -88,11 +84,8 @@ def _rows_of(path: str, config: DataConfig) -> Iterator[Found]:
     if files.is_hub_name(path) and not is_local:
         return files.read_hub(replace(config, path=path))
     if config.split != DataConfig.split or config.subset is not None:
-        key = "split" if config.subset is None else "subset"
-        raise StudyError(
-            f"data.{key}={given(getattr(config, key))} is a part of a data set of the hub, and "
-            f"data.path={short(path, 200)} is a file: remove data.{key}"
-        )
+        why = "data.split and data.subset are parts of a data set of the hub"
+        raise StudyError(f"{why}, and data.path={short(path, 200)} is a file: remove them")
     return files.read(path)
 
 
@@ -113,20 +106,14 @@ def _of_format(
         row = READERS[name](fields, where, lambda *asked: template().conversation(*asked))
         if config.prompt is not None:
             if not isinstance(row, Example):
-                raise StudyError(
-                    f"data.prompt={config.prompt} is the prompt of a question, and the rows are of "
-                    f"data.format={name}: remove it"
-                )
+                why = f"data.prompt is for questions, and the rows are of data.format={name}"
+                raise StudyError(f"{why}: remove it")
             row = Example(config.prompt.replace(CONTEXT, row.context), row.target)
         if config.chat_template is not None and not isinstance(row, Conversation):
-            raise StudyError(
-                f"data.chat_template={config.chat_template} writes conversations, and the rows are "
-                f"of data.format={name}: remove it"
-            )
+            why = "data.chat_template is for conversations, and the rows are"
+            raise StudyError(f"{why} of data.format={name}: remove it")
         if rows and type(row) is not type(rows[0]):
-            raise StudyError(
-                f"{where} has other fields or types than the rows before it: give all rows the "
-                f"same fields of data.format={name}"
-            )
+            why = f"{where} has other fields or types than the rows before it"
+            raise StudyError(f"{why}: give all rows the same fields of data.format={name}")
         rows.append(row)
     return Loaded(rows, name)

@@ -101,10 +101,8 @@ def _of_base(weights: Mapping[str, Tensor], row: dict[str, Any], base: str) -> d
     W = weights.get(f"{row['layer']}.weight", weights.get(row["layer"]))
     sides = {row["d_in"], row["d_out"]}
     if W is None or set(W.shape[-2:]) != sides or (W.ndim == 3) != (row["experts"] > 0):
-        raise StudyError(
-            f"the adapter is for another base than {base}, which has no {row['layer']} of "
-            f"[{row['d_out']}, {row['d_in']}]: give its base with --base"
-        )
+        why = f"the adapter is for another base than {base}: its {row['layer']} differs"
+        raise StudyError(f"{why}: give its base with --base")
     W = W.detach().float()
     norm = float(W.norm())
     cores = [core(one) for one in (W if W.ndim == 3 else W[None])]

@@ -124,10 +124,8 @@ def _kept_adapter(study_dir: Path, cell: str) -> Path:
     if wrong:
         place = shlex.quote(f"--config-path={folder.resolve()}")
         init = "adapter.init=kaiming " if record["config"]["adapter"].get("path") else ""
-        raise StudyError(
-            f"cell {folder.name}: {wrong}: train it again with "
-            f"study train {place} --config-name=config {init}train.save_adapter=true"
-        )
+        again = f"study train {place} --config-name=config {init}train.save_adapter=true"
+        raise StudyError(f"cell {folder.name}: {wrong}: train it again with {again}")
     return folder / ADAPTER
 
 

@@ -130,10 +130,7 @@ class Recording:
     def begin(self) -> Self:
         hooks = self.optimizer._optimizer_step_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks):
-            raise StudyError(
-                "this optimizer is being recorded already: end that recording first, and open "
-                "one `with study.record(...)` around the whole loop, not around each step"
-            )
+            raise StudyError("it is being recorded already: record once, around the whole loop")
         self.passes.attach(self._hooks)
         layer = self.adapters[0].probe.layers[0].module
         for hook in (
@@ -152,10 +149,8 @@ class Recording:
         """Stop watching and close the cells. The default ``status`` follows from the numbers."""
         self._hooks.close()
         if not self._is_open and not status:
-            raise StudyError(
-                "the recorded optimizer made no step with a gradient: give the optimizer that the "
-                "loop steps, and keep the loop inside `with study.record(...)`"
-            )
+            why = "the recorded optimizer made no step with a gradient"
+            raise StudyError(f"{why}: give the one that the loop inside the `with` block steps")
         if not status or self.world.size == 1:  # after an error, other processes may be elsewhere
             self._flush()
         if not self._writers:
@@ -233,15 +228,11 @@ class Recording:
         if clipped is None:
             return  # without gradients the optimizer moves nothing
         if self._updating:
-            raise StudyError(
-                f"{type(self.optimizer).__name__} evaluates its closure several times in a step: "
-                "record an optimizer that does it once"
-            )
+            kind = type(self.optimizer).__name__
+            raise StudyError(f"{kind} evaluates its closure several times: use another optimizer")
         if not self.passes.backwards and not self._is_open:
-            raise StudyError(
-                f"step {self.step} of the optimizer came without a backward pass of the model: "
-                "give study.record the model that the loop calls, and the optimizer of that model"
-            )
+            why = f"step {self.step} of the optimizer came without a backward pass of the model"
+            raise StudyError(f"{why}: give the model that the loop calls, and its optimizer")
         if not self._is_open:
             self._open()
         if self.step == self._total:  # a Trainer resumed after its last step makes one more
@@ -355,16 +346,13 @@ class Recording:
         usual = any(math.isclose(scale, each, rel_tol=0.01) for each in (1, len(weights)))
         if weights and not usual:
             raise StudyError(
-                f"the loop multiplies the loss by {scale:g} before its backward pass: call "
-                "recording.loss(...) with the loss whose backward() it calls. If it divides .grad "
-                "again, as scaler.unscale_(optimizer) does, call recording.gradients() after that "
-                "and before it clips. bf16 and float32 need no GradScaler"
+                f"the loop multiplies the loss by {scale:g}: call recording.loss(...) with the "
+                "loss whose backward() it calls. If it divides .grad again, as GradScaler does, "
+                "call recording.gradients() after that and before it clips"
             )
         if most + least > 1e-3 * most:
-            raise StudyError(
-                f"the gradients of {self.world.size} processes differ: train one model, in DDP or "
-                "FSDP2, or leave torch.distributed out"
-            )
+            why = f"the gradients of {self.world.size} processes differ"
+            raise StudyError(f"{why}: train one model, in DDP or FSDP2")
 
     def _flush(self) -> None:
         """Write the rows that wait, with one copy from the device and one sum over processes."""

@@ -234,10 +234,8 @@ def peft_model(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(getattr(module, "peft_config", None), dict):
             return module
-    raise StudyError(
-        f"{type(model).__name__} has no LoRA layer of PEFT: give the model that get_peft_model "
-        "returned"
-    )
+    why = f"{type(model).__name__} has no LoRA layer of PEFT"
+    raise StudyError(f"{why}: give the model that get_peft_model returned")
 
 
 def _adapter_config(adapter: Adapter) -> AdapterConfig:
@@ -294,8 +292,7 @@ def groups_of(
     if not groups or None in groups:
         raise StudyError(
             f"the optimizer does not train all of adapter {adapter!r}: make it trainable "
-            "(is_trainable=True) and divide it (fully_shard) before you build the optimizer or the "
-            "Trainer, and give one optimizer that holds A and B of every layer of this model"
+            "(is_trainable=True) and divide it (fully_shard) before you build the optimizer"
         )
     return groups[0], groups[-1]  # type: ignore[return-value]
 
@@ -359,15 +356,10 @@ def plain_optimizer(optimizer: Any) -> Optimizer:
         optimizer = getattr(optimizer, "optimizer", None)
     name, inner = type(optimizer).__name__, getattr(optimizer, "optimizer", None)
     if isinstance(inner, Optimizer):
-        raise StudyError(
-            f"the optimizer is a {name} around {type(inner).__name__}, and may change weights "
-            f"after its step: record without it. If it does not, give the {type(inner).__name__}"
-        )
+        why = f"the optimizer is a {name} and may change weights after its step"
+        raise StudyError(f"{why}: give the {type(inner).__name__} inside")
     if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
-        raise StudyError(
-            f"the optimizer is a {name}: give an optimizer of torch, or accelerate's or "
-            "Lightning's wrapper of one"
-        )
+        raise StudyError(f"the optimizer is a {name}: give an optimizer of torch")
     return optimizer
 
 

@@ -254,10 +254,8 @@ def fit(
     offsets = [p - local(0.0)[n, token] for n, of in enumerate(without) for token, p in of.items()]
     both = [(n, token) for n, of in enumerate(adapted) for token in of if token in without[n]]
     if len(both) < PROMPTS:
-        raise StudyError(
-            f"the factor can't be decided: only {len(both)} tokens are among the {TOP} most "
-            "probable both with the adapter and without it"
-        )
+        why = f"only {len(both)} tokens are probable both with the adapter and without it"
+        raise StudyError(f"the factor can't be decided: {why}")
     at, tokens = np.array(both).T
     change = np.array([adapted[n][token] - without[n][token] for n, token in both])
     start = min(range(len(STARTS)), key=lambda n: float(np.square(left(STARTS[n])).sum()))

@@ -210,20 +210,14 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
         whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
         parts_BTV = base.logits(base.hidden_states(ids_BT).flatten(0, 1)).view_as(whole_BTV)
     if whole_BTV.isnan().any():
-        raise StudyError(
-            f"{family} computes NaN logits: its weights are damaged; fetch or save the model again"
-        )
+        raise StudyError(f"{family} computes NaN logits: fetch or save the model again")
     tolerance = relative * float(whole_BTV.abs().max())
     if not torch.allclose(parts_BTV, whole_BTV, rtol=0.0, atol=tolerance):
-        raise StudyError(
-            f"{family} computes its logits from more than its last hidden states: "
-            "choose another causal LM"
-        )
+        why = f"{family} computes its logits from more than its last hidden states"
+        raise StudyError(f"{why}: choose another causal LM")
     if not torch.allclose(whole_BTV[0, :half], whole_BTV[1, :half], rtol=0.0, atol=tolerance):
-        raise StudyError(
-            f"{family} attends to later tokens: choose a causal LM "
-            "(BERT needs is_decoder=true in its config.json)"
-        )
+        why = f"{family} attends to later tokens"
+        raise StudyError(f"{why}: choose a causal LM (BERT needs is_decoder=true in config.json)")
 
 
 @torch.no_grad()
@@ -258,10 +252,8 @@ def block_path(card: ModelCard) -> str:
     """The path of a model's list of blocks."""
     place = first_block(card.linears)
     if place is None:
-        raise StudyError(
-            f"{card.name} has no single list of blocks: use train.shard=false and "
-            "train.checkpointing=false"
-        )
+        keys = "train.shard=false and train.checkpointing=false"
+        raise StudyError(f"{card.name} has no single list of blocks: use {keys}")
     return place[0]
 
 

@@ -79,10 +79,8 @@ class ModelFolder:
         if not files:
             pickled = any(next(self.folder.glob(pattern), None) for pattern in _PICKLES)
             found = "pickled weights, which are never opened" if pickled else f"no {SINGLE}"
-            raise StudyError(
-                f"{self.named} has {found}: give a folder with safetensors weights, or convert it "
-                "(model.save_pretrained in transformers)"
-            )
+            convert = "give a folder with safetensors weights (save_pretrained writes them)"
+            raise StudyError(f"{self.named} has {found}: {convert}")
         for file in files:
             check_weights(file, f"{self.named}: weight file {file.name}")
         return files
@@ -149,14 +147,10 @@ class ModelFolder:
         if wrong := sorted({*report["missing_keys"], *(k[0] for k in report["mismatched_keys"])}):
             raise StudyError(
                 f"{self.named}: {len(wrong)} weights of {type(model).__name__} are missing or have "
-                f"another shape than {CONFIG} says ({short(wrong[0])}): give a complete checkpoint "
-                "of a causal language model"
+                f"another shape than {CONFIG} says ({short(wrong[0])}): give a complete checkpoint"
             )
         if self.fingerprint(again=True) != before:
-            raise StudyError(
-                f"{self.named}: its files have changed since they were last hashed: "
-                "rerun the command to train cells of the new weights"
-            )
+            raise StudyError(f"{self.named}: its files have changed: rerun the command")
         return model
 
 
@@ -176,25 +170,19 @@ def find(path: str) -> ModelFolder:
     commit = None
     if not os.path.isdir(folder):
         if os.path.exists(folder) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
-            raise StudyError(
-                f"{named} is no folder: give a folder with {CONFIG} and *.safetensors, or a hub "
-                "name"
-            )
+            place = f"a folder with {CONFIG} and *.safetensors, or a hub name"
+            raise StudyError(f"{named} is no folder: give {place}")
         folder = snapshot(path)
         commit = folder.name
     # The files that transformers would load.
     if (folder / "adapter_config.json").exists():
-        raise StudyError(
-            f"{named} has an adapter_config.json: for an adapter, use adapter.path and name its "
-            "base as model.path; otherwise delete that file"
-        )
+        keys = "give the adapter as adapter.path, and its base as model.path"
+        raise StudyError(f"{named} has an adapter_config.json: {keys}")
     fix = "give the folder that save_pretrained wrote"
     config = read_object(folder / CONFIG, f"{named}: {CONFIG}", fix, _MOST_BYTES)
     if found := _ASKS_FOR_MORE.search(json.dumps(config)):
-        raise StudyError(
-            f"{named}: {CONFIG} has {found[1] or found[2]}, which loads other weights "
-            "or code: remove the key"
-        )
+        key = f"{CONFIG} has {found[1] or found[2]}"
+        raise StudyError(f"{named}: {key}, which loads other weights or code: remove it")
     return ModelFolder(folder, path, named, path, commit)
 
 

@@ -91,10 +91,8 @@ def fetch(name: str, force: bool = False) -> Path:
             if force or not is_whole(folder):  # otherwise another process has fetched it
                 _fetch_into(folder, name)
     except OSError as error:
-        raise StudyError(
-            f"can't write {folder.name} to the cache folder {folder.parent}"
-            f" ({error.strerror or error}): free 2 GB there, or set STUDY_CACHE to another folder"
-        ) from None
+        why = f"can't write to the cache folder {folder.parent} ({error.strerror or error})"
+        raise StudyError(f"{why}: free 2 GB, or set STUDY_CACHE to another folder") from None
     return folder
 
 

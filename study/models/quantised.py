@@ -46,26 +46,18 @@ def check_rows(named: str, rows: Mapping[str, int]) -> None:
     """
     for path, d in rows.items():
         if d % BLOCK:
-            raise StudyError(
-                f"model.quant_bits=4 needs rows of a multiple of {BLOCK} weights, but {path} of"
-                f" {named} has rows of {d}: use model.quant_bits=8 or null"
-            )
+            why = f"model.quant_bits=4 needs rows of a multiple of {BLOCK} weights"
+            raise StudyError(f"{why}, but {path} of {named} has rows of {d}: use 8 or null")
 
 
 def check_checkpoint(named: str, quantisation: dict[str, Any], quant_bits: int | None) -> None:
     """Refuse a checkpoint that bitsandbytes did not quantise to ``quant_bits``."""
     bits = next((bits for bits in SCHEMES if quantisation.get(f"load_in_{bits}bit")), None)
     if bits is None:
-        raise StudyError(
-            f"{named} is quantised ({quantisation.get('quant_method')}): give its unquantised"
-            " checkpoint (float32, bf16 or float16); model.quant_bits=4 loads that in 4 bits"
-        )
+        why = f"{named} is quantised ({quantisation.get('quant_method')})"
+        raise StudyError(f"{why}: give its unquantised checkpoint, with model.quant_bits=4 or 8")
     if bits != quant_bits:
-        asked = "null" if quant_bits is None else quant_bits
-        raise StudyError(
-            f"{named} has weights in {bits} bits, but model.quant_bits={asked}: "
-            f"use model.quant_bits={bits}, or give its unquantised checkpoint"
-        )
+        raise StudyError(f"{named} has weights in {bits} bits: use model.quant_bits={bits}")
 
 
 def bnb_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:

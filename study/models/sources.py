@@ -59,10 +59,8 @@ def find_shape(path: str) -> Shape:
     file = Path(path).expanduser()
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
-        raise StudyError(
-            f"model.path={short(path, 200)} is no shape: choose from {', '.join(SHAPES)}, or give "
-            "a config.json"
-        )
+        choices = f"choose from {', '.join(SHAPES)}, or give a config.json"
+        raise StudyError(f"model.path={short(path, 200)} is no shape: {choices}")
     found = read_object(file, f"model.path={short(path, 200)}", "give another", 1 << 20)
     if "model_type" not in found:
         raise StudyError(f"model.path={short(path, 200)} has no model_type: give a config.json")
@@ -103,19 +101,11 @@ FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
 def find_model(config: ModelConfig) -> UnloadedModel:
     row = MODELS[config.name]
     if row.reads_path and not config.path:
-        raise StudyError(
-            f"model={config.name} needs model.path: "
-            "give a folder, or a hub name such as meta-llama/Llama-3.1-8B-Instruct"
-        )
+        raise StudyError(f"model={config.name} needs model.path: give a folder or a hub name")
     if config.path and not (row.reads_path or row.is_packaged):
-        raise StudyError(
-            f"model={config.name} reads no path, but model.path={config.path!r} is given: "
-            "use model=hf, or remove model.path"
-        )
+        why = f"model={config.name} reads no path, but model.path={config.path!r} is given"
+        raise StudyError(f"{why}: use model=hf, or remove model.path")
     if config.width is not None and not row.has_width:
-        having = " or ".join(f"model={key}" for key, row in MODELS.items() if row.has_width)
-        raise StudyError(
-            f"model.width={config.width}, but the width of model={config.name} is that of its "
-            f"weights: use {having}, or model.width=null"
-        )
+        why = f"model.width={config.width}, but model={config.name} has the width of its weights"
+        raise StudyError(f"{why}: use model.width=null")
     return FINDERS[config.name](config)

@@ -96,10 +96,8 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     if not layers:
         active = ", ".join(active_adapters(model)) or "none"
         of = f" of adapter {adapter!r} (active: {active})" if adapter else ""
-        raise StudyError(
-            f"{type(model).__name__} has no LoRA layer{of} to probe: "
-            "adapt it with PEFT or study.adapters first"
-        )
+        why = f"{type(model).__name__} has no LoRA layer{of} to probe"
+        raise StudyError(f"{why}: adapt it with PEFT first")
     return layers
 
 
@@ -120,10 +118,8 @@ def _read_adapter(module: Any, adapter: str | None) -> str | None:
     """The adapter to read in a PEFT layer; None if no such adapter is active there."""
     active = [name for name in _active_in(module) if adapter in (None, name)]
     if len(active) > 1:
-        raise StudyError(
-            f"{len(active)} active LoRA adapters in one layer ({', '.join(active)}): "
-            f"activate exactly one, or name it: NormProbe(model, adapter={active[0]!r})"
-        )
+        why = f"{len(active)} active LoRA adapters in one layer ({', '.join(active)})"
+        raise StudyError(f"{why}: name one: NormProbe(model, adapter={active[0]!r})")
     return active[0] if active else None
 
 
@@ -136,10 +132,8 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
         or hasattr(module, "parameter_name")
         or isinstance(module.get_base_layer(), nn.MultiheadAttention)
     ):
-        raise StudyError(
-            f"{name} is a {type(module).__name__} with LoRA, and only linear layers can be probed: "
-            "leave it out of target_modules (and target_parameters)"
-        )
+        why = f"{name} is a {type(module).__name__}, and only linear layers can be probed"
+        raise StudyError(f"{why}: leave it out of target_modules and target_parameters")
 
     up, variant = module.lora_B[adapter], ""
     if adapter in getattr(module, "lora_variant", {}):

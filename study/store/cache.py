@@ -22,10 +22,8 @@ def cache_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StudyError(
-            f"can't create the cache folder {folder} ({error.strerror}): "
-            "set STUDY_CACHE to a folder that you may write"
-        ) from None
+        why = f"can't create the cache folder {folder} ({error.strerror})"
+        raise StudyError(f"{why}: set STUDY_CACHE to a folder that you may write") from None
     return folder
 
 

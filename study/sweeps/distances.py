@@ -55,9 +55,8 @@ def measure_study(study_dir: Path, say: Callable[[str], None]) -> pd.DataFrame:
             groups.setdefault(repr(limit_of(config)), []).append(config)
     if not groups:
         raise StudyError(
-            f"no complete cell in {study_dir} has a limit of infinite rank: train some with "
-            f"adapter.scaling=rslora optimizer={'|'.join(of_family('linear'))}, or with "
-            f"adapter.scaling=lora optimizer={'|'.join(of_family('sign'))}, and probes.steps"
+            f"no complete cell in {study_dir} has a limit of infinite rank: train rslora with "
+            f"{' or '.join(of_family('linear'))}, or lora with {' or '.join(of_family('sign'))}"
         )
     runs = sum(1 + len(finite) for finite in groups.values())
     steps = max(max(probe_steps(config)) for finite in groups.values() for config in finite)

@@ -53,10 +53,8 @@ def conduct(
     they train in this process."""
     for cell in cells:
         if not MODELS[cell.config.model.name].has_weights:
-            raise StudyError(
-                f"model={cell.config.model.name} has no weights: add --plan, or train with "
-                "model=hf and model.path=<a folder or hub name with weights>"
-            )
+            why = f"model={cell.config.model.name} has no weights"
+            raise StudyError(f"{why}: add --plan, or give model=hf model.path=...")
     processes.check(cells, here)
     announce(cells, packs)
     planned: dict[Path, list[dict[str, Any]]] = {}

@@ -111,9 +111,8 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     corpus.check_tokens(cells[0].card.vocabulary, cells[0].card.name)
     if train.answer_tokens and not corpus.questions.contexts:
         raise StudyError(
-            f"train.answer_tokens={train.answer_tokens}: no held-out row is a question (a "
-            "text has none, and a conversation that was cut has lost its last turn): set it to "
-            "null, or raise data.sequence_length"
+            f"train.answer_tokens={train.answer_tokens}: no held-out row is a question that fits "
+            "into data.sequence_length: set it to null, or raise the length"
         )
     needs = {}
     for cell in cells:

@@ -45,33 +45,25 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
     processes = count()
     shards = {cell.config.train.shard for cell in cells}
     if shards == {True} and "TORCHELASTIC_RUN_ID" not in os.environ:
-        raise StudyError(
-            "train.shard=true, and there is one process: start it with torchrun --nproc-per-node "
-            "N -m study train ..., or use train.shard=false"
-        )
+        start = "torchrun --nproc-per-node N -m study train ..."
+        raise StudyError(f"train.shard=true, and there is one process: start it with {start}")
     if processes == 1:
         return
     if False in shards:
-        raise StudyError(
-            f"torchrun has started {processes} processes, but train.shard=false: use "
-            "train.shard=true, or start study without torchrun"
-        )
+        why = f"torchrun has started {processes} processes, but train.shard=false"
+        raise StudyError(f"{why}: use train.shard=true, or no torchrun")
     if not launched_here:
         raise StudyError("torchrun starts the processes itself: leave launcher=... out")
     for cell in cells:
         block_path(cell.card)
         for layer in resolve_targets(cell.card.shapes, cell.config.adapter.targets):
             if layer in cell.card.experts:
-                raise StudyError(
-                    f"train.shard=true, and {layer} is a weight of experts: leave experts out of "
-                    "adapter.targets"
-                )
+                why = f"train.shard=true, and {layer} is a weight of experts"
+                raise StudyError(f"{why}: leave experts out of adapter.targets")
             d, o = cell.card.shapes[layer]
             if d % processes or o % processes:
-                raise StudyError(
-                    f"{layer} maps {d} features to {o}, which {processes} processes can't divide "
-                    "evenly: choose torchrun --nproc-per-node so that it divides both"
-                )
+                why = f"{processes} processes can't divide {d} and {o}, the features of {layer},"
+                raise StudyError(f"{why} evenly: choose another torchrun --nproc-per-node")
 
 
 def is_lost(error: Exception) -> bool:
@@ -165,24 +157,17 @@ def claim_device(
         number = int(os.environ["LOCAL_RANK"])
         gpus = visible[number : number + 1]
     if not gpus:
-        raise StudyError(
-            f"torchrun has started more processes on this machine than the {len(visible)} GPUs "
-            "that torch sees: lower --nproc-per-node"
-        )
+        why = f"torchrun has started more processes than there are GPUs ({len(visible)})"
+        raise StudyError(f"{why}: lower --nproc-per-node")
     found = _free(gpus, held)
     if found is None and len(visible) == 1:
         found = gpus[0]  # there is no other
     if found is None:
         names = ", ".join(map(str, gpus))
         if sharded:
-            raise StudyError(
-                f"another process trains on {names}: wait until it has ended, or choose other GPUs "
-                "with CUDA_VISIBLE_DEVICES"
-            )
-        signals.say(
-            f"study: waiting for a GPU: other processes hold {names}; one process per GPU is "
-            "enough (hydra.launcher.n_jobs)"
-        )
+            why = f"another process trains on {names}"
+            raise StudyError(f"{why}: wait for it, or set CUDA_VISIBLE_DEVICES to other GPUs")
+        signals.say(f"study: waiting for a GPU: other processes hold {names}")
     while found is None:
         if must_stop():
             return None

@@ -55,10 +55,8 @@ class Worker(contextlib.ExitStack):
             release_memory(device)
             base = load_base(config.model, device, config.precision)
             if base.card.fingerprint != planned:
-                raise StudyError(
-                    f"{base.card.name} has other weights than when the sweep was planned: "
-                    "rerun the command to train cells of the new weights"
-                )
+                why = f"{base.card.name} has other weights than when the sweep was planned"
+                raise StudyError(f"{why}: rerun the command")
             self._base = wanted, base
         return self._base[1]
 
@@ -226,10 +224,8 @@ class _Pass:
             raise
         except Exception as error:  # of any kind: the other folds can still be trained
             if processes.is_lost(error):
-                raise StudyError(
-                    "another process of torchrun has failed or was lost: rerun the "
-                    "command to resume"
-                ) from error
+                lost = "another process of torchrun has failed or was lost"
+                raise StudyError(f"{lost}: rerun the command to resume") from error
             if not half:
                 failures = recorder.fail(error)
                 if self.world.size > 1:  # its peers are elsewhere in their steps

@@ -238,10 +238,8 @@ class Tracker:
         accelerate.PartialState()  # the classes ask it whether this is the main process
         kind = LOGGER_TYPE_TO_CLASS.get(self.config.name)
         if kind is None:
-            raise StudyError(
-                f"accelerate {accelerate.__version__} has no {self.config.name}: "
-                "pip install -U accelerate"
-            )
+            have = f"accelerate {accelerate.__version__}"
+            raise StudyError(f"{have} has no {self.config.name}: pip install -U accelerate")
         own = re.sub(r"[^\w .=+-]", "_", name)[:180]  # it may be the name of a folder
         about = SimpleNamespace(
             project=self.config.project or record["study"],

@@ -66,10 +66,8 @@ def start(fold: Fold, resume: Sequence[Checkpoint]) -> int:
     try:
         _restore(fold, resume)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise StudyError(
-            f"a checkpoint of step {resume[0].step} does not fit its cell ({one_line(error)}): "
-            "delete the cell's folder checkpoints to begin again"
-        ) from error
+        why = f"a checkpoint of step {resume[0].step} does not fit its cell ({one_line(error)})"
+        raise StudyError(f"{why}: delete the cell's folder checkpoints") from error
     return steps[0]
 
 

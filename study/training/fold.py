@@ -121,10 +121,8 @@ class Fold:
         self.compiled: CompiledBlocks | None = None
         self.world = world
         if cells[0].data.sample_packing and not base.separates_sequences:
-            raise StudyError(
-                f"data.sample_packing=true: {base.card.name} can't attend to each of several "
-                "examples in a row alone: use false"
-            )
+            why = f"{base.card.name} can't attend to each example of a row alone"
+            raise StudyError(f"data.sample_packing=true: {why}: use false")
         self.padding_free = base.separates_sequences and may_leave_out_padding(cells)
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)

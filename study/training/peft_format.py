@@ -62,15 +62,10 @@ class PeftAdapter:
         for layer, pair in self.pairs.items():
             own = (*pair.A_RD.shape[:-2], pair.A_RD.shape[-1], pair.B_OR.shape[-2])
             if not re.search(r"\.\d+\.", layer):
-                raise StudyError(
-                    f"the adapter is also on {layer}, outside the blocks: only layers of the "
-                    f"blocks can be adapted here, so train it without {layer}"
-                )
+                raise StudyError(f"the adapter is on {layer}, outside the blocks: leave it out")
             if layer not in shapes:
-                raise StudyError(
-                    f"{other}, which has no {layer}: "
-                    f"its config names {short(self.config.get('base_model_name_or_path'))}"
-                )
+                named = short(self.config.get("base_model_name_or_path"))
+                raise StudyError(f"{other}, which has no {layer}: its config names {named}")
             if own != shapes[layer]:
                 raise StudyError(f"{other}: its {layer} is {own}, not {shapes[layer]}")
 
@@ -164,14 +159,10 @@ def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
         A, B = (tensors[of[factor]].float() for factor in "AB")
         experts = A.shape[0] // rank if A.ndim and is_wrapped(layer, of) else 1
         if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == experts * rank > 0:
-            raise StudyError(
-                f"{named}: {layer} has lora_A {list(A.shape)} and lora_B {list(B.shape)}, but "
-                f"{CONFIG} says rank {rank}: {_AGAIN} (A is [rank, in], B is [out, rank])"
-            )
+            found = f"{layer} has lora_A {list(A.shape)} and lora_B {list(B.shape)}"
+            raise StudyError(f"{named}: {found}, but {CONFIG} says rank {rank}: {_AGAIN}")
         if not (A.isfinite().all() and B.isfinite().all()):
-            raise StudyError(
-                f"{named}: {layer} has non-finite weights: use a run that did not diverge"
-            )
+            raise StudyError(f"{named}: {layer} has non-finite weights: use another run")
         if is_wrapped(layer, of):
             A, B = unflat(A, B, rank)
         pairs[layer] = LoraPair(A, B, gamma)
@@ -236,10 +227,7 @@ def _keys_by_layer(
         if found is None and (with_others or key.endswith(".base_layer.weight")):
             continue  # the latter is PEFT's copy of W0, of a head or an embedding
         if found is None:
-            raise StudyError(
-                f"{named} has {short(key)}, which is not A or B of a linear layer: only plain LoRA "
-                "on linear layers can be read"
-            )
+            raise StudyError(f"{named} has {short(key)}, which is not A or B of a linear layer")
         keys.setdefault(found["layer"], {})[found["factor"]] = key
     if not keys:
         raise StudyError(f"{named} has no tensors: {_AGAIN}")
@@ -347,10 +335,8 @@ def with_experts(
     ]
     layers = {place: layer for layer, place in places(experts).items()}
     if bare := [name for name in wanted if "." not in name]:
-        raise StudyError(
-            f"{named}: target_parameters has {short(bare[0])} without its module: only names such "
-            f"as {short(f'experts.{bare[0]}')} can be read"
-        )
+        why = f"target_parameters has {short(bare[0])} without its module"
+        raise StudyError(f"{named}: {why}: write {short(f'experts.{bare[0]}')}")
     return {layers.get(path, path): of for path, of in keys.items()}
 
 

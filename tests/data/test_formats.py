@@ -188,9 +188,9 @@ FILES = [
     ("x.json", b'["a", "b"]', "row 1 is of type str"),
     ("x.json", b'[{"text": "a"}, {"text": "\\ud800"}]', "row 2 has half of a surrogate pair"),
     ("x.jsonl", b'{"text": "a"}\n{"text": "\\udead"}\n', "line 2 has half of a surrogate pair"),
-    ("x.csv", "text\né\n".encode("latin-1"), "is not valid CSV in UTF-8"),
+    ("x.csv", "text\né\n".encode("latin-1"), "no valid CSV in UTF-8"),
     ("x.csv", b"prompt,completion\na\n", "line 2 has 1 fields, and the header"),
-    ("x.csv", b'text\n"a\n', "is not valid CSV"),
+    ("x.csv", b'text\n"a\n', "no valid CSV"),
 ]
 
 

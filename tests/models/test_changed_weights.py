@@ -38,7 +38,7 @@ def test_bits_that_changed_at_equal_size_and_time_are_found_when_the_weights_loa
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     ran = train("changed")
     assert ran.code == 2
-    assert "its files have changed since they were last hashed: rerun the command" in ran.err
+    assert "its files have changed: rerun the command" in ran.err
     assert not list(tmp_path.glob("results/changed/cells/*/metrics.parquet"))
 
 
