@@ -155,10 +155,8 @@ class AdapterSpec:
 
 
 class LoraPair(NamedTuple):
-    """One cell's adapter in one layer: the leaf tensors that an optimizer steps, and gamma.
-
-    On experts (:mod:`study.adapters.experts`) both factors have a first dimension, the expert.
-    """
+    """One cell's adapter in one layer: the leaf tensors that an optimizer steps, and gamma. On
+    experts both factors have a first dimension, the expert."""
 
     A_RD: Tensor
     B_OR: Tensor
@@ -220,8 +218,8 @@ def initial_pair(
 class LoraBank(nn.Module):
     """A frozen linear with the adapters of K cells, ordered by rank.
 
-    ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``. With K = 1 it is an ordinary LoRA layer.
-    Adapters are float32 in every precision of the base and are cast where they are used.
+    ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``. Adapters are float32 in every precision of
+    the base and are cast where they are used.
     """
 
     def __init__(
@@ -268,9 +266,8 @@ class LoraBank(nn.Module):
 
     def make_pairs(self) -> None:
         """Make the per-cell views that optimizers step: of divided factors, this process's part.
-
-        Call it once, after the last ``.to()``: a copied parameter shares no memory with them.
-        """
+        Call it once, after the last ``.to()``, because a copied parameter shares no memory with
+        them."""
         self.pairs = [
             LoraPair(nn.Parameter(A_RD), nn.Parameter(B_OR), gamma)
             for stack in self.stacks()
@@ -327,8 +324,7 @@ class LoraBank(nn.Module):
                     stream.set_state(was.clone())  # torch crashes on a view into larger memory
 
     def train(self, mode: bool = True) -> Self:
-        """Dropout on or off. The frozen linear keeps its mode: some quantised linears compute
-        differently in train mode."""
+        """Dropout on or off. The frozen linear keeps its mode: quantised ones compute by it."""
         self.training = mode
         return self
 
@@ -422,8 +418,8 @@ class LoraBank(nn.Module):
         return list(self.buckets)  # type: ignore[arg-type]
 
     def _kept(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> Tensor:
-        """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``,
-        ``[k, N, D]``. Listeners get them."""
+        """What dropout multiplies the adapters' inputs by, ``[k, N, D]``, as in PEFT, for listeners
+        too."""
         if self._dropout_streams is None:
             self._dropout_streams = self._new_dropout_streams(x_kND.device)
         masks = []

@@ -23,11 +23,9 @@ from torch.nn.functional import linear, pad
 FORMS = ("factored", "mixed", "merged")
 """The forms on a float32 weight."""
 FLOAT = 40
-"""FLOPs in the time of moving one float through memory, about equal on CPUs and GPUs. It matters
-only at low rank, where the forms differ by few FLOPs."""
+"""FLOPs in the time of moving one float through memory, about equal on CPUs and GPUs."""
 NARROW = 16
-"""A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
-rows."""
+"""A factor's gradient with fewer columns is computed transposed, as measured on a CPU."""
 BIAS_COLUMNS = 32
 """Columns next to W for a bias, most of them 0: products of an odd depth are slow in bf16."""
 
@@ -103,10 +101,8 @@ class Factored(torch.autograd.Function):
 
 
 def once_rounded(d_KNO: Tensor, x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None) -> Tensor:
-    """``d + x W^T + b``, ``[K, N, O]``, rounded once.
-
-    A bias is another column of W, which costs a copy of W. In ``d + b`` a small d would be lost.
-    """
+    """``d + x W^T + b``, ``[K, N, O]``, rounded once. A bias is another column of W, which costs a
+    copy of W. In ``d + b`` a small d would be lost."""
     if b_O is not None:
         x_KND = pad(x_KND, (0, BIAS_COLUMNS), value=1.0)
         W_OD = torch.cat([W_OD, b_O[:, None], W_OD.new_zeros(len(b_O), BIAS_COLUMNS - 1)], 1)

@@ -32,19 +32,16 @@ def check_possible(experts: Sequence[str], rank: float, dropout: float) -> None:
     """Raise :class:`StudyError` if the weights ``experts``, by path, can't have such adapters."""
     if not experts:
         return
-    others = f"leave experts ({experts[0]}, ...) out of adapter.targets"
+    others = f"or leave experts ({experts[0]}, ...) out of adapter.targets"
     if dropout:
-        raise StudyError(f"adapter.dropout={dropout:g} can't act on experts: use 0, or {others}")
+        raise StudyError(f"adapter.dropout={dropout:g} can't act on experts: use 0, {others}")
     if rank == float("inf"):
-        raise StudyError(f"adapter.rank=inf is for linear layers: {others}")
+        raise StudyError(f"adapter.rank=inf is for linear layers: use a finite rank, {others}")
 
 
 class ExpertBank(LoraBank):
-    """The adapters of K cells on one weight of a module of experts.
-
-    A is ``[E, R, D]`` and B ``[E, O, R]`` per cell. ``base``: the module; the last word of
-    ``layer`` is the weight's name.
-    """
+    """The adapters of K cells on one weight of a module of experts, ``base``: A is ``[E, R, D]``
+    and B ``[E, O, R]`` per cell. The last word of ``layer`` is the weight's name."""
 
     @property
     def name(self) -> str:

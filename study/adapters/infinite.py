@@ -16,8 +16,7 @@ from study.vocabulary.quantities import BACKWARD, FORWARD
 STAND_IN = 16
 """The rank that replaces infinite rank under sign-like rules, over the highest rank measured."""
 EPS = 1e-20
-"""Replaces eps -> 0: far below any gradient. It is not 0, because the first gradient of one factor
-is 0."""
+"""Replaces eps -> 0: far below any gradient, but not 0, because the first ones of a factor are."""
 
 SITES = (*FORWARD, *BACKWARD, "delta_w")
 """The sites that can be measured. The factors have infinitely many entries."""

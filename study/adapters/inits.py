@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 Draw = Callable[[int, int, torch.Generator], Tensor]
-"""Draws a factor ``[R, fan]`` from R, fan and a generator, float32 on the CPU.
-
-``fan`` is D if A is drawn, O if B is drawn. B is the transpose of the draw, ``[O, R]``.
-"""
+"""Draws a factor ``[R, fan]`` from R, fan and a generator, float32 on the CPU. ``fan`` is D if A is
+drawn. If B is, fan is O and B the transpose of the draw."""
 
 
 def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -21,8 +19,7 @@ def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> t
 
 
 def _kaiming(rank: int, fan: int, stream: torch.Generator) -> Tensor:
-    """PEFT's ``reset_lora_parameters``: Kaiming uniform with a = sqrt(5), U(-1/sqrt(fan),
-    1/sqrt(fan)) (He et al. 2015, eq. 14)."""
+    """PEFT's draw: Kaiming uniform with a = sqrt(5), U(-1/sqrt(fan), 1/sqrt(fan))."""
     bound = 1 / math.sqrt(fan)
     return torch.empty(rank, fan).uniform_(-bound, bound, generator=stream)
 

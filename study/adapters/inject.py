@@ -27,14 +27,11 @@ def path_pattern(pattern: str, named: str, prefix: str = "") -> re.Pattern[str]:
         with warnings.catch_warnings(action="ignore"):  # of a nested set
             return re.compile(f"{prefix}({pattern})")
     except (re.error, RecursionError, OverflowError) as error:
-        raise StudyError(
-            f"{named} has {short(pattern)}, which is not a valid regex ({error})"
-        ) from None
+        raise StudyError(f"{named} has {short(pattern)}, no valid regex ({error})") from None
 
 
 def resolve_targets(linears: Collection[str], targets: str | Sequence[str]) -> list[str]:
-    """The paths among ``linears`` (linear layers and weights of experts) that ``targets`` names, in
-    order.
+    """The paths among ``linears`` (and weights of experts) that ``targets`` names, in order.
 
     ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of paths or ends of
     paths; or a regex on whole paths. In addition, ``attention`` and ``mlp`` name one half of each

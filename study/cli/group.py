@@ -171,8 +171,7 @@ def print_sentences(sentences: Iterable[str]) -> None:
 
 
 def print_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "") -> None:
-    """Print a frame of texts with as many columns as fit; with ``by``, the rows of each of its
-    values below it. Long words of the first column go to the next line."""
+    """Print a frame of texts with as many columns as fit, or the rows of each value of ``by``."""
     table = Table(
         title=title,
         caption=Text(caption, style="table.caption") if caption else None,

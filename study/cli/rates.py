@@ -111,9 +111,7 @@ def _refining(
         assert record is not None  # its tables were just read
         if "peft" in record:
             each = (f"rank {one.rank:g} at {' '.join(one.swept)}" for one in found)
-            raise StudyError(
-                f"{study_dir} was recorded from your loop, so train there {'; '.join(each)}"
-            )
+            raise StudyError(f"{study_dir} is of your own loop: train there {'; '.join(each)}")
         own = overrides_of(record["config"], study_dir.resolve().name, ALONE)
         yield ["study", "train", "-m", *own, *place, *missing.swept]
 

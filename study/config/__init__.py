@@ -1,6 +1,5 @@
-"""The configuration of a cell. Only ``compose`` and ``hints`` import Hydra, which Axolotl's
-environment can't.
-"""
+"""The configuration of a cell. Hydra, which Axolotl can't import, is in ``compose`` and
+``hints``."""
 
 from study.config.checks import validate
 from study.config.hashing import UNKNOWN_STEPS, Sources, identity

@@ -48,24 +48,17 @@ def _in_adapter(config: CellConfig) -> Iterator[str]:
         if p != 0.5 or optimizer.name not in linear or adapter.init not in limited:
             yield (
                 f"adapter.rank=inf needs adapter.scaling=rslora, optimizer={'|'.join(linear)} and "
-                f"adapter.init={'|'.join(limited)}, not {adapter.scaling}, {optimizer.name} and "
-                f"{adapter.init}: finite ranks have no such limit there, so give a positive integer"
+                f"adapter.init={'|'.join(limited)}: finite ranks have no limit without them"
             )
         if config.train.save_adapter:
             yield "train.save_adapter=true at adapter.rank=inf: there are no factors to save"
     if adapter.contraction == "concatenated" and config.bf16_form != "concatenated":
-        yield (
-            f"adapter.contraction=concatenated, precision={config.precision} and "
-            f"model.quant_bits={config.model.quant_bits}: it is for bf16 weights, so use "
-            "adapter.contraction=auto, or precision=bf16 and model.quant_bits=null"
-        )
+        why = "adapter.contraction=concatenated: it is for bf16 weights"
+        yield f"{why}, so use adapter.contraction=auto"
     is_plain = adapter.dropout == 0 and config.precision == "float32"
     if adapter.contraction in ("mixed", "merged") and not is_plain:
-        yield (
-            f"adapter.contraction={adapter.contraction}, adapter.dropout={adapter.dropout:g} and "
-            f"precision={config.precision}: a merged weight has one input and is float32, so use "
-            "adapter.contraction=auto or factored"
-        )
+        why = f"adapter.contraction={adapter.contraction} needs float32 and adapter.dropout=0"
+        yield f"{why}: use adapter.contraction=auto or factored"
 
 
 def _in_training(config: CellConfig) -> Iterator[str]:
@@ -73,33 +66,18 @@ def _in_training(config: CellConfig) -> Iterator[str]:
     row = OPTIMIZERS[optimizer.name]
     if row.family == "sign" and row.decay == "coupled" and optimizer.weight_decay:
         decoupled = [name for name in of_family("sign") if OPTIMIZERS[name].decay == "decoupled"]
-        yield (
-            f"optimizer.weight_decay={optimizer.weight_decay} under {optimizer.name} is added to "
-            f"the gradient and replaces A's signal by sign(A): use optimizer={'|'.join(decoupled)} "
-            "or optimizer.weight_decay=0"
-        )
-    if train.example_losses and train.eval_every == 0:
-        yield "train.example_losses=true, but train.eval_every=0 never evaluates: set it to null"
-    if train.answer_tokens and train.eval_every == 0:
-        yield (
-            f"train.answer_tokens={train.answer_tokens}, but train.eval_every=0 never evaluates: "
-            "set one of them to null"
-        )
+        why = f"optimizer.weight_decay under {optimizer.name} replaces A's signal by sign(A)"
+        yield f"{why}: use optimizer={'|'.join(decoupled)} or optimizer.weight_decay=0"
+    if train.eval_every == 0 and (train.example_losses or train.answer_tokens):
+        measured = "train.answer_tokens" if train.answer_tokens else "train.example_losses"
+        yield f"{measured} is set, but train.eval_every=0 never evaluates: set it to null"
     if train.checkpointing and dropout:
-        yield (
-            f"train.checkpointing=true and adapter.dropout={dropout:g}: a block that is computed "
-            "again would draw another mask, so set one of them to false or 0"
-        )
+        why = "train.checkpointing=true and adapter.dropout: a second pass draws other masks"
+        yield f"{why}: set one of them to false or 0"
     if config.data.sample_packing and config.pack.compile:
-        yield (
-            "data.sample_packing=true and pack.compile=true: a compiled block has one layout of "
-            "rows, so set one of them to false"
-        )
+        yield "data.sample_packing=true and pack.compile=true: set one of them to false"
     if train.checkpointing and config.pack.compile:
-        yield (
-            "train.checkpointing=true and pack.compile: a compiled block decides which activations "
-            "it keeps, so set one of them to false"
-        )
+        yield "train.checkpointing=true and pack.compile=true: set one of them to false"
 
 
 def _in_sharding(config: CellConfig) -> Iterator[str]:

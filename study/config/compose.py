@@ -64,11 +64,11 @@ def first_line(error: BaseException) -> str:
 def compose(
     loader: ConfigLoader, name: str, shared: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> list[CellConfig]:
-    """The typed configuration of every cell.
+    """The typed configuration of every cell. ``shared``: overrides of all; ``cells``: each one's
+    own.
 
-    ``name`` is the primary config; ``shared`` are the overrides of all cells; ``cells`` holds each
-    cell's own. Hydra takes 50 ms to compose a configuration. So it composes one per choice of
-    groups, and each cell sets its values on a copy, as Hydra does.
+    Hydra takes 50 ms to compose a configuration. So it composes one per choice of groups, and each
+    cell sets its values on a copy, as Hydra does.
     """
     parser = OverridesParser.create(config_loader=loader)
 
@@ -123,8 +123,7 @@ def expected_best(
 
     After ``steps`` steps at ``lr``, A has moved by ``rho = crossover lr steps`` relative to its
     init, and the output by ``lr steps gamma sqrt(r (r + r_sign - 1)) (1 + rho)``
-    (:mod:`study.analysis.rate_theory`). ``move`` and ``crossover`` come from a first try,
-    ``r_sign`` from the probes at step 1.
+    (:mod:`study.analysis.rate_theory`).
     """
     asked = move / (gamma * math.sqrt(rank * (rank + r_sign - 1)))
     # The positive root x = lr steps of crossover x^2 + x = asked, without cancellation.

@@ -145,8 +145,8 @@ class Expectation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it follows from B = 0, a random A and measured alignments: it is about a tensor
-        at one of the first steps. All others are predictions about training."""
+        """Whether it follows from B = 0, a random A and measured alignments: it is of a tensor at
+        one of the first steps."""
         is_of_tensor = self.site is not None or self.measure is not None
         return is_of_tensor and self.step != LAST and self.step <= FIRST_STEPS
 

@@ -38,9 +38,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
     """The cell's id: 12 hex digits over everything that changes its trajectory or its tables.
 
     Device, packing, checkpoints, launcher, tracker, paths and ``save_adapter`` are left out: cells
-    of one identity have the same result within rounding. The contraction is left out in float32 but
-    not in bf16 (:attr:`study.config.types.CellConfig.bf16_form`).
-
+    of one identity have the same result within rounding. The contraction is left out in float32.
     ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`).
     """
     adapter = asdict(config.adapter)
@@ -96,12 +94,9 @@ def identity(config: CellConfig, sources: Sources) -> str:
 def recorded_identities(
     config: Mapping[str, Any], sources: Mapping[str, Any], of_loop: bool = False
 ) -> list[str]:
-    """The :func:`identity` of a recorded configuration.
-
-    ``config``: groups of plain values. Keys that the record lacks have their defaults, and others
-    are ignored. ``of_loop``: the cell is of a recorded loop; also the ids that it has with
-    :data:`UNKNOWN_STEPS`. Any exception may be raised if a value has another type.
-    """
+    """The :func:`identity` of a recorded configuration, groups of plain values. Missing keys have
+    their defaults. ``of_loop``: also the ids that it has with :data:`UNKNOWN_STEPS`. Any exception
+    may be raised if a value has another type."""
 
     def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
         names = {field.name for field in fields(kind)}

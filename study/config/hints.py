@@ -44,11 +44,8 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def as_study_errors() -> Iterator[None]:
-    """Context manager: an error that Hydra reports becomes a :class:`StudyError` of one line.
-
-    Hydra checks few types. For some mistakes it raises a ``TypeError`` or a ``ValueError`` from its
-    own code. So every error of its code counts as a mistake of the user.
-    """
+    """Context manager: an error that Hydra reports becomes a :class:`StudyError` of one line. Hydra
+    checks few types, so a ``TypeError`` or ``ValueError`` from its own code counts too."""
     try:
         yield
     except (StudyError, BrokenPipeError):  # the reader of a pipe, such as head, has ended
@@ -107,8 +104,7 @@ def _meant(likely: Sequence[str]) -> str:
 
 
 def reference(root: DictConfig) -> str:
-    """The groups with their options, and the keys as the files of the chosen options have them,
-    with their comments."""
+    """The groups with their options, and the keys with the comments of their files."""
     chosen, sources = root.hydra.runtime.choices, root.hydra.runtime.config_sources
     folders = [Path(source.path) for source in sources if source.schema == "file"]
     files: dict[str, dict[str, Path]] = {}

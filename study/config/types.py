@@ -131,12 +131,8 @@ class DataConfig(Part):
 
 @dataclass
 class AdapterConfig(Part):
-    """How a cell's adapters are scaled, drawn and computed.
-
-    ``rank`` is an integer or ``math.inf``, the limit of SGD at p = 1/2. A number as the ``scaling``
-    becomes the rule ``power`` with that ``exponent``. A rule that does not use ``crossover`` has
-    none.
-    """
+    """How a cell's adapters are scaled, drawn and computed. A number as the ``scaling`` becomes the
+    rule ``power`` with that ``exponent``. Rules that do not use ``crossover`` have none."""
 
     rank: Annotated[Any, AfterValidator(_check_rank)] = MISSING
     alpha: Positive = MISSING
@@ -281,8 +277,7 @@ class TrackerConfig(Part):
 
 @dataclass
 class CellConfig:
-    """One configuration trained once. ``expects``: predictions of its experiment. Unknown keys are
-    left out."""
+    """One configuration trained once. ``expects``: predictions. Unknown keys are left out."""
 
     __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
 
@@ -305,11 +300,9 @@ class CellConfig:
 
     @property
     def bf16_form(self) -> str | None:
-        """How a bf16 cell's products are computed, ``factored`` or ``concatenated``; in float32
-        None. The two differ by more than rounding noise (:mod:`study.adapters.contraction`).
-
-        Only a dense weight can be concatenated: a quantised linear rounds its own output.
-        """
+        """How a bf16 cell's products are computed, ``factored`` or ``concatenated``; None in
+        float32. Only a dense weight can be concatenated: a quantised linear rounds its own
+        output."""
         if self.precision != "bf16":
             return None
         is_factored = self.model.quant_bits or self.adapter.contraction == "factored"

@@ -10,8 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from study.errors import StudyError, short, unknown
 
 MISSING: Any = "???"
-"""OmegaConf's mark for a missing value. It is repeated here because OmegaConf can't be imported
-everywhere, such as with Axolotl."""
+"""OmegaConf's mark for a missing value, repeated because Axolotl can't import OmegaConf."""
 KEY = "{key}"
 """Placeholder for the key in the message of a check. :func:`read` replaces it."""
 LARGEST = 2**63 - 1
@@ -67,8 +66,8 @@ def whole_or(least: int, *words: Any) -> AfterValidator:
 def chosen(
     key: str, value: Any, choices: Iterable[str], usual: Iterable[str] | None = None
 ) -> tuple[str, ...]:
-    """The members of ``choices`` that ``value`` (a name or a list) selects, in their order. ``all``
-    means ``usual``, by default every choice."""
+    """The members of ``choices`` that ``value``, a name or a list, selects. ``all`` means
+    ``usual``."""
     names = tuple(choices)
     wanted = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     for name in wanted:
@@ -92,8 +91,7 @@ def check_folder_name(name: str, key: str = KEY) -> str:
 
 
 def interval(key: str, value: Any) -> int | float:
-    """The interval that ``value`` names: a whole number of steps, or the seconds of a time such as
-    ``60s``."""
+    """A whole number of steps, or the seconds of a time such as ``60s``."""
     if is_whole(value) and value >= 1:
         return int(value)
     found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)([smh])", str(value), re.ASCII)

@@ -159,9 +159,8 @@ class TokenTable:
             yield self._rows(range(start, min(start + batch_size, len(self))))
 
     def question(self, row: int) -> list[int]:
-        """The tokens before the last part of the row that is learned: its target, or the last turn
-        of the assistant.
-        """
+        """The tokens before the last learned part of the row: its target, or the assistant's last
+        turn."""
         ids, learned = self.example(self.examples[row][0])
         last = np.flatnonzero(learned)[-1]
         before = np.flatnonzero(~learned[:last])
@@ -204,10 +203,7 @@ class Questions:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every question once, in order: token ids ``[B, L]`` and a mask, True on real ones.
-
-        ``L`` is the longest question of the batch. Padding is on the left, so that an answer
-        continues its question.
-        """
+        Padding is on the left, so that an answer continues its question."""
         for start in range(0, len(self.contexts), batch_size):
             rows = self.contexts[start : start + batch_size]
             lengths_B1 = torch.tensor([[len(row)] for row in rows])
@@ -226,7 +222,7 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
     """The share of answers whose first label is their target, ignoring case.
 
     The labels are all targets. The rule is FinLoRA's (``test/test_dataset.py``). If several labels
-    start at the same character, the longest counts: 0.12, not 0.1. FinLoRA does not define this.
+    start at the same character, the longest counts: 0.12, not 0.1.
     """
     plain = [target.strip().lower() for target in targets]
     longest_first = sorted(map(re.escape, set(plain)), key=len, reverse=True)
@@ -238,7 +234,7 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """Training and held-out examples, the latter also as questions, and the content hash. ``rows``:
-    their counts and format, and the supervised tokens of one pass, for the record."""
+    their counts and format, for the record."""
 
     train: TokenTable
     heldout: TokenTable
@@ -261,8 +257,8 @@ def build_corpus(
 ) -> Corpus:
     """Load, split and tokenise the data set that ``config`` names. Tokens are cached on disk.
 
-    ``eos_token_id`` follows every target that leaves room for it; None: no target has an eos. Rows
-    with nothing to learn are dropped before the split.
+    ``eos_token_id`` follows every target that leaves room for it. Rows with nothing to learn are
+    dropped before the split.
     """
     length = config.sequence_length
     loaded = load_rows(config, lambda: tokenizer)

@@ -1,6 +1,4 @@
-"""Conversations to text by a chat template, in the sandbox of transformers, and the
-places of the assistant's turns in it.
-"""
+"""Conversations to text by a chat template, and the places of the assistant's turns in it."""
 
 import os
 import re

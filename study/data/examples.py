@@ -18,11 +18,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as the chat template writes it.
-
-    - ``learned``: the turns of the assistant, as places of characters in ``text``, ascending;
-    - ``answer``: the text of the last of them.
-    """
+    """A conversation as the chat template writes it. ``learned``: the turns of the assistant, as
+    ascending places of characters in ``text``. ``answer``: the text of the last of them."""
 
     text: str
     learned: tuple[tuple[int, int], ...]
@@ -41,11 +38,8 @@ Row = Example | Conversation | Document
 
 
 def fingerprint(examples: Sequence[Row]) -> str:
-    """The content hash: sha256, in hex, over one line of canonical JSON per example.
-
-    The order of the examples counts, because it determines the batches. The file's name, white
-    space, other keys and escapes do not count.
-    """
+    """The content hash: sha256, in hex, over one line of canonical JSON per example, in order. The
+    file's name, white space, other keys and escapes do not count."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(_canonical(example))

@@ -11,8 +11,8 @@ from study.vocabulary.sources import AUTO, FORMATS
 
 Fields = Mapping[str, Any]
 Chat = Callable[[Sequence[Message], Any, int, str], Conversation]
-"""Writes messages and tools by the chat template. The number is that of the first messages that are
-a prompt; the text is the place of the row."""
+"""Writes messages, of which the first n are a prompt, and tools by the template. Last: the
+place."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {

@@ -42,8 +42,7 @@ def documentation() -> Iterator[Example]:
 
     A question names a public class, property, function or method, with its first three parameters.
     The answer is the first paragraph of the docstring, on one line, cut after a sentence if it is
-    long. It starts with a space, because byte-pair tokenizers encode a word after a space
-    differently from a word after a colon.
+    long. It starts with a space, as byte-pair tokenizers encode a word after a colon differently.
     """
     seen = set()
     for question, docstring, name in _entries():

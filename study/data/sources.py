@@ -25,8 +25,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"
 
 
 def random_strings() -> Iterator[Example]:
-    """Yield 65,536 random strings, each after a key, always the same. ``data.max_samples`` says how
-    many are used.
+    """Yield 65,536 random strings, each after a key, always the same.
 
     No string can be guessed from others: a model that predicts one has stored its 96 bits.
     """
@@ -44,8 +43,7 @@ SOURCES: dict[str, Callable[[], Iterable[Row]]] = {
     "xbrl_extract": cache(lambda: tuple(xbrl.questions())),
     "random_strings": random_strings,
 }
-"""The function of every data set that has one, by name. It returns the examples in an order of its
-own, the same on every call: a plan asks for their hash, and training for the examples."""
+"""The function of every data set that has one. It returns the same examples on every call."""
 
 
 @dataclass(frozen=True)

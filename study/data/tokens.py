@@ -99,11 +99,8 @@ def _conversations(chunk: Sequence[Conversation], encoder: Encoder) -> Iterator[
 
 
 def _overlaps(places: Sequence[tuple[int, int]], turns: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each token overlaps one of ``turns``. Both are ascending places of characters.
-
-    Some tokenizers leave spaces out of a token's place. So a token of spaces may have an empty
-    place at its end.
-    """
+    """Whether each token overlaps one of ``turns``. Both are ascending places of characters. Some
+    tokenizers give a token of spaces an empty place at its end."""
     found, turn = [], 0
     for first, last in places:
         begin = first if first < last else first - 1

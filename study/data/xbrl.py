@@ -35,10 +35,7 @@ FORMULAS: dict[str, str] = _TABLES["formulas"]
 
 GROUPS: dict[str, list[str]] = _TABLES["elements"]
 """Names of us-gaap elements, by unit and by period type: balances are at a date, flows over a
-period. The names are from yearly editions of the *US GAAP Financial Reporting Taxonomy* (FASB),
-which the SEC accepts; some are retired in the newest edition. Units and period types are also the
-taxonomy's. Its definitions are not copied.
-"""
+period. They are those of yearly editions of the *US GAAP Financial Reporting Taxonomy* (FASB)."""
 ELEMENTS = tuple(name for group in GROUPS.values() for name in group)
 _GROUP_OF = {name: key for key, group in GROUPS.items() for name in group}
 INSTANTS = frozenset(n for key, group in GROUPS.items() if key.endswith("balances") for n in group)
@@ -96,9 +93,7 @@ def questions() -> Iterator[Example]:
 
 
 def _fragment(rng: random.Random, year: int, elements: Sequence[str]) -> list[_Fact]:
-    """Facts for ``elements`` and others, shuffled. A quarter also have a fact for the year before,
-    as in a filing.
-    """
+    """Facts for ``elements`` and others, shuffled; a quarter also for the year before."""
     chosen = list(elements)
     size = max(3 + int(rng.random() * 2), len(chosen))
     while len(chosen) < size:

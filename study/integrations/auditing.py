@@ -144,8 +144,7 @@ def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
 
 
 def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of :func:`audit` by kind of layer, as texts: medians over layers. Columns without a
-    number are left out."""
+    """The rows of :func:`audit` by kind of layer, as texts: medians over layers."""
     groups = rows.groupby("kind", sort=False)
     medians = groups[list(HEADS)].median().dropna(axis=1, how="all").map("{:.3g}".format)
     counts = groups.size().rename("layers").astype(str)

@@ -28,8 +28,7 @@ RECORD = "study_record.json"
 
 
 def export(study_dir: Path, cell: str, folder: Path, fold_scaling: bool = False) -> Path:
-    """Copy the trained adapter of a cell, an id or its start, to a new ``folder``, in PEFT's
-    format. ``fold_scaling``: as :func:`fold` does."""
+    """Copy the trained adapter of a cell to a new ``folder``, or fold it (:func:`fold`)."""
     adapter = _kept_adapter(study_dir, cell)
     with _new(folder) as work:
         if fold_scaling:
@@ -81,15 +80,12 @@ def write_folded(folder: Path, out: Path) -> str:
 
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """A description of a PEFT adapter, and the commands that continue its training or measure it.
-    Its base is that in ``overrides`` (``model=...``), or the one that it names."""
+    """A description of a PEFT adapter, and the commands that train it further or measure it."""
     found = read_adapter(folder)
     chosen = list(overrides)
     if not any(override.startswith("model=") for override in chosen):
         if not (named := found.config.get("base_model_name_or_path")):
-            raise StudyError(
-                f"{folder} names no base: choose one, study import {folder} model=hf model.path=..."
-            )
+            raise StudyError(f"{folder} names no base: choose one with model=hf model.path=...")
         chosen += ["model=hf", f"model.path={written(named)}"]
     if dropout := found.config.get("lora_dropout"):
         chosen.append(f"adapter.dropout={dropout}")
@@ -113,9 +109,7 @@ def _kept_adapter(study_dir: Path, cell: str) -> Path:
     if (folder / ADAPTER).is_dir():
         wrong = damage(folder, record, "adapter")
     elif record["status"] == "diverged":
-        raise StudyError(
-            f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
-        )
+        raise StudyError(f"cell {folder.name} has diverged: it has no adapter")
     elif is_archived(folder):
         again = "train its configuration again with train.save_adapter=true"
         raise StudyError(f"cell {folder.name}: it is archived without its adapter: {again}")

@@ -48,13 +48,9 @@ class Loss:
 
 @dataclass(eq=False)
 class ForwardPass:
-    """One forward pass with gradients on. ``tokens``: the real ones.
-
-    - ``content``: a checksum of its tokens, however processes divide the batch;
-    - ``watched``: the number that each probe gave to it;
-    - ``reached``: whether a backward pass came through its output;
-    - ``losses``: those named after it and before the next pass.
-    """
+    """One forward pass with gradients on. ``tokens``: the real ones. ``content``: a checksum of
+    them, however processes divide the batch. ``watched``: the number that each probe gave to it.
+    ``reached``: by a backward pass. ``losses``: those named after it and before the next pass."""
 
     sequences: int = 0
     tokens: Tensor | int = 0
@@ -140,8 +136,8 @@ class LoopPasses:
 
     @property
     def loss_weights(self) -> list[float]:
-        """The factor of each of the step's losses in what the loop calls ``backward`` on. Empty if
-        the loop has scaled the gradients since. Waits for the device."""
+        """The factors of the step's losses in what the loop calls ``backward`` on. Empty if the
+        loop has scaled the gradients since. Waits for the device."""
         known = self._losses if self.rescaled is None else []
         return [float(loss.weight) for loss in known if loss.weight is not None]
 
@@ -232,11 +228,8 @@ class LoopPasses:
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        """Use the current ``.grad`` as the gradient before clipping.
-
-        If all gradients were scaled by one factor since the last backward pass, so is the loss: it
-        must be the loss of these gradients.
-        """
+        """Use the current ``.grad`` as the gradient before clipping. If all were scaled by one
+        factor since the last backward pass, so is the loss."""
         before = self._norms
         self._read_gradients()
         if before and len(before) == len(self._norms):

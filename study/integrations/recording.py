@@ -1,6 +1,4 @@
-"""``study.record``: a training loop over PEFT as cells of a study. Hooks find the passes and the
-updates, and change nothing.
-"""
+"""``study.record``: a loop over PEFT as cells of a study. Hooks find passes and updates."""
 
 import math
 import secrets
@@ -92,12 +90,8 @@ class Recording:
         trained = {id(weight) for weight in weights} - probed
         named = self.model.named_parameters()
         if others := [name for name, w in named if id(w) in trained and w.requires_grad]:
-            warnings.warn(
-                f"the optimizer also trains {len(others)} weights that are not A or B of a layer "
-                f"({others[0]}, ...): grad_norm and clip_factor are of all weights together, "
-                "adapter_grad and adapter_update of A and B",
-                stacklevel=3,
-            )
+            said = f"the optimizer also trains {len(others)} other weights ({others[0]}, ...)"
+            warnings.warn(f"{said}: grad_norm and clip_factor are of all weights", stacklevel=3)
         self.passes = LoopPasses(self.model, weights)
         self._hooks = ExitStack()
         # Known at the first update: the processes, and the sequences of the first pass in all.
@@ -115,16 +109,15 @@ class Recording:
         return groups_of(self.optimizer, self._pair, self.adapters[0].name)[0]
 
     def loss(self, loss: Tensor | float) -> None:
-        """Record the loss of a micro-batch, before its backward pass. A loss in the model's output
-        is found without it."""
+        """Record the loss of a micro-batch before its backward pass, unless the model returns
+        it."""
         self.passes.loss(loss)
 
     def heldout(self, loss: float) -> None:
         self._next["eval_loss"] = float(loss)
 
     def gradients(self) -> None:
-        """Use the current gradients as those before clipping, in a loop that divides ``.grad``. The
-        factor also scales the loss and the gradients at the layers' outputs."""
+        """Use the current gradients as those before clipping, in a loop that divides ``.grad``."""
         self.passes.take_gradients()
 
     def begin(self) -> Self:
@@ -178,8 +171,7 @@ class Recording:
             writer.close(status or "complete", config=config, **ended, **fields)
 
     def sync(self, of_all: bool = True) -> None:
-        """Put all rows on disk, in all processes, before the loop saves a checkpoint. A single
-        process does it when the optimizer's state is saved."""
+        """Put all rows on disk, in all processes, before the loop saves a checkpoint."""
         if of_all:
             self._flush()
         for writer in self._writers:
@@ -248,16 +240,13 @@ class Recording:
         self._row |= {"grad_norm": norm, "clipped": clipped, "tokens": tokens}
         self._next = {}
         if self._probing and not lr:
-            self._say(
-                f"The learning rate of step {self.step} is 0 (warm-up): its update and its descent "
-                "are 0. Probe a later step for them."
-            )
+            why = f"The learning rate of step {self.step} is 0 (warm-up)"
+            self._say(f"{why}: its update and its descent are 0. Probe a later step for them.")
         if (loss := self.passes.step_loss) is not None:
             self._row["loss"] = loss
         elif not self._pending:
-            warnings.warn(
-                "no loss was seen: call recording.loss(loss) before loss.backward()", stacklevel=4
-            )
+            why = "no loss was seen"
+            warnings.warn(f"{why}: call recording.loss(loss) before loss.backward()", stacklevel=4)
         if self._probing:
             for adapter, gradients in zip(self.adapters, self.passes.gradients, strict=True):
                 adapter.probe.before_update(gradients)
@@ -328,10 +317,8 @@ class Recording:
         self._tokens = int(before["tokens"].max()) if len(before) else 0
         last = int(before["step"].max()) if len(before) else -1
         if opened[0][1] and last < self.step - 1:
-            self._say(
-                f"The rows of steps {last + 1} to {self.step - 1} are missing: the run was killed "
-                "before they were on disk."
-            )
+            missing = f"The rows of steps {last + 1} to {self.step - 1} are missing"
+            self._say(f"{missing}: the run was killed before they were on disk.")
         for row in before.to_dict("records"):
             self._stuck.add({str(name): value for name, value in row.items()})
 

@@ -41,8 +41,8 @@ from study.vocabulary.quantities import SITES, STATS, USUAL
 
 @dataclass(frozen=True)
 class Loop:
-    """Facts about a loop other than its model and optimizer. ``note``: sentences for the record and
-    the report. ``varies``: other differences between its cells, by name."""
+    """Facts about a loop other than its model and optimizer. ``note``: sentences for the report.
+    ``varies``: other differences between its cells, by name."""
 
     results: Path
     seed: int
@@ -102,9 +102,8 @@ def open_cell(
     folder, device = loop.results / "cells" / cell, adapter.pairs[0].A_RD.device
     first = first if folder.exists() else 0
     if (claimed := claim(folder)) is None:
-        raise StudyError(
-            f"another recording of this run is open, cell {cell}: give seed= or another name=value"
-        )
+        why = f"another recording of this run is open, cell {cell}"
+        raise StudyError(f"{why}: give seed= or another name=value")
     share = share_of_rule(adapter)
     ids = [] if first else [each["cell_id"] for each in same]
     for sentence in _told(cell, ids, others, config.adapter.scaling, share):
@@ -135,9 +134,8 @@ def open_cell(
 
 @torch.no_grad()
 def share_of_rule(adapter: Adapter) -> float | None:
-    """By what the first layer multiplies ``B A x``, over alpha / r or alpha / sqrt(r). It is
-    measured from outputs with two values of B, as B may be 0. None on experts, under FSDP2 and for
-    variants such as DoRA."""
+    """By what the first layer multiplies ``B A x``, over its rule, measured from outputs with two
+    values of B. None on experts, under FSDP2 and for variants such as DoRA."""
     module: Any = adapter.probe.layers[0].module
     (A_RD, B_OR, _), peft = adapter.pairs[0], adapter.peft
     is_divided, is_linear = hasattr(A_RD, "to_local"), type(module).__name__ != "ParamWrapper"
@@ -161,8 +159,7 @@ def share_of_rule(adapter: Adapter) -> float | None:
 def _told(
     cell: str, same: list[str], others: list[dict[str, Any]], rule: str, share: float | None
 ) -> Iterator[str]:
-    """Of a new cell: those of the ``same`` settings, and one of the same rule by name that is
-    another factor in fact."""
+    """Lines about cells of the ``same`` settings, and of one rule with two factors."""
     for each in others:
         theirs, is_alike = each.get("share_of_rule"), each["config"]["adapter"]["scaling"] == rule
         if is_alike and theirs and share and abs(theirs / share - 1) > 0.05:  # bf16 rounds outputs
@@ -214,12 +211,9 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
         probe = NormProbe(model, adapter=name, **options)
         if variants := probe.variants:
             layer, variant = next(iter(variants.items()))
-            warnings.warn(
-                f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}: their "
-                "output is not W0 x + gamma B A x, so they have no adapter_out, adapter_in_grad "
-                "and delta_w",
-                stacklevel=4,
-            )
+            without = "they have no adapter_out, adapter_in_grad and delta_w"
+            said = f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}"
+            warnings.warn(f"{said}: {without}", stacklevel=4)
         # If B is not 0, the adapter was trained before, and theory does not predict its first
         # steps. After a checkpoint of the same run is loaded, B says nothing.
         trained = any(bool(own(layer.pairs()[0].B_OR).any()) for layer in probe.layers)
@@ -241,11 +235,8 @@ def peft_model(model: nn.Module) -> nn.Module:
 def _adapter_config(adapter: Adapter) -> AdapterConfig:
     peft, ranks = adapter.peft, sorted({pair.A_RD.shape[0] for pair in adapter.pairs})
     if len(ranks) > 1:
-        warnings.warn(
-            f"layers differ in rank ({', '.join(map(str, ranks))}): the cell has rank "
-            f"r={peft.r}; to fit scaling exponents, run without rank_pattern",
-            stacklevel=2,
-        )
+        named = ", ".join(map(str, ranks))
+        warnings.warn(f"layers differ in rank ({named}): the cell has r={peft.r}", stacklevel=2)
     targets = peft.target_modules
     is_once = type(adapter.probe.layers[0].module).__name__ == "LinearRoundedOnce"
     return AdapterConfig(
@@ -350,8 +341,7 @@ def check_model(model: nn.Module) -> nn.Module:
 
 
 def plain_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer of torch inside the wrappers of accelerate and Lightning. Others, such as
-    Lookahead, are refused."""
+    """The optimizer of torch inside the wrappers of accelerate and Lightning."""
     while type(optimizer).__module__.partition(".")[0] in WRAPPERS:
         optimizer = getattr(optimizer, "optimizer", None)
     name, inner = type(optimizer).__name__, getattr(optimizer, "optimizer", None)

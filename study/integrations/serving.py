@@ -41,8 +41,8 @@ SERVERS = list(csv.DictReader(Path(__file__).with_name("servers.csv").read_text(
 
 
 def served(adapter: PeftAdapter) -> pd.DataFrame:
-    """A row for each server and each group of kinds of layers of one rank and gamma, by which PEFT
-    multiplies. ``factor``: the server's; NaN if it is not known or if the adapter is refused."""
+    """A row for each server and group of kinds of layers of one rank and gamma. ``factor``: the
+    server's; NaN if it is not known or if the adapter is refused."""
     config = adapter.config
     kinds: dict[tuple[int, float], dict[str, None]] = {}
     for layer, pair in adapter.pairs.items():
@@ -98,8 +98,8 @@ def base_of(base: str) -> UnloadedModel:
 
 
 class Server:
-    """An OpenAI-compatible server. ``without`` and ``adapted``: the fields of a request that choose
-    its base and its adapter, which has the name ``served`` there."""
+    """An OpenAI-compatible server. ``without`` and ``adapted``: fields of requests for its base and
+    for the adapter, ``served`` there."""
 
     def __init__(self, url: str, served: str | None, remote: bool) -> None:
         if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1") and not remote:
@@ -238,8 +238,7 @@ Scaled = Callable[[float], AbstractContextManager[None]]
 def fit(
     model: Any, scaled: Scaled, prompts: np.ndarray, without: Answers, adapted: Answers
 ) -> Factor:
-    """The prompts are the sample of the interval, because errors of the tokens after one prompt are
-    correlated."""
+    """The prompts are the sample of the interval: errors after one prompt are correlated."""
 
     @cache
     @torch.no_grad()

@@ -44,14 +44,12 @@ MOST_PROGRAMS = 64
 WITHIN_SEQUENCES = "within_sequences"
 """The attention function of rows that hold several sequences, by its name in transformers."""
 _FIND_PACKED = "find_packed_sequence_indices"
-"""Without a mask, this function of transformers looks for rows that are packed with several
-sequences, by their positions. It reads the answer from the device in every pass."""
+"""Without a mask, this function of transformers looks for packed rows, and reads the device."""
 
 
 @dataclass
 class FrozenBase:
-    """A causal language model in eval mode. ``T`` tokens, ``d`` features of the hidden states,
-    ``V`` tokens in the vocabulary, ``N`` chosen tokens."""
+    """A causal language model in eval mode. ``T`` tokens, ``d`` features, ``V`` vocabulary."""
 
     model: nn.Module
     card: ModelCard
@@ -83,9 +81,8 @@ class FrozenBase:
     ) -> Tensor:
         """The input of the head, ``[B, T, d]``, with causal attention and positions from 0.
 
-        There is no attention mask: every token counts as real. The tokens may be on the CPU. Does
-        not wait for the device. ``lengths``: of the sequences in each row, before its padding, if
-        a row has several. It needs :attr:`separates_sequences`.
+        Every token counts as real. Does not wait for the device. ``lengths``: of the sequences in
+        each row, before its padding, if a row has several. It needs :attr:`separates_sequences`.
         """
         options: dict[str, Any] = {}
         if lengths is not None and any(len(row) > 1 for row in lengths):
@@ -116,8 +113,7 @@ class FrozenBase:
     ) -> Tensor:
         """Greedy decoding, ``[B, n]``: n is ``tokens``, or fewer once every row has its eos.
 
-        Rows of ``L`` tokens are padded on the left. After its eos, a row has padding. Costs one
-        forward pass over the rows and one per token, with cached keys and values.
+        Rows of ``L`` tokens are padded on the left. After its eos, a row has padding.
         """
         model: Any = self.model
         ends = {"eos_token_id": eos_token_id, "pad_token_id": padding_id}
@@ -127,9 +123,8 @@ class FrozenBase:
 
 
 def trunk_name(model: Any) -> str:
-    """The name of the child that computes the hidden states: ``base_model_prefix`` or, in a few
-    families (Llama 4), the child that has the embeddings.
-    """
+    """The child that computes the hidden states: ``base_model_prefix`` or, in a few families (Llama
+    4), the one that has the embeddings."""
     children = dict(model.named_children())
     if model.base_model_prefix in children:
         return str(model.base_model_prefix)
@@ -170,11 +165,9 @@ class _TrunkOutput(tuple[Tensor]):
 
 
 def load_base(config: ModelConfig, device: torch.device, precision: str) -> FrozenBase:
-    """Load a model onto ``device`` with weights in ``precision`` (``float32`` or ``bf16``).
-
-    With ``config.quant_bits``, block linears have that many bits (:mod:`study.models.quantised`).
-    SmolLM2 in float32 takes about one second. torch's global random state is unchanged.
-    """
+    """Load a model onto ``device`` with weights in ``precision``, or its block linears in
+    ``config.quant_bits`` (:mod:`study.models.quantised`). torch's global random state is
+    unchanged."""
     card, dtype = describe(config), _DTYPES[precision]
     unloaded = find_model(config)
     in_linears = card.in_linears * (config.quant_bits or 8 * dtype.itemsize) // 8
@@ -197,8 +190,7 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
 
 @torch.no_grad()
 def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
-    """Compare the logits of two sequences, whole and in two parts, within ``relative`` of the
-    largest."""
+    """Compare the logits of two sequences, whole and in two parts."""
     model: Any = base.model
     family = f"model {base.card.name!r} ({type(model).__name__})"
     half = max(1, min(4, base.card.max_length // 2))
@@ -224,8 +216,8 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
 def _separates_sequences(base: FrozenBase, relative: float) -> bool:
     """Whether two sequences in one row have the hidden states that each has alone.
 
-    If so, the model keeps the attention function that separates them; otherwise its own. False
-    for models without positions (state-space layers), with ALiBi, or with their own attention.
+    If so, the model keeps the attention function that separates them; otherwise its own, as with
+    state-space layers or ALiBi.
     """
     model: Any = base.model
     own = model.config._attn_implementation
@@ -264,8 +256,7 @@ def blocks_of(base: FrozenBase) -> list[nn.Module]:
 
 @contextmanager
 def recomputing(base: FrozenBase) -> Iterator[None]:
-    """Context manager: a forward pass keeps only the input of each block, and a backward pass
-    recomputes the block. The numbers are the same."""
+    """Context manager: passes keep only the input of each block, and recompute it backwards."""
 
     def again(forward: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -290,8 +281,8 @@ def within_sequences(
     """Causal attention within each sequence of each row.
 
     ``query``: ``[B, heads, T, d]``; ``key`` and ``value`` may have fewer heads. ``sequences[b]``:
-    the lengths of the sequences of row ``b``, whose sum is T. None: what transformers' ``sdpa``
-    computes. Returns ``[B, T, heads, d]``.
+    the lengths of the sequences of row ``b``; None: what transformers' ``sdpa`` computes. Returns
+    ``[B, T, heads, d]``.
     """
     if sequences is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -325,16 +316,14 @@ AttentionMaskInterface.register(WITHIN_SEQUENCES, sdpa_mask)
 class CompiledBlocks:
     """The blocks of ``base`` after the first adapted one, compiled for plain training steps.
 
-    ``torch.compile`` fuses the norms, rotary embeddings and gates of a block, which are about a
-    dozen passes over memory. A compiled program ignores hooks that are added later, so passes of
-    probes, evaluations and losses after an update are not compiled. All blocks and all ranks share
-    one program, in which the rank is a variable dimension. Each form of the adapters
-    (:mod:`study.adapters.contraction`) and each number of tokens or cells needs its own program.
+    A compiled program ignores hooks that are added later, so passes of probes, evaluations and
+    losses after an update are not compiled. All blocks and all ranks share one program, in which
+    the rank is a variable dimension. Each form of the adapters and each number of tokens or cells
+    needs its own.
 
-    The first adapted block is not compiled: its input needs no gradient, so it would need its own
-    program. ``layers``: the paths of the adapted linears. Nothing is compiled if they are not all
-    in one list of blocks. ``ranks``: the factors inside the blocks, each with its dimension that is
-    the rank.
+    The first adapted block's input needs no gradient, so it would need its own program. ``layers``:
+    the paths of the adapted linears. Nothing is compiled if they are not all in one list of blocks.
+    ``ranks``: the factors inside the blocks, each with its dimension that is the rank.
     """
 
     def __init__(

@@ -22,8 +22,7 @@ from study.models.messages import failing
 from study.models.sources import UnloadedModel, find_model
 
 WITH_EXPERTS = "+experts"
-"""Added to the model's fingerprint in the record of a cell that adapts experts, because earlier
-cells with the same targets did not adapt them."""
+"""Added to the fingerprint of a cell that adapts experts: earlier ones with its targets did not."""
 
 _UNLIMITED = 1 << 30
 """Tokens; for families without a longest sequence (ALiBi, state-space models)."""
@@ -150,9 +149,8 @@ def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 def block_linears(model: nn.Module) -> tuple[str, ...]:
     """The module paths of every ``nn.Linear`` or ``Conv1D`` in the language model's blocks.
 
-    A block is a module in a numbered list. Heads, embeddings and the layers of a vision tower are
-    not part of it, nor are subclasses of ``nn.Linear`` that compute something else, such as the
-    router of PhiMoE.
+    A block is a module in a numbered list. Heads, embeddings and a vision tower are not part of it,
+    nor are subclasses of ``nn.Linear`` that compute something else, such as the router of PhiMoE.
     """
     text = set(_language_model(model).modules())
     return tuple(
@@ -182,11 +180,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _expert_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """``(E, D, O)`` of the weights of experts in the language model's blocks, by path.
-
-    Only modules with transformers' experts interface count: their inputs are one row per token.
-    Those are ``[E, O, D]``, or ``[E, D, O]`` if the module is transposed.
-    """
+    """``(E, D, O)`` of the weights of experts in the language model's blocks, by path. Only modules
+    with transformers' experts interface count: their inputs are one row per token."""
     text, found = set(_language_model(model).modules()), dict[str, tuple[int, ...]]()
     for path, module in model.named_modules():
         if module not in text or not hasattr(module, "has_gate"):

@@ -1,6 +1,4 @@
-"""A causal LM of transformers in a folder, from the user or the hub. Weights come from safetensors
-files only, and code in a checkpoint is never run.
-"""
+"""A causal LM in a folder, from the user or the hub. No pickle is opened, and no code is run."""
 
 import hashlib
 import json
@@ -63,8 +61,7 @@ class ModelFolder:
     note: str = ""
 
     def fingerprint(self, again: bool = False) -> str:
-        """The hub's commit, or the sha256 of config.json and the weights, cached unless
-        ``again``."""
+        """The hub's commit, or the sha256 of config.json and weights, cached unless ``again``."""
         if known := self.commit or self.sha256:
             return known
         files = [self.folder / CONFIG, *self.weight_files()]
@@ -114,10 +111,7 @@ class ModelFolder:
 
     def load(self, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
         """The model on ``device`` with weights in ``dtype``. A hub model's weights are fetched.
-
-        With ``quant_bits``, each weight of a block linear is quantised as it is read, so the dense
-        model is never in memory. Hashing them again takes about 0.7 s per GB.
-        """
+        With ``quant_bits``, each weight of a block linear is quantised as it is read."""
         if self.commit:
             _fetch(self.name, ["model*.safetensors", INDEX], self.commit)
         before, config = self.fingerprint(), self.config(quant_bits)

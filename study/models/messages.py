@@ -44,9 +44,8 @@ def replaced(name: str, values: Mapping[Any, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failing(what: str, fix: str) -> Iterator[None]:
-    """Context manager: libraries are quiet, and any error becomes a :class:`StudyError` that
-    gives ``what``, the cause and the ``fix``.
-    """
+    """Context manager: libraries are quiet, and any error becomes a :class:`StudyError` of
+    ``what``, the cause and the ``fix``."""
     try:
         with quiet():
             yield

@@ -80,8 +80,7 @@ def fetch(name: str, force: bool = False) -> Path:
     """The folder of the converted model. Fetches it if it is absent or damaged, or with ``force``.
 
     A fetch takes 20 to 60 s after the download. SmolLM2 needs 1.2 GB of memory and 0.5 GB on disk,
-    Gemma 3 needs 3.5 and 1.1 GB. A killed fetch leaves no folder that looks complete. If two
-    processes fetch, one waits.
+    Gemma 3 needs 3.5 and 1.1 GB.
     """
     folder = PACKAGES[name].folder
     if not force and is_whole(folder):

@@ -32,17 +32,14 @@ BLOCK = 64
 
 def check_installed() -> None:
     if find_spec("bitsandbytes") is None:
-        raise StudyError(
-            f"model.quant_bits needs bitsandbytes: {install('quant')}, or use model.quant_bits=null"
-        )
+        raise StudyError(f"model.quant_bits needs bitsandbytes: {install('quant')}, or use null")
 
 
 def check_rows(named: str, rows: Mapping[str, int]) -> None:
     """Refuse a weight whose rows are not a multiple of :data:`BLOCK`. ``rows``: their lengths.
 
-    A scale would then cover the end of one row and the start of the next. For such blocks the
-    AVX-512 kernel of bitsandbytes (0.50) uses the wrong scale without a warning: the error is 0.27
-    of the weight instead of 0.09.
+    A scale would then cover the end of one row and the start of the next. There the AVX-512 kernel
+    of bitsandbytes (0.50) uses the wrong scale without a warning.
     """
     for path, d in rows.items():
         if d % BLOCK:
@@ -89,9 +86,8 @@ def use_one_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     """Compute every product in ``dtype`` and in the same way in every pass.
 
     In eval mode on a CPU, bitsandbytes rounds the inputs of 8-bit products, and repacks 4-bit
-    weights for bf16 in the first pass without gradients. Then an evaluation would not measure the
-    trained model. So the quantised linears stay in train mode, which changes nothing else in them.
-    Parameters that are not quantised are cast to ``dtype``: a quantised checkpoint may hold others.
+    weights for bf16 in the first pass without gradients. So the quantised linears stay in train
+    mode, which changes nothing else in them. Other parameters are cast to ``dtype``.
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 

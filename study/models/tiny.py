@@ -103,9 +103,7 @@ def build(width: int = WIDTH) -> LlamaForCausalLM:
 
 def tokenizer(alphabet: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """One token per byte of UTF-8, then ``<eos>`` (256) and ``<pad>`` (257). It adds neither.
-
-    ``alphabet``: the symbols of the 256 bytes in the order of their tokens; sorted, if not given.
-    """
+    ``alphabet``: the symbols of the 256 bytes in the order of their tokens."""
     alphabet = alphabet or sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -64,8 +64,8 @@ def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
 
 
 class Sample(NamedTuple):
-    """The sampled tokens of a batch that processes divide: which of this one's rows they are, as
-    ``real_BT``, and a function that puts the rows ``[n, F]`` of all processes together."""
+    """The sampled tokens of a batch that processes divide: this one's, as ``real_BT``, and a
+    function that puts the rows ``[n, F]`` of all processes together."""
 
     sampled_BT: Tensor
     joined: Callable[[Tensor], Tensor]
@@ -89,8 +89,8 @@ class Rows:
         self._of_stacks: dict[int, Tensor] = {}
 
     def sampled(self, stack: Stack) -> Tensor | None:
-        """The rows ``[k, n]`` of the sample that count; None if all do. The same tensor for all
-        layers, so that their sums are computed together."""
+        """The rows ``[k, n]`` of the sample that count, the same tensor for all layers; None if all
+        do."""
         if self._sampled_Kn is None:
             return None
         return self._of_stacks.setdefault(stack.first, self._sampled_Kn[stack.each])
@@ -105,8 +105,7 @@ class Rows:
 
 
 class Activations:
-    """Measures activations and their gradients, with hooks inside :meth:`watch`. ``tokens``:
-    sampled of each cell in every pass."""
+    """Measures activations and their gradients, with hooks inside :meth:`watch`."""
 
     def __init__(
         self, found: Measurements, delta_w: DeltaW, tokens: int, alignment: Alignment | None
@@ -136,8 +135,7 @@ class Activations:
     def _rows_of(self, real_BT: Tensor | None, sample: Sample | None) -> Callable[[int], Rows]:
         """The function of one pass that returns the :class:`Rows` of ``[K, N, F]``, from N.
 
-        In a few families (Zaya) a layer reads other rows than the tokens, such as one of each
-        sequence. Then all of them count.
+        In a few families (Zaya) a layer reads other rows than the tokens. Then all of them count.
         """
         cells, device = self.found.cells, self.found.device
 
@@ -270,10 +268,8 @@ class LayerPass:
 
     @torch.no_grad()
     def _measure_lost(self, rows: Rows, x_knD: Tensor, y_knO: Tensor, product: Product) -> None:
-        """Measure the part of the adapter's output that rounding loses, for ``swallowed``.
-
-        ``x_knD``, ``y_knO``: of the layer. The base's own outputs are computed again: ``2 n D O``.
-        """
+        """Measure what rounding loses of the adapter's output. Computes the base's outputs
+        again."""
         if (base := self.layer.base()) is not None and not self.layer.variant:
             added_knO, stack = y_knO - base(x_knD).float(), product.stack
             parts = x_knD, added_knO, product, rows.sampled(stack)

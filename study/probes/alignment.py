@@ -34,8 +34,8 @@ ALIGNED = ALIGNMENTS[:-1]
 
 
 class Alignment:
-    """The accumulated weight gradients ``G_KOD`` and their alignments. ``stats``: their names.
-    ``total``: the sum of a tensor over the processes that divide a batch."""
+    """The accumulated weight gradients ``G_KOD`` and their alignments ``stats``. ``total``: the sum
+    of a tensor over the processes that divide a batch."""
 
     def __init__(
         self,
@@ -48,11 +48,9 @@ class Alignment:
 
     @contextmanager
     def accumulate(self, weights_K: Sequence[float]) -> Iterator[None]:
-        """Add the weight gradients of the backward pass inside, times each cell's weight.
-
-        The weight is the learning rate of the update that uses them. Enter this after a probe's
-        ``watch``, so that the probe measures before the gradients of its step are added.
-        """
+        """Add the weight gradients of the backward pass inside, times the learning rate of the
+        update that uses them. Enter this after a probe's ``watch``, which measures before they are
+        added."""
         device = self.layers[0].pairs()[0].A_RD.device
         weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
         weights_K11 = weights_K11.to(device, non_blocking=True)
@@ -74,8 +72,7 @@ class Alignment:
         }
 
     def set_gradients(self, gradients_K: Sequence[Mapping[str, Tensor]]) -> None:
-        """Continue from every cell's :meth:`gradients`. Experts have none, because hooks do not see
-        their inputs."""
+        """Continue from every cell's :meth:`gradients`. Experts have none."""
         for index, layer in enumerate(self.layers):
             if layer.experts:
                 continue

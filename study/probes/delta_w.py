@@ -72,8 +72,7 @@ def core(*factors: Tensor) -> Core:
 
 
 def largest_singular_values(cores: Sequence[Core]) -> list[Tensor]:
-    """One float64 scalar per core, on the device: NaN for a non-finite entry. No
-    synchronisation."""
+    """One float64 scalar per core, on the device: NaN for a non-finite entry."""
     found: dict[int, Tensor] = {}
     by_size = sorted(range(len(cores)), key=lambda index: cores[index].square_mm.shape)
     for _, group in groupby(by_size, key=lambda index: cores[index].square_mm.shape):
@@ -94,10 +93,8 @@ def _product(Q: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
 
 
 def _largest_eigenvalues(squares_Lmm: Tensor) -> Tensor:
-    """``[L]``, for products of two positive semidefinite matrices, by repeated squaring.
-
-    ``eigvals`` would wait for the device, and raise an error for a non-finite entry.
-    """
+    """``[L]``, for products of two positive semidefinite matrices, by repeated squaring:
+    ``eigvals`` would wait for the device, and raise an error for a non-finite entry."""
     log_L = torch.zeros(len(squares_Lmm), dtype=squares_Lmm.dtype, device=squares_Lmm.device)
     for k in range(SQUARINGS):
         trace_L = squares_Lmm.diagonal(dim1=-2, dim2=-1).sum(-1)

@@ -18,15 +18,13 @@ from study.vocabulary.inits import INITS
 class AdaptedLayer:
     """One adapted linear, or one adapted weight of experts. ``name``: its path in the base model.
 
-    - ``module``: computes ``W0 x + gamma B A x``. That of experts is never called, so their
-      activations are not measured;
+    - ``module``: computes ``W0 x + gamma B A x``; that of experts is never called;
     - ``pairs``: returns its K adapters: of divided factors, this process's part;
     - ``stacks``: as :meth:`study.adapters.bank.LoraBank.stacks` returns them;
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
     - ``base``: returns the frozen linear; None if the layer adds more to it than this adapter;
-    - ``dropout``: PEFT's module. Our banks show what they drop
-      (:class:`study.adapters.contraction.Listeners`).
+    - ``dropout``: PEFT's module. Our banks show what they drop.
     """
 
     name: str
@@ -79,8 +77,7 @@ class AdaptedLayer:
 
 
 def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[AdaptedLayer]:
-    """Every adapted layer, in the order of the model's modules. ``adapter``: the name of the active
-    PEFT adapter to read, if there are several."""
+    """Every adapted layer, in the model's order. ``adapter``: which of PEFT's to read."""
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):

@@ -1,6 +1,4 @@
-"""The measurements of one step, sent to the host in one copy. Letters: ``K`` cells, ``S`` sites,
-``L`` layers.
-"""
+"""The measurements of one step. Letters: ``K`` cells, ``S`` sites, ``L`` layers."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
@@ -76,8 +74,7 @@ class Entry(NamedTuple):
 
 
 class Measurements:
-    """Numbers by site, layer and cell: entered on the device, sent to the host in one copy,
-    read."""
+    """Numbers by site, layer and cell, sent to the host in one copy."""
 
     def __init__(
         self, layers: Sequence[AdaptedLayer], wanted: Set[str], stats: Sequence[str]
@@ -116,8 +113,7 @@ class Measurements:
         self._written = [entry for entry in self._written if entry.of_pass not in passes]
 
     def sums(self, x: Any, real_km: Tensor | None = None) -> list[int]:
-        """Add up the elements of k tensors ``[k, ..., F]``, or of an object with ``chunks()``, for
-        :meth:`enter`. ``real_km``: the rows that count."""
+        """Add up the elements of k tensors ``[k, ..., F]``, or of an object with ``chunks()``."""
         with self.measuring():
             whole = isinstance(x, Tensor)
             chunks = chunks_of(x.reshape(len(x), -1, x.shape[-1])) if whole else x.chunks()
@@ -135,8 +131,7 @@ class Measurements:
         """Enter the sums of every wanted site of ``source`` for the cells of ``stack``.
 
         ``parts``: the arguments of the functions in :mod:`study.probes.sites`. ``real_kn``,
-        ``rows_k``: the rows that count, and how many; None: all. A product ``gamma B A`` is left
-        out if the layer computes something else (:attr:`AdaptedLayer.variant`).
+        ``rows_k``: the rows that count, and how many; None: all.
         """
         for name in self.wanted_of(source):
             if name in PRODUCTS and self.layers[layer].variant:
@@ -166,8 +161,7 @@ class Measurements:
         stats_of: Callable[..., dict[str, Tensor]],
         *parts: Any,
     ) -> None:
-        """Enter ``stats_of(*parts)`` by name, a number on the device for each cell from ``first``
-        on."""
+        """Enter ``stats_of(*parts)`` by name: a number for each cell from ``first`` on."""
         if site in self.wanted:
             with self.measuring():
                 for stat, value_k in stats_of(*parts).items():
@@ -225,8 +219,8 @@ class Measurements:
 
     @cached_property
     def sent(self) -> tuple[np.ndarray, np.ndarray]:
-        """All sums, ``[K, S, L, SUMS]`` float64 (NaN: not written), and numbers of elements, ``[K,
-        S, L]``. Waits for the copy."""
+        """All sums, ``[K, S, L, SUMS]`` (NaN: not written), and numbers of elements. Waits for the
+        copy."""
         assert self._copy is not None
         found, sums = self._copy.numpy(), no_sums((math.prod(self.shape),))
         stats = [WRITTEN[name] for name in written_by(self.stats)]

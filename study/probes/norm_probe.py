@@ -50,8 +50,8 @@ Gradients = Sequence[Sequence[tuple[Tensor | None, Tensor | None]]]
 
 
 class Update:
-    """The change of a stack of weights in a step, ``[k, m, F]``, chunk by chunk. ``gradient``: the
-    chunks are also multiplied by it; None if not."""
+    """The change of a stack of weights in a step, ``[k, m, F]``, chunk by chunk, and its products
+    with the ``gradient``, if any."""
 
     def __init__(self, weight: Tensor, before: Tensor, gradient: Tensor | None) -> None:
         self.weight, self.before, self.gradient = weight, before, gradient
@@ -186,8 +186,8 @@ class NormProbe:
         """Context manager: measure the forward and backward pass of one micro-batch of every cell.
 
         Its value is the number of the pass, for :meth:`forget`. ``real_BT``, ``[K * B, T]``: true
-        (or 1) on real tokens, as an attention mask; None: every token is real. ``sample``: the
-        tokens to sample, if processes divide the micro-batch.
+        on real tokens, as an attention mask; None: all are real. ``sample``: the tokens to sample,
+        if processes divide the micro-batch.
         """
         return self._activations.watch(real_BT, sample)
 
@@ -195,8 +195,8 @@ class NormProbe:
         self._measurements.forget(passes)
 
     def feed_noise(self) -> None:
-        """Measure ``adapter_out`` and ``adapter_in_grad`` on standard normal x and dL/dy, the same
-        for every cell, rank and device."""
+        """Measure ``adapter_out`` and ``adapter_in_grad`` on the same standard normal x and
+        dL/dy."""
         self._activations.feed_noise()
 
     def before_update(self, gradients: Gradients | None = None) -> None:
@@ -208,9 +208,8 @@ class NormProbe:
     def after_update(self, clip_factors: Sequence[float] | Tensor | None = None) -> None:
         """Measure the updates. Call it after the optimizer's step, before gradients are cleared.
 
-        ``clip_factors``: the factor by which clipping multiplied each cell's ``.grad``, as numbers
-        or as a float32 tensor on the device, ``[K]``; None if it was not clipped. ``descent`` uses
-        the gradient before clipping.
+        ``clip_factors``: by which clipping multiplied each cell's ``.grad``, numbers or a float32
+        tensor on the device, ``[K]``; None if it was not clipped.
         """
         self._weights.after_update(clip_factors)
 
@@ -218,8 +217,7 @@ class NormProbe:
         """One frame per cell in the form of the ``probes`` table, without ``cell_id``.
 
         Each measured site has a row per layer; a union of A and B also has one over the whole
-        model. A site that was not measured has no row: an update at the end of a run, a gradient
-        without a backward pass. The probe is empty afterwards.
+        model. The probe is empty afterwards.
         """
         sent = self.send(step, batch, **shared)
         return [sent.frame(cell) for cell in range(self._measurements.cells)]
@@ -231,11 +229,9 @@ class NormProbe:
         added: Added | None = None,
         elsewhere: Collection[str] = (),
     ) -> Sent:
-        """Like :meth:`collect`, without waiting for the device.
-
-        ``added``: adds up what several processes measured, which all make this call.
-        ``elsewhere``: sites and statistics that another process has too, and adds.
-        """
+        """Like :meth:`collect`, without waiting for the device. ``added``: adds up what processes
+        measured, which all make this call. ``elsewhere``: what another process has too, and
+        adds."""
         found = self._measurements
         found.send(added, elsewhere)
         self._reset()

@@ -11,8 +11,7 @@ and a function in :data:`TENSORS`. The probe feeds every source to all of its fu
 - :mod:`study.probes.norm_probe` feeds ``weights`` (the stack), ``gradients`` and ``updates``
   (``[k, R, D]`` of A and ``[k, O, R]`` of B).
 
-A product and an update are not tensors: their elements are computed chunk by chunk
-(:class:`study.probes.statistics.Chunked`).
+A product and an update are not tensors: their elements are computed chunk by chunk.
 
 Letters: ``K`` cells, ``k`` cells of one rank, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` /
 ``O`` in / out features, ``R`` rank.

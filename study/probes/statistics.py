@@ -76,9 +76,8 @@ def no_sums(shape: Sequence[int]) -> np.ndarray:
 
 
 def with_norms(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The sums of single tensors, ``[..., SUMS]``, with their norms. A tensor of no elements was
-    not measured, and does not count.
-    """
+    """The sums of single tensors, ``[..., SUMS]``, with their norms. Those of no elements don't
+    count."""
     filled = sums.copy()
     filled[..., NORM] = np.sqrt(sums[..., SQUARE])
     filled[..., TENSORS] = count > 0
@@ -103,8 +102,7 @@ def combine(sums: np.ndarray, axis: int) -> np.ndarray:
 
 
 CHUNK, GPU_CHUNK = 2**20, 2**26
-"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the last-level cache. Smaller
-chunks would fit into the cache of a core, but more calls cost the time that this saves. On a GPU a
+"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the last-level cache; on a GPU a
 chunk only limits temporary memory."""
 
 
@@ -138,10 +136,8 @@ class ScaledSums:
         self._found: list[Tensor] = []
 
     def of(self, chunks: Iterable[Tensor], real_km: Tensor | None = None) -> list[int]:
-        """Take the rows of k matrices in chunks, or only the rows that are true in ``real_km``.
-
-        Returns the number of the first of k rows of :meth:`found`, for each chunk.
-        """
+        """Take the rows of k matrices in chunks, or only those that are true in ``real_km``.
+        Returns the number of the first of k rows of :meth:`found`, for each chunk."""
         firsts, start = [], 0
         for chunk in chunks:
             key = chunk.shape, chunk.dtype, real_km, 0 if real_km is None else start
@@ -182,8 +178,7 @@ def _scaled(t: Tensor, real_km: Tensor | None) -> Tensor:
 
 
 def unscaled(scaled: Tensor) -> Tensor:
-    """The sums of |x|, x^2 and x^4, and max |x| of each chunk from its :class:`ScaledSums`;
-    float64."""
+    """The sums of |x|, x^2 and x^4, and max |x| of each chunk from :class:`ScaledSums`; float64."""
     largest = scaled[:, MAX:].double()
     powers = torch.cat([largest, largest**2, largest**4], 1)
     return torch.cat([scaled[:, :MAX] * powers, largest], 1)

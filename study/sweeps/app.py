@@ -74,8 +74,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def job(composed: DictConfig) -> Outcome:
-    """One job: the cells of a pack or, without ``cells``, the one cell of the config itself. A
-    mistake is part of the outcome: Hydra would print it together with all overrides."""
+    """The cells of a pack, or without ``cells`` that of the config. Hydra would print a mistake
+    with all overrides, so it is part of the outcome."""
     signals.listen_in_worker()
     try:
         with as_study_errors():

@@ -23,11 +23,8 @@ from study.vocabulary.scaling import rule_words
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration with its identity and what it was planned with.
-
-    ``label``: its name in lines of text and in trackers, ``adamw rslora rank 4 seed 0 lr 0.0001
-    alpha 16.0`` and other settings that vary among the cells planned with it.
-    """
+    """One configuration with its identity and what it was planned with. ``label``: its name in
+    lines of text, with the settings that vary among the cells planned with it."""
 
     id: str
     config: CellConfig

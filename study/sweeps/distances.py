@@ -42,8 +42,7 @@ def measure_study(study_dir: Path, say: Callable[[str], None]) -> pd.DataFrame:
 
     ``say`` gets a line for each run. Columns: ``cell_id``, :data:`~study.analysis.distances.FACTS`,
     and those of :func:`~study.analysis.distances.compare`. Memory: one limit, ``4 D (O + 2 D)``
-    bytes per layer and step. A limit under a sign-like rule is trained at
-    :data:`~study.adapters.infinite.STAND_IN` times the highest rank.
+    bytes per layer and step.
     """
     cells = load_cells(study_dir)
     complete = cells.loc[cells["status"] == "complete", "cell_id"]
@@ -103,11 +102,9 @@ def trajectory(
     *,
     moments: bool = False,
 ) -> Iterator[RunState]:
-    """Train ``config`` through ``bank_type`` as :func:`study.training.loop.train` does.
-
-    Yields a snapshot at each probed step but 0. ``moments``: with the second moments of the inputs
-    of each layer over the real tokens of the step.
-    """
+    """Train ``config`` through ``bank_type`` as :func:`study.training.loop.train` does, and yield a
+    snapshot at each probed step but 0. ``moments``: with the second moments of the inputs of
+    layers."""
     at = [step for step in probe_steps(config) if step > 0]
     layers = resolve_targets(base.card.shapes, config.adapter.targets)
     unprobed = replace(config, probes=replace(config.probes, stats="norm"))

@@ -42,8 +42,8 @@ MEMORY_SHARE = {"cpu": 0.8, "cuda": 0.9}
 ACHIEVED_SHARE = 0.5
 """The share of the matmul rate that a step achieves. The rest is elementwise work and probes."""
 OPERATIONS, LAUNCH = 29, 8e-6
-"""Operations of a pass, without views, for each adapted layer of Llama, and the seconds in which a
-host begins one. A GPU computes meanwhile. The cells of a fold share operations."""
+"""Operations of a pass for each adapted layer of Llama, and the seconds in which a host begins
+one."""
 BEGUN, READ, UPDATED = 2e6, 100, 320
 """What takes a CPU as long as so many FLOPs: to begin an operation, to read a frozen weight in the
 forward or backward pass of a fold, and to update a weight of an adapter. They fit ``tiny`` (2.1
@@ -222,8 +222,7 @@ def full_estimate(config: CellConfig, card: ModelCard, device: str = "cuda") -> 
 
 
 def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> int:
-    """Bytes that one process may use: ``pack.memory_gb``, or a share of what is free and of the
-    ``held`` bytes of the base, if it is loaded."""
+    """Bytes that one process may use. ``held``: those of the base, if it is loaded."""
     if config.pack.memory_gb is not None:
         return int(config.pack.memory_gb * 2**30)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
@@ -231,8 +230,7 @@ def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> in
 
 
 def check_fits(config: CellConfig, nbytes: int, device: torch.device) -> None:
-    """Raises :class:`StudyError` if a cell that takes ``nbytes`` is too large for
-    ``pack.memory_gb`` or, without it, for the memory of ``device``."""
+    """Raises :class:`StudyError` if a cell that takes ``nbytes`` is too large."""
     if device.type == "cuda":
         most = torch.cuda.get_device_properties(device).total_memory
     else:

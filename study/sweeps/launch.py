@@ -35,8 +35,7 @@ def train_here(
     packs: Sequence[Sequence[Cell]],
     divide: Callable[[list[Cell]], Iterable[list[Cell]]],
 ) -> None:
-    """:func:`conduct` in this process. ``divide``: makes packs of the cells that no process
-    holds."""
+    """:func:`conduct` in this process. ``divide``: makes packs of the cells that none holds."""
     with Worker() as worker:
 
         def one_pass(free: list[Cell], files: Mapping[Path, Path]) -> Iterator[Outcome]:
@@ -49,8 +48,8 @@ def train_here(
 def conduct(
     cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], launch: Launch, here: bool = True
 ) -> None:
-    """Train ``cells`` until all have results. ``packs``: those to be trained. ``here``: whether
-    they train in this process."""
+    """Train ``cells`` until all have results. ``packs``: those to be trained, in this process if
+    ``here``."""
     for cell in cells:
         if not MODELS[cell.config.model.name].has_weights:
             why = f"model={cell.config.model.name} has no weights"
@@ -99,8 +98,7 @@ def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
 
 @contextlib.contextmanager
 def _launched(files: Iterable[Path]) -> Iterator[None]:
-    """Context manager: a signal stops all processes of a launcher after their step, and the error
-    of a launcher that has lost one is a line."""
+    """Context manager: a signal stops all processes of a launcher after their step."""
     stops = [stop_file(file) for file in files]
 
     def stop() -> None:

@@ -33,9 +33,7 @@ def packs(cells: Sequence[Cell], at_a_time: int = 1) -> list[list[Cell]]:
     """Group cells that can share a process: same base, data, shape of a step and loop.
 
     Each pack is ordered by rank, and the one with the highest cost comes first. ``pack.max_cells``
-    bounds its size, so that a launcher with several workers has several packs to distribute.
-    ``at_a_time``: the packs that the launcher trains at the same time. With ``pack.max_cells=auto``
-    there are as many.
+    bounds its size. With ``auto`` there are as many as are trained ``at_a_time``.
     """
     cost = {cell.folder: full_estimate(cell.config, cell.card).flops for cell in cells}
     found: list[tuple[float, list[Cell]]] = []
@@ -128,14 +126,12 @@ def folds(pack: Pack) -> list[list[Cell]]:
     """Split a pack into folds, whose cells share each forward pass: at most ``pack.fold`` that fit
     into the memory. The base is loaded already.
 
-    ``auto`` on a CPU: cells that gain from it (:attr:`~study.sweeps.estimate.Estimate.gains`), as
-    many as fill a pass. A process takes as large a share of the memory as of the cores. The cells
-    of the first seed come first, and of these the lowest and the highest rank, so that a study has
-    its first exponents early.
+    ``auto`` on a CPU: cells that gain from it, as many as fill a pass. A process takes as large a
+    share of the memory as of the cores. The cells of the first seed come first, and of these the
+    lowest and the highest rank, so that a study has its first exponents early.
 
     Trained alone, after the others: infinite rank, whose adapter is another module; a continued
-    adapter, whose layers may differ in rank; a cell divided among processes (``train.shard``); an
-    8-bit base on CUDA (:mod:`study.models.quantised`).
+    adapter, whose layers may differ in rank; a cell divided among processes; an 8-bit base on CUDA.
     """
     config, device = pack.config, pack.device.type
     by_gain = config.pack.fold == "auto" and device == "cpu"

@@ -62,8 +62,8 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
                 raise StudyError(f"{why}: leave experts out of adapter.targets")
             d, o = cell.card.shapes[layer]
             if d % processes or o % processes:
-                why = f"{processes} processes can't divide {d} and {o}, the features of {layer},"
-                raise StudyError(f"{why} evenly: choose another torchrun --nproc-per-node")
+                why = f"{layer} maps {d} features to {o}, which {processes} processes can't divide"
+                raise StudyError(f"{why} evenly: choose another --nproc-per-node")
 
 
 def is_lost(error: Exception) -> bool:
@@ -83,7 +83,7 @@ def world(device: torch.device) -> Processes:
 
 def together(train_first: Callable[[], None]) -> None:
     """Be one of torchrun's processes. ``train_first``: what process 0 does. The others train with
-    it, write nothing, and end with code 1 after a failure."""
+    it."""
     if os.environ["RANK"] == "0":
         everyone = world(CPU)
         train_first()
@@ -143,10 +143,9 @@ def claim_device(
     """The device of ``device=name``, claimed until ``held`` is closed, and made current. None if
     ``must_stop`` ended the wait for a free GPU.
 
-    A process locks a file that is named after the UUID of its GPU, because the number of a GPU
-    depends on ``CUDA_VISIBLE_DEVICES``. The system frees the lock when the process ends. A process
-    that sees one GPU, as in jobs of Slurm and Ray, trains on it without a lock. Under torchrun, a
-    process takes the GPU with its number on the machine.
+    A process locks a file that is named after the UUID of its GPU. A process that sees one GPU, as
+    in jobs of Slurm and Ray, trains on it without a lock. Under torchrun, a process takes the GPU
+    with its number on the machine.
     """
     if choose_device(name).type == "cpu":
         return CPU

@@ -46,12 +46,8 @@ READ_EVERY = 5.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one pass over a pack ended.
-
-    - ``failures``: a line for each cell that failed, by its folder;
-    - ``signum``: the signal that ended the pass, if one did;
-    - ``mistake``: one line that says why no cell of the pack can be trained.
-    """
+    """How one pass over a pack ended: lines for cells that failed, by folder; the signal that ended
+    it; the line of a user's mistake, if no cell can be trained."""
 
     failures: Mapping[Path, str] = field(default_factory=dict)
     signum: int | None = None
@@ -59,8 +55,7 @@ class Outcome:
 
 
 class SweepProgress(NamedTuple):
-    """How far a sweep is: cells by state, the share of the steps done, and seconds left (None
-    early)."""
+    """Cells by state, the share of the steps done, and seconds left (None early)."""
 
     states: Counter[str]
     work: float
@@ -74,8 +69,7 @@ class SweepProgress(NamedTuple):
 
 
 class LiveSweep:
-    """A live sweep of one study. ``cells``: records before they begin; ``steps_done`` if they
-    continue."""
+    """A live sweep of one study. ``cells``: records; ``steps_done`` if they continue."""
 
     def __init__(self, study_dir: Path, began: str, cells: Sequence[dict[str, Any]]) -> None:
         self.study_dir, self.began, self.cells = study_dir, began, cells
@@ -183,9 +177,7 @@ def list_studies(results_dir: Path) -> pd.DataFrame:
             states = {state: int((cells["status"] == state).sum()) for state in STATES}
             found.append({"study": str(folder), "model": models, "cells": len(cells), **states})
     if not found:
-        raise StudyError(
-            f"no study in {results_dir}: run study train, or give the folder of your studies"
-        )
+        raise StudyError(f"no study in {results_dir}: give the folder of your studies")
     return pd.DataFrame(found)
 
 
@@ -217,8 +209,7 @@ def counts(states: Iterable[str]) -> str:
 
 
 def render(cells: pd.DataFrame) -> str:
-    """The ``cells`` table as text: a line of counts, a line of what all cells share, then a line
-    per cell, by state."""
+    """The ``cells`` table as text: counts, what all cells share, and a line per cell, by state."""
     cells = cells.iloc[cells["status"].map(STATES.index).argsort(kind="stable")]
 
     def words(column: str, form: str) -> pd.Series:
@@ -304,8 +295,7 @@ def watch(study_dir: Path) -> None:
 
 
 class Display:
-    """Progress of one pack: a bar on a terminal, lines of log elsewhere. ``cells``: the number of
-    its cells. ``posted``: the file of its sweep."""
+    """Progress of one pack of ``cells``: a bar on a terminal, lines of log elsewhere."""
 
     def __init__(self, study_dir: Path, cells: int, steps: int, posted: Path | None = None) -> None:
         self.name, self.cells, self.steps = study_dir.name, cells, steps

@@ -42,8 +42,7 @@ COST_SHARE = 20
 
 @dataclass
 class Held:
-    """A cell that this process trains, with the checkpoint it continues from. ``fields``: added to
-    its record at its end."""
+    """A cell that this process trains. ``fields``: added to its record at its end."""
 
     cell: Cell
     writer: CellWriter
@@ -60,8 +59,7 @@ class Held:
 
 
 class Recorder:
-    """Writes a fold's results as they arrive, until :meth:`close`, :meth:`fail` or, if its cells
-    are to continue, :meth:`interrupt`."""
+    """Writes a fold's results until :meth:`close`, :meth:`fail` or :meth:`interrupt`."""
 
     def __init__(
         self, fold: Sequence[Held], device: torch.device, display: Display, tracked: Tracker
@@ -83,8 +81,8 @@ class Recorder:
         display.start(held.cell.label for held in fold)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
-        """Take the results of one step, by cell (None: diverged before). They are written when
-        their numbers have arrived; checkpoints when they are due."""
+        """Take the results of one step, by cell (None: diverged before). Checkpoints if it is
+        due."""
         self._last = [result for result in results if result is not None]
         self._waiting.append(self._last)
         while self._waiting and all(result.arrived for result in self._waiting[0]):
@@ -94,8 +92,7 @@ class Recorder:
 
     @property
     def can_stop(self) -> bool:
-        """Whether a later step follows, so that a checkpoint is useful. Waits for the last
-        numbers."""
+        """Whether a later step follows. Waits for the last numbers."""
         steps = self.fold[0].cell.config.train.steps
         return any(not result.diverged and result.step < steps for result in self._last)
 
@@ -113,9 +110,7 @@ class Recorder:
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)
             folder = self.fold[0].cell.folder
-            self.display.say(
-                f"no checkpoint could be written to {folder} ({cause}): training goes on without"
-            )
+            self.display.say(f"no checkpoint in {folder} ({cause}): training goes on without")
         self._checkpointed, self._since = alive[0].step, time.perf_counter()
         self._cost = self._since - began
 
@@ -152,8 +147,7 @@ class Recorder:
                 held.writer.append(name, table)
 
     def close(self, model: nn.Module) -> None:
-        """Write what is left, close every cell with its status, and save adapters. ``model``: the
-        base without adapters."""
+        """Write what is left, and close every cell. ``model``: the base without adapters."""
         self._write_all()
         for held in self.fold:
             if held.adapter is None:
@@ -200,8 +194,7 @@ class Recorder:
             self._end(held)
 
     def interrupt(self) -> None:
-        """Release the cells that have not ended, with rows and checkpoints, also after a disk's
-        error."""
+        """Release the cells that have not ended, with rows and checkpoints."""
         for held in self.fold:
             if held.is_open:
                 held.status = "interrupted"
@@ -216,8 +209,8 @@ class Recorder:
 
 
 def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) -> dict[str, Any]:
-    """A cell's record as it begins. ``data``: the hash of the examples. A cell that continues keeps
-    its first time and gets an entry in ``resumed``."""
+    """A cell's record as it begins or, with an entry in ``resumed``, continues. ``data``: a
+    hash."""
     record = {
         **cell.description,
         "sources": asdict(cell.sources) | {"data": data},

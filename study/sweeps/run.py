@@ -70,8 +70,8 @@ def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:
 def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Outcome]]) -> None:
     """Call ``launch`` with the cells to train until every cell has results, from any process.
 
-    ``launch`` makes one pass: it leaves out cells that other processes hold. Those are waited for.
-    A cell that has failed here is not tried again. The error at the end names the first failure.
+    ``launch`` makes one pass over cells that no process holds. A cell that has failed here is not
+    tried again. The error at the end names the first failure.
     """
     failures: dict[Path, str] = {}
     distinct = {cell.folder: cell for cell in cells}.values()
@@ -102,8 +102,8 @@ def train_all(cells: Sequence[Cell], launch: Callable[[list[Cell]], Iterable[Out
 
 
 def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None) -> Outcome:
-    """Train the cells without results that no other process holds. ``posted``: the file of its
-    sweep."""
+    """Train the cells without results that no other process holds. ``posted``: their sweep's
+    file."""
     stop = partial(must_stop, posted)
     todo = [cell for cell in cells if not cell.done and not is_claimed(cell.folder)]
     if not todo or stop() or (device := worker.device(todo[0].config.device, stop)) is None:
@@ -171,8 +171,7 @@ class _Pass:
                 self.display.say(f"- {sentence}")
 
     def _claim(self, fold: Sequence[Cell]) -> list[Held]:
-        """Open the cells of a fold that continue at one step. Those of other steps become the next
-        fold."""
+        """Open the cells of a fold that continue at one step. Others become the next fold."""
         corpus, device = self.pack.corpus, self.pack.device
         shared = {"fold": secrets.token_hex(6), "rows": corpus.rows}
         opened: list[Held] = []
@@ -212,8 +211,7 @@ class _Pass:
     def _train(self, fold: Sequence[Held]) -> dict[Path, str]:
         """Train a fold and record its results. Returns a line for each that failed, by folder.
 
-        The halves of a fold that fails become the next two folds: it may need too much memory, or
-        one of its cells may fail alone.
+        The halves of a fold that fails become the next two: it may need too much memory.
         """
         recorder = Recorder(fold, self.pack.device, self.display, self.tracked)
         half = len(fold) // 2

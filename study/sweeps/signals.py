@@ -31,8 +31,7 @@ _ONE_REQUEST = 0.5
 
 
 class Stopped(BaseException):
-    """A signal ended the sweep; no ``except Exception`` catches it. ``command`` resumes.
-    ``exit_code``: as a shell reports it."""
+    """A signal ended the sweep; no ``except Exception`` catches it. ``command`` resumes."""
 
     def __init__(self, signum: int, command: str = "") -> None:
         super().__init__(signum, command)
@@ -41,9 +40,8 @@ class Stopped(BaseException):
 
 
 class Listener:
-    """The handler of a process's signals. ``command`` resumes the sweep. ``is_worker``: a launcher
-    started the process. ``handed``: a signal for the launcher's handler. ``patient``: what to call
-    at the first signal."""
+    """The handler of a process's signals. ``handed``: a signal for the launcher's handler.
+    ``patient``: what to call at the first signal."""
 
     def __init__(self, command: str = "", is_worker: bool = False) -> None:
         self.command, self.is_worker = command, is_worker
@@ -85,8 +83,7 @@ def current() -> Listener:
 
 @contextlib.contextmanager
 def listen(arguments: Sequence[str]) -> Iterator[None]:
-    """Context manager: signals end this process as above. ``arguments``: those of ``study``.
-    Nested, it does nothing."""
+    """Context manager: signals end this process as above. ``arguments``: those of ``study``."""
     if not _may_listen():
         yield
         return

@@ -1,3 +1,1 @@
-"""A copy of the results in an experiment tracker. The store stays complete without it, and its
-error prints one line.
-"""
+"""A copy of the results in a tracker. The store stays complete without it."""

@@ -146,10 +146,8 @@ ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "mode": "cloud" if about.is_online else "offline",
     },
 }
-"""By tracker, the arguments of accelerate's class, from the facts about a run
-(:meth:`Tracker.open`). They switch off records of the machine, because arguments, code and
-environment may be private.
-"""
+"""By tracker, the arguments of accelerate's class (:meth:`Tracker.open`). They switch off records
+of the machine, because arguments, code and environment may be private."""
 
 
 def off(options: str) -> dict[str, bool]:
@@ -167,8 +165,7 @@ class _Run:
 
 
 class Tracker:
-    """The runs of one pack's cells; does nothing if ``tracker=none``. ``notify`` gets a line on the
-    first error."""
+    """The runs of one pack's cells. ``notify`` gets a line on the first error."""
 
     def __init__(self, config: TrackerConfig, notify: Callable[[str], None]) -> None:
         self.config, self.notify = config, notify
@@ -196,8 +193,7 @@ class Tracker:
             self._attempt(lambda: self._write_rows(run))
 
     def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
-        """A cell has ended. With ``tracker.alerts``, the first one that diverges or gets stuck
-        sends one."""
+        """A cell has ended. With ``tracker.alerts``, the first one that breaks sends one."""
         run = self.runs.pop(cell_id)
 
         def end() -> None:

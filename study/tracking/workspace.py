@@ -25,8 +25,7 @@ from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
 
 
 def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) -> str:
-    """Publish the study and save its workspace. Returns its address or, if it can't be saved, the
-    path of ``workspace.json``."""
+    """Publish the study and save its workspace. Returns its address, or the path of its file."""
     tracker = tracker_of(study_dir)
     if tracker is None:
         raise StudyError(f"{study_dir} has no W&B runs: train it with tracker=wandb")

@@ -17,9 +17,7 @@ from study.errors import StudyError
 def choose_device(name: str) -> torch.device:
     """The device that ``device=...`` names; ``auto`` is CUDA where there is a CUDA device."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise StudyError(
-            "device=cuda, but torch sees no CUDA device: use device=cpu or device=auto"
-        )
+        raise StudyError("device=cuda, but torch sees no CUDA device: use device=auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

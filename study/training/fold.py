@@ -40,8 +40,7 @@ SAMPLED_BATCHES = 8
 
 
 def adapter_spec(config: CellConfig) -> AdapterSpec:
-    """How a cell's adapters are drawn; at infinite rank with the limit of ``gamma *
-    sqrt(rank)``."""
+    """How a cell's adapters are drawn; at infinite rank with the limit of ``gamma sqrt(rank)``."""
     adapter = config.adapter
     gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
     start = read_adapter(Path(adapter.path)).pairs if adapter.path else None
@@ -57,8 +56,7 @@ def contraction_of(config: CellConfig, corpus: Corpus) -> Contraction:
 
 
 def typical_step(config: CellConfig, corpus: Corpus) -> tuple[int, int]:
-    """Tokens of a cell in one optimizer step, and those with a loss: means over the first
-    batches."""
+    """Tokens of a cell in one optimizer step, and those with a loss: means over some batches."""
     size = config.train.batch_size, config.train.accumulation
     free = config.pack.padding_free if may_leave_out_padding([config]) else False
     return _typical_step(corpus.train, config.data.seed, *size, columns([config]), free)
@@ -197,8 +195,7 @@ class Fold:
         self.alive_K = self.alive_K & loss_K.isfinite() & norm_K.isfinite()
 
     def update(self) -> Tensor:
-        """One optimizer step for every cell alive. Returns each one's clip factor, ``[K]``
-        float64."""
+        """One optimizer step for every cell alive. Returns each one's clip factor, ``[K]``."""
         each = zip(self.learners, self.alive_K, self.norm_K, strict=True)
         return torch.stack([learner.update(alive, norm) for learner, alive, norm in each])
 
@@ -262,8 +259,8 @@ class Fold:
         return nll_N, supervised_BT
 
     def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
-        """One batch per cell in one: ``[K * B, T]`` without columns of padding, or a row of real
-        tokens per cell, ``[K, N]``."""
+        """One batch per cell in one: ``[K * B, T]``, or a row of real tokens per cell, ``[K,
+        N]``."""
         stacked = TokenBatch.stacked(batches).trimmed(columns(self.cells))
         if self.padding_free:
             rows = TokenBatch.in_rows(batches)
@@ -291,8 +288,7 @@ class Fold:
 def _alignment(
     model: nn.Module, config: CellConfig, total: Callable[[Tensor], Tensor]
 ) -> tuple[Alignment | None, int]:
-    """The weight gradients that alignments need, and the last step that measures them, or (None,
-    0)."""
+    """The weight gradients that alignments need, and the last step that measures them."""
     wanted = chosen("probes.stats", config.probes.stats, STATS, USUAL)
     stats = [stat for stat in wanted if stat in ALIGNMENTS]
     predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)

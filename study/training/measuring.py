@@ -64,8 +64,7 @@ def last_tables(fold: Fold, examples: list[Tensor] | None) -> list[dict[str, pd.
 
 @torch.no_grad()
 def exact_matches(fold: Fold, tokens: int) -> list[float]:
-    """The share of held-out questions that each cell answers, greedily in at most ``tokens``
-    tokens."""
+    """The share of held-out questions that each cell answers, greedily in ``tokens`` tokens."""
     questions, device = fold.corpus.questions, fold.base.device
     answers_K: list[list[list[int]]] = [[] for _ in fold.cells]
     bf16 = fold.cells[0].precision == "bf16"
@@ -141,8 +140,7 @@ def probe_other_batches(fold: Fold, step: int) -> tuple[list[Sent], Tensor | Non
 
 
 def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
-    """A pass on the first ``batch_size`` held-out examples, without dropout or ``.grad``: the sums
-    of losses."""
+    """A pass on the first held-out batch, without dropout or ``.grad``: the sums of losses."""
     batch = next(fold.corpus.heldout.batches(fold.cells[0].train.batch_size))
     batch_K, gradients = fold.stacked([batch] * len(fold.cells)), None
     with (
@@ -158,8 +156,7 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
 
 
 def _gradients(fold: Fold, probe: NormProbe, loss: Tensor) -> Gradients:
-    """The gradients of ``loss`` by layer and stack. FSDP leaves those of divided factors in
-    ``.grad``."""
+    """The gradients of ``loss`` by layer and stack. FSDP leaves them in ``.grad``."""
     if fold.world.size > 1:
         for bank in fold.banks:
             bank.zero_grad()

@@ -76,8 +76,7 @@ def build_optimizer(
 
 
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
-    """A constant, linear or cosine schedule with linear warm-up, as transformers'
-    ``get_scheduler``."""
+    """A constant, linear or cosine schedule with linear warm-up, as in transformers."""
     if config.schedule == "constant" and not config.warmup:
         return LambdaLR(optimizer, lambda step: 1.0)
     from transformers.optimization import get_scheduler
@@ -103,8 +102,8 @@ class Learner:
     def state(
         self, whole: Callable[[Tensor, int], Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What steps have changed apart from the weights: tensors by number and name, and values
-        for JSON. ``whole`` joins divided ones."""
+        """What steps have changed: tensors by number and name, joined by ``whole``, and other
+        values."""
         packed = self.optimizer.state_dict()
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
@@ -127,8 +126,7 @@ class Learner:
         state: Mapping[str, Any],
         part: Callable[[Tensor, int], Tensor],
     ) -> None:
-        """Continue from a :meth:`state` of a learner of the same configuration; ``part`` undoes
-        ``whole``."""
+        """Continue from a :meth:`state` of the same configuration; ``part`` undoes ``whole``."""
         if state["optimizer"] != type(self.optimizer).__name__:
             raise ValueError(f"{type(self.optimizer).__name__} is not {state['optimizer']}")
         restored: dict[int, dict[str, Any]] = {}
@@ -179,8 +177,7 @@ class Learner:
 @torch.no_grad()
 def step_if(alive: Tensor, optimizer: Any, weights: Sequence[Tensor]) -> None:
     """One step that leaves the weights as they are unless ``alive``: by the flag of fused
-    optimizers (``found_inf``), or by a copy of the weights; a diverged cell's other state is not
-    read again."""
+    optimizers (``found_inf``), or by a copy of the weights."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = (~alive).float()
         optimizer.step()

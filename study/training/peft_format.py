@@ -56,8 +56,7 @@ class PeftAdapter:
         return "rslora" if self.config.get("use_rslora") else "lora"
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], base: str) -> None:
-        """Raise if a layer is not in ``shapes``, ``(D, O)`` by module path, ``(E, D, O)`` of
-        experts."""
+        """Raise unless ``shapes`` has all layers: ``(D, O)`` by path, ``(E, D, O)`` of experts."""
         other = f"the adapter is for another base than {base}"
         for layer, pair in self.pairs.items():
             own = (*pair.A_RD.shape[:-2], pair.A_RD.shape[-1], pair.B_OR.shape[-2])
@@ -128,13 +127,11 @@ def write_adapter(
 
 
 def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
-    """Read a PEFT LoRA adapter, float32 on the CPU.
+    """Read a PEFT LoRA adapter, float32 on the CPU, with its patterns of rank and alpha.
 
-    Respects ``rank_pattern``, ``alpha_pattern`` and ``use_rslora``. Raises :class:`StudyError` for
-    missing or damaged files, values of a wrong type, and shapes that contradict each other or the
-    configuration. Refuses adapters that are not LoRA on the unchanged base
-    (:mod:`study.vocabulary.peft_fields`). ``with_others``: accept and leave out trained weights
-    next to those of LoRA, and read LoRA on embeddings.
+    Raises :class:`StudyError` for missing or damaged files, for values that contradict each other,
+    and for adapters that are not LoRA on the unchanged base (:mod:`study.vocabulary.peft_fields`).
+    ``with_others``: leave out trained weights next to those of LoRA, and read LoRA on embeddings.
     """
     config, named = _read_config(folder, BESIDE if with_others else ()), str(folder / WEIGHTS)
     open_file(folder / WEIGHTS, named, _fix(folder, WEIGHTS)).close()
@@ -209,9 +206,8 @@ def _read_config(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
         first = error.errors()[0]
         value = "" if first["type"] == "missing" else f"={short(first['input'])}"
         key = ".".join(map(str, first["loc"]))
-        raise StudyError(
-            f"{named} has {key}{value}: {first['msg']}: give an {CONFIG} of LoRA as PEFT writes it"
-        ) from None
+        why = f"{named} has {key}{value}: {first['msg']}"
+        raise StudyError(f"{why}: give an {CONFIG} of LoRA as PEFT writes it") from None
     checked = {key: value for key, value in config.items() if key not in accepted}
     if refused := refusal(checked, trained=True):
         raise StudyError(f"{named}: {refused}")
@@ -283,11 +279,8 @@ def target_names(
 
 
 def shortest_names(layers: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """``layers`` as ``target_modules`` and ``adapter.targets`` name them.
-
-    Bare names, which every reader understands, if they select no other module of ``paths``; full
-    paths otherwise.
-    """
+    """``layers`` as ``target_modules`` and ``adapter.targets`` name them: bare names if they select
+    no other module of ``paths``; full paths otherwise."""
     wanted = set(layers)
     names = sorted({layer.rpartition(".")[2] for layer in wanted})
     selected = {path for path in paths if path.rpartition(".")[2] in names}

@@ -52,11 +52,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class CellStep:
-    """One step of the ``cell``-th cell of a fold. ``numbers`` (of all cells) and ``sent`` (of
-    probes) are on their way to the host. Only the last step has the trained factors of
-    ``train.save_adapter`` on the CPU, and other ``tables``. ``snapshot``: gives the cell's state
-    after this step, in the memory that training changes: copy or write it before the loop
-    continues."""
+    """One step of the ``cell``-th cell of a fold. ``numbers`` and ``sent`` (of probes) are on their
+    way to the host. Only the last step has an ``adapter`` and ``tables``. ``snapshot``: gives the
+    cell's state after this step, in the memory that training changes."""
 
     cell: int
     numbers: Numbers = field(repr=False)
@@ -75,8 +73,7 @@ class CellStep:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss or the gradient norm is not finite: the last step. Waits for the
-        numbers."""
+        """Whether the loss or the gradient norm is not finite. Waits for the numbers."""
         return not self.numbers.alive_K[self.cell]
 
     @property

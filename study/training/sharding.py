@@ -44,11 +44,8 @@ class Order(Enum):
 
 
 class Processes:
-    """This process, on its ``device``, and its peers in ``torch.distributed``.
-
-    Without a device or a process group it is alone, and every method is the identity. ``number``:
-    of this process, from 0.
-    """
+    """This process, on its ``device``, and its peers in ``torch.distributed``. Without a device or
+    a process group it is alone, and every method is the identity."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.number, self.size, self.device = 0, 1, device
@@ -110,7 +107,7 @@ class Processes:
         return orders[0]
 
     def copy_to_divide(self, base: FrozenBase) -> FrozenBase:
-        """``base``, or for :meth:`divide` a copy with new modules: FSDP can't be removed from
+        """``base``, or a copy with new modules to :meth:`divide`: FSDP can't be removed from
         one."""
         if self.size == 1:
             return base
@@ -122,8 +119,7 @@ class Processes:
         return replace(base, model=copy.deepcopy(model, aliases))
 
     def divide(self, base: FrozenBase) -> None:
-        """Divide the weights of a copy that has its adapters. Afterwards it is on this process's
-        device, with the whole head."""
+        """Divide the weights of a copy with adapters, and move it to this process's device."""
         if self.size == 1:
             return
         from torch.distributed.device_mesh import init_device_mesh

@@ -13,14 +13,9 @@ from study.vocabulary.thresholds import STUCK_GRADIENT, STUCK_LOSS, STUCK_STEPS
 class StuckCheck:
     """Reads a run's rows of ``metrics`` one by one, and keeps a few numbers.
 
-    A run is stuck from ``step`` on if, from there to its last row,
-
-    - every gradient norm is negligible against the first one (:data:`STUCK_GRADIENT`), at
-      :data:`STUCK_STEPS` steps at least;
-    - all held-out losses are the same to rounding (:data:`STUCK_LOSS`).
-
-    Runs with a tiny learning rate, in a warm-up from 0 or with a small loss have gradients, so they
-    are not stuck.
+    A run is stuck from ``step`` on if, from there to its last row, every gradient norm is
+    negligible against the first one (:data:`STUCK_GRADIENT`), at :data:`STUCK_STEPS` steps at
+    least, and all held-out losses are the same to rounding (:data:`STUCK_LOSS`).
     """
 
     def __init__(self) -> None:

@@ -39,8 +39,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path, entry: str | None = None, base: str | None = None) -> Experiment:
-    """The experiment that ``path`` describes. ``entry`` names one configuration of a file that
-    holds several. ``base`` replaces the base."""
+    """The experiment that ``path``, or one ``entry`` of it, describes. ``base`` replaces the
+    base."""
     values, where = _one_entry(load(path), entry, path.name)
     for name, row in tools.ROWS.items():
         if any(key in values for key in row["form"].split()):
@@ -58,9 +58,7 @@ def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[di
     is_one = not all(isinstance(value, dict) for value in values.values())
     if not values or is_one or "training" in values:  # Unsloth Studio's has sections
         if entry is not None:
-            raise StudyError(
-                f"{name} is one configuration and has no entry {short(entry)}: leave out --entry"
-            )
+            raise StudyError(f"{name} is one configuration and has no entry: leave out --entry")
         return values, name
     if entry is None and len(values) > 1:
         names = ", ".join(map(str, values))

@@ -34,9 +34,7 @@ def _axolotl(reading: Reading) -> None:
     if found.get("all_linear"):
         found["adapter.targets"] = "all-linear"
     elif not (found.get("adapter.targets") or found.get("experts")):
-        reading.refuse(
-            "lora_target_modules is missing and lora_target_linear is not true: set one of them"
-        )
+        reading.refuse("lora_target_modules is missing: set it, or lora_target_linear: true")
     note_init(reading, "peft_init_lora_weights")
     if rest.get("batch_size") and reading.unset.pop("gradient_accumulation_steps", None):
         batch = reading.take("batch_size", "whole")
@@ -72,10 +70,7 @@ def _put_datasets(reading: Reading) -> None:
 
 def put_rows(reading: Reading, data_sets: Sequence[tuple[str, str, dict[str, Any]]]) -> Path | None:
     """Set the data: those of ``data_sets`` that are like the first. Returns the first file.
-
-    ``data_sets``: a name in notes, a path and the other keys of ``data`` of each. A file is next to
-    the configuration or in the working directory.
-    """
+    ``data_sets``: a name in notes, a path and the other keys of ``data`` of each."""
     experiment, first = reading.experiment, data_sets[0][2]
     experiment.groups["data"] = "file"
     paths, used = list[str](), list[Path]()
@@ -95,10 +90,8 @@ def put_rows(reading: Reading, data_sets: Sequence[tuple[str, str, dict[str, Any
                 experiment.note(key, f"{part} of {path}", "the whole file is read")
         elif stand_in := STAND_INS.get(Path(path).name):
             experiment.groups["data"] = stand_in
-            experiment.differs.append(
-                f"{key}: {path} not found: data={stand_in} is used instead, generated questions of "
-                f"the same form; if you have the file: data=file data.path={Path(path).name}"
-            )
+            instead = f"data={stand_in} is used instead, generated questions of the same form"
+            experiment.differs.append(f"{key}: {path} not found: {instead}")
             return None
         elif is_hub and not (reading.folder / path).is_dir():
             paths.append(path)
@@ -198,9 +191,8 @@ def first_file(*paths: Path) -> Path | None:
 
 def _finlora(reading: Reading) -> None:
     put_rows(reading, [("dataset", reading.take("dataset", "text"), {"format": "context_target"})])
-    reading.experiment.defaults.append(
-        "targets, optimizer, learning rate and steps: defaults of study train"
-    )
+    silent = "targets, optimizer, learning rate and steps: defaults of study train"
+    reading.experiment.defaults.append(silent)
 
 
 FINLORA = Tool("FinLoRA", _finlora)

@@ -52,8 +52,8 @@ GIVE_PATH = "give data.path=... when you train"
 
 @dataclass
 class Experiment:
-    """A configuration of another tool, translated: the option of each group, values and lists to
-    sweep by dotted key, and notes under the headings of :meth:`lines`."""
+    """A configuration of another tool, translated: options of groups, values and lists to sweep by
+    dotted key, and notes under the headings of :meth:`lines`."""
 
     origin: str
     groups: dict[str, str] = field(default_factory=dict)
@@ -149,8 +149,8 @@ class Tool:
     def read(
         self, values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
     ) -> Experiment:
-        """The experiment of a file in ``folder`` that messages call ``where``. ``base`` replaces
-        the file's."""
+        """The experiment of a file in ``folder``, ``where`` in messages. ``base`` replaces the
+        file's."""
         experiment = Experiment(f"{self.name}'s {where}", {"model": "hf"})
         rest = {key: value for key, value in self._flat(values) if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
