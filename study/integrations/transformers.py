@@ -6,6 +6,7 @@ trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -89,8 +90,8 @@ class NormProbeCallback(TrainerCallback):
             recording.loss(loss.detach())
             return loss
 
-        self._own = vars(self.trainer).get("training_step")
-        self.trainer.training_step = watched
+        self._watching = patch.object(self.trainer, "training_step", watched)
+        self._watching.start()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._recording is not None and self._recording.tables:
@@ -111,9 +112,7 @@ class NormProbeCallback(TrainerCallback):
             self._end()
 
     def _end(self, *status: str, **fields: str) -> None:
-        del self.trainer.training_step
-        if self._own is not None:
-            self.trainer.training_step = self._own
+        self._watching.stop()
         recording, self._recording = self._recording, None
         assert recording is not None
         recording.end(*status, **fields)

@@ -14,7 +14,6 @@ from study.store.files import (
 from study.store.records import (
     ADAPTER,
     CHECKPOINTS,
-    STATUSES,
     cell_folders,
     damage,
     find_cell,

@@ -32,7 +32,6 @@ from study.vocabulary import scaling, statuses
 
 FORMAT = 1
 """The version of the records that this code writes."""
-STATUSES = tuple(statuses.STATUSES)
 
 RECORD = "record.json"
 ARCHIVE = "cells.parquet"

@@ -25,10 +25,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from study.errors import StudyError, count_noun, printable
-from study.store import STATUSES, Lock, cell_row, is_held, load_cells, read_cell
+from study.store import Lock, cell_row, is_held, load_cells, read_cell
 from study.store.files import make_folder, remove, storing
 from study.sweeps import signals
-from study.vocabulary.statuses import DONE, ENDED, note
+from study.vocabulary.statuses import DONE, ENDED, STATUSES, note
 
 WAITING = "waiting"
 """The state of a cell that a live sweep has not begun."""
@@ -94,11 +94,10 @@ class LiveSweep:
 
     def first_seed_done(self) -> int | None:
         """The lowest seed, if all of its cells are done and cells of other seeds are not."""
-        first = min(cell["config"]["seed"] for cell in self.cells)
-        done = {True: set[bool](), False: set[bool]()}  # of the first seed, of others
-        for record in self.records():
-            done[record["config"]["seed"] == first].add(record["status"] in DONE)
-        return first if done[True] == {True} and False in done[False] else None
+        records = self.records()
+        left = {each["config"]["seed"] for each in records if each["status"] not in DONE}
+        first = min(each["config"]["seed"] for each in records)
+        return first if left and first not in left else None
 
     def progress(self) -> SweepProgress:
         """How far it is, if all steps take the same time. A base is loaded before cells begin."""
@@ -182,13 +181,10 @@ def list_studies(results_dir: Path) -> pd.DataFrame:
 
 
 def render_studies(studies: pd.DataFrame) -> str:
-    states = [
-        ", ".join(f"{row[state]} {state}" for state in STATES if row[state])
-        for row in studies.to_dict("records")
-    ]
-    return "\n".join(
-        _lines({"study": studies["study"], "model": studies["model"], "cells": states})
-    )
+    rows = studies.to_dict("records")
+    states = [", ".join(f"{row[name]} {name}" for name in STATES if row[name]) for row in rows]
+    shown = {"study": studies["study"], "model": studies["model"], "cells": states}
+    return "\n".join(_lines(shown))
 
 
 def load_status(study_dir: Path) -> pd.DataFrame:
@@ -249,11 +245,7 @@ def _lines(shown: Mapping[str, Iterable[str]]) -> list[str]:
         table.add_column(column, justify=justify, no_wrap=column != last)
     for row in zip(*shown.values(), strict=True):
         table.add_row(*(Text(printable(text)) for text in row))
-    return table_lines(table, terminal_width())
-
-
-def terminal_width() -> int:
-    return shutil.get_terminal_size((WIDE, 24)).columns
+    return table_lines(table, shutil.get_terminal_size((WIDE, 24)).columns)
 
 
 def table_lines(table: Table, width: int = WIDE) -> list[str]:
@@ -270,7 +262,7 @@ def _summary(cells: pd.DataFrame) -> str:
 def watch(study_dir: Path) -> None:
     """Print a line when states change, and at intervals; the table when nothing trains any more."""
     printed, states = -LINE_EVERY, ""
-    width = terminal_width()
+    width = shutil.get_terminal_size((WIDE, 24)).columns
     while True:
         cells, sweeps = load_status(study_dir), live_sweeps(study_dir)
         running = cells[cells["status"] == "running"].head(4).fillna({"steps_done": 0})
@@ -352,9 +344,6 @@ class Display:
         self.finished += status in ENDED
         if self.bar.disable or status != "complete":
             self.say(self._line(label, f"{status} in {time.monotonic() - self.began:.1f} s"))
-
-    def first_seed_done(self) -> int | None:
-        return self.sweep.first_seed_done() if self.sweep else None
 
     def say(self, line: str) -> None:
         """Print a line of log on stderr; above the bar on a terminal."""

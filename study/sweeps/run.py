@@ -159,7 +159,7 @@ class _Pass:
 
     def _tell_first_answer(self, fold: Sequence[Held]) -> None:
         """After the last fold of the first of several seeds, say what this seed shows."""
-        seed = self.display.first_seed_done()
+        seed = self.display.sweep.first_seed_done() if self.display.sweep else None
         if seed is None or all(held.cell.config.seed != seed for held in fold):
             return
         from study.report import answer  # draws nothing
