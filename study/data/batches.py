@@ -248,7 +248,7 @@ class Corpus:
         highest = max(int(self.train.tokens.max(initial=0)), self.train.padding_id)
         if highest >= vocabulary:
             text = self.questions.tokenizer.decode([highest])
-            why = f"the data or its padding has {short(text)}, which is token {highest}"
+            why = f"the data or its padding has {short(text)}, token {highest} of the tokenizer"
             raise StudyError(f"{why}, but {named} has {vocabulary} embeddings: remove it")
 
 

@@ -54,7 +54,8 @@ def _parsed(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise StudyError(f"{where} is no valid JSON ({one_line(error)}): {_WRITE}") from None
+        why = f"{where} is not valid JSON in UTF-8 ({one_line(error)})"
+        raise StudyError(f"{why}: {_WRITE}") from None
 
 
 def _check_text(row: dict[str, Any], where: str) -> None:
@@ -119,7 +120,7 @@ def read(path: str) -> Iterator[Found]:
                 file = BufferedReader(pa.CompressedInputStream(pa.PythonFile(opened), compression))
             for where, row in reader(file, named):
                 if not isinstance(row, dict):
-                    raise StudyError(f"{where} is a {type(row).__name__}: {_WRITE}")
+                    raise StudyError(f"{where} is of type {type(row).__name__}: {_WRITE}")
                 _check_text(row, where)
                 yield where, row
     except FileNotFoundError:

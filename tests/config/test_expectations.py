@@ -72,7 +72,7 @@ MISTAKES = [
     (SLOPE | {"what": "p_star", "step": "last"}, "expects[0].step=last: p_star needs a number"),
     (3, "expects[0]"),
     (PRIMARY | {"rows": ["loss_gap"]}, "unknown expects[0].rows[0] 'loss_gap'"),
-    (PRIMARY, "expects[0].rival_predicts has 1 numbers, but 0 expectations are slope"),
+    (PRIMARY, "expects[0].rival_predicts has 1 numbers for 0 expectations"),
 ]
 
 

@@ -117,7 +117,7 @@ def test_what_can_not_be_tokens_is_refused(tmp_path):
     for tokenizer, highest in ((PLAIN, EOS + 1), (WITH_BOS, BOS)):  # the padding, the data
         corpus = build(tmp_path, examples, tokenizer=tokenizer)
         corpus.check_tokens(highest + 1, "m")
-        says = rf"is token {highest} of the tokenizer, but m has {highest} embedd"
+        says = rf"token {highest} of the tokenizer, but m has {highest} embedd"
         with pytest.raises(StudyError, match=says):
             corpus.check_tokens(highest, "m")
 

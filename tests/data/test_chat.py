@@ -180,7 +180,7 @@ def test_a_template_of_a_stranger_is_refused_in_one_line(tmp_path, text):
 
 
 def test_no_template(tmp_path):
-    with pytest.raises(StudyError, match=r"has none: give data\.chat_template=chatml"):
+    with pytest.raises(StudyError, match=r"has no chat template: give data\.chat_template=chatml"):
         template(None)
     with pytest.raises(StudyError, match="does not exist"):
         template(tmp_path / "absent")

@@ -128,7 +128,7 @@ def test_datasets_reads_what_a_name_of_the_hub_stands_for(tmp_path, monkeypatch)
 
     monkeypatch.setattr(datasets, "load_dataset", local)
     assert rows_of("org/name", subset="parquet", split="train[:1]").rows == READ[:1]
-    with pytest.raises(StudyError, match=r"data\.path='org/name', split test, subset"):
+    with pytest.raises(StudyError, match=r"'org/name' is no file here, .*data.split=test"):
         rows_of("org/name", subset="parquet", split="test")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(StudyError, match=r"needs datasets: pip install '\.\[data\]'"):
@@ -163,7 +163,7 @@ CASES = [
     ("a str as 'target', but 'target' is of type int", [{"context": "a", "target": 3}], {}),
     ("line 1: 'target' is empty", [{"context": "a", "target": " \n"}], {}),
     ("the rows are of data.format=completion: remove it", [ONE], {"chat_template": "chatml"}),
-    ("data.split=test .* is a file: remove data.split", [ONE], {"split": "test"}),
+    ("data.split and .* is a file: remove them", [ONE], {"split": "test"}),
 ]
 
 
@@ -180,7 +180,7 @@ GOOD = b'{"context": "a", "target": "b"}\n\n'
 FILES = [
     ("x.jsonl", GOOD + b'{"context": "a", "target": "b"', "line 3 is not valid JSON .*Expecting"),
     ("x.jsonl", GOOD + b"[" * 100_000, "line 3 is not valid JSON"),
-    ("x.jsonl", GOOD + b'["a", "b"]\n' + GOOD, "line 3 is of type list, not an object"),
+    ("x.jsonl", GOOD + b'["a", "b"]\n' + GOOD, "line 3 is of type list"),
     ("x.jsonl", GOOD + b'{"context": "\xe9"}', "line 3 is not valid JSON in UTF-8"),
     ("x.jsonl.gz", CUT, "can't be read"),
     ("x.parquet", b'{"text": "a"}\n', "can't be read"),
@@ -189,7 +189,7 @@ FILES = [
     ("x.json", b'[{"text": "a"}, {"text": "\\ud800"}]', "row 2 has half of a surrogate pair"),
     ("x.jsonl", b'{"text": "a"}\n{"text": "\\udead"}\n', "line 2 has half of a surrogate pair"),
     ("x.csv", "text\né\n".encode("latin-1"), "no valid CSV in UTF-8"),
-    ("x.csv", b"prompt,completion\na\n", "line 2 has 1 fields, and the header"),
+    ("x.csv", b"prompt,completion\na\n", "line 2 has more or fewer fields than the header"),
     ("x.csv", b'text\n"a\n', "no valid CSV"),
 ]
 

@@ -167,7 +167,7 @@ def test_refused_models_and_optimizers(script):
         (nn.Linear(2, 2), optimizer, "Linear has no LoRA layer of PEFT: give the model"),
         (model, frozen, "the optimizer does not train all of adapter 'default'"),
         (model, "adamw", "the optimizer is a str: give an optimizer of torch"),
-        (model, lookahead, "a Lookahead around AdamW, and may change weights after its step"),
+        (model, lookahead, "a Lookahead and may change weights after its step: give the AdamW"),
         (nn.DataParallel(model), optimizer, "each GPU of DataParallel sees a part"),
         (compiled, optimizer, "a compiled model skips the hooks"),
         (fsdp, optimizer, r"FSDP1 flattens weights: use DDP or FSDP2 \(fully_shard, or fsdp_ver"),
@@ -218,8 +218,8 @@ def test_loops_that_cannot_be_measured(script):
         (nested, script.optimizer, r"being recorded already: .* around the whole loop"),
         (in_fp16, script.optimizer, "fp16 scales the loss"),
         (several_closures, lbfgs, "LBFGS evaluates its closure several times"),
-        (scaled, script.optimizer, r"multiplies the loss by 128 .* call recording\.loss"),
-        (by_a_scaler, script.optimizer, r"by 1024 .*GradScaler.* call recording\.gradients\(\)"),
+        (scaled, script.optimizer, r"multiplies the loss by 128.* call recording\.loss"),
+        (by_a_scaler, script.optimizer, r"by 1024.*GradScaler.* call recording\.gradients\(\)"),
     ):
         recording = study.record(script.results, script.model, optimizer, steps=[0])
         with pytest.raises(StudyError, match=message):
