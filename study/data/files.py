@@ -141,7 +141,8 @@ def read_hub(config: DataConfig) -> Iterator[Found]:
     try:
         datasets = import_module("datasets")
     except ModuleNotFoundError:
-        raise StudyError(f"{named} is no file here; the hub needs: {install('data')}") from None
+        how = f"the hub needs datasets: {install('data')}"
+        raise StudyError(f"{named} is no file here; {how}") from None
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(config.path, config.subset, split=config.split)

@@ -95,7 +95,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         if length + answer > card.max_length:
             asked = f"data.sequence_length={length}, with train.answer_tokens={answer},"
             too_long = f"{asked} is longer than {card.name} allows"
-            raise StudyError(f"{too_long}: give at most {card.max_length}")
+            raise StudyError(f"{too_long}: give at most {card.max_length} in all")
         data = replace(config.data, seed=0)
         examples = once(_examples, config.model, data)
         counted = resolved(config, partial(once, _training_rows, config.model, data))

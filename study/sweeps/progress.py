@@ -176,7 +176,7 @@ def list_studies(results_dir: Path) -> pd.DataFrame:
             states = {state: int((cells["status"] == state).sum()) for state in STATES}
             found.append({"study": str(folder), "model": models, "cells": len(cells), **states})
     if not found:
-        raise StudyError(f"no study in {results_dir}: give the folder of your studies")
+        raise StudyError(f"no study in {results_dir}: run study train, or give another folder")
     return pd.DataFrame(found)
 
 

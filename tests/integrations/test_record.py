@@ -480,7 +480,7 @@ def test_a_question_about_rates_of_a_recorded_study(script, works, refused):
     assert "LoraConfig(r=64, lora_alpha=16, use_rslora=False)" in ran.out
     assert "It does not take your data" in ran.out
     line = refused("rates", one.results, "--refine")
-    assert "was recorded from your loop, so train there rank 4 at optimizer.lr=" in line
+    assert "is of your own loop: train there rank 4 at optimizer.lr=" in line
 
 
 def test_bf16_autocast(script):

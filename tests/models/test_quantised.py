@@ -150,7 +150,7 @@ def test_what_can_not_be_quantised_is_refused_before_loading(
         describe(ModelConfig("hf", narrow, 4))
     assert describe(ModelConfig("hf", narrow, 8)).linears
     for bits in (None, 8):
-        with pytest.raises(StudyError, match="has weights in 4 bits: use model.quant_bits=4"):
+        with pytest.raises(StudyError, match=r"has weights in 4 bits: use model.quant_bits=4"):
             describe(ModelConfig("hf", str(held_in_4_bits), bits))
     monkeypatch.setattr(quantised, "find_spec", lambda _: None)
     with pytest.raises(StudyError, match=r"needs bitsandbytes: pip install '\.\[quant\]'"):

@@ -94,7 +94,7 @@ def test_a_process_of_torchrun_takes_the_gpu_with_its_number(see, worker, monkey
     with ExitStack() as held:
         assert claim("cuda", held) == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(StudyError, match="another process trains on cuda:0: wait until"):
+    with pytest.raises(StudyError, match="another process trains on cuda:0: wait for it"):
         claim("cuda")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):

@@ -91,5 +91,5 @@ def _scored(model, corpus, tokens):
 
 
 def test_a_question_and_its_answer_fit_the_model(cell):
-    with pytest.raises(StudyError, match="their sum may be at most 512"):
+    with pytest.raises(StudyError, match="longer than tiny allows: give at most 512"):
         plan([cell("train.answer_tokens=100", "data.sequence_length=500")])

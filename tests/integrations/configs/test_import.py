@@ -345,7 +345,7 @@ def test_in_the_form_of_a_file(refused, text, says):
     [
         ("import-config finetune_configs.json", "has 2 entries: choose one with --entry, from"),
         ("import-config finetune_configs.json --entry x", "'x': choose from formula_llama"),
-        ("import-config finlora.yaml --entry x", "has no entry 'x': leave out --entry"),
+        ("import-config finlora.yaml --entry x", "has no entry: leave out --entry"),
         ("import-config finlora.yaml --name quick", "experiment=quick is a name of the toolkit"),
         ("import-config finlora.yaml --to train.jsonl", "cannot write"),
         ("sweep-from finlora.yaml --rules lorra", "unknown adapter.scaling 'lorra'"),
