@@ -183,8 +183,8 @@ def list_studies(results_dir: Path) -> pd.DataFrame:
 def render_studies(studies: pd.DataFrame) -> str:
     rows = studies.to_dict("records")
     states = [", ".join(f"{row[name]} {name}" for name in STATES if row[name]) for row in rows]
-    shown = {"study": studies["study"], "model": studies["model"], "cells": states}
-    return "\n".join(_lines(shown))
+    shown: dict[str, Iterable[str]] = {name: studies[name] for name in ("study", "model")}
+    return "\n".join(_lines(shown | {"cells": states}))
 
 
 def load_status(study_dir: Path) -> pd.DataFrame:
