@@ -165,9 +165,6 @@ def test_bad_imports(theirs, tmp_path, refused):
         ((theirs, *base), "for another base than .*(up_proj is .64, 128|down_proj is .128, 64)"),
         ((tmp_path / "nowhere", "model=tiny"), f"{CONFIG} does not exist"),
         ((tmp_path / "lm_head", "model=tiny"), "lm_head, outside the blocks"),
-        (
-            (tmp_path / "embed_tokens", "model=tiny"),
-            "lora_embedding_A.* not A or B of",
-        ),
+        ((tmp_path / "embed_tokens", "model=tiny"), "lora_embedding_A.* not A or B of"),
     ):
         assert re.search(message, refused("import", *words))
