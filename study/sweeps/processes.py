@@ -156,7 +156,7 @@ def claim_device(
         number = int(os.environ["LOCAL_RANK"])
         gpus = visible[number : number + 1]
     if not gpus:
-        why = f"torchrun has started more processes than there are GPUs ({len(visible)})"
+        why = f"torchrun has started more processes than the {len(visible)} GPUs that it sees"
         raise StudyError(f"{why}: lower --nproc-per-node")
     found = _free(gpus, held)
     if found is None and len(visible) == 1:
