@@ -5,7 +5,6 @@ The help is instant: torch, PEFT and pandas are imported when something is timed
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import click
 
-from study.errors import StudyError, unknown
+from study.errors import StudyError
 from study.vocabulary.extras import install
 
 SUITES = {
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 @click.command(epilog=LISTS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", nargs=-1, metavar="[SUITE]...")
+@click.argument("names", nargs=-1, type=click.Choice([*SUITES]), metavar="[SUITE]...")
 @click.option("--to", **folder("results/bench", "Folder of the tables, one for each suite."))
 @click.option("--plots", **folder("plots/bench", "Folder of the figures."))
 @click.option("--model", **shown("smollm2", "smollm2, tiny, a folder or a hub name."))
@@ -70,9 +69,6 @@ def suites(
 
     Without a SUITE all of them run: more than an hour on two cores.
     """
-    for name in names:
-        if name not in SUITES:
-            raise unknown("suite", name, SUITES)
     if find_spec("peft") is None:
         raise StudyError(
             f"study bench measures PEFT too, and PEFT is not installed: {install('bench')}"
@@ -82,7 +78,6 @@ def suites(
     from study.figures.style import save
 
     from . import inference, training
-    from .inference_costs import infer_cost
     from .summary import speed, summarise
 
     size = training.Size(ranks=[int(rank) for rank in ranks.split(",")], **options)
@@ -91,19 +86,14 @@ def suites(
     kind += "" if size.precision == "float32" else f"-{size.precision}"
     files = {name: to / f"{name}{kind}.parquet" for name in SUITES}
     for name in (names or tuple(SUITES)) if measured else ():
-        is_training = name != "inference"
-        measure = partial(training.measure, name) if is_training else inference.measure
+        click.echo(f"{name}: {SUITES[name]}", err=True)
+        run = inference.rounds if name == "inference" else training.RUNS[name]
         # In a process of its own: memory that its allocator keeps is free again for the next suite.
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            rows = pool.submit(measure, size).result()
+            rows = pool.submit(training.measure, run, size).result()
         rows.sort_values("rank", kind="stable").to_parquet(files[name], index=False)
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     click.echo(summarise(tables))
-    drawn = {}
     if "sweep" in tables:
-        drawn["speed"] = speed(tables["sweep"], tables.get("large-steps"))
-    if "inference" in tables:
-        drawn["infer_cost"] = infer_cost(tables["inference"])
-    for name, figure in drawn.items():
-        for path in save(figure, plots, name):
+        for path in save(speed(tables["sweep"], tables.get("large-steps")), plots, "speed"):
             click.echo(path)

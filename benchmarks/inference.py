@@ -12,20 +12,19 @@ under another name, shows how much of a difference is noise.
 
 import copy
 import random
-import sys
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from study.models import FrozenBase, load_base
-from study.training.devices import choose_device, describe_device
+from study.training.devices import choose_device
 
-from .training import Size
+from .training import Row, Size
 
 ROUNDS, TOKENS = 5, 256
 """Of all forms, and of a prefill."""
@@ -62,34 +61,26 @@ def built(base: FrozenBase, form: Form) -> Any:
 
 
 @torch.no_grad()
-def measure(size: Size) -> pd.DataFrame:
-    """Time every form of a model, under both rules at each rank: a row per round, turn and phase.
+def rounds(size: Size) -> Iterator[Row]:
+    """The suite ``inference``: every form of a model, under both rules at each rank, a row per
+    round, turn and phase.
 
-    Columns: ``round``, ``form``, ``scaling``, ``rank`` (0: none), ``phase``, ``tokens`` of a pass,
-    ``seconds`` (the turn's mean), ``weights_gb`` (GiB of the model's tensors), model, precision and
-    machine.
+    ``rank``: 0 of the base. ``tokens``: of a pass. ``seconds``: the turn's mean. ``weights_gb``:
+    GiB of the model's tensors.
     """
     base = load_base(size.base, choose_device(size.device), size.precision)
     forms: list[Form] = [*[("base", "", 0)] * BASES, ("control", "", 0)]
     forms += product(("merged", "unmerged"), ("lora", "rslora"), size.ranks)
     ids_1T = torch.arange(TOKENS, device=base.device)[None] % base.vocabulary
     passes = {"prefill": ids_1T, "decode": ids_1T[:, :1]}
-    rows = []
     for number in range(ROUNDS):
         for form in random.Random(number).sample(forms, len(forms)):
             own = built(base, form)
             held = [*own.parameters(), *own.buffers()]
             weights = sum(tensor.numel() * tensor.element_size() for tensor in held) / 2**30
             for phase, ids in passes.items():
-                seconds = _seconds(own, ids, TIMED[phase])
-                rows.append((number, *form, phase, ids.numel(), seconds, weights))
-        print(f"inference: round {number + 1} of {ROUNDS}", file=sys.stderr, flush=True)
-    machine = describe_device(base.device)
-    return pd.DataFrame(rows, columns=list(COLUMNS)).assign(
-        model=base.card.name,
-        precision=str(next(base.model.parameters()).dtype).removeprefix("torch."),
-        **{name: machine[name] for name in ("device", "device_name", "threads")},
-    )
+                row = number, *form, phase, ids.numel(), _seconds(own, ids, TIMED[phase]), weights
+                yield dict(zip(COLUMNS, row, strict=True))
 
 
 def next_token(model: Any, ids_1T: Tensor) -> Tensor:

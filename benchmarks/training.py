@@ -34,7 +34,7 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -46,12 +46,7 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    DataCollatorWithFlattening,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
 from study.adapters.bank import AdapterSpec, initial_pair
 from study.config import CellConfig, ModelConfig
@@ -66,7 +61,7 @@ from study.training.devices import choose_device, describe_device, matmul_rate
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 from study.vocabulary.sources import MODELS
 
-from .commands import FULL, SUITES
+from .commands import FULL
 from .summary import PLAIN
 
 TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
@@ -88,24 +83,23 @@ class TimedRun:
     micro_batches: int = 1
 
 
-def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
-    """The base and the data of a cell. The base stays loaded for the next call."""
-    [cell] = plan([config])
-    return worker().base(cell, choose_device(config.device)), corpus_of(config.model, config.data)
-
-
 @cache
 def worker() -> sweep.Worker:
     """What keeps the base of all runs of this process."""
     return sweep.Worker()
 
 
+def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
+    """The base and the data of a cell. The base stays loaded for the next call."""
+    [cell] = plan([config])
+    return worker().base(cell, choose_device(config.device)), corpus_of(config.model, config.data)
+
+
 def trainer(config: CellConfig, way: str = "trainer") -> TimedRun:
     """PEFT with transformers' Trainer: its defaults, without clipping, as the other ways."""
-    train = config.train
+    train, given = config.train, dict[str, Any]()
     run = TimedRun(way, micro_batches=train.accumulation)
     rows = labelled_rows(config)
-    given: dict[str, Any] = {}
     if way == "flattened":
         real = [(row, row.pop("attention_mask").bool()) for row in rows]
         rows = [{name: x_T[real_T] for name, x_T in row.items()} for row, real_T in real]
@@ -131,9 +125,9 @@ def trainer(config: CellConfig, way: str = "trainer") -> TimedRun:
             disable_tqdm=True,
             save_strategy="no",
         )
+        given |= {"train_dataset": rows, "callbacks": [clock]}
+        timed = InOrder(model=peft_model, args=arguments, **given)
         with contextlib.redirect_stdout(io.StringIO()):
-            given |= {"train_dataset": rows, "callbacks": [clock]}
-            timed = InOrder(model=peft_model, args=arguments, **given)
             timed.train()
     run.steps = clock.seconds
     run.losses = [float(row["loss"]) for row in timed.state.log_history if "loss" in row]
@@ -169,10 +163,9 @@ def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
     for batch in _batches(config, corpus_of(config.model, config.data)):
         labels_BT = torch.full_like(batch.targets_BT, IGNORED)
         labels_BT[:, 1:] = batch.targets_BT[:, :-1]
-        for ids_T, real_T, labels_T in zip(
-            batch.input_ids_BT, batch.real_BT, labels_BT, strict=True
-        ):
-            rows.append({"input_ids": ids_T, "attention_mask": real_T.long(), "labels": labels_T})
+        columns = batch.input_ids_BT, batch.real_BT.long(), labels_BT
+        names = "input_ids", "attention_mask", "labels"
+        rows += [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     return rows
 
 
@@ -295,7 +288,6 @@ def _batches(config: CellConfig, corpus: Corpus) -> Iterator[TokenBatch]:
 
 
 Row = dict[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -332,51 +324,43 @@ class Size:
             length, batch = 512, tokens // 128
             tokens = length * batch
         file = Path(self.data)
-        plain = ["data=file", f"data.path={file.resolve()}"] if file.suffix else []
-        plain = plain or [f"data={self.data}"]
-        plain += ["data.heldout=16", "probes.steps=null", "train.eval_every=0"]
-        plain += [f"model={self.base.name}", f"device={self.device}", f"precision={self.precision}"]
-        plain += [f"adapter.rank={rank}", f"data.sequence_length={length}", "optimizer.lr=1e-4"]
-        plain += [f"train.batch_size={batch}", f"train.accumulation={tokens // (batch * length)}"]
-        plain += [f"train.steps={self.steps}"]
-        plain += [f"model.path={self.model}"] if self.base.path else []
+        own = ["data=file", f"data.path={file.resolve()}"] if file.suffix else []
+        own = own or [f"data={self.data}"]
+        own += [f"model.path={self.model}"] if self.base.path else []
+        text = (
+            f"model={self.base.name} device={self.device} precision={self.precision} "
+            f"adapter.rank={rank} data.sequence_length={length} train.batch_size={batch} "
+            f"train.accumulation={tokens // (batch * length)} train.steps={self.steps} "
+            "data.heldout=16 train.eval_every=0 probes.steps=null optimizer.lr=1e-4"
+        )
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return parse(compose("config", overrides=[*plain, *overrides]))
-
-    def grid(self) -> list[CellConfig]:
-        """A cell of ``tokens`` for each rank and rule."""
-        rules = ("lora", "rslora")
-        return [
-            self.cell(self.tokens, rank, f"adapter.scaling={rule}")
-            for rank, rule in product(self.ranks, rules)
-        ]
+            return parse(compose("config", overrides=[*own, *text.split(), *overrides]))
 
 
 def whole_sweep(size: Size) -> Iterator[Row]:
     """The suite ``sweep``. Rows of real lengths also train as one pack in folds, twice."""
-    cells = size.grid()
+    settings = product(size.ranks, ("lora", "rslora"))
+    cells = [size.cell(size.tokens, r, f"adapter.scaling={rule}") for r, rule in settings]
     if size.data == FULL:
         yield from _compare(["trainer", "loop", "alone", "packed"], cells)
         return
     for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
         yield from _compare(["trainer", "loop", "flattened", "packed"], part)
         base_and_corpus(cells[0])
-        yield _row("folded", cells[0], whole_pack(cells)[0], variant="whole sweep")
+        yield _row("folded", cells[0], whole_pack(cells)[0], "whole sweep")
 
 
 def large_steps(size: Size) -> Iterator[Row]:
     """The suite ``large-steps``. One rule is enough: it does not change the time. Each run has a
-    process of its own, because at high rank it takes most of a machine with 24 GiB.
-    """
-    cells = [size.cell(4096, rank) for rank in size.ranks]
-    yield from _compare(["loop", "packed"], cells, apart=True)
+    process of its own, because at high rank it takes most of a machine with 24 GiB."""
+    return _compare(["loop", "packed"], [size.cell(4096, rank) for rank in size.ranks], apart=True)
 
 
 def compiled_steps(size: Size) -> Iterator[Row]:
     """The suite ``compiled``."""
     cells = [size.cell(1024, rank, "train.steps=5") for rank in size.ranks]
-    yield from _compare(["loop", "packed", "compiled"], cells)
+    return _compare(["loop", "packed", "compiled"], cells)
 
 
 TURNS = 3
@@ -409,7 +393,7 @@ def probes(size: Size) -> Iterator[Row]:
     for _ in range(TURNS):
         for variant, overrides in PROBES.items():
             config = size.cell(1024, 16, "train.steps=20", *overrides)
-            yield _row("packed", config, sum(packed(config).steps), variant=variant)
+            yield _row("packed", config, sum(packed(config).steps), variant)
     stats = f"probes.stats=[{','.join(stat for stat in USUAL if stat not in SPECTRA)}]"
     for rank, tokens, _ in product((16, 1024), (192, 1024), range(TURNS)):
         for variant, sites in PROBED.items():
@@ -417,7 +401,7 @@ def probes(size: Size) -> Iterator[Row]:
             config = size.cell(tokens, rank, "train.steps=3", *where)
             # The first step also touches memory for the first time.
             seconds = min(packed(config).steps[1:])
-            yield _row("fold", config, seconds, variant=variant)
+            yield _row("fold", config, seconds, variant)
 
 
 def forms(size: Size) -> Iterator[Row]:
@@ -425,7 +409,7 @@ def forms(size: Size) -> Iterator[Row]:
     for rank, _, way in product(size.ranks, range(TURNS), ("factored", "concatenated")):
         config = size.cell(1024, rank, "precision=bf16", f"adapter.contraction={way}")
         for seconds in packed(config).steps[1:]:
-            yield _row(way, config, seconds, variant="step")
+            yield _row(way, config, seconds, "step")
 
 
 PRODUCT = re.compile(r"aten::(mm|addmm|bmm|baddbmm|_scaled_dot_product\w+)")
@@ -461,7 +445,7 @@ def limits(size: Size) -> Iterator[Row]:
         share = sum(t for name, t in times.items() if PRODUCT.fullmatch(name)) / run.steps[0]
         more = {"flops": counter.get_total_flops(), "bytes": 2 * weights + 8 * 4 * factors}
         more |= {"products": share, "peak": peaks[precision], "bandwidth": speed}
-        yield _row("packed", config, seconds, variant="step", **more)
+        yield _row("packed", config, seconds, "step", **more)
 
 
 def bandwidth(device: torch.device) -> float:
@@ -483,31 +467,22 @@ RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
 """The generator of each of :data:`benchmarks.commands.SUITES`."""
 
 
-def measure(suite: str, size: Size) -> pd.DataFrame:
+def measure(run: Callable[[Size], Iterator[Row]], size: Size) -> pd.DataFrame:
     """All rows of a suite. Each is also printed to stderr when it is measured."""
-    print(f"{suite}: {SUITES[suite]}", file=sys.stderr, flush=True)
     rows = []
-    for row in RUNS[suite](size):
+    for row in run(size):
         rows.append(row)
-        if row["variant"] != "set-up":
-            said = "  {way} rank {rank} {scaling} {tokens} tokens {precision} {variant}"
-            print(f"{said.format(**row)}: {row['seconds']:.2f} s", file=sys.stderr, flush=True)
+        print("  ", *row.values(), file=sys.stderr, flush=True)
     machine, torch_ = describe_device(choose_device(size.device)), torch.__version__
     name = f"{machine['device_name']}, {machine['threads']} threads, torch {torch_}"
     return pd.DataFrame(rows).assign(device=name, model=size.model, data=size.data, torch=torch_)
 
 
 def _compare(
-    ways: Sequence[str],
-    cells: Sequence[CellConfig],
-    apart: bool = False,
+    ways: Sequence[str], cells: Sequence[CellConfig], apart: bool = False
 ) -> Iterator[Row]:
-    """Every cell in every way: a row for each step and one for the set-up.
-
-    ``apart``: each run has a process of its own.
-
-    Raises ``SystemExit`` if the ways reach different losses.
-    """
+    """Every cell in every way: a row for each step and one for the set-up. ``apart``: each run has
+    a process of its own. Raises ``SystemExit`` if the ways reach different losses."""
     for turn, config in enumerate(cells):
         order = [*ways[turn % len(ways) :], *ways[: turn % len(ways)]]
         runs = [in_own_process(WAYS[way], config) if apart else WAYS[way](config) for way in order]
@@ -517,25 +492,17 @@ def _compare(
             # sweep, not in the median of a step.
             variants = ["set-up", "first step", *["step"] * (len(run.steps) - 1)]
             for variant, seconds in zip(variants, [run.setup, *run.steps], strict=True):
-                parts = run.micro_batches
-                yield _row(run.way, config, seconds, variant=variant, micro_batches=parts)
+                yield _row(run.way, config, seconds, variant, micro_batches=run.micro_batches)
 
 
-def _row(way: str, config: CellConfig, seconds: float, *, variant: str, **more: float) -> Row:
-    step = config.train
-    return {
-        "way": way,
-        "rank": int(config.adapter.rank),
-        "scaling": config.adapter.scaling,
-        "tokens": step.batch_size * step.accumulation * config.data.sequence_length,
-        "precision": config.precision,
-        "variant": variant,
-        "seconds": seconds,
-        **more,
-    }
+def _row(way: str, config: CellConfig, seconds: float, variant: str, **more: float) -> Row:
+    step, adapter = config.train, config.adapter
+    tokens = step.batch_size * step.accumulation * config.data.sequence_length
+    row = {"way": way, "rank": int(adapter.rank), "scaling": adapter.scaling, "tokens": tokens}
+    return row | {"precision": config.precision, "variant": variant, "seconds": seconds} | more
 
 
-def in_own_process(measure: Callable[[CellConfig], T], config: CellConfig) -> T:
+def in_own_process(measure: Callable[[CellConfig], TimedRun], config: CellConfig) -> TimedRun:
     """``measure(config)`` in a process of its own, with the machine's whole memory.
 
     If the system kills that process, as it does when memory runs out, the same step is tried again

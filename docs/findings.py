@@ -17,12 +17,9 @@ import yaml
 
 from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, NoTables, study_tables
 from study.analysis.expectations import Answer, Compared, compare
-from study.analysis.power import MOST_SEEDS, need_of_primary
-from study.analysis.wording import COMMON, interval_text
 from study.config.expectations import (
     EXPONENTS,
     FACTOR,
-    LOSS_GAP,
     NOT_MEASURED,
     Entry,
     Expectation,
@@ -46,7 +43,6 @@ from study.report.text import bullets, distinct, joined, minus, number_list, tab
 from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
-from study.vocabulary.scaling import named_rule, rule_label
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
@@ -277,25 +273,6 @@ def _time(seconds: float) -> str:
     return count_noun(max(1, round(seconds / 60)), "minute")
 
 
-def by_setting(study: str) -> str:
-    """A row per setting of a study, which names what most others have otherwise; a column per
-    expectation, and the difference of the losses of rsLoRA's highest and lowest rank."""
-    gap = unstated(what=LOSS_GAP, optimizer="adamw", rule="rslora")
-    rows = [*compared(study), *compare([gap], study_tables(study))]
-    body: dict[str, dict[str, str]] = {}
-    for row in rows:
-        one = compared_row(row)
-        rule = rule_label(*named_rule(str(row.expectation.rule)))
-        head = f"{rule}: {one['quantity']}, step {one['step']} ({one['expected']})"
-        mark = "" if row.verdict == AGREES else f" {one['verdict']}"
-        if row.expectation is gap:
-            head, mark = f"{rule}: loss, highest minus lowest rank", ""
-        body.setdefault(row.curve, {})[head] = one["measured"] + mark
-    heads = dict.fromkeys((head for cells in body.values() for head in cells), "")
-    found = sorted(body.items(), key=lambda row: row[0] != COMMON)
-    return minus(table_of([{"setting": setting, **heads, **cells} for setting, cells in found]))
-
-
 def two_models() -> str:
     """Every exponent that a study measured on SmolLM2 and its repetition on Gemma 3. *Apart*: the
     intervals do not overlap."""
@@ -343,24 +320,6 @@ def decided() -> str:
         tests = f"Primary tests, one a study: {verdict_counts(joint)}."
         lines.append(f"**{name}**: {verdict_counts(own)}. {tests}")
     return bullets(lines)
-
-
-def undecided() -> str:
-    """What would decide each unclear primary test, if the truth is as measured. No number of seeds
-    does if the tolerance is below the one that the grid of rates allows."""
-    heads = ["study", "intercept", "slope", "tolerance", "the grid allows", "seeds here"]
-    body = []
-    for name in STUDIES:
-        for found in (one for one, _ in primaries(name) if one.verdict == UNCLEAR):
-            need, tolerance = need_of_primary(found), f"{found.primary.tolerance:g}"
-            hours = total_seconds(study_tables(name).cells, records(name)) / 3600 / found.seeds
-            ends = (found.interval(0), found.interval(1))
-            row = [interval_text(*end, places=3) if end[0] == end[0] else "" for end in ends]
-            here = need.as_pilot, need.as_pilot * hours
-            cost = [f"{here[0]:.0f}", f"{here[1]:.1f}"] if here[0] > 0 else [f"> {MOST_SEEDS}", ""]
-            row += [tolerance, f"{need.least:.2g}" if need.least else "", str(found.seeds)]
-            body.append([_link(name), *row, *(["none", ""] if need.is_hopeless else cost)])
-    return minus(table([*heads, "seeds needed", "hours"], body))
 
 
 def studies() -> str:

@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from docs.blocks import ROOT, study_tables
-from docs.blocks import table as read
+from docs.blocks import ROOT
 from docs.law import (
     COEFFICIENTS,
     KINDS,
@@ -22,15 +21,10 @@ from docs.law import (
     fit,
     predicted,
     test,
-    without,
 )
 from docs.law import law as fitted
-from study.analysis import advice
 from study.analysis.advice import WIDE
-from study.analysis.grouping import groups
 from study.analysis.law import STEPS
-from study.analysis.losses import OF_A_RULE, common_rates, final_losses
-from study.analysis.rates import SLACK, missing_rates, setting_of
 from study.figures import style
 from study.report.text import minus, table, table_of
 
@@ -104,9 +98,7 @@ COLUMNS: dict[str, Callable[[pd.DataFrame], Any]] = {
     "median error": lambda own: _factor(own["off"].abs()),
     "median over studies and models": lambda own: _factor(own.groupby("unit")["off"].median()),
     "predicted over measured": lambda own: _factor(own["off"]),
-    "old": lambda own: _factor(own["off_old"]),
     "intervals hold": lambda own: _share(own["holds"]),
-    "old ": lambda own: _share(own["holds_old"]),
     "intervals that hold": lambda own: (own["off"].abs() <= own["half"]).sum(),
 }
 """What tables say of points, by the head of the column."""
@@ -131,12 +123,6 @@ def law_test(of: str = "") -> str:
     parts = (({"study": name}, own) for name, own in of_rank) if of else by_kind(tested())
     columns = ("points", "median error", "median over studies and models", "intervals hold")
     return _judged(parts, *columns)
-
-
-def law_old() -> str:
-    """The same for the points that the old command answered, with its numbers beside them."""
-    found = tested().merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
-    return _judged(by_kind(found), "points", "median error", "old", "intervals hold", "old ")
 
 
 def law_residuals() -> str:
@@ -201,74 +187,6 @@ def law_blind() -> str:
 def blind_error(source: str, kind: str) -> str:
     """``1.40``: the median error of the blind test of a study, as a factor."""
     return _factor(blind_points().query(f"source == '{source}' and kind == '{kind}'")["off"].abs())
-
-
-STOPS = {"no stop": math.inf, "stop": 0.0, "milder stop": 2.0}
-"""The stops after a quarter of the steps, by the highest rate over the leader's that they spare."""
-
-
-def searched(name: str) -> pd.DataFrame:
-    """``study rates --search`` on a stored sweep, by the law without this study: a row per setting
-    and stop. ``spent``: the runs, of each seed. ``lost``: how far the best rate found is above the
-    best of the grid. A run stops if its training loss is behind the leader's by more than the
-    standard deviation of the difference over seeds."""
-    of, rows = study_tables(name), list[dict[str, Any]]()
-    steps = of.metrics["cell_id"].map(of.cells.set_index("cell_id")["steps"]).astype(float)
-    is_then = of.metrics["step"].gt(steps * 3 / 16) & of.metrics["step"].le(steps / 4)
-    early = of.metrics[is_then].groupby("cell_id", observed=True)["loss"].mean()
-    ends = of.metrics.dropna(subset="eval_loss")
-    for runs in groups(final_losses(of.cells, ends), (*OF_A_RULE, "rank")):
-        grid, run = common_rates(runs), setting_of(runs.iloc[0])
-        runs = runs[runs["lr"].isin(grid)].assign(early=runs["cell_id"].map(early))
-        last, then = (runs.pivot(index="lr", columns="seed", values=v) for v in ("loss", "early"))
-        loss = last.mean(axis=1, skipna=False)
-        cells = of.cells[of.cells["cell_id"].isin(runs["cell_id"])]
-        start = advice.alone(run.facts(), run.model, without(name))[0]
-        nearest = int(np.abs(np.log(grid) - start).argmin())
-        for stop, spared in STOPS.items():
-            new = {*grid[min(nearest, len(grid) - 2) :][:2]}
-            tried, stopped = set[float](), set[float]()
-            while new:
-                tried |= new
-                leader = then.loc[sorted(tried - stopped)].mean(axis=1).idxmin()
-                for lr in new - {leader}:
-                    behind = then.loc[lr] - then.loc[leader]
-                    is_spared = leader < lr <= spared * leader * SLACK or math.isinf(spared)
-                    if behind.mean() > behind.std() and not is_spared:
-                        stopped.add(lr)
-                status = cells["status"].astype(object).mask(cells["lr"].isin(stopped), "stuck")
-                done = cells.assign(status=status)[cells["lr"].isin(tried)]
-                wanted = [lr for one in missing_rates(done, ends) for lr in one.rates]
-                new = {lr for lr in grid for at in wanted if 1 / SLACK < lr / at < SLACK} - tried
-            lost = loss[sorted(tried - stopped)].min() - loss.min()
-            found = {"steps": run.steps, "rule": run.rule, "stop": stop, "grid": len(grid)}
-            found |= {"spent": len(tried) - 0.75 * len(stopped), "lost": lost, "best": loss.min()}
-            rows.append(found)
-    return pd.DataFrame(rows)
-
-
-def law_replay() -> str:
-    """What searches of stored sweeps spend and lose: a row per study and number of steps."""
-    body = []
-    for name in ("horizons_small", "longer_training", "paper_learning_rate"):
-        found = searched(name)
-        best = found.groupby(["steps", "rule"])["best"]
-        found["share"] = found["lost"] / (best.transform("max") - best.transform("min"))
-        for steps, own in found.groupby("steps"):
-            usual = own[own["stop"] == "no stop"]
-            row = [f"{name}, {steps}", str(len(usual)), f"{usual['grid'].mean():.1f}"]
-            row += [f"{usual['spent'].mean():.1f}, at most {usual['spent'].max():.0f}"]
-            body.append([*row, *(_spent(own[own["stop"] == stop]) for stop in STOPS)])
-    heads = ["study, steps", "settings", "runs of the grid", "of the search", "of the grid's steps"]
-    return table([*heads, *(f"with the {stop}" for stop in [*STOPS][1:])], body)
-
-
-def _spent(own: pd.DataFrame) -> str:
-    text = f"{100 * own['spent'].sum() / own['grid'].sum():.0f} %"
-    if not (missed := int((own["lost"] > 0).sum())):
-        return text
-    worst = own.loc[own["lost"].idxmax()]
-    return f"{text}; {missed} missed, by up to {worst['lost']:.3f} ({100 * worst['share']:.0f} %)"
 
 
 COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}

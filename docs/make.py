@@ -15,9 +15,8 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
-from docs import advice, evidence, external, findings, horizons, law_page, numbers
+from docs import evidence, external, findings, horizons, law_page, numbers
 from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables, table
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown, read_report
@@ -25,7 +24,7 @@ from study.store import write_output
 from study.store.files import remove
 
 COLOURS = 256
-PARTS = (numbers, findings, advice, external, horizons, law_page)
+PARTS = (numbers, findings, external, horizons, law_page)
 BLOCKS = {name: block for part in PARTS for name, block in blocks_of(part).items()}
 """By the name in the documents."""
 STAMP = ROOT / "docs/stamp.txt"
@@ -111,9 +110,7 @@ def draw_pictures() -> None:
         for line in draw_study(name):
             say(line)
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
-    save(infer_cost(table("bench/inference")), PLOTS, "infer_cost")
     slim(save(external.one_constant(), PLOTS, "one_constant", ["png"])[0])
-    slim(save(numbers.picture(), PLOTS, "served", ["png"])[0])
     slim(save(law_page.left_out(), PLOTS, "left_out", ["png"])[0])
     slim(save(horizons.hero(), PLOTS, "hero", ["png"])[0])
     slim(save(horizons.hero(stacked=True), PLOTS, "hero_stacked", ["png"])[0])

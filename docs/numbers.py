@@ -1,36 +1,35 @@
-"""The blocks of single pages: README, start, measured, conditions, small; of the benchmarks and of
-what scripts printed; and the picture of serving."""
+"""The blocks of single pages, of benchmarks, of what scripts printed, and of ``study advise``."""
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
+from textwrap import fill
 from unittest import mock
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from click.testing import CliRunner
 
-from benchmarks.inference_costs import inference_costs, inference_verdict
 from benchmarks.summary import OURS, SECTIONS, processor
-from docs.blocks import QUICK, RESULTS, ROOT, study_tables
+from docs.blocks import QUICK, RESULTS, study_tables
 from docs.blocks import table as read
-from docs.evidence import measured_in
+from docs.evidence import facts, measured_in
+from study.analysis.advice import lost_in_bf16
+from study.analysis.capacity import departures
+from study.analysis.law import Setting
+from study.cli.group import cli
 from study.cli.tables import conclude, print_table
-from study.figures.style import figure, finish, paper
 from study.report import answer, answer_table, asked
 from study.report.sections import exponent_section, p_star_section, short
 from study.report.text import Table, bullets, minus, table, table_of
 from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
 
 TERMINAL = 100
 """Columns of the terminal that the documents show."""
-P_STAR = "stable_exponent"
-"""The folder of the study of p*, in ``results/reference``."""
-SERVED = {"server": ("as it is", "#c44e52", "x"), "folded": ("after study fold", "#4c72b0", "o")}
 
 
 def norm_ratio(rank: str, step: str) -> str:
@@ -80,36 +79,19 @@ def verdict_words() -> str:
 
 def p_star() -> str:
     """p* of every quantity at its first step, a line per optimizer."""
-    section = p_star_section(study_tables(P_STAR))
+    section = p_star_section(study_tables("stable_exponent"))
     assert section is not None
     return minus(bullets(section.text[1:]))
 
 
-def served() -> pd.DataFrame:
-    """By rank, prompt and token: log-probabilities of the base, of PEFT, and of the server, which
+def served() -> str:
+    """By rank, how far llama.cpp's log-probabilities are from PEFT's at most, which
     ``tests/integrations/llama_cpp.py`` measures."""
-    return pd.read_csv(RESULTS / "served.csv")
-
-
-@paper()
-def picture() -> Figure:
-    """The server's log-probabilities against PEFT's, a panel per rank of rsLoRA."""
-    ranks = served()["rank"].unique()
-    page = figure(1, len(ranks), ratio=1.0, above=0.35)
-    drawn = served()[["peft", *SERVED]]
-    ends = drawn.min().min() - 0.1, drawn.max().max() + 0.1
-    panels = page.subplots(1, len(ranks), sharex=True, sharey=True)
-    for ax, rank in zip(panels, ranks, strict=True):
-        rows = served().query(f"rank == {rank}")
-        ax.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
-        for column, (label, colour, marker) in SERVED.items():
-            ax.scatter(rows["peft"], rows[column], 9, colour, marker, linewidths=0.8, label=label)
-        off = np.abs(rows["server"] - rows["peft"]).max()
-        ax.set_title(f"rank {rank}: off by up to {off:.2g} nats")
-        ax.set(xlabel="log-probability in PEFT", xlim=ends, ylim=ends)
-    panels[0].set_ylabel("log-probability in llama.cpp")
-    panels[0].legend(loc="upper left", frameon=False)
-    return finish(page)
+    found = pd.read_csv(RESULTS / "served.csv").set_index("rank")
+    off = found[["server", "folded"]].sub(found["peft"], axis=0).abs().groupby("rank").max()
+    heads = ["rank of rsLoRA", "served as it is: off by up to", "after study fold"]
+    body = [[str(row.Index), f"{row.server:.2g}", f"{row.folded:.2g}"] for row in off.itertuples()]
+    return table(heads, body)
 
 
 # ---- benchmarks, and what scripts printed
@@ -123,58 +105,82 @@ def suite(name: str) -> str:
     return section(read(f"bench/{name}"))
 
 
-def ran_on(name: str) -> str:
-    """The processor that a suite ran on."""
-    return processor(read(f"bench/{name}"))
-
-
-def inference() -> str:
-    """The cost of merged and unmerged adapters, by phase."""
-    return inference_verdict(inference_costs(read("bench/inference")))
-
-
 def faster() -> str:
-    """The README's three lines: a whole sweep, large steps, and a merged adapter at inference."""
+    """Two lines of the README: a whole sweep, and large steps."""
     sweep, steps = read("bench/sweep"), read("bench/large-steps")
     steps = steps[steps["variant"].isin(["first step", "step"])]
     whole, large = (rows.groupby("way")["seconds"].sum() for rows in (sweep, steps))
     ranks = ", ".join(map(str, sorted(set(steps["rank"]))))
-    costs = inference_costs(read("bench/inference"))
-    ratio = costs.loc[costs["form"] == "merged", "ratio"]
     return bullets(
         [
             f"A rank sweep on SmolLM2 takes {whole[OURS]:.0f} s. PEFT takes "
             f"{whole['trainer'] / whole[OURS]:.2f}× as long with the Trainer and "
-            f"{whole['loop'] / whole[OURS]:.2f}× as long in a tuned loop ({ran_on('sweep')}, two "
-            "threads).",
+            f"{whole['loop'] / whole[OURS]:.2f}× as long in a tuned loop "
+            f"({processor(sweep)}, two threads).",
             "With steps of 4096 tokens, the tuned loop takes "
             f"{large['loop'] / large[OURS]:.2f}× as long "
-            f"(ranks {ranks}; {ran_on('large-steps')}, two threads).",
-            f"At inference, a merged adapter takes {ratio.min():.2f} to {ratio.max():.2f} of the "
-            "base's time, under either rule.",
+            f"(ranks {ranks}; {processor(steps)}, two threads).",
         ]
     )
-
-
-def small() -> str:
-    """The card of ``model=small``, which the script that pretrained it wrote."""
-    card = json.loads((ROOT / "study/models/small/card.json").read_text())
-    curve = card["bits_per_byte"]
-    steps = list(curve)
-    half = min(steps, key=lambda step: abs(int(step) - int(steps[-1]) / 2))
-    packages = ", ".join(f"{name} ({licence})" for name, licence in card["data"].items())
-    context = [[key, f"{bits:.2f}"] for key, bits in card["bits_per_byte_by_context"].items()]
-    lines = [
-        f"Text: the long strings in the source of {packages}; {card['bytes_in_corpus']:,} "
-        f"bytes, of which it has read {card['bytes_trained']:,} once.",
-        f"Held-out text: {card['heldout']} {card['versions'][card['heldout']]}.",
-        f"Bits per byte there: {curve[steps[0]]:.2f} before training, {curve[half]:.2f} "
-        f"after half of {int(steps[-1]):,} steps, {curve[steps[-1]]:.2f} at the end.",
-    ]
-    return f"{bullets(lines)}\n\n{table(['bytes before', 'bits per byte'], context)}"
 
 
 def printed(name: str) -> str:
     """What a script printed when its committed output, ``results/reference/name``, was made."""
     text = (RESULTS / name).read_text().strip()
     return text if name.endswith(".md") else f"```\n{text}\n```"
+
+
+# ---- what ``study advise`` prints and knows
+
+
+def advice(*arguments: str) -> str:
+    """The lines of ``study advise``, in a fence, the long ones wrapped."""
+    ran = CliRunner().invoke(cli, ["advise", *arguments], catch_exceptions=False)
+    lines = [f"$ study advise {' '.join(arguments)}", *ran.output.splitlines()]
+    wrapped = (fill(x, 110, subsequent_indent="    ", break_on_hyphens=False) for x in lines)
+    return "\n".join(["```", *wrapped, "```"])
+
+
+def fact(name: str, form: str = "") -> str:
+    """A number of :func:`docs.evidence.facts`."""
+    return format(facts()[name], form)
+
+
+def lost(alpha: str, lr: str, *ranks: str) -> str:
+    """The share of an adapter's output that bf16 loses by theory: a row per rule and rank."""
+    body = []
+    for name in ("lora", "rslora"):
+        for rank in ranks:
+            run = Setting(int(rank), float(alpha), name, "adamw")
+            shares = lost_in_bf16(run, float(lr)).values()
+            body.append([RULES[name].label, rank, *(f"{100 * share:.0f} %" for share in shares)])
+    return table(["rule", "rank", "lost after 1 update", "after 10"], body)
+
+
+def stored(name: str) -> str:
+    """What adapters stored: the answer of a study and its table."""
+    tables = study_tables(name)
+    return minus(f"{bullets(answer(tables))}\n\n{table_of(answer_table(tables).rows)}")
+
+
+def fell_behind(*names: str) -> str:
+    """The step at which each rank falls behind the highest one, measured and expected."""
+    found = pd.concat([departures(study_tables(name)).assign(study=name) for name in names])
+    never = found[["step", "expected"]].isna()
+    ratio = found["step"] / found["expected"]
+    near = (never.all(axis=1) | ratio.between(0.5, 2)).sum()
+    body = []
+    found = found[~never.all(axis=1)].sort_values(["study", "steps", "scaling", "rank"])
+    for row in found.itertuples():
+        known = (row.step, row.expected, row.expected_low, row.expected_high)
+        step, mean, *ends = ("never" if np.isnan(x) else f"{x:.0f}" for x in known)
+        times = "" if np.isnan(row.step / row.expected) else f"{row.step / row.expected:.2g}"
+        runs = [row.study, f"{row.steps:g}", RULES[row.scaling].label, f"{row.rank:g}"]
+        own = [str(row.seeds), f"{row.parameters:,.0f}", step, f"{mean} [{', '.join(ends)}]", times]
+        body.append([*runs, *own])
+    heads = ["study", "steps", "rule", "rank", "seeds", "parameters", "behind from step"]
+    said = (
+        f"Of {len(never)} settings {near} are as expected: within a factor of 2, or never in both "
+        f"({never.all(axis=1).sum()} settings). All in which a rank falls behind, or should:"
+    )
+    return f"{said}\n\n{table([*heads, 'expected', 'measured / expected'], body)}"

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
@@ -119,7 +118,6 @@ def test_committed_figures_pass():
         assert problems(figure) == [], name
     assert problems(speed(table("bench/sweep"), table("bench/large-steps"))) == []
     assert problems(speed(table("bench/sweep"), None)) == []
-    assert problems(infer_cost(table("bench/inference"))) == []
 
 
 def test_a_figure_without_data_is_skipped_with_a_warning(caplog):

@@ -1,6 +1,6 @@
 """llama.cpp's server on bases and adapters of transformers and PEFT, in float32.
 
-``python -m tests.integrations.llama_cpp results/reference/served.csv`` measures what the picture of
+``python -m tests.integrations.llama_cpp results/reference/served.csv`` measures what
 docs/serving.md shows.
 """
 

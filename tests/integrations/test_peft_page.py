@@ -1,9 +1,7 @@
-"""The code of docs/peft.md and docs/examples/peft_sweep.py runs as it stands."""
+"""The code of docs/peft.md and of the notebook runs as it stands."""
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -78,24 +76,6 @@ def test_a_loss_of_ones_own(script):
     metrics = run(block("my_loss"), script | {"my_loss": my_loss}, steps=2).metrics
     assert metrics["loss"].notna().tolist() == [True, True, False]
     assert metrics["eval_loss"].tolist()[2] == 2.5
-
-
-def test_the_example_script(tmp_path, monkeypatch):
-    """Eighteen runs: ranks, rules and seeds. Their exponents have verdicts."""
-    folder = tmp_path / "results" / "peft_sweep"
-    example = DOCS / "examples" / "peft_sweep.py"
-    monkeypatch.setattr(sys, "argv", [str(example), str(folder)])
-    runpy.run_path(str(example), run_name="__main__")
-    tables = study.load(str(folder))
-    cells, exponents = tables.cells, tables.exponents
-    assert (cells["status"] == "complete").all()
-    assert cells.groupby("scaling")["seed"].agg(["size", "nunique"]).values.tolist() == [[9, 3]] * 2
-    rows = exponents.query(
-        "site == 'adapter_grad' and stat == 'norm' and step == 0 and layer == 'model'"
-    ).set_index("scaling")
-    for rule, verdict in (("lora", "shrinks"), ("rslora", None)):
-        assert rows.loc[rule, "exponent"] == pytest.approx(rows.loc[rule, "predicted"], abs=0.1)
-        assert verdict in (None, rows.loc[rule, "verdict"])
 
 
 def test_the_notebook_runs_from_top_to_bottom(here):
