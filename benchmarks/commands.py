@@ -3,7 +3,6 @@
 The help is instant: torch, PEFT and pandas are imported when something is timed.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -30,33 +29,22 @@ FULL = "xbrl_extract"
 LISTS = "\b\nSuites:\n" + "\n".join(f"  {name:<12} {about}" for name, about in SUITES.items())
 
 
-def shown(default: Any, what: str = "", **more: Any) -> dict[str, Any]:
-    """The settings of an option whose default is in the help."""
-    return {"default": default, "show_default": True, "help": what, **more}
+PATH = click.Path(path_type=Path)
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
-def folder(default: str, what: str) -> dict[str, Any]:
-    """The settings of an option that is a folder."""
-    return shown(Path(default), what, type=click.Path(path_type=Path))
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run ``study bench`` with ``arguments``."""
-    suites.main(list(arguments), "study bench", standalone_mode=False)
-
-
-@click.command(epilog=LISTS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(epilog=LISTS, context_settings=SETTINGS)
 @click.argument("names", nargs=-1, type=click.Choice([*SUITES]), metavar="[SUITE]...")
-@click.option("--to", **folder("results/bench", "Folder of the tables, one for each suite."))
-@click.option("--plots", **folder("plots/bench", "Folder of the figures."))
-@click.option("--model", **shown("smollm2", "smollm2, tiny, a folder or a hub name."))
-@click.option("--ranks", **shown("4,16,64,256,1024,2048", "Ranks of a sweep."))
-@click.option("--steps", **shown(3, "Optimizer steps of a run."))
-@click.option("--device", **shown("auto", type=click.Choice(["auto", "cpu", "cuda"])))
-@click.option("--precision", **shown("float32", type=click.Choice(["float32", "bf16"])))
-@click.option("--tokens", **shown(1024, "Tokens of a step in sweep."))
-@click.option("--data", **shown(FULL, "Of a sweep: a name of conf/data, or a file of rows."))
-@click.option("--measured/--read", **shown(True, "Measure, or only summarise earlier tables."))
+@click.option("--to", type=PATH, default="results/bench", help="The tables, one for each suite.")
+@click.option("--plots", type=PATH, default="plots/bench", help="Folder of the figures.")
+@click.option("--model", default="smollm2", help="smollm2, tiny, a folder or a hub name.")
+@click.option("--ranks", default="4,16,64,256,1024,2048", help="Ranks of a sweep.")
+@click.option("--steps", default=3, help="Optimizer steps of a run.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32")
+@click.option("--tokens", default=1024, help="Tokens of a step in sweep.")
+@click.option("--data", default=FULL, help="Of a sweep: a name of conf/data, or a file of rows.")
+@click.option("--measured/--read", default=True, help="Measure, or only read earlier tables.")
 def suites(
     names: tuple[str, ...],
     to: Path,
@@ -94,6 +82,6 @@ def suites(
         rows.sort_values("rank", kind="stable").to_parquet(files[name], index=False)
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     click.echo(summarise(tables))
-    if "sweep" in tables:
-        for path in save(speed(tables["sweep"], tables.get("large-steps")), plots, "speed"):
+    if drawn := [tables[name] for name in ("sweep", "large-steps") if name in tables]:
+        for path in save(speed(drawn), plots, "speed"):
             click.echo(path)

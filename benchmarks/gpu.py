@@ -34,19 +34,17 @@ STEPS = """
 1-checks/diverging  {train} {tiny} optimizer=sgd optimizer.lr=1e30
 1-checks/compiled   {train} {tiny} pack.compile={compiled} adapter.rank=4,8
 2-large/fetch       {fetch}
-2-large/model       benchmarks.first_day model {shape} {base} {device} {to}/model
+2-large/model       benchmarks.first_day {shape} {base} {device} {to}/model
 2-large/plan        {train} {large} adapter.rank=16,256 --plan
 2-large/rank-16     {train} {large} adapter.rank=16
 2-large/rank-256    {train} {large} adapter.rank=256
 2-large/rank-1024   {train} {large} adapter.rank=1024 train.batch_size=2 train.accumulation=8
 2-large/compiled    {train} {large} adapter.rank=16 pack.compile={compiled}
-2-large/trace       {trace} {large}
 3-smollm2/quick     {train} experiment=quick model={base} precision=float32 {fewer}
 3-smollm2/compare   study compare {folder}/quick results/reference/quick --to={folder}
 3-smollm2/trainer   {bench} --tokens={tokens} sweep
 4-studies/stable_exponent {train} experiment=stable_exponent model={base} {size} {fewer}
 4-studies/quick     {train} experiment=quick model={base} precision=bf16 {fewer}
-4-studies/trace     {trace} model={base} {size} probes.steps=[2]
 4-studies/theorem   {train} experiment=theorem_over_training model={base} {size} {fewer}
 """
 """Stage and name of each step, a module, and its arguments."""
@@ -71,7 +69,6 @@ SHARED = {
     "large": "model=hf model.path={to}/model {size} train.steps=8 train.eval_every=0"
     " probes.steps=null",
     "train": "study train -m device={device} name={name} results_dir={folder}",
-    "trace": "benchmarks.first_day trace {folder}/trace device={device}",
     "bench": "study bench --device={device} --model={base} --precision=bf16 --steps={steps}"
     " --ranks={ranks} --to={folder} --plots={folder}",
     "optimizers": ",".join(OPTIMIZERS),
@@ -93,10 +90,8 @@ def gpu_steps(to: Path, rehearse: bool) -> dict[str, list[str]]:
 
 
 def run_steps(steps: dict[str, list[str]], to: Path, minutes: float) -> bool:
-    """Run the steps that are not done, in order, for at most ``minutes``.
-
-    Prints how each ends, and what is left. Returns whether every step is done.
-    """
+    """Run the steps that are not done, in order, for at most ``minutes``. Prints how each ends,
+    and what is left. Returns whether every step is done."""
     ends = time.monotonic() + 60 * minutes - GRACE
     path = to / "done.txt"
     done = path.read_text().split() if path.exists() else []

@@ -1,7 +1,7 @@
 """The tables of the suites as text and as a figure: medians and ratios."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,9 @@ LOOKS = {"trainer": ("#7a7a7a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7
 
 def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
     """A section of Markdown for each suite that has a table."""
-    sections = []
-    for name, section in SECTIONS.items():
-        if name in tables:
-            table = tables[name]
-            measured_on = f"{table['device'].iloc[0]}, {table['model'].iloc[0]}"
-            sections.append(f"## {name}\n\n{measured_on}\n\n{section(table)}")
-    return "\n\n".join(sections)
+    heads = {name: "{device}, {model}".format(**t.iloc[0]) for name, t in tables.items()}
+    shown = [name for name in SECTIONS if name in tables]
+    return "\n\n".join(f"## {n}\n\n{heads[n]}\n\n{SECTIONS[n](tables[n])}" for n in shown)
 
 
 def medians(table: pd.DataFrame, *by: str) -> pd.DataFrame:
@@ -243,22 +239,22 @@ def markdown(table: pd.DataFrame) -> str:
     return table_of(table.reset_index().map(entry).to_dict("records"))
 
 
-def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
-    """Seconds of a step against rank: a panel for each step size, a line for each way."""
-    parts = [("1024", sweep)] + ([("4096", large)] if large is not None else [])
-    with style.paper():
-        column = style.FULL if len(parts) > 1 else style.HALF
-        page = style.figure(1, len(parts), column=column, ratio=0.7, above=0.2)
-        panels = page.subplots(1, len(parts), squeeze=False)[0]
-        for panel, (tokens, table) in zip(panels, parts, strict=True):
-            _draw(panel, table, inches=page.get_figwidth() / len(parts) - 0.5)
-            panel.set_title(f"{tokens} tokens per step, {processor(table)}", loc="left")
-        handles, names = panels[0].get_legend_handles_labels()
-        page.legend(handles, names, loc="outside upper left", ncols=len(names))
-        rows = pd.concat([table for _, table in parts])
-        model, precision = (", ".join(map(str, rows[n].unique())) for n in ("model", "precision"))
-        page.set_label(f"{model_label(model)}, {precision}")
-        return style.finish(page, "Points: medians over the steps of a run after the first.")
+@style.paper()
+def speed(tables: Sequence[pd.DataFrame]) -> Figure:
+    """Seconds of a step against rank: a panel for each table, a line for each way."""
+    column = style.FULL if len(tables) > 1 else style.HALF
+    page = style.figure(1, len(tables), column=column, ratio=0.7, above=0.2)
+    panels = page.subplots(1, len(tables), squeeze=False)[0]
+    for panel, table in zip(panels, tables, strict=True):
+        _draw(panel, table, inches=page.get_figwidth() / len(tables) - 0.5)
+        tokens = table["tokens"].iloc[0]
+        panel.set_title(f"{tokens} tokens per step, {processor(table)}", loc="left")
+    handles, names = panels[0].get_legend_handles_labels()
+    page.legend(handles, names, loc="outside upper left", ncols=len(names))
+    rows = pd.concat(tables)
+    model, precision = (", ".join(map(str, rows[n].unique())) for n in ("model", "precision"))
+    page.set_label(f"{model_label(model)}, {precision}")
+    return style.finish(page, "Points: medians over the steps of a run after the first.")
 
 
 def _draw(panel: Axes, table: pd.DataFrame, inches: float) -> None:

@@ -36,6 +36,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
@@ -70,11 +71,8 @@ TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
 
 @dataclass
 class TimedRun:
-    """One cell trained one way.
-
-    ``setup`` and ``steps`` are seconds: before training and of each optimizer step. ``losses`` are
-    those before each step. ``micro_batches`` is their number in a step.
-    """
+    """One cell trained one way. ``setup``, ``steps``: seconds before training and of each optimizer
+    step. ``losses``: before each step. ``micro_batches``: their number in a step."""
 
     way: str
     setup: float = 0.0
@@ -219,11 +217,10 @@ def packed(config: CellConfig, way: str = "packed") -> TimedRun:
     else:
         base_and_corpus(config)
     wall, metrics = whole_pack([config])
-    metrics, count = metrics.sort_values("step"), config.train.steps
-    seconds = metrics["seconds"].to_numpy()
-    steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][:count]
+    metrics = metrics.sort_values("step").head(config.train.steps)
+    steps = np.diff(metrics["seconds"], prepend=0.0).tolist()
     gc.collect()
-    losses = metrics["loss"].to_list()[:count]
+    losses = metrics["loss"].to_list()
     return TimedRun(way, wall - sum(steps), steps, losses, config.train.accumulation)
 
 

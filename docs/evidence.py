@@ -7,18 +7,17 @@ import json
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from docs import law
-from docs.blocks import QUICK, RESULTS, ROOT
+from docs.blocks import RESULTS, ROOT
 from study.analysis.capacity import FULL, stored_bits
 from study.analysis.fits import mean_interval
 from study.analysis.law import Setting, short_model
 from study.analysis.losses import compared_losses, final_losses
 from study.store.files import write_text
 from study.store.tables import load_measured
-from study.vocabulary.quantities import MODEL_WIDE, TRAIN
+from study.vocabulary.quantities import TRAIN
 from study.vocabulary.sources import BITS, STRING
 
 FILE = ROOT / "study/analysis/advice.json"
@@ -67,28 +66,21 @@ def capacity(name: str = "capacity_small") -> dict[str, Any]:
     return {**about, "bits": [each.mean(), each.min(), each.max()]}
 
 
-def measured_in(name: str, site: str, step: int) -> pd.DataFrame:
-    """The probes of a committed study at a site and step, with the settings of their cells."""
-    tables = load_measured(RESULTS / name)
-    texts = {"cell_id": str, "layer": str, "site": str, "batch": str}
-    probes, cells = tables.probes.astype(texts), tables.cells.astype({"cell_id": str})
-    asked = (probes["site"] == site) & (probes["step"] == step) & (probes["batch"] == TRAIN)
-    settings = ["cell_id", "rank", "alpha", "lr", "scaling", "precision", "contraction"]
-    return probes[asked].merge(cells[[n for n in settings if n in cells]], on="cell_id")
-
-
 def bf16_sizes() -> dict[str, float]:
     """By step: the rms of an adapter's output over that of its layer, for lr M = 1, on SmolLM2."""
-    found = {}
-    for step in (1, 10):
-        sites = [measured_in("bf16_dead_zone", site, step) for site in ("adapter_out", "layer_out")]
-        rows = sites[0].merge(sites[1][["cell_id", "layer", "rms"]], on=["cell_id", "layer"])
-        rows = rows[(rows["precision"] == "float32") & (rows["lr"] <= LAZY)]
-        runs = rows[["rank", "alpha", "scaling"]].to_numpy()
-        sized = [Setting(int(r), a, str(of), "adamw").first_move for r, a, of in runs]
-        ratio = rows["rms_x"] / rows["rms_y"] / rows["lr"]
-        found[str(step)] = float((ratio / sized).median())
-    return found
+    tables = load_measured(RESULTS / "bf16_dead_zone")
+    probes = tables.probes[tables.probes["batch"] == TRAIN].astype({"cell_id": str, "site": str})
+    rms = probes.pivot(index=["step", "cell_id", "layer"], columns="site", values="rms")
+    cells = tables.cells[(tables.cells["precision"] == "float32") & (tables.cells["lr"] <= LAZY)]
+    runs = cells.astype({"cell_id": str}).set_index("cell_id")
+    sizes = pd.Series(
+        {
+            cell: run["lr"] * Setting(run["rank"], run["alpha"], run["scaling"], "adamw").first_move
+            for cell, run in runs.iterrows()
+        }
+    )
+    ratio = (rms["adapter_out"] / rms["layer_out"]).div(sizes, level="cell_id").dropna()
+    return {str(step): float(ratio[step].median()) for step in (1, 10)}
 
 
 @cache
@@ -98,20 +90,12 @@ def facts() -> dict[str, float]:
     ends = final_losses(swept.cells, swept.metrics)
     losses = ends[ends["rank"] == 256].groupby(["scaling", "lr"])["loss"].mean()
     base = float(swept.metrics.loc[swept.metrics["step"] == 0, "eval_loss"].mean())
-    slow, high, lost_lr = float(losses["lora"].index.min()), 3e-3, 2e-5
+    slow, high = float(losses["lora"].index.min()), 3e-3
     found = {"steps": int(swept.cells["steps"].iloc[0]), "base": base, "slow_lr": slow}
     found |= {"slow_fall": base - losses["lora", slow], "lora_fall": base - losses["lora"].min()}
     found |= {f"{rule}_lr": float(losses[rule].idxmin()) for rule in ("lora", "rslora")}
     found |= {f"high_{rule}": float(losses[rule, high]) for rule in ("lora", "rslora")}
-    norms = measured_in(QUICK, "adapter_grad", 0)
-    for rule, rows in norms[norms["layer"] == MODEL_WIDE].groupby("scaling"):
-        found[f"{rule}_norm"] = np.polyfit(np.log(rows["rank"]), np.log(rows["norm"]), 1)[0]
-    for step in (1, 10):
-        rows = measured_in("bf16_dead_zone", "adapter_out", step)
-        rows = rows[(rows["rank"] == 4) & (rows["lr"] == lost_lr) & (rows["precision"] == "bf16")]
-        rows = rows[(rows["scaling"] == "lora") & (rows["contraction"] == "factored")]
-        found[f"lost_{step}"] = float(rows["swallowed"].median())
-    return found | {"high_lr": high, "lost_lr": lost_lr}
+    return found | {"high_lr": high}
 
 
 def write() -> None:

@@ -262,11 +262,6 @@ def _first_figure(name: str) -> str:
     return next((one for one in asked(study_tables(name)).figures if one in own), own[0])
 
 
-def singles(name: str) -> str:
-    """How many identities and predictions of a study agree, differ or are unclear."""
-    return counts_apart(compared(name))
-
-
 def _time(seconds: float) -> str:
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} hours"
@@ -323,12 +318,12 @@ def decided() -> str:
 
 
 def studies() -> str:
-    """A row per study: its question, size, what was found, and where it ran."""
+    """A row per study: its question, what was found, and its size."""
     heads = ["study", "question", "primary test", "identities", "predictions", "cells", "time"]
     body, whole, cells = [], 0.0, 0
     for name, study in STUDIES.items():
-        tables, found = study_tables(name), records(name)
-        seconds = total_seconds(tables.cells, found)
+        tables = study_tables(name)
+        seconds = total_seconds(tables.cells, records(name))
         whole, cells = whole + seconds, cells + len(tables.cells)
         about = ", beside the question" if "aside" in study else ""
         primary = ", ".join(
@@ -339,13 +334,10 @@ def studies() -> str:
             verdict_counts([r for r in compared(name) if r.expectation.is_identity == kind])
             for kind in KINDS
         ]
-        devices = [f"{r['device_name']}, {count_noun(r['threads'], 'thread')}" for r in found]
-        commits = distinct(f"`{record['git']['commit'][:7]}`" for record in found)
-        ran = f"{distinct(devices)}; {commits}"
         size = [str(len(tables.cells)), _time(seconds)]
-        body.append([_link(name), study["asks"], primary or NOT_MEASURED, *singles, *size, ran])
-    body.append(["all", *[""] * 4, str(cells), _time(whole), ""])
-    return table([*heads, "ran on"], body)
+        body.append([_link(name), study["asks"], primary or NOT_MEASURED, *singles, *size])
+    body.append(["all", *[""] * 4, str(cells), _time(whole)])
+    return table(heads, body)
 
 
 @cache
@@ -375,22 +367,10 @@ def started(study: str) -> list[datetime]:
 
 
 def order() -> str:
-    """Of each study, how many expectations were committed before its cells; and its looks."""
-    counts = ["expectations", "before every cell", "before some", "after"]
-    heads = ["study", *counts, "primary test", "looks"]
-    body = []
-    for name in STUDIES:
-        began = started(name)
-        dates = [stated(name, one) for one, _ in held_expectations(records(name))]
-        words = Counter(
-            "no" if date is None or date > max(began) else "yes" if date < min(began) else "some"
-            for date in dates
-        )
-        row = [_link(name), *map(str, (len(dates), words["yes"], words["some"], words["no"]))]
-        primary = [stated(name, found.primary) for found, _ in primaries(name)]
-        said = {"before" if date and date < min(began) else "after" for date in primary}
-        body.append([*row, " and ".join(sorted(said)) or NOT_MEASURED, "; ".join(looks(name))])
-    return table(heads, body)
+    """The studies with looks: cells that were trained after results of others had been seen."""
+    found = {name: looks(name) for name in STUDIES if history(name)}
+    rows = [[_link(name), "; ".join(said)] for name, said in found.items() if said]
+    return table(["study", "looks"], rows)
 
 
 def looks(study: str) -> list[str]:
@@ -421,41 +401,41 @@ def _git(*words: str) -> str:
 
 
 FIRST = {
-    ("adapter_grad", "norm"): ("gradient norm", 0),
-    ("adapter_update", "descent"): ("descent", 0),
-    ("adapter_out", "rms"): ("adapter output", 1),
-    ("delta_w", "norm"): ("γBA, Frobenius norm", 1),
+    ("adapter_grad", "norm", 0): "gradient norm, step 0",
+    ("adapter_update", "descent", 0): "descent, step 0",
+    ("adapter_out", "rms", 1): "adapter output, step 1",
+    ("delta_w", "norm", 1): "γBA, Frobenius norm, step 1",
 }
-"""By site and statistic: its name, and the first step at which it is not zero."""
+"""By site, statistic and the first step at which it is not zero: its name."""
 
 
 def coverage() -> str:
     """How often the 95 % interval of a single layer, over seeds, holds its predicted slope.
 
-    A row per study and optimizer, a column per quantity at the first step it can be measured. An
-    entry is the share of layers and their number.
+    A row per study and optimizer. An entry is the share of layers and their number.
     """
-    heads = ["study", "optimizer", *(f"{name}, step {step}" for name, step in FIRST.values())]
-    body = []
+    rows = []
     for study in ("stable_exponent", "optimizer_history"):
-        for optimizer, rows in held(study).groupby("optimizer", sort=False, observed=True):
-            row = [study, label(str(optimizer))]
-            for (site, stat), (_, step) in FIRST.items():
-                is_here = (rows["site"] == site) & (rows["stat"] == stat) & (rows["step"] == step)
-                here = rows.loc[is_here, "held"]
-                row.append(f"{100 * here.mean():.0f} % of {len(here)}" if len(here) else "")
-            body.append(row)
-    return minus(table(heads, body))
+        for optimizer, own in held(study).groupby("optimizer", sort=False, observed=True):
+            row = {"study": study, "optimizer": label(str(optimizer))}
+            row |= dict.fromkeys(FIRST.values(), "")
+            for quantity, here in own.groupby("quantity"):
+                row[str(quantity)] = f"{100 * here['held'].mean():.0f} % of {len(here)}"
+            rows.append(row)
+    return minus(table_of(rows))
 
 
 def held(study: str) -> pd.DataFrame:
-    """The fits of single layers that have a prediction. ``held``: whether the interval holds it.
+    """The fits of single layers of :data:`FIRST` (``quantity``) that have a prediction. ``held``:
+    whether the interval holds it.
 
     A statistic that is the same for every seed, as the norm of a sign, has no interval.
     """
     fits = study_tables(study).exponents
+    keys = zip(fits["site"], fits["stat"], fits["step"], strict=True)
+    fits = fits.assign(quantity=[*map(FIRST.get, keys)])
     single = ~fits["layer"].astype(str).isin([MODEL_WIDE, *POOLINGS])
     is_random = fits["ci_high"] > fits["ci_low"]
     rows = fits[single & is_random & (fits["batch"] == TRAIN) & np.isfinite(fits["predicted"])]
     inside = (rows["ci_low"] <= rows["predicted"]) & (rows["predicted"] <= rows["ci_high"])
-    return rows.assign(held=inside)
+    return rows.assign(held=inside).dropna(subset="quantity")

@@ -1,15 +1,12 @@
 """The numbers and the figure of docs/law.md: the law of the best rate, and its test."""
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import norm
 
 from docs.blocks import ROOT
 from docs.law import (
@@ -59,7 +56,6 @@ def law(name: str) -> str:
     if name.startswith("c-at-"):
         steps = np.log(float(name.removeprefix("c-at-")) / STEPS)
         return f"{np.exp(found.law['c'] + found.law['c_steps'] * steps):.2g}"
-    sds = [found.spread[one] for one in ("model", "source", "scatter")]
     numbers = {
         "rates": lambda: len(rows),
         "edges": lambda: (rows["edge"] != "").sum(),
@@ -67,8 +63,6 @@ def law(name: str) -> str:
         "published": lambda: rows.loc[rows["unit"].str.contains("/"), "model"].nunique(),
         "error": lambda: _factor(tested().query("kind == 'rank'")["off"]),
         "holds": lambda: _share(tested().query("kind == 'rank'")["holds"]),
-        # the median error if only the spread of the levels mattered
-        "unseen": lambda: f"{np.exp(norm.ppf(0.75) * math.hypot(*sds)):.2f}",
     }
     return str(numbers[name]())
 
@@ -93,56 +87,47 @@ def _share(holds: "pd.Series[bool]") -> str:
     return f"{100 * holds.mean():.0f} %"
 
 
-COLUMNS: dict[str, Callable[[pd.DataFrame], Any]] = {
-    "points": len,
-    "median error": lambda own: _factor(own["off"].abs()),
-    "median over studies and models": lambda own: _factor(own.groupby("unit")["off"].median()),
-    "predicted over measured": lambda own: _factor(own["off"]),
-    "intervals hold": lambda own: _share(own["holds"]),
-    "intervals that hold": lambda own: (own["off"].abs() <= own["half"]).sum(),
-}
-"""What tables say of points, by the head of the column."""
-Part = tuple[dict[str, str], pd.DataFrame]
-
-
-def _judged(parts: Iterable[Part], *columns: str) -> str:
-    """A row per part: how it is named, and some of :data:`COLUMNS` of its points."""
-    rows = [about | {name: str(COLUMNS[name](own)) for name in columns} for about, own in parts]
-    return table_of(rows)
-
-
-def by_kind(points: pd.DataFrame) -> Iterator[Part]:
+def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The points of each of :data:`KINDS`, if there are any."""
     parts = dict(iter(points.groupby("kind")))
-    return (({"": name}, parts[kind]) for kind, name in KINDS.items() if kind in parts)
+    return ((name, parts[kind]) for kind, name in KINDS.items() if kind in parts)
 
 
 def law_test(of: str = "") -> str:
     """By kind of question, or by study for ratios between ranks: the error and the intervals."""
     of_rank = tested().query("kind == 'rank'").groupby("source")
-    parts = (({"study": name}, own) for name, own in of_rank) if of else by_kind(tested())
-    columns = ("points", "median error", "median over studies and models", "intervals hold")
-    return _judged(parts, *columns)
+    rows = [
+        {
+            "study" if of else "": str(name),
+            "points": str(len(own)),
+            "median error": _factor(own["off"]),
+            "median over studies and models": _factor(own.groupby("unit")["off"].median()),
+            "intervals hold": _share(own["holds"]),
+        }
+        for name, own in (of_rank if of else by_kind(tested()))
+    ]
+    return table_of(rows)
 
 
 def law_residuals() -> str:
     """Predicted over measured, by study: the geometric mean, and the factor of a standard
     deviation, of ratios of steps and of rates alone."""
-    found, body = tested(), []
+    found, rows = tested(), []
     about = best_rates().groupby("source").agg({"model": "unique", "decay": "max"})
     found["over"] = found["value"] - found["measured"]
     for source, own in found.groupby("source"):
         models, decays = about.loc[source]
-        cells = [source, models[0] if len(models) == 1 else f"{len(models)} models"]
-        cells.append("decays" if decays else "constant")
-        for kind in ("steps", "alone"):
+        row = {"study": str(source)}
+        row["model"] = models[0] if len(models) == 1 else f"{len(models)} models"
+        row["schedule"] = "decays" if decays else "constant"
+        for kind, name in (("steps", "steps"), ("alone", "rate")):
             over = own.loc[own["kind"] == kind, "over"]
-            told = [str(len(over)), *(f"{np.exp(one):.2f}" for one in (over.mean(), over.std()))]
-            cells += told if len(over) else [""] * 3
-        body.append(cells)
-    of = ["points", "predicted over measured", "spread"]
-    heads = [f"{name}: {what}" for name in ("steps", "rate") for what in of]
-    return table(["study", "model", "schedule", *heads], body)
+            mean, spread = (f"{np.exp(x):.2f}" for x in (over.mean(), over.std()))
+            told = [str(len(over)), mean, spread] if len(over) else [""] * 3
+            heads = [f"{name}: {of}" for of in ("points", "predicted over measured", "spread")]
+            row |= dict(zip(heads, told, strict=True))
+        rows.append(row)
+    return table_of(rows)
 
 
 BLIND = (
@@ -175,13 +160,20 @@ def blind_points() -> pd.DataFrame:
 
 def law_blind() -> str:
     """A row per blind test and kind of question."""
-    parts = (
-        ({"rates": about, "fit": commit, **name}, own)
+    rows = [
+        {
+            "rates": about,
+            "fit": commit,
+            "": kind,
+            "points": str(len(own)),
+            "median error": _factor(own["off"].abs()),
+            "predicted over measured": _factor(own["off"]),
+            "intervals that hold": str((own["off"].abs() <= own["half"]).sum()),
+        }
         for (about, commit), points in blind_points().groupby(["about", "fit"], sort=False)
-        for name, own in by_kind(points)
-    )
-    columns = ("points", "median error", "predicted over measured", "intervals that hold")
-    return _judged(parts, *columns)
+        for kind, own in by_kind(points)
+    ]
+    return table_of(rows)
 
 
 def blind_error(source: str, kind: str) -> str:

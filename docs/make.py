@@ -109,12 +109,12 @@ def draw_pictures() -> None:
     for name in sorted(STUDIES):
         for line in draw_study(name):
             say(line)
-    save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
-    slim(save(external.one_constant(), PLOTS, "one_constant", ["png"])[0])
-    slim(save(law_page.left_out(), PLOTS, "left_out", ["png"])[0])
-    slim(save(horizons.hero(), PLOTS, "hero", ["png"])[0])
-    slim(save(horizons.hero(stacked=True), PLOTS, "hero_stacked", ["png"])[0])
-    slim(save(horizons.best_by_steps(), PLOTS, "best_by_steps", ["png"])[0])
+    save(speed([table("bench/sweep"), table("bench/large-steps")]), PLOTS, "speed")
+    drawn = {"one_constant": external.one_constant(), "left_out": law_page.left_out()}
+    drawn |= {"hero": horizons.hero(), "hero_stacked": horizons.hero(stacked=True)}
+    drawn["best_by_steps"] = horizons.best_by_steps()
+    for name, figure in drawn.items():
+        slim(save(figure, PLOTS, name, ["png"])[0])
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")
 
 

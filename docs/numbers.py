@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import product
 from textwrap import fill
 from unittest import mock
 
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from benchmarks.summary import OURS, SECTIONS, processor
 from docs.blocks import QUICK, RESULTS, study_tables
 from docs.blocks import table as read
-from docs.evidence import facts, measured_in
+from docs.evidence import facts
 from study.analysis.advice import lost_in_bf16
 from study.analysis.capacity import departures
 from study.analysis.law import Setting
@@ -23,21 +24,12 @@ from study.cli.tables import conclude, print_table
 from study.report import answer, answer_table, asked
 from study.report.sections import exponent_section, p_star_section, short
 from study.report.text import Table, bullets, minus, table, table_of
-from study.vocabulary.quantities import MODEL_WIDE
 from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
 
 TERMINAL = 100
 """Columns of the terminal that the documents show."""
-
-
-def norm_ratio(rank: str, step: str) -> str:
-    """How many times as large rsLoRA's gradient norm is as LoRA's under AdamW, mean over seeds."""
-    norms = measured_in("theorem_over_training", "adapter_grad", int(step))
-    here = norms.query(f"layer == '{MODEL_WIDE}' and rank == {rank} and lr == 1e-4")
-    mean = here.groupby(here["scaling"].astype(str))["norm"].mean()
-    return f"{mean['rslora'] / mean['lora']:.1f}"
 
 
 def _terminal(show: Callable[[], None]) -> str:
@@ -111,16 +103,13 @@ def faster() -> str:
     steps = steps[steps["variant"].isin(["first step", "step"])]
     whole, large = (rows.groupby("way")["seconds"].sum() for rows in (sweep, steps))
     ranks = ", ".join(map(str, sorted(set(steps["rank"]))))
-    return bullets(
-        [
-            f"A rank sweep on SmolLM2 takes {whole[OURS]:.0f} s. PEFT takes "
-            f"{whole['trainer'] / whole[OURS]:.2f}× as long with the Trainer and "
-            f"{whole['loop'] / whole[OURS]:.2f}× as long in a tuned loop "
-            f"({processor(sweep)}, two threads).",
-            "With steps of 4096 tokens, the tuned loop takes "
-            f"{large['loop'] / large[OURS]:.2f}× as long "
-            f"(ranks {ranks}; {processor(steps)}, two threads).",
-        ]
+    return (
+        f"- A rank sweep on SmolLM2 takes {whole[OURS]:.0f} s. PEFT takes "
+        f"{whole['trainer'] / whole[OURS]:.2f}× as long with the Trainer and "
+        f"{whole['loop'] / whole[OURS]:.2f}× as long in a tuned loop ({processor(sweep)}, two "
+        f"threads).\n- With steps of 4096 tokens, the tuned loop takes "
+        f"{large['loop'] / large[OURS]:.2f}× as long (ranks {ranks}; {processor(steps)}, two "
+        "threads)."
     )
 
 
@@ -149,11 +138,9 @@ def fact(name: str, form: str = "") -> str:
 def lost(alpha: str, lr: str, *ranks: str) -> str:
     """The share of an adapter's output that bf16 loses by theory: a row per rule and rank."""
     body = []
-    for name in ("lora", "rslora"):
-        for rank in ranks:
-            run = Setting(int(rank), float(alpha), name, "adamw")
-            shares = lost_in_bf16(run, float(lr)).values()
-            body.append([RULES[name].label, rank, *(f"{100 * share:.0f} %" for share in shares)])
+    for name, rank in product(("lora", "rslora"), ranks):
+        shares = lost_in_bf16(Setting(int(rank), float(alpha), name, "adamw"), float(lr)).values()
+        body.append([RULES[name].label, rank, *(f"{100 * share:.0f} %" for share in shares)])
     return table(["rule", "rank", "lost after 1 update", "after 10"], body)
 
 

@@ -83,9 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument(
-        "--width", type=int, default=256, help="a multiple of 64, the width of a head"
-    )
+    parser.add_argument("--width", type=int, default=256, help="a multiple of 64")
     parser.add_argument("--blocks", type=int, default=4)
     asked = parser.parse_args()
     warnings.simplefilter("ignore", SyntaxWarning)  # of the files that are parsed

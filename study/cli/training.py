@@ -75,7 +75,8 @@ def list_studies(folder: Path, output: str | None) -> None:
 def bench(arguments: tuple[str, ...]) -> None:
     # In a wheel the benchmarks are a subpackage; in a clone, they are a package.
     package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
-    import_module(f"{package}.commands").main(arguments)
+    suites = import_module(f"{package}.commands").suites
+    suites.main([*arguments], "study bench", standalone_mode=False)
 
 
 @cli.command()
