@@ -9,16 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from docs.blocks import ROOT
-from docs.law import (
-    COEFFICIENTS,
-    KINDS,
-    RANDOM,
-    Held,
-    best_rates,
-    fit,
-    predicted,
-    test,
-)
+from docs.law import COEFFICIENTS, KINDS, RANDOM, Held, best_rates, fit, predicted, test
 from docs.law import law as fitted
 from study.analysis.advice import WIDE
 from study.analysis.law import STEPS
