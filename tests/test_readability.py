@@ -15,7 +15,7 @@ FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_057,
     "study/analysis": 4_115,
-    "study/cli": 1_569,
+    "study/cli": 1_570,
     "study/config": 1_295,
     "study/dashboard": 813,
     "study/data": 1_395,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 511,
     "study/training": 1_672,
     "study/vocabulary": 972,
-    "study": 29_421,
-    "tests": 20_265,
-    "benchmarks": 1_361,
-    "docs": 3_101,
+    "study": 29_422,
+    "tests": 20_232,
+    "benchmarks": 1_168,
+    "docs": 2_593,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
