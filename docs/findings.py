@@ -412,30 +412,21 @@ FIRST = {
 def coverage() -> str:
     """How often the 95 % interval of a single layer, over seeds, holds its predicted slope.
 
-    A row per study and optimizer. An entry is the share of layers and their number.
+    A row per study and optimizer. An entry is the share of layers and their number. A statistic
+    that is the same for every seed, as the norm of a sign, has no interval.
     """
     rows = []
     for study in ("stable_exponent", "optimizer_history"):
-        for optimizer, own in held(study).groupby("optimizer", sort=False, observed=True):
+        fits = study_tables(study).exponents
+        single = ~fits["layer"].astype(str).isin([MODEL_WIDE, *POOLINGS])
+        is_random = fits["ci_high"] > fits["ci_low"]
+        fits = fits[single & is_random & (fits["batch"] == TRAIN) & np.isfinite(fits["predicted"])]
+        holds = (fits["ci_low"] <= fits["predicted"]) & (fits["predicted"] <= fits["ci_high"])
+        for optimizer, own in fits.groupby("optimizer", sort=False, observed=True):
             row = {"study": study, "optimizer": label(str(optimizer))}
-            row |= dict.fromkeys(FIRST.values(), "")
-            for quantity, here in own.groupby("quantity"):
-                row[str(quantity)] = f"{100 * here['held'].mean():.0f} % of {len(here)}"
+            for (site, stat, step), name in FIRST.items():
+                is_here = (own["site"] == site) & (own["stat"] == stat) & (own["step"] == step)
+                here = holds[own.index[is_here]]
+                row[name] = f"{100 * here.mean():.0f} % of {len(here)}" if len(here) else ""
             rows.append(row)
     return minus(table_of(rows))
-
-
-def held(study: str) -> pd.DataFrame:
-    """The fits of single layers of :data:`FIRST` (``quantity``) that have a prediction. ``held``:
-    whether the interval holds it.
-
-    A statistic that is the same for every seed, as the norm of a sign, has no interval.
-    """
-    fits = study_tables(study).exponents
-    keys = zip(fits["site"], fits["stat"], fits["step"], strict=True)
-    fits = fits.assign(quantity=[*map(FIRST.get, keys)])
-    single = ~fits["layer"].astype(str).isin([MODEL_WIDE, *POOLINGS])
-    is_random = fits["ci_high"] > fits["ci_low"]
-    rows = fits[single & is_random & (fits["batch"] == TRAIN) & np.isfinite(fits["predicted"])]
-    inside = (rows["ci_low"] <= rows["predicted"]) & (rows["predicted"] <= rows["ci_high"])
-    return rows.assign(held=inside).dropna(subset="quantity")
