@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29_422,
     "tests": 20_232,
     "benchmarks": 1_168,
-    "docs": 2_593,
+    "docs": 2_584,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
