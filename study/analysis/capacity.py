@@ -152,7 +152,7 @@ def departures(
             held = (parameters * each for each in committed()["capacity"]["bits"])
             reached = (_from_here_on(bits > each) for each in held)
             rows.append(
-                own.iloc[0].drop(["cell_id", "lr", "loss", "gamma"]).to_dict()
+                own.iloc[0].drop(["cell_id", "lr", "loss", "gamma", "edge"]).to_dict()
                 | {"rank": rank, "highest": highest, "parameters": parameters}
                 | {"step": _from_here_on(curve - top > BEHIND * learned.iloc[-1])}
                 | dict(zip(EXPECTED, reached, strict=True))

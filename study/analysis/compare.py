@@ -3,7 +3,6 @@ docs/intervals.md says which curves match, and defines the intervals.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
     FOLLOWS,
     NOT_A_CURVE,
-    RULE,
     curve_columns,
     curve_labels,
     distinguishing,
@@ -24,12 +22,17 @@ from study.analysis.grouping import (
 )
 from study.analysis.losses import final_losses
 from study.analysis.verdicts import rows_of_condition
-from study.analysis.wording import INTERVAL, interval_text, rounded, setting_labels, setting_text
+from study.analysis.wording import (
+    INTERVAL,
+    curve_names,
+    interval_text,
+    rounded,
+    setting_labels,
+    setting_text,
+)
 from study.errors import StudyError
 from study.store import StudyTables
-from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import METRICS, QUANTITIES
-from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import CONFIDENCE
 
 EXPONENT, LOSS = "exponent", "loss"
@@ -40,12 +43,9 @@ AXES = ("rank", "seed", "data_seed")
 PLACE = ["what", "quantity", "rank", "at"]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` finds.
-
-    ``settings``: the settings that differ, with a column of texts for each study. ``rows``: a row
-    per other study, matching curve and quantity, at the ranks that both studies have:
+def compare(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
+    """Compare the first of ``studies``, measured tables by name, with each of the others: a row per
+    other study, matching curve and quantity, at the ranks that both studies have.
 
     - ``study``: the other study. ``curve``: optimizer, rule and what else separates the curves;
     - ``what``: ``exponent`` or ``loss`` (held out, nats per token). ``at``: at the ``first`` step
@@ -55,13 +55,6 @@ class Comparison:
     - ``difference``: ``other - value``, with its interval ``ci_low``, ``ci_high``; ``paired``:
       whether that is over the differences of single seeds.
     """
-
-    settings: pd.DataFrame
-    rows: pd.DataFrame
-
-
-def compare(studies: Mapping[str, StudyTables]) -> Comparison:
-    """Compare the first of ``studies``, measured tables by name, with each of the others."""
     (first, one), *others = studies.items()
     rows = []
     for name, other in others:
@@ -71,11 +64,11 @@ def compare(studies: Mapping[str, StudyTables]) -> Comparison:
                 "the same ranks"
             )
         rows += [{"study": name, **row} for row in pair]
-    return Comparison(differing_settings(studies), pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
-    """The columns of ``cells`` whose values differ between studies, as texts, without what older
+    """The settings whose values differ, with a column of texts for each study; without what older
     records lack."""
     cells = {name: tables.cells for name, tables in studies.items()}
     columns = [str(column) for column in next(iter(cells.values()))]
@@ -94,7 +87,7 @@ def _values_text(values: "pd.Series[Any]") -> str:
 
 
 def _pair(one: StudyTables, other: StudyTables) -> Iterator[dict[str, Any]]:
-    """The rows of :class:`Comparison` on two studies."""
+    """The rows of :func:`compare` on two studies."""
     ranks = {*one.cells["rank"]} & {*other.cells["rank"]} - {np.inf}
     if not ranks:
         return
@@ -115,7 +108,7 @@ OF_A_SEED = ("unit", "step", "value")
 
 def _numbers(study: StudyTables, ranks: set[float], batches: set[str]) -> pd.DataFrame:
     """A row per seed, curve and :data:`PLACE`: its settings as texts, ``curve`` as in
-    :class:`Comparison`, and :data:`OF_A_SEED`."""
+    :func:`compare`, and :data:`OF_A_SEED`."""
     cells = study.cells[study.cells["rank"].isin(ranks)]
     names = [name for name in ("seed", "data_seed") if name in cells]
     units = cells[names].astype(str).agg("/".join, axis=1)
@@ -144,10 +137,8 @@ def _numbers(study: StudyTables, ranks: set[float], batches: set[str]) -> pd.Dat
     columns = [*settings, *PLACE, *OF_A_SEED]
     found = pd.concat([part[columns] for part in [*parts, losses]], ignore_index=True)
     named = setting_labels(found, distinguishing(found, settings))
-    rules = [rule_label(*rule) for rule in found[list(RULE)].to_numpy()]
-    curves = zip(found["optimizer"].map(label), rules, named, strict=True)
     texts = {name: found[name].astype(object).map(setting_text) for name in settings}
-    return found.assign(curve=[", ".join(filter(None, curve)) for curve in curves], **texts)
+    return found.assign(curve=curve_names(found, named), **texts)
 
 
 def _differences(rows: pd.DataFrame) -> dict[str, Any]:

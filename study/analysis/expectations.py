@@ -86,13 +86,13 @@ class Compared:
     """
 
     expectation: Expectation
-    curve: str
-    measured: float
-    low: float
-    high: float
-    seeds: int
-    step: int | None
-    verdict: str
+    curve: str = ""
+    measured: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    seeds: int = 0
+    step: int | None = None
+    verdict: str = NOT_MEASURED
     off: float = math.nan
     margin: float = math.nan
     sd: float = math.nan
@@ -101,31 +101,23 @@ class Compared:
     grid: float = 0.0
 
 
-Value = dict[str, Any]
-_NOTHING: Value = dict.fromkeys(("value", "low", "high", "span"), math.nan)
-_NOTHING |= {"curve": "", "seeds": 0, "step": None, "se_grid": 0.0}
-
-
 def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
     """A row for each curve that an expectation matches; without one, a row ``not measured``."""
     found = {what: SOURCES[what][0](tables) for what in {one.what for one in expectations}}
-    rows: list[tuple[Expectation, Value]] = []
+    rows: list[Compared] = []
     for one in expectations:
         table = found[one.what]
         if one.what == DIFFERENCE:
             table = loss_differences(tables.cells, tables.metrics, one)
-        rows += [(one, row) for row in _measured(one, table, tables.exponents) or [_NOTHING]]
-    is_factor = np.array([one.what == FACTOR for one, _ in rows], bool)
-    value, low, high, span, grid, seeds = (
-        np.array([row[name] for _, row in rows], float)
-        for name in ("value", "low", "high", "span", "se_grid", "seeds")
-    )
-    expected = np.array([(one.predicted, one.tolerance) for one, _ in rows], float).reshape(-1, 2)
-    expected[is_factor] = np.log(expected[is_factor])
-    span = np.where(is_factor, span, 1.0)
-    value, half, grid = value * span, np.maximum(high - value, value - low) * span, grid * span
+        rows += _measured(one, table, tables.exponents) or [Compared(one)]
+    numbers = [
+        (row.measured, row.low, row.high, row.grid, row.seeds, *_expected(row.expectation))
+        for row in rows
+    ]
+    value, low, high, grid, seeds, expected, margin = np.array(numbers, float).reshape(-1, 7).T
+    half = np.maximum(high - value, value - low)
     own_df = np.where((seeds >= SEEDS_FOR_VERDICT) & np.isfinite(half), seeds - 1, 0.0)
-    kinds = np.array([one.what for one, _ in rows])
+    kinds = np.array([row.expectation.what for row in rows])
     with np.errstate(divide="ignore", invalid="ignore"):
         of_seeds = np.maximum(half**2 - (NORMAL * grid) ** 2, 0) / t_critical(own_df) ** 2
         variance, df = seeds * of_seeds, own_df.copy()  # of one seed
@@ -133,26 +125,34 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
             mine = kinds == kind
             variance[mine], df[mine] = moderated(variance[mine], df[mine])
         se = np.hypot(np.sqrt(variance / seeds), NORMAL * grid / t_critical(df))
-    off, margin = value - expected[:, 0], expected[:, 1]
+    off = value - expected
     agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
-    tests = {"off": off, "margin": margin, "sd": np.sqrt(variance)}
-    tests |= {"df": df, "own_df": own_df, "grid": grid}
-    compared = []
-    for n, (one, row) in enumerate(rows):
-        shown: list[Any] = [row["value"], row["low"], row["high"]]
-        if one.what == FACTOR:
-            shown = [math.exp(x * row["span"]) for x in shown]
-        differ = DIFFERS if differs[n] <= SIGNIFICANCE else UNCLEAR
-        word = AGREES if agrees[n] <= SIGNIFICANCE else differ
-        word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
-        shown += [row["seeds"], row["step"], word]
-        of_row: dict[str, Any] = {name: float(values[n]) for name, values in tests.items()}
-        compared.append(Compared(one, row["curve"], *shown, **of_row))
-    return compared
+    words = np.select([agrees <= SIGNIFICANCE, differs <= SIGNIFICANCE], [AGREES, DIFFERS], UNCLEAR)
+    words = np.select([seeds == 0, seeds == 1], [NOT_MEASURED, ONE_SEED], words)
+    tests = pd.DataFrame({"off": off, "margin": margin, "sd": np.sqrt(variance), "df": df})
+    tests = tests.assign(own_df=own_df, verdict=words)
+    shown = (_as_factor(row) if row.expectation.what == FACTOR else row for row in rows)
+    return [
+        replace(row, **{str(name): value for name, value in test.items()})
+        for row, test in zip(shown, tests.to_dict("records"), strict=True)
+    ]
 
 
-def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) -> list[Value]:
-    """The value and interval of every curve that an expectation is about."""
+def _expected(one: Expectation) -> tuple[float, float]:
+    """The value and the tolerance; of a factor, their logarithms."""
+    is_factor = one.what == FACTOR
+    value, tolerance = one.predicted, one.tolerance
+    return (math.log(value), math.log(tolerance)) if is_factor else (value, tolerance)
+
+
+def _as_factor(row: Compared) -> Compared:
+    value, low, high = map(math.exp, (row.measured, row.low, row.high))
+    return replace(row, measured=value, low=low, high=high)
+
+
+def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) -> list[Compared]:
+    """The value and interval of every curve that an expectation is about; of a factor, the
+    logarithms."""
     value, low, high = SOURCES[one.what][1]
     found = _rows_about(one, table)
     if found.empty or value not in found:
@@ -171,23 +171,17 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
         found = one_per_optimizer(found, names)
     found = found[found[value].notna()]
     rows = []
-    labels = setting_labels(found, names)
-    for row, setting in zip(found.to_dict("records"), labels, strict=True):
+    for row, setting in zip(found.to_dict("records"), setting_labels(found, names), strict=True):
         rule = ""
         if one.rule is None and not stable:
             p = row["exponent_p"]
             rule = rule_label(*(row[name] for name in RULE)) if pd.isna(p) else f"p={p:g}"
-        measured: Value = {
-            "curve": ", ".join(filter(None, (rule, setting))),
-            "value": float(row[value]),
-            "low": float(row[low]),
-            "high": float(row[high]),
-            "span": math.log(float(row["rank_max"]) / float(row["rank_min"])),
-            "seeds": int(row["seeds"]),
-            "se_grid": float(row.get("se_grid", 0.0)),
-            "step": int(row["step"]) if "step" in NEEDS[one.what] else None,
-        }
-        rows.append(measured)
+        span = math.log(row["rank_max"] / row["rank_min"]) if one.what == FACTOR else 1.0
+        named = {"measured": value, "low": low, "high": high, "grid": "se_grid"}
+        numbers: Any = {n: float(row.get(name, 0.0)) * span for n, name in named.items()}
+        step = int(row["step"]) if "step" in NEEDS[one.what] else None
+        curve = ", ".join(filter(None, (rule, setting)))
+        rows.append(Compared(one, curve, seeds=int(row["seeds"]), step=step, **numbers))
     return rows
 
 
@@ -363,9 +357,9 @@ def line(predicted: Floats, measured: Floats, grid: Floats) -> tuple[Floats, Flo
 def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[StudyTables]:
     """The tables of each seed, with what ``rows`` need of its cells alone."""
     number, ids = seed_numbers(tables.cells), tables.cells["cell_id"].astype(str)
-    asked = {(row.site, row.stat, row.step) for row in rows if row.site}
-    sites, stats = {site for site, _, _ in asked}, sorted({str(stat) for _, stat, _ in asked})
-    kinds, layers = {row.what for row in rows}, {row.place["layer"] for row in rows if row.site}
+    sites = {row.site for row in rows if row.site}
+    stats = sorted({str(row.stat) for row in rows if row.site})
+    kinds = {row.what for row in rows}
     for one in range(number.max() + 1):
         mine = set(ids[number == one])
         cells, metrics, probes, distances = (
@@ -374,14 +368,9 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
         )
         exponents = stable = pd.DataFrame()
         if sites:
-            fits = fit_exponents(cells, probes[probes["site"].isin(sites)], stats=stats)
-            places = zip(fits["site"], fits["stat"], fits["step"], strict=True)
-            fits = fits[[(a, b, c) in asked or (a, b, LAST) in asked for a, b, c in places]]
-            if P_STAR_LIMIT not in kinds:  # it alone needs the predictions of all layers
-                fits = fits[fits["layer"].isin(layers)]
-            exponents = fits
+            exponents = fit_exponents(cells, probes[probes["site"].isin(sites)], stats=stats)
             if kinds & {P_STAR, P_STAR_LIMIT}:
-                exponents = with_predictions(fits, cells, metrics, probes)
+                exponents = with_predictions(exponents, cells, metrics, probes)
                 stable = stable_exponents(exponents)
         rates = tables.rates[tables.rates["seed"] == one] if len(tables.rates) else tables.rates
         own = {"exponents": exponents, "stable": stable, "rates": rates, "distances": distances}

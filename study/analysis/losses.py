@@ -7,6 +7,7 @@ init, so perplexity and exact match of step 0 are the base model's.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,53 +93,48 @@ def base_losses(metrics: pd.DataFrame) -> "pd.Series[float]":
     return _ends(metrics, "eval_loss")["first"]
 
 
-def common_rates(runs: pd.DataFrame) -> list[float]:
-    """The learning rates that every finite rank and every seed of ``runs`` was run at, ascending.
+def at_common_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """The ``runs`` at the learning rates that every finite rank and every seed was run at.
 
     ``runs`` are those of one rule, or of one of its ranks, with ``rank``, ``seed`` and ``lr``. Only
     these rates compare ranks: after an interruption, some ranks lack the best rates of others. A
     run that diverged counts.
     """
-    runs = runs.loc[np.isfinite(runs["rank"].astype(float)), ["rank", "seed", "lr"]]
-    runs = runs.drop_duplicates()
-    count = runs.groupby("lr").size()
-    places = len(runs[["rank", "seed"]].drop_duplicates())
-    return sorted(float(rate) for rate in count.index[count == places])
+    places = runs.groupby(["rank", "seed"]).ngroup().where(np.isfinite(runs["rank"].astype(float)))
+    return runs[places.groupby(runs["lr"]).transform("nunique") == places.nunique()]
 
 
-def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> tuple[float, str]:
-    """The rate of ``rates`` with the lowest mean loss over seeds, and its ``edge``; NaN if a seed
-    diverged at each."""
-    by = runs[runs["lr"].isin(list(rates))].groupby("lr")["loss"]
-    mean = by.mean().where(by.count() == by.size())
-    if not mean.notna().any():
-        return np.nan, INSIDE
-    place = int(np.nanargmin(mean.to_numpy(float)))
-    edge = LOWEST if place == 0 else HIGHEST if place == len(mean) - 1 else INSIDE
-    return float(mean.index[place]), edge
+def mean_losses(runs: pd.DataFrame) -> "pd.Series[float]":
+    """By learning rate, in ascending order, the mean loss; NaN if a run diverged."""
+    by_rate = runs.groupby("lr")["loss"]
+    return by_rate.mean().where(by_rate.count() == by_rate.size())
 
 
 def at_best_rates(
     runs: pd.DataFrame, value: str = "loss", by: Sequence[str] = ("rank",)
 ) -> pd.DataFrame:
     """The ``runs`` at the learning rate of the lowest mean ``value``, for each combination of the
-    columns ``by``. A rate at which a value is missing does not count."""
+    columns ``by``; ``edge``: of the rates there. A rate at which a value is missing is not best."""
+    rates = runs.groupby([*by], observed=True)["lr"]
+    edges = [runs["lr"] == rates.transform("min"), runs["lr"] == rates.transform("max")]
     mean = (
         runs.groupby([*by, "lr"], observed=True)[value]
         .agg(lambda each: each.mean(skipna=False))
         .dropna()
     )
     best = mean.groupby([*by], observed=True).idxmin()
+    runs = runs.assign(edge=np.select(edges, [LOWEST, HIGHEST], INSIDE))
     return runs[pd.MultiIndex.from_frame(runs[[*by, "lr"]]).isin(best)]
 
 
 def fixed_rate(runs: pd.DataFrame) -> float:
     """The best rate at the lowest rank, by the mean over rules and seeds, of those run without
     divergence; else the most common."""
-    lowest = runs[runs["rank"] == runs["rank"].min()].groupby("lr")["loss"]
-    shared = lowest.size() == lowest.size().max()
-    mean = lowest.mean().where(shared & (lowest.count() == lowest.size()))
-    return float(mean.idxmin() if mean.notna().any() else runs["lr"].mode().iloc[0])
+    lowest = runs[runs["rank"] == runs["rank"].min()]
+    count = lowest["lr"].value_counts()
+    mean = mean_losses(lowest).where(count == count.max())
+    best: Any = mean.idxmin() if mean.notna().any() else runs["lr"].mode().iloc[0]
+    return float(best)
 
 
 def fans(probes: pd.DataFrame) -> "pd.Series[float]":
@@ -278,14 +274,9 @@ def _rate_if_shared(losses: pd.DataFrame) -> pd.DataFrame:
 
 def _best(setting: pd.DataFrame) -> pd.DataFrame:
     """The comparison ``best``. Only rates that all ranks and seeds of a rule were run at count."""
-    parts = []
-    for rule in groups(setting, OF_A_RULE):
-        rates = common_rates(rule)
-        if len(rates) > 1:
-            for _, runs in rule.groupby("rank"):
-                lr, edge = best_tried(runs, rates)
-                parts.append(runs[runs["lr"] == lr].assign(how="best", edge=edge))
-    return pd.concat(parts) if parts else pd.DataFrame()
+    rules = map(at_common_rates, groups(setting, OF_A_RULE))
+    parts = [at_best_rates(rule) for rule in rules if rule["lr"].nunique() > 1]
+    return pd.concat(parts).assign(how="best") if parts else pd.DataFrame()
 
 
 def _matched(setting: pd.DataFrame) -> pd.DataFrame:
@@ -322,8 +313,8 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
     ``perplexity`` (exp of the mean loss per target token) and ``exact_match`` have ``base_*``, the
     mean over seeds after training, and its t-interval; NaN if not measured. If several learning
-    rates were tried, a rank has the row of its best rate (:func:`best_tried`). ``rates`` counts the
-    rates of all ranks and seeds.
+    rates were tried, a rank has the row of its best one. ``rates`` counts those of all ranks and
+    seeds.
     """
     done = cells[cells["status"].isin(DONE)].reset_index(drop=True)
     if done.empty:
@@ -337,7 +328,7 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     shown = labels[complete & (rates > 0)]
     rows = []
     for group in groups(shown, [CURVE_ID, "rank"]):
-        row = {str(name): value for name, value in group.iloc[0].drop(CURVE_ID).items()}
+        row = {str(name): value for name, value in group.iloc[0].items()}
         row |= {"seeds": len(group), "rates": rates[group.index[0]]}
         for name, metric in (("perplexity", "eval_loss"), ("exact_match", "exact_match")):
             own = ends[metric].iloc[group.index]
@@ -356,9 +347,8 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
         if rule.groupby(["rank", "seed"])["lr"].nunique().max() == 1:
             found[rule.index] = 1
             continue
-        rates = common_rates(rule)
-        for _, own in rule.groupby("rank"):
-            found[own.index[own["lr"] == best_tried(own, rates)[0]]] = len(rates)
+        shared = at_common_rates(rule)
+        found[at_best_rates(shared).index] = shared["lr"].nunique()
     return found
 
 

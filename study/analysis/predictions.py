@@ -11,6 +11,7 @@ rank or seed while training is lazy. At a large learning rate they do, so each c
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import (
-    CURVE_ID,
-    RULE,
-    curve_labels,
-    firsts,
-    gammas,
-    local_p,
-    numbered,
-)
+from study.analysis.grouping import CURVE_ID, RULE, curve_labels, firsts, gammas, local_p, numbered
 from study.theory import Layer, Modifiers, mean_log_curve, power_of_gamma, predicted_exponent
 from study.theory.asymptotics import CLIPS
 from study.theory.layers import MIDDLE_BACK
@@ -186,31 +179,20 @@ def predicted_curve(
     probes: pd.DataFrame,
     ranks: Floats,
 ) -> Floats | None:
-    """The logarithm, up to a constant, of the curve whose slope is ``predicted``, [ranks]; or
-    None."""
-    if not np.isfinite(row["predicted"]) or "lazy" not in exponents:
+    """The logarithm, up to a constant, of the curve whose slope a ``mean_log`` row over all kinds
+    has as ``predicted``, [ranks]; None without a prediction."""
+    if not np.isfinite(row["predicted"]):
         return None
     names = [CURVE_ID, "site", "stat", "batch", "step"]
-    same = np.logical_and.reduce([exponents[name] == row[name] for name in names])
-    pooled = row["layer"] in POOLINGS
-    added = row["kind"] == MODEL_WIDE and row["optimizer"] in of_family("spectral")
-    mine = exponents["layer"] == row["layer"]
-    if pooled or added:
-        mine = ~exponents["layer"].isin(POOLINGS)
-    if added:
-        mine &= exponents["kind"] != MODEL_WIDE
-    elif row["kind"] != ALL_KINDS:
-        mine &= exponents["kind"] == row["kind"]
-    rows, of_cell = _numbered(exponents[same & mine.to_numpy()], cells[np.isfinite(cells["rank"])])
+    layers = np.logical_and.reduce([exponents[name] == row[name] for name in names])
+    layers &= ~exponents["layer"].isin(POOLINGS)
+    rows, of_cell = _numbered(exponents[layers], cells[np.isfinite(cells["rank"])])
     asked = _asked(rows, of_cell, probes)
     known = []
     for one in asked.to_dict("records"):
         setting, place = _setting(one, 0.0), (one["site"], one["stat"])
         flat, power = mean_log_curve(*place, ranks, **setting), power_of_gamma(*place, **setting)
         known.append(np.log(flat) + power * np.log(gammas(row, ranks)))
-    if added:
-        level = rows["log_stat_mean"].to_numpy(float) - np.mean(known, axis=1)
-        return np.asarray(np.log(np.exp(level[:, None] + known).sum(axis=0)))
     return np.asarray(np.mean(known, axis=0))
 
 
@@ -220,16 +202,12 @@ def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
     number = numbered(asked, asked.columns)
     rank = cells["rank"].to_numpy(float)
     by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}
-    answers: dict[Any, float] = {}
-    found = []
+    predicted, found = cache(predicted_exponent), []
     for one in asked.take(firsts(number)).to_dict("records"):
         low, high = one["rank_min"], one["rank_max"]
         ranks = tuple(r for r in by_curve[one["curve"]] if low <= r <= high)
         setting = _setting(one, local_p(one, np.array(ranks)))
-        key = (one["site"], one["stat"], ranks, *setting.values())
-        if key not in answers:
-            answers[key] = predicted_exponent(one["site"], one["stat"], ranks, **setting)
-        found.append(answers[key])
+        found.append(predicted(one["site"], one["stat"], ranks, **setting))
     return np.array(found)[number]
 
 

@@ -10,7 +10,6 @@ loss gives the best rate for training up to its step.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,15 @@ from scipy import stats
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
 from study.analysis.grouping import CURVE_ID, RULE, groups
 from study.analysis.law import Setting, short_model
-from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
+from study.analysis.losses import (
+    HIGHEST,
+    INSIDE,
+    LOWEST,
+    OF_A_RULE,
+    at_common_rates,
+    final_losses,
+    mean_losses,
+)
 from study.analysis.rate_theory import (
     OUTPUT,
     log_outputs,
@@ -81,14 +88,10 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     rho = _rho(probes)
     parts = []
     for rule in groups(ends, OF_A_RULE):
-        of_ranks: dict[Any, list[float]] = {
-            rank: common_rates(runs) for rank, runs in rule.groupby("rank")
-        }
         rows, found = [], []
-        for (rank, _), own in rule.groupby(["rank", "seed"]):
-            tried = of_ranks[rank]
-            own = own[own["lr"].isin(tried)]
-            if len(tried) < 2 or not np.isfinite(own["loss"]).any():
+        shared = pd.concat([at_common_rates(of_rank) for _, of_rank in rule.groupby("rank")])
+        for _, own in shared.groupby(["rank", "seed"]):
+            if len(own) < 2 or not np.isfinite(own["loss"]).any():
                 continue
             best = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
             off = (np.log(own["lr"]) - np.log(best.lr)).abs()
@@ -99,7 +102,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
                     "best_lr": best.lr,
                     "best_loss": best.loss,
                     "edge": best.edge,
-                    "tried": len(tried),
+                    "tried": len(own),
                     "grid_step": best.step,
                     "wall": math.isinf(best.skew),
                     "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
@@ -347,28 +350,14 @@ SLACK = 1.2
 """A step of up to ``STEP * SLACK`` counts as one of ``STEP``: rates are rounded."""
 
 
-@dataclass(frozen=True)
-class Missing:
-    """Rates to train. ``cell_id``: a cell with all of its settings but rate and seed.
-
-    ``seeds``: pairs of a seed and a data seed, as the rank was run at.
-    """
+class Missing(NamedTuple):
+    """Rates to train. ``cell_id``: a cell with all of its settings but rate and seed. ``swept``:
+    overrides of ``study train -m``; ``data.seed`` follows ``seed`` unless it was fixed."""
 
     cell_id: str
     rank: float
-    rates: tuple[float, ...]
-    seeds: tuple[tuple[int, int], ...]
-
-    @property
-    def swept(self) -> list[str]:
-        """Overrides of ``study train -m``; ``data.seed`` follows ``seed`` unless it was fixed."""
-        seeds, of_data = zip(*self.seeds, strict=True)
-        follows = seeds == of_data
-        return [
-            f"optimizer.lr={','.join(f'{rate:g}' for rate in self.rates)}",
-            f"seed={','.join(str(seed) for seed in dict.fromkeys(seeds))}",
-            *([] if follows else [f"data.seed={','.join(map(str, dict.fromkeys(of_data)))}"]),
-        ]
+    rates: list[float]
+    swept: list[str]
 
 
 def missing_rates(
@@ -389,8 +378,8 @@ def missing_rates(
     by_id = cells.assign(cell_id=cells["cell_id"].astype(str)).set_index("cell_id")
     found = []
     for runs in groups(ends, (*OF_A_RULE, "rank")):
-        tried = common_rates(runs)
-        here = runs[runs["lr"].isin(tried)]
+        here = at_common_rates(runs)
+        tried = here["lr"].unique()
         wanted: set[float] = set()
         for _, own in here.groupby("seed") if len(tried) > 1 else ():
             wanted |= _wanted(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
@@ -403,11 +392,13 @@ def missing_rates(
             if within[0] <= rate <= within[1] and (off > np.log(SLACK)).all():
                 rates.append(float(f"{rate:.3g}"))
         if rates:
-            of_rank = by_id.loc[list(runs["cell_id"])]
-            seeds = of_rank[[n for n in ("seed", "data_seed") if n in of_rank]].drop_duplicates()
-            pairs = sorted((int(row[0]), int(row[-1])) for row in seeds.to_numpy())
-            first = runs.iloc[0]
-            found.append(Missing(str(first["cell_id"]), first["rank"], tuple(rates), tuple(pairs)))
+            of_rank, first = by_id.loc[list(runs["cell_id"])].sort_values("seed"), runs.iloc[0]
+            swept: dict[str, Any] = {"optimizer.lr": [f"{rate:g}" for rate in rates]}
+            swept["seed"] = of_rank["seed"].astype(int)
+            if "data_seed" in of_rank and (of_rank["data_seed"] != of_rank["seed"]).any():
+                swept["data.seed"] = of_rank["data_seed"].astype(int)
+            words = [f"{key}={','.join(dict.fromkeys(map(str, x)))}" for key, x in swept.items()]
+            found.append(Missing(str(first["cell_id"]), first["rank"], rates, words))
     return found
 
 
@@ -438,9 +429,7 @@ def best_rates_of(of: StudyTables, source: str) -> pd.DataFrame:
     for steps in _horizons(cells, of.metrics):
         so_far = of.metrics if steps is None else of.metrics[of.metrics["step"] <= steps]
         for runs in groups(final_losses(cells, so_far), (*OF_A_RULE, "rank")):
-            tried, first = common_rates(runs), runs.iloc[0]
-            losses = runs[runs["lr"].isin(tried)].groupby("lr")["loss"]
-            mean = losses.mean().where(losses.count() == losses.size())
+            mean, first = mean_losses(at_common_rates(runs)), runs.iloc[0]
             if len(mean) > 1 and mean.notna().any():
                 run = setting_of(first, steps)
                 row = {"source": source, "model": run.model, "rule": run.rule, "alpha": run.alpha}

@@ -14,8 +14,8 @@ import pandas as pd
 from scipy import optimize, special
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import CURVE_ID, RULE, curve_columns, distinguishing, numbered
-from study.analysis.wording import interval_text, setting_labels
+from study.analysis.grouping import CURVE_ID, RULE, numbered
+from study.analysis.wording import curve_settings, interval_text
 from study.vocabulary.quantities import (
     BACKWARD_IN,
     FORWARD_OUT,
@@ -218,14 +218,14 @@ SUMMARY_COLUMNS = (
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     """The primary quantities at their primary steps and at the first and last step, as texts."""
     rows = _at_every_step(PRIMARY, exponents)
-    return _described(rows[rows["fixed"] | rows["is_first"] | rows["is_last"]], exponents)
+    return _described(rows[rows["fixed"] | rows["is_first"] | rows["is_last"]])
 
 
 def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``exponents`` on the paper's condition, at the first and last step measured."""
     rows = _at_every_step(CONDITION, exponents)
     rows = rows[rows["is_first"] | rows["is_last"]]
-    return rows.assign(curve=_curve_texts(rows, exponents)).reset_index(drop=True)
+    return rows.assign(curve=curve_settings(rows)).reset_index(drop=True)
 
 
 def _at_every_step(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.DataFrame:
@@ -234,7 +234,7 @@ def _at_every_step(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> p
     for place, quantity in enumerate(quantities):
         rows = rows_of_condition(quantity, exponents)
         fixed = at_primary_steps(quantity, rows)
-        parts.append(rows.assign(place=place, fixed=fixed))
+        parts.append(rows.assign(place=place, noun=quantity.noun, fixed=fixed))
     rows = pd.concat(parts)
     order = exponents[CURVE_ID].unique()
     rows = rows.assign(curve_number=pd.Categorical(rows[CURVE_ID], order).codes)
@@ -246,12 +246,6 @@ def _at_every_step(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> p
     return rows.sort_values(["curve_number", "place", "step"], kind="stable")
 
 
-def _curve_texts(rows: pd.DataFrame, exponents: pd.DataFrame) -> list[str]:
-    """By row the values that separate its curve from the others of ``rows``: ``lr=0.001``."""
-    named = distinguishing(rows, curve_columns(exponents))
-    return setting_labels(rows, named)
-
-
 def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:
     """The rows of a quantity at any step; for each curve on the first of its batches that was
     probed. They are those of :data:`BATCHES_OF`, or the training batch."""
@@ -261,11 +255,11 @@ def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFra
     return rows[rank == rank.groupby(rows[CURVE_ID], observed=True).transform("min")]
 
 
-def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
+def _described(rows: pd.DataFrame) -> pd.DataFrame:
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
         rule=[rule_words(*rule) for rule in rows[list(RULE)].to_numpy()],
-        curve=_curve_texts(rows, exponents),
+        curve=curve_settings(rows),
         quantity=[f"{row.site} {row.stat}" for row in by_row],
         over=[
             "whole model" if row.layer == MODEL_WIDE else f"mean over {row.layers} layers of log"

@@ -6,7 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from study.analysis.grouping import RULE, curve_columns, distinguishing
+from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, TRAIN
+from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import CONFIDENCE
 
 INTERVAL = f"{100 * CONFIDENCE:g} % interval"
@@ -80,6 +83,21 @@ def setting_labels(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     settings = list(dict.fromkeys(words))
     named = dict(zip(settings, setting_names(settings), strict=True))
     return [named[one] for one in words]
+
+
+def curve_settings(rows: pd.DataFrame) -> list[str]:
+    """By row the settings that separate its curve from the others: ``lr=0.001``."""
+    return setting_labels(rows, distinguishing(rows, curve_columns(rows)))
+
+
+def rule_names(rows: pd.DataFrame) -> list[str]:
+    return [rule_label(*rule) for rule in rows[list(RULE)].to_numpy()]
+
+
+def curve_names(rows: pd.DataFrame, settings: Iterable[str]) -> list[str]:
+    """By row optimizer, rule and setting: ``AdamW, rsLoRA, lr=0.001``."""
+    parts = zip(rows["optimizer"].astype(str).map(label), rule_names(rows), settings, strict=True)
+    return [", ".join(filter(None, part)) for part in parts]
 
 
 def bracket_head(rows: pd.DataFrame) -> str:

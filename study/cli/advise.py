@@ -243,12 +243,6 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
     if len(found) > 1:
         each = (f"{words(name)} x {factor:.2g}" for name, factor in found.items())
         yield f"Of it: {'; '.join(each)}."
-    grows = math.isclose(new.alpha / old.alpha, new.rank / old.rank, rel_tol=0.01)
-    if grows and new.rule == "lora" and "rank" in found:
-        yield (
-            f"alpha grows with the rank: x {found['alpha']:.2g} comes from it, and alpha "
-            f"{old.alpha:.4g} would keep x {found['rank']:.2g}."
-        )
     if "batch" in found:
         power, error = committed()["law"]["batch"]
         ends = (found["batch"] ** (1 + sign * advice.WIDE * error / power) for sign in (0, -1, 1))
@@ -296,22 +290,22 @@ def rank_lines(rank: int, about: Mapping[str, float]) -> Iterator[str]:
     )
 
 
-def notes_on(given: Given, new: Setting, rate: float | None) -> Iterator[str]:
+def notes_on(
+    given: Given, new: Setting, rate: float | None, own: pd.DataFrame | None
+) -> Iterator[str]:
     yield from given.notes
+    if own is not None:
+        for row in own[own["edge"] != ""].to_dict("records")[:1]:
+            at = f"{row['source']}: the {row['edge']} rate is best at rank {row['rank']:g}"
+            yield f"{at}: study rates {row['source']} --refine"
+        if new.model and (others := sorted(set(own["model"]) - {new.model})):
+            yield f"Studies of {', '.join(others)} do not count for {new.model}."
     lost = advice.lost_in_bf16(new, rate) if rate and "precision=bf16" in given.words else {}
     if lost.get(10, 0.0) > BF16_MATTERS:
         yield (
             f"bf16: PEFT loses about {lost[1]:.0%} of the adapter's output after 1 update, "
             f"{lost[10]:.0%} after 10 (theory, sizes of SmolLM2): docs/bf16.md"
         )
-
-
-def notes_on_studies(own: pd.DataFrame, new: Setting) -> Iterator[str]:
-    for row in own[own["edge"] != ""].to_dict("records")[:1]:
-        at = f"{row['source']}: the {row['edge']} rate is best at rank {row['rank']:g}"
-        yield f"{at}: study rates {row['source']} --refine"
-    if new.model and (others := sorted(set(own["model"]) - {new.model})):
-        yield f"Studies of {', '.join(others)} do not count for {new.model}."
 
 
 def check_of(given: Given, old: Setting, new: Setting, rate: float | None) -> dict[str, str]:
@@ -505,9 +499,7 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
 @click.option("--examples", type=int, help="Examples of your data, for the rank that holds them.")
 @click.option("--tokens", type=float, help="Their supervised tokens, per example.")
 @click.option(
-    "--loss",
-    type=float,
-    help="The base's loss on them, in nats per token: that of step 0.",
+    "--loss", type=float, help="The base's loss on them, in nats per token: that of step 0."
 )
 @click.option(
     "--parameters",
@@ -549,7 +541,6 @@ def advise(
     paste = paste_lines(given, new, rate, rate_words(first))
     was = paste_lines(given, given.run, given.run.lr, "not given")
     check = check_of(given, old, new, rate) if own is None else None
-    of_own = () if own is None else notes_on_studies(own, new)
     why = sentence(first, new) if first else "The law has no rate of this optimizer."
     said = {
         "schema": SCHEMA,
@@ -557,7 +548,7 @@ def advise(
         "advice": asdict(new) | {"lr": first and asdict(first.rate)},
         "paste": paste,
         "changes": list(unified_diff(was, paste, lineterm="", n=9))[3:] or paste,
-        "why": [why, *difference_lines(old, new), *notes_on(given, new, rate), *of_own],
+        "why": [why, *difference_lines(old, new), *notes_on(given, new, rate, own)],
         "worth": [
             *([] if new.rank == old.rank else worth_lines(old, new)),
             *rank_lines(old.rank, about),

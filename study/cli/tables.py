@@ -12,7 +12,7 @@ import pandas as pd
 from study import analysis
 from study.analysis import load_tables
 from study.analysis.compare import compare as compare_studies
-from study.analysis.compare import conclusion, table_texts
+from study.analysis.compare import conclusion, differing_settings, table_texts
 from study.analysis.distances import laws
 from study.analysis.grouping import seed_numbers
 from study.analysis.power import MOST_SEEDS, seeds_needed
@@ -59,9 +59,9 @@ def analyze(study_dir: Path, output: str | None) -> None:
         write_table(study_dir / f"{name}.parquet", getattr(found, name))
     exponents, transfer = analysis.summary(found.exponents), analysis.rate_transfer(found.rates)
     if output:
-        stable = analysis.first_to_read(found.stable) if len(found.stable) else found.stable
-        tables = {"exponents": exponents, "stable": stable, "rates": transfer}
-        print_tables(output, **tables, losses=found.losses, answer=answer(found))
+        tables = {"exponents": exponents, "stable": analysis.first_to_read(found.stable)}
+        tables |= {"rates": transfer, "losses": found.losses}
+        print_tables(output, **tables, answer=answer(found))
         return
     for section in filter(None, (exponent_section(found), p_star_section(found))):
         for table in section.tables:
@@ -143,16 +143,11 @@ def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: s
 @cli.command()
 @STUDY_DIR
 @click.option("--to", type=PATH, help="Folder of the page.  [default: RESULTS/NAME]")
-@click.option(
-    "--plots",
-    type=PATH,
-    help="Folder of the figures.  [default: plots_dir/NAME, or figures in the folder of --to]",
-)
-def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
-    """The page is report.md and report.html: verdicts, p*, caveats and figures. With --to, it works
-    on a read-only study.
+def report(study_dir: Path, to: Path | None) -> None:
+    """The page is report.md and report.html: verdicts, p*, caveats and figures, which are in
+    plots_dir/NAME. With --to, they are in its figures/, and it works on a read-only study.
     """
-    usual = plots or (to / "figures" if to else plots_folder(study_dir))
+    usual = to / "figures" if to else plots_folder(study_dir)
     check_writable(to or study_dir, usual)
     say("analyzing the cells and drawing the figures ...")
     tables = load_tables(study_dir)
@@ -178,18 +173,18 @@ def compare(studies: tuple[Path, ...], to: Path, output: str | None) -> None:
     if len(set(names)) < len(names):
         raise StudyError(f"{first} is given twice: give each study once")
     tables = {name: load_measured(path) for name, path in zip(names, studies, strict=True)}
-    found = compare_studies(tables)
+    found, settings = compare_studies(tables), differing_settings(tables)
     if output:
-        print_tables(output, rows=found.rows, settings=found.settings)
+        print_tables(output, rows=found, settings=settings)
         return
     for name in others:
-        rows = found.rows[found.rows["study"] == name]
+        rows = found[found["study"] == name]
         print_sentences([f"A = {first}, B = {name}: {conclusion(rows)}"])
         file = f"{first}_{name}".replace("/", "_")
         click.echo(f"# figure: {save(differences(rows), to, file, ['png'])[0]}")
         texts = table_texts(rows).drop(columns="study")
         print_texts("Differences", texts, by="curve")
-    print_texts("Settings that differ", found.settings)
+    print_texts("Settings that differ", settings)
 
 
 @cli.command()

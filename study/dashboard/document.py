@@ -11,7 +11,7 @@ from pathlib import Path
 
 import plotly
 
-from study.dashboard.overview import in_order, overview, prefixes
+from study.dashboard.overview import overview
 from study.dashboard.studies import ShownStudy, read_studies
 from study.dashboard.values import Measured, Values
 from study.errors import StudyError
@@ -51,13 +51,9 @@ class Page:
     when values do."""
 
     def __init__(self, studies: Sequence[ShownStudy], live: bool, state: str = "") -> None:
-        tables = dict(zip(prefixes(studies), (study.tables for study in studies), strict=True))
-        self._values = Values(
-            {prefix: one.probes for prefix, one in tables.items()},
-            {prefix: one.exponents for prefix, one in tables.items()},
-        )
+        self._values = Values(studies)
         self._messages: dict[Measured, bytes] = {}
-        self.quantities = in_order(self._values.measured())
+        self.quantities = self._values.measured()
         self.overview = overview(studies, self._values, live)
         text = json.dumps(self.overview, sort_keys=True, allow_nan=False) + state
         self.version = hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -8,23 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
-from study.analysis.compare import compare, conclusion, table_texts
-from study.analysis.grouping import (
-    CURVE_ID,
-    curve_columns,
-    curve_labels,
-    distinguishing,
-)
-from study.analysis.verdicts import BATCHES_OF
-from study.analysis.wording import (
-    INTERVAL,
-    STRAIGHTNESS,
-    batch_words,
-    setting_labels,
-    setting_text,
-)
+from study.analysis.compare import compare, conclusion, differing_settings, table_texts
+from study.analysis.grouping import CURVE_ID, curve_labels
+from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words, curve_settings, setting_text
 from study.dashboard.studies import ShownStudy
-from study.dashboard.values import Measured, Values
+from study.dashboard.values import Values
 from study.errors import StudyError
 from study.figures import style
 from study.figures.captions import settings
@@ -33,8 +21,7 @@ from study.figures.selection import DrawnRule, rules_of
 from study.report.page import png_of, source_of
 from study.report.text import json_value
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
-from study.vocabulary.scaling import RULES
+from study.vocabulary.quantities import METRICS, SITES, STATS
 from study.vocabulary.statuses import BROKEN, STATUSES, end_step, note
 from study.vocabulary.verdicts import glossary
 
@@ -60,11 +47,8 @@ def overview(studies: Sequence[ShownStudy], values: Values, live: bool) -> dict[
         "study": ", ".join(names),
         "studies": names,
         "live": live,
-        "quantities": [quantity._asdict() for quantity in in_order(values.measured())],
-        "pages": [
-            _of_study(study, prefix, values)
-            for study, prefix in zip(studies, prefixes(studies), strict=True)
-        ],
+        "quantities": [quantity._asdict() for quantity in values.measured()],
+        "pages": [_of_study(study, values) for study in studies],
         "comparison": comparison(studies),
         "words": _words(),
     }
@@ -94,33 +78,14 @@ def _words() -> dict[str, Any]:
     }
 
 
-def prefixes(studies: Sequence[ShownStudy]) -> list[str]:
-    """The prefix of the keys of each study's cells: prefixes differ between studies."""
-    return [f"{n}: " for n in range(len(studies))] if len(studies) > 1 else [""]
-
-
-def in_order(quantities: Sequence[Measured]) -> list[Measured]:
-    """:data:`~study.vocabulary.quantities.FIRST_READ` first, each on the batch that the report
-    reads."""
-    places = {pair: n for n, pair in enumerate(FIRST_READ)}
-    condition = {quantity.site: batches[0] for quantity, batches in BATCHES_OF.items()}
-    return sorted(
-        quantities,
-        key=lambda q: (
-            places.get((q.site, q.stat), len(places)),
-            q.batch != condition.get(q.site, TRAIN),
-        ),
-    )
-
-
-def _of_study(study: ShownStudy, prefix: str, values: Values) -> dict[str, Any]:
-    """The page's data on one study. Keys of cells begin with ``prefix``."""
-    cells, metrics = study.tables.cells, dict[str, pd.DataFrame]()
+def _of_study(study: ShownStudy, values: Values) -> dict[str, Any]:
+    prefix, cells, metrics = study.prefix, study.tables.cells, dict[str, pd.DataFrame]()
+    labels = curve_labels(cells)
     if len(study.tables.metrics):
         by_cell = study.tables.metrics.groupby("cell_id", observed=True)
         metrics = {str(cell): rows for cell, rows in by_cell}
     counts = {status: int((cells["status"] == status).sum()) for status in STATUSES}
-    quantities = in_order(values.measured(prefix))
+    quantities = values.measured(prefix)
     return {
         "study": study.name,
         "report": study.report,
@@ -134,8 +99,8 @@ def _of_study(study: ShownStudy, prefix: str, values: Values) -> dict[str, Any]:
             }
             for row, setting, curve in zip(
                 cells.to_dict("records"),
-                _settings(cells),
-                curve_labels(cells)[CURVE_ID].astype(str),
+                curve_settings(labels.astype(object)),
+                labels[CURVE_ID].astype(str),
                 strict=True,
             )
         ],
@@ -180,12 +145,6 @@ def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
     return {"step": steps.tolist(), "value": list(map(json_value, values[at].tolist()))}
 
 
-def _settings(cells: pd.DataFrame) -> list[str]:
-    """By cell, the name of its setting, as the table of exponents has it in ``curve``."""
-    labels = curve_labels(cells).astype(object)
-    return setting_labels(labels, distinguishing(labels, curve_columns(labels)))
-
-
 def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
     """One object per rule, with the figures' colours, and a variant for the ``dark`` page.
 
@@ -200,7 +159,7 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
             "id": style.gid(rule),
             "name": style.name(rule),
             "marker": PLOTLY_MARKERS.get(style.rule_look(rule.scaling).marker, "cross"),
-            "has_own_p": RULES[rule.scaling].p is not None,
+            "has_own_p": rule.has_own_p,
             "tint": {
                 "light": to_hex(style.tint(rule, rules)),
                 "dark": to_hex(style.rule_look(rule.scaling).shades(0.15)),
@@ -236,18 +195,19 @@ def comparison(studies: Sequence[ShownStudy]) -> dict[str, Any]:
     nothing: dict[str, Any] = {"pictures": [], "tables": []}
     if without := [one.name for one in studies if one.tables.metrics.empty]:
         return {"sentences": [f"{without[0]} has no numbers yet."], **nothing}
+    tables = {one.name: one.tables for one in studies}
     try:
-        found = compare({one.name: one.tables for one in studies})
+        found = compare(tables)
     except StudyError as error:
         return {"sentences": [str(error)], **nothing}
-    parts = {str(name): rows for name, rows in found.rows.groupby("study", sort=False)}
+    parts = {str(name): rows for name, rows in found.groupby("study", sort=False)}
     return {
         "sentences": [
             f"A = {studies[0].name}, B = {name}: {conclusion(rows)}" for name, rows in parts.items()
         ],
         "pictures": [source_of(png_of(differences(rows))) for rows in parts.values()],
         "tables": [
-            table_texts(found.rows).to_dict("records"),
-            found.settings.astype(str).to_dict("records"),
+            table_texts(found).to_dict("records"),
+            differing_settings(tables).astype(str).to_dict("records"),
         ],
     }

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -24,45 +25,47 @@ TABLES = (".json", ".parquet", ".arrows")
 
 @dataclass(frozen=True)
 class ShownStudy:
-    """A study when it was read. ``unreadable``: why, by cell. ``report``: its HTML, or why there is
-    none."""
+    """A study when it was read. ``prefix``: of the keys of its cells, of each study another.
+    ``unreadable``: why, by cell. ``report``: its HTML, or why there is none."""
 
     name: str
+    prefix: str
     tables: StudyTables
     unreadable: dict[str, str]
     report: str
 
     @classmethod
-    def read(cls, folder: Path, name: str, drawn: Pictures) -> "ShownStudy":
+    def read(cls, folder: Path, name: str, prefix: str, drawn: Pictures) -> "ShownStudy":
         """Read and analyse a study. ``drawn``: the pictures of earlier reads."""
+        of = partial(cls, name, prefix)
         every = load_cells(folder, with_unreadable=True)
         broken = every.loc[every["status"] == "unreadable"].set_index("cell_id")["error"]
         unreadable = {str(cell): printable(str(why), 1000) for cell, why in broken.items()}
         if len(broken) == len(every):
             cells = pd.DataFrame(columns=list(FIRST))
             tables = StudyTables(cells, pd.DataFrame(), pd.DataFrame())
-            return cls(name, tables, unreadable, "There is no cell that can be read.")
+            return of(tables, unreadable, "There is no cell that can be read.")
         tables = load_measured(folder)
         lost = set(every["cell_id"]) - set(tables.cells["cell_id"]) - set(unreadable)
         unreadable |= dict.fromkeys(sorted(lost), f"a table is damaged: run study check {folder}")
         ranks = tables.cells["rank"]
         if ranks[np.isfinite(ranks)].nunique() < 2:
-            return cls(name, tables, unreadable, "No answer yet: two ranks are needed.")
+            return of(tables, unreadable, "No answer yet: two ranks are needed.")
         try:
             tables = with_derived(tables)
         except StudyError as error:
-            return cls(name, tables, unreadable, escape(f"No exponents: {error}"))
-        return cls(name, tables, unreadable, answer_html(folder, tables, drawn, FOLDED))
+            return of(tables, unreadable, escape(f"No exponents: {error}"))
+        return of(tables, unreadable, answer_html(folder, tables, drawn, FOLDED))
 
 
 def read_studies(folders: Sequence[Path], drawn: Pictures | None = None) -> list[ShownStudy]:
     twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
     if twice:
         raise StudyError(f"{twice[0]} is given twice: give each study once")
-    names, drawn = names_of(folders), {} if drawn is None else drawn
-    return [
-        ShownStudy.read(folder, name, drawn) for folder, name in zip(folders, names, strict=True)
-    ]
+    prefixes = [f"{n}: " for n in range(len(folders))] if len(folders) > 1 else [""]
+    each = zip(folders, names_of(folders), prefixes, strict=True)
+    drawn = {} if drawn is None else drawn
+    return [ShownStudy.read(*study, drawn) for study in each]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

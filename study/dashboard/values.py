@@ -6,14 +6,16 @@ halves it. -0 stands for "not measured". ``page/values.js`` reads this.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.vocabulary.quantities import ALIGNMENTS, MEAN_LOG, MODEL_WIDE, STATS
+from study.analysis.verdicts import BATCHES_OF
+from study.dashboard.studies import ShownStudy
+from study.vocabulary.quantities import ALIGNMENTS, FIRST_READ, MEAN_LOG, MODEL_WIDE, STATS, TRAIN
 
 SHOWN = tuple(stat for stat in STATS if stat not in (*ALIGNMENTS, "nonfinite"))
 """The statistics on the page. Alignments are inputs of the theory only."""
@@ -38,14 +40,13 @@ class Tile(NamedTuple):
 
 
 class Values:
-    """The probed values of studies and their exponents, by what the keys of their cells and curves
-    begin with; all layers; each cell's steps."""
+    """The probed values of studies and their exponents, by the study's prefix; all layers; each
+    cell's steps."""
 
-    def __init__(
-        self, probes: Mapping[str, pd.DataFrame], exponents: Mapping[str, pd.DataFrame]
-    ) -> None:
-        self._probes = {prefix: table for prefix, table in probes.items() if len(table)}
-        self._exponents = {prefix: table for prefix, table in exponents.items() if len(table)}
+    def __init__(self, studies: Sequence[ShownStudy]) -> None:
+        tables = {study.prefix: study.tables for study in studies}
+        self._probes = {key: one.probes for key, one in tables.items() if len(one.probes)}
+        self._exponents = {key: one.exponents for key, one in tables.items() if len(one.exponents)}
         self.layers = _layers(self._probes.values())
         self.steps = {
             prefix + str(cell): np.unique(step)
@@ -63,7 +64,11 @@ class Values:
         ]
 
     def measured(self, prefix: str | None = None) -> list[Measured]:
-        """Quantities that some cell measured (with ``prefix``: of one study), in table order."""
+        """Quantities that some cell measured (with ``prefix``: of one study).
+
+        :data:`~study.vocabulary.quantities.FIRST_READ` come first, each on the batch that the
+        report reads; others in table order.
+        """
         found: dict[Measured, None] = {}
         for own, table in self._probes.items():
             if prefix in (None, own):
@@ -72,7 +77,15 @@ class Values:
                 for (site, batch), counts in zip(places.index, places.to_numpy(), strict=True):
                     there = [stat for stat, count in zip(stats, counts, strict=True) if count]
                     found |= dict.fromkeys(Measured(site, stat, batch) for stat in there)
-        return list(found)
+        order = {pair: n for n, pair in enumerate(FIRST_READ)}
+        condition = {quantity.site: batches[0] for quantity, batches in BATCHES_OF.items()}
+        return sorted(
+            found,
+            key=lambda q: (
+                order.get((q.site, q.stat), len(order)),
+                q.batch != condition.get(q.site, TRAIN),
+            ),
+        )
 
     def message(self, quantity: Measured) -> bytes:
         """A header in JSON after its length in 4 bytes, then the values of each cell."""

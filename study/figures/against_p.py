@@ -2,8 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,32 +25,28 @@ BLANK = 0.1
 """The y axis beyond the exponents at either end, as a share of their range."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """The exponents of a quantity at one step: a row of the table for each ``p``."""
+class Line(NamedTuple):
+    """The exponents of a quantity at one step: a row of the table for each ``p``, and p* with its
+    interval. That is the p at which the CI of the exponent contains 0, interpolated linearly; NaN
+    if there is none within :data:`BEYOND`."""
 
     quantity: Quantity
     step: int
-    first: bool
-    p: np.ndarray
+    is_first: bool
     rows: pd.DataFrame
+    star: float
+    low: float
+    high: float
 
     @property
-    def stable(self) -> tuple[float, float, float]:
-        """p* and its interval: the p at which the CI of the exponent contains 0, interpolated
-        linearly. NaN if there is none within :data:`BEYOND`."""
-        star, low, high = (
-            crossing(self.p, self.rows[name].to_numpy(float))
-            for name in ("exponent", "ci_low", "ci_high")
-        )
-        return star, low, high
+    def p(self) -> np.ndarray:
+        return self.rows["p"].to_numpy(float)
 
     @property
     def is_inside(self) -> bool:
         """Whether p* or its interval is among the measured p. Otherwise it is extrapolated."""
-        star, low, high = self.stable
-        near = self.p[0] - NEAR <= star <= self.p[-1] + NEAR
-        return bool(near or (low <= self.p[-1] and high >= self.p[0]))
+        near = self.p[0] - NEAR <= self.star <= self.p[-1] + NEAR
+        return bool(near or (self.low <= self.p[-1] and self.high >= self.p[0]))
 
     @property
     def name(self) -> str:
@@ -65,8 +60,8 @@ class Line:
             "color": colour,
             "marker": marker,
             "markersize": 3,
-            "markerfacecolor": colour if self.first else "white",
-            "linestyle": "solid" if self.first else (0, (3, 1.5)),
+            "markerfacecolor": colour if self.is_first else "white",
+            "linestyle": "solid" if self.is_first else (0, (3, 1.5)),
         }
 
 
@@ -138,8 +133,9 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
             rows = measured[measured["step"] == at].drop_duplicates("p", keep="last")
             rows = rows.sort_values("p")
             if len(rows) > 1:
-                p = rows["p"].to_numpy(float)
-                found.append(Line(quantity, int(at), place == 0, p, rows))
+                slopes = rows[["exponent", "ci_low", "ci_high"]].to_numpy(float).T
+                stable = (crossing(rows["p"].to_numpy(float), slope) for slope in slopes)
+                found.append(Line(quantity, int(at), place == 0, rows, *stable))
     return found
 
 
@@ -175,21 +171,20 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
         if rows["predicted"].notna().any():
             dots = style.PREDICTED | {"linewidth": 1.4}
             ax.plot(line.p, rows["predicted"], gid=f"theory {who}", **dots)
-        star, low, high = line.stable
-        if np.isfinite(star):
+        if np.isfinite(line.star):
             fill = colour if line.is_inside else "none"
             look = {"marker": marker, "markersize": 6.5, "markerfacecolor": fill, "zorder": 4}
             look |= {"color": colour, "markeredgewidth": 0.9}
-            ax.plot([star], [0], gid=f"star {who}", **look)
-        if line.is_inside and np.isfinite([low, high]).all():
+            ax.plot([line.star], [0], gid=f"star {who}", **look)
+        if line.is_inside and np.isfinite([line.low, line.high]).all():
             look = {"color": colour, "linewidth": 1.6, "solid_capstyle": "butt", "zorder": 3}
-            ax.plot([low, high], [0, 0], gid=f"reach {who}", **look)
+            ax.plot([line.low, line.high], [0, 0], gid=f"reach {who}", **look)
 
 
 def _p_axis(ax: Axes, lines: Sequence[Line]) -> None:
     """Ticks at the measured p, and at the p of named rules with the name on a second line."""
     ps = sorted({float(p) for line in lines for p in line.p})
-    stars = [star for line in lines for star in line.stable if np.isfinite(star)]
+    stars = [p for line in lines for p in (line.star, line.low, line.high) if np.isfinite(p)]
     named = {round(row.p, 9): row.label for row in RULES.values() if row.p is not None}
     low, high = min([ps[0], *named, *stars]), max([ps[-1], *named, *stars])
     if len(ps) < 3:  # only a few ticks would be left
@@ -207,9 +202,8 @@ def _p_axis(ax: Axes, lines: Sequence[Line]) -> None:
 
 def _star(line: Line) -> str:
     """``p* = 0.50 [0.49, 0.52]``."""
-    star, low, high = line.stable
-    if not np.isfinite(star):
+    if not np.isfinite(line.star):
         return f"no $p^{{\\star}}$ within {BEYOND:g} of these $p$"
     if not line.is_inside:
         return "$p^{\\star}$ extrapolated"
-    return f"$p^{{\\star}}$ = {style.interval(star, low, high, most=2)}"
+    return f"$p^{{\\star}}$ = {style.interval(line.star, line.low, line.high, most=2)}"

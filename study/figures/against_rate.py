@@ -17,14 +17,7 @@ from study.analysis.rates import best_rates, exponents_against_rho, rates_by_hor
 from study.figures import style
 from study.figures.captions import settings, span
 from study.figures.final_loss import LABEL, Sweep, sweeps
-from study.figures.selection import (
-    Absent,
-    DrawnRule,
-    Family,
-    Tables,
-    holding,
-    rules_of,
-)
+from study.figures.selection import Absent, DrawnRule, Family, Tables, holding, rules_of
 
 MOST_RULES, MOST_SETTINGS = 5, 6
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -69,8 +62,10 @@ def loss_against_alpha(tables: Tables) -> Figure:
     if cells["alpha"].nunique() <= cells["lr"].nunique():
         raise Absent("a loss against alpha needs runs at more alphas than learning rates")
     products = cells.assign(rate=cells["lr"], lr=cells["alpha"] * cells["lr"], alpha=1.0)
-    found = sorted(_settings(products, tables)[:MOST_RULES], key=lambda one: one.keys["rate"])
-    row = [(one, one.rules[0], f"learning rate {one.keys['rate']:g}") for one in found]
+    found = _settings(products, tables)[:MOST_RULES]
+    rates = {one: one.cells["rate"].iloc[0] for one in found}
+    found.sort(key=rates.__getitem__)
+    row = [(one, one.rules[0], f"learning rate {rates[one]:g}") for one in found]
     return _basins(tables, products, [row], 1, "α × learning rate")
 
 

@@ -85,7 +85,7 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
                 family, points, exponents, step, site=measure, stat="distance", batch=TRAIN
             )
             more = _draw_theory(ax, family, rows, measure) if step == 1 else {}
-            theory |= {OPTIMIZERS[family.keys["optimizer"]].family} if more else set()
+            theory |= {OPTIMIZERS[family.cells["optimizer"].iloc[0]].family} if more else set()
             laws.draw(ax, found, family, LABELS[measure], inches, more=more)
             unit = "relative" if measure in WEIGHTINGS else "nats"
             style.y_axis([ax], "distance to infinite rank", unit, log=True)
@@ -104,8 +104,9 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
 def _draw_theory(ax: Axes, family: Family, rows: pd.DataFrame, measure: str) -> dict[str, Line2D]:
     """The known distance after the first step, as the mean over layers of the log, and its entry in
     a legend."""
-    init = INITS.get(family.keys["init"])  # None for an imported adapter
-    optimizer = OPTIMIZERS.get(family.keys["optimizer"])
+    cell = family.cells.iloc[0]
+    init = INITS.get(cell["init"])  # None for an imported adapter
+    optimizer = OPTIMIZERS.get(cell["optimizer"])
     if optimizer is None or (measure, optimizer.family) not in FORMULAS:
         return {}
     p = LIMIT_P[optimizer.family]

@@ -141,7 +141,7 @@ def exponents_by_setting(tables: Tables) -> Figure:
     columns = min(len(rules), MOST_RULES)
     options: dict[str, Any] = {"above": 0.35, "column": style.FULL, "sharex": True}
     options |= {"ratio": inches * columns / style.WIDTH[style.FULL]}
-    page, [panels] = style.panels([Family((), {}, cells)], columns, **options)
+    page, [panels] = style.panels([Family((), cells)], columns, **options)
     for ax, rule in style.each(panels, rules):
         _draw_settings(ax, rows, rule, looks)
     style.legend(page, {name: look | MARKER for name, look in looks.items()}, min(3, len(looks)))
@@ -202,7 +202,7 @@ def differences(rows: pd.DataFrame) -> Figure:
     """How much the exponents and the losses of one study exceed those of another, with intervals:
     the :data:`MOST_DIFFERENCES` largest differences of each.
 
-    ``rows``: those of one study of :class:`study.analysis.compare.Comparison`.
+    ``rows``: those of one study of :func:`study.analysis.compare.compare`.
     """
     names = {"exponent": EXPONENT, "loss": f"{METRICS['eval_loss'].label} (nats)"}
     parts = [rows[rows["what"] == what] for what in names if (rows["what"] == what).any()]

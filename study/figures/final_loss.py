@@ -79,7 +79,7 @@ def sweeps(
         own = family.cells.join(beside).astype({"cell_id": str})
         own = own[own["status"].isin(DONE) & (own["loss"].notna() | own["status"].isin(BROKEN))]
         if own["loss"].notna().any():
-            found.append(Sweep(family.words, family.keys, own))
+            found.append(Sweep(family.words, own))
     if not found:
         raise Absent("no finished run with a held-out loss after its first step")
     return found
@@ -262,9 +262,7 @@ def bits_stored(tables: Tables) -> Figure:
         raise Absent("no stored bits of data=random_strings in the tables")
     table = table[table["bits"] > 0]
     cells = tables.cells[tables.cells["cell_id"].astype(str).isin(table["cell_id"])]
-    page, [[ax]] = style.panels(
-        [Family((), {}, cells)], 1, ratio=0.45, above=0.3, column=style.FULL
-    )
+    page, [[ax]] = style.panels([Family((), cells)], 1, ratio=0.45, above=0.3, column=style.FULL)
     names, looks = setting_columns(table), dict[str, dict[str, Any]]()
     of_setting = table.groupby([*names, "offered"], observed=True)
     for (_, own), (colour, marker) in zip(of_setting, cycle(SETTING_LOOKS), strict=False):

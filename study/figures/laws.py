@@ -150,7 +150,7 @@ def fits(
 ) -> pd.DataFrame:
     """The quantity's fits on the training batch for one family and rule: one row per step, in
     order."""
-    rows = exponents[pooled_rows_of(quantity, exponents)] if len(exponents) else exponents
+    rows = exponents[pooled_rows_of(quantity, exponents)]
     return rows_of(rows, family, rule).sort_values("step") if len(rows) else rows
 
 

@@ -59,23 +59,15 @@ class DrawnRule:
         return math.nan if self.letter == "c" else self.number
 
     @property
-    def keys(self) -> dict[str, Any]:
-        """The columns of the rule in derived tables."""
-        crossover = self.number if self.letter == "c" else math.nan
-        return dict(zip(RULE, (self.scaling, self.p, crossover), strict=True))
-
-    @property
     def has_own_p(self) -> bool:
         return RULES[self.scaling].p is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """The cells of one setting. ``words``: how it differs from others, a column each. ``keys``: the
-    columns of ``cells`` that define it."""
+    """The cells of one setting. ``words``: how it differs from others, a column each."""
 
     words: tuple[str, ...]
-    keys: dict[str, Any]
     cells: pd.DataFrame
 
     @property
@@ -127,11 +119,10 @@ def families(cells: pd.DataFrame) -> list[Family]:
     if varying:
         groups = [group for _, group in cells.groupby(varying, dropna=False, observed=True)]
     named = [c for c in varying if c in {"optimizer", *distinguishing(cells, varying)}]
-    found = []
-    for group in groups:
-        keys = {c: group[c].iloc[0] for c in columns}
-        found.append(Family(tuple(_named(c, keys[c]) for c in named), keys, group))
-    return found
+    return [
+        Family(tuple(_named(name, group[name].iloc[0]) for name in named), group)
+        for group in groups
+    ]
 
 
 def _named(column: str, value: Any) -> str:
@@ -155,7 +146,7 @@ def most_varied(
     displaces none of them. ``rules``: how many of a family the figure draws.
     """
     largest = sorted(range(len(found)), key=lambda i: -len(found[i].cells))
-    optimizer = [found[i].keys.get("optimizer") for i in largest]
+    optimizer = [found[i].cells["optimizer"].iloc[0] for i in largest]
     turn = [optimizer[:i].count(optimizer[i]) for i in range(len(largest))]
     chosen = {largest[i] for i in np.argsort(turn, kind="stable")[:most]}
     shown = [one for i, one in enumerate(found) if i in chosen]

@@ -302,7 +302,7 @@ def quantity_look(quantity: Quantity) -> tuple[str, str]:
 
 def name(rule: DrawnRule) -> str:
     """``LoRA``, ``rsLoRA``, ``power p = 0.75``."""
-    return rule_label(*rule.keys.values())
+    return rule_label(rule.scaling, rule.number, rule.number)
 
 
 def gid(rule: DrawnRule) -> str:
@@ -314,7 +314,7 @@ def title(rule: DrawnRule, lines: int = 1) -> str:
     """The heading of a panel, on one line or two: the rule and its gamma."""
     label = RULES[rule.scaling].label + ("\n" if lines > 1 else "   ")
     if rule.letter == "c":
-        return label + rule_formula(*rule.keys.values())
+        return label + rule_formula(rule.scaling, rule.p, rule.number)
     power = FRACTIONS.get(rule.number, f"{rule.number:g}")
     exponent = f"-{power}" if rule.number > 0 else f"{0 - rule.number:g}"
     return label + rf"$\gamma = \alpha\, r^{{{exponent}}}$"

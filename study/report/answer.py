@@ -30,8 +30,10 @@ from study.analysis.verdicts import CONDITION, condition_rows, rows_of
 from study.analysis.wording import (
     TESTED,
     bracket_notes,
+    curve_settings,
     factor_text,
     interval_text,
+    rule_names,
     setting_labels,
 )
 from study.errors import count_noun
@@ -61,8 +63,6 @@ MOST_CURVES = 4
 MOST_SETTINGS = 3
 """Settings with a sentence on their extremes."""
 UP, DOWN = (GROWS, RISES), (SHRINKS, FALLS)
-PLACE = {quantity: place for place, quantity in enumerate(CONDITION)}
-"""The column ``place`` of the rows of a quantity."""
 
 
 class Question(NamedTuple):
@@ -305,37 +305,33 @@ def _setting(found: Sequence[CurveFacts]) -> str:
 def _of_rule(curve: CurveFacts) -> str:
     """``under rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``."""
     unclear = [row for row in curve.last if row.verdict == UNCLEAR]
-    clear = [f"the {_noun(r)} {change_text(r.verdict, r.factor)}" for r in curve.last]
+    clear = [f"the {r.noun} {change_text(r.verdict, r.factor)}" for r in curve.last]
     clear = [said for said, r in zip(clear, curve.last, strict=True) if r.verdict != UNCLEAR]
     parts = [joined(clear)] if clear else []
     if unclear:
-        nouns = joined([f"the {_noun(row)} ({size_text(row.factor)})" for row in unclear])
+        nouns = joined([f"the {row.noun} ({size_text(row.factor)})" for row in unclear])
         verb = "keeps its" if len(unclear) == 1 else "keep their"
         parts.append(f"{unclear[0].seeds:g} seeds cannot tell whether {nouns} {verb} size")
-    verdicts = {row.place: row.verdict for row in curve.last}
+    verdicts = {row.noun: row.verdict for row in curve.last}
     parts += [
-        f"at step {row.step} the {_noun(row)} {change_text(row.verdict, row.factor)}"
+        f"at step {row.step} the {row.noun} {change_text(row.verdict, row.factor)}"
         for row in curve.condition
-        if row.place == PLACE[GRADIENT_NORM] and row.is_first and row.verdict != UNCLEAR
-        if row.verdict != verdicts[row.place]
+        if row.noun == GRADIENT_NORM.noun and row.is_first and row.verdict != UNCLEAR
+        if row.verdict != verdicts[row.noun]
     ]
     return f"under {curve.label} {', and '.join(parts)}"
-
-
-def _noun(row: Any) -> str:
-    return CONDITION[row.place].noun
 
 
 def _extremes(found: Sequence[CurveFacts]) -> str:
     """For each quantity, the rules of a setting with the least and the largest change with rank."""
     parts = []
-    for place, quantity in enumerate(CONDITION):
-        rows = [(c.label, r) for c in found for r in c.last if r.place == place and r.factor > 0]
+    for noun in [quantity.noun for quantity in CONDITION]:
+        rows = [(c.label, r) for c in found for r in c.last if r.noun == noun and r.factor > 0]
         if rows:
             rows.sort(key=lambda pair: abs(math.log(pair[1].factor)))
             (least, first), (most, last) = rows[0], rows[-1]
             parts.append(
-                f"the {quantity.noun} changes least under {least} ({size_text(first.factor)}) and "
+                f"the {noun} changes least under {least} ({size_text(first.factor)}) and "
                 f"most under {most} ({size_text(last.factor)})"
             )
     return f"of {len(found)} rules, {'; '.join(parts)}"
@@ -350,13 +346,13 @@ def size_table(found: Sequence[CurveFacts]) -> Table:
             ends = {"first": [row for row in curve.condition if row.is_first], **ends}
         for which, own in ends.items():
             steps = " or ".join(map(str, sorted({row.step for row in own})))
-            texts = {row.place: _bold(row) for row in own}
+            texts = {row.noun: _bold(row) for row in own}
             losses = curve.losses if which == "last" else {}
             body.append(
                 {
                     "rule": f"{curve.rule}, {curve.formula}",
                     "step": f"{which} ({steps})" if steps else which,
-                    **{q.noun: texts.get(n, "") for n, q in enumerate(CONDITION)},
+                    **{q.noun: texts.get(q.noun, "") for q in CONDITION},
                     "held-out perplexity": " to ".join(
                         perplexities(*(losses[end(losses)] for end in (min, max))) if losses else []
                     ),
@@ -452,7 +448,7 @@ def perplexities(*losses: float) -> list[str]:
 def _why(found: Sequence[CurveFacts], several: bool) -> Iterator[str]:
     """Why a larger output comes with a lower loss, for the first curve that shows both."""
     for curve in found:
-        grown = [r for r in curve.last if r.place == PLACE[FORWARD_OUT] and r.verdict in UP]
+        grown = [r for r in curve.last if r.noun == FORWARD_OUT.noun and r.verdict in UP]
         if not grown or gain_sign(curve) <= 0:
             continue
         row, first = curve.descent, "one update changes the model more at a higher rank"
@@ -511,16 +507,9 @@ def _verdict(factor: float, low: float, high: float) -> str:
 def _rule_names(rows: pd.DataFrame) -> list[str]:
     """By row its rule, with the optimizer and the settings that differ between rows."""
     several = rows["optimizer"].nunique() > 1
-    named = setting_labels(rows, distinguishing(rows, curve_columns(rows)))
-    return [
-        " with ".join(filter(None, (label(str(row.optimizer)) if several else "", rule, setting)))
-        for row, rule, setting in zip(
-            row_list(rows),
-            (rule_label(*r) for r in rows[list(RULE)].to_numpy()),
-            named,
-            strict=True,
-        )
-    ]
+    optimizers = rows["optimizer"].map(lambda name: label(str(name)) if several else "")
+    parts = zip(optimizers, rule_names(rows), curve_settings(rows), strict=True)
+    return [" with ".join(filter(None, part)) for part in parts]
 
 
 def rate_table(tables: StudyTables) -> Table:
@@ -528,9 +517,8 @@ def rate_table(tables: StudyTables) -> Table:
     transfer = rate_transfer(tables.rates)
     if transfer.empty:
         return Table()
-    named = setting_labels(transfer, distinguishing(transfer, curve_columns(transfer)))
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
-    rows, body = row_list(transfer.assign(named=named)), []
+    rows, body = row_list(transfer.assign(named=curve_settings(transfer))), []
     for row, own in zip(rows, groups(logs, OF_A_RULE), strict=True):
         of_rank = own.groupby("rank")
         by = row.exponent, row.ci_low, row.ci_high

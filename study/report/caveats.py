@@ -18,12 +18,7 @@ from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.scaling import rule_label
 from study.vocabulary.statuses import STATUSES, end_step
-from study.vocabulary.thresholds import (
-    FEW_SEEDS,
-    LAZY_WITHIN,
-    SEEDS_FOR_VERDICT,
-    SIGN_LIKE_FROM,
-)
+from study.vocabulary.thresholds import FEW_SEEDS, LAZY_WITHIN, SEEDS_FOR_VERDICT, SIGN_LIKE_FROM
 
 SHORT = 100
 """Runs with fewer steps than this end early in training."""

@@ -59,15 +59,11 @@ def expected_section(
 
 def held_expectations(records: Sequence[Record]) -> list[tuple[Expectation, int]]:
     """Every expectation in the order of the cells' beginning, and its number of cells."""
-    held: list[tuple[Expectation, int]] = []
-    for record in sorted(records, key=lambda record: str(record.get("started", ""))):
-        for one in read_entries(record.get("expects", [])):
-            place = next((n for n, (other, _) in enumerate(held) if other == one), None)
-            if isinstance(one, Expectation) and place is None:
-                held.append((one, 1))
-            elif place is not None:
-                held[place] = held[place][0], held[place][1] + 1
-    return held
+    began = sorted(records, key=lambda record: str(record.get("started", "")))
+    every = [one for record in began for one in read_entries(record.get("expects", []))]
+    held = {repr(one): one for one in reversed(every)}
+    counts = Counter(map(repr, every)).items()
+    return [(one, n) for key, n in counts if isinstance(one := held[key], Expectation)]
 
 
 def primary_answers(

@@ -16,7 +16,8 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from study.analysis.grouping import RULE, curve_labels, seed_numbers
+from study.analysis.grouping import curve_labels, seed_numbers
+from study.analysis.wording import rule_names
 from study.config.expectations import Entry
 from study.errors import StudyError, count_noun, printable
 from study.figures import FIGURES, draw_all, save
@@ -30,7 +31,6 @@ from study.report.sections import sections
 from study.report.text import Section, Table, distinct, minus, number_list, table_of
 from study.store import StudyTables, cell_folders, read_record, write_output
 from study.store.files import remove
-from study.vocabulary.scaling import rule_label
 from study.vocabulary.statuses import DONE
 
 INCH = 120
@@ -89,7 +89,7 @@ def _about(cells: pd.DataFrame) -> str:
     """``24 cells: ranks 4, 16, 64, 256; LoRA, rsLoRA; 3 seeds``."""
     ranks = number_list(sorted(set(cells["rank"])))
     seeds = count_noun(len(set(seed_numbers(cells))), "seed")
-    rules = distinct(rule_label(*rule) for rule in curve_labels(cells)[list(RULE)].to_numpy())
+    rules = distinct(rule_names(curve_labels(cells)))
     return f"{count_noun(len(cells), 'cell')}: ranks {ranks}; {rules}; {seeds}"
 
 
@@ -198,10 +198,7 @@ Pictures = dict[tuple[str, str, int], dict[str, bytes]]
 
 
 def answer_html(
-    study_dir: Path,
-    tables: StudyTables,
-    drawn: Pictures | None = None,
-    folded: Sequence[str] = (),
+    study_dir: Path, tables: StudyTables, drawn: Pictures | None = None, folded: Sequence[str] = ()
 ) -> str:
     """The report as a part of a page, with the figure of its answer and those of ``folded`` that
     have data. ``drawn``: earlier pictures."""

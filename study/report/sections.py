@@ -24,6 +24,8 @@ from study.analysis.wording import (
     bend_text,
     bracket_head,
     bracket_notes,
+    curve_names,
+    curve_settings,
     factor_text,
     number_text,
     setting_labels,
@@ -70,12 +72,6 @@ def short(table: Table) -> Table:
             shown["optimizer, rule"] += f", {named['batch']}"
         rows.append(shown)
     return table._replace(rows=rows)
-
-
-def curve_name(row: Any) -> str:
-    """``AdamW, rsLoRA``: optimizer and rule of a row, and the settings that name its curve."""
-    rule = rule_label(row.scaling, row.exponent_p, row.crossover)
-    return ", ".join(filter(None, (label(str(row.optimizer)), rule, str(row.curve))))
 
 
 def at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -177,16 +173,18 @@ def exponent_section(tables: StudyTables) -> Section | None:
         return None
     brackets = bracket_head(rows)
     on = batch_words(exponents["batch"].unique())
+    verdicts = {name: f"**{name}**" if word.beyond else name for name, word in VERDICTS.items()}
+    rows = rows.assign(named=curve_names(rows, rows["curve"]))
     body = [
         {
-            "optimizer, rule": curve_name(row),
+            "optimizer, rule": row.named,
             "quantity": quantity_text(row.site, row.stat),
             **({"batch": on[row.batch]} if any(on.values()) else {}),
             "step": str(row.step),
             f"exponent [{brackets}]" if brackets else "exponent": row.estimate,
             "factor": factor_text(row.factor),
             "theory": number_text(row.predicted),
-            "verdict": ", ".join(filter(None, (_marked(row.verdict), bend_text(row)))),
+            "verdict": ", ".join(filter(None, (verdicts[row.verdict], bend_text(row)))),
             "5–95 % of layers": span(row.layer_p05, row.layer_p95),
         }
         for row in row_list(rows)
@@ -201,11 +199,6 @@ def exponent_section(tables: StudyTables) -> Section | None:
         "gradients that they pass to their inputs, do not depend on the rank at any step."
     )
     return Section(asks, [condition], [Table(body, notes, "Scaling exponents with rank")])
-
-
-def _marked(word: str) -> str:
-    """A verdict; bold if it says that the change is beyond the margin."""
-    return f"**{word}**" if VERDICTS[word].beyond else word
 
 
 COMPARED = {
@@ -277,9 +270,8 @@ def _compared_at(row: Any) -> str:
     return COMPARED[row.how] + ("" if pd.isna(row.lr) else f" ({row.lr:g})")
 
 
-OWN_COLUMNS = {"optimizer", *RULE, "lr", "rank"}
+OWN_COLUMNS = {"optimizer", *RULE, "lr", "study"}
 """Settings with a column in the section's table. Other settings are named if they differ."""
-NOT_SETTINGS = ("seeds", "rates", "perplexity", "exact_match", "base_", "study")
 
 
 def task_section(tables: StudyTables) -> Section | None:
@@ -290,8 +282,8 @@ def task_section(tables: StudyTables) -> Section | None:
     answered = bool(scores["exact_match"].notna().any())
     settings = [
         name
-        for name in map(str, scores)
-        if name not in OWN_COLUMNS and not name.startswith(NOT_SETTINGS)
+        for name in curve_columns(scores)
+        if name not in OWN_COLUMNS
         if scores.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1
     ]
     body = []
@@ -380,11 +372,11 @@ def horizon_table(found: pd.DataFrame) -> Table:
         notes.append("Ranks with a best rate at an edge are left out: study rates --refine.")
     horizon = found["horizon"]
     last = horizon == horizon.groupby(numbered(found, OF_A_RULE)).transform("max")
-    named = setting_labels(found, distinguishing(found, curve_columns(found)))
-    rows = found.assign(curve=named)[last | found["exponent"].notna()]
+    rows = found.assign(named=curve_names(found, curve_settings(found)))
+    rows = rows[last | found["exponent"].notna()]
     body = [
         {
-            "optimizer, rule": curve_name(row),
+            "optimizer, rule": row.named,
             "steps": f"{row.horizon:g}",
             "exponent": interval(row.exponent, row.ci_low, row.ci_high) or "none",
             "theory at rho": span(row.at_rho_low, row.at_rho_high) or "none",

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from study.analysis.grouping import RULE, curve_labels, end_steps
-from study.analysis.wording import TESTED, interval_text, number_text, setting_text
+from study.analysis.grouping import curve_labels, end_steps
+from study.analysis.wording import TESTED, interval_text, number_text, rule_names, setting_text
 from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import PRIMARY, QUANTITIES, SITES, STATS
-from study.vocabulary.scaling import POWER, RULES, rule_formula, rule_label
+from study.vocabulary.scaling import POWER, RULES, rule_formula
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
@@ -86,7 +86,7 @@ def first_of(parts: Sequence[str], separator: str = "; ") -> str:
 
 def cell_list(cells: pd.DataFrame) -> str:
     """``rsLoRA r = 64, 256``: cells by rule and rank, and by optimizer if there are several."""
-    rules = [rule_label(*rule) for rule in curve_labels(cells)[list(RULE)].to_numpy()]
+    rules = rule_names(curve_labels(cells))
     if cells["optimizer"].nunique() > 1:
         names = map(label, map(str, cells["optimizer"]))
         rules = [f"{name} {rule}" for name, rule in zip(names, rules, strict=True)]

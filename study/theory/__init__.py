@@ -26,4 +26,4 @@ from study.theory.curves import (
     slope,
     stable_exponent,
 )
-from study.theory.layers import Layer, measure_layer
+from study.theory.layers import Layer

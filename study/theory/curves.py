@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from study.errors import StudyError
-from study.theory.asymptotics import PLAIN, Modifiers, family, predict
+from study.theory.asymptotics import PLAIN, family, predict
 from study.theory.layers import UNKNOWN, Layer
 from study.theory.log_gaps import product_gap, sum_gap
 from study.theory.rows import Term
@@ -56,18 +56,8 @@ def stable_rank(ranks: Floats, kind: Family, layer: Layer, init: str) -> Floats:
     """The stable rank of delta_w after lazy steps, ``(|delta_w| / sigma_1)^2``, [ranks].
 
     It depends neither on gamma nor on the learning rate, and it saturates. NaN without a closed
-    form, or if it depends on an unknown property of the layer. For Init[A] (Init[B]: D <-> O):
-
-    - linear rules: for r far below D the singular values of ``G A^T A`` are those of ``G A^T``, a
-      sample covariance of r samples. A direction with the share a of |G|^2 gives ``a r + 1 - a``
-      (the spiked covariance of Baik and Silverstein 2006, to first order in 1/r), so the stable
-      rank is ``r / (1 + a (r - 1))``. On gradients of SmolLM2 the slope over ranks 4 to 512 is
-      0.035, as simulated;
-    - spectral rules: ``polar(G A^T) A`` has, up to r = m, the singular values of a random [r, D]
-      matrix: ``r D / sigma_1^2`` with the mean of the Tracy-Widom law (Johnstone 2001, theorem
-      1.1). torch's five Newton-Schulz steps lower it by a fifth to a third, and the slope by 0.04;
-    - sign-like rules: no closed form. It depends on the largest singular value of the rows of G at
-      norm 1, which no statistic records.
+    form, as under sign-like rules, or if it depends on an unknown property of the layer.
+    docs/derivations.md has both closed forms.
     """
     if kind == "linear":
         return np.asarray(ranks / (1 + layer.share * (ranks - 1)))
@@ -81,22 +71,13 @@ def stable_rank(ranks: Floats, kind: Family, layer: Layer, init: str) -> Floats:
 
 
 def curve(
-    site: str,
-    stat: str,
-    ranks: ArrayLike,
-    *,
-    step: int,
-    optimizer: str,
-    p: float,
-    q: float = 0.0,
-    init: str = "A",
-    layer: Layer = UNKNOWN,
-    modifiers: Modifiers = PLAIN,
+    site: str, stat: str, ranks: ArrayLike, *, layer: Layer = UNKNOWN, **setting: Any
 ) -> Floats:
     """The size of a quantity at each rank, up to a factor independent of rank, [ranks].
 
-    This is the root of its mean power over the init (see :data:`MOMENTS`). It is NaN if it depends
-    on an unknown property of the layer.
+    ``setting``: the arguments of :func:`study.theory.asymptotics.predict`. This is the root of the
+    mean power over the init (see :data:`MOMENTS`). It is NaN if it depends on an unknown property
+    of the layer.
 
     Exact for ``norm``, ``rms`` and ``descent``, and for every moment without a crossover.
     ``mean_abs`` and ``m4`` of activations share the curve of ``rms``, which assumes that entries
@@ -104,48 +85,40 @@ def curve(
     the slope by about 0.01 at ranks from 4.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
-    prediction = predict(
-        site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
-    )
-    if prediction.exponent is None or prediction.row is None:
+    found = predict(site, stat, **setting)
+    if found.exponent is None or found.row is None:
         raise StudyError(
-            f"no prediction for {stat} of {site} at step {step} under {optimizer}: "
-            "see study.theory.asymptotics"
+            f"no prediction for {stat} of {site} at step {setting['step']} under "
+            f"{setting['optimizer']}: see study.theory.asymptotics"
         )
-    values: Floats = ranks**prediction.exponent
-    if prediction.family == "spectral" and prediction.row.updates:
-        return values * bend(prediction.row, ranks, layer, init, modifiers.adjust)
-    if prediction.row.term == "none":
-        return values
-    if prediction.row.term == "stable":
-        return values * stable_rank(ranks, prediction.family, layer, init)
-    rho = _rho(prediction.row.term, prediction.family, optimizer, layer, init)
-    return values * np.sqrt(1 + (rho - 1) / ranks)
+    values, init = ranks**found.exponent, setting.get("init", "A")
+    if found.family == "spectral" and found.row.updates:
+        adjust = setting.get("modifiers", PLAIN).adjust
+        return np.asarray(values * bend(found.row, ranks, layer, init, adjust))
+    if found.row.term == "none":
+        return np.asarray(values)
+    if found.row.term == "stable":
+        return np.asarray(values * stable_rank(ranks, found.family, layer, init))
+    rho = _rho(found.row.term, found.family, setting["optimizer"], layer, init)
+    return np.asarray(values * np.sqrt(1 + (rho - 1) / ranks))
 
 
 def log_bias(
-    site: str,
-    stat: str,
-    ranks: ArrayLike,
-    *,
-    optimizer: str,
-    init: str = "A",
-    layer: Layer = UNKNOWN,
-    **others: Any,
+    site: str, stat: str, ranks: ArrayLike, *, layer: Layer = UNKNOWN, **setting: Any
 ) -> Floats:
     """How far the mean of the log lies below the log of the curve, [ranks]; 0 if the share is not
     known."""
     ranks = np.asarray(ranks, dtype=np.float64)
-    found = predict(site, stat, optimizer=optimizer, init=init, **others)
+    found = predict(site, stat, **setting)
     if found.row is None:
         return np.full(ranks.shape, math.nan)
-    share = layer.share
+    share, init = layer.share, setting.get("init", "A")
     if found.family == "spectral" and found.row.updates:
         return gap(found.row, ranks, layer)
     if found.row.term == "stable":
         return np.zeros(ranks.shape)
     if found.row.term != "none":
-        rho = _rho(found.row.term, found.family, optimizer, layer, init)
+        rho = _rho(found.row.term, found.family, setting["optimizer"], layer, init)
         joint = layer.joint * _narrowing(layer, init)
         return product_gap(found.row.term, found.family, ranks, rho, share, joint)
     if not found.row.passes or math.isnan(share):

@@ -83,12 +83,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         library="pytorch_optimizer",
     ),
     "lion": Optimizer(
-        "Lion",
-        "sign",
-        "decoupled",
-        states=1,
-        options={"betas": BETAS},
-        library="pytorch_optimizer",
+        "Lion", "sign", "decoupled", states=1, options={"betas": BETAS}, library="pytorch_optimizer"
     ),
     # Its state is a mean per row and per column: less than a twentieth of a number per weight.
     "adafactor": Optimizer(

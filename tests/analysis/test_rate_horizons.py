@@ -101,5 +101,5 @@ def at(best):
 def test_what_a_sweep_lacks(loss, rates, lacking):
     cells, metrics = runs(loss, rates=rates, ranks=(4,), rules=LORA)
     found = missing_rates(cells, metrics)
-    assert all(one.seeds == ((0, 0), (1, 1), (2, 2)) for one in found)
-    assert [one.rates for one in found] == lacking
+    assert all(one.swept[1:] == ["seed=0,1,2"] for one in found)
+    assert [tuple(one.rates) for one in found] == lacking

@@ -145,7 +145,6 @@ def test_lora_at_one_alpha_about_keeps_its_rate_under_adam(advise, peft):
     assert 1.3 < rate(later) / 3e-4 < 2.1, "in hundreds of steps the best rate rises"
     doubled = advise(str(peft), "--rank", "256", "--alpha", "512", "--lr", "3e-4")
     assert 32**-1 < rate(doubled) / rate(found) < 32**-0.4, "alpha = 2 r"
-    assert "alpha grows with the rank" in doubled.why[2]
     alpha = advise(str(peft), "--rule", "rslora").advice.alpha
     assert alpha / 8**0.5 == pytest.approx(16 / 8), "the same gamma, so the same run"
     same = advise(str(peft), "--lr", "3e-4").advice.lr

@@ -16,7 +16,6 @@ from matplotlib.text import Text
 
 from study.analysis import fit_exponents
 from study.analysis.grouping import gammas
-from study.figures.selection import DrawnRule
 from study.vocabulary.statuses import BROKEN, STATUSES
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
@@ -89,8 +88,11 @@ def _cell(number: int, setting: Row, scaling: str, p: float, rank: float, seed: 
     cell = {**BASE, "init": "kaiming", "targets": "all-linear", "seed": seed, "data_seed": seed}
     cell |= {**setting, "cell_id": f"cell{number:04d}", "rank": float(rank)}
     cell |= {"scaling": scaling, "exponent": math.nan if scaling == "crossover" else p}
-    rule = DrawnRule.of(scaling, p, p).keys
-    cell |= {"crossover": rule["crossover"], "gamma": ALPHA * gammas(rule, [_size(cell)])[0]}
+    rule = {"scaling": scaling, "exponent_p": p, "crossover": p}
+    cell |= {
+        "crossover": p if scaling == "crossover" else math.nan,
+        "gamma": ALPHA * gammas(rule, [_size(cell)])[0],
+    }
     return cell
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from study.adapters import AdapterSpec, adapted
 from study.adapters.bank import initial_pair
 from study.probes.alignment import ALIGNED
-from study.theory import measure_layer
 from study.training.loop import Fold
 from study.training.measuring import make_probe
 from study.vocabulary.quantities import ALIGNMENTS, HELDOUT, NOISE, TRAIN
+from tests.theory.measured_layer import measure_layer
 from tests.trained import trained
 
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1, init="init_b")]

@@ -11,12 +11,12 @@ from study.theory import (
     curve,
     distance_to_infinite_rank,
     mean_log_curve,
-    measure_layer,
     move,
     predict,
     slope,
     stable_exponent,
 )
+from tests.theory.measured_layer import measure_layer
 
 from .lazy_layer import (
     D_IN,

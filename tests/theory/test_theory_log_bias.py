@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from study.theory import Layer, log_bias, measure_layer, predicted_exponent
+from study.theory import Layer, log_bias, predicted_exponent
 from study.theory.log_gaps import product_gap, sum_gap
+from tests.theory.measured_layer import measure_layer
 
 from . import lazy_layer
 from .lazy_layer import D_IN, D_OUT, Problem, named, problem, seed_slopes, sweep

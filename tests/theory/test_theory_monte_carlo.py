@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from study import theory
-from study.theory import Modifiers, measure_layer, predict, predicted_exponent
+from study.theory import Modifiers, predict, predicted_exponent
 from study.vocabulary.quantities import PRODUCTS
+from tests.theory.measured_layer import measure_layer
 
 from . import lazy_layer
 from .lazy_layer import interval, kaiming, problem, seed_slopes, sweep

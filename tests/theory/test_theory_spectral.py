@@ -9,10 +9,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from study.theory import Layer, Modifiers, curve, measure_layer, predict, predicted_exponent
+from study.theory import Layer, Modifiers, curve, predict, predicted_exponent
 from study.theory.curves import stable_rank
 from study.theory.spectral import nuclear_norm
 from study.vocabulary.optimizers import ADJUSTMENTS
+from tests.theory.measured_layer import measure_layer
 
 from . import lazy_layer
 from .lazy_layer import D_IN, gaussian, interval, named, polar, problem, seed_slopes, sweep
