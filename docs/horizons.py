@@ -96,10 +96,10 @@ def horizon_exponent(rule: str, steps: str, study: str = STUDY, ranks: str = "")
     return mean_text(slopes(rates[list(map(float, ranks.split(",")))] if ranks else rates), 3)
 
 
-def steps_exponent(rule: str, rank: str) -> str:
+def steps_exponent(rule: str, rank: str, study: str = STUDY) -> str:
     """``0.07 [0.01, 0.12]``: the exponent of the best rate with the number of steps, over seeds
     that have each number."""
-    rates = study_tables(STUDY).rates.query(f"scaling == '{rule}' and rank == {rank}")
+    rates = study_tables(study).rates.query(f"scaling == '{rule}' and rank == {rank}")
     return mean_text(slopes(rates.pivot(index="seed", columns="steps", values="best_lr").dropna()))
 
 
