@@ -130,6 +130,7 @@ BLIND = (
     ("batches_small", (16, 64), "f25cee8d"),
     ("constant_small", (64, 128, 256, 512, 1024), "f25cee8d"),
     ("horizons_gemma3", (256,), "2f865cf3"),
+    ("horizons", (64,), "e9b3c546"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
@@ -137,14 +138,14 @@ BLIND = (
 @cache
 def blind_points() -> pd.DataFrame:
     """What the fits of these commits said of rates that they had not seen: :func:`law.predicted`,
-    with ``source``, ``about``, ``fit`` and ``off``, the log of predicted over measured."""
+    with ``about``, ``fit`` and ``off``, the log of predicted over measured."""
     fits = json.loads((ROOT / "results/external/blind_fits.json").read_text())
     rates, found = best_rates(), []
     for source, steps, commit in BLIND:
         own = rates[(rates["source"] == source) & rates["steps"].isin(steps)]
         points = pd.concat(predicted(each, fits[commit]) for _, each in own.groupby("unit"))
         about = f"{source}, {' to '.join(str(one) for one in sorted({steps[0], steps[-1]}))} steps"
-        found.append(points.assign(source=source, about=about, fit=commit))
+        found.append(points.assign(about=about, fit=commit))
     points = pd.concat(found)
     return points.assign(off=points["value"] - points["measured"])
 
@@ -167,9 +168,10 @@ def law_blind() -> str:
     return table_of(rows)
 
 
-def blind_error(source: str, kind: str) -> str:
+def blind_error(source: str, kind: str, steps: str = "256") -> str:
     """``1.40``: the median error of the blind test of a study, as a factor."""
-    return _factor(blind_points().query(f"source == '{source}' and kind == '{kind}'")["off"].abs())
+    where = f"about == '{source}, {steps} steps' and kind == '{kind}'"
+    return _factor(blind_points().query(where)["off"].abs())
 
 
 COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}
