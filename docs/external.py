@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from docs.blocks import ROOT
-from docs.rate_fits import Curve, Fit, bounds, fit_rates, moved, of_each
+from docs.rate_fits import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
 from study.analysis.losses import INSIDE
 from study.analysis.rates import placed
 from study.analysis.wording import interval_text
@@ -114,20 +114,29 @@ def _constant(law: str, kind: str = "all") -> str:
 def one_constant_laws() -> str:
     """A row per law: how much worse it fits than :data:`OUTPUTS`, in -2 log likelihood."""
     heads = ["law of the best rate", "exponent or r_sign", "others", "scatter of log rate"]
-    heads += ["worse: all models", "dense", "experts"]
+    heads += ["worse: all models", "dense", "experts", "each model left out"]
     body = []
     for law in LAWS:
         kinds = ["all"] if "kind" in law else ["all", "dense", "experts"]
         worse = [f"{fitted(law, one).cost - fitted(OUTPUTS, one).cost:+.1f}" for one in kinds]
-        worse += [""] * (3 - len(kinds))
+        worse += [""] * (3 - len(kinds)) + [f"{without(law) - without(OUTPUTS):+.1f}"]
         others = ", ".join(f"{x:+.2f}" for x in fitted(law).found[1:])
         body.append([law, _constant(law), others, f"{fitted(law).scatter:.3f}", *worse])
     return minus(re.sub(r"[+-]0\.0(?!\d)", "0", table(heads, body)))
 
 
+@cache
+def without(law: str) -> float:
+    """-2 log likelihood of each model's best rates under the law of the others."""
+    return float(left_out(usable(), *LAWS[law])["cost"].sum())
+
+
 def r_sign(kind: str) -> str:
-    """``48 [33, 74]`` of a kind of models."""
-    return _constant(OUTPUTS, kind)
+    """``48 [33, 74]`` of a kind of models, or its range if one of all models is left out."""
+    if kind != "without":
+        return _constant(OUTPUTS, kind)
+    found = np.exp(left_out(usable(), *LAWS[OUTPUTS])["constant"])
+    return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
 
 
 def others() -> str:

@@ -101,6 +101,18 @@ def r_sign_text(rates: pd.DataFrame, found: Fit) -> str:
     return interval_text(*ends, places=0).replace("inf", "∞")
 
 
+def left_out(rates: pd.DataFrame, curve: Curve, start: Sequence[float]) -> pd.DataFrame:
+    """By group: -2 log likelihood of its rates (``cost``) under the curve and scatter of the other
+    groups, with its own level; and the first ``constant`` of that curve."""
+
+    def judged(own: pd.DataFrame) -> "pd.Series[float]":
+        others = fit_rates(rates[rates["group"] != own["group"].iloc[0]], curve, start)
+        here = fit_rates(own, lambda rows, _: curve(rows, others.found), [], others.scatter)
+        return pd.Series({"cost": here.cost, "constant": float(np.sum(others.found[:1]))})
+
+    return pd.DataFrame(rates.groupby("group")[list(rates)].apply(judged))
+
+
 def of_each(rates: pd.DataFrame, curve: Curve, start: Sequence[float]) -> pd.DataFrame:
     """By group the curve's first parameter from its rates alone, with its interval ``low``,
     ``high``, at the scatter that is likeliest if each group has its own."""
