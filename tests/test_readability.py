@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29_193,
     "tests": 20_283,
     "benchmarks": 1_168,
-    "docs": 2_584,
+    "docs": 2_607,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
