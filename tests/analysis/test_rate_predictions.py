@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from docs.rate_fits import bounds, fit_rates, moved, of_each
+from docs.rate_fits import bounds, fit_rates, left_out, moved, of_each
 from study.analysis.rate_theory import K, log_outputs, predicted_interval, rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.store.tables import load_measured
@@ -107,7 +107,8 @@ def test_a_censored_fit_finds_the_law_that_the_ranks_inside_their_rates_hide():
     assert free.cost <= found.cost
     inside = fit_rates(rates[rates["edge"] == ""], moved, [2.0])
     assert np.exp(inside.found[0]) < 0.8 * np.exp(found.found[0]), "without the censored ranks"
-    each = of_each(rates, moved, [2.0])
+    away, each = left_out(rates, moved, [2.0]), of_each(rates, moved, [2.0])
+    assert away["constant"].between(math.log(low), math.log(high)).all()
     assert each["low"].lt(math.log(48)).mean() > 0.85 < each["high"].gt(math.log(48)).mean()
 
 
