@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_672,
     "study/vocabulary": 967,
     "study": 29_193,
-    "tests": 20_283,
+    "tests": 20_284,
     "benchmarks": 1_168,
     "docs": 2_607,
     "hydra_plugins": 122,
