@@ -11,7 +11,7 @@ from study.analysis.rate_theory import OUTPUT
 from study.analysis.rates import bottom, grid_errors
 
 RANKS, H = np.array([4.0, 16.0, 64.0, 256.0]), math.log(10) / 2
-STUDIES = 200
+STUDIES = 400
 
 
 def parabola(u):
@@ -74,7 +74,7 @@ def test_intervals_cover_the_true_exponent(basin, noise, scatter, seeds):
     table = rate_transfer(simulated(basin, seeds=seeds, noise=noise, scatter=scatter))
     coverage = table["truth"].between(table["ci_low"], table["ci_high"]).mean()
     print(f"{basin.__name__} noise {noise} scatter {scatter}, {seeds} seeds: {coverage:.3f}")
-    assert 0.92 <= round(coverage, 2) <= 0.98
+    assert 0.93 <= round(coverage, 2) <= 0.97
 
 
 @pytest.mark.parametrize(
