@@ -328,7 +328,7 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     shown = labels[complete & (rates > 0)]
     rows = []
     for group in groups(shown, [CURVE_ID, "rank"]):
-        row = {str(name): value for name, value in group.iloc[0].items()}
+        row = {str(name): value for name, value in group.iloc[0].drop(CURVE_ID).items()}
         row |= {"seeds": len(group), "rates": rates[group.index[0]]}
         for name, metric in (("perplexity", "eval_loss"), ("exact_match", "exact_match")):
             own = ends[metric].iloc[group.index]
