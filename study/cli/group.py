@@ -171,7 +171,7 @@ def print_sentences(sentences: Iterable[str]) -> None:
 
 
 def print_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "") -> None:
-    """Print a frame of texts with as many columns as fit, or the rows of each value of ``by``."""
+    """Print a frame of texts; with ``by``, the rows of each of its values below it."""
     table = Table(
         title=title,
         caption=Text(caption, style="table.caption") if caption else None,
@@ -182,10 +182,7 @@ def print_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "")
     )
     names = [str(name) for name in rows if name != by]
     for place, name in enumerate(names):
-        if place:
-            table.add_column(name, justify="right", no_wrap=True)
-        else:
-            table.add_column(name, min_width=12)
+        table.add_column(name, justify="right" if place else "left")
     for part in groups(rows, [by]) if by else [rows]:
         if by:
             table.add_section()

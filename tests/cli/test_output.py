@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import study
-from study.cli.group import print_tables
+from study.cli.group import print_tables, print_texts
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results/reference"
@@ -95,6 +95,17 @@ def test_a_status_fits_a_terminal_of_80_columns(works, monkeypatch, name, most, 
     assert max(map(len, lines)) <= most
     assert lines[1].startswith(shared)
     assert not any("…" in line for line in lines)
+
+
+def test_a_table_loses_no_word_in_a_narrow_terminal(monkeypatch, capsys):
+    """Its first column once had no place beside five others, and words of these were cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["rule", "step", "adapter output", "gradient into the inputs", "gradient norm", "loss"]
+    row = ["LoRA", "first (0 or 1)", "shrinks to 56 %", "shrinks to 15 %", "keeps its size (102 %)"]
+    print_texts("", pd.DataFrame([[*row, "2.871 to 2.925"]], columns=names), by="rule")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert {*" ".join([*names[1:], *row, "2.871 to 2.925"]).split()} <= {*printed.split()}
 
 
 def test_missing_is_null_and_infinity_a_text(capsys):
