@@ -195,6 +195,11 @@ def known(found: Fit) -> dict[str, Any]:
     return {"law": law, "spread": spread, "width": dict.fromkeys(WIDTHS, 1.0), "models": models}
 
 
+def name_of(row: Mapping[Any, Any]) -> str:
+    settings = (f"{row[name]:g}" for name in ("alpha", "rank", "steps"))
+    return " ".join([row["source"], row["model"], row["rule"], *settings, row["optimizer"]])
+
+
 def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
     inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
@@ -249,13 +254,15 @@ def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
         grid = WIDE * math.hypot(at[one]["grid"], at[other]["grid"])
         about = {"unit": at[one]["unit"], "source": at[one]["source"], "kind": kind}
         about |= {"half": math.hypot(half, grid), "value": value - start}
-        rows.append(about | {"measured": at[other]["log_lr"] - start})
+        names = sorted(name_of(at[end]) for end in (one, other))
+        about |= {"measured": at[other]["log_lr"] - start, "key": " | ".join(names)}
+        rows.append(about)
     for row in at.values():
         if row["edge"] == "":
             value, half = advice.alone(row, row["model"], of_others)
             about = {"unit": row["unit"], "source": row["source"], "kind": "alone"}
-            about |= {"half": math.hypot(half, WIDE * row["grid"]), "value": value}
-            rows.append(about | {"measured": row["log_lr"]})
+            about |= {"half": math.hypot(half, WIDE * row["grid"]), "key": name_of(row)}
+            rows.append(about | {"value": value, "measured": row["log_lr"]})
     return pd.DataFrame(rows)
 
 

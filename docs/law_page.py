@@ -7,12 +7,18 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.interpolate import Akima1DInterpolator
 
-from docs.blocks import ROOT
-from docs.law import COEFFICIENTS, KINDS, RANDOM, Held, best_rates, fit, predicted, test
+from docs.blocks import ROOT, study_tables
+from docs.blocks import table as read
+from docs.law import COEFFICIENTS, KINDS, RANDOM, Held, best_rates, fit, predicted, test, without
 from docs.law import law as fitted
+from study.analysis import advice
 from study.analysis.advice import WIDE
+from study.analysis.grouping import groups
 from study.analysis.law import STEPS
+from study.analysis.losses import OF_A_RULE, at_common_rates, final_losses, mean_losses
+from study.analysis.rates import SLACK, missing_rates, setting_of
 from study.figures import style
 from study.report.text import minus, table, table_of
 
@@ -100,6 +106,23 @@ def law_test(of: str = "") -> str:
     return table_of(rows)
 
 
+def law_old() -> str:
+    """By kind, the points that the command before this law answered, with its numbers beside."""
+    found = tested().merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
+    rows = [
+        {
+            "": kind,
+            "points": str(len(own)),
+            "median error": _factor(own["off"]),
+            "old": _factor(own["off_old"]),
+            "intervals hold": _share(own["holds"]),
+            "old ": _share(own["holds_old"]),
+        }
+        for kind, own in by_kind(found)
+    ]
+    return table_of(rows)
+
+
 def law_residuals() -> str:
     """Predicted over measured, by study: the geometric mean, and the factor of a standard
     deviation, of ratios of steps and of rates alone."""
@@ -172,6 +195,94 @@ def blind_error(source: str, kind: str, steps: str = "256") -> str:
     """``1.40``: the median error of the blind test of a study, as a factor."""
     where = f"about == '{source}, {steps} steps' and kind == '{kind}'"
     return _factor(blind_points().query(where)["off"].abs())
+
+
+FOLLOWED = (("horizons_small", 256, 10), ("paper_learning_rate", 20, 2))
+"""Studies whose runs are followed, with the steps of the new runs and their number."""
+
+
+def drawn(rows: pd.DataFrame, steps: int, count: int) -> Iterator[tuple[pd.Series, pd.Series]]:
+    """Pairs of best rates, drawn before any was looked at: runs of so many steps, and for each of
+    them any other run, which may differ in rank, rule, alpha and steps."""
+    draw = np.random.default_rng(0)
+    rows = rows.sort_values(["steps", "rule", "alpha", "rank"], ignore_index=True)
+    for new in draw.permutation(rows.index[rows["steps"] == steps])[:count]:
+        yield rows.loc[draw.choice(rows.index.drop(new))], rows.loc[new]
+
+
+def followed() -> str:
+    """The advice followed without training: the rate that the law without the study gives a run
+    from the best rate of another, and the loss there. Losses are means over seeds, interpolated
+    over the log rate. The gain of the rank is between the best losses of a rule's ranks."""
+    rows = []
+    for name, steps, count in FOLLOWED:
+        basins, of = dict[tuple[str, float, float], Akima1DInterpolator](), study_tables(name)
+        own = of.cells[of.cells["steps"] == steps]
+        for runs in groups(final_losses(own, of.metrics), (*OF_A_RULE, "rank")):
+            loss, run = at_common_rates(runs).groupby("lr")["loss"].mean(), setting_of(runs.iloc[0])
+            basins[run.rule, run.alpha, run.rank] = Akima1DInterpolator(np.log(loss.index), loss)
+        lowest = {
+            key: float(basin(np.linspace(*basin.x[[0, -1]], 999)).min())
+            for key, basin in basins.items()
+        }
+        rates = best_rates()
+        for old, new in drawn(rates[rates["source"] == name], steps, count):
+            value, half = advice.moved(dict(old), dict(new), old["log_lr"], without(name))
+            key = new["rule"], new["alpha"], new["rank"]
+            gives = float(basins[key](value)) - lowest[key]
+            ranks = [loss for (*same, _), loss in lowest.items() if same == [*key[:2]]]
+            gain, off = max(ranks) - min(ranks), value - new["log_lr"]
+            from_to = (
+                f"{x['rule']} r {x['rank']:g} α {x['alpha']:.3g}, {x['steps']:g} steps"
+                for x in (old, new)
+            )
+            row = {"study": name, **dict(zip(("from", "to"), from_to, strict=True))}
+            row |= {"advised": f"{np.exp(value):.2g}", "best": f"{np.exp(new['log_lr']):.2g}"}
+            row |= {"advised / best": f"{np.exp(off):.2f}"}
+            row |= {"interval holds": "yes" if abs(off) <= half else "no"}
+            row |= {"loss given away": f"{gives:.4f}", "gain of the rank": f"{gain:.4f}"}
+            rows.append(row | {"share": f"{100 * gives / gain:.0f} %"})
+    return table_of(rows)
+
+
+def replayed(name: str) -> pd.DataFrame:
+    """``study rates --search`` on a stored sweep, by the law without this study: a row per setting.
+    ``grid``, ``spent``: the runs of the grid and of the search, of each seed. ``missed``: whether
+    the search ends at another rate than the best of the grid."""
+    of, rows = study_tables(name), []
+    ends = of.metrics.dropna(subset="eval_loss")
+    for own in groups(final_losses(of.cells, ends), (*OF_A_RULE, "rank")):
+        runs = at_common_rates(own)
+        loss, run = mean_losses(runs), setting_of(runs.iloc[0])
+        cells = of.cells[of.cells["cell_id"].isin(runs["cell_id"])]
+        start = advice.alone(run.facts(), run.model, without(name))[0]
+        nearest = int(np.abs(np.log(loss.index) - start).argmin())
+        tried, new = set[float](), {*loss.index[min(nearest, len(loss) - 2) :][:2]}
+        while new:
+            tried |= new
+            done = cells[cells["lr"].isin(tried)]
+            wanted = [lr for one in missing_rates(done, ends) for lr in one.rates]
+            new = {lr for lr in loss.index for at in wanted if 1 / SLACK < lr / at < SLACK} - tried
+        found = {"steps": run.steps, "grid": len(loss), "spent": len(tried)}
+        rows.append(found | {"missed": loss.idxmin() not in tried})
+    return pd.DataFrame(rows)
+
+
+def law_replay() -> str:
+    """What searches of stored sweeps spend: a row per study and number of steps."""
+    rows = [
+        {
+            "study, steps": f"{name}, {steps}",
+            "settings": str(len(own)),
+            "runs of the grid": f"{own['grid'].mean():.1f}",
+            "of the search": f"{own['spent'].mean():.1f}, at most {own['spent'].max():.0f}",
+            "of the grid's steps": f"{100 * own['spent'].sum() / own['grid'].sum():.0f} %",
+            "best rates missed": str(own["missed"].sum()),
+        }
+        for name in ("horizons_small", "longer_training", "paper_learning_rate")
+        for steps, own in replayed(name).groupby("steps")
+    ]
+    return table_of(rows)
 
 
 COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}

@@ -218,7 +218,8 @@ def initial_pair(
 class LoraBank(nn.Module):
     """A frozen linear with the adapters of K cells, ordered by rank.
 
-    ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``. Adapters are float32 in every precision of
+    ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``. With K = 1 it is an ordinary LoRA layer.
+    Adapters are float32 in every precision of
     the base and are cast where they are used.
     """
 
@@ -324,7 +325,8 @@ class LoraBank(nn.Module):
                     stream.set_state(was.clone())  # torch crashes on a view into larger memory
 
     def train(self, mode: bool = True) -> Self:
-        """Dropout on or off. The frozen linear keeps its mode: quantised ones compute by it."""
+        """Dropout on or off. The frozen linear keeps its mode: some quantised linears compute
+        differently in train mode."""
         self.training = mode
         return self
 
@@ -418,8 +420,8 @@ class LoraBank(nn.Module):
         return list(self.buckets)  # type: ignore[arg-type]
 
     def _kept(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> Tensor:
-        """What dropout multiplies the adapters' inputs by, ``[k, N, D]``, as in PEFT, for listeners
-        too."""
+        """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``,
+        ``[k, N, D]``. Listeners get them."""
         if self._dropout_streams is None:
             self._dropout_streams = self._new_dropout_streams(x_kND.device)
         masks = []

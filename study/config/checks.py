@@ -70,7 +70,7 @@ def _in_training(config: CellConfig) -> Iterator[str]:
         yield f"{why}: use optimizer={'|'.join(decoupled)} or optimizer.weight_decay=0"
     if train.eval_every == 0 and (train.example_losses or train.answer_tokens):
         measured = "train.answer_tokens" if train.answer_tokens else "train.example_losses"
-        yield f"{measured} is set, but train.eval_every=0 never evaluates: set it to null"
+        yield f"{measured} needs train.eval_every=null or above 0: 0 never evaluates"
     if train.checkpointing and dropout:
         why = "train.checkpointing=true and adapter.dropout: a second pass draws other masks"
         yield f"{why}: set one of them to false or 0"

@@ -12,8 +12,8 @@ from study.errors import StudyError, given
 
 def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
     """``config`` with whole numbers for ``train.steps`` and ``train.warmup``, from epochs and
-    shares, as in the Trainer of transformers 5. ``rows`` counts the training rows, for epochs
-    only."""
+    shares, as in the Trainer of transformers 5: an epoch has ceil(ceil(rows / batch_size) /
+    accumulation) steps. ``rows`` counts the training rows; it is called for epochs only."""
     train = config.train
     steps, warmup = train.steps, train.warmup
     if train.epochs is not None:
@@ -50,8 +50,9 @@ def late_probes(config: CellConfig) -> str | None:
 
 
 def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float, ...]:
-    """The ranks at which the trained adapter's held-out loss is measured, ascending, and its own
-    rank. Ranks from ``most`` on, the largest that a layer's ``delta_w`` can have, are dropped."""
+    """The ranks at which the trained adapter's held-out loss is measured, ascending. Its own rank
+    is the last. Empty without truncations. ``log`` means 0, 1, 2, 4, ... Ranks from ``most`` on,
+    the largest that a layer's ``delta_w`` can have, are dropped."""
     asked, own = config.probes.truncations, config.adapter.rank
     if asked is None:
         return ()

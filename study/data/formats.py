@@ -150,7 +150,8 @@ def _value(fields: Fields, key: str, kind: type, where: str) -> Any:
         return fields[key]
     of_type = f", but {key!r} is of type {type(fields[key]).__name__}" if key in fields else ""
     keys = short(list(fields)).strip("[]") or "none"
-    raise StudyError(f"{where} needs a {kind.__name__} as {key!r}{of_type} (its keys: {keys})")
+    why = f"{where} needs a {kind.__name__} as {key!r}{of_type} (its keys: {keys})"
+    raise StudyError(f"{why}: write the fields of one format in every row")
 
 
 READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {

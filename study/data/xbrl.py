@@ -35,7 +35,8 @@ FORMULAS: dict[str, str] = _TABLES["formulas"]
 
 GROUPS: dict[str, list[str]] = _TABLES["elements"]
 """Names of us-gaap elements, by unit and by period type: balances are at a date, flows over a
-period. They are those of yearly editions of the *US GAAP Financial Reporting Taxonomy* (FASB)."""
+period. They are those of yearly editions of the *US GAAP Financial Reporting Taxonomy* (FASB),
+whose definitions are not copied."""
 ELEMENTS = tuple(name for group in GROUPS.values() for name in group)
 _GROUP_OF = {name: key for key, group in GROUPS.items() for name in group}
 INSTANTS = frozenset(n for key, group in GROUPS.items() if key.endswith("balances") for n in group)

@@ -123,7 +123,7 @@ class Recording:
     def begin(self) -> Self:
         hooks = self.optimizer._optimizer_step_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks):
-            raise StudyError("it is being recorded already: record once, around the whole loop")
+            raise StudyError("this optimizer is recorded already: record once, around the loop")
         self.passes.attach(self._hooks)
         layer = self.adapters[0].probe.layers[0].module
         for hook in (

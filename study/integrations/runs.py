@@ -236,7 +236,8 @@ def _adapter_config(adapter: Adapter) -> AdapterConfig:
     peft, ranks = adapter.peft, sorted({pair.A_RD.shape[0] for pair in adapter.pairs})
     if len(ranks) > 1:
         named = ", ".join(map(str, ranks))
-        warnings.warn(f"layers differ in rank ({named}): the cell has r={peft.r}", stacklevel=2)
+        said = f"layers differ in rank ({named}): the cell has r={peft.r}"
+        warnings.warn(f"{said}; to fit exponents, run without rank_pattern", stacklevel=2)
     targets = peft.target_modules
     is_once = type(adapter.probe.layers[0].module).__name__ == "LinearRoundedOnce"
     return AdapterConfig(
@@ -283,7 +284,8 @@ def groups_of(
     if not groups or None in groups:
         raise StudyError(
             f"the optimizer does not train all of adapter {adapter!r}: make it trainable "
-            "(is_trainable=True) and divide it (fully_shard) before you build the optimizer"
+            "(is_trainable=True) and divide it (fully_shard) before you build the optimizer, and "
+            "give one optimizer that holds A and B of every layer"
         )
     return groups[0], groups[-1]  # type: ignore[return-value]
 
@@ -349,7 +351,7 @@ def plain_optimizer(optimizer: Any) -> Optimizer:
         why = f"the optimizer is a {name} and may change weights after its step"
         raise StudyError(f"{why}: give the {type(inner).__name__} inside")
     if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
-        raise StudyError(f"the optimizer is a {name}: give an optimizer of torch")
+        raise StudyError(f"the optimizer is a {name}: give torch's, accelerate's or Lightning's")
     return optimizer
 
 

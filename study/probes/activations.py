@@ -268,8 +268,8 @@ class LayerPass:
 
     @torch.no_grad()
     def _measure_lost(self, rows: Rows, x_knD: Tensor, y_knO: Tensor, product: Product) -> None:
-        """Measure what rounding loses of the adapter's output. Computes the base's outputs
-        again."""
+        """Measure the part of the adapter's output that rounding loses, for ``swallowed``.
+        ``x_knD``, ``y_knO``: of the layer. The base's own outputs are computed again."""
         if (base := self.layer.base()) is not None and not self.layer.variant:
             added_knO, stack = y_knO - base(x_knD).float(), product.stack
             parts = x_knD, added_knO, product, rows.sampled(stack)

@@ -131,7 +131,8 @@ class Measurements:
         """Enter the sums of every wanted site of ``source`` for the cells of ``stack``.
 
         ``parts``: the arguments of the functions in :mod:`study.probes.sites`. ``real_kn``,
-        ``rows_k``: the rows that count, and how many; None: all.
+        ``rows_k``: the rows that count, and how many; None: all. A product ``gamma B A`` is left
+        out if the layer computes something else (:attr:`AdaptedLayer.variant`).
         """
         for name in self.wanted_of(source):
             if name in PRODUCTS and self.layers[layer].variant:

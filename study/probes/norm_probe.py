@@ -208,8 +208,9 @@ class NormProbe:
     def after_update(self, clip_factors: Sequence[float] | Tensor | None = None) -> None:
         """Measure the updates. Call it after the optimizer's step, before gradients are cleared.
 
-        ``clip_factors``: by which clipping multiplied each cell's ``.grad``, numbers or a float32
-        tensor on the device, ``[K]``; None if it was not clipped.
+        ``clip_factors``: the factor by which clipping multiplied each cell's ``.grad``, as numbers
+        or as a float32 tensor on the device, ``[K]``; None if it was not clipped. ``descent`` uses
+        the gradient before clipping.
         """
         self._weights.after_update(clip_factors)
 
@@ -217,7 +218,8 @@ class NormProbe:
         """One frame per cell in the form of the ``probes`` table, without ``cell_id``.
 
         Each measured site has a row per layer; a union of A and B also has one over the whole
-        model. The probe is empty afterwards.
+        model. A site that was not measured has no row, such as an update at the end of a run. The
+        probe is empty afterwards.
         """
         sent = self.send(step, batch, **shared)
         return [sent.frame(cell) for cell in range(self._measurements.cells)]

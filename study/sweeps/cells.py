@@ -93,8 +93,8 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         check_possible(covered.experts, config.adapter.rank, config.adapter.dropout)
         length, answer = config.data.sequence_length, config.train.answer_tokens or 0
         if length + answer > card.max_length:
-            asked = f"data.sequence_length={length}, with train.answer_tokens={answer},"
-            too_long = f"{asked} is longer than {card.name} allows"
+            more = f" with train.answer_tokens={answer}" if answer else ""
+            too_long = f"data.sequence_length={length}{more} is longer than {card.name} allows"
             raise StudyError(f"{too_long}: give at most {card.max_length} in all")
         data = replace(config.data, seed=0)
         examples = once(_examples, config.model, data)

@@ -240,5 +240,6 @@ def check_fits(config: CellConfig, nbytes: int, device: torch.device) -> None:
         bound = f"pack.memory_gb={allowed:g}" if config.pack.memory_gb else f"{allowed:.3g} GiB"
         raise StudyError(
             f"a cell of adapter.rank={config.adapter.rank} takes about {nbytes / 2**30:.3g} GiB, "
-            f"more than {bound}: lower adapter.rank, train.batch_size or data.sequence_length"
+            f"more than {bound}: raise pack.memory_gb, or lower adapter.rank, train.batch_size or "
+            "data.sequence_length"
         )

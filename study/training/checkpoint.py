@@ -26,8 +26,8 @@ OPTIMIZER, DROPOUT, ALIGNMENT = "optimizer/", "dropout/", "alignment/"
 
 
 def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Checkpoint:
-    """One cell's state after ``step``; on a CPU in memory that training changes. Other processes
-    take part, and process 0 alone gets all of it."""
+    """One cell's state after ``step``. On a CPU it shares the memory that training changes. Other
+    processes take part, and process 0 alone gets all of it."""
     fold = of_fold()
     if fold is None or fold.step != step:
         raise RuntimeError(f"the state after step {step} is gone: the loop has gone on")

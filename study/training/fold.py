@@ -288,7 +288,8 @@ class Fold:
 def _alignment(
     model: nn.Module, config: CellConfig, total: Callable[[Tensor], Tensor]
 ) -> tuple[Alignment | None, int]:
-    """The weight gradients that alignments need, and the last step that measures them."""
+    """The weight gradients that alignments need, and the last step that measures them, or (None,
+    0)."""
     wanted = chosen("probes.stats", config.probes.stats, STATS, USUAL)
     stats = [stat for stat in wanted if stat in ALIGNMENTS]
     predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)

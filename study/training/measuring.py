@@ -64,7 +64,8 @@ def last_tables(fold: Fold, examples: list[Tensor] | None) -> list[dict[str, pd.
 
 @torch.no_grad()
 def exact_matches(fold: Fold, tokens: int) -> list[float]:
-    """The share of held-out questions that each cell answers, greedily in ``tokens`` tokens."""
+    """The share of held-out questions that each cell answers, greedily in at most ``tokens``
+    tokens."""
     questions, device = fold.corpus.questions, fold.base.device
     answers_K: list[list[list[int]]] = [[] for _ in fold.cells]
     bf16 = fold.cells[0].precision == "bf16"
@@ -156,7 +157,8 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
 
 
 def _gradients(fold: Fold, probe: NormProbe, loss: Tensor) -> Gradients:
-    """The gradients of ``loss`` by layer and stack. FSDP leaves them in ``.grad``."""
+    """The gradients of ``loss`` by layer and stack. FSDP leaves those of divided factors in
+    ``.grad``."""
     if fold.world.size > 1:
         for bank in fold.banks:
             bank.zero_grad()

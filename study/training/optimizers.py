@@ -35,6 +35,9 @@ def _muon(groups: Groups, **options: Any) -> Optimizer:
     """torch's Muon, on each A and each B alone."""
     if not hasattr(torch.optim, "Muon"):
         raise StudyError(f"torch {torch.__version__} has no Muon: install torch 2.9 or later")
+    if any(weight.dim() != 2 for group in groups for weight in group["params"]):
+        why = "optimizer=muon takes matrices, and adapters of experts are stacks of them"
+        raise StudyError(f"{why}: leave the experts out of adapter.targets")
     return torch.optim.Muon(groups, **options)
 
 
@@ -102,8 +105,8 @@ class Learner:
     def state(
         self, whole: Callable[[Tensor, int], Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What steps have changed: tensors by number and name, joined by ``whole``, and other
-        values."""
+        """What steps have changed apart from the weights: tensors by number and name, and values
+        for JSON. ``whole`` joins divided ones."""
         packed = self.optimizer.state_dict()
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}

@@ -61,7 +61,7 @@ class PeftAdapter:
         for layer, pair in self.pairs.items():
             own = (*pair.A_RD.shape[:-2], pair.A_RD.shape[-1], pair.B_OR.shape[-2])
             if not re.search(r"\.\d+\.", layer):
-                raise StudyError(f"the adapter is on {layer}, outside the blocks: leave it out")
+                raise StudyError(f"the adapter is on {layer}, outside the blocks: train without it")
             if layer not in shapes:
                 named = short(self.config.get("base_model_name_or_path"))
                 raise StudyError(f"{other}, which has no {layer}: its config names {named}")
@@ -127,7 +127,8 @@ def write_adapter(
 
 
 def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
-    """Read a PEFT LoRA adapter, float32 on the CPU, with its patterns of rank and alpha.
+    """Read a PEFT LoRA adapter, float32 on the CPU. Respects ``rank_pattern``, ``alpha_pattern``
+    and ``use_rslora``.
 
     Raises :class:`StudyError` for missing or damaged files, for values that contradict each other,
     and for adapters that are not LoRA on the unchanged base (:mod:`study.vocabulary.peft_fields`).
@@ -223,7 +224,8 @@ def _keys_by_layer(
         if found is None and (with_others or key.endswith(".base_layer.weight")):
             continue  # the latter is PEFT's copy of W0, of a head or an embedding
         if found is None:
-            raise StudyError(f"{named} has {short(key)}, which is not A or B of a linear layer")
+            why = f"{named} has {short(key)}, which is not A or B of a linear layer"
+            raise StudyError(f"{why}: only plain LoRA on linear layers can be read")
         keys.setdefault(found["layer"], {})[found["factor"]] = key
     if not keys:
         raise StudyError(f"{named} has no tensors: {_AGAIN}")

@@ -54,7 +54,8 @@ class Numbers:
 class CellStep:
     """One step of the ``cell``-th cell of a fold. ``numbers`` and ``sent`` (of probes) are on their
     way to the host. Only the last step has an ``adapter`` and ``tables``. ``snapshot``: gives the
-    cell's state after this step, in the memory that training changes."""
+    cell's state after this step, in the memory that training changes: copy or write it before the
+    loop continues."""
 
     cell: int
     numbers: Numbers = field(repr=False)

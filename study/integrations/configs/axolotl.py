@@ -91,7 +91,8 @@ def put_rows(reading: Reading, data_sets: Sequence[tuple[str, str, dict[str, Any
         elif stand_in := STAND_INS.get(Path(path).name):
             experiment.groups["data"] = stand_in
             instead = f"data={stand_in} is used instead, generated questions of the same form"
-            experiment.differs.append(f"{key}: {path} not found: {instead}")
+            have = f"if you have the file: data=file data.path={Path(path).name}"
+            experiment.differs.append(f"{key}: {path} not found: {instead}; {have}")
             return None
         elif is_hub and not (reading.folder / path).is_dir():
             paths.append(path)
