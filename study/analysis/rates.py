@@ -294,16 +294,19 @@ def rates_by_horizon(
 ) -> pd.DataFrame:
     """:func:`best_rates` at each horizon: a column ``horizon``.
 
-    Horizons are the steps after the first at which every complete run at a constant rate has a
-    held-out loss. ``rho`` is that of the last step measured by then. Empty without such runs.
+    Horizons of runs at a constant rate are the steps after the first at which every complete run
+    has a held-out loss. A run with another schedule has one horizon, its end. ``rho`` is that of
+    the last step measured by then. Empty if no rank has two rates.
     """
-    cells = cells[schedules(cells) == "constant"]
+    is_constant = schedules(cells) == "constant"
+    at_end = best_rates(cells[~is_constant], metrics, probes)
+    parts = [at_end.assign(horizon=at_end["steps"].astype(int))] if len(at_end) else []
+    cells = cells[is_constant]
     whole = cells.loc[cells["status"] == "complete", "cell_id"].astype(str)
     evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
     evaluated = evaluated.assign(id=evaluated["cell_id"].astype(str))
     evaluated = evaluated[(evaluated["step"] > 0) & evaluated["id"].isin(set(whole))]
     count = evaluated.drop_duplicates(["id", "step"]).groupby("step").size()
-    parts = []
     for step in count.index[count == len(whole)]:
         status = cells["status"].astype(object).copy()
         for word in BROKEN:  # a run that broke later is complete

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from study import __version__, load_plugins
-from study.analysis.grouping import groups
 from study.errors import MOST_CHARACTERS, StudyError, given, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WIDTH = 100
 """The most columns of a line of text."""
@@ -170,7 +171,7 @@ def print_sentences(sentences: Iterable[str]) -> None:
         click.echo(textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  "))
 
 
-def print_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "") -> None:
+def print_texts(title: str, rows: "pd.DataFrame", caption: str = "", by: str = "") -> None:
     """Print a frame of texts; with ``by``, the rows of each of its values below it."""
     table = Table(
         title=title,
@@ -182,8 +183,8 @@ def print_texts(title: str, rows: pd.DataFrame, caption: str = "", by: str = "")
     )
     names = [str(name) for name in rows if name != by]
     for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place else "left")
-    for part in groups(rows, [by]) if by else [rows]:
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for part in (part for _, part in rows.groupby(by, sort=False)) if by else (rows,):
         if by:
             table.add_section()
             table.add_row(Text(printable(str(part[by].iloc[0])), style="bold"))

@@ -42,11 +42,11 @@ MOST_ROUNDS, FARTHEST = 8, 100.0
 @click.option("--search", is_flag=True, help="Train the missing rates, until none is missing.")
 @tables_as
 def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> None:
-    """A horizon is a step with a held-out loss. Prints for each horizon the best rate of each rank,
-    its exponent with rank, and rho, the relative motion of A from its init. --refine prints a
-    command per rule and rank that trains rates in steps of 2 around the best one, or beyond an
-    edge. --search trains them and repeats, at most 8 times. At a rank that has a single rate it
-    starts with the one of docs/law.md and twice that.
+    """Print for each horizon the best rate of each rank, its exponent with rank, and rho, the
+    relative motion of A from its init. A horizon is a step with a held-out loss, or the end of a
+    run whose rate has a schedule. --refine prints a command per rule and rank that trains rates in
+    steps of 2 around the best one, or beyond an edge. --search trains them and repeats, at most 8
+    times. At a rank that has a single rate it starts with the one of docs/law.md and twice that.
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2 and not (search or refine):
@@ -61,7 +61,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
         return
     found = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
     if found.empty:
-        raise StudyError("no rank was run at two constant learning rates by all of its seeds")
+        raise StudyError("no rank was run at two learning rates by all of its seeds")
     exponents = exponents_against_rho(found)
     if output:
         print_tables(output, rates=found, exponents=exponents)

@@ -25,7 +25,6 @@ from study.analysis.wording import (
     bracket_head,
     bracket_notes,
     curve_names,
-    curve_settings,
     factor_text,
     number_text,
     setting_labels,
@@ -372,7 +371,8 @@ def horizon_table(found: pd.DataFrame) -> Table:
         notes.append("Ranks with a best rate at an edge are left out: study rates --refine.")
     horizon = found["horizon"]
     last = horizon == horizon.groupby(numbered(found, OF_A_RULE)).transform("max")
-    rows = found.assign(named=curve_names(found, curve_settings(found)))
+    apart = [name for name in distinguishing(found, curve_columns(found)) if name != "steps"]
+    rows = found.assign(named=curve_names(found, setting_labels(found, apart)))
     rows = rows[last | found["exponent"].notna()]
     body = [
         {

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from study.analysis import load_tables
 from study.config.values import literal
 from study.errors import StudyError, count_noun, one_line
 from study.models import FrozenBase, load_base
@@ -162,6 +161,7 @@ class _Pass:
         seed = self.display.sweep.first_seed_done() if self.display.sweep else None
         if seed is None or all(held.cell.config.seed != seed for held in fold):
             return
+        from study.analysis import load_tables
         from study.report import answer  # draws nothing
 
         with contextlib.suppress(StudyError):  # nothing to fit, such as one rank

@@ -56,6 +56,15 @@ def test_each_horizon_has_its_best_rates():
         assert own["rho"].to_numpy() == pytest.approx(100 * step * np.array(nearest))
 
 
+def test_a_schedule_has_one_horizon_its_end():
+    """During a cosine the rate is not yet small, so its losses are not those of a shorter run."""
+    cells, metrics = at_steps()
+    cells = cells.assign(schedule="cosine", steps=32)
+    rates = rates_by_horizon(cells, metrics, recorded(cells))
+    assert set(rates["horizon"]) == {32}
+    assert rates["best_lr"].to_numpy() == pytest.approx(0.1 / 32 * rates["rank"] ** -0.5)
+
+
 def test_exponents_beside_rho_and_the_crossover():
     cells, metrics = at_steps()
     table = exponents_against_rho(rates_by_horizon(cells, metrics, recorded(cells)))
