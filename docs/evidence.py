@@ -11,14 +11,13 @@ import pandas as pd
 
 from docs import law
 from docs.blocks import RESULTS, ROOT
-from study.analysis.capacity import FULL, stored_bits
+from study.analysis.capacity import FULL, best_stored
 from study.analysis.fits import mean_interval
 from study.analysis.law import Setting, short_model
 from study.analysis.losses import compared_losses, final_losses
 from study.store.files import write_text
 from study.store.tables import load_measured
 from study.vocabulary.quantities import TRAIN
-from study.vocabulary.sources import BITS, STRING
 
 FILE = ROOT / "study/analysis/advice.json"
 GAINS = ("paper_learning_rate", "horizons_small", "longer_training")
@@ -53,17 +52,14 @@ def gain(name: str) -> dict[str, Any]:
 
 
 def capacity(name: str = "capacity_small") -> dict[str, Any]:
-    """Bits per parameter that adapters stored in the most common number of steps, of the most
-    strings: the mean, and the least and the most of a run that did not store nearly all."""
-    table = stored_bits(load_measured(RESULTS / name))
-    table = table[table["steps"] == table["steps"].mode()[0]]
-    table = table[table["offered"] == table["offered"].max()]
-    table = table[table["bits"] < FULL * table["offered"]]
+    """Bits per parameter that adapters stored in the most common number of passes, each rank at its
+    best rate: the mean, and the least and the most of a run that did not store nearly all."""
+    table = best_stored(load_measured(RESULTS / name))
+    passes = table["passes"].mode()[0]
+    table = table[(table["passes"] == passes) & (table["bits"] < FULL * table["offered"])]
     each = table["bits"] / table["parameters"]
-    row = table.iloc[0]
-    passes = round(row["steps"] * row["batch_size"] / (row["offered"] / (STRING * BITS)))
-    about = {"source": name, "model": short_model(str(row["model"])), "passes": passes}
-    return {**about, "bits": [each.mean(), each.min(), each.max()]}
+    about = {"source": name, "model": short_model(str(table["model"].iloc[0]))}
+    return {**about, "passes": int(passes), "bits": [each.mean(), each.min(), each.max()]}
 
 
 def bf16_sizes() -> dict[str, float]:

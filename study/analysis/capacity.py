@@ -39,7 +39,7 @@ WINDOW = 1 / 16
 
 def stored_bits(tables: StudyTables) -> pd.DataFrame:
     """A row per complete cell of random strings: the columns of its curve, ``cell_id``, ``rank``,
-    ``seed``, ``parameters``, and ``offered`` and stored ``bits``."""
+    ``seed``, ``parameters``, ``offered`` and stored ``bits``, and ``passes`` over the strings."""
     cells = tables.cells
     cells = cells[(cells["data"] == RANDOM_STRINGS) & (cells["status"] == "complete")]
     cells = cells.astype({"cell_id": str}).reset_index(drop=True)
@@ -62,30 +62,42 @@ def stored_bits(tables: StudyTables) -> pd.DataFrame:
         parameters=cells["rank"] * sizes.reindex(cells["cell_id"]).to_numpy(),
         offered=strings * STRING * BITS,
         bits=(strings * STRING * BITS - left).where(is_bytes),
+        passes=(cells["steps_done"] * per_step / strings).round(),
     )
 
 
+def best_stored(tables: StudyTables) -> pd.DataFrame:
+    """Of :func:`stored_bits`, the cells at the learning rate that stored most, in the mean over
+    seeds: one for each setting and rank."""
+    table = stored_bits(tables)
+    if table.empty:
+        return table
+    table = table.dropna(subset="bits")
+    same = [name for name in curve_columns(table) if name != "lr"]
+    found = [at_best_rates(own.assign(lost=-own["bits"]), "lost") for own in groups(table, same)]
+    return pd.concat(found) if found else table
+
+
 def setting_columns(table: pd.DataFrame) -> list[str]:
-    """The columns in which the cells of :func:`stored_bits` differ, the number of strings aside."""
+    """The columns in which the settings of :func:`best_stored` differ, besides the strings
+    offered."""
     names = distinguishing(table, curve_columns(table))
-    return [name for name in names if name != "max_samples"]
+    names = [name for name in names if name not in ("max_samples", "lr", "steps")]
+    return [*names, *(["passes"] if table["passes"].nunique() > 1 else [])]
 
 
 def capacity(tables: StudyTables) -> pd.DataFrame:
     """A row per setting with two ranks that are full, each at the learning rate that stored most;
     the settings of most seeds come first.
 
+    - ``passes``, ``offered``: as in :func:`stored_bits`;
     - ``exponent``, ``ci_low``, ``ci_high``: the slope of log bits with log parameters, by seed;
     - ``per_parameter``, ``bits_low``, ``bits_high``: bits stored per parameter, mean over ranks.
     """
-    table = stored_bits(tables)
-    if table.empty:
-        return table
-    table = table.dropna(subset="bits")
+    table = best_stored(tables)
     same = [name for name in curve_columns(table) if name != "lr"]
     rows = []
-    for own in groups(table.assign(lost=-table["bits"]), same):
-        own = at_best_rates(own, "lost")
+    for own in groups(table, same):
         own = own[own.groupby("rank")["bits"].transform("mean") < FULL * own["offered"]]
         if own["rank"].nunique() < 2:
             continue
@@ -94,7 +106,7 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
         bits = interval_columns("per_parameter", each)
         slopes = [slope(one["bits"], one["parameters"]) for one in seeds]
         rows.append(
-            own.iloc[0][[*same, CURVE_ID]].to_dict()
+            own.iloc[0][[*same, CURVE_ID, "passes", "offered"]].to_dict()
             | {"bits_low": bits.pop("ci_low"), "bits_high": bits.pop("ci_high"), **bits}
             | interval_columns("exponent", slopes)
             | {"seeds": len(seeds), "rank_min": own["rank"].min(), "rank_max": own["rank"].max()}

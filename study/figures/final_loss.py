@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.analysis import compared_losses
-from study.analysis.capacity import setting_columns, stored_bits
+from study.analysis.capacity import best_stored, setting_columns
 from study.analysis.losses import INSIDE, at_best_rates, end_losses, fixed_rate
 from study.figures import style
 from study.figures.selection import (
@@ -255,9 +255,10 @@ USUAL_BITS = 2.0
 def bits_stored(tables: Tables) -> Figure:
     """Bits of random strings that adapters stored after their last pass, against their parameters.
 
-    A line per setting, through the means over seeds; a dot per run.
+    A line per setting, through the means over seeds; a dot per run. Each rank has the learning rate
+    at which it stored most.
     """
-    table = stored_bits(tables)
+    table = best_stored(tables)
     if table.empty or not (table["bits"] > 0).any():
         raise Absent("no stored bits of data=random_strings in the tables")
     table = table[table["bits"] > 0]
@@ -284,4 +285,8 @@ def bits_stored(tables: Tables) -> Figure:
     style.log_ticks(ax.xaxis, (ends[0], ends[1]))
     style.y_axis([ax], "bits stored", log=True)
     style.legend(page, looks, 1, "outside center right")
-    return style.finish(page, "Pale: single seeds. Dotted: the bits of all strings.")
+    return style.finish(
+        page,
+        "Each rank at the learning rate that stored most. Pale: single seeds. Dotted: the bits of "
+        "all strings.",
+    )

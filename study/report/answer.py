@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
-from study.analysis.capacity import FULL, capacity, setting_columns, stored_bits
+from study.analysis.capacity import FULL, best_stored, capacity, setting_columns
 from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
     CURVE_ID,
@@ -25,7 +25,7 @@ from study.analysis.grouping import (
     numbered,
     rule_columns,
 )
-from study.analysis.losses import HIGHEST, LOWEST, NOT_A_SETTING, OF_A_RULE, base_losses
+from study.analysis.losses import HIGHEST, INSIDE, LOWEST, NOT_A_SETTING, OF_A_RULE, base_losses
 from study.analysis.verdicts import CONDITION, condition_rows, rows_of
 from study.analysis.wording import (
     TESTED,
@@ -559,9 +559,10 @@ RATE_NOTES = (
 def _of_capacity(tables: StudyTables) -> Iterator[str]:
     """How the bits that adapters stored go with their parameters, by setting."""
     found, where = capacity(tables), settings(tables.cells)
-    names = distinguishing(found, curve_columns(found)) if len(found) else []
+    names = setting_columns(found) if len(found) else []
     for row in row_list(found):
-        words = [f"{name}={getattr(row, name)}".removesuffix(".0") for name in names]
+        words = [f"{name}={getattr(row, name)}" for name in names if name != "passes"]
+        words += [f"{row.passes:g} passes over {row.offered:,.0f} bits"]
         about = "; ".join(filter(None, (", ".join(words), count_noun(row.seeds, "seed"), where)))
         bits = interval_text(row.per_parameter, row.bits_low, row.bits_high)
         yield (
@@ -574,7 +575,7 @@ def _of_capacity(tables: StudyTables) -> Iterator[str]:
 
 def capacity_table(tables: StudyTables) -> Table:
     """What the adapters of each setting and rank stored; empty without random strings."""
-    table, body = stored_bits(tables), []
+    table, body = best_stored(tables), []
     if table.empty:
         return Table()
     names = setting_columns(table)
@@ -586,6 +587,7 @@ def capacity_table(tables: StudyTables) -> Table:
                 **{name: str(getattr(row, name)).removesuffix(".0") for name in names},
                 "bits of all strings": f"{row.offered:,.0f}",
                 "rank": f"{row.rank:g}",
+                "learning rate": f"{row.lr:g}" + ("" if row.edge == INSIDE else " (edge)"),
                 "parameters": f"{row.parameters:,.0f}",
                 "stored": f"{100 * share:.0f} %" + (" (nearly all)" if share > FULL else ""),
                 "bits a parameter": interval_text(*mean_interval(own["bits"] / row.parameters)),
@@ -593,8 +595,9 @@ def capacity_table(tables: StudyTables) -> Table:
         )
     return Table(
         filled(body),
-        "Means over seeds, with 95 % intervals. *Nearly all*: it might have stored more "
-        "strings, so it is in no slope.",
+        "Each rank has the learning rate at which it stored most. *Edge*: the lowest, "
+        "the highest or the only rate tried. Means over seeds, with 95 % intervals. *Nearly all*: it "
+        "might have stored more strings, so it is in no slope.",
     )
 
 
