@@ -11,7 +11,9 @@ from tests.trained import trained
 
 
 @pytest.fixture(autouse=True)
-def _no_programs():
+def _no_programs(monkeypatch):
+    """aot_eager traces as inductor does, without its C++ compiler, which takes half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()
     counters.clear()
     yield
@@ -24,15 +26,8 @@ def assert_same_numbers(ours, wanted):
         assert step.metrics == pytest.approx(other.metrics | seconds, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("contraction", "backend"),
-    [("factored", "inductor"), ("mixed", "aot_eager"), ("merged", "aot_eager")],
-)
-def test_a_compiled_run_equals_a_plain_run(
-    tiny_base, corpus, cell, monkeypatch, contraction, backend
-):
-    """aot_eager traces as inductor does, but needs no C++ compiler."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+@pytest.mark.parametrize("contraction", ["factored", "mixed", "merged"])
+def test_a_compiled_run_equals_a_plain_run(tiny_base, corpus, cell, contraction):
     shape = ("train.steps=4", "train.accumulation=2", "probes.steps=[0,3]")
     plain, compiled = (
         trained(tiny_base, corpus, cell(*shape, f"adapter.contraction={contraction}", more))[0]
@@ -48,10 +43,7 @@ def test_a_compiled_run_equals_a_plain_run(
 
 
 @pytest.mark.parametrize(("form", "micro_batches"), [("factored", 1), ("merged", 2)])
-def test_the_ranks_of_a_pack_share_a_program(
-    tiny_base, corpus, cell, monkeypatch, form, micro_batches
-):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+def test_the_ranks_of_a_pack_share_a_program(tiny_base, corpus, cell, form, micro_batches):
     shape = ["train.steps=2", "probes.steps=null", f"train.accumulation={micro_batches}"]
     shape += [f"adapter.contraction={form}"]
     for rank in (16, 24, 33):
