@@ -44,7 +44,7 @@ def test_a_single_cell_without_m_imports_only_what_it_uses(small):
     """transformers' optimizers import PEFT, bitsandbytes and torch's compiler: over a second."""
     command = ["study", "train", *small, "adapter.rank=3", "name=one"]
     unused = {"peft", "bitsandbytes", "pytorch_optimizer", "matplotlib"}
-    unused |= {"torch._inductor.compile_fx"}
+    unused |= {"torch._inductor.compile_fx", "scipy.stats"}
     code = (
         f"import sys; sys.argv = {command}; from study.cli import main; main();"
         f"print({unused} & set(sys.modules))"
