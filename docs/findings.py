@@ -208,8 +208,8 @@ def unstated(**fields: Any) -> Expectation:
     *stable*; a loss changes by less than 0.05 nats.
     """
     predicted, tolerance = (1, STABLE_RATIO) if fields["what"] == FACTOR else (0, 0.05)
-    said = {"step": "last", "source": "", "refuted_by": ""}
-    return Expectation(predicted=predicted, tolerance=tolerance, **said | fields)
+    said = {"predicted": predicted, "tolerance": tolerance, "step": "last"}
+    return Expectation(**said | {"source": "", "refuted_by": ""} | fields)
 
 
 def seen(study: str, *fields: str) -> str:

@@ -23,7 +23,7 @@ from study.theory import slope
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
-STUDY = "horizons_small"
+STUDY, REAL = "horizons_small", "horizons"
 PAPER = "paper_learning_rate"
 TITLES = {
     "lora": "LoRA, γ = α/r",
@@ -31,9 +31,14 @@ TITLES = {
     "crossover": "crossover, γ = α/√(r(r + 40))",
 }
 TUNED = 16
-"""The rank whose best rate the other ranks keep, in a study that has it."""
+"""The other ranks keep the best rate of this rank, or of the one that is nearest to it."""
 SAME = 1.25
 """A factor of the rate that a tuner does not see."""
+
+
+def unit(study: str) -> str:
+    """What a loss is the mean over: a token of the small model is a byte."""
+    return "byte" if study == STUDY else "token"
 
 
 def by_seed(rule: str, study: str, steps: str) -> pd.DataFrame:
@@ -103,10 +108,11 @@ def steps_exponent(rule: str, rank: str, study: str = STUDY) -> str:
     return mean_text(slopes(rates.pivot(index="seed", columns="steps", values="best_lr").dropna()))
 
 
-def tuned_rank(study: str) -> int:
-    """The rank whose best rate the other ranks keep: :data:`TUNED`, or the lowest rank."""
-    ranks = set(study_tables(study).rates["rank"])
-    return TUNED if TUNED in ranks else int(min(ranks))
+def tuned_rank(steps: str, study: str) -> int:
+    """The rank whose best rate after some steps the other ranks keep: that nearest to
+    :data:`TUNED`."""
+    ranks = study_tables(study).rates.query(f"steps == {steps}")["rank"]
+    return int(min(ranks, key=lambda rank: abs(np.log(rank / TUNED))))
 
 
 def losses(steps: str, study: str = STUDY) -> pd.DataFrame:
@@ -123,7 +129,7 @@ def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
     nats per token. Losses between rates are interpolated without overshoot (PCHIP in log rate).
     ``share``: regret over the lowest loss of the lowest rank less that of the highest one.
     """
-    kept_rank, rows = tuned_rank(study), []
+    kept_rank, rows = tuned_rank(steps, study), []
     for (rule, seed), own in losses(steps, study).groupby(["scaling", "seed"]):
         log_lr, regret = np.log(by_seed(rule, study, steps).loc[seed, kept_rank]), []
         for rank, of_rank in own.sort_values("lr").groupby("rank"):
@@ -150,7 +156,7 @@ def rules_test(steps: str, study: str = STUDY) -> str:
         row = {"rule": RULES[rule].label}
         row |= {f"rank {r:g}": f"{lr:.2g}" for r, lr in best_rates(rule, study, steps).items()}
         row["largest / smallest"] = rates_within(rule, steps, study)
-        head = f"regret at the best rate of rank {tuned_rank(study)}, nats"
+        head = f"regret at the best rate of rank {tuned_rank(steps, study)}, nats"
         row[head] = mean_text(regret[rule]["regret"], 4)
         rows.append(row | {"the same, share of the ranks' gain": mean_text(regret[rule]["share"])})
     return table_of(rows)
@@ -162,13 +168,12 @@ def by_steps(study: str = STUDY) -> str:
     Exponents are slopes over all ranks by seed. Gains are losses of the highest rank less those of
     the lowest, each at its best rate.
     """
-    every, rows = sorted(study_tables(study).rates["rank"].unique()), []
-    low, *others = sorted({every[0], tuned_rank(study), every[-1]})
-    unit = "byte" if study == STUDY else "token"
-    gain = f"loss of rank {others[-1]:g} less rank {low:g}, nats per {unit}"
+    rates, rows = study_tables(study).rates, list[dict[str, str]]()
+    every, longest = sorted(rates["rank"].unique()), str(rates["steps"].max())
+    low, *others = sorted({every[0], tuned_rank(longest, study), every[-1]})
+    gain = f"loss of rank {others[-1]:g} less rank {low:g}, nats per {unit(study)}"
     for rule in TITLES:
-        own = study_tables(study).rates.query(f"scaling == '{rule}'")
-        for steps in sorted(own["steps"].unique()):
+        for steps in sorted(rates.query(f"scaling == '{rule}'")["steps"].unique()):
             at, best = (str(steps), study), best_rates(rule, study, str(steps))
             row = {
                 "rule": RULES[rule].label,
@@ -177,7 +182,7 @@ def by_steps(study: str = STUDY) -> str:
                 "exponent of the best rate": horizon_exponent(rule, *at),
                 "r_sign at s = 1/2": steps_constant(rule, *at),
                 f"best rate, rank {low:g}": f"{best[low]:.2g}",
-                **{f"rank {rank:g}": f"{best[rank]:.2g}" for rank in others},
+                **{f"rank {r:g}": f"{best[r]:.2g}" if r in best else "" for r in others},
                 gain: best_gap(rule, study, str(steps)),
             }
             rows.append(row)
@@ -332,15 +337,22 @@ def panels_of_rules(stacked: bool = False) -> tuple[Figure, list[Axes]]:
 
 
 @style.paper()
-def hero(steps: str = "256", stacked: bool = False) -> Figure:
-    """A panel per rule, a line per rank over one axis of rates; dots are the best rates."""
-    runs = losses(steps)
+def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
+    """A panel per rule, a line per rank over one axis of rates; dots are the best rates. Diverging
+    runs leave the panel: it ends above the loss of the lowest rates."""
+    runs = losses(steps, study)
     page, panels = panels_of_rules(stacked)
     for ax, rule in zip(panels, TITLES, strict=True):
-        draw(ax, runs[runs["scaling"] == rule], best_rates(rule, STUDY, steps))
-    panels[0].set_ylim(runs["loss"].min() - 0.008, runs["loss"].min() + 0.1)
+        draw(ax, runs[runs["scaling"] == rule], best_rates(rule, study, steps))
+        ax.set_xscale("log")
+        ax.set_xticks(sorted(runs["lr"].unique()))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:.4f}".rstrip("0"))
+        ax.xaxis.set_minor_locator(NullLocator())
+    means = runs.groupby(["scaling", "rank", "lr"])["loss"].mean()
+    low, slow = means.min(), means.groupby(["scaling", "rank"]).first().max()
+    panels[0].set_ylim(low - 0.1 * (slow - low), slow + 0.4 * (slow - low))
     for ax in panels if stacked else panels[:1]:
-        ax.set_ylabel("held-out loss\n(nats per byte)")
+        ax.set_ylabel(f"held-out loss\n(nats per {unit(study)})")
     for ax in panels[-1:] if stacked else panels:
         ax.set_xlabel("learning rate")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -358,10 +370,6 @@ def draw(ax: Axes, runs: pd.DataFrame, best: "pd.Series[float]") -> None:
         ax.plot(own.index, own, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)
         at = np.interp(np.log(best[rank]), np.log(own.index), own)
         ax.plot(best[rank], at, "o", ms=6, mec="white", mew=0.7, **look)
-    ax.set_xscale("log")
-    ax.set_xticks(sorted(runs["lr"].unique()))
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.4f}".rstrip("0"))
-    ax.xaxis.set_minor_locator(NullLocator())
 
 
 @style.paper()

@@ -111,7 +111,8 @@ def draw_pictures() -> None:
             say(line)
     save(speed([table("bench/sweep"), table("bench/large-steps")]), PLOTS, "speed")
     drawn = {"one_constant": external.one_constant(), "left_out": law_page.left_out()}
-    drawn |= {"hero": horizons.hero(), "hero_stacked": horizons.hero(stacked=True)}
+    for study, name in ((horizons.REAL, "hero"), (horizons.STUDY, "hero_small")):
+        drawn |= {name: horizons.hero(study), f"{name}_stacked": horizons.hero(study, stacked=True)}
     drawn["best_by_steps"] = horizons.best_by_steps()
     for name, figure in drawn.items():
         slim(save(figure, PLOTS, name, ["png"])[0])
