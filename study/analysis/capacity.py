@@ -28,7 +28,8 @@ from study.theory import slope
 from study.vocabulary.sources import BITS, KEY, RANDOM_STRINGS, STRING
 
 FULL = 0.8
-"""An adapter that stored more of the bits offered could have stored more: it does not count."""
+"""An adapter that stored more of the bits offered could have stored more: it does not count. Nor does
+one whose loss is above that of random bytes."""
 BEHIND = 0.05
 """A rank is behind if its loss is above that of the highest rank by this share of what that one has
 learned at the end."""
@@ -98,7 +99,8 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
     same = [name for name in curve_columns(table) if name != "lr"]
     rows = []
     for own in groups(table, same):
-        own = own[own.groupby("rank")["bits"].transform("mean") < FULL * own["offered"]]
+        mean = own.groupby("rank")["bits"].transform("mean")
+        own = own[(mean > 0) & (mean < FULL * own["offered"])]
         if own["rank"].nunique() < 2:
             continue
         seeds = [one for _, one in own.groupby("seed") if one["rank"].nunique() > 1]
