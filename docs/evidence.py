@@ -59,7 +59,7 @@ def capacity(name: str = "capacity_small") -> dict[str, Any]:
     passes = table["passes"].mode()[0]
     table = table[table["passes"] == passes]
     table = table[table["offered"] == table["offered"].max()]
-    table = table[table["bits"] < FULL * table["offered"]]
+    table = table[table["bits"].between(0, FULL * table["offered"])]
     each = table["bits"] / table["parameters"]
     about = {"source": name, "model": short_model(str(table["model"].iloc[0]))}
     return {**about, "passes": int(passes), "bits": [each.mean(), each.min(), each.max()]}
