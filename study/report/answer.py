@@ -470,9 +470,20 @@ def _why(found: Sequence[CurveFacts], several: bool) -> Iterator[str]:
 def _best_rates(tables: StudyTables) -> Iterator[str]:
     """How the best learning rate changes with the rank, by rule; the extremes if they are many."""
     transfer = rate_transfer(tables.rates)
-    fitted = transfer[transfer["exponent"].notna()] if len(transfer) else transfer
-    if fitted.empty:
+    if transfer.empty:
         return
+    is_known = transfer["exponent"].notna()
+    if is_known.any():
+        yield _rate_changes(tables, transfer[is_known])
+    if not is_known.all():
+        yield (
+            f"Under {joined(_rule_names(transfer[~is_known]))}, how the best learning rate changes "
+            "with the rank is not known: fewer than two ranks have theirs inside the rates that "
+            "were tried (study rates --refine prints more)."
+        )
+
+
+def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
     names, rows = _rule_names(fitted), fitted.to_dict("records")
     low, high = min(row["rank_min"] for row in rows), max(row["rank_max"] for row in rows)
     ranks = count_noun(sum(map(math.isfinite, set(tables.cells["rank"]))), "rank")
@@ -481,8 +492,7 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
     if len(rows) > MOST_CURVES:
         ends = [min(rows, key=lambda row: row["exponent"]), max(rows, key=lambda r: r["exponent"])]
         least, most = (f"{_law(row)} under {names[rows.index(row)]}" for row in ends)
-        yield f"{head} goes, of {len(rows)} rules and settings, between {least} and {most}."
-        return
+        return f"{head} goes, of {len(rows)} rules and settings, between {least} and {most}."
     laws = []
     for row, name in zip(rows, names, strict=True):
         numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
@@ -490,7 +500,7 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
         law = "" if row["ranks"] == 2 else f", {_law(row)}"
         text = f"{change_text(_verdict(*factors), factors[0])} under {name}"
         laws.append(f"{text} (×{interval_text(*factors)}{law})")
-    yield f"{head} {joined(laws)}."
+    return f"{head} {joined(laws)}."
 
 
 def _law(row: Any) -> str:

@@ -158,5 +158,16 @@ def test_two_ranks_have_a_change_and_no_law(on_disk):
     assert law.endswith("keeps its size (100 %) under LoRA (×1.00 [1.00, 1.00]).")
 
 
+def test_a_rule_whose_best_rates_are_at_an_edge_is_not_known(on_disk):
+    """The best rate is 1e-3. Under LoRA lower ones are better."""
+    lower = lambda cell: cell["lr"] if cell["scaling"] == "lora" else learns_at(cell)  # noqa: E731
+    law, unknown, *_ = said(on_disk(lrs=(1e-4, 1e-3, 1e-2), ranks=(4, 256), final=lower))
+    assert "under rsLoRA (" in law
+    assert "under LoRA" not in law
+    assert unknown.startswith(
+        "Under LoRA, how the best learning rate changes with the rank is not "
+    )
+
+
 def learns_at(cell):
     return learns(cell) + 0.1 * math.log(cell["lr"] / 1e-3) ** 2
