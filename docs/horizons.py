@@ -36,7 +36,7 @@ SAME = 1.25
 """A factor of the rate that a tuner does not see."""
 
 
-def unit(study: str) -> str:
+def _unit(study: str) -> str:
     """What a loss is the mean over: a token of the small model is a byte."""
     return "byte" if study == STUDY else "token"
 
@@ -171,7 +171,7 @@ def by_steps(study: str = STUDY) -> str:
     rates, rows = study_tables(study).rates, list[dict[str, str]]()
     every, longest = sorted(rates["rank"].unique()), str(rates["steps"].max())
     low, *others = sorted({every[0], tuned_rank(longest, study), every[-1]})
-    gain = f"loss of rank {others[-1]:g} less rank {low:g}, nats per {unit(study)}"
+    gain = f"loss of rank {others[-1]:g} less rank {low:g}, nats per {_unit(study)}"
     for rule in TITLES:
         for steps in sorted(rates.query(f"scaling == '{rule}'")["steps"].unique()):
             at, best = (str(steps), study), best_rates(rule, study, str(steps))
@@ -352,7 +352,7 @@ def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
     low, slow = means.min(), means.groupby(["scaling", "rank"]).first().max()
     panels[0].set_ylim(low - 0.1 * (slow - low), slow + 0.4 * (slow - low))
     for ax in panels if stacked else panels[:1]:
-        ax.set_ylabel(f"held-out loss\n(nats per {unit(study)})")
+        ax.set_ylabel(f"held-out loss\n(nats per {_unit(study)})")
     for ax in panels[-1:] if stacked else panels:
         ax.set_xlabel("learning rate")
     handles, labels = panels[0].get_legend_handles_labels()

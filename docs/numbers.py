@@ -145,9 +145,8 @@ def lost(alpha: str, lr: str, *ranks: str) -> str:
 
 
 def stored(name: str) -> str:
-    """What adapters stored: the answer of a study and its table."""
-    tables = study_tables(name)
-    return minus(f"{bullets(answer(tables))}\n\n{table_of(answer_table(tables).rows)}")
+    """What adapters stored: the answer of a study."""
+    return minus(bullets(answer(study_tables(name))))
 
 
 def fell_behind(*names: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from study.cli.group import PASSED_ON, PATH, cli, print_tables, tables_as
+from study.sweeps import signals
 from study.vocabulary.sources import MODELS
 from study.vocabulary.statuses import note
 
@@ -18,8 +19,6 @@ RESULTS = Path("results")
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
-    from study.sweeps import signals
-
     plugins = click.get_current_context().find_root().params["plugin"]
     line = [*(f"--plugin={name}" for name in plugins), "train", *arguments]
     with signals.listen(line):  # before the imports, which take a second

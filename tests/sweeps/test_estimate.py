@@ -131,7 +131,7 @@ def test_low_ranks_of_smollm2_gain_from_a_fold(cell, tmp_path):
 
 def test_a_cell_beyond_the_budget_is_refused(cell, monkeypatch):
     prepare(plan([cell("pack.memory_gb=4")]))
-    says = r"rank=8 takes about 0\.\d+ GiB, more than pack\.memory_gb=0\.001: lower adapter"
+    says = r"rank=8 takes about 0\.\d+ GiB, more than pack\.memory_gb=0\.001: raise pack\.memory_gb"
     with pytest.raises(StudyError, match=says):
         prepare(plan([cell("pack.memory_gb=0.001")]))
     monkeypatch.setattr("study.sweeps.estimate.all_memory", lambda: 2**20)
