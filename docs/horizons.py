@@ -101,6 +101,15 @@ def horizon_exponent(rule: str, steps: str, study: str = STUDY, ranks: str = "")
     return mean_text(slopes(rates[list(map(float, ranks.split(",")))] if ranks else rates), 3)
 
 
+def bend(rule: str, steps: str, study: str = REAL) -> str:
+    """``1.07 [0.79, 1.35]``: the best rate of the middle rank over the geometric mean of those of
+    the lowest and the highest one, by seed. A power of the rank says 1."""
+    rates = by_seed(rule, study, steps).to_numpy()
+    middle = rates.shape[1] // 2
+    ratio = pd.Series(rates[:, middle] / np.sqrt(rates[:, 0] * rates[:, -1]))
+    return mean_text(ratio.dropna())
+
+
 def steps_exponent(rule: str, rank: str, study: str = STUDY) -> str:
     """``0.07 [0.01, 0.12]``: the exponent of the best rate with the number of steps, over seeds
     that have each number."""
