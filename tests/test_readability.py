@@ -15,7 +15,7 @@ FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_059,
     "study/analysis": 4_081,
-    "study/cli": 1_554,
+    "study/cli": 1_553,
     "study/config": 1_296,
     "study/dashboard": 785,
     "study/data": 1_399,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 511,
     "study/training": 1_681,
     "study/vocabulary": 967,
-    "study": 29_249,
+    "study": 29_248,
     "tests": 20_311,
     "benchmarks": 1_168,
-    "docs": 2_733,
+    "docs": 2_741,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
