@@ -38,7 +38,7 @@ LABEL = (f"final {METRIC.label}", f"({METRIC.unit})")
 """The y axis: quantity and unit."""
 MOST_RULES = 5
 ABOVE_NEAR = 2.0
-"""How far a basin's y axis reaches, as a multiple of the losses next to the best rates."""
+"""How far a basin's y axis reaches, as a multiple of the losses below the best rates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,14 @@ class Sweep(Family):
 
     @property
     def y_range(self) -> tuple[float, float]:
-        """From the lowest loss to :data:`ABOVE_NEAR` times as far above it as the losses next to
-        the best rate of each rank."""
+        """From the lowest loss to :data:`ABOVE_NEAR` times as far above it as the losses at the two
+        rates below the best one of each rank; above it where there is none. Losses above the best
+        rate can be any number."""
         best, lines = float(self.cells["loss"].min()), self.cells.groupby(["rule", "rank"])
         means = [line.groupby("lr")["loss"].mean().dropna() for _, line in lines]
-        near = [mean.iloc[max(mean.argmin() - 1, 0) :][:3].max() for mean in means if len(mean)]
-        high = best + ABOVE_NEAR * (max(near) - best)
+        at = [(mean, int(mean.argmin())) for mean in means if len(mean)]
+        near = max(mean.iloc[max(n - 2, 0) : max(n, 1) + 1].max() for mean, n in at)
+        high = best + ABOVE_NEAR * (near - best)
         margin = 0.06 * ((high - best) or 0.1 * abs(best) or 1.0)
         return best - margin, high + margin
 
