@@ -309,7 +309,7 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
 
 
 def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row per curve and rank with complete cells.
+    """One row per curve and rank with complete cells, with the id of its curve.
 
     ``perplexity`` (exp of the mean loss per target token) and ``exact_match`` have ``base_*``, the
     mean over seeds after training, and its t-interval; NaN if not measured. If several learning
@@ -328,7 +328,7 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     shown = labels[complete & (rates > 0)]
     rows = []
     for group in groups(shown, [CURVE_ID, "rank"]):
-        row = {str(name): value for name, value in group.iloc[0].drop(CURVE_ID).items()}
+        row = {str(name): value for name, value in group.iloc[0].items()}
         row |= {"seeds": len(group), "rates": rates[group.index[0]]}
         for name, metric in (("perplexity", "eval_loss"), ("exact_match", "exact_match")):
             own = ends[metric].iloc[group.index]

@@ -42,6 +42,7 @@ from study.report.text import (
     Table,
     cell_list,
     filled,
+    first_of,
     interval,
     joined,
     number_list,
@@ -476,10 +477,11 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
     if is_known.any():
         yield _rate_changes(tables, transfer[is_known])
     if not is_known.all():
+        names = first_of(_rule_names(transfer[~is_known]), ", ")
         yield (
-            f"Under {joined(_rule_names(transfer[~is_known]))}, how the best learning rate changes "
-            "with the rank is not known: fewer than two ranks have theirs inside the rates that "
-            "were tried (study rates --refine prints more)."
+            f"Under {names}, how the best learning rate changes with the rank is not known: fewer "
+            "than two ranks have theirs inside the rates that were tried (study rates --refine "
+            "prints more)."
         )
 
 

@@ -17,6 +17,7 @@ from study.analysis import (
     truncation_effects,
 )
 from study.analysis.fits import mean_interval
+from study.analysis.grouping import curve_columns
 from study.analysis.rates import bottom
 
 from .losses import LORA, NO_PROBES, POWER, RATES, basin, runs
@@ -156,7 +157,7 @@ def test_task_scores_are_means_over_seeds_at_the_best_rate_of_a_rank():
     metrics = metrics.assign(exact_match=np.where(metrics["step"] == 0, 0.25, 0.625))
     scores = task_scores(cells, metrics)
     assert len(scores) == 4
-    assert "curve_id" not in scores, "a report would name it as a setting"
+    assert not {"rank", "perplexity"} & set(curve_columns(scores)), "settings, to a report"
     assert set(scores["lr"]) == {1e-3}
     assert set(scores["rates"]) == {2}
     row = scores[(scores["scaling"] == "rslora") & (scores["rank"] == 8)].iloc[0]

@@ -28,6 +28,7 @@ def test_ranks_are_whole_numbers(on_disk, study_cli):
     for text in (report_on(folder), *printed):
         assert "1048576" in text
         assert "e+06" not in text
+        assert "rank=4," not in text, "a rank has a column and is no setting"
 
 
 def only(name, otherwise, **where):
