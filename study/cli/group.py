@@ -184,7 +184,7 @@ def print_texts(title: str, rows: "pd.DataFrame", caption: str = "", by: str = "
     names = [str(name) for name in rows if name != by]
     for place, name in enumerate(names):
         table.add_column(name, justify="right" if place else "left", overflow="fold")
-    for part in (part for _, part in rows.groupby(by, sort=False)) if by else (rows,):
+    for part in [own for _, own in rows.groupby(by, sort=False)] if by else [rows]:
         if by:
             table.add_section()
             table.add_row(Text(printable(str(part[by].iloc[0])), style="bold"))
