@@ -23,7 +23,7 @@ from study.theory import slope
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
-STUDY, REAL = "horizons_small", "horizons"
+STUDY, REAL, LONG = "horizons_small", "horizons", "horizons_long"
 PAPER = "paper_learning_rate"
 TITLES = {
     "lora": "LoRA, γ = α/r",
@@ -195,6 +195,21 @@ def by_steps(study: str = STUDY) -> str:
                 gain: best_gap(rule, study, str(steps)),
             }
             rows.append(row)
+    return table_of(rows)
+
+
+def rounding(steps: str = "256") -> str:
+    """A row per rank and rate that were trained in float32 and, at the same seeds, in bf16: losses
+    of LoRA after some steps."""
+    at = ["rank", "lr", "seed"]
+    both = [losses(steps, study).query("scaling == 'lora'").set_index(at) for study in (REAL, LONG)]
+    found = both[0][["loss"]].join(both[1]["loss"], how="inner", rsuffix="_bf16").reset_index()
+    rows = []
+    for (rank, lr), own in found.groupby(["rank", "lr"]):
+        loss, rounded = own["loss"].mean(), own["loss_bf16"].mean()
+        row = {"rank": f"{rank:g}", "learning rate": f"{lr:g}", "float32": f"{loss:.3f}"}
+        row |= {"bf16": f"{rounded:.3f}", "bf16 less float32": minus(f"{rounded - loss:+.3f}")}
+        rows.append(row | {"seeds": str(len(own))})
     return table_of(rows)
 
 

@@ -154,6 +154,7 @@ BLIND = (
     ("constant_small", (64, 128, 256, 512, 1024), "f25cee8d"),
     ("horizons_gemma3", (256,), "2f865cf3"),
     ("horizons", (64,), "e9b3c546"),
+    ("horizons_long", (1024,), "2dacc98f"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 

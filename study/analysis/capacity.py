@@ -3,11 +3,8 @@ where a low rank falls behind on other data.
 
 A string has 96 bits that nothing predicts. So a run has stored the bits of its strings less its
 loss on them, in bits. The loss is that of the last pass, whose learning rate is close to 0: the end
-of the cosine. It counts a token per character and one for the end, as a tokenizer of bytes makes.
+of the cosine.
 """
-
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -40,7 +37,10 @@ WINDOW = 1 / 16
 
 def stored_bits(tables: StudyTables) -> pd.DataFrame:
     """A row per complete cell of random strings: the columns of its curve, ``cell_id``, ``rank``,
-    ``seed``, ``parameters``, ``offered`` and stored ``bits``, and ``passes`` over the strings."""
+    ``seed``, ``parameters``, ``offered`` and stored ``bits``, and ``passes`` over the strings.
+
+    Bits are NaN if the record lacks the supervised tokens of a pass and the tokenizer does not make
+    a token per byte."""
     cells = tables.cells
     cells = cells[(cells["data"] == RANDOM_STRINGS) & (cells["status"] == "complete")]
     cells = cells.astype({"cell_id": str}).reset_index(drop=True)
@@ -52,17 +52,18 @@ def stored_bits(tables: StudyTables) -> pd.DataFrame:
     tokens = losses["tokens"].last().reindex(cells["cell_id"]).to_numpy()
     per_step = (cells["batch_size"] * cells["accumulation"]).to_numpy()
     is_bytes = tokens == cells["steps_done"] * per_step * (KEY + 1 + STRING + 1)
+    supervised = cells["supervised"].fillna((strings * (STRING + 1)).where(is_bytes))
     by_cell = {name: own.sort_values("step")["loss"].to_numpy() for name, own in losses}
     passes = np.ceil(strings / per_step).astype(int)
     last = [by_cell[name][-n:].mean() for name, n in zip(cells["cell_id"], passes, strict=True)]
-    left = pd.Series(last) * (STRING + 1) * strings / np.log(2)
+    left = pd.Series(last) * supervised / np.log(2)
     return curve_labels(cells).assign(
         cell_id=cells["cell_id"],
         rank=cells["rank"].astype(float),
         seed=seed_numbers(cells),
         parameters=cells["rank"] * sizes.reindex(cells["cell_id"]).to_numpy(),
         offered=strings * STRING * BITS,
-        bits=(strings * STRING * BITS - left).where(is_bytes),
+        bits=strings * STRING * BITS - left,
         passes=(cells["steps_done"] * per_step / strings).round(),
     )
 
@@ -117,9 +118,7 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
     return found.sort_values("seeds", ascending=False, kind="stable") if rows else found
 
 
-def departures(
-    tables: StudyTables, one_pass: Mapping[str, float] = MappingProxyType({})
-) -> pd.DataFrame:
+def departures(tables: StudyTables) -> pd.DataFrame:
     """Where the training loss of a rank falls behind that of the highest rank: a row per curve and
     lower rank. Each rank has the learning rate of its lowest final loss, in the mean over seeds.
     A curve has no row if it lacks losses of steps, or if its highest rank learned nothing.
@@ -128,7 +127,7 @@ def departures(
     - :data:`EXPECTED`, with its interval: from here on the highest rank has learned
       more bits than adapters with the parameters of this rank stored of random strings; NaN if it
       never has. Bits learned: what the loss has fallen, times the supervised tokens seen so far, of
-      which those of a second pass do not count (``one_pass``: tokens by cell);
+      which those of a second pass do not count;
     - ``parameters``, ``steps``, ``seeds``, ``highest``: the highest rank.
     """
     runs, sizes = final_losses(tables.cells, tables.metrics), fans(tables.probes)
@@ -138,7 +137,8 @@ def departures(
     metrics = tables.metrics.dropna(subset="loss").astype({"cell_id": str})
     loss = metrics.pivot(index="step", columns="cell_id", values="loss")
     tokens = metrics.pivot(index="step", columns="cell_id", values="tokens")
-    steps = tables.cells.set_index(tables.cells["cell_id"].astype(str))["steps"]
+    by_id = tables.cells.set_index(tables.cells["cell_id"].astype(str))
+    steps, one_pass = by_id["steps"], by_id["supervised"].fillna(np.inf)
     rows = []
     for own in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):
         own = at_best_rates(own)
@@ -159,8 +159,7 @@ def departures(
         if len(top) < last or not learned.iloc[-1] > 0:
             continue
         seen = tokens[ids].mean(axis=1)[top.index]
-        once = float(np.mean([one_pass.get(name, np.inf) for name in ids]))
-        bits = learned * seen.clip(upper=once) / np.log(2)
+        bits = learned * seen.clip(upper=one_pass[ids].mean()) / np.log(2)
         for rank, curve in curves.items():
             parameters = rank * sizes.reindex(ids).iloc[0]
             held = (parameters * each for each in committed()["capacity"]["bits"])

@@ -33,7 +33,7 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
         *_noted(records),
         *_large_steps(tables),
         *_losses(tables),
-        *_low_ranks(tables, records),
+        *_low_ranks(tables),
         *_small_beside_eps(tables),
     ]
 
@@ -133,12 +133,11 @@ def _losses(tables: StudyTables) -> Iterator[str]:
             yield f"**Short runs**: after {steps} steps, a final loss is from early in training."
 
 
-def _low_ranks(tables: StudyTables, records: Sequence[Record]) -> Iterator[str]:
+def _low_ranks(tables: StudyTables) -> Iterator[str]:
     """Ranks that limit the loss of a run that is not short, if each rank had several rates."""
     if tables.rates.empty:
         return
-    passes = {str(r.get("cell_id")): (r.get("rows") or {}).get("supervised") for r in records}
-    found = departures(tables, {name: tokens for name, tokens in passes.items() if tokens})
+    found = departures(tables)
     if found.empty:
         return
     found = found[found["steps"] == max(SHORT, found["steps"].max())].dropna(subset="step")

@@ -27,6 +27,7 @@ def tables(tokens=21):
                 bits = min(share * BITS * SIZE * rank * 1.01**seed, STRINGS * 96)
                 about = {"data": "random_strings", "optimizer": "adamw", "scaling": "lora"}
                 about |= {"status": "complete", "max_samples": STRINGS + 1, "heldout": 1}
+                about |= {"supervised": np.nan}
                 about |= {"batch_size": BATCH, "accumulation": 1, "steps_done": STEPS, "seed": seed}
                 cells.append({"cell_id": name, "rank": float(rank), "lr": lr, **about})
                 loss = (STRINGS * 96 - bits) * np.log(2) / (STRINGS * 17)
@@ -61,9 +62,13 @@ def test_an_adapter_that_stored_nearly_all_bits_does_not_count():
     assert row["rank_max"] == 4
 
 
-def test_another_tokenizer_has_no_bits():
-    assert stored_bits(tables(tokens=16))["bits"].isna().all()
-    assert capacity(tables(tokens=16)).empty
+def test_another_tokenizer_needs_the_number_of_its_tokens():
+    other = tables(tokens=16)
+    assert stored_bits(other)["bits"].isna().all()
+    assert capacity(other).empty
+    other.cells["supervised"] = STRINGS * 17 // 2
+    other.metrics["loss"] *= 2
+    assert stored_bits(other)["bits"].tolist() == pytest.approx(stored_bits(tables())["bits"])
 
 
 def test_report_and_figure_show_a_study_of_several_numbers_of_strings():
@@ -101,6 +106,7 @@ def falling(behind, tokens, seeds=2):
                     "seed": seed,
                 }
                 about |= {"status": "complete", "optimizer": "adamw", "scaling": "lora"}
+                about |= {"supervised": np.nan}
                 cells.append(about | {"gamma": 1.0, "alpha": 16.0, "steps": 320})
                 for step in range(321):
                     slow = max(0, step - behind.get(rank, 320)) / 640
@@ -127,8 +133,9 @@ def test_a_rank_falls_behind_where_its_curve_leaves_that_of_the_highest():
         step = np.sqrt(250 * bits * np.log(2) * 320 / 20)
         assert found.loc[1, name] == pytest.approx(step, rel=0.25)
     assert found.loc[16, "expected"] == pytest.approx(4 * found.loc[1, "expected"], rel=0.25)
-    once = dict.fromkeys(falling({1: 64}, 20).cells["cell_id"], 10.0)
-    (row,) = departures(falling({1: 400}, tokens=20), once).to_dict("records")
+    once = falling({1: 400}, tokens=20)
+    once.cells["supervised"] = 10.0
+    (row,) = departures(once).to_dict("records")
     assert np.isnan(row["step"]), "it never falls behind"
     assert np.isnan(row["expected"]), "ten tokens have too few bits"
 
