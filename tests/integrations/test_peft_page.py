@@ -13,7 +13,10 @@ from study.store import load_cells, load_measured
 peft = pytest.importorskip("peft")
 
 DOCS = Path(__file__).parents[2] / "docs"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (DOCS / "peft.md").read_text(), re.M | re.S)
+OF_RANKS, OF_OWN_LOSS = re.findall(
+    r"^```python\n(.*?)^```", (DOCS / "peft.md").read_text(), re.M | re.S
+)
+"""All blocks of the page."""
 
 
 @pytest.fixture
@@ -31,12 +34,6 @@ def script(cell, peft_model, tiny_base, here):
     }
 
 
-def block(text):
-    """The only block of the page with ``text``."""
-    [found] = [code for code in BLOCKS if text in code]
-    return found
-
-
 def run(code, names, steps):
     exec(compile(code, "docs/peft.md", "exec"), names)
     tables = load_measured("results/mine")
@@ -46,20 +43,15 @@ def run(code, names, steps):
     return tables
 
 
-def test_every_block_is_run_here():
-    assert len(BLOCKS) == 2
-
-
 def test_from_a_script_to_exponents_in_15_lines(script, tiny_base, works):
     import transformers
 
-    code = block("for rank in")
-    assert len(code.strip().splitlines()) <= 15
+    assert len(OF_RANKS.strip().splitlines()) <= 15
     tiny_base.model.save_pretrained("base")
     names = ("get_peft_model", "LoraConfig")
     script |= {"BASE": "base", "AutoModelForCausalLM": transformers.AutoModelForCausalLM}
     script |= {name: getattr(peft, name) for name in names}
-    tables = run(code, script, steps=2)
+    tables = run(OF_RANKS, script, steps=2)
     assert tables.cells["rank"].tolist() == [4.0, 16.0, 64.0]
     works("analyze", "results/mine")
     exponents = study.load("results/mine").exponents
@@ -73,7 +65,7 @@ def test_a_loss_of_ones_own(script):
     def my_loss(logits, labels):
         return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])
 
-    metrics = run(block("my_loss"), script | {"my_loss": my_loss}, steps=2).metrics
+    metrics = run(OF_OWN_LOSS, script | {"my_loss": my_loss}, steps=2).metrics
     assert metrics["loss"].notna().tolist() == [True, True, False]
     assert metrics["eval_loss"].tolist()[2] == 2.5
 
