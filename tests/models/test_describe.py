@@ -21,21 +21,18 @@ def error_of(config):
     return str(caught.value)
 
 
-def test_a_saved_folder_is_the_model_that_was_saved(tiny_folder):
+def test_a_saved_folder_is_the_model_that_was_saved(tiny_folder, tmp_path):
+    """Also in another place: the fingerprint is of the content."""
     config = ModelConfig("hf", str(tiny_folder))
     card, original = describe(config), describe(ModelConfig("tiny"))
     assert (card.name, card.max_length, card.linears) == (str(tiny_folder), 512, original.linears)
     assert card.tokenizer_fingerprint == original.tokenizer_fingerprint
+    copied = shutil.copytree(tiny_folder, tmp_path / "copied")
+    assert describe(ModelConfig("hf", str(copied))).fingerprint == card.fingerprint
     assert load_tokenizer(config)("a é").input_ids == tiny.tokenizer()("a é").input_ids
     ids = torch.arange(20)[None]
     saved, made = (load_base(each, CPU, "float32").model for each in (config, ModelConfig("tiny")))
     assert torch.equal(saved(ids).logits, made(ids).logits)
-
-
-def test_the_fingerprint_does_not_follow_the_path(tiny_folder, tmp_path):
-    copied = shutil.copytree(tiny_folder, tmp_path / "copied")
-    first, second = (describe(ModelConfig("hf", str(at))) for at in (tiny_folder, copied))
-    assert first.fingerprint == second.fingerprint
 
 
 def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path):

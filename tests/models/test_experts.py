@@ -67,15 +67,25 @@ def test_a_fold_equals_its_cells_and_probes_measure_the_factors_of_experts(base,
     assert {"adapter_in", "adapter_out", "layer_out_grad"} <= set(linears["site"])
 
 
-def test_a_study_is_trained_continued_and_analysed(moe, model, tmp_path):
-    """Experts change the identity; attention alone does not."""
+def test_a_study_is_trained_continued_and_analysed(moe, model, tmp_path, capsys):
+    """Experts change the identity; attention alone does not. The plan says which share of the
+    weights has adapters, and records keep it."""
     common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "train.save_adapter=true")
     values = [(rank, seed) for rank in (1, 2, 4) for seed in (0, 1, 2)]
     asked = (*common, "probes.truncations=[1]")
     cells = plan([moe(*asked, f"adapter.rank={r}", f"seed={s}") for r, s in values])
     assert cells[0].sources.model == f"{cells[0].card.fingerprint}+experts"
+    capsys.readouterr()
+    announce(cells, packs(cells))
+    covers = covered(model.path)
+    said, notice = capsys.readouterr().err.splitlines()
+    assert said.startswith("study moe: 9 cells, 0 done, 9 to train")
+    assert notice == covers.notice
     train_here(cells, [cells], lambda free: [free])
-    assert {record["status"] for record in load_records(tmp_path / "moe")} == {"complete"}
+    for record in load_records(tmp_path / "moe"):
+        assert (record["status"], record["adapted_share"]) == ("complete", covers.share)
+        assert tuple(record["not_adapted"]) == covers.without
+    assert set(load_cells(tmp_path / "moe")["adapted_share"]) == {covers.share}
     exponents = study.load(tmp_path / "moe").exponents
     kinds = exponents[exponents["site"] == "delta_w"]["kind"].astype(str)
     assert {"gate_up_proj", "down_proj", "q_proj"} <= set(kinds)
@@ -130,25 +140,3 @@ def test_experts_are_linear_layers(save_family):
     names = ["gate_up_proj", "down_proj"]
     assert covered(folder, "mlp") == covered(folder, names)
     assert len(covered(folder, names).experts) == 4
-
-
-def test_the_plan_says_it_and_the_record_keeps_it(save_family, cell, tmp_path, capsys):
-    folder = save_family(mixtral())
-    common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "probes.steps=null")
-    cells = plan(
-        [
-            cell("model=hf", f"model.path={folder}", f"adapter.rank={rank}", *common)
-            for rank in (1, 2)
-        ]
-    )
-    capsys.readouterr()
-    announce(cells, packs(cells))
-    lines = capsys.readouterr().err.splitlines()
-    expected = covered(folder)
-    assert lines == ["study moe: 2 cells, 0 done, 2 to train in 1 pack", expected.notice]
-
-    train_here(cells[:1], [cells[:1]], lambda free: [free])
-    [record] = load_records(tmp_path / "moe")
-    assert record["adapted_share"] == expected.share
-    assert tuple(record["not_adapted"]) == expected.without
-    assert list(load_cells(tmp_path / "moe")["adapted_share"]) == [expected.share]

@@ -25,7 +25,6 @@ GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 QKVO, GATED = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
 
 USUAL = {
-    "llama": (transformers.LlamaConfig(**SMALL), QKVO, GATED),
     "qwen3": (transformers.Qwen3Config(**SMALL, head_dim=8), QKVO, GATED),
     "gemma3": (transformers.Gemma3TextConfig(**SMALL, **GEMMA), QKVO, GATED),
     "gpt2": (gpt2(), {"c_attn", "c_proj"}, {"c_fc", "c_proj"}),
@@ -35,7 +34,8 @@ USUAL = {
         {"gate_up_proj", "down_proj"},
     ),
 }
-"""A configuration, the linears of attention, and the linears of the MLP."""
+"""A configuration, the linears of attention, and the linears of the MLP. The tiny base of other
+tests is a Llama."""
 SITES = {"adapter_in", "adapter_out", "layer_out", "layer_out_grad", "adapter_in_grad", "A", "B"}
 SITES |= {"A_grad", "B_grad", "delta_w", "adapter_grad"}
 UPDATES = {"A_update", "B_update", "adapter_update"}

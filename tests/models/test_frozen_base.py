@@ -89,7 +89,6 @@ def test_a_model_that_attends_to_later_tokens(save_family):
 # A row of several sequences gives the hidden states that each sequence has alone.
 
 SEPARATES = {
-    "llama": transformers.LlamaConfig(**SMALL),
     "gemma3, sliding window": transformers.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=6),
     "mixtral": mixtral(),
     "gpt2, learned positions": gpt2(),
