@@ -1,20 +1,18 @@
 """Token batches: the tokens of a row, its supervised tokens, and the order of rows."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from study.config import DataConfig
 from study.data import Example, fingerprint
-from study.data.batches import TokenTable, build_corpus, exact_match
+from study.data.batches import exact_match
 from study.data.examples import split_places
 from study.errors import StudyError
 from study.models import tiny
+
+from .conftest import corpus_of, table_of, written
 
 EOS, BOS = 256, 258
 
@@ -32,11 +30,9 @@ PLAIN, WITH_BOS = tiny.tokenizer(), with_bos()
 """One token per byte, so that texts determine rows."""
 
 
-def build(folder, examples, length=32, tokenizer=PLAIN, eos=EOS):
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(vars(example)) + "\n" for example in examples))
-    config = DataConfig("file", str(file), sequence_length=length, heldout=8, seed=0)
-    return build_corpus(config, tokenizer, eos)
+def build(folder, examples, length=32, tokenizer=PLAIN):
+    file = written(folder / "rows.jsonl", [vars(example) for example in examples])
+    return corpus_of(file, length, tokenizer, heldout=8)
 
 
 def sides(examples):
@@ -125,23 +121,15 @@ def test_what_can_not_be_tokens_is_refused(tmp_path):
 # The order of rows
 
 
-def numbered(size):
-    """A table whose row ``i`` is the two tokens ``0, i``."""
-    tokens = np.stack([np.zeros(size, np.int32), np.arange(size, dtype=np.int32)], axis=1)
-    learned = np.tile([False, True], size)
-    rows = [[row] for row in range(size)]
-    return TokenTable(tokens.flatten(), learned, 2 * np.arange(size + 1), rows, 4, 0)
-
-
-def drawn(table, seed, step, batch_size):
-    return table.batch(seed, step, batch_size).input_ids_BT[:, 1].tolist()
+def drawn(size, seed, step, batch_size):
+    """The rows of a batch from a table of ``size`` rows."""
+    return table_of([2] * size, room=4).batch(seed, step, batch_size).input_ids_BT[:, 1].tolist()
 
 
 @given(size=st.integers(1, 40), batch_size=st.integers(1, 90), seed=st.integers(-(2**40), 2**40))
 def test_every_epoch_is_a_permutation(size, batch_size, seed):
-    table = numbered(size)
     steps = -(-3 * size // batch_size)
-    order = [row for step in range(steps) for row in drawn(table, seed, step, batch_size)]
+    order = [row for step in range(steps) for row in drawn(size, seed, step, batch_size)]
     assert len(order) == steps * batch_size
     for epoch in range(3):
         assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
@@ -149,11 +137,10 @@ def test_every_epoch_is_a_permutation(size, batch_size, seed):
 
 def test_epochs_and_seeds_differ_and_a_seed_repeats():
     """The data order of a stored cell must not change with a release of numpy or of ours."""
-    table = numbered(100)
-    assert drawn(table, 0, 0, 100) == drawn(numbered(100), 0, 0, 100)
-    assert drawn(table, 0, 0, 100) != drawn(table, 0, 1, 100)
-    assert drawn(table, 0, 0, 100) != drawn(table, 1, 0, 100)
-    assert drawn(numbered(10), seed=7, step=0, batch_size=10) == [8, 4, 3, 6, 2, 1, 0, 5, 9, 7]
+    orders = [drawn(100, seed, step, 100) for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert orders[0] == orders[1]
+    assert orders[0] not in orders[2:]
+    assert drawn(10, seed=7, step=0, batch_size=10) == [8, 4, 3, 6, 2, 1, 0, 5, 9, 7]
 
 
 # Questions: FinLoRA's rule for a correct answer, and their batches.

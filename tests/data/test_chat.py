@@ -163,7 +163,6 @@ def test_tools_are_passed_on_and_the_date_is_the_same_every_day():
 REFUSED = {
     "{% if %}": r"fails on the conversation \(TemplateSyntaxError",
     "{{ raise_exception('only users') }}": r"fails on the conversation \(TemplateError: only users",
-    "{{ messages[9].content.x }}": "fails on the conversation",
     "{{ ''.__class__.__mro__ }}": r"fails on the conversation \(SecurityError",
     "{% generation %}{% endgeneration %}": "marks no turn",
     "{% for m in messages %}{{ m.role }}{% endfor %}": "leaves out what the assistant says",

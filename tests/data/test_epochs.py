@@ -9,9 +9,11 @@ from transformers import Trainer, TrainingArguments
 from study.config import resolved
 from study.errors import StudyError
 from study.models import tiny
-from study.store import load_cells
+from study.store import load_cells, load_records
 from study.sweeps.cells import plan
 from study.sweeps.packs import prepare
+
+from .conftest import written
 
 
 @pytest.mark.parametrize(
@@ -37,19 +39,8 @@ def test_steps_are_those_of_the_trainer(cell, tmp_path, rows, batch, accumulatio
     assert isinstance(ours.train.warmup, int)
 
 
-def test_epochs_and_the_same_number_of_steps_are_one_cell(cell):
-    """54 training rows, of 60, in batches of 3: 18 steps."""
-    by_epochs = cell("train.epochs=2", "train.warmup=0.25", "train.steps=5")
-    shares = [cell(f"train.steps={steps}", "train.warmup=0.25") for steps in (36, 35)]
-    cells = plan([by_epochs, cell("train.steps=36", "train.warmup=9"), *shares])
-    assert [c.config.train.steps for c in cells] == [36, 36, 36, 35]
-    assert [c.config.train.warmup for c in cells] == [9, 9, 9, 9]
-    ids = [c.id for c in cells]
-    assert ids[0] == ids[1] == ids[2] != ids[3]
-    assert cells[0].description["config"]["train"]["epochs"] == 2.0
-
-
 def test_conversations_are_trained_for_an_epoch(here, works):
+    """The same number of steps is the same cell, and a warm-up may be a share of them."""
     turns = [
         [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]
         for n in range(24)
@@ -66,18 +57,19 @@ def test_conversations_are_trained_for_an_epoch(here, works):
     (row,) = load_cells("results/chat").to_dict("records")
     assert (row["status"], row["steps"], row["warmup"]) == ("complete", 6, 3)
     assert not {"epochs", "format", "chat_template"} & set(row)
-    (record,) = Path("results/chat/cells").glob("*/record.json")
-    rows = json.loads(record.read_text())["rows"]
+    (record,) = load_records(Path("results/chat"))
+    assert record["config"]["train"]["epochs"] == 1
+    rows = record["rows"]
     assert 22 * len("It is 0.") <= rows.pop("supervised") <= 22 * len("It is 10.<|im_end|>\n")
     counts = {"train": 22, "heldout": 2, "cut": 0, "dropped": 0, "format": "messages"}
     assert rows == counts
-    again = works("train", *words, "train.steps=6", "train.warmup=3")
-    assert "1 done, nothing to train" in again.err
+    for warmup in (3, 0.5):
+        again = works("train", *words, "train.steps=6", f"train.warmup={warmup}")
+        assert "1 done, nothing to train" in again.err
 
 
 def test_texts_have_no_questions_to_answer(cell, tmp_path):
-    path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(20)))
+    path = written(tmp_path / "texts.jsonl", [{"text": f"text {n}"} for n in range(20)])
     with pytest.raises(StudyError, match="no held-out row is a question"):
         prepare(plan([cell("data=file", f"data.path={path}", "train.answer_tokens=4")]))
     prepare(plan([cell("data=file", f"data.path={path}")]))

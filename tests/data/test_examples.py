@@ -35,7 +35,6 @@ def test_a_file_is_read_as_it_was_written(examples, tmp_path_factory):
     ("path", "name", "message"),
     [
         (None, "file", "data=file reads a file: add data.path="),
-        ("absent.jsonl", "file", "absent.jsonl' does not exist"),
         (".", "file", "can't be read"),
         ("blank.jsonl", "file", "has no examples: choose data from"),
         ("rows.jsonl", "pydoc", r"add data=file, or remove data\.path"),

@@ -1,30 +1,19 @@
 """Several examples in a row: what is packed, and that nothing of it is lost."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study.config import DataConfig
-from study.data.batches import IGNORED, TokenTable, build_corpus
+from study.data.batches import IGNORED
 from study.models import tiny
 
-TOKENIZER = tiny.tokenizer()
-
-
-def table(lengths, room):
-    """Examples of these lengths. The tokens of example ``i`` are ``i``; all are learned."""
-    tokens = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    starts = np.cumsum([0, *lengths])
-    rows = [[row] for row in range(len(lengths))]
-    return TokenTable(tokens, np.ones(len(tokens), bool), starts, rows, room, padding_id=0)
+from .conftest import corpus_of, table_of, written
 
 
 @given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=60))
 def test_packing_keeps_every_example_and_target_once(lengths):
-    whole = table(lengths, room=16)
+    whole = table_of(lengths, room=16)
     packed = whole.packed()
     assert sorted(e for row in packed.examples for e in row) == list(range(len(lengths)))
     (batch,) = packed.batches(len(packed))
@@ -40,20 +29,15 @@ def test_packing_keeps_every_example_and_target_once(lengths):
 @pytest.fixture
 def file(tmp_path):
     rows = [{"context": f"{'very ' * (n % 7)}{n}?", "target": f"{n}"} for n in range(40)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return written(tmp_path / "rows.jsonl", rows)
 
 
-def corpus(file, **options):
-    config = DataConfig("file", str(file), 64, heldout=4, seed=0)
-    for key, value in options.items():
-        setattr(config, key, value)
-    return build_corpus(config, TOKENIZER, TOKENIZER.eos_token_id)
+def corpus(file, length=64, **keys):
+    return corpus_of(file, length, **{"heldout": 4, **keys})
 
 
 def texts(rows):
-    return [TOKENIZER.decode(rows.example(example)[0]) for (example,) in rows.examples]
+    return [tiny.tokenizer().decode(rows.example(example)[0]) for (example,) in rows.examples]
 
 
 def test_only_the_training_rows_are_packed(file):
@@ -63,8 +47,8 @@ def test_only_the_training_rows_are_packed(file):
 
 
 def test_long_rows_are_dropped_if_asked(file):
-    cut = corpus(file, sequence_length=20)
-    dropped = corpus(file, sequence_length=20, excess_length_strategy="drop")
+    cut = corpus(file, 20)
+    dropped = corpus(file, 20, excess_length_strategy="drop")
     assert dropped.rows["dropped"] == cut.rows["cut"] > 0
     assert dropped.rows["cut"] == 0
 
@@ -76,10 +60,9 @@ def test_several_files_a_prompt_and_the_most_rows_of_each(file):
 
 
 def test_alpaca_rows_go_through_the_chat_template(tmp_path):
-    path = tmp_path / "alpaca.json"
     rows = [{"instruction": f"Add {n}", "input": "1 2", "output": f"{n}"} for n in range(12)]
-    path.write_text(json.dumps(rows))
-    chat = corpus(path, format="alpaca_chat", chat_template="chatml", sequence_length=128)
+    path = written(tmp_path / "alpaca.json", rows)
+    chat = corpus(path, 128, format="alpaca_chat", chat_template="chatml")
     assert "<|im_start|>user\nAdd 1\n1 2<|im_end|>\n<|im_start|>assistant\n1<|im_end|>" in "".join(
         texts(chat.train) + texts(chat.heldout)
     )
