@@ -14,14 +14,10 @@ from study.models import packaged, tiny
 def _cache(request, monkeypatch, tmp_path):
     real = [name for name in packaged.PACKAGES if request.node.get_closest_marker(name)]
     for name in real:
-        _skip_without(name)
+        if not packaged.is_whole(packaged.PACKAGES[name].folder):
+            pytest.skip(f"{name} is not in the user cache: run `study fetch {name}`")
     if not real:
         monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
-
-
-def _skip_without(name: str) -> None:
-    if not packaged.is_whole(packaged.PACKAGES[name].folder):
-        pytest.skip(f"{name} is not in the user cache: run `study fetch {name}`")
 
 
 @pytest.fixture

@@ -49,7 +49,6 @@ def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path):
 
 WEIGHTS = {
     "is damaged": lambda file: file.write_bytes(file.read_bytes()[:-100]),
-    "is damaged ": lambda file: file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
     "has pickled weights": lambda file: file.rename(file.with_name("pytorch_model.bin")),
     "has no model.safetensors": Path.unlink,
 }
@@ -65,8 +64,7 @@ def test_weights_that_can_not_be_read(tiny_folder, says):
 
 CODE = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
 CONFIGS = {
-    "config.json can't be used": {"model_type": "lama"},
-    "config.json can't be used ": {"model_type": "mine", "auto_map": CODE},
+    "config.json can't be used": {"model_type": "mine", "auto_map": CODE},
     "is quantised (gptq)": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
     "has attn_implementation": {"attn_implementation": "org/kernel"},
 }
@@ -78,7 +76,7 @@ def test_a_configuration_that_can_not_be_used(tiny_folder, says):
     path = tiny_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | CONFIGS[says]))
     (tiny_folder / "mine.py").write_text("raise SystemExit('ran')")
-    assert says.strip() in error_of(ModelConfig("hf", str(tiny_folder)))
+    assert says in error_of(ModelConfig("hf", str(tiny_folder)))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])

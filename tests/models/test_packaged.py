@@ -109,9 +109,9 @@ def test_what_is_not_the_package_is_refused(cache, monkeypatch, pip, says):
 READS = "The Treaty of Paris was signed in 1783, and it ended the American Revolutionary War."
 
 
-def loss_of(base):
-    """Of the text :data:`READS`, in nats per token."""
-    ids_T = torch.tensor(load_tokenizer(ModelConfig(base.card.name))(READS).input_ids)
+def loss_of(base, text=READS):
+    """In nats per token."""
+    ids_T = torch.tensor(load_tokenizer(ModelConfig(base.card.name))(text).input_ids)
     with torch.no_grad():
         logits_TV = base.logits(base.hidden_states(ids_T[None])[0])
     return float(torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:]))
@@ -165,13 +165,9 @@ def test_the_small_model_has_learned_documentation_and_reads_bytes():
     more than twice as many."""
     base = load_base(ModelConfig("small"), torch.device("cpu"), "float32")
     sentence = "Returns True if the graph is connected, False otherwise. Parameters"
-    losses = []
-    for text in (sentence, "".join(sorted(sentence, key=lambda c: (ord(c) * 37 % 101, c)))):
-        ids = torch.tensor(load_tokenizer(ModelConfig("small"))(text).input_ids)
-        assert ids.tolist() == list(text.encode())
-        logits = base.model(ids[None]).logits[0, :-1]
-        losses.append(torch.nn.functional.cross_entropy(logits, ids[1:]).item())
-    assert losses[0] < 2 * math.log(2)
-    assert losses[1] > 2 * losses[0]
+    shuffled = "".join(sorted(sentence, key=lambda c: (ord(c) * 37 % 101, c)))
+    assert load_tokenizer(ModelConfig("small"))(sentence).input_ids == list(sentence.encode())
+    assert loss_of(base, sentence) < 2 * math.log(2)
+    assert loss_of(base, shuffled) > 2 * loss_of(base, sentence)
     with pytest.raises(StudyError, match=r"model=small reads no path, but model.path='x'"):
         describe(ModelConfig("small", "x"))

@@ -5,7 +5,6 @@ import math
 import bitsandbytes
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from study.adapters import dense_weight, features
@@ -14,7 +13,7 @@ from study.errors import StudyError
 from study.models import describe, load_base, quantised, tiny
 from tests.trained import series, trained
 
-from .small import SMALL, gpt2
+from .small import gpt2
 
 CPU = torch.device("cpu")
 BITS = (8, 4)
@@ -52,11 +51,6 @@ def test_block_linears_are_quantised_and_nothing_else(bases, bits):
         elif isinstance(module, nn.Linear | nn.Embedding):
             assert module.weight.dtype is torch.float32
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
-    packed, whole = (
-        sum(p.nbytes for name, p in model.named_parameters() if ".layers." in name)
-        for model in (base.model, plain)
-    )
-    assert packed < whole * bits / 28
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -102,22 +96,18 @@ def test_a_fold_equals_its_cells_and_the_base_does_not_change(corpus, cell, bits
         assert torch.equal(weight, before[name]), "an evaluation repacked a weight"
 
 
-@pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("gpt2", 8)])
-def test_a_checkpoint_is_quantised_while_it_is_read(save_family, family, bits):
-    wide = {"hidden_size": 64, "intermediate_size": 128}
-    config = gpt2(64) if family == "gpt2" else transformers.LlamaConfig(**SMALL | wide)
-    folder = str(save_family(config))
+def test_a_checkpoint_is_quantised_while_it_is_read(save_family):
+    folder = str(save_family(gpt2(64)))
     plain, packed = (
-        load_base(ModelConfig("hf", folder, bits_), CPU, "float32") for bits_ in (None, bits)
+        load_base(ModelConfig("hf", folder, bits), CPU, "float32") for bits in (None, 8)
     )
     assert packed.card.linears == plain.card.linears
     for path in plain.card.linears:
         original = plain.model.get_submodule(path)
         linear = packed.model.get_submodule(path)
         assert features(linear) == features(original)
-        # Conv1D stores its weight as [D, O].
-        weight = original.weight.T if family == "gpt2" else original.weight
-        assert (dense(linear) - weight).norm() < ERROR[bits] * weight.norm()
+        weight = original.weight.T  # Conv1D stores it as [D, O]
+        assert (dense(linear) - weight).norm() < ERROR[8] * weight.norm()
 
 
 @pytest.fixture(scope="module")
