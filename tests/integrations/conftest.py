@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,13 @@ def patterned(tiny_base) -> Any:
         if "lora_B" in name and "layers.0.mlp.down_proj" not in name:
             nn.init.normal_(weight, std=0.1, generator=generator)
     return model.eval()
+
+
+@pytest.fixture
+def theirs(patterned, tmp_path) -> Path:
+    """The folder in which PEFT saved its adapter."""
+    patterned.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
 
 
 @pytest.fixture(scope="session")

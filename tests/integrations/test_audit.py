@@ -22,14 +22,8 @@ STILL = "model.layers.0.mlp.down_proj"
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
-@pytest.fixture
-def folder(patterned, tmp_path):
-    patterned.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-def test_the_numbers_are_those_of_dense_matrices(patterned, folder, works):
-    ran = works("audit", str(folder), "--base", "tiny", "--json", "-q")
+def test_the_numbers_are_those_of_dense_matrices(patterned, theirs, works):
+    ran = works("audit", str(theirs), "--base", "tiny", "--json", "-q")
     assert ran.err == ""
     layers = json.loads(ran.out, object_hook=lambda one: SimpleNamespace(**one)).layers
     assert [one.layer for one in layers if not one.moved] == [STILL]
@@ -81,8 +75,8 @@ def test_experts_are_those_of_dense_matrices(tmp_path, works):
         assert one.spectral == pytest.approx(largest, rel=1e-4)
 
 
-def test_the_text_names_what_matters(folder, works, here):
-    ran = works("audit", str(folder), "--base", "tiny")
+def test_the_text_names_what_matters(theirs, works, here):
+    ran = works("audit", str(theirs), "--base", "tiny")
     text = " ".join(ran.out.split())
     assert "rsLoRA on 6 layers: rank 2 to 6, lora_alpha 8, gamma 1.22474 to 5.65685." in text
     assert "Other factors than PEFT's: vLLM, llama.cpp, Ollama (study serve-check)." in text
@@ -148,17 +142,17 @@ def test_a_folded_adapter_is_the_same_function_as_plain_lora(kind, tiny_base, tm
     assert "Servers multiply it as PEFT does" in works("serve-check", str(tmp_path / "folded")).out
 
 
-def test_the_cost_of_rounding_is_said(folder, tmp_path, works):
+def test_the_cost_of_rounding_is_said(theirs, tmp_path, works):
     """Mantissas from 1 to 2 have a mean square of about 2.2: 2**-7 / sqrt(12 * 2.2) = 0.15 %."""
-    weights = {name: weight.bfloat16() for name, weight in load_file(folder / WEIGHTS).items()}
-    save_file(weights, folder / WEIGHTS)
-    ran = works("fold", folder, tmp_path / "folded")
+    weights = {name: weight.bfloat16() for name, weight in load_file(theirs / WEIGHTS).items()}
+    save_file(weights, theirs / WEIGHTS)
+    ran = works("fold", theirs, tmp_path / "folded")
     assert "bfloat16 rounds B by 0.002 of its norm" in ran.out
 
 
-def test_what_servers_multiply_by(folder):
+def test_what_servers_multiply_by(theirs):
     """Ranks 2 and 6 with alpha 8, and rank 6 with alpha 3."""
-    adapter = read_adapter(folder)
+    adapter = read_adapter(theirs)
     rows = served(adapter).sort_values("gamma", ascending=False, kind="stable")
     vllm, llama = 8 / 6**0.5, (8 / 2, 8 / 6, 8 / 6)
     for server, factors in {

@@ -52,11 +52,13 @@ class Script:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def run(self, recording, steps=3, step=None):
-        """Train inside ``recording``; ``step(batch)`` replaces :meth:`step`."""
+    def run(self, recording, steps=3, step=None, error=None):
+        """Train inside ``recording``; ``step(batch)`` replaces :meth:`step`. ``error``: its end."""
         with recording:
             for batch in self.batches(steps):
                 (step or self.step)(batch)
+            if error:
+                raise error
         return self.tables
 
     @property
@@ -199,11 +201,7 @@ def test_loops_that_cannot_be_measured(script):
             script.step(batch)
 
     def several_closures(batch):
-        lbfgs.step(lambda: _backward(script.model(**batch).loss))
-
-    def scaled(batch):
-        (128 * script.model(**batch).loss).backward()
-        script.optimizer.step()
+        lbfgs.step(lambda: script.model(**batch).loss.backward() or 0.0)
 
     def by_a_scaler(batch):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -216,8 +214,7 @@ def test_loops_that_cannot_be_measured(script):
         (nested, script.optimizer, "recorded already: record once, around the loop"),
         (in_fp16, script.optimizer, "fp16 scales the loss"),
         (several_closures, lbfgs, "LBFGS evaluates its closure several times"),
-        (scaled, script.optimizer, r"multiplies the loss by 128.* call recording\.loss"),
-        (by_a_scaler, script.optimizer, r"by 1024.*GradScaler.* call recording\.gradients\(\)"),
+        (by_a_scaler, script.optimizer, r"multiplies the loss by 1024: call recording\.loss"),
     ):
         recording = study.record(script.results, script.model, optimizer, steps=[0])
         with pytest.raises(StudyError, match=message):
@@ -229,31 +226,14 @@ def test_loops_that_cannot_be_measured(script):
     assert statuses.count("complete") == 1  # nothing is left of what failed
 
 
-def _backward(loss):
-    loss.backward()
-    return loss
-
-
 def test_a_loop_that_fails(script):
     with pytest.raises(RuntimeError):
-        script.run(script.record(), step=_until(2, script.step, RuntimeError("disk\nfull")))
+        script.run(script.record(), steps=2, error=RuntimeError("disk\nfull"))
     [folder] = (script.results / "cells").iterdir()
     record = json.loads((folder / "record.json").read_text())
     assert (record["status"], record["error"]) == ("failed", "RuntimeError: disk")
     assert (folder / "error.log").exists()
     assert script.tables.metrics["step"].tolist() == [0, 1]
-
-
-def _until(steps, step, error):
-    """``step``, which raises ``error`` after some steps."""
-    left = iter(range(steps))
-
-    def stepping(batch):
-        if next(left, None) is None:
-            raise error
-        step(batch)
-
-    return stepping
 
 
 def test_a_loop_that_is_interrupted_and_goes_on(script):
@@ -268,7 +248,7 @@ def test_a_loop_that_is_interrupted_and_goes_on(script):
         saved.append(copy.deepcopy((script.model.state_dict(), script.optimizer.state_dict())))
 
     with pytest.raises(KeyboardInterrupt):
-        script.run(script.record(**options), step=_until(2, saving, KeyboardInterrupt()))
+        script.run(script.record(**options), 2, saving, KeyboardInterrupt())
     [record] = load_records(script.results)
     assert (record["status"], "error" in record) == ("interrupted", False)
     assert script.tables.metrics["step"].tolist() == [0, 1]

@@ -5,17 +5,12 @@ import signal
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    TrainerCallback,
-)
+from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from study.errors import StudyError
 from study.integrations.transformers import NormProbeCallback
+from study.models import quantised, tiny
 from study.probes import NormProbe
 from study.store import load_measured
 from tests.together import together
@@ -162,15 +157,9 @@ def test_dora_layers_are_named_and_have_no_product(config, peft_model, measured)
     assert sites >= {"adapter_in", "layer_out", "layer_out_grad", "A_grad", "adapter_update"}
 
 
-def test_a_base_of_four_bits(cell, measured, tmp_path):
+def test_a_base_of_four_bits(cell, measured):
     pytest.importorskip("bitsandbytes")
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-    base = LlamaConfig(vocab_size=300, num_hidden_layers=2, **sizes)
-    LlamaForCausalLM(base).save_pretrained(tmp_path / "base")
-    bits = BitsAndBytesConfig(load_in_4bit=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "base", quantization_config=bits, device_map="cpu"
-    )
+    model = quantised.reloaded(tiny.build(), torch.device("cpu"), torch.float32, 4)
     lora = peft.LoraConfig(r=4, target_modules="all-linear")
     model = peft.get_peft_model(peft.prepare_model_for_kbit_training(model), lora)
     config = cell("adapter.rank=4", "train.steps=1", "train.batch_size=2")
