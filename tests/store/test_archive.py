@@ -115,7 +115,6 @@ DAMAGE = {
     "missing": Path.unlink,
     "cut": lambda path: pq.write_table(pq.read_table(path).slice(0, 2), path),
     "shuffled": shuffled,
-    "text": lambda path: path.write_bytes(b"text"),
 }
 
 

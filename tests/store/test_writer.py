@@ -32,10 +32,6 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def record(folder):
-    return json.loads((folder / "record.json").read_text())
-
-
 def steps(folder):
     return rows_of(folder, "metrics")["step"].to_list()
 
@@ -58,7 +54,7 @@ def test_a_resumed_cell_keeps_the_rows_before_its_step(folder, begin):
     append(writer, range(2, 5)).close("complete")
     assert rows_of(folder, "probes")["layer"].to_list()[::2] == ["l0", "l1", "l2", "l3", "l4"]
     assert names(folder) == ENDED
-    assert record(folder)["format"] == 1
+    assert json.loads((folder / "record.json").read_text())["format"] == 1
     assert is_done(folder)
 
 
