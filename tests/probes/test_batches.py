@@ -58,52 +58,50 @@ def test_which_sites_have_rows_on_which_batch(tiny_base, corpus, cell):
     assert all(step.probes is None for step in nowhere)
 
 
-def test_heldout_rows_are_of_the_heldout_batch(tiny_base, corpus, cell):
-    """They equal the rows of a training step on the held-out batch with the same weights."""
-    config = cell("probes.batch=heldout", "probes.tokens=8", "adapter.rank=4")
+@pytest.fixture
+def fold(tiny_base, corpus, cell):
+    """Two cells after a step, measured on both other batches."""
     specs = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
+    config = cell("probes.batch=[heldout,noise]", "probes.tokens=500", "adapter.rank=4")
     with adapted(tiny_base.model, tiny_base.card.linears, specs) as banks:
         fold = Fold(tiny_base, corpus, [config, cell("adapter.rank=6")], banks)
         fold.backward(0, None)
         fold.update()
-        [sent], first_K = probe_other_batches(fold, 1)
-        torch.testing.assert_close(heldout_losses(fold, first_K), heldout_losses(fold))
-        tables = [sent.frame(k) for k in range(2)]
-        batch = next(corpus.heldout.batches(3))
-        both = fold.stacked([batch, batch])
-        counts_K = torch.tensor([batch.supervised] * 2)
-        fold._micro_batches = lambda _: ([both], counts_K)
-        probe = make_probe(fold, HELDOUT)
-        fold.backward(1, probe)
-        probe.before_update()
-        for found, wanted in zip(tables, probe.collect(1, HELDOUT), strict=True):
-            pd.testing.assert_frame_equal(found, wanted, rtol=1e-5)
-        assert (tables[0].query("site == 'adapter_grad'")["norm"] > 0).all()
+        yield fold
 
 
-def test_noise_is_gaussian_and_the_same_for_every_rank(tiny_base, corpus, cell):
-    specs = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
-    with adapted(tiny_base.model, tiny_base.card.linears, specs) as banks:
-        fold = Fold(
-            tiny_base, corpus, [cell("probes.batch=noise", "probes.tokens=500"), cell()], banks
-        )
-        fold.backward(0, None)
-        fold.update()
-        [sent], _ = probe_other_batches(fold, 1)
-        tables = [sent.frame(k) for k in range(2)]
-        for k, table in enumerate(tables):
-            for bank in banks:
-                A, B, gamma = bank.pairs[k]
-                stream = generator_for(0, f"{bank.layer}/noise")
-                x = torch.randn(500, A.shape[1], generator=stream)
-                dy = torch.randn(500, B.shape[0], generator=stream)
-                rows = table[table["layer"] == bank.layer].set_index("site")
-                delta_w = gamma * (B @ A).detach()
-                norms = [(x @ delta_w.T).norm().item(), (dy @ delta_w).norm().item()]
-                found = rows.loc[["adapter_out", "adapter_in_grad"], "norm"].to_list()
-                assert found == pytest.approx(norms, rel=1e-4)
-                isotropic = delta_w.norm().item() / math.sqrt(B.shape[0])
-                assert rows.loc["adapter_out", "rms"] == pytest.approx(isotropic, rel=0.15)
+def test_heldout_rows_are_of_the_heldout_batch(fold, corpus):
+    """They equal the rows of a training step on the held-out batch with the same weights."""
+    [sent, _], first_K = probe_other_batches(fold, 1)
+    torch.testing.assert_close(heldout_losses(fold, first_K), heldout_losses(fold))
+    tables = [sent.frame(k) for k in range(2)]
+    batch = next(corpus.heldout.batches(3))
+    both = fold.stacked([batch, batch])
+    counts_K = torch.tensor([batch.supervised] * 2)
+    fold._micro_batches = lambda _: ([both], counts_K)
+    probe = make_probe(fold, HELDOUT)
+    fold.backward(1, probe)
+    probe.before_update()
+    for found, wanted in zip(tables, probe.collect(1, HELDOUT), strict=True):
+        pd.testing.assert_frame_equal(found, wanted, rtol=1e-5)
+    assert (tables[0].query("site == 'adapter_grad'")["norm"] > 0).all()
+
+
+def test_noise_is_gaussian_and_the_same_for_every_rank(fold):
+    [_, sent], _ = probe_other_batches(fold, 1)
+    for k, table in enumerate([sent.frame(k) for k in range(2)]):
+        for bank in fold.banks:
+            A, B, gamma = bank.pairs[k]
+            stream = generator_for(0, f"{bank.layer}/noise")
+            x = torch.randn(500, A.shape[1], generator=stream)
+            dy = torch.randn(500, B.shape[0], generator=stream)
+            rows = table[table["layer"] == bank.layer].set_index("site")
+            delta_w = gamma * (B @ A).detach()
+            norms = [(x @ delta_w.T).norm().item(), (dy @ delta_w).norm().item()]
+            found = rows.loc[["adapter_out", "adapter_in_grad"], "norm"].to_list()
+            assert found == pytest.approx(norms, rel=1e-4)
+            isotropic = delta_w.norm().item() / math.sqrt(B.shape[0])
+            assert rows.loc["adapter_out", "rms"] == pytest.approx(isotropic, rel=0.15)
 
 
 def test_loss_after_is_the_loss_after(tiny_base, corpus, cell):

@@ -1,6 +1,7 @@
-"""Every number of a probe compared with its definition, on our banks and on PEFT's layers."""
+"""Every number of a probe compared with its definition, with dropout and without."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from study.vocabulary.quantities import MEAN_NORM, MODEL_WIDE, SITES, UNIONS, US
 
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(90, 0.5, seed=1)]
 """delta_w has more elements than the factors of the first, and fewer than those of the second."""
-TOKENS = 10
+TOKENS, P = 10, 0.3
 MEASURED = [*USUAL, MEAN_NORM]
 SPECTRA = {"spectral", "stable_rank"}
 """By iteration: fewer digits than sums."""
@@ -25,23 +26,19 @@ SPECTRA = {"spectral", "stable_rank"}
 
 @contextmanager
 def trained(base, corpus, cell, form):
-    """Two cells of different rank after two steps, so that no weight is zero."""
+    """Two cells of different rank after two steps, so that no weight is zero. Factored products
+    have dropout."""
+    specs = [replace(spec, dropout=P if form == "factored" else 0.0) for spec in SPECS]
     cells = [
         cell(f"adapter.rank={s.rank}", f"seed={s.seed}", "train.accumulation=2", "train.clip=0.5")
         for s in SPECS
     ]
-    with adapted(base.model, base.card.linears, SPECS, LoraBank, Contraction(form)) as banks:
+    with adapted(base.model, base.card.linears, specs, LoraBank, Contraction(form)) as banks:
         fold = Fold(base, corpus, cells, banks)
         for step in range(2):
             fold.backward(step, None)
             fold.grad_norms()
             fold.update()
-        yield fold
-
-
-@pytest.fixture
-def fold(tiny_base, corpus, cell):
-    with trained(tiny_base, corpus, cell, "factored") as fold:
         yield fold
 
 
@@ -74,6 +71,10 @@ class Reference:
         self.seen: dict[tuple[str, str, int], list[Tensor]] = {}
         self.sampled: dict[tuple[str, str, int], list[Tensor]] = {}
         self._order = iter([batch for batch in self.micro_batches for _ in fold.banks])
+        self._masks = {
+            bank.layer: [torch.Generator().set_state(s) for s in bank.dropout_state() or []]
+            for bank in fold.banks
+        }
         self.hooks = [bank.register_forward_hook(self._forward) for bank in fold.banks]
 
     def remove(self):
@@ -82,20 +83,30 @@ class Reference:
 
     def _forward(self, bank, args, y):
         batch = next(self._order)
-        for k, (x_k, y_k) in enumerate(self._real(batch, args[0], y)):
+        kept = self._kept(bank, args[0])
+        for k, (x_k, y_k, kept_k) in enumerate(self._real(batch, args[0], y, kept)):
             self.seen.setdefault((bank.layer, "adapter_in", k), []).append(x_k)
             self.seen.setdefault((bank.layer, "layer_out", k), []).append(y_k)
             A, B, gamma = bank.pairs[k]
-            out = gamma * x_k[evenly(len(x_k))].double() @ A.double().mT @ B.double().mT
+            dropped = (x_k * kept_k)[evenly(len(x_k))].double()
+            out = gamma * dropped @ A.double().mT @ B.double().mT
             self.sampled.setdefault((bank.layer, "adapter_out", k), []).append(out)
-        y.register_hook(lambda dy: self._backward(bank, batch, dy))
+        y.register_hook(lambda dy: self._backward(bank, batch, dy, kept))
 
-    def _backward(self, bank, batch, dy):
-        for k, (dy_k,) in enumerate(self._real(batch, dy)):
+    def _backward(self, bank, batch, dy, kept):
+        for k, (dy_k, kept_k) in enumerate(self._real(batch, dy, kept)):
             self.seen.setdefault((bank.layer, "layer_out_grad", k), []).append(dy_k)
             A, B, gamma = bank.pairs[k]
-            dx = gamma * dy_k[evenly(len(dy_k))].double() @ B.double() @ A.double()
+            some = evenly(len(dy_k))
+            dx = gamma * dy_k[some].double() @ B.double() @ A.double() * kept_k[some]
             self.sampled.setdefault((bank.layer, "adapter_in_grad", k), []).append(dx)
+
+    def _kept(self, bank, x):
+        """What dropout multiplies the inputs of each cell's adapter by."""
+        kept = torch.ones_like(x)
+        for kept_k, mask in zip(kept.chunk(len(SPECS)), self._masks[bank.layer], strict=False):
+            kept_k.bernoulli_(1 - P, generator=mask).div_(1 - P)
+        return kept
 
     def _real(self, batch, *tensors):
         """The real tokens of each cell."""
@@ -207,12 +218,12 @@ def test_rows_and_columns(measured):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_values_are_kept_and_flagged(fold, bad):
-    with torch.no_grad():
-        fold.banks[3].pairs[1].A_RD[0, 0] = bad
-    probe = NormProbe(fold.base.model, sites=["A", "B"])
-    probe.before_update()
-    clean, hit = probe.collect(0)
+def test_non_finite_values_are_kept_and_flagged(tiny_base, corpus, cell, bad):
+    with trained(tiny_base, corpus, cell, "factored") as fold:
+        fold.banks[3].pairs[1].A_RD.data[0, 0] = bad
+        probe = NormProbe(tiny_base.model, sites=["A", "B"])
+        probe.before_update()
+        clean, hit = probe.collect(0)
     assert (clean["nonfinite"] == 0).all()
     rows = hit[(hit["layer"] == fold.banks[3].layer) & (hit["site"] == "A")]
     assert rows["nonfinite"].item() == 1
