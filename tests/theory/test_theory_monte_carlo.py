@@ -15,14 +15,13 @@ from study.vocabulary.quantities import PRODUCTS
 from tests.theory.measured_layer import measure_layer
 
 from . import lazy_layer
-from .lazy_layer import interval, kaiming, problem, seed_slopes, sweep
+from .lazy_layer import interval, problem, seed_slopes, sweep
 
 RANKS = (4, 16, 64, 256, 1024, 4096)
 P, Q = 0.7, 0.3  # generic: rows that differ in the table have different exponents
 SEEDS = 40
 COMPARISONS = 1000
 SHORT = (4, 16, 64, 256, 1024)
-RULES = ("sgd", "momentum", "signsgd", "adam", "lion", "rmsprop", "adafactor")
 SETTING = problem(3, batches=1, tokens=12)
 FRESH = problem(5, batches=4, tokens=12)
 
@@ -36,28 +35,28 @@ def runs(rule, init="A", fresh=False):
 
 
 def measured_and_predicted(
-    row, step, optimizer, init="A", layer=None, modifiers=theory.PLAIN, p=P, q=Q, ranks=RANKS
+    row, step, optimizer, layer, init="A", modifiers=theory.PLAIN, ranks=RANKS
 ):
     """{site: Measured}, {site: predicted slope} of every site of a row with a predicted curve."""
     measured, predicted = {}, {}
-    setting = {"step": step, "optimizer": optimizer, "p": p, "q": q, "init": init}
-    setting["modifiers"] = modifiers
+    setting = {"step": step, "optimizer": optimizer, "p": P, "q": Q, "init": init}
     for name, values in row.items():
         place = ("adapter_update", "descent") if name == "descent" else (name, "norm")
-        if predict(*place, **setting).exponent is None:
-            continue
-        value = predicted_exponent(*place, ranks, layer=layer or theory.Layer(), **setting)
+        value = predicted_exponent(*place, ranks, layer=layer, modifiers=modifiers, **setting)
         if np.isfinite(value):
             measured[name] = interval(seed_slopes(values, ranks), COMPARISONS)
             predicted[name] = value
     return measured, predicted
 
 
-def disagreements(measured, predicted, slack=0.0):
+def disagreements(measured, predicted, slack=0.0, of_products=0.0):
+    """``slack``: by how much a slope may be off beside its interval; ``of_products``: and those of
+    products."""
     return [
         f"{name}: measured {measured[name]}, predicted {value:.4f}"
         for name, value in predicted.items()
-        if abs(measured[name].value - value) > measured[name].half + slack
+        if abs(measured[name].value - value)
+        > measured[name].half + slack + of_products * (name in PRODUCTS)
     ]
 
 
@@ -68,43 +67,34 @@ def layer_at(setting, step, init, weights=(1.0,)):
 
 
 @pytest.mark.parametrize(
-    ("rule", "init"),
-    [(rule, "A") for rule in RULES] + [(rule, "B") for rule in ("sgd", "signsgd", "adafactor")],
+    ("rule", "init"), [("signsgd", "A"), ("adafactor", "A"), ("adafactor", "B")]
 )
 def test_every_row_on_one_batch(rule, init):
+    """SGD and Init[B]: :mod:`tests.theory.test_theory_log_bias`."""
     for step, row in enumerate(runs(rule, init)):
-        measured, predicted = measured_and_predicted(
-            row, step, rule, init, layer_at(SETTING, step, init)
-        )
-        if rule == "adafactor":
-            # Its crossover assumes equal column means, and a G of few tokens has unequal ones.
-            products = {name: predicted.pop(name) for name in PRODUCTS if name in predicted}
-            assert not disagreements(measured, products, slack=0.03)
-        assert not disagreements(measured, predicted)
-        expected_rows = 9 if step == 0 else 15
-        assert len(predicted) == expected_rows - 3 * (rule == "adafactor" and step > 0)
+        layer = layer_at(SETTING, step, init)
+        measured, predicted = measured_and_predicted(row, step, rule, layer, init)
+        # Adafactor's crossover assumes equal column means, and a G of few tokens has unequal ones.
+        off = 0.03 if rule == "adafactor" else 0.0
+        assert not disagreements(measured, predicted, of_products=off)
+        assert len(predicted) == (9 if step == 0 else 15)
         assert max(one.half for one in measured.values()) < 0.04
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum"])
-def test_linear_rules_on_fresh_batches_hold_a_weighted_gradient(rule):
-    weights = {"sgd": [(1,), (1, 1), (1, 1, 1)], "momentum": [(1,), (1.9, 1), (2.71, 1.9, 1)]}[rule]
-    for step in (1, 2, 3):
-        layer = layer_at(FRESH, step, "A", weights[step - 1])
-        row = runs(rule, fresh=True)[step]
-        assert not disagreements(*measured_and_predicted(row, step, rule, layer=layer))
+HELD = {"sgd": [(1,), (1, 1), (1, 1, 1)], "momentum": [(1,), (1.9, 1), (2.71, 1.9, 1)]}
+"""The weights of the gradients that the trained factor holds after each step of a linear rule."""
 
 
-@pytest.mark.parametrize("rule", ["signsgd", "adam", "lion", "rmsprop"])
-def test_sign_like_rules_on_fresh_batches(rule):
-    """Exact at step 1; later the mixing of gradients moves the three curves by up to 0.03."""
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "signsgd", "adam", "lion", "rmsprop"])
+def test_fresh_batches(rule):
+    """Sign-like rules are exact at step 1; later the mixing of gradients moves the three curves of
+    products by up to 0.03."""
     for step in (1, 2, 3):
-        layer = layer_at(FRESH, step, "A", (1,) * step)
-        row = runs(rule, fresh=True)[step]
-        measured, predicted = measured_and_predicted(row, step, rule, layer=layer)
-        products = {name: predicted.pop(name) for name in PRODUCTS if name in predicted}
-        assert not disagreements(measured, predicted)
-        assert not disagreements(measured, products, slack=0.03 if step > 1 else 0.0)
+        weights = HELD[rule][step - 1] if rule in HELD else (1,) * step
+        row, layer = runs(rule, fresh=True)[step], layer_at(FRESH, step, "A", weights)
+        off = 0.03 if step > 1 and rule not in HELD else 0.0
+        found = measured_and_predicted(row, step, rule, layer=layer)
+        assert not disagreements(*found, of_products=off)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
@@ -129,20 +119,12 @@ def test_a_true_quadratic_loss_trained_lazily(rule, lr):
         assert not disagreements(*measured_and_predicted(row, step, rule, layer=layer, ranks=SHORT))
 
 
-def test_a_quadratic_loss_trained_beyond_the_lazy_regime_is_not_predicted():
-    """The reason for the lazy condition: rank 1024 has converged, rank 4 has hardly moved."""
-    training = {"p": 0.0, "seeds": SEEDS, "lr": 0.05, "curvature": 1.0}
-    row = sweep(lazy_layer.signsgd, SETTING, SHORT, **training)[3]
-    law = {"layer": layer_at(SETTING, 3, "A"), "ranks": SHORT, "p": 0, "q": 0}
-    assert len(disagreements(*measured_and_predicted(row, 3, "signsgd", **law))) > 3
-
-
 # Modifiers of an update.
 
 
 def modified(rule, modifiers=theory.PLAIN, optimizer=None, slack=0.0, **training):
     """The sites at which theory is off over steps 0 to 3, with the modifier simulated and given to
-    the theory. ``slack``: by how much a slope may be off beside its interval."""
+    the theory. ``slack``: as in :func:`disagreements`."""
     rows = sweep(getattr(lazy_layer, rule), SETTING, SHORT, **LAW, **training)
     wrong = set()
     for step, row in enumerate(rows):
@@ -168,12 +150,7 @@ def test_a_modifier(rule, modifiers, training):
 
 
 @pytest.mark.parametrize("rule", ["signsgd", "adam", "rmsprop"])
-def test_coupled_decay_under_a_sign_rule_replaces_the_signal_of_a_by_its_sign(rule):
-    A = kaiming(np.random.default_rng(0), (8, 16, lazy_layer.D_IN), lazy_layer.D_IN)
-    B = np.zeros((8, lazy_layer.D_OUT, 16))
-    training = {"coupled": 0.01, "steps": 1}
-    for row in lazy_layer.train(getattr(lazy_layer, rule), SETTING, A, B, 0.25, **training):
-        assert (np.sign(row["A_update"]) == -np.sign(A)).mean() > 0.999
+def test_coupled_decay_under_a_sign_rule_hides_the_signal_of_a(rule):
     setting = {"optimizer": rule, "p": P, "modifiers": Modifiers(decay="coupled")}
     assert predict("A_update", "norm", step=1, **setting).exponent is None
 
