@@ -62,16 +62,12 @@ def dense(delta, rank):
     return (U[:, :rank] * s[:rank]) @ Vh[:rank]
 
 
-def bank_of(*specs):
+def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards():
+    specs = [AdapterSpec(1, gamma=2.0), AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0)]
     bank = LoraBank(nn.Linear(D, O, bias=False), "layer", specs)
     bank.make_pairs()
     for pair in bank.pairs:
         nn.init.normal_(pair.B_OR)
-    return bank
-
-
-def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards():
-    bank = bank_of(AdapterSpec(1, gamma=2.0), AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0))
     x = torch.randn(3, 7, D)
     before = bank(x)
     deltas = [pair.B_OR.detach() @ pair.A_RD.detach() * pair.gamma for pair in bank.pairs]

@@ -1,5 +1,7 @@
 """Every optimizer against its own definition on one step, LoRA+ included."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.optimization import get_scheduler
@@ -10,19 +12,20 @@ from study.vocabulary.optimizers import OPTIMIZERS
 LR = 0.1
 
 
-def first_update(config):
+def first_update(config, **changed):
     """One step from B = 0 with one gradient for A and B: (gradient, update of A, update of B)."""
     gradient = torch.tensor([[3.0, -0.02], [0.5, -4.0]])
     A, B = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.zeros(2, 2))
     A.grad, B.grad = gradient.clone(), gradient.clone()
-    build_optimizer(config.optimizer, [A], [B]).step()
+    build_optimizer(replace(config.optimizer, **changed), [A], [B]).step()
     return gradient, A.detach() - 1, B.detach()
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_first_step(cell, name):
-    extra = ["optimizer.eps=1e-12"] if OPTIMIZERS[name].has_eps else []
-    gradient, dA, dB = first_update(cell(f"optimizer={name}", f"optimizer.lr={LR}", *extra))
+    extra = {"eps": 1e-12} if OPTIMIZERS[name].has_eps else {}
+    config = cell(f"optimizer={name}", f"optimizer.lr={LR}")
+    gradient, dA, dB = first_update(config, **extra)
     expected = {
         "sgd": -LR * gradient,
         "momentum": -LR * gradient,
@@ -47,9 +50,8 @@ def test_first_step(cell, name):
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_loraplus_moves_b_further(cell, name):
-    options = [f"optimizer={name}", f"optimizer.lr={LR}"]
-    plain = first_update(cell(*options))
-    plus = first_update(cell(*options, "optimizer.loraplus_lr_ratio=4"))
+    config = cell(f"optimizer={name}", f"optimizer.lr={LR}")
+    plain, plus = first_update(config), first_update(config, loraplus_lr_ratio=4.0)
     torch.testing.assert_close(plus[1], plain[1])
     torch.testing.assert_close(plus[2], 4 * plain[2], rtol=1e-5, atol=1e-7)
 
@@ -57,9 +59,8 @@ def test_loraplus_moves_b_further(cell, name):
 @pytest.mark.parametrize("name", ["sgd", "adamw", "signsgd", "lion", "adafactor", "muon"])
 def test_weight_decay_shrinks_a_by_lr_times_decay(cell, name):
     """Decoupled decay, and coupled decay under a linear rule, agree in the first step."""
-    options = [f"optimizer={name}", f"optimizer.lr={LR}"]
-    decayed = first_update(cell(*options, "optimizer.weight_decay=0.5"))[1]
-    shrunk = decayed - first_update(cell(*options))[1]
+    config = cell(f"optimizer={name}", f"optimizer.lr={LR}")
+    shrunk = first_update(config, weight_decay=0.5)[1] - first_update(config)[1]
     torch.testing.assert_close(shrunk, torch.full((2, 2), -LR * 0.5), rtol=1e-3, atol=1e-4)
 
 
