@@ -33,8 +33,6 @@ def lines(
     *,
     studies: int,
     seeds: int = 5,
-    ranks: Floats = RANKS,
-    level: float = 1.0,
     tilt: float = 0.0,
     noise: float = 0.1,
     bend: float = 0.0,
@@ -43,45 +41,25 @@ def lines(
 ) -> Lines:
     """The fits of ``studies`` studies, ``[1, studies]``.
 
-    ``level`` and ``tilt``: the common errors of a seed. ``noise``: that of a point. ``missing``:
+    ``tilt``: the common error of the slopes of a seed. ``noise``: that of a point. ``missing``:
     the share of cells that are missing at random. ``bend``: of the curve, whose line has the
     slope ``truth``. ``skewed``: the slopes of seeds are exponential.
     """
     rng = np.random.default_rng(11)
-    x = np.log(ranks)[:, None]
+    x = np.log(RANKS)[:, None]
     square = x**2 - np.polyval(np.polyfit(x[:, 0], x[:, 0] ** 2, 1), x)
-    batch = level * rng.standard_normal((seeds, 1, studies))
+    batch = rng.standard_normal((seeds, 1, studies))
     draw = rng.standard_exponential if skewed else rng.standard_normal
     slope = truth + tilt * (draw((seeds, 1, studies)) - skewed)
     y = (
         batch
         + slope * x
         + bend * square
-        + noise * rng.standard_normal((seeds, len(ranks), studies))
+        + noise * rng.standard_normal((seeds, len(RANKS), studies))
     )
     if missing:
         y[rng.random(y.shape) < missing] = np.nan
-    return fit_lines(ranks, y[None])
-
-
-def assert_covers(covered: Any, what: str) -> None:
-    share = float(np.mean(covered))
-    assert 0.93 < share < 0.97, what
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"seeds": 2},
-        {"seeds": 5, "tilt": 0.05, "noise": 0.01},
-        {"seeds": 3, "tilt": 0.05},
-        {"seeds": 3, "ranks": RANKS[:2]},
-    ],
-    ids=str,
-)
-def test_the_interval_of_a_slope_covers_19_times_in_20(changes: dict[str, Any]) -> None:
-    fit = lines(-0.5, studies=2_000, **changes)
-    assert_covers(np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope, str(changes))
+    return fit_lines(RANKS, y[None])
 
 
 @pytest.mark.parametrize(("seeds", "decided", "least"), [(3, 0.96, 0.90), (5, 0.99, 0.92)])
@@ -122,8 +100,7 @@ def test_skewed_seeds_are_found_from_eight_seeds_on() -> None:
     assert found > 0.7
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0])
-@pytest.mark.parametrize("rows", [5, 30])
+@pytest.mark.parametrize(("rows", "spread"), [(5, 1.0), (30, 0.0)])
 def test_pooled_variances_keep_the_error_rate_and_decide_more(rows: int, spread: float) -> None:
     """Rows at the margin, three seeds. ``spread``: of the log true standard deviations."""
     rng = np.random.default_rng(3)
@@ -253,8 +230,7 @@ def test_the_interval_of_p_star_covers_19_times_in_20(
     found = found[found["layer"].str.startswith("layers") & (found["seeds"] == 3)]
     assert (found["method"] == method).all()
     found = found[found["ci_high"] > found["ci_low"]]
-    covered = (found["ci_low"] < 0.5) & (found["ci_high"] > 0.5)
-    assert_covers(covered, f"p*, {method}, {missing:g} missing")
+    assert 0.93 < ((found["ci_low"] < 0.5) & (found["ci_high"] > 0.5)).mean() < 0.97
 
 
 def test_committed_intervals_hold_predictions() -> None:
@@ -319,20 +295,6 @@ def test_a_family_rarely_has_a_false_word(name: str, tilt: float, rows: int) -> 
     if name == "flat":
         changes = np.isin(found, ("shrinks", "grows", "falls", "rises")).any(axis=1).mean()
         assert changes < 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(found))
-
-
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> None:
-    fit = lines(0.3, studies=2_000, seeds=seeds, noise=0.05)
-    table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
-    table = table.rename(columns={"slope": "exponent"})
-    place = {"curve_id": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
-    place |= {"kind": "all", "layer": "mean_log", "step": 0}
-    table = pd.concat([pd.DataFrame(place), table], axis=1)
-    false = with_verdicts(table)["bent"].mean()
-    bent = with_verdicts(table.assign(curvature=table["curvature"] + 0.1))["bent"].mean()
-    assert false == pytest.approx(0.05, abs=0.01)
-    assert bent > 0.95
 
 
 def one_mean(seeds: int, draw: str, count: int) -> list[float]:

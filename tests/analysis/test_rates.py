@@ -25,14 +25,6 @@ from .losses import LORA, NO_PROBES, POWER, RATES, basin, runs
 BOTH = (*LORA, ("rslora", math.nan))
 
 
-def test_the_minimum_of_a_parabola_is_found_exactly_at_uneven_rates():
-    x = np.log(np.array([1e-5, 3e-5, 1e-4, 5e-4, 1e-3]))
-    found = bottom(np.exp(x), 1.5 + 0.3 * (x - math.log(7e-5)) ** 2)
-    assert found.lr == pytest.approx(7e-5)
-    assert found.loss == pytest.approx(1.5)
-    assert found.edge == ""
-
-
 @pytest.mark.parametrize(
     ("loss", "lr", "edge"),
     [
@@ -51,11 +43,12 @@ def test_edges_and_divergence(loss, lr, edge):
 
 
 def test_the_exponent_of_the_best_rate():
-    """Best rates at r^-(1-p)/1.5 with a tilt per seed: mean and interval in closed form."""
+    """Best rates at r^-(1-p)/1.5 with a tilt per seed: mean and interval in closed form. The rates
+    tried are uneven."""
     tilt = {0: -0.02, 1: 0.0, 2: 0.03}
     cells, metrics = runs(
         basin(lambda p, seed: -(1 - p) / 1.5 + tilt[seed]),
-        rates=tuple(10.0 ** np.arange(-8, 2, 0.4)),
+        rates=tuple(10.0 ** np.delete(np.arange(-8, 2, 0.4), [7, 12, 13, 18])),
     )
     table = rate_transfer(best_rates(cells, metrics, NO_PROBES)).set_index("exponent_p")
     mean, low, high = mean_interval(np.array(list(tilt.values())))
@@ -106,32 +99,27 @@ def test_the_best_rate_is_that_of_the_mean_over_seeds():
 # Rank, or only the step size.
 
 
-def by_step_alone(cell):
-    """A loss that depends on the step size only, and falls with it: a larger gamma always helps."""
-    power = 2 if cell["optimizer"] == "sgd" else 1
-    return 3.0 - 0.1 * math.log(cell["lr"] * cell["gamma"] ** power) + 0.001 * cell["seed"]
+@pytest.mark.parametrize(("optimizer", "power", "penalty"), [("adamw", 1, 0.25), ("sgd", 2, 0.0)])
+def test_the_matched_difference_of_rules_is_what_the_step_does_not_explain(
+    optimizer, power, penalty
+):
+    """The loss falls with the step size, so a larger gamma always helps. LoRA has a penalty."""
 
+    def loss(cell):
+        step = cell["lr"] * cell["gamma"] ** power
+        own = penalty if cell["scaling"] == "lora" else 0.0
+        return 3.0 - 0.1 * math.log(step) + 0.001 * cell["seed"] + own
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer):
-    cells, metrics = runs(by_step_alone, optimizer=optimizer, rules=BOTH)
+    cells, metrics = runs(loss, optimizer=optimizer, rules=BOTH)
     differences = rule_differences(compared_losses(cells, metrics))
     fixed, matched = (differences[differences["how"] == how] for how in ("fixed", "matched"))
-    power = 2 if optimizer == "sgd" else 1
     # gamma of LoRA is r^-1/2 of rsLoRA's: its loss is higher by 0.05 ln r, or twice that under SGD.
     assert fixed["difference"].to_numpy() == pytest.approx(
-        0.05 * power * np.log(fixed["rank"].to_numpy())
+        0.05 * power * np.log(fixed["rank"].to_numpy()) + penalty
     )
     assert len(matched) > 4
-    assert matched["difference"].to_numpy() == pytest.approx(0.0, abs=1e-9)
+    assert matched["difference"].to_numpy() == pytest.approx(penalty, abs=1e-9)
     assert (matched["seeds"] == 3).all()
-
-
-def test_if_the_rule_matters_the_matched_difference_is_its_penalty():
-    penalty = lambda c: by_step_alone(c) + (0.25 if c["scaling"] == "lora" else 0.0)  # noqa: E731
-    cells, metrics = runs(penalty, rules=BOTH)
-    matched = rule_differences(compared_losses(cells, metrics)).query("how == 'matched'")
-    assert matched["difference"].to_numpy() == pytest.approx(0.25)
 
 
 def test_what_a_doubling_of_the_rank_gains():
