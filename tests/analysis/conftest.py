@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import pytest
 
 RANKS = (4, 16, 64, 256, 1024)
 LAYERS = tuple(
@@ -31,7 +30,15 @@ def study_of(
     ``laws[site, stat](cell, layer number, step)`` is the statistic. The layer number of a
     model-wide row is -1.
     """
-    cells = _cells(axes)
+    defaults = {"study": "s", "model": "m", "quant_bits": math.nan, "data": "d"}
+    defaults |= {"optimizer": "sgd", "lr": 1e-3, "rank": RANKS, "scaling": "lora"}
+    defaults |= {"exponent": math.nan, "alpha": 16.0, "init": "kaiming", "targets": "all-linear"}
+    grid = defaults | {"seed": (0, 1, 2)} | axes
+    choices = [v if isinstance(v, (list, tuple)) else [v] for v in grid.values()]
+    swept = [dict(zip(grid, values, strict=True)) for values in itertools.product(*choices)]
+    cells = pd.DataFrame(swept).astype({"rank": float})
+    cells = cells.assign(data_seed=cells["seed"], gamma=16 / cells["rank"], status="complete")
+    cells["cell_id"] = [f"{k:012x}" for k in range(len(cells))]
     rows = []
     for cell, step, (site, stat) in itertools.product(cells.to_dict("records"), steps, laws):
         model_wide = site in ("adapter_grad", "adapter_update")
@@ -45,25 +52,3 @@ def study_of(
     for name in ("cell_id", "layer", "kind", "site", "batch"):
         probes[name] = probes[name].astype("category")
     return cells, probes
-
-
-@pytest.fixture(scope="session")
-def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
-    return study_of
-
-
-def _cells(axes: Mapping[str, Any]) -> pd.DataFrame:
-    """The cells of a sweep over ``axes``."""
-    defaults = {"study": "s", "model": "m", "quant_bits": math.nan, "data": "d"}
-    defaults |= {"optimizer": "sgd", "lr": 1e-3, "rank": RANKS, "scaling": "lora"}
-    defaults |= {"exponent": math.nan, "alpha": 16.0, "init": "kaiming", "targets": "all-linear"}
-    grid = defaults | {"seed": (0, 1, 2)} | dict(axes)
-    choices = [v if isinstance(v, (list, tuple)) else [v] for v in grid.values()]
-    rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*choices)]
-    cells = pd.DataFrame(rows)
-    cells["rank"] = cells["rank"].astype(float)
-    cells["data_seed"] = cells["seed"]
-    cells["gamma"] = 16 / cells["rank"]
-    cells["status"] = "complete"
-    cells["cell_id"] = [f"{k:012x}" for k in range(len(cells))]
-    return cells

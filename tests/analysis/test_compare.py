@@ -11,18 +11,20 @@ from study.analysis.compare import compare, conclusion, differing_settings, tabl
 from study.errors import StudyError
 from study.store import StudyTables
 
+from .conftest import study_of
+
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 OUT, GRAD = ("adapter_out", "rms"), ("adapter_grad", "norm")
 
 
-def tables(study, slope, last, **axes):
+def tables(slope, last, **axes):
     """A study whose exponents are ``slope``, with another noise for each seed."""
 
     def law(cell, layer, step):
         noise = 0.01 * math.sin(7 * cell["seed"] + cell.get("jitter", 0))
         return float(cell["rank"] ** (slope + noise)) * (step + 1)
 
-    cells, probes = study({OUT: law, GRAD: law}, steps=(0, 1, last), **axes)
+    cells, probes = study_of({OUT: law, GRAD: law}, steps=(0, 1, last), **axes)
     metrics = pd.DataFrame(
         [
             {"cell_id": cell, "step": step, "eval_loss": 3 - slope + 0.001 * seed}
@@ -33,9 +35,9 @@ def tables(study, slope, last, **axes):
     return StudyTables(cells, metrics.assign(loss=4.0, loss_after=3.9, clip_factor=1.0), probes)
 
 
-def test_a_known_difference_is_found_at_shared_ranks_and_aligned_steps(study):
-    one = tables(study, 0.2, last=10, lr=1e-3)
-    other = tables(study, 0.5, last=20, rank=(4, 16, 64), lr=2e-3, scaling="rslora")
+def test_a_known_difference_is_found_at_shared_ranks_and_aligned_steps():
+    one = tables(0.2, last=10, lr=1e-3)
+    other = tables(0.5, last=20, rank=(4, 16, 64), lr=2e-3, scaling="rslora")
     studies = {"one": one, "other": other}
     found, settings = compare(studies), differing_settings(studies).set_index("setting")
     assert settings.loc["lr"].tolist() == ["0.001", "0.002"]
@@ -53,9 +55,11 @@ def test_a_known_difference_is_found_at_shared_ranks_and_aligned_steps(study):
     assert conclusion(found).startswith("0 of 4 exponents and 0 of 3 losses agree")
 
 
-def test_other_seeds_are_compared_by_welch(study):
-    one, other = tables(study, 0.2, 10), tables(study, 0.2, 10, seed=(3, 4, 5, 6))
-    rows = compare({"one": one, "other": other})
+def test_other_seeds_are_compared_by_welch_without_one_that_lacks_a_rank():
+    one, other = tables(0.2, 10), tables(0.2, 10, seed=(3, 4, 5, 6, 7))
+    lost = other.cells["cell_id"][(other.cells["rank"] == 1024) & (other.cells["seed"] == 7)]
+    probes = other.probes[~other.probes["cell_id"].isin(lost)]
+    rows = compare({"one": one, "other": StudyTables(other.cells, other.metrics, probes)})
     assert not rows["paired"].any()
     assert set(rows["curve"]) == {"SGD, LoRA"}
     slopes = rows[rows["what"] == "exponent"]
@@ -63,17 +67,8 @@ def test_other_seeds_are_compared_by_welch(study):
     assert (slopes["seeds"].unique(), slopes["other_seeds"].unique()) == ([3], [4])
 
 
-def test_a_seed_that_lacks_a_rank_is_left_out(study):
-    one, other = tables(study, 0.2, 10), tables(study, 0.2, 10)
-    lost = other.cells["cell_id"][(other.cells["rank"] == 1024) & (other.cells["seed"] == 2)]
-    probes = other.probes[~other.probes["cell_id"].isin(lost)]
-    rows = compare({"one": one, "other": StudyTables(other.cells, other.metrics, probes)})
-    slopes = rows[rows["what"] == "exponent"]
-    assert (slopes["seeds"].unique(), slopes["other_seeds"].unique()) == ([3], [2])
-
-
-def test_studies_without_a_common_number_get_one_line(study):
-    one, other = (tables(study, 0.2, 10, rank=rank) for rank in (4, 8))
+def test_studies_without_a_common_number_get_one_line():
+    one, other = (tables(0.2, 10, rank=rank) for rank in (4, 8))
     with pytest.raises(StudyError, match="one and other have no exponent and no loss in common"):
         compare({"one": one, "other": other})
 

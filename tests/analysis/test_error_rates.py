@@ -19,13 +19,15 @@ from study.analysis.expectations import judged
 from study.analysis.fits import Floats, Lines, fit_lines, t_critical
 from study.analysis.predictions import with_predictions
 from study.analysis.verdicts import moderated
-from study.config.expectations import Primary
+from study.config.expectations import read_entry
 from study.report.text import table
 from study.vocabulary.quantities import PRIMARY
+from tests.config import test_expectations
+
+from .conftest import study_of
 
 RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 MARGIN = math.log(1.5) / math.log(1024 / 4)
-Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 
 
 def lines(
@@ -127,15 +129,7 @@ PATTERN = np.resize([1, -1, -1, 1], 12)
 EDGES = ((THEORY + 0.1, np.ones(12)), (1.1 * THEORY, THEORY), (THEORY + 0.1 * PATTERN, PATTERN))
 """True exponents at the edge of the tolerance, and the direction of the errors that rows share: in
 the intercept, in the slope, and row by row."""
-PRIMARY_TEST = Primary(
-    what="primary",
-    rows=["slope"],
-    rival="none",
-    rival_predicts=-0.5,
-    tolerance=0.1,
-    source="theory",
-    refuted_by="a line",
-)
+PRIMARY_TEST = read_entry(test_expectations.PRIMARY | {"rival_predicts": -0.5})
 Draw = Callable[[Any, tuple[int, ...]], Floats]
 DRAWS: dict[str, Draw] = {
     "Gaussian": lambda rng, shape: rng.standard_normal(shape),
@@ -208,7 +202,7 @@ def test_seeds_that_lack_a_row_are_not_one_seed() -> None:
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 @pytest.mark.parametrize(("step", "method"), [(1, "linear"), (4, "grid")])
 def test_the_interval_of_p_star_covers_19_times_in_20(
-    study: Study, step: int, method: str, missing: float
+    step: int, method: str, missing: float
 ) -> None:
     """SGD's law r^(1 - 2p) under rules with p = 0, 1/2, 1, which share their draws and batches;
     three seeds. A layer is a study. ``missing``: the share of values without a logarithm."""
@@ -223,7 +217,7 @@ def test_the_interval_of_p_star_covers_19_times_in_20(
 
     axes = {"steps": (step,), "scaling": "power", "exponent": (0.0, 0.5, 1.0)}
     layers = tuple((f"layers.{n}", n, "q_proj") for n in range(1000))
-    cells, probes = study({("delta_w", "norm"): law}, layers=layers, **axes)
+    cells, probes = study_of({("delta_w", "norm"): law}, layers=layers, **axes)
     metrics = pd.DataFrame({"cell_id": cells["cell_id"], "step": step, "loss": 1.0})
     metrics = metrics.assign(loss_after=np.nan, clip_factor=1.0)
     found = stable_exponents(with_predictions(fit_exponents(cells, probes), cells, metrics, probes))

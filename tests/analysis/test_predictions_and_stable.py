@@ -1,7 +1,6 @@
 """Predictions from tables and theory; p* is recovered from known slopes."""
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -11,12 +10,13 @@ import pytest
 
 from study.analysis import fit_exponents, stable_exponents, with_predictions
 from study.theory import Layer, mean_log_curve, predicted_exponent, stable_exponent
+from tests.figures.conftest import row
 
-from .conftest import RANKS
+from .conftest import RANKS, study_of
 from .losses import p_of
 
-Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 D_IN, D_OUT, R_ALIGN = 576, 1536, 5.0
+DESCENT = {"site": "adapter_update", "layer": "model"}
 
 
 def gradient(cell: dict, layer: int, step: int) -> float:
@@ -72,15 +72,15 @@ def predicted_of(cells: pd.DataFrame, probes: pd.DataFrame, **of_metrics: Any) -
     return with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
 
 
-def analysed(study: Study, *, ratio: float = 1.0, **axes: object) -> pd.DataFrame:
-    cells, probes = study(LAWS, steps=(0, 1), **axes)
+def analysed(*, ratio: float = 1.0, **axes: object) -> pd.DataFrame:
+    cells, probes = study_of(LAWS, steps=(0, 1), **axes)
     return predicted_of(cells, recorded(probes), ratio=ratio)
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_a_finite_rank_law_is_predicted_exactly(study: Study, seeds: tuple[int, ...]) -> None:
+def test_a_finite_rank_law_is_predicted_exactly(seeds: tuple[int, ...]) -> None:
     """Of each layer and of their mean log, with the bias of each layer, from any seeds."""
-    table = analysed(study, scaling=("lora", "rslora"), seed=seeds)
+    table = analysed(scaling=("lora", "rslora"), seed=seeds)
     rows = table[(table["site"] == "adapter_out") & (table["stat"] == "rms") & (table["step"] == 1)]
     rows = rows[rows["layer"] != "median"]
     assert rows["predicted"].to_numpy() == pytest.approx(rows["exponent"].to_numpy(), abs=1e-9)
@@ -92,8 +92,8 @@ def test_a_finite_rank_law_is_predicted_exactly(study: Study, seeds: tuple[int, 
 
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora"])
-def test_p_star_from_one_rule(study: Study, scaling: str) -> None:
-    stable = stable_exponents(analysed(study, scaling=scaling))
+def test_p_star_from_one_rule(scaling: str) -> None:
+    stable = stable_exponents(analysed(scaling=scaling))
     rows = stable[(stable["step"] == 1) & stable["layer"].isin(["model", "mean_log"])]
     assert {"adapter_update", "adapter_grad", "adapter_out"} <= set(rows["site"])
     assert rows["p_star_limit"].to_numpy() == pytest.approx(0.5, abs=1e-9)
@@ -108,20 +108,20 @@ def test_p_star_from_one_rule(study: Study, scaling: str) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "lazy"), [(1.0, 1.0), (0.95, 1.0), (0.8, 0.0), (1.2, 0.0)])
-def test_the_lazy_gate(study: Study, ratio: float, lazy: float) -> None:
-    table = analysed(study, scaling="rslora", ratio=ratio)
+def test_the_lazy_gate(ratio: float, lazy: float) -> None:
+    table = analysed(scaling="rslora", ratio=ratio)
     assert (table["lazy"] == lazy).all()
     late = table[(table["site"] == "adapter_out") & (table["step"] == 1)]
     late = late[late["layer"] != "median"]
     assert late["predicted"].notna().all() == bool(lazy)
 
 
-def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
+def test_p_star_on_a_grid_is_where_slopes_cross_zero() -> None:
     def bent(cell: dict, layer: int, step: int) -> float:
         return cell["rank"] ** (0.9 - p_of(cell) - 0.2 * p_of(cell) ** 2)  # 0 at p = 0.779...
 
     axes = {"steps": (4,), "scaling": "power", "exponent": (0.0, 0.5, 0.75, 0.8, 1.0)}
-    exponents = predicted_of(*study({("adapter_update", "descent"): bent}, **axes), steps=(4,))
+    exponents = predicted_of(*study_of({("adapter_update", "descent"): bent}, **axes), steps=(4,))
     stable = stable_exponents(exponents)
     root = (-1 + math.sqrt(1 + 4 * 0.2 * 0.9)) / (2 * 0.2)
     assert stable["method"].tolist() == ["grid"]
@@ -130,20 +130,13 @@ def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
     assert outside.empty, "slopes of one sign bracket nothing"
 
 
-def first(table: pd.DataFrame, site: str, step: int) -> dict:
-    [row] = table[
-        (table["site"] == site) & (table["layer"] == "model") & (table["step"] == step)
-    ].to_dict("records")
-    return row
-
-
-def test_clipped_sgd_scales_with_one_power_of_gamma_less(study: Study) -> None:
+def test_clipped_sgd_scales_with_one_power_of_gamma_less() -> None:
     """Always clipped, descent scales as r^(1/2 - p): p* is 1/2 from any rule, not 3/4 from LoRA."""
     clipped = {
         ("adapter_update", "descent"): lambda c, layer, step: 0.1 * c["rank"] ** (0.5 - p_of(c))
     }
     for scaling in ("lora", "rslora"):
-        cells, probes = study(clipped, steps=(0, 1), scaling=scaling)
+        cells, probes = study_of(clipped, steps=(0, 1), scaling=scaling)
         metrics = metrics_of(cells).assign(clip_factor=0.5, loss_after=np.nan)
         table = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
         assert set(table["clipped"]) == {"always"}
@@ -152,24 +145,22 @@ def test_clipped_sgd_scales_with_one_power_of_gamma_less(study: Study) -> None:
         assert stable["predicted"].to_numpy() == pytest.approx(0.5)
 
 
-def test_ranks_of_which_some_are_clipped_have_no_p_star(study: Study) -> None:
-    cells, probes = study(LAWS, steps=(0, 1), scaling="lora")
+def test_ranks_of_which_some_are_clipped_have_no_p_star() -> None:
+    cells, probes = study_of(LAWS, steps=(0, 1), scaling="lora")
     metrics = metrics_of(cells)
     metrics.loc[metrics["step"] == 1, "clip_factor"] = np.where(cells["rank"] > 64, 0.5, 1.0)
     probes = recorded(probes)
     table = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
-    assert first(table, "adapter_update", 0)["clipped"] == "never", (
+    assert row(table, **DESCENT, step=0)["clipped"] == "never", (
         "later clipping does not affect step 0"
     )
-    assert first(table, "adapter_update", 1)["clipped"] == "some"
+    assert row(table, **DESCENT, step=1)["clipped"] == "some"
     stable = stable_exponents(table)
     assert set(stable.loc[stable["site"] == "adapter_update", "step"]) == {0}
 
 
 @pytest.mark.parametrize(("gradient_over_eps", "p_star"), [(1e4, 1.0), (1e-4, 0.5), (1.0, None)])
-def test_eps_decides_which_law_adam_has(
-    study: Study, gradient_over_eps: float, p_star: float | None
-) -> None:
+def test_eps_decides_which_law_adam_has(gradient_over_eps: float, p_star: float | None) -> None:
     """Sign-like far above eps, linear far below; in between no prediction and no p*."""
     power = 2 if gradient_over_eps < 1 else 1
     laws = {
@@ -178,24 +169,24 @@ def test_eps_decides_which_law_adam_has(
         ),
         ("B_grad", "rms"): lambda c, layer, step: 1e-8 * gradient_over_eps * (1 + layer / 100),
     }
-    cells, probes = study(laws, steps=(0,), scaling="rslora", optimizer="adamw", eps=1e-8)
+    cells, probes = study_of(laws, steps=(0,), scaling="rslora", optimizer="adamw", eps=1e-8)
     table = predicted_of(cells, probes, steps=(0,))
-    row = first(table, "adapter_update", 0)
-    assert row["eps_ratio"] == pytest.approx(gradient_over_eps * 1.025), (
+    found = row(table, **DESCENT, step=0)
+    assert found["eps_ratio"] == pytest.approx(gradient_over_eps * 1.025), (
         "the median of layers 0 to 5"
     )
     stable = stable_exponents(table)
     if p_star is None:
-        assert math.isnan(row["predicted"])
+        assert math.isnan(found["predicted"])
         assert stable.empty
     else:
         assert stable["p_star"].to_numpy() == pytest.approx(p_star)
         assert stable["limit"].to_numpy() == pytest.approx(p_star)
 
 
-def test_a_curve_is_predicted_from_its_own_alignments(study: Study) -> None:
+def test_a_curve_is_predicted_from_its_own_alignments() -> None:
     """A large learning rate changes r_align; the prediction at a small one must not change."""
-    cells, probes = study(LAWS, steps=(0, 1), scaling="rslora", lr=(1e-6, 1e-1))
+    cells, probes = study_of(LAWS, steps=(0, 1), scaling="rslora", lr=(1e-6, 1e-1))
     large = set(cells.loc[cells["lr"] > 1e-3, "cell_id"])
     wild = probes["cell_id"].astype(str).isin(large).to_numpy()
     probes = recorded(probes)

@@ -77,26 +77,8 @@ def test_intervals_cover_the_true_exponent(basin, noise, scatter, seeds):
     assert 0.93 <= round(coverage, 2) <= 0.97
 
 
-@pytest.mark.parametrize(
-    ("wall_at_the_top", "scatter", "seeds"), [(wall, 0.6, 5), (cliff, 0.02, 3)]
-)
-def test_a_wall_at_one_rank_alone_is_covered(wall_at_the_top, scatter, seeds):
+def test_a_wall_at_one_rank_alone_is_covered():
     """It moves the best rate of that rank down, in all seeds alike, and not those of the others."""
-    how = {"seeds": seeds, "noise": 0.001, "scatter": scatter, "highest": wall_at_the_top}
+    how = {"seeds": 3, "noise": 0.001, "scatter": 0.02, "highest": cliff}
     table = rate_transfer(simulated(parabola, **how))
     assert table["truth"].between(table["ci_low"], table["ci_high"]).mean() > 0.93
-
-
-def test_the_skew_of_a_basin():
-    """A parabola has none. The errors of two half-parabolas have the size that is claimed."""
-    x = np.arange(-5.0, 6.0)
-    offsets = np.linspace(-0.5, 0.5, 40, endpoint=False)
-    of_parabola = [bottom(np.exp(x), (x - at) ** 2) for at in offsets]
-    assert [best.skew for best in of_parabola] == pytest.approx([0.0] * 40, abs=1e-12)
-    assert grid_errors(of_parabola) == pytest.approx(0.0, abs=1e-12)
-    for steeper in (4, 8, 16):
-        loss = [np.where(x < at, 1, steeper) * (x - at) ** 2 for at in offsets]
-        found = [bottom(np.exp(x), one) for one in loss]
-        error = np.log([best.lr for best in found]) - offsets
-        assert np.all(grid_errors(found) / np.std(error) > 0.8), steeper
-        assert np.all(grid_errors(found) / np.std(error) < 1.6), steeper

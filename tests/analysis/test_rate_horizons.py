@@ -17,16 +17,6 @@ from .losses import LORA, POWER, RANKS, basin, runs
 RATES = tuple(2.0 ** np.arange(-16, 0))
 
 
-def at_steps():
-    """Cells and metrics: the best rate is ``0.1 / sqrt(r)`` over the step."""
-    return runs(
-        lambda c: basin(lambda p, seed: -0.5, 0.1 / c["step"])(c),
-        rates=RATES,
-        rules=POWER,
-        steps=(8, 32),
-    )
-
-
 def recorded(cells):
     """Probes with ``rho = 100 lr step`` and ``r_sign = 9`` in every cell."""
     place = {"batch": "train", "layer": "a", "d_in": 64.0, "d_out": 64.0}
@@ -41,14 +31,19 @@ def recorded(cells):
 
 
 def study():
-    cells, metrics = at_steps()
+    """The best rate is ``0.1 / sqrt(r)`` over the step."""
+    loss = lambda c: basin(lambda p, seed: -0.5, 0.1 / c["step"])(c)  # noqa: E731
+    cells, metrics = runs(loss, rates=RATES, rules=POWER, steps=(8, 32))
     probes, none = recorded(cells), pd.DataFrame()
     return SimpleNamespace(cells=cells, metrics=metrics, probes=probes, exponents=none)
 
 
+def horizons(tables):
+    return rates_by_horizon(tables.cells, tables.metrics, tables.probes)
+
+
 def test_each_horizon_has_its_best_rates():
-    cells, metrics = at_steps()
-    rates = rates_by_horizon(cells, metrics, recorded(cells))
+    rates = horizons(study())
     for step in (8, 32):
         own = rates[rates["horizon"] == step]
         assert own["best_lr"].to_numpy() == pytest.approx(0.1 / step * own["rank"] ** -0.5)
@@ -58,16 +53,16 @@ def test_each_horizon_has_its_best_rates():
 
 def test_a_schedule_has_one_horizon_its_end():
     """During a cosine the rate is not yet small, so its losses are not those of a shorter run."""
-    cells, metrics = at_steps()
-    cells = cells.assign(schedule="cosine", steps=32)
-    rates = rates_by_horizon(cells, metrics, recorded(cells))
+    tables = study()
+    tables.cells = tables.cells.assign(schedule="cosine", steps=32)
+    rates = horizons(tables)
     assert set(rates["horizon"]) == {32}
     assert rates["best_lr"].to_numpy() == pytest.approx(0.1 / 32 * rates["rank"] ** -0.5)
 
 
 def test_exponents_beside_rho_and_the_crossover():
-    cells, metrics = at_steps()
-    table = exponents_against_rho(rates_by_horizon(cells, metrics, recorded(cells)))
+    tables = study()
+    table = exponents_against_rho(horizons(tables))
     assert list(table["horizon"]) == [8, 32]
     assert table["exponent"].to_numpy() == pytest.approx(-0.5)
     bend = np.polyfit(np.log(RANKS), [math.log(r * math.sqrt(1 + 8 / r)) for r in RANKS], 1)[0]
@@ -76,7 +71,6 @@ def test_exponents_beside_rho_and_the_crossover():
     assert row["at_rho_high"] == pytest.approx(rate_exponent(bend, row["rho"]))
     assert row["at_rho_low"] == pytest.approx(rate_exponent(1.0, row["rho"])), "the descent"
     assert row["rho_low"] < row["rho"] < row["rho_high"]
-    tables = study()
     figure = rate_exponent_vs_rho(tables)
     [late], [early] = (artists(figure, f"{part} power p=0") for part in ("point", "early"))
     for point, (_, one) in zip((early, late), table.iterrows(), strict=True):

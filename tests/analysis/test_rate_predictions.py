@@ -1,7 +1,6 @@
 """What theory says about the best learning rate, from recorded alignments and by simulation."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,11 +8,7 @@ import pytest
 
 from docs.rate_fits import bounds, fit_rates, left_out, moved, of_each
 from study.analysis.rate_theory import K, log_outputs, predicted_interval, rate_exponent
-from study.analysis.rates import exponents_against_rho, rates_by_horizon
-from study.store.tables import load_measured
 from study.theory import Layer, curve
-
-ROOT = Path(__file__).parents[2]
 
 RANKS = (4.0, 16.0, 64.0, 256.0)
 NONE = pd.DataFrame({name: [] for name in ("cell_id", "step", "layer", "site", "batch")})
@@ -75,18 +70,6 @@ def test_without_recorded_alignments_inputs_are_unrelated_to_the_gradient():
         interval("adamw", 0.0, recorded(a=math.pi / 2 * 64))
     )
     assert interval("adamw", 0.0, NONE) == pytest.approx((-1, -0.25), abs=1e-3), "sqrt(r)"
-
-
-def test_on_smollm2_the_best_rate_follows_the_descent():
-    """The committed study that was planned to tell the two apart, by ranks 1 and 64."""
-    tables = load_measured(ROOT / "results/reference/rate_rivals")
-    found = exponents_against_rho(rates_by_horizon(tables.cells, tables.metrics, tables.probes))
-    for row in found.to_dict("records"):
-        descent = rate_exponent(1 - row["exponent_p"], row["rho"])
-        output = rate_exponent(row["output_slope"], row["rho"])
-        assert (row["at_rho_low"], row["at_rho_high"]) == pytest.approx(sorted([descent, output]))
-        assert row["ci_low"] < descent < row["ci_high"]
-        assert not row["ci_low"] - 0.1 < output < row["ci_high"] + 0.1
 
 
 def test_a_censored_fit_finds_the_law_that_the_ranks_inside_their_rates_hide():
