@@ -79,11 +79,6 @@ class Need:
     as_pilot: float
     least: float
 
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether the error of the grid alone is too large for the tolerance."""
-        return self.tolerance < self.least
-
 
 def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
     """The needs of the primary test and of each expectation, from the ``tables`` of a pilot. Rows

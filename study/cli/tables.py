@@ -258,7 +258,7 @@ def power(study_dir: Path, experiment: Path | None) -> None:
         f"agrees (hopeless: > {MOST_SEEDS}); as here: to decide if the truth is as measured."
     )
     for need, row in zip(found, rows, strict=True):
-        if need.is_hopeless:
+        if need.tolerance < need.least:  # because of the error of the grid alone
             raise StudyError(
                 f"no number of seeds decides this plan. {row['expectation']}: all seeds share the "
                 f"error of the pilot's rates. It needs a tolerance of {need.least:.2g} and has "

@@ -167,7 +167,7 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
         colour, marker = style.quantity_look(line.quantity)
         ax.plot(line.p, rows["exponent"], **line.look, zorder=3, gid=f"line {who}")
         ends = rows["ci_low"], rows["ci_high"]
-        style.bars(ax, line.p, *ends, colour, f"bars {who}", width=0.7, zorder=2.8)
+        ax.vlines(line.p, *ends, color=colour, linewidth=0.7, zorder=2.8, gid=f"bars {who}")
         if rows["predicted"].notna().any():
             dots = style.PREDICTED | {"linewidth": 1.4}
             ax.plot(line.p, rows["predicted"], gid=f"theory {who}", **dots)

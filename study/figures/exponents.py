@@ -185,9 +185,9 @@ def _draw_settings(
         ends = [y], row["ci_low"], row["ci_high"], look["color"]
         ax.hlines(*ends, linewidth=0.8, gid=f"bar {who}")
         if np.isfinite(row["predicted"]):
-            dots: dict[str, Any] = {"width": 1.4, "linestyle": style.DOTTED, "zorder": 3.5}
+            dots = style.PREDICTED | {"linewidth": 1.4, "zorder": 3.5}
             x, low, high = [row["predicted"]], y - apart / 2, y + apart / 2
-            style.bars(ax, x, low, high, style.INK, f"theory {who}", **dots)
+            ax.vlines(x, low, high, gid=f"theory {who}", **dots)
     ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
     ax.set_yticks(range(len(places)), places)
     ax.set_ylim(len(places) - 0.5, -0.5)

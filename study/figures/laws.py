@@ -199,9 +199,9 @@ def _draw_points(ax: Axes, law: RankLaw, look: Mapping[str, Any], shift: float) 
     ax.update_datalim(np.column_stack([law.rank, law.value]))
     if (spread := law.spread) is not None and len(spread):
         aside += ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans)
-        bar: dict[str, Any] = {"width": 0.6, "transform": aside, "zorder": 2.2}
+        bar = {"color": colour, "linewidth": 0.6, "transform": aside, "zorder": 2.2}
         low, high = spread["low"], spread["high"]
-        style.bars(ax, spread.index, low, high, colour, f"spread {who}", **bar)
+        ax.vlines(spread.index, low, high, gid=f"spread {who}", **bar)
         ax.update_datalim([(spread.index[0], low.min()), (spread.index[0], high.max())])
     hollow = style.HOLLOW | {**look, "transform": aside}
     return ax.plot(law.rank, law.value, zorder=4, gid=f"points {who}", **hollow)

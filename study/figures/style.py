@@ -161,12 +161,6 @@ def band(
     ax.fill_between(x, low, high, **options)
 
 
-def bars(
-    ax: Axes, x: Any, low: Any, high: Any, colour: Any, gid: str, width: float = 0.8, **more: Any
-) -> None:
-    ax.vlines(x, low, high, color=colour, linewidth=width, gid=gid, **more)
-
-
 def legend(
     page: Figure,
     looks: Mapping[str, Mapping[str, Any]],

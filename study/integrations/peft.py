@@ -16,9 +16,10 @@ from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from study.adapters.bank import dense_weight
+from study.adapters.contraction import once_rounded
+
 M = TypeVar("M", bound=nn.Module)
-PADDING = 32
-"""Columns next to W0 for a bias, most of them 0: products of an odd depth are slow in bf16."""
 
 
 def round_once(model: M) -> M:
@@ -63,16 +64,9 @@ class LinearRoundedOnce(Linear):
             outputs.append(B(h) * self.scaling[name])
         d = outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
-        x_ND, d_NO = x.reshape(-1, x.shape[-1]), d.to(dtype).reshape(-1, d.shape[-1])
-        W_OD = self.base_layer.weight
-        if isinstance(self.base_layer, Conv1D):
-            W_OD = W_OD.T
-        if bias_O is not None:
-            x_ND = nn.functional.pad(x_ND, (0, PADDING), value=1.0)
-            zeros = bias_O.new_zeros(len(bias_O), PADDING - 1)
-            W_OD = torch.cat([W_OD, bias_O[:, None], zeros], 1)
-        y_NO: Tensor = torch.addmm(d_NO, x_ND, W_OD.T)
-        return y_NO.view(d.shape)
+        x_1ND, d_1NO = (each.reshape(1, -1, each.shape[-1]) for each in (x, d.to(dtype)))
+        W_OD: Any = dense_weight(self.base_layer)
+        return once_rounded(d_1NO, x_1ND, W_OD, bias_O).view(d.shape)
 
 
 def _kept(layer: Any) -> str:

@@ -93,6 +93,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
 def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> ModelCard:
     """The card without the quantisation."""
     config, tokenizer, named = unloaded.config(quant_bits), unloaded.tokenizer(), unloaded.named
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     with (
         failing(f"{named} is not a causal language model of transformers", "choose another model"),
         torch.random.fork_rng(devices=[]),
@@ -116,7 +117,7 @@ def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> 
             name=unloaded.name,
             fingerprint=fingerprint,
             tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
-            max_length=_max_length(config, tokenizer),
+            max_length=int(min(positions or tokenizer.model_max_length, _UNLIMITED)),
             note=unloaded.note,
             shapes={path: _shape(linear) for path, linear in linears.items()} | experts,
             others=tuple(others.items()),
@@ -127,11 +128,6 @@ def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> 
     if quant_bits == 4:
         quantised.check_rows(named, {path: card.shapes[path][0] for path in card.linears})
     return card
-
-
-def _max_length(config: Any, tokenizer: PreTrainedTokenizerFast) -> int:
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(min(positions or tokenizer.model_max_length, _UNLIMITED))
 
 
 def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -29,7 +29,8 @@ class AdaptedLayer:
 
     name: str
     module: nn.Module
-    features: tuple[int, int]
+    d_in: int
+    d_out: int
     pairs: Callable[[], list[LoraPair]]
     stacks: Callable[..., list[Stack]]
     base: Callable[[], nn.Module | None]
@@ -37,14 +38,6 @@ class AdaptedLayer:
     variant: str = ""
     is_on: Callable[[], bool] = lambda: True
     dropout: nn.Dropout | None = None
-
-    @property
-    def d_in(self) -> int:
-        return self.features[0]
-
-    @property
-    def d_out(self) -> int:
-        return self.features[1]
 
     @property
     def experts(self) -> int:
@@ -82,10 +75,8 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
             pairs, base = (partial(getattr, module, name) for name in ("pairs", "base"))
-            of_bank = pairs, module.stacks, base
-            layers.append(
-                AdaptedLayer(module.layer, module, module.features, *of_bank, module.specs)
-            )
+            of_bank = *module.features, pairs, module.stacks, base
+            layers.append(AdaptedLayer(module.layer, module, *of_bank, module.specs))
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
             name = path.removeprefix("base_model.model.")
             if (read := _read_adapter(module, adapter)) is not None:
@@ -155,7 +146,7 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
 
     dropout = dict(getattr(module, "lora_dropout", {})).get(adapter)
     return AdaptedLayer(
-        *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, stacks, base),
+        *(name, module, down.weight.shape[1], up.weight.shape[0], pairs, stacks, base),
         variant=variant,
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
         dropout=dropout if isinstance(dropout, nn.Dropout) else None,
