@@ -30,7 +30,7 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
     if probes.every is not None and probes.steps is not None:
         raise StudyError("probes.every and probes.steps are both set: set one to null")
     if probes.every is not None:
-        return tuple(sorted(_every(probes.every, last) | {last}))
+        return tuple(sorted({*range(0, last, probes.every), last}))
     if probes.steps is None:
         return ()
     steps = {0, last, *_powers(last)} if probes.steps == "log" else _whole_numbers(probes.steps)
@@ -70,11 +70,7 @@ def eval_steps(config: CellConfig) -> frozenset[int]:
     last, every = config.train.steps, config.train.eval_every
     if every == 0:
         return frozenset()
-    return frozenset({0, last} | (_every(every, last) if every else set()))
-
-
-def _every(every: int, last: int) -> set[int]:
-    return set(range(0, last + 1, every))
+    return frozenset({0, last, *(range(0, last, every) if every else ())})
 
 
 def _powers(most: int) -> list[int]:

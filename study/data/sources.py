@@ -63,7 +63,7 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
     if made := SOURCES.get(config.name):
         loaded = Loaded(list(islice(made(), config.max_samples)), None)
     else:
-        loaded = _of_format(config, _found(config), tokenizer)
+        loaded = _of_format(config, tokenizer)
     if not loaded.rows:  # pydoc: a Python installed without sources and docstrings
         place = f"data.path={path!r}" if path else f"data={config.name}"
         others = ", ".join(name for name in DATASETS if name != config.name)
@@ -87,18 +87,14 @@ def _rows_of(path: str, config: DataConfig) -> Iterator[Found]:
     return files.read(path)
 
 
-def _of_format(
-    config: DataConfig,
-    found: Iterable[Found],
-    tokenizer: Callable[[], "PreTrainedTokenizerBase"],
-) -> Loaded:
+def _of_format(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> Loaded:
     @cache
     def template() -> ChatTemplate:
         return ChatTemplate(config, tokenizer())
 
     name = None
     rows: list[Row] = []
-    for where, fields in found:
+    for where, fields in _found(config):
         if name is None:
             name = recognised(config.format, fields, where)
         row = READERS[name](fields, where, lambda *asked: template().conversation(*asked))

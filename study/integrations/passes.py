@@ -206,7 +206,9 @@ class LoopPasses:
         self._arrived: list[tuple[Loss, Tensor, Tensor]] = []
         self._through: list[ForwardPass] = []
         self._state_before = self._gradient_state()
-        after_backward(self._backward_ended)
+        # Called when the backward pass that is running has ended, as DDP and FSDP do it.
+        queue = Variable._execution_engine.queue_callback
+        queue(lambda: queue(self._backward_ended))
 
     @torch.no_grad()
     def _backward_ended(self) -> None:
@@ -239,12 +241,6 @@ class LoopPasses:
     def _read_gradients(self) -> None:
         self._norms, self._state = norms_of_gradients(self.weights), self._gradient_state()
         self.gradients = [[copies(layer) for layer in probe.layers] for probe in self.probes]
-
-
-def after_backward(call: Callable[[], None]) -> None:
-    """Call ``call`` when the backward pass that is running has ended, as DDP and FSDP do."""
-    queue = Variable._execution_engine.queue_callback
-    queue(lambda: queue(call))
 
 
 def copies(layer: AdaptedLayer) -> list[tuple[Tensor | None, Tensor | None]]:

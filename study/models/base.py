@@ -103,24 +103,6 @@ class FrozenBase:
         head._modules = {**head._modules, trunk_name(head): _IdentityTrunk(self.trunk)}
         return head(inputs_embeds=hidden_ND[None]).logits[0]
 
-    def continue_greedily(
-        self,
-        input_ids_BL: Tensor,
-        real_BL: Tensor,
-        tokens: int,
-        eos_token_id: int | None,
-        padding_id: int,
-    ) -> Tensor:
-        """Greedy decoding, ``[B, n]``: n is ``tokens``, or fewer once every row has its eos.
-
-        Rows of ``L`` tokens are padded on the left. After its eos, a row has padding.
-        """
-        model: Any = self.model
-        ends = {"eos_token_id": eos_token_id, "pad_token_id": padding_id}
-        greedy = GenerationConfig(max_new_tokens=tokens, do_sample=False, use_cache=True, **ends)
-        whole_BL = model.generate(input_ids_BL, greedy, attention_mask=real_BL.long())
-        return whole_BL[:, input_ids_BL.shape[1] :]
-
 
 def trunk_name(model: Any) -> str:
     """The child that computes the hidden states: ``base_model_prefix`` or, in a few families (Llama

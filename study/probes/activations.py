@@ -28,31 +28,6 @@ from study.probes.statistics import LOST, MOVED, OTHERS, PARTS, START
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
 
-class DropoutSeen:
-    """Two hooks on a dropout module, which call ``see`` with its mask.
-
-    The mask is 0 or ``1 / (1 - p)``, ``[1, N, D]``. It is drawn again from the state of the random
-    stream before the module ran. Afterwards the stream continues as if nothing had been drawn.
-    """
-
-    def __init__(self, see: Callable[[Tensor], None]) -> None:
-        self.see = see
-        self._before: Tensor | None = None
-
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        runs_first = module.training and not in_backward()  # not again, under checkpointing
-        self._before = _random_state(args[0].device) if runs_first else None
-
-    @torch.no_grad()
-    def after(self, module: Any, args: tuple[Any, ...], _: Tensor) -> None:
-        if self._before is None:
-            return
-        after = _random_state(args[0].device, self._before)
-        kept = dropout(torch.ones_like(args[0]), module.p)
-        _random_state(args[0].device, after)
-        self.see(kept.reshape(1, -1, kept.shape[-1]))
-
-
 def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
     """The state of the random stream of ``device``, which then gets the ``new`` one."""
     of_cpu = device.type == "cpu"
@@ -213,6 +188,7 @@ class LayerPass:
         self.number, self.is_first = activations.passes, activations.passes == 1
         self._kept: dict[int, Tensor] = {}
         """By first cell: what dropout multiplies the sampled inputs by."""
+        self._random_state: Tensor | None = None
 
     def attach(self, hooks: ExitStack) -> None:
         module, dropout = self.layer.module, self.layer.dropout
@@ -222,9 +198,8 @@ class LayerPass:
         if isinstance(module, LoraBank):
             hooks.enter_context(module.listening(self._listeners, self.delta_w.is_wanted))
         if dropout is not None:
-            seen = DropoutSeen(partial(self._on_dropped, 0))
-            hooks.callback(dropout.register_forward_pre_hook(seen.before).remove)
-            hooks.callback(dropout.register_forward_hook(seen.after).remove)
+            hooks.callback(dropout.register_forward_pre_hook(self._before_dropout).remove)
+            hooks.callback(dropout.register_forward_hook(self._after_dropout).remove)
 
     def _listeners(self, first: int) -> Listeners:
         take = partial(self.delta_w.take, self.index, first)
@@ -290,6 +265,22 @@ class LayerPass:
                 self.activations.align_output_gradients(self.index, cell, dy_nO)
             product = Product(stack, kept_knD=kept.get(stack.first))
             self._add("sampled_output_gradients", rows, dy_knO, product)
+
+    def _before_dropout(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        runs_first = module.training and not in_backward()  # not again, under checkpointing
+        self._random_state = _random_state(args[0].device) if runs_first else None
+
+    @torch.no_grad()
+    def _after_dropout(self, module: Any, args: tuple[Any, ...], _: Tensor) -> None:
+        """The mask of PEFT's module, 0 or ``1 / (1 - p)``, ``[1, N, D]``, is drawn again from the
+        state of the random stream before the module ran. Afterwards the stream continues as if
+        nothing had been drawn."""
+        if self._random_state is None:
+            return
+        after = _random_state(args[0].device, self._random_state)
+        kept = dropout(torch.ones_like(args[0]), module.p)
+        _random_state(args[0].device, after)
+        self._on_dropped(0, kept.reshape(1, -1, kept.shape[-1]))
 
     def _on_dropped(self, first: int, kept_kND: Tensor) -> None:
         if not in_backward():

@@ -19,7 +19,7 @@ Letters: ``K`` cells, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -54,15 +54,11 @@ class Alignment:
         device = self.layers[0].pairs()[0].A_RD.device
         weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
         weights_K11 = weights_K11.to(device, non_blocking=True)
-        hooks = [
-            layer.module.register_forward_hook(partial(self._on_forward, index, weights_K11))
-            for index, layer in enumerate(self.layers)
-        ]
-        try:
+        with ExitStack() as hooks:
+            for index, layer in enumerate(self.layers):
+                on_forward = partial(self._on_forward, index, weights_K11)
+                hooks.enter_context(layer.module.register_forward_hook(on_forward))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def gradients(self, cell: int) -> dict[str, Tensor]:
         return {

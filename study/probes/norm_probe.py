@@ -75,59 +75,6 @@ class Update:
         return {"descent": reduce(add, self._products, none) * factor_k}
 
 
-class Weights:
-    """Reads the adapters. ``descent``: whether it is wanted."""
-
-    def __init__(self, measurements: Measurements, descent: bool) -> None:
-        self.measurements, self.descent = measurements, descent
-        self._moved = [site in measurements.wanted for site in UPDATES]
-        """Whether the updates of A and of B are wanted."""
-        self._before: list[list[Stack]] = []
-        self._gradients: Gradients | None = None
-
-    def before_update(self, gradients: Gradients | None) -> None:
-        self._gradients = gradients
-        for index, layer in enumerate(self.measurements.layers):
-            before = []
-            for place, stack in enumerate(layer.stacks()):
-                of_stack = gradients[index][place] if gradients else stack.gradients
-                A_kRD, B_kOR = (
-                    weight.clone() if moved else weight
-                    for weight, moved in zip(stack[1:3], self._moved, strict=True)
-                )
-                before.append(stack._replace(A_kRD=A_kRD, B_kOR=B_kOR))
-                # The copy is read, not the weight: it is in the cache.
-                self.measurements.add("weights", index, stack, before[-1])
-                self.measurements.add("gradients", index, stack, *of_stack)
-            self._before.append(before)
-        self.measurements.adder.add_up()  # before clipping and the update change them in place
-
-    def after_update(self, clip_factors: Sequence[float] | Tensor | None) -> None:
-        measurements = self.measurements
-        if clip_factors is None or self._gradients:  # copies from before clipping
-            clip_factors = [1.0] * measurements.cells
-        # Descent is minus the inner product with the gradient before clipping.
-        factor_K = -1 / torch.as_tensor(clip_factors).to(measurements.device, non_blocking=True)
-        for index, befores in enumerate(self._before):
-            stacks = measurements.layers[index].stacks()
-            for place, (stack, before) in enumerate(zip(stacks, befores, strict=True)):
-                given = self._gradients
-                gradients = given[index][place] if given else stack.gradients
-                each = zip(self._moved, stack[1:3], before[1:3], gradients, strict=True)
-                updates = [  # a weight without a gradient is frozen
-                    Update(new, old, dw if self.descent else None)
-                    if moved and dw is not None
-                    else None
-                    for moved, new, old, dw in each
-                ]
-                measurements.add("updates", index, stack, *updates)
-                for site, update in zip(UPDATES, updates, strict=True):
-                    if update is not None and update.gradient is not None:
-                        factor_k = factor_K[stack.each]
-                        measurements.write(site, index, stack.first, update.descent, factor_k)
-        self._before, self._gradients = [], None
-
-
 class NormProbe:
     """Moments of activations, gradients, weights and updates, per adapted layer and cell.
 
@@ -160,6 +107,9 @@ class NormProbe:
         self.sites, self.stats = tuple(sites), tuple(stats)
         self.tokens, self.alignment = tokens, alignment
         self._wanted = {part for site in self.sites for part in UNIONS.get(site, (site,))}
+        self._moved = [site in self._wanted for site in UPDATES]
+        """Whether the updates of A and of B are wanted."""
+        self._descends = DESCENT.stat in self.stats and DESCENT.site in self.sites
         self._reset()
 
     def _reset(self) -> None:
@@ -168,8 +118,8 @@ class NormProbe:
         self._activations = Activations(
             self._measurements, self._delta_w, self.tokens, self.alignment
         )
-        descent = DESCENT.stat in self.stats and DESCENT.site in self.sites
-        self._weights = Weights(self._measurements, descent)
+        self._before: list[list[Stack]] = []
+        self._gradients: Gradients | None = None
 
     @property
     def needs_backward(self) -> bool:
@@ -203,7 +153,21 @@ class NormProbe:
         """Measure the weights and their gradients, after backward and before clipping, or with
         copies of the ``gradients`` from before clipping, which :meth:`after_update` reads too."""
         self._delta_w.measure()
-        self._weights.before_update(gradients)
+        self._gradients = gradients
+        for index, layer in enumerate(self.layers):
+            before = []
+            for place, stack in enumerate(layer.stacks()):
+                of_stack = gradients[index][place] if gradients else stack.gradients
+                A_kRD, B_kOR = (
+                    weight.clone() if moved else weight
+                    for weight, moved in zip(stack[1:3], self._moved, strict=True)
+                )
+                before.append(stack._replace(A_kRD=A_kRD, B_kOR=B_kOR))
+                # The copy is read, not the weight: it is in the cache.
+                self._measurements.add("weights", index, stack, before[-1])
+                self._measurements.add("gradients", index, stack, *of_stack)
+            self._before.append(before)
+        self._measurements.adder.add_up()  # before clipping and the update change them in place
 
     def after_update(self, clip_factors: Sequence[float] | Tensor | None = None) -> None:
         """Measure the updates. Call it after the optimizer's step, before gradients are cleared.
@@ -212,7 +176,29 @@ class NormProbe:
         or as a float32 tensor on the device, ``[K]``; None if it was not clipped. ``descent`` uses
         the gradient before clipping.
         """
-        self._weights.after_update(clip_factors)
+        measurements = self._measurements
+        if clip_factors is None or self._gradients:  # copies from before clipping
+            clip_factors = [1.0] * measurements.cells
+        # Descent is minus the inner product with the gradient before clipping.
+        factor_K = -1 / torch.as_tensor(clip_factors).to(measurements.device, non_blocking=True)
+        for index, befores in enumerate(self._before):
+            stacks = self.layers[index].stacks()
+            for place, (stack, before) in enumerate(zip(stacks, befores, strict=True)):
+                given = self._gradients
+                gradients = given[index][place] if given else stack.gradients
+                each = zip(self._moved, stack[1:3], before[1:3], gradients, strict=True)
+                updates = [  # a weight without a gradient is frozen
+                    Update(new, old, dw if self._descends else None)
+                    if moved and dw is not None
+                    else None
+                    for moved, new, old, dw in each
+                ]
+                measurements.add("updates", index, stack, *updates)
+                for site, update in zip(UPDATES, updates, strict=True):
+                    if update is not None and update.gradient is not None:
+                        factor_k = factor_K[stack.each]
+                        measurements.write(site, index, stack.first, update.descent, factor_k)
+        self._before, self._gradients = [], None
 
     def collect(self, step: int, batch: str = TRAIN, **shared: Any) -> list[pd.DataFrame]:
         """One frame per cell in the form of the ``probes`` table, without ``cell_id``.

@@ -9,7 +9,6 @@ from study.store.files import (
     is_held,
     replacing,
     write_output,
-    write_text,
 )
 from study.store.records import (
     ADAPTER,

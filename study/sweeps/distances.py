@@ -7,7 +7,7 @@ cells (:mod:`study.adapters.infinite`), then the cells as they were trained.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -134,12 +134,11 @@ class InputMoments:
 
     @contextmanager
     def watch(self, real_BT: Tensor | None = None) -> Iterator[None]:
-        hooks = [bank.register_forward_pre_hook(partial(self._add, real_BT)) for bank in self.banks]
-        try:
+        add = partial(self._add, real_BT)
+        with ExitStack() as hooks:
+            for bank in self.banks:
+                hooks.enter_context(bank.register_forward_pre_hook(add))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
         self.count += int(real_BT.sum()) if real_BT is not None else 0
 
     def means(self) -> dict[str, Any]:

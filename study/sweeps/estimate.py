@@ -118,7 +118,7 @@ def estimate(
     first = linears.index(layers[0]) if layers[0] in linears else 0
     above = [card.shapes[path] for path in linears[first:]]
     blocks = max(1, len({place for place in map(block_of, linears) if place}))
-    adapters = _adapters(config, card, layers, tokens, contraction)
+    adapters = _adapters(config, [card.shapes[path] for path in layers], tokens, contraction)
 
     a_token = (sum(d + o for d, o in above) + adapters.hidden) * bits // 8
     hidden = above[0][0]  # the first linear layer of a block reads the hidden states
@@ -139,11 +139,17 @@ def estimate(
     logits = math.ceil(supervised / train.accumulation) * vocabulary
     operations = OPERATIONS * len(layers) * train.accumulation
     shared = BEGUN * operations + 2 * READ * (card.in_linears + card.head) * train.accumulation
-    step, evaluations = _flops(config, card, adapters, above, tokens, supervised)
+    of_blocks = 2 * tokens * card.in_linears  # FLOPs of a forward pass
+    forward = of_blocks + 2 * supervised * card.head
+    step = forward + adapters.flops
+    step += 2 * tokens * sum(d * o for d, o in above) + 2 * supervised * card.head  # backward
+    if train.checkpointing:
+        step += of_blocks + adapters.flops / 3
+    evaluations = len(eval_steps(config)) * config.data.heldout / train.batch_size
     return Estimate(
         base_bytes=card.parameters * base_bits // 8,
         own_bytes=states + casts + activations,
-        flops=train.steps * step + evaluations,
+        flops=train.steps * step + evaluations * forward,
         operations=train.steps * operations,
         logits_bytes=LOGITS_KEPT * FLOAT * logits,
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
@@ -155,38 +161,15 @@ def estimate(
     )
 
 
-def _flops(
-    config: CellConfig,
-    card: ModelCard,
-    adapters: _Adapters,
-    above: Sequence[tuple[int, ...]],
-    tokens: int,
-    supervised: int,
-) -> tuple[float, float]:
-    """FLOPs of a step, and of all evaluations."""
-    of_blocks = 2 * tokens * card.in_linears
-    forward = of_blocks + 2 * supervised * card.head
-    step = forward + adapters.flops
-    step += 2 * tokens * sum(d * o for d, o in above) + 2 * supervised * card.head  # backward
-    if config.train.checkpointing:
-        step += of_blocks + adapters.flops / 3
-    evaluated = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
-    return step, evaluated * forward
-
-
 def _adapters(
-    config: CellConfig,
-    card: ModelCard,
-    layers: Sequence[str],
-    tokens: int,
-    contraction: Contraction,
+    config: CellConfig, adapted: Sequence[tuple[int, ...]], tokens: int, contraction: Contraction
 ) -> _Adapters:
-    chosen_shapes = [card.shapes[layer] for layer in layers]
+    """``adapted``: the shapes of the adapted layers."""
     dense = config.precision == "float32" and config.model.quant_bits is None
     stats, sites = _probed(config)
     weights = kept = hidden = 0
     flops = 0.0
-    shapes = Counter(shape for shape in chosen_shapes if len(shape) == 2)  # a model has few
+    shapes = Counter(shape for shape in adapted if len(shape) == 2)  # a model has few
     for (d, o), number in shapes.items():
         rank = d if math.isinf(config.adapter.rank) else int(config.adapter.rank)
         form = contraction.choose(d, o, rank) if dense else "factored"
@@ -197,7 +180,7 @@ def _adapters(
         is_lent = {"delta_w", "adapter_in_grad"} <= sites and d * o < rank * (d + o)
         matrices = (forms != {"factored"}) + bool(stats & {*ALIGNMENTS}) + is_lent
         kept += number * d * o * matrices
-    for e, d, o in (shape for shape in chosen_shapes if len(shape) == 3):
+    for e, d, o in (shape for shape in adapted if len(shape) == 3):
         # Every pass merges the weights of experts, and keeps them for its gradients.
         rank = int(config.adapter.rank)
         weights += e * rank * (d + o)

@@ -57,19 +57,16 @@ def contraction_of(config: CellConfig, corpus: Corpus) -> Contraction:
 
 def typical_step(config: CellConfig, corpus: Corpus) -> tuple[int, int]:
     """Tokens of a cell in one optimizer step, and those with a loss: means over some batches."""
-    size = config.train.batch_size, config.train.accumulation
+    size, accumulation = config.train.batch_size, config.train.accumulation
     free = config.pack.padding_free if may_leave_out_padding([config]) else False
-    return _typical_step(corpus.train, config.data.seed, *size, columns([config]), free)
+    order = corpus.train, config.data.seed, size
+    tokens, supervised = _of_sampled_batches(*order, columns([config]), free)
+    return tokens * accumulation // SAMPLED_BATCHES, supervised * accumulation // SAMPLED_BATCHES
 
 
 @lru_cache(maxsize=1024)
-def _typical_step(
-    table: TokenTable,
-    seed: int,
-    batch_size: int,
-    accumulation: int,
-    multiple: int,
-    padding_free: bool | str,
+def _of_sampled_batches(
+    table: TokenTable, seed: int, batch_size: int, multiple: int, padding_free: bool | str
 ) -> tuple[int, int]:
     """A thousand cells of a sweep have a few orders of their batches."""
     tokens = supervised = 0
@@ -79,7 +76,7 @@ def _typical_step(
         batch = batch.trimmed(multiple)
         real, places = int(batch.real_BT.sum()), batch.real_BT.numel()
         tokens += real if padding_free and pays(padding_free, real, places) else places
-    return tokens * accumulation // SAMPLED_BATCHES, supervised * accumulation // SAMPLED_BATCHES
+    return tokens, supervised
 
 
 def columns(cells: Sequence[CellConfig]) -> int:

@@ -1,10 +1,12 @@
 """Measurements of a fold other than its training loss: held-out examples, and probes."""
 
 import math
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from study.adapters import infinite, merged_once, truncating
 from study.config import chosen, truncation_ranks
@@ -67,16 +69,18 @@ def exact_matches(fold: Fold, tokens: int) -> list[float]:
     """The share of held-out questions that each cell answers, greedily in at most ``tokens``
     tokens."""
     questions, device = fold.corpus.questions, fold.base.device
+    model: Any = fold.base.model
+    ends = {"eos_token_id": questions.eos_token_id, "pad_token_id": questions.padding_id}
+    greedy = GenerationConfig(max_new_tokens=tokens, do_sample=False, use_cache=True, **ends)
     answers_K: list[list[list[int]]] = [[] for _ in fold.cells]
     bf16 = fold.cells[0].precision == "bf16"
     with fold.evaluating(), merged_once(fold.banks):
         for batch in questions.batches(fold.cells[0].train.batch_size):
             ids_BL, real_BL = (rows_BL.repeat(len(fold.cells), 1).to(device) for rows_BL in batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                answers_BL = fold.base.continue_greedily(
-                    ids_BL, real_BL, tokens, questions.eos_token_id, questions.padding_id
-                )
-            chunks = answers_BL.chunk(len(fold.cells))
+                whole_BL = model.generate(ids_BL, greedy, attention_mask=real_BL.long())
+            # Of ``tokens`` tokens, or fewer once every row has its eos; padding follows it.
+            chunks = whole_BL[:, ids_BL.shape[1] :].chunk(len(fold.cells))
             for answers, of_cell_BL in zip(answers_K, chunks, strict=True):
                 answers += of_cell_BL.tolist()
     return [questions.exact_match(answers) for answers in answers_K]

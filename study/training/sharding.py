@@ -130,14 +130,12 @@ class Processes:
         mesh = init_device_mesh(self.device.type, (self.size,))
         buckets = [module for module in base.model.modules() if isinstance(module, Bucket)]
         stacks = [(bucket.A_kRD, bucket.B_kOR) for bucket in buckets]
-        dims = {id(stack): dim for pair in stacks for stack, dim in zip(pair, DIVIDED, strict=True)}
-
-        def placement(parameter: nn.Parameter) -> Any:
-            return Shard(dims[id(parameter)]) if id(parameter) in dims else None
-
+        shards = {
+            id(w): Shard(dim) for pair in stacks for w, dim in zip(pair, DIVIDED, strict=True)
+        }
         blocks = blocks_of(base)
         for block in blocks:
-            fully_shard(block, mesh=mesh, shard_placement_fn=placement)
+            fully_shard(block, mesh=mesh, shard_placement_fn=lambda weight: shards.get(id(weight)))
         for module in (*blocks, fully_shard(base.trunk, mesh=mesh)):
             # Gradients are of the mean over the tokens of all processes, so they add.
             module.set_gradient_divide_factor(1.0)

@@ -18,7 +18,7 @@ from study.config.hints import as_study_errors
 from study.config.values import check_folder_name, literal
 from study.errors import StudyError, printable
 from study.integrations.configs.tools import Experiment
-from study.store import write_text
+from study.store.files import write_text
 
 
 def write(
