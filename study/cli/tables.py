@@ -170,8 +170,6 @@ def compare(studies: tuple[Path, ...], to: Path, output: str | None) -> None:
     if len(studies) < 2:
         raise StudyError("compare needs two studies: study compare RESULTS/A RESULTS/B")
     first, *others = names = names_of(studies)
-    if len(set(names)) < len(names):
-        raise StudyError(f"{first} is given twice: give each study once")
     tables = {name: load_measured(path) for name, path in zip(names, studies, strict=True)}
     found, settings = compare_studies(tables), differing_settings(tables)
     if output:

@@ -28,13 +28,13 @@ def one_of(choices: Collection[Any]) -> AfterValidator:
 
     def check(value: Any) -> Any:
         if (type(value), value) not in [(type(each), each) for each in choices]:  # 1 == True
-            raise unknown(KEY, value, map(_word, choices))
+            raise unknown(KEY, value, map(word, choices))
         return value
 
     return AfterValidator(check)
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     """A choice as YAML writes it."""
     text = "null" if value is None else str(value)
     return text.lower() if isinstance(value, bool) else text
@@ -57,7 +57,7 @@ def whole_or(least: int, *words: Any) -> AfterValidator:
     def check(value: Any) -> Any:
         if value in words or (is_whole(value) and least <= value <= LARGEST):
             return value
-        choices = f"a whole number of at least {least}, or {', '.join(map(_word, words))}"
+        choices = f"a whole number of at least {least}, or {', '.join(map(word, words))}"
         raise StudyError(f"{KEY}={short(value)} is out of range: give {choices}")
 
     return AfterValidator(check)
@@ -104,7 +104,7 @@ def interval(key: str, value: Any) -> int | float:
 
 def _no_flag(value: Any) -> Any:
     """Python and pydantic take true for 1."""
-    return _word(value) if isinstance(value, bool) else value
+    return word(value) if isinstance(value, bool) else value
 
 
 Whole = Annotated[int, BeforeValidator(_no_flag), Field(ge=-LARGEST - 1, le=LARGEST)]

@@ -161,7 +161,7 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
             "marker": PLOTLY_MARKERS.get(style.rule_look(rule.scaling).marker, "cross"),
             "has_own_p": rule.has_own_p,
             "tint": {
-                "light": to_hex(style.tint(rule, rules)),
+                "light": to_hex(style.look(rule, rules)["color"]),
                 "dark": to_hex(style.rule_look(rule.scaling).shades(0.15)),
             },
             "shades": {

@@ -59,9 +59,6 @@ class ShownStudy:
 
 
 def read_studies(folders: Sequence[Path], drawn: Pictures | None = None) -> list[ShownStudy]:
-    twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
-    if twice:
-        raise StudyError(f"{twice[0]} is given twice: give each study once")
     prefixes = [f"{n}: " for n in range(len(folders))] if len(folders) > 1 else [""]
     each = zip(folders, names_of(folders), prefixes, strict=True)
     drawn = {} if drawn is None else drawn
@@ -70,6 +67,8 @@ def read_studies(folders: Sequence[Path], drawn: Pictures | None = None) -> list
 
 def names_of(folders: Sequence[Path]) -> list[str]:
     """The name of each folder; its path if another folder has the same name."""
+    if twice := [folder for folder, count in Counter(folders).items() if count > 1]:
+        raise StudyError(f"{twice[0]} is given twice: give each study once")
     names = [folder.resolve().name for folder in folders]
     return [
         str(folder) if names.count(name) > 1 else name

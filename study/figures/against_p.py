@@ -55,7 +55,8 @@ class Line(NamedTuple):
     @property
     def look(self) -> dict[str, Any]:
         """A second step of a quantity is dashed, with open markers."""
-        colour, marker = style.quantity_look(self.quantity)
+        looks = style.QUANTITY_LOOKS
+        colour, marker = looks[PRIMARY.index(self.quantity) % len(looks)]
         return {
             "color": colour,
             "marker": marker,
@@ -160,11 +161,11 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
     extrapolated; otherwise with a bar along its interval."""
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
     for rule in (DrawnRule.of(name) for name, row in RULES.items() if row.p is not None):
-        look: dict[str, Any] = {"color": style.tint(rule, [rule]), "linewidth": 0.5, "zorder": 0.5}
-        ax.axvline(rule.p, gid=f"at {rule.p:g}", **look)
+        colour = style.look(rule, [rule])["color"]
+        ax.axvline(rule.p, color=colour, linewidth=0.5, zorder=0.5, gid=f"at {rule.p:g}")
     for line in lines:
         who, rows = f"{line.quantity.site} {line.step}", line.rows
-        colour, marker = style.quantity_look(line.quantity)
+        colour, marker = line.look["color"], line.look["marker"]
         ax.plot(line.p, rows["exponent"], **line.look, zorder=3, gid=f"line {who}")
         ends = rows["ci_low"], rows["ci_high"]
         ax.vlines(line.p, *ends, color=colour, linewidth=0.7, zorder=2.8, gid=f"bars {who}")
@@ -173,8 +174,8 @@ def _draw(ax: Axes, lines: Sequence[Line]) -> None:
             ax.plot(line.p, rows["predicted"], gid=f"theory {who}", **dots)
         if np.isfinite(line.star):
             fill = colour if line.is_inside else "none"
-            look = {"marker": marker, "markersize": 6.5, "markerfacecolor": fill, "zorder": 4}
-            look |= {"color": colour, "markeredgewidth": 0.9}
+            look: dict[str, Any] = {"marker": marker, "markersize": 6.5, "markerfacecolor": fill}
+            look |= {"color": colour, "markeredgewidth": 0.9, "zorder": 4}
             ax.plot([line.star], [0], gid=f"star {who}", **look)
         if line.is_inside and np.isfinite([line.low, line.high]).all():
             look = {"color": colour, "linewidth": 1.6, "solid_capstyle": "butt", "zorder": 3}

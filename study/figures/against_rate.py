@@ -122,7 +122,7 @@ def _basins(
                 marks |= _draw_basin(ax, sweep, rule, rank, max(high), best)
             style.rate_axis(ax, rates, page.get_figwidth() / columns - 0.6)
             ax.set_xlabel(over)
-            ax.set_title(heading, color=style.tint(rule, [rule]))
+            ax.set_title(heading, color=style.look(rule, [rule])["color"])
         panels[0].set_ylim(min(low), max(high))
         style.y_axis(panels, *LABEL)
     drawn = [sweep.of(rule).groupby("rank") for row in rows for sweep, rule, _ in row]

@@ -51,14 +51,15 @@ def lost_in_bf16(tables: Tables) -> Figure:
     forms = [f for f in LOOKS if any((family.cells["form"] == f).any() for family in shown)]
     page, grid = style.panels(shown, len(forms), ratio=0.45 * max(2, len(forms)), sharex=True)
     beside = sorted({rule for family in shown for rule in family.rules})
+    colours = {rule: style.look(rule, beside)["color"] for rule in beside}
     for panels, family in zip(grid, shown, strict=True):
         for ax, form in zip(panels, forms, strict=True):
             own = family.cells[family.cells["form"] == form].merge(lost)
-            _draw_shares(ax, own, beside)
+            _draw_shares(ax, own, colours)
             ax.set_title(f"{form}: median {style.number(own['swallowed'].median())}", loc="left")
             ax.set_xlabel("expected, if the base is rounded first")
         style.y_axis(panels, "share lost", "of the adapter's output")
-    style.legend(page, {style.name(rule): {"color": style.tint(rule, beside)} for rule in beside})
+    style.legend(page, {style.name(rule): {"color": colours[rule]} for rule in beside})
     where = f"{lost['layer'].nunique()} layers at step {lost['step'].min()}, of every rank, rate "
     lines = "and seed. Lines: median; bands: 5th to 95th percentile."
     return style.finish(page, where + lines, on_batch(), left_out)
@@ -129,12 +130,12 @@ def _settings(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> tuple[lis
     return most_varied([one for one in whole if (one.cells["form"] != FLOAT32).any()])
 
 
-def _draw_shares(ax: Axes, rows: pd.DataFrame, beside: list[DrawnRule]) -> None:
+def _draw_shares(ax: Axes, rows: pd.DataFrame, colours: dict[DrawnRule, Any]) -> None:
     """By rule the median share lost, and a band of 90 % of the layers, by the share expected."""
     ax.plot([0, 1], [0, 1], color=style.FAINT, linestyle=style.DASHED, zorder=1, gid="expected")
     groups: Any = rows.groupby("rule")
     for rule, own in groups:
-        colour, parts = style.tint(rule, beside), own.groupby((BINS * own["expected"]).round())
+        colour, parts = colours[rule], own.groupby((BINS * own["expected"]).round())
         low, middle, high = (parts["swallowed"].quantile(q) for q in (0.05, 0.5, 0.95))
         x = parts["expected"].median()
         ax.plot(x, middle, color=colour, gid=f"line {style.gid(rule)}")

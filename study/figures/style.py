@@ -43,7 +43,6 @@ from study.analysis.wording import interval_text, rounded
 from study.figures.captions import plain, settings, wrapped
 from study.figures.selection import DrawnRule, Family
 from study.store import write_output
-from study.vocabulary.quantities import PRIMARY, Quantity
 from study.vocabulary.scaling import FRACTIONS, RULES, rule_formula, rule_label
 
 T = TypeVar("T")
@@ -289,11 +288,6 @@ def rule_look(scaling: str) -> Look:
     return LOOKS[list(RULES).index(scaling) % len(LOOKS)]
 
 
-def quantity_look(quantity: Quantity) -> tuple[str, str]:
-    """Colour and marker of a primary quantity."""
-    return QUANTITY_LOOKS[PRIMARY.index(quantity) % len(QUANTITY_LOOKS)]
-
-
 def name(rule: DrawnRule) -> str:
     """``LoRA``, ``rsLoRA``, ``power p = 0.75``."""
     return rule_label(rule.scaling, rule.number, rule.number)
@@ -317,7 +311,7 @@ def title(rule: DrawnRule, lines: int = 1) -> str:
 def heading(ax: Axes, rule: DrawnRule, columns: int) -> None:
     """Head one of ``columns`` panels with its rule, in the rule's colour."""
     text = title(rule, lines=1 if columns < 4 else 2)
-    ax.set_title(text, color=tint(rule, [rule]), linespacing=1.0)
+    ax.set_title(text, color=look(rule, [rule])["color"], linespacing=1.0)
 
 
 def look(rule: DrawnRule, beside: Sequence[DrawnRule]) -> dict[str, Any]:
@@ -330,11 +324,6 @@ def look(rule: DrawnRule, beside: Sequence[DrawnRule]) -> dict[str, Any]:
     place = peers.index(rule)
     colour = _on_white(rule, 0.9 * place / (len(peers) - 1))
     return {"color": colour, "marker": POWER_MARKERS[place % len(POWER_MARKERS)]}
-
-
-def tint(rule: DrawnRule, beside: Sequence[DrawnRule]) -> RGBA:
-    colour: RGBA = look(rule, beside)["color"]
-    return colour
 
 
 def shade(rule: DrawnRule, rank: float, ranks: Sequence[float], *, dark: bool = False) -> RGBA:

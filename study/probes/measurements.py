@@ -89,7 +89,7 @@ class Measurements:
         self._sums: list[Entry] = []
         self._written: list[Entry] = []
         self._is_written = np.zeros((math.prod(self.shape), len(written_by(stats))), bool)
-        self._copy: HostCopy | None = None
+        self.copy: HostCopy | None = None
 
     def wanted_of(self, source: str) -> list[str]:
         return [name for name in TENSORS[source] if name in self.wanted]
@@ -191,7 +191,7 @@ class Measurements:
             sums = torch.cat(columns, 1)
             if added is not None:
                 sums, largest = added(sums, largest)
-            self._copy = HostCopy(torch.cat([sums, largest[:, None]], 1))
+            self.copy = HostCopy(torch.cat([sums, largest[:, None]], 1))
 
     def _stats(self, elsewhere: Collection[str]) -> Tensor:
         kept = [e for e in self._written if not {e.site, e.what} & {*elsewhere}]
@@ -214,16 +214,12 @@ class Measurements:
     def _to_device(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(x).to(self.device, non_blocking=True)
 
-    @property
-    def arrived(self) -> bool:
-        return self._copy is None or self._copy.arrived
-
     @cached_property
     def sent(self) -> tuple[np.ndarray, np.ndarray]:
         """All sums, ``[K, S, L, SUMS]`` (NaN: not written), and numbers of elements. Waits for the
         copy."""
-        assert self._copy is not None
-        found, sums = self._copy.numpy(), no_sums((math.prod(self.shape),))
+        assert self.copy is not None
+        found, sums = self.copy.numpy(), no_sums((math.prod(self.shape),))
         stats = [WRITTEN[name] for name in written_by(self.stats)]
         sums[:, :MAX], sums[:, MAX] = found[:, :MAX], found[:, -1]
         sums[:, stats] = np.where(self._is_written, found[:, MAX + 1 : -1], sums[:, stats])
@@ -256,7 +252,7 @@ class Sent:
 
     @property
     def arrived(self) -> bool:
-        return self.found.arrived
+        return self.found.copy is None or self.found.copy.arrived
 
     def frame(self, cell: int) -> pd.DataFrame:
         """A cell's rows of the ``probes`` table, without ``cell_id``: one per site and layer, and

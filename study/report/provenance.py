@@ -47,12 +47,10 @@ def provenance_lines(tables: StudyTables, records: Sequence[Record]) -> list[str
     data = distinct(f"{record.get('data')} ({_hash(record, 'data')})" for record in found)
     lines.append(f"data: {data}")
     for key in SETTINGS:
-        if key in cells:
-            lines.append(f"{key.replace('_', ' ')}: {distinct(map(setting_text, cells[key]))}")
+        lines.append(f"{key.replace('_', ' ')}: {distinct(map(setting_text, cells[key]))}")
     devices = distinct(f"{r.get('device_name')} ({r.get('device')})" for r in found)
     lines.append(f"device: {devices}")
-    if "precision" in cells:
-        lines.append(f"precision: {distinct(cells['precision'])}")
+    lines.append(f"precision: {distinct(cells['precision'])}")
     packages = dict.fromkeys(name for record in found for name in record.get("versions", {}))
     versions = [
         f"{name} {distinct(r['versions'][name] for r in found if name in r.get('versions', {}))}"
@@ -72,8 +70,6 @@ def provenance_lines(tables: StudyTables, records: Sequence[Record]) -> list[str
 
 def total_seconds(cells: pd.DataFrame, records: Sequence[Record]) -> float:
     """The time of all cells. Those of a fold were trained at the same time, so they count once."""
-    if "seconds" not in cells:
-        return 0.0
     fold_of = {str(record.get("cell_id")): record.get("fold") for record in records}
     folds = [fold_of.get(one) or one for one in cells["cell_id"].astype(str)]
     return float(cells["seconds"].astype(float).groupby(pd.Index(folds)).max().sum())

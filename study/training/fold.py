@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
@@ -123,7 +123,13 @@ class Fold:
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.norm_K = torch.full((len(cells),), math.nan, device=base.device)
         self.tokens_K = [0] * len(cells)
-        self.alignment, self.aligned_until = _alignment(base.model, cells[0], world.sum)
+        wanted = chosen("probes.stats", cells[0].probes.stats, STATS, USUAL)
+        stats = [stat for stat in wanted if stat in ALIGNMENTS]
+        predicted = (step for step in probe_steps(cells[0]) if step <= LAST_PREDICTED_STEP)
+        self.aligned_until = max(predicted, default=0) if stats else 0
+        """The last step that measures alignments; 0 without any."""
+        self.alignment = Alignment(base.model, stats, world.sum) if self.aligned_until else None
+        """The weight gradients that alignments need."""
         self.dropout_before: list[list[Tensor] | None] = []
         self.step = 0
         self.began, self.earlier_K = time.perf_counter(), [0.0] * len(cells)
@@ -280,18 +286,6 @@ class Fold:
 
     def _per_cell(self, mask_BT: Tensor) -> Tensor:
         return mask_BT.reshape(len(self.cells), -1).sum(1)
-
-
-def _alignment(
-    model: nn.Module, config: CellConfig, total: Callable[[Tensor], Tensor]
-) -> tuple[Alignment | None, int]:
-    """The weight gradients that alignments need, and the last step that measures them, or (None,
-    0)."""
-    wanted = chosen("probes.stats", config.probes.stats, STATS, USUAL)
-    stats = [stat for stat in wanted if stat in ALIGNMENTS]
-    predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
-    until = max(predicted, default=0)
-    return (Alignment(model, stats, total), until) if stats and until else (None, 0)
 
 
 LOGITS = {"cpu": 2**24, "cuda": 2**28}

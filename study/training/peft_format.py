@@ -161,8 +161,9 @@ def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
             raise StudyError(f"{named}: {found}, but {CONFIG} says rank {rank}: {_AGAIN}")
         if not (A.isfinite().all() and B.isfinite().all()):
             raise StudyError(f"{named}: {layer} has non-finite weights: use another run")
-        if is_wrapped(layer, of):
-            A, B = unflat(A, B, rank)
+        if is_wrapped(layer, of):  # the reverse of :func:`flat`
+            A = A.unflatten(0, (experts, rank)).contiguous()
+            B = B.unflatten(1, (rank, experts)).permute(2, 0, 1).contiguous()
         pairs[layer] = LoraPair(A, B, gamma)
     return PeftAdapter(pairs, config, keys)
 
@@ -246,15 +247,6 @@ def flat(pair: LoraPair) -> Mapping[str, Tensor]:
     if A.ndim == 3:
         A, B = A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
     return {"A": A, "B": B}
-
-
-def unflat(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """``A_ERD`` and ``B_EOR`` from :func:`flat`."""
-    experts = len(A) // rank
-    return (
-        A.unflatten(0, (experts, rank)).contiguous(),
-        B.unflatten(1, (rank, experts)).permute(2, 0, 1).contiguous(),
-    )
 
 
 RENAMED = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate")

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from study.config.compose import CONF, compose
 from study.config.hints import as_study_errors
-from study.config.values import check_folder_name, literal
+from study.config.values import check_folder_name, literal, word
 from study.errors import StudyError, printable
 from study.integrations.configs.tools import Experiment
 from study.store.files import write_text
@@ -109,12 +109,10 @@ def written(value: Any) -> str:
     >>> written(["a b", None, True, 1e-05, "${oc.env:HOME}"])
     "['a b',null,true,1e-05,'\\${oc.env:HOME}']"
     """
-    if value is None:
-        return "null"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(written, value))}]"
     if not isinstance(value, str):
-        return str(value).lower() if isinstance(value, bool) else str(value)
+        return word(value)
     is_word = re.fullmatch(r"[a-z_/][\w./-]*", value, re.ASCII | re.IGNORECASE)
     if is_word and value.lower() not in ("true", "false", "null", "nan", "inf"):
         return value
