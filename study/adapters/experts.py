@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from study.adapters.bank import AdapterSpec, Bucket, LoraBank, LoraPair, initial_pair
+from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, initial_pair
 from study.errors import StudyError
 
 
@@ -52,9 +52,6 @@ class ExpertBank(LoraBank):
         _, first, second = self.base.get_parameter(self.name).shape
         return (first, second) if _is_transposed(self.base) else (second, first)
 
-    def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
-        return Bucket([self.drawn(spec, *self.features) for spec in specs])
-
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         gamma = spec.gamma if spec.start is None else spec.start[self.layer].gamma
         experts = len(self.base.get_parameter(self.name))
@@ -70,9 +67,6 @@ class ExpertBank(LoraBank):
         A_ERD, B_EOR = bucket.A_kRD[cell], bucket.B_kOR[cell]
         factors = (A_ERD.mT, B_EOR.mT) if _is_transposed(self.base) else (B_EOR, A_ERD)
         return torch.baddbmm(W, *factors, alpha=bucket.gammas[cell])
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("a bank of experts is run by AdaptedExperts")
 
 
 class AdaptedExperts(nn.Module):

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import fitted
-from study.analysis.grouping import curve_columns
 from study.analysis.losses import (
     compared_losses,
     rank_effects,

@@ -142,7 +142,8 @@ def _numbers(study: StudyTables, ranks: set[float], batches: set[str]) -> pd.Dat
 
 
 def _differences(rows: pd.DataFrame) -> dict[str, Any]:
-    """The numbers of a row. ``rows``: every seed of the one study with every seed of the other."""
+    """The numbers of a row. ``rows``: every seed of the one study with every seed of the other. The
+    interval of the difference is Student's t over pairs of equal seeds, otherwise Welch's."""
     row: dict[str, Any] = {}
     samples = []
     for end, value, head in (("", "value", ""), ("_other", "other", "other_")):
@@ -152,22 +153,16 @@ def _differences(rows: pd.DataFrame) -> dict[str, Any]:
             zip((value, f"{head}low", f"{head}high"), mean_interval(samples[-1]), strict=True)
         )
         row |= {f"{head}seeds": len(own), f"{head}step": int(own[f"step{end}"].iloc[0])}
-    columns = ("difference", "ci_low", "ci_high", "paired")
-    return row | dict(zip(columns, difference_interval(*samples), strict=True))
-
-
-def difference_interval(
-    one: "pd.Series[float]", other: "pd.Series[float]"
-) -> tuple[float, float, float, bool]:
-    """The mean of ``other`` minus that of ``one`` (by seed), its 95 % interval (Student's t over
-    pairs of equal seeds, otherwise Welch's), and whether it is paired."""
-    if set(one.index) == set(other.index):
-        return *mean_interval(other - one), True
-    difference = float(other.mean() - one.mean())
-    if min(len(one), len(other)) < 2 or not one.var() + other.var() > 0:
-        return difference, np.nan, np.nan, False
-    ends = stats.ttest_ind(other, one, equal_var=False).confidence_interval(CONFIDENCE)
-    return difference, float(ends.low), float(ends.high), False
+    one, other = samples
+    low = high = np.nan
+    if paired := set(one.index) == set(other.index):
+        difference, low, high = mean_interval(other - one)
+    else:
+        difference = float(other.mean() - one.mean())
+        if min(len(one), len(other)) > 1 and one.var() + other.var() > 0:
+            welch = stats.ttest_ind(other, one, equal_var=False)
+            low, high = map(float, welch.confidence_interval(CONFIDENCE))
+    return row | {"difference": difference, "ci_low": low, "ci_high": high, "paired": paired}
 
 
 def conclusion(rows: pd.DataFrame) -> str:

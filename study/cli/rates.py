@@ -24,7 +24,7 @@ from study.errors import StudyError
 from study.integrations.configs.writing import written
 from study.report.answer import rate_table
 from study.report.sections import horizon_table
-from study.store import StudyTables, read_record
+from study.store import StudyTables, find_cell
 from study.store.tables import load_measured
 from study.vocabulary.scaling import POWER
 
@@ -107,8 +107,7 @@ def _refining(
     place = [] if parent == Path("results").resolve() else [f"results_dir={written(str(parent))}"]
     found = missing_rates(tables.cells, tables.metrics, within, by_law)
     for missing in found:
-        record = read_record(study_dir / "cells" / missing.cell_id)
-        assert record is not None  # its tables were just read
+        _, record = find_cell(study_dir, missing.cell_id)
         if "peft" in record:
             each = (f"rank {one.rank:g} at {' '.join(one.swept)}" for one in found)
             raise StudyError(f"{study_dir} is of your own loop: train there {'; '.join(each)}")

@@ -101,9 +101,7 @@ class NormProbeCallback(TrainerCallback):
         if self._recording is not None and control.should_save:
             self._recording.sync()
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any
-    ) -> None:
+    def on_evaluate(self, *_: Any, metrics: Mapping[str, float], **__: Any) -> None:
         if self._recording is not None and "eval_loss" in metrics:
             self._recording.heldout(metrics["eval_loss"])
 

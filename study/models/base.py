@@ -176,9 +176,8 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
     model: Any = base.model
     family = f"model {base.card.name!r} ({type(model).__name__})"
     half = max(1, min(4, base.card.max_length // 2))
-    vocabulary = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(vocabulary, (2, 2 * half), generator=generator).to(device)
+    ids_BT = torch.randint(base.card.vocabulary, (2, 2 * half), generator=generator).to(device)
     ids_BT[1, :half] = ids_BT[0, :half]
     with failing(f"{family} fails on a short sequence of tokens", "choose another causal LM"):
         whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
@@ -206,9 +205,8 @@ def _separates_sequences(base: FrozenBase, relative: float) -> bool:
     if own != "sdpa" or base.card.max_length < 4:
         return False
     length = min(12, base.card.max_length // 2)
-    vocabulary = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(1)
-    ids_1T = torch.randint(vocabulary, (1, 2 * length), generator=generator)
+    ids_1T = torch.randint(base.card.vocabulary, (1, 2 * length), generator=generator)
     alone_BTd = torch.cat([base.hidden_states(ids) for ids in ids_1T.split(length, 1)], 1)
     try:
         model.set_attn_implementation(WITHIN_SEQUENCES)

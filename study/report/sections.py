@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import (
-    curve_columns,
     first_to_read,
     rank_effects,
     rule_differences,
@@ -16,7 +15,7 @@ from study.analysis import (
     truncated_losses,
     truncation_effects,
 )
-from study.analysis.grouping import RULE, distinguishing, numbered
+from study.analysis.grouping import RULE, curve_columns, distinguishing, numbered
 from study.analysis.losses import KEPT, OF_A_RULE
 from study.analysis.stable import EVERY_OPTIMIZER, one_per_optimizer, shared_at_step_0
 from study.analysis.wording import (

@@ -137,7 +137,8 @@ def check_study(study_dir: Path) -> Iterator[tuple[Path, str]]:
             if reason := damage(folder, record, *PLACES):
                 yield folder, reason
         elif not files.is_claimed(folder):
-            yield from checkpoints.unusable(folder)
+            tried = checkpoints.tried(folder)
+            yield from ((note, found) for note, found in tried if isinstance(found, str))
     try:
         distances_of(study_dir)
     except StudyError as error:

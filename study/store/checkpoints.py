@@ -89,21 +89,14 @@ def newest_step(folder: Path) -> int:
 def load_newest(folder: Path, say: Callable[[str], None] = _log.warning) -> Checkpoint | None:
     """The newest usable checkpoint of the cell in ``folder``, or None. ``say`` gets a line about
     each other one."""
-    for note, read in _tried(folder):
+    for note, read in tried(folder):
         if isinstance(read, Checkpoint):
             return read
         say(f"cell {folder.name}: its checkpoint {note.name} can't be used ({read})")
     return None
 
 
-def unusable(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The files that :func:`load_newest` can't use, with the reason."""
-    for note, read in _tried(folder):
-        if isinstance(read, str):
-            yield note, read
-
-
-def _tried(folder: Path) -> Iterator[tuple[Path, Checkpoint | str]]:
+def tried(folder: Path) -> Iterator[tuple[Path, Checkpoint | str]]:
     """Each checkpoint, the newest first, or why it can't be used."""
     for step, note in sorted(_notes(folder / CHECKPOINTS).items(), reverse=True):
         try:

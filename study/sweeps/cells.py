@@ -42,14 +42,6 @@ class Cell:
         return Path(self.config.results_dir) / self.config.name
 
     @property
-    def bf16_note(self) -> str:
-        """Why bf16 loses a part of the adapters' output; empty if it does not."""
-        if self.config.bf16_form != "factored":
-            return ""
-        bits = self.config.model.quant_bits
-        return f"the base has {bits} bits" if bits else "adapter.contraction=factored"
-
-    @property
     def done(self) -> bool:
         return is_done(self.folder, with_adapter=self.config.train.save_adapter)
 
@@ -98,10 +90,8 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             raise StudyError(f"{too_long}: give at most {card.max_length} in all")
         data = replace(config.data, seed=0)
         examples = once(_examples, config.model, data)
-        counted = resolved(config, partial(once, _training_rows, config.model, data))
-        if counted is not config:
-            validate(counted)
-            config = counted
+        config = resolved(config, partial(once, _training_rows, config.model, data))
+        validate(config)
         if form := config.bf16_form:  # as its record says
             config = replace(config, adapter=replace(config.adapter, contraction=form))
         model = card.fingerprint + (WITH_EXPERTS if covered.experts else "")

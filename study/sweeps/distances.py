@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from study.adapters import LoraBank, adapted, resolve_targets
 from study.adapters.infinite import EPS, STAND_IN, InfiniteRankBank
@@ -133,21 +133,19 @@ class InputMoments:
         self.count = 0
 
     @contextmanager
-    def watch(self, real_BT: Tensor | None = None) -> Iterator[None]:
+    def watch(self, real_BT: Tensor) -> Iterator[None]:
         add = partial(self._add, real_BT)
         with ExitStack() as hooks:
             for bank in self.banks:
                 hooks.enter_context(bank.register_forward_pre_hook(add))
             yield
-        self.count += int(real_BT.sum()) if real_BT is not None else 0
+        self.count += int(real_BT.sum())
 
     def means(self) -> dict[str, Any]:
         """By layer, ``[D, D]`` float64, on the host."""
         return {layer: (total / self.count).cpu().numpy() for layer, total in self.sums.items()}
 
-    def _add(self, real_BT: Tensor | None, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, LoraBank)
-        assert real_BT is not None
+    def _add(self, real_BT: Tensor, module: LoraBank, args: tuple[Tensor, ...]) -> None:
         x_ND = args[0].detach()[real_BT.bool().to(args[0].device)].double()
         self.sums[module.layer] = self.sums.get(module.layer, 0.0) + x_ND.mT @ x_ND
 

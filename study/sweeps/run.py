@@ -124,7 +124,9 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
             display.say(f"skipped {dropped} rows without target tokens")
         if pack.config.pack.padding_free is not False and not base.separates_sequences:
             display.say(f"{base.card.name} mixes the sequences of a row, so padding is computed")
-        for why in sorted({cell.bf16_note for cell in todo} - {""}):
+        if any(cell.config.bf16_form == "factored" for cell in todo):
+            bits = pack.config.model.quant_bits
+            why = f"the base has {bits} bits" if bits else "adapter.contraction=factored"
             display.say(f"bf16 ({why}): small outputs of adapters are lost, see docs/bf16.md")
         tracked = tracker(pack.config.tracker, display.say)
         failures = _Pass(pack, base, world, display, tracked, stop).train_folds()
