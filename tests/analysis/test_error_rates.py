@@ -19,15 +19,13 @@ from study.analysis.expectations import judged
 from study.analysis.fits import Floats, Lines, fit_lines, t_critical
 from study.analysis.predictions import with_predictions
 from study.analysis.verdicts import moderated
-from study.config.expectations import read_entry
+from study.config.expectations import Primary
 from study.report.text import table
 from study.vocabulary.quantities import PRIMARY
-from tests.config import test_expectations
-
-from .conftest import study_of
 
 RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 MARGIN = math.log(1.5) / math.log(1024 / 4)
+Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 
 
 def lines(
@@ -35,6 +33,8 @@ def lines(
     *,
     studies: int,
     seeds: int = 5,
+    ranks: Floats = RANKS,
+    level: float = 1.0,
     tilt: float = 0.0,
     noise: float = 0.1,
     bend: float = 0.0,
@@ -43,25 +43,45 @@ def lines(
 ) -> Lines:
     """The fits of ``studies`` studies, ``[1, studies]``.
 
-    ``tilt``: the common error of the slopes of a seed. ``noise``: that of a point. ``missing``:
+    ``level`` and ``tilt``: the common errors of a seed. ``noise``: that of a point. ``missing``:
     the share of cells that are missing at random. ``bend``: of the curve, whose line has the
     slope ``truth``. ``skewed``: the slopes of seeds are exponential.
     """
     rng = np.random.default_rng(11)
-    x = np.log(RANKS)[:, None]
+    x = np.log(ranks)[:, None]
     square = x**2 - np.polyval(np.polyfit(x[:, 0], x[:, 0] ** 2, 1), x)
-    batch = rng.standard_normal((seeds, 1, studies))
+    batch = level * rng.standard_normal((seeds, 1, studies))
     draw = rng.standard_exponential if skewed else rng.standard_normal
     slope = truth + tilt * (draw((seeds, 1, studies)) - skewed)
     y = (
         batch
         + slope * x
         + bend * square
-        + noise * rng.standard_normal((seeds, len(RANKS), studies))
+        + noise * rng.standard_normal((seeds, len(ranks), studies))
     )
     if missing:
         y[rng.random(y.shape) < missing] = np.nan
-    return fit_lines(RANKS, y[None])
+    return fit_lines(ranks, y[None])
+
+
+def assert_covers(covered: Any, what: str) -> None:
+    share = float(np.mean(covered))
+    assert 0.93 < share < 0.97, what
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seeds": 2},
+        {"seeds": 5, "tilt": 0.05, "noise": 0.01},
+        {"seeds": 3, "tilt": 0.05},
+        {"seeds": 3, "ranks": RANKS[:2]},
+    ],
+    ids=str,
+)
+def test_the_interval_of_a_slope_covers_19_times_in_20(changes: dict[str, Any]) -> None:
+    fit = lines(-0.5, studies=2_000, **changes)
+    assert_covers(np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope, str(changes))
 
 
 @pytest.mark.parametrize(("seeds", "decided", "least"), [(3, 0.96, 0.90), (5, 0.99, 0.92)])
@@ -102,7 +122,8 @@ def test_skewed_seeds_are_found_from_eight_seeds_on() -> None:
     assert found > 0.7
 
 
-@pytest.mark.parametrize(("rows", "spread"), [(5, 1.0), (30, 0.0)])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [5, 30])
 def test_pooled_variances_keep_the_error_rate_and_decide_more(rows: int, spread: float) -> None:
     """Rows at the margin, three seeds. ``spread``: of the log true standard deviations."""
     rng = np.random.default_rng(3)
@@ -129,7 +150,15 @@ PATTERN = np.resize([1, -1, -1, 1], 12)
 EDGES = ((THEORY + 0.1, np.ones(12)), (1.1 * THEORY, THEORY), (THEORY + 0.1 * PATTERN, PATTERN))
 """True exponents at the edge of the tolerance, and the direction of the errors that rows share: in
 the intercept, in the slope, and row by row."""
-PRIMARY_TEST = read_entry(test_expectations.PRIMARY | {"rival_predicts": -0.5})
+PRIMARY_TEST = Primary(
+    what="primary",
+    rows=["slope"],
+    rival="none",
+    rival_predicts=-0.5,
+    tolerance=0.1,
+    source="theory",
+    refuted_by="a line",
+)
 Draw = Callable[[Any, tuple[int, ...]], Floats]
 DRAWS: dict[str, Draw] = {
     "Gaussian": lambda rng, shape: rng.standard_normal(shape),
@@ -202,7 +231,7 @@ def test_seeds_that_lack_a_row_are_not_one_seed() -> None:
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 @pytest.mark.parametrize(("step", "method"), [(1, "linear"), (4, "grid")])
 def test_the_interval_of_p_star_covers_19_times_in_20(
-    step: int, method: str, missing: float
+    study: Study, step: int, method: str, missing: float
 ) -> None:
     """SGD's law r^(1 - 2p) under rules with p = 0, 1/2, 1, which share their draws and batches;
     three seeds. A layer is a study. ``missing``: the share of values without a logarithm."""
@@ -217,14 +246,15 @@ def test_the_interval_of_p_star_covers_19_times_in_20(
 
     axes = {"steps": (step,), "scaling": "power", "exponent": (0.0, 0.5, 1.0)}
     layers = tuple((f"layers.{n}", n, "q_proj") for n in range(1000))
-    cells, probes = study_of({("delta_w", "norm"): law}, layers=layers, **axes)
+    cells, probes = study({("delta_w", "norm"): law}, layers=layers, **axes)
     metrics = pd.DataFrame({"cell_id": cells["cell_id"], "step": step, "loss": 1.0})
     metrics = metrics.assign(loss_after=np.nan, clip_factor=1.0)
     found = stable_exponents(with_predictions(fit_exponents(cells, probes), cells, metrics, probes))
     found = found[found["layer"].str.startswith("layers") & (found["seeds"] == 3)]
     assert (found["method"] == method).all()
     found = found[found["ci_high"] > found["ci_low"]]
-    assert 0.93 < ((found["ci_low"] < 0.5) & (found["ci_high"] > 0.5)).mean() < 0.97
+    covered = (found["ci_low"] < 0.5) & (found["ci_high"] > 0.5)
+    assert_covers(covered, f"p*, {method}, {missing:g} missing")
 
 
 def test_committed_intervals_hold_predictions() -> None:
@@ -289,6 +319,20 @@ def test_a_family_rarely_has_a_false_word(name: str, tilt: float, rows: int) -> 
     if name == "flat":
         changes = np.isin(found, ("shrinks", "grows", "falls", "rises")).any(axis=1).mean()
         assert changes < 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(found))
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> None:
+    fit = lines(0.3, studies=2_000, seeds=seeds, noise=0.05)
+    table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
+    table = table.rename(columns={"slope": "exponent"})
+    place = {"curve_id": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
+    place |= {"kind": "all", "layer": "mean_log", "step": 0}
+    table = pd.concat([pd.DataFrame(place), table], axis=1)
+    false = with_verdicts(table)["bent"].mean()
+    bent = with_verdicts(table.assign(curvature=table["curvature"] + 0.1))["bent"].mean()
+    assert false == pytest.approx(0.05, abs=0.01)
+    assert bent > 0.95
 
 
 def one_mean(seeds: int, draw: str, count: int) -> list[float]:
