@@ -126,6 +126,8 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     up, variant = module.lora_B[adapter], ""
     if adapter in getattr(module, "lora_variant", {}):
         variant = type(module.lora_variant[adapter]).__name__
+    elif getattr(module, "use_dora", {}).get(adapter):  # before PEFT had variants
+        variant = "DoRA"
     elif up.bias is not None:
         variant = "lora_bias"
 
