@@ -355,7 +355,9 @@ def y_axis(
     """Label the y axis that ``panels`` share, with about five ticks; ``unit`` on a second line."""
     panels[0].set_ylabel(f"{quantity}\n{unit}" if unit else quantity, linespacing=1.15)
     if log:
-        log_axis(panels)
+        for ax in panels:
+            ax.set_yscale("log")
+        log_ticks(panels[0].yaxis, panels[0].get_ylim())
     else:
         # Matplotlib's own default reads the size of labels from the rcParams at every draw.
         panels[0].yaxis.set_major_locator(
@@ -434,12 +436,6 @@ def log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
     powers = LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf))
     axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}") if short else powers)
     axis.set_minor_locator(NullLocator())
-
-
-def log_axis(panels: Sequence[Axes] | np.ndarray) -> None:
-    for ax in panels:
-        ax.set_yscale("log")
-    log_ticks(panels[0].yaxis, panels[0].get_ylim())
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:

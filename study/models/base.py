@@ -66,12 +66,6 @@ class FrozenBase:
         return on_host.to(self.device, non_blocking=True)
 
     @property
-    def vocabulary(self) -> int:
-        """The number of logits per token."""
-        config: Any = self.model.config
-        return int(config.get_text_config(decoder=True).vocab_size)
-
-    @property
     def trunk(self) -> Any:
         """The part of the model below its head."""
         return self.model.get_submodule(trunk_name(self.model))

@@ -144,7 +144,8 @@ class DeltaW:
             return
         self._measured.add((layer, stack.first))
         with measurements.measuring(), measurements.of_pass(None):
-            product = product.formed() if product.is_compact else product
+            if product.is_compact and product.BA_kOD is None:
+                product = Product(stack, stack.B_kOR.float() @ stack.A_kRD.float())
             measurements.add("product", layer, stack, product)
             if not self._spectra or measurements.layers[layer].experts:
                 return

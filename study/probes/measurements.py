@@ -262,7 +262,7 @@ class Sent:
         parts, order = [], [*KEYS, *self.found.stats]
         for site in self.sites:
             indices = [self.found.sites.index(part) for part in UNIONS.get(site, (site,))]
-            sums_LX, counts_L = combine(sums_SLX[indices], axis=0), counts_SL[indices].sum(0)
+            sums_LX, counts_L = combine(sums_SLX[indices]), counts_SL[indices].sum(0)
             seen = counts_L.nonzero()[0]
             if not len(seen):
                 continue
@@ -273,7 +273,7 @@ class Sent:
                 of_layers[name] = [getattr(layer, name) for layer in layers]
             parts.append(pd.DataFrame(of_layers | self._values(site, sums_LX, counts_L)))
             if site in UNIONS:
-                sums_1X, count_1 = combine(sums_LX, axis=0)[None], counts_L.sum()[None]
+                sums_1X, count_1 = combine(sums_LX)[None], counts_L.sum()[None]
                 parts.append(pd.DataFrame(WHOLE_MODEL | self._values(site, sums_1X, count_1)))
         if not parts:
             return pd.DataFrame(columns=order)

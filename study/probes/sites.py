@@ -64,11 +64,6 @@ class Product:
             for some in B.float().split(rows, 1):
                 yield (some * gamma.view(-1, 1, 1)) @ A
 
-    def formed(self) -> "Product":
-        if self.BA_kOD is not None:
-            return self
-        return Product(self.stack, self.stack.B_kOR.float() @ self.stack.A_kRD.float())
-
     def of_inputs(self, x_knD: Tensor) -> Tensor:
         """``gamma B A x`` with x after dropout, ``[k, n, O]``."""
         _, A_kRD, B_kOR, gamma, *_ = self.stack

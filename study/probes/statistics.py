@@ -94,10 +94,10 @@ def statistics(sums: np.ndarray, count: np.ndarray, stats: Sequence[str]) -> dic
         return {stat: value.astype(np.float32) for stat, value in values.items()}
 
 
-def combine(sums: np.ndarray, axis: int) -> np.ndarray:
-    """The sums of a union of tensors: ``[..., SUMS]`` without ``axis``."""
-    combined = sums.sum(axis)
-    combined[..., MAX] = sums[..., MAX].max(axis)
+def combine(sums: np.ndarray) -> np.ndarray:
+    """The sums of a union of tensors: ``[..., SUMS]`` without the first axis."""
+    combined = sums.sum(0)
+    combined[..., MAX] = sums[..., MAX].max(0)
     return combined
 
 

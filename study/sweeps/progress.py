@@ -317,9 +317,8 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def start(self, labels: Iterable[str]) -> None:
-        self.label, *_ = labels
-        self.began, self.first_tokens = time.monotonic(), -1.0
+    def start(self, label: str) -> None:
+        self.label, self.began, self.first_tokens = label, time.monotonic(), -1.0
 
     def advance(self, metrics: Sequence[Mapping[str, float]]) -> None:
         """One step of the fold is done. ``metrics``: a row for each cell that has not diverged."""

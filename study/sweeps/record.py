@@ -78,7 +78,7 @@ class Recorder:
                 held.stuck.add(row)
                 held.fields |= {"steps_done": int(row["step"]), "seconds": row["seconds"]}
             tracked.start(held.writer.record, held.cell.label)
-        display.start(held.cell.label for held in fold)
+        display.start(fold[0].cell.label)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Take the results of one step, by cell (None: diverged before). Checkpoints if it is

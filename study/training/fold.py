@@ -248,17 +248,17 @@ class Fold:
     def _nll(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """The negative log-likelihoods of this process's supervised tokens, ``[N]``, and where they
         are, ``[B, T]`` on the CPU."""
-        device, world = self.base.device, self.world
+        base, world = self.base, self.world
         input_ids_BT = world.rows(batch.input_ids_BT, 0)[world.number]
         targets_BT = world.rows(batch.targets_BT, IGNORED)[world.number]
         supervised_BT = targets_BT != IGNORED  # on the CPU, so that the device never waits
         rows_N = supervised_BT.flatten().nonzero().flatten()
         bf16 = self.cells[0].precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            hidden_BTd = self.base.hidden_states(input_ids_BT, batch.lengths)
-            hidden_Nd = hidden_BTd.flatten(0, 1)[self.base.sent(rows_N)]
-            targets_N = self.base.sent(targets_BT.flatten()[rows_N])
-            nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=bf16):
+            hidden_BTd = base.hidden_states(input_ids_BT, batch.lengths)
+            hidden_Nd = hidden_BTd.flatten(0, 1)[base.sent(rows_N)]
+            targets_N = base.sent(targets_BT.flatten()[rows_N])
+            nll_N = target_losses(hidden_Nd, targets_N, base.logits, base.card.vocabulary)
         return nll_N, supervised_BT
 
     def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:

@@ -121,7 +121,7 @@ def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(tiny_b
 
 @pytest.mark.parametrize(("chunk", "targets"), [(1, 23), (7, 23), (100, 23), (4, 0)])
 def test_losses_and_gradients_are_those_of_the_whole(tiny_base, monkeypatch, chunk, targets):
-    vocabulary, sizes = tiny_base.vocabulary, []
+    vocabulary, sizes = tiny_base.card.vocabulary, []
     monkeypatch.setitem(fold.LOGITS, "cpu", chunk * vocabulary)
     torch.manual_seed(0)
     hidden_Nd, weights_N = torch.randn(targets, 64), torch.rand(targets)
