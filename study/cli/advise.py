@@ -23,7 +23,7 @@ from study.analysis.advice import Advice, Span, committed
 from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting, short_model
 from study.analysis.rates import best_rates_of
 from study.cli.group import PATH, cli
-from study.cli.rates import overrides_of
+from study.cli.rates import leaves, overrides_of
 from study.config.types import MOST_RANK, MOST_STEPS
 from study.errors import StudyError, unknown
 from study.integrations.configs import TOOLS, read_file
@@ -102,8 +102,7 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
     if path and (cells or path.parent.name == "cells"):
         cell = cells[0] if cells else path
         folder, record = find_cell(cell.parent.parent, cell.name)
-        [flat] = pd.json_normalize([record["config"]]).to_dict("records")
-        found = {str(key).removesuffix(".name"): value for key, value in flat.items()}
+        found = {key.removesuffix(".name"): x for key, x in leaves(record["config"]).items()}
         origin = f"cell {folder.name} of {folder.parent.parent.resolve().name}"
         data = of_cell(folder, record)
         words = [] if "peft" in record else overrides_of(record["config"], CHECK, ())

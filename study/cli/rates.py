@@ -132,7 +132,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     """
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
-    own = {k: v for k, v in _leaves(config).items() if NOT_TOLD.isdisjoint((k, k.split(".")[0]))}
+    own = {k: v for k, v in leaves(config).items() if NOT_TOLD.isdisjoint((k, k.split(".")[0]))}
     own = {k: v for k, v in own.items() if v is not None or k != "adapter.crossover"}
     if own["adapter.scaling"] == POWER:
         p = own["adapter.exponent"]
@@ -144,7 +144,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
             if group in swept or config[group]["name"] != usual[group]["name"]:
                 said.append(f"{group}={config[group]['name']}")
         axes = [f"{key}={written(own[key])}" for key in own if key in swept]
-        before = _leaves(OmegaConf.to_container(compose("config", said + axes), resolve=True))
+        before = leaves(OmegaConf.to_container(compose("config", said + axes), resolve=True))
     return said + [
         f"{key}={written(value)}"
         for key, value in own.items()
@@ -152,7 +152,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     ]
 
 
-def _leaves(config: Any) -> dict[str, Any]:
+def leaves(config: Any) -> dict[str, Any]:
     """Every dotted key of a nested configuration with its value. A list is one value."""
-    [leaves] = pd.json_normalize(config).to_dict("records")
-    return {str(key): value for key, value in leaves.items()}
+    [flat] = pd.json_normalize(config).to_dict("records")
+    return {str(key): value for key, value in flat.items()}

@@ -13,8 +13,8 @@ Lines are labelled in a column right of their panel, in their colours, instead o
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,11 +83,8 @@ PAPER: dict[str, Any] = {
 }
 
 
-@contextmanager
-def paper() -> Iterator[None]:
-    """Draw in this style, then restore the caller's rcParams. Works as a decorator too."""
-    with matplotlib.style.context(PAPER, after_reset=True):
-        yield
+paper = partial(matplotlib.style.context, PAPER, after_reset=True)
+"""``paper()``: draw in this style, then restore the caller's rcParams. Works as a decorator too."""
 
 
 def _layout() -> ConstrainedLayoutEngine:

@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from study.errors import StudyError
 
@@ -206,7 +206,7 @@ def check_no_link(*folders: Path) -> None:
 # Locks.
 
 
-class Lock:
+class Lock(contextlib.AbstractContextManager["Lock"]):
     """The lock of ``path``, held until :meth:`release`; a context manager. ``timeout``: seconds to
     wait before ``TimeoutError``."""
 
@@ -232,9 +232,6 @@ class Lock:
         with storing(self.path.parent):
             if not (self._is_held and _is_file_of(self.file, self.path)):
                 raise FileNotFoundError(errno.ENOENT, "it was deleted")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()

@@ -310,13 +310,6 @@ class Display:
         self.logged_at = time.monotonic()
         self._read_progress()
 
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
     def start(self, label: str) -> None:
         self.label, self.began, self.first_tokens = label, time.monotonic(), -1.0
 

@@ -113,11 +113,8 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
     pack = prepare(todo, device)
     # Processes divide copies of a base that is in the host's memory.
     base = worker.base(todo[0], device if world.size == 1 else processes.CPU)
-    with (
-        Display(todo[0].study_dir, len(todo), pack.config.train.steps, posted) as display,
-        contextlib.ExitStack() as at_the_end,
-        signals.patience(),
-    ):
+    display = Display(todo[0].study_dir, len(todo), pack.config.train.steps, posted)
+    with display.bar, contextlib.ExitStack() as at_the_end, signals.patience():
         if pack.config.pack.compile:
             at_the_end.callback(torch.compiler.reset)
         if dropped := pack.corpus.rows["dropped"]:
