@@ -209,11 +209,11 @@ def one_step(
     writer.append("metrics", pd.DataFrame([metrics]))
 
 
-def written(folder: Path, *cells: str, steps: int = 2) -> Path:
+def written(folder: Path, *cells: str) -> Path:
     """Complete cells of the ranks 2, 3 and so on. Returns ``folder``."""
     for rank, name in enumerate(cells, 2):
         writer = begin_cell(folder, name, rank)
-        for step in range(steps):
+        for step in range(2):
             one_step(writer, step, {LAYER: float(rank)})
-        writer.close("complete", steps_done=steps - 1)
+        writer.close("complete", steps_done=1)
     return folder

@@ -32,6 +32,7 @@ def test_a_step_is_on_the_page_within_five_seconds(watched, servers, tmp_path):
     address = servers.start(folder)
     page = watched.open(address)
     assert page.evaluate("document.body.dataset.tab") == "losses", "there is one rank"
+    assert page.evaluate("page.overview.report") == "No answer yet: two ranks are needed."
     page = watched.show("tab=layers")
     page.evaluate("window.sameDocument = true")
     assert page.locator("#live").inner_text() == "Live: 1 cell running"
@@ -43,6 +44,8 @@ def test_a_step_is_on_the_page_within_five_seconds(watched, servers, tmp_path):
         )
     assert min(waits) < 5, "the fastest of three, since a busy machine may delay one"
     assert page.evaluate("page.curves[0].y") == pytest.approx([1, 2, 3, 4], rel=1.1e-3)
+    losses = page.evaluate("page.overview.cells[0].curves.loss")
+    assert losses == {"step": [0, 1, 2, 3], "value": pytest.approx([2.0, 1.9, 1.8, 1.7])}
 
     second = begin_cell(folder, "bbb", rank=8)
     one_step(second, 0, {LAYER: 0.5})
@@ -61,7 +64,7 @@ def test_a_step_is_on_the_page_within_five_seconds(watched, servers, tmp_path):
 def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
     watched, servers, jsonl, tmp_path
 ):
-    folder = written(tmp_path / "results/odd", "aaa", steps=1)
+    folder = written(tmp_path / "results/odd", "aaa")
     address = servers.start(folder)
     page = watched.open(f"{address}#tab=layers")
     page.evaluate("window.sameDocument = true")

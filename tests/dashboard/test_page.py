@@ -16,14 +16,11 @@ from study.dashboard import document
 from study.dashboard.document import Page, export
 from study.dashboard.server import application
 from study.dashboard.studies import names_of, read_studies
-from study.dashboard.values import Measured
 from study.errors import StudyError
 from study.report import answer, answer_table, asked
 from study.report.text import minus, plain
 
 from .conftest import LAYER, begin_cell, one_step
-
-NORM = Measured("adapter_grad", "norm", "train")
 
 
 def shown(folder):
@@ -55,20 +52,6 @@ def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(trained,
     )
     assert found["rest"]["init"] == "kaiming"
     assert not {"lr", "rank"} & set(found["rest"])
-
-
-def test_a_running_cell_shows_what_it_has(tmp_path):
-    with pytest.raises(StudyError, match="no study in"):
-        read_studies([tmp_path])
-    writer = begin_cell(tmp_path, "aaa")
-    one_step(writer, 0, {LAYER: 1.0})
-    one_step(writer, 3, {LAYER: 2.0})
-    page = shown(tmp_path)
-    [cell] = page["cells"]
-    assert (cell["status"], cell["steps_done"], cell["probed"]) == ("running", 3, 2)
-    assert cell["curves"]["loss"] == {"step": [0, 3], "value": pytest.approx([2.0, 1.7])}
-    assert page["report"] == "No answer yet: two ranks are needed."
-    writer.close("failed", error="x")
 
 
 # ---- several studies
@@ -112,6 +95,9 @@ def test_one_study_at_a_time_and_a_table_of_all(offline, pair, works, refused):
     assert page.locator("h1").inner_text() == "second"
     assert page.evaluate(ranks) == ["second", [4, 8, 32], 9], "its own axes and seeds"
     assert "LoRA 0.0" in page.locator("#fit-title").inner_text()
+    alone = shown(pair[1])
+    for name in ("counts", "configuration", "report"):
+        assert page.evaluate(f"page.overview.{name}") == alone[name]
     page.go_back()
     offline.until("page.overview.study === 'first'")
     assert "LoRA −0.5" in page.locator("#fit-title").inner_text()
@@ -124,18 +110,6 @@ def test_one_study_at_a_time_and_a_table_of_all(offline, pair, works, refused):
     assert "AdamW, LoRA\tgradient norm over all adapters" in numbers
     assert "0.500 [0.500, 0.500]" in numbers, "paired: the draws are the same in both"
     assert offline.errors == []
-
-
-def test_each_study_keeps_the_numbers_of_its_own_page(pair):
-    page = Page(read_studies(pair), live=False)
-    message = page.message(NORM)
-    for key in ("0: 4-1", "1: 4-1", "1: 32-0"):
-        assert f'"cell":"{key}"'.encode() in message
-    assert b"0: 32-0" not in message
-    for own, folder in zip(json.loads(page.text())["pages"], pair, strict=True):
-        alone = shown(folder)
-        for name in ("counts", "configuration", "report"):
-            assert own[name] == alone[name]
 
 
 def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(tmp_path):
