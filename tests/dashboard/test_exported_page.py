@@ -1,14 +1,13 @@
 """The exported file in a browser without a network: its values and its controls."""
 
 import math
-import re
 from urllib.parse import parse_qs
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from study.dashboard.document import PARTS, SCRIPTS, export
+from study.dashboard.document import export
 from study.store import load_measured
 from tests.store.small_cells import flip
 
@@ -73,12 +72,12 @@ def test_a_file_stays_below_the_limit(tmp_path):
     assert file.stat().st_size <= most
 
 
-def test_no_request_and_no_error(offline, file):
-    page = offline.open(file.as_uri())
-    assert offline.requests == [file.as_uri()]
+def test_no_request_and_no_error(exported, file):
+    page = exported.show()
+    assert exported.requests == [file.as_uri()]
     assert page.locator("#counts").inner_text() == "✕ 2 diverged", "done ones are counted once"
     assert page.locator("#findings img").first.is_visible()
-    assert offline.errors == []
+    assert exported.errors == []
 
 
 # ---- layers
@@ -173,17 +172,17 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported, trained):
         assert f"{name} {slope:.2f}".replace("-", "−") in page.locator("#fit-title").inner_text()
 
 
-def test_every_control_changes_the_charts_and_the_address_restores_it(offline, file):
-    page = offline.open(file.as_uri() + "#tab=layers")
+def test_every_control_changes_the_charts_and_the_address_restores_it(exported, offline):
+    page = exported.show("tab=layers")
     wanted = {"optimizer": "sgd", "site": "adapter_out", "stat": "m4", "batch": "train"}
     wanted |= {"kind": "q_proj", "seed": "1", "rank": "2"}
     before = page.evaluate(HEAT)
     for name, value in wanted.items():
-        offline.choose(name, value)
+        exported.choose(name, value)
         after = page.evaluate(HEAT)
         assert after != before, name
         before = after
-    offline.choose("layer", page.locator("#layer option").last.get_attribute("value"))
+    exported.choose("layer", page.locator("#layer option").last.get_attribute("value"))
     page.locator("#step").fill("1")
     page.uncheck("#rules input[value='lora p=1']")
     page.evaluate("rendering")
@@ -194,10 +193,10 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(offline, f
 
     fields = (*wanted, "setting", "step", "layer")
     state = {name: page.locator(f"#{name}").input_value() for name in fields}
-    again = offline.open(page.url.replace("small.html#", "small.html?again#"))
+    again = offline.open(page.url)
     assert {name: again.locator(f"#{name}").input_value() for name in fields} == state
-    assert page.evaluate(HEAT) == shown
-    assert offline.errors == []
+    assert again.evaluate(HEAT) == shown
+    assert exported.errors == offline.errors == []
 
 
 def test_charts_can_be_saved_as_pictures(exported, tmp_path):
@@ -310,11 +309,3 @@ def test_the_page_lists_unreadable_cells(offline, tmp_path):
     assert not page.locator("#tabs [data-tab=layers]").is_visible()
     assert not page.locator("#choices").is_visible()
     assert offline.errors == []
-
-
-def test_no_name_is_defined_in_two_scripts():
-    """All scripts share one scope: a later definition would replace an earlier one."""
-    text = "\n".join((PARTS / name).read_text() for name in SCRIPTS)
-    names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", text, re.MULTILINE)
-    assert len(names) > 100
-    assert sorted({name for name in names if names.count(name) > 1}) == []
