@@ -53,6 +53,11 @@ def tracked(tmp_path_factory, study_process) -> Path:
     return folder
 
 
+@pytest.fixture
+def study_dir(tracked) -> Path:
+    return tracked / "results/default"
+
+
 @pytest.fixture(scope="session")
 def inspect() -> Callable[[Path], list[dict[str, Any]]]:
     """The records of an offline run, as ``wandb leet inspect --json`` prints them.

@@ -13,11 +13,6 @@ from study.tracking.workspace import workspace
 from tests.store.small_cells import CONFIG, RECORD, complete
 
 
-@pytest.fixture
-def study_dir(tracked):
-    return tracked / "results/default"
-
-
 def test_exponents_and_figures_are_artifacts(tracked, study_dir, inspect):
     cells = set(load_cells(str(study_dir))["cell_id"])
     [path] = [
