@@ -48,11 +48,6 @@ def model(request):
     return built(FAMILIES[request.param])
 
 
-@pytest.fixture
-def mixtral():
-    return built(FAMILIES["mixtral"])
-
-
 def built(config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -77,22 +72,26 @@ def move(pairs):
         pair.B_OR.data.copy_(torch.randn(pair.B_OR.shape, generator=stream) / 8)
 
 
-def merged_logits(model, pairs):
-    """The logits of a copy whose weights are ``W + gamma B A``, expert by expert."""
-    whole = copy.deepcopy(model)
+def weight_of(model, layer):
+    """The weight of a linear layer or of all experts, and whether it is transposed."""
+    path, _, name = layer.rpartition(".")
+    owner = model.get_submodule(path)
+    found = getattr(owner, name)
+    return (found.weight, False) if isinstance(found, nn.Linear) else (found, owner.is_transposed)
+
+
+def merged(model, pairs):
+    """A copy whose weights, which get gradients, are ``W + gamma B A``, expert by expert."""
+    whole = copy.deepcopy(model).requires_grad_()
     for layer, (A, B, gamma) in pairs.items():
-        if A.ndim == 2:
-            whole.get_submodule(layer).weight.data += gamma * B @ A
-            continue
-        transposed = whole.get_submodule(layer.rpartition(".")[0]).is_transposed
-        for expert, W in enumerate(whole.get_parameter(layer).data):
-            delta = gamma * B[expert] @ A[expert]
-            W += delta.T if transposed else delta
-    return whole(IDS_BT).logits
+        W, is_transposed = weight_of(whole, layer)
+        delta = gamma * B.detach() @ A.detach()
+        W.data += delta.mT if is_transposed else delta
+    return whole
 
 
-@torch.no_grad()
 def test_each_cell_of_a_fold_runs_with_its_own_experts(model):
+    """Gradients: ``gamma B^T G`` of A and ``gamma G A^T`` of B, with G that of the weight."""
     specs = [AdapterSpec(2, 1.5, seed=0), AdapterSpec(2, 0.5, seed=1), AdapterSpec(3, 0.7, seed=2)]
     ids_BT = IDS_BT.repeat(3, 1)
     plain = model(IDS_BT).logits
@@ -100,11 +99,25 @@ def test_each_cell_of_a_fold_runs_with_its_own_experts(model):
         torch.testing.assert_close(model(ids_BT).logits, plain.repeat(3, 1, 1))
         move([pair for bank in banks for pair in bank.pairs])
         pairs_K = [{bank.layer: bank.pairs[cell] for bank in banks} for cell in range(3)]
-        found_K = model(ids_BT).logits.chunk(3)
-    for found, pairs in zip(found_K, pairs_K, strict=True):
-        expected = merged_logits(model, pairs)
+        logits = model(ids_BT).logits
+        logits.square().sum().backward()
+        for bank in banks:
+            bank.bind_grads()
+    for found, pairs in zip(logits.chunk(3), pairs_K, strict=True):
+        whole = merged(model, pairs)
+        expected = whole(IDS_BT).logits
         assert (expected - plain).abs().max() > 0.01
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        expected.square().sum().backward()
+        for layer, (A, B, gamma) in pairs.items():
+            W, is_transposed = weight_of(whole, layer)
+            G = W.grad.mT if is_transposed else W.grad
+            for factor, wanted in (
+                (A, gamma * B.detach().mT @ G),
+                (B, gamma * G @ A.detach().mT),
+            ):
+                within = 1e-4 * float(wanted.abs().max())
+                torch.testing.assert_close(factor.grad, wanted, rtol=1e-3, atol=within)
     assert torch.equal(model(IDS_BT).logits, plain), "the plain model is restored"
 
 
@@ -132,25 +145,6 @@ def test_a_small_adapter_on_bf16_experts_is_not_lost():
             with torch.autocast("cpu", torch.bfloat16):
                 changed = (experts(x, index, weights) - plain).float()
             assert float(1 - (d * changed).sum() / d.square().sum()) == pytest.approx(0, abs=0.06)
-
-
-def test_gradients_are_those_of_the_weights(mixtral):
-    """``dL/dA = gamma B^T G`` and ``dL/dB = gamma G A^T`` with G the gradient of the weight."""
-    layers = experts_of(mixtral)
-    with adapted(mixtral, layers, [AdapterSpec(2, 1.5)]) as banks:
-        move([bank.pairs[0] for bank in banks])
-        mixtral(IDS_BT).logits.square().sum().backward()
-        for bank in banks:
-            bank.bind_grads()
-        pairs = {bank.layer: bank.pairs[0] for bank in banks}
-    for layer, (A, B, gamma) in pairs.items():
-        mixtral.get_parameter(layer).data += gamma * B.detach() @ A.detach()
-        mixtral.get_parameter(layer).requires_grad_(True)
-    mixtral(IDS_BT).logits.square().sum().backward()
-    for layer, (A, B, gamma) in pairs.items():
-        G = mixtral.get_parameter(layer).grad
-        torch.testing.assert_close(A.grad, gamma * B.detach().mT @ G, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(B.grad, gamma * G @ A.detach().mT, rtol=1e-3, atol=1e-5)
 
 
 def test_a_trained_adapter_is_one_of_peft_and_comes_back(model, tmp_path):
