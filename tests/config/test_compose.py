@@ -11,8 +11,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from study.config.compose import CONF, compose, expected_best, parse
-from study.config.hints import as_study_errors
-from study.errors import StudyError
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -23,14 +21,11 @@ def loader():
         yield GlobalHydra.instance().config_loader()
 
 
-def by_hydra(loader, overrides):
-    return parse(loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN))
-
-
 def assert_same(loader, shared, cells):
     found = compose(loader, "config", shared, cells)
     for cell, config in zip(cells, found, strict=True):
-        assert repr(config) == repr(by_hydra(loader, [*shared, *cell])), cell
+        alone = loader.load_configuration("config", [*shared, *cell], run_mode=RunMode.RUN)
+        assert repr(config) == repr(parse(alone)), cell
 
 
 def alternatives(values):
@@ -50,21 +45,6 @@ def test_the_cells_of_an_experiment_are_those_of_hydra(loader, experiment):
 def test_cells_may_set_different_keys_and_a_key_twice(loader):
     cells = [["adapter.rank=4", "seed=1"], [], ["adapter.rank=2", "adapter.rank=32"], ["seed=5"]]
     assert_same(loader, ["model=tiny"], cells)
-
-
-@pytest.mark.parametrize(
-    ("mistake", "says"),
-    [
-        ("adapter.rnak=4", "did you mean adapter.rank?"),
-        ("name=???", "name is not set"),
-        ("optimizer.lr=???", "optimizer.lr is not set"),
-        ("data.seed=${nothing}", "Interpolation key 'nothing' not found"),
-        ("optimizer=adamx", "did you mean adam?"),
-    ],
-)
-def test_a_mistake_of_a_later_cell_gets_one_line(loader, mistake, says):
-    with pytest.raises(StudyError, match=re.escape(says)), as_study_errors():
-        compose(loader, "config", ["model=tiny"], [["seed=1"], ["seed=2", mistake]])
 
 
 MOVE, R_SIGN, CROSSOVER, STEPS = 85.0, 9.8, 10.0, 128

@@ -1,7 +1,7 @@
 """Identity and validation of cells."""
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 
@@ -12,12 +12,6 @@ from study.errors import StudyError
 SOURCES = Sources(model="m", tokenizer="t", data="d")
 
 
-MATTERS = """
-adapter.rank=9 adapter.alpha=17 adapter.scaling=rslora adapter.targets=attention optimizer.lr=1e-3
-optimizer=sgd seed=1 data.seed=1 data.sequence_length=47 precision=bf16 train.steps=4
-train.accumulation=2 train.clip=1 train.eval_every=1 probes.steps=[0] probes.sites=[A]
-probes.stats=[all,r_align] probes.batch=[train,noise] probes.tokens=7 probes.truncations=log
-"""
 DOES_NOT = """
 name=other results_dir=elsewhere plots_dir=x device=cpu pack.fold=3 pack.max_cells=2
 pack.compile=true adapter.alpha=16 probes.steps=[0,1,2,3] train.eval_every=3
@@ -26,11 +20,10 @@ probes.stats=[nonfinite,mean_abs,rms,m4,max_abs,norm,descent,stable_rank,spectra
 """Steps as log and the usual evaluation have them, and all usual statistics in another order."""
 
 
-def test_what_moves_the_numbers_moves_the_identity(cell):
-    usual = identity(cell(), SOURCES)
-    found = {identity(cell(override), SOURCES) for override in MATTERS.split()}
-    assert len(found - {usual}) == len(MATTERS.split())
-    assert {identity(cell(override), SOURCES) for override in DOES_NOT.split()} == {usual}
+def test_what_moves_no_number_does_not_move_the_identity(cell):
+    """What does is in tests/contract/ids.json."""
+    found = {identity(cell(override), SOURCES) for override in DOES_NOT.split()}
+    assert found == {identity(cell(), SOURCES)}
 
 
 def test_the_form_of_a_bf16_cell_is_part_of_its_identity(cell):
@@ -53,11 +46,6 @@ def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell):
 def test_the_order_of_targets_does_not_matter(cell):
     a, b = cell("adapter.targets=[q_proj,v_proj]"), cell("adapter.targets=[v_proj,q_proj]")
     assert identity(a, SOURCES) == identity(b, SOURCES)
-
-
-def test_sources_move_the_identity(cell):
-    found = {identity(cell(), replace(SOURCES, **{name: "x"})) for name in asdict(SOURCES)}
-    assert len(found | {identity(cell(), SOURCES)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -89,8 +77,6 @@ MISTAKES = {
     "adapter.scaling=crossover adapter.crossover=null": "needs adapter.crossover: give 40",
     "adapter.crossover=-1": "adapter.crossover=-1 should be greater than or equal to 0",
     "adapter.rank=0": "adapter.rank=0",
-    "adapter.rank=four": "adapter.rank=four",
-    "adapter.rank=inf": INFINITE,
     "adapter.rank=inf adapter.scaling=rslora optimizer=adamw": INFINITE,
     "adapter.rank=inf adapter.exponent=0.6 adapter.scaling=power optimizer=sgd": INFINITE,
     "adapter.rank=inf adapter.scaling=rslora optimizer=sgd adapter.init=orthogonal": INFINITE,
@@ -110,15 +96,12 @@ MISTAKES = {
     "train.epochs=0": "train.epochs=0 should be greater than 0",
     "train.checkpointing=true adapter.dropout=0.1": "set one of them to false or 0",
     "train.answer_tokens=3 train.eval_every=0": "never evaluates",
-    "device=tpu": "unknown device 'tpu': choose from auto, cpu, cuda",
     "probes.sites=[adapter_inn]": "unknown probes.sites 'adapter_inn': choose from all, adapter_in",
     "probes.steps=soon": "probes.steps=soon is not a schedule",
     "probes.every=2": "both set",
     "probes.truncations=deep": "probes.truncations=deep: ranks must be",
-    "pack.fold=0": "pack.fold=0",
     "pack.compile=maybe": "pack.compile='maybe' should be a valid boolean",
     "pack.padding_free=0": "unknown pack.padding_free 0: choose from true, false, auto",
-    "data.sequence_length=1": "data.sequence_length=1",
     "results_dir=": "results_dir=",
 }
 
