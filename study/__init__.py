@@ -77,11 +77,14 @@ def train(settings: Mapping[str, Any], name: str) -> "Study":
     ``"[0,1,10]"``. Cells that have results are not trained again. Raises
     :class:`study.errors.StudyError` as the command does.
     """
-    from study.config.values import word
     from study.sweeps.app import main
 
+    def text(value: Any) -> str:
+        words = {None: "null", True: "true", False: "false"}
+        return words[value] if value is None or isinstance(value, bool) else str(value)
+
     lists = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
-    words = ["-m", f"name={name}", *(f"{k}={','.join(map(word, of))}" for k, of in lists.items())]
+    words = ["-m", f"name={name}", *(f"{k}={','.join(map(text, of))}" for k, of in lists.items())]
     before = sys.argv  # Hydra reads it
     try:
         main(words)

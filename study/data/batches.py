@@ -27,6 +27,8 @@ from study.store.cache import kept_arrays
 
 IGNORED = -100
 """The target that torch's ``cross_entropy`` ignores."""
+FILLS = {"input_ids_BT": 0, "targets_BT": IGNORED, "real_BT": False}
+"""The tensors of a batch, and what fills a row that is shorter than others."""
 WINDOW = 1000
 """Examples that :meth:`TokenTable.packed` looks at together, as LLaMA-Factory and TRL do."""
 
@@ -54,37 +56,23 @@ class TokenBatch:
 
     @classmethod
     def stacked(cls, batches: Sequence["TokenBatch"]) -> "TokenBatch":
-        return cls(
-            torch.cat([batch.input_ids_BT for batch in batches]),
-            torch.cat([batch.targets_BT for batch in batches]),
-            torch.cat([batch.real_BT for batch in batches]),
-            [row for batch in batches for row in batch.lengths],
-        )
+        tensors = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in FILLS}
+        return cls(**tensors, lengths=[row for batch in batches for row in batch.lengths])
 
     @classmethod
     def in_rows(cls, batches: Sequence["TokenBatch"]) -> "TokenBatch":
         """The real tokens of each batch in one row, ``[len(batches), N]``."""
-
-        def rows(name: str, fill: int) -> Tensor:
-            real = [getattr(batch, name)[batch.real_BT] for batch in batches]
-            return pad_sequence(real, batch_first=True, padding_value=fill)
-
-        return cls(
-            rows("input_ids_BT", 0),
-            rows("targets_BT", IGNORED),
-            rows("real_BT", False),
-            [[length for row in batch.lengths for length in row] for batch in batches],
-        )
+        tensors = {
+            name: pad_sequence([getattr(one, name)[one.real_BT] for one in batches], True, fill)
+            for name, fill in FILLS.items()
+        }
+        lengths = [[n for row in batch.lengths for n in row] for batch in batches]
+        return cls(**tensors, lengths=lengths)
 
     def trimmed(self, multiple: int = 1) -> "TokenBatch":
         """The same batch with the fewest columns that hold its tokens, and are a ``multiple``."""
         longest = -(-max(map(sum, self.lengths)) // multiple) * multiple
-        return TokenBatch(
-            self.input_ids_BT[:, :longest],
-            self.targets_BT[:, :longest],
-            self.real_BT[:, :longest],
-            self.lengths,
-        )
+        return replace(self, **{name: getattr(self, name)[:, :longest] for name in FILLS})
 
 
 @dataclass(frozen=True, eq=False)

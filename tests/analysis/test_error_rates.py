@@ -22,10 +22,10 @@ from study.analysis.verdicts import moderated
 from study.config.expectations import Primary
 from study.report.text import table
 from study.vocabulary.quantities import PRIMARY
+from tests.analysis.conftest import study_of
 
 RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 MARGIN = math.log(1.5) / math.log(1024 / 4)
-Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 
 
 def lines(
@@ -231,7 +231,7 @@ def test_seeds_that_lack_a_row_are_not_one_seed() -> None:
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 @pytest.mark.parametrize(("step", "method"), [(1, "linear"), (4, "grid")])
 def test_the_interval_of_p_star_covers_19_times_in_20(
-    study: Study, step: int, method: str, missing: float
+    step: int, method: str, missing: float
 ) -> None:
     """SGD's law r^(1 - 2p) under rules with p = 0, 1/2, 1, which share their draws and batches;
     three seeds. A layer is a study. ``missing``: the share of values without a logarithm."""
@@ -246,7 +246,7 @@ def test_the_interval_of_p_star_covers_19_times_in_20(
 
     axes = {"steps": (step,), "scaling": "power", "exponent": (0.0, 0.5, 1.0)}
     layers = tuple((f"layers.{n}", n, "q_proj") for n in range(1000))
-    cells, probes = study({("delta_w", "norm"): law}, layers=layers, **axes)
+    cells, probes = study_of({("delta_w", "norm"): law}, layers=layers, **axes)
     metrics = pd.DataFrame({"cell_id": cells["cell_id"], "step": step, "loss": 1.0})
     metrics = metrics.assign(loss_after=np.nan, clip_factor=1.0)
     found = stable_exponents(with_predictions(fit_exponents(cells, probes), cells, metrics, probes))
