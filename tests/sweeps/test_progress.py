@@ -5,21 +5,15 @@ import re
 import time
 from datetime import UTC, datetime, timedelta
 
-import pandas as pd
 import pytest
 
 from study.sweeps.progress import WAITING, LiveSweep, live_sweeps, load_status, posted
 from tests.forked import STUDY, Forked
-from tests.store.small_cells import opened
-
-ADAPTER = {"rank": 8, "alpha": 16.0, "scaling": "rslora"}
-CONFIG = {"adapter": ADAPTER, "optimizer": {"name": "adamw", "lr": 1e-4}, "train": {"steps": 3}}
-CONFIG |= {"data": {}, "seed": 0}
-ABOUT = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 1.0, "config": CONFIG}
+from tests.store.small_cells import RECORD, append, opened
 
 
 def planned(number):
-    return [{"cell_id": f"c{n}", **ABOUT} for n in range(number)]
+    return [RECORD | {"cell_id": f"c{n}"} for n in range(number)]
 
 
 def ago(seconds):
@@ -27,17 +21,23 @@ def ago(seconds):
 
 
 def begin(study_dir, cell_id, steps, started=0.0):
-    record = {"cell_id": cell_id, **ABOUT, "started": ago(started)}
-    writer = opened(study_dir / "cells" / cell_id, "", record)
-    for step in range(steps):
-        row = {"step": step, "tokens": 1, "loss": 1.0, "seconds": 0.1}
-        writer.append("metrics", pd.DataFrame([row]))
-    return writer
+    record = RECORD | {"cell_id": cell_id, "started": ago(started)}
+    return append(opened(study_dir / "cells" / cell_id, "", record), range(steps))
 
 
 def test_a_sweep_is_seen_while_it_lives(tmp_path):
-    """A cell without a record is waiting, and so is a study without a cell."""
+    """A cell without a record is waiting, and so is a study without a cell. The file of a killed
+    sweep is ignored, and the next sweep deletes it."""
+    pid = os.fork()
+    if not pid:
+        with posted({tmp_path: planned(1)}):
+            os._exit(9)
+    os.waitpid(pid, 0)
+    [left] = tmp_path.glob("sweep-*.json")
+    assert LiveSweep.read(left) is not None
+    assert live_sweeps(tmp_path) == []
     with posted({tmp_path: planned(2)}):
+        assert not left.exists()
         assert list(load_status(tmp_path)["status"]) == [WAITING] * 2
         begin(tmp_path, "c0", 1).close("failed", steps_done=0, error="x")
         with posted({tmp_path: planned(1)}):
@@ -49,19 +49,6 @@ def test_a_sweep_is_seen_while_it_lives(tmp_path):
     assert live_sweeps(tmp_path) == []
     assert list(load_status(tmp_path)["status"]) == ["failed"]
     assert not list(tmp_path.glob("sweep-*"))
-
-
-def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path):
-    pid = os.fork()
-    if not pid:
-        with posted({tmp_path: planned(1)}):
-            os._exit(9)
-    os.waitpid(pid, 0)
-    [left] = tmp_path.glob("sweep-*.json")
-    assert LiveSweep.read(left) is not None
-    assert live_sweeps(tmp_path) == []
-    with posted({tmp_path: planned(1)}):
-        assert not left.exists()
 
 
 def test_the_time_left_is_that_of_the_work_left(tmp_path):
@@ -119,4 +106,3 @@ def test_the_first_seed_gives_a_first_answer(jsonl, works, here):
     assert "LoRA" in said[told + 1]
     assert "Rank 4 against rank 2" in said[told + 1]
     assert sum(" of 4 cells done" in text for text in said[told:]) == 2
-    assert "first answer" not in works(*line, "seed=5").err
