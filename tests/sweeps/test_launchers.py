@@ -1,13 +1,11 @@
 """Packs for the devices of a launcher, the launchers of ``conf/launcher``, and names of cells."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
-from study.config.compose import CONF
 from study.store import load_measured
-from study.sweeps.app import parallel_jobs
 from study.sweeps.cells import plan
 from study.sweeps.packs import packs
 
@@ -18,7 +16,7 @@ def ranks(groups):
 
 def test_auto_deals_as_many_packs_as_devices_by_cost(cell):
     cells = plan(
-        cell("pack.max_cells=auto", f"adapter.rank={rank}", f"seed={n}")
+        replace(cell("pack.max_cells=auto", f"adapter.rank={rank}"), seed=n)
         for rank in (4096, 8, 2)
         for n in (0, 1)
     )
@@ -29,7 +27,7 @@ def test_auto_deals_as_many_packs_as_devices_by_cost(cell):
 
 def test_packs_share_what_they_must(cell):
     configs = [
-        cell(f"adapter.rank={r}", f"seed={s}", f"optimizer={o}")
+        replace(cell(f"adapter.rank={r}", f"optimizer={o}"), seed=s)
         for r in (8, 2)
         for s in (0, 1)
         for o in ("sgd", "adamw")
@@ -42,22 +40,14 @@ def test_packs_share_what_they_must(cell):
     assert ranks(packs(capped)) == [[2, 16], [4, 8]], "each pack gets low and high ranks"
 
 
-def test_the_launcher_gpus_has_a_process_per_visible_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["launcher=gpus"], return_hydra_config=True)
-    assert config.hydra.launcher._target_.endswith("JoblibLauncher")
-    assert config.pack.max_cells == "auto"
-    assert parallel_jobs(config.hydra.launcher) == 3
-
-
-def test_a_sweep_with_the_launcher_gpus_has_the_same_numbers(works, jsonl, here):
+def test_the_launcher_gpus_has_a_process_per_visible_gpu(works, jsonl, here, monkeypatch):
+    """The numbers are those of one process."""
     small = ("model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=2", "train.steps=1")
     line = ("train", "-m", *small, "adapter.rank=2,3")
-    works(*line, "results_dir=here")
-    ran = works(*line, "launcher=gpus", "device=cpu", "pack.devices=2")
-    assert "2 cells, 0 done, 2 to train in 2 packs" in ran.err
+    says = "2 cells, 0 done, 2 to train in 2 packs"
+    assert says in works(*line, "results_dir=here", "pack.max_cells=auto", "pack.devices=2").err
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert says in works(*line, "launcher=gpus", "device=cpu").err
     one, two = (load_measured(f"{folder}/default") for folder in ("here", "results"))
     assert list(one.cells["cell_id"]) == list(two.cells["cell_id"])
     losses = list(one.metrics["loss"])
