@@ -21,8 +21,7 @@ MIXED += "train.schedule=cosine"
 @pytest.mark.parametrize(
     ("same", "key", "values"),
     [
-        ("seed=0,1 pack.fold=2", "pack.padding_free", ("true", "false")),
-        (FOUR, "pack.fold", ("auto", "1")),
+        (f"{FOUR} pack.fold=4", "pack.padding_free", ("true", "false")),
         (MIXED, "pack.fold", ("auto", "1")),
     ],
 )
