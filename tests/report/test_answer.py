@@ -8,6 +8,8 @@ import pytest
 from study.analysis import load_tables
 from study.report import answer
 
+from .conftest import report_on
+
 POWERS = {"lora": 1.0, "rslora": 0.5, "power 0": 0.0, "power 0.75": 0.75, "power 1.5": 1.5}
 
 
@@ -75,12 +77,6 @@ def test_without_both_there_is_no_reason_to_give(on_disk, study):
     assert not [line for line in said(on_disk(**study)) if line.startswith("A larger output")]
 
 
-def test_one_rule(on_disk):
-    [line, losses] = said(on_disk(rules={"power 0.75": 0.75}))
-    assert "step 1: under power p = 0.75 the gradient norm shrinks to" in line
-    assert losses.startswith("Held-out perplexity (20.1 before training): under power p = 0.75 it")
-
-
 def test_one_seed_gives_measurements_and_no_verdict(on_disk):
     lines = said(on_disk(seeds=(0,), outputs={"train": growing}, final=learns))
     assert "the gradient norm is at 10 %" in lines[0]
@@ -107,7 +103,8 @@ def test_settings_with_the_same_sentence_are_merged(on_disk):
 
 
 def test_one_rank_is_said_to_be_one(on_disk):
-    lines = said(on_disk(ranks=(8,)))
+    folder = on_disk(ranks=(8,))
+    lines = said(folder)
     assert lines[0] == (
         "Every cell has rank 8, so the study can't say how anything changes with the rank: sweep "
         "adapter.rank."
@@ -117,6 +114,9 @@ def test_one_rank_is_said_to_be_one(on_disk):
         "rsLoRA it is 12.2 after training."
     )
     assert len(lines) == 2
+    report = report_on(folder)
+    assert "How does each quantity change" not in report
+    assert "<summary>What was run?" in report
 
 
 def test_infinite_rank_is_neither_a_rank_to_fit_nor_an_error(on_disk):

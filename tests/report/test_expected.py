@@ -12,7 +12,7 @@ import yaml
 
 from study.analysis import load_tables
 from study.analysis.expectations import Compared, compare
-from study.config.expectations import Expectation, Primary
+from study.config.expectations import Expectation, read_entry
 from study.report import as_markdown, report_of
 from study.report.expected import (
     expected_section,
@@ -22,21 +22,12 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.text import minus
+from tests.config.test_expectations import PRIMARY, SLOPE
 
 OnDisk = Callable[..., Path]
 Cell = Mapping[str, Any]
-NORM = Expectation(
-    what="slope",
-    site="adapter_grad",
-    stat="norm",
-    step=0,
-    optimizer="sgd",
-    predicted=0.0,
-    tolerance=0.02,
-    rule="rslora",
-    source="Theorem 3.2",
-    refuted_by="a slope | beyond 0.02",
-)
+ABOUT = {"source": "Theorem 3.2", "refuted_by": "a slope | beyond 0.02"}
+NORM = read_entry(SLOPE | {"rule": "rslora", "predicted": 0.0, "tolerance": 0.02} | ABOUT)
 P_STAR = replace(NORM, what="p_star", rule=None, predicted=0.5)
 
 
@@ -87,18 +78,6 @@ def test_a_row_for_each_rule_or_one_if_rules_share_it(tables: Any) -> None:
     assert curves == [("p=0.5", "agrees"), ("p=1", "differs")]
 
 
-def test_the_lowest_rate_is_read_unless_one_is_named(on_disk: OnDisk) -> None:
-    """The norm has the slope 0 at 1e-3 and 0.5 at 1e-2."""
-    folder = on_disk(
-        lrs=(1e-3, 1e-2),
-        ranks=(4, 256),
-        rules={"rslora": 0.5},
-        norm=lambda c, s: norm(c, s) * c["rank"] ** (0.5 * (c["lr"] > 1e-3)),
-    )
-    lowest, named = compared(folder, NORM, replace(NORM, lr=1e-2, predicted=0.5))
-    assert (lowest.verdict, named.verdict) == ("agrees", "agrees")
-
-
 @pytest.mark.parametrize(
     ("seeds", "verdict"), [((0,), "one seed"), ((0, 1), "unclear"), ((0, 1, 2), "agrees")]
 )
@@ -107,20 +86,23 @@ def test_a_verdict_needs_three_seeds(on_disk: OnDisk, seeds: Sequence[int], verd
     assert (row.verdict, row.seeds) == (verdict, len(seeds))
 
 
-def test_the_last_step_and_what_is_missing(on_disk: OnDisk) -> None:
+def test_the_lowest_rate_is_read_unless_one_is_named_and_what_is_missing_is_said(
+    on_disk: OnDisk,
+) -> None:
+    """The norm has the slope 0 at 1e-3 and 0.5 at 1e-2; each step adds 0.1."""
     folder = on_disk(
+        lrs=(1e-3, 1e-2),
         probed=(0, 1, 4),
         ranks=(4, 256),
         rules={"rslora": 0.5},
-        norm=lambda c, s: norm(c, s) * c["rank"] ** (0.1 * s),
+        norm=lambda c, s: norm(c, s) * c["rank"] ** (0.5 * (c["lr"] > 1e-3) + 0.1 * s),
     )
     rate = replace(NORM, what="best_rate", site=None, stat=None, step=None)
-    last, absent, rate = compared(
-        folder, replace(NORM, step="last", predicted=0.4), replace(NORM, step=3), rate
-    )
-    assert (last.step, last.verdict) == (4, "agrees")
-    assert (absent.verdict, rate.verdict) == ("not measured", "not measured")
-    assert math.isnan(absent.measured)
+    named, last = replace(NORM, lr=1e-2, predicted=0.5), replace(NORM, step="last", predicted=0.4)
+    found = compared(folder, NORM, named, last, replace(NORM, step=3), rate)
+    assert [row.verdict for row in found] == ["agrees"] * 3 + ["not measured"] * 2
+    assert found[2].step == 4
+    assert math.isnan(found[3].measured)
 
 
 def test_best_rates(on_disk: OnDisk) -> None:
@@ -161,15 +143,8 @@ def test_the_section_counts_and_lists_them(tables: Any) -> None:
 def test_the_primary_test_leads(tables: Any) -> None:
     """Seeds differ by 0.002 in both slopes, so in the intercept and not in the slope."""
     lora = replace(NORM, rule="lora", predicted=-0.5)
-    primary = Primary(
-        what="primary",
-        rows=["slope"],
-        rival="no change with the rank",
-        rival_predicts=0,
-        tolerance=0.1,
-        source="Theorem 3.2",
-        refuted_by="a line",
-    )
+    about = {"rival": "no change with the rank", "rival_predicts": 0, "source": "Theorem 3.2"}
+    primary = read_entry(PRIMARY | about)
     rows = [vars(NORM), vars(lora)]
 
     def both(**record: Any) -> list[dict[str, Any]]:

@@ -18,10 +18,6 @@ from study.store import load_records
 from .conftest import report_on
 
 
-def caveats_of(folder):
-    return caveats(load_tables(folder), load_records(folder))
-
-
 def test_ranks_are_whole_numbers(on_disk, study_cli):
     folder = on_disk(ranks=(4, 1_048_576), seeds=(0,))
     printed = [study_cli(command, str(folder)).out for command in ("status", "analyze")]
@@ -82,7 +78,8 @@ CAVEATS = [
 @pytest.mark.parametrize(("study", "expected"), CAVEATS)
 def test_each_caveat(on_disk, study, expected):
     """These, and no others."""
-    lines = caveats_of(on_disk(**study))
+    folder = on_disk(**study)
+    lines = caveats(load_tables(folder), load_records(folder))
     assert len(lines) == len(expected), lines
     for words in expected:
         [line] = [line for line in lines if words[0] in line]
@@ -127,7 +124,8 @@ def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk):
 
 
 def test_p_star_is_said_once_for_each_optimizer(on_disk):
-    """Not for each rule. Of rules that measured it apart, the one with small steps is read."""
+    """Not for each rule. Of rules that measured it apart, the one with small steps is read. Rules
+    share their draws, and step 0 is before any update."""
     study = {"seeds": (0, 1, 2), "ranks": (4, 256)}
     study["lazy"] = lambda cell: 0.5 if cell["scaling"] == "rslora" else 1.0
     on_disk(**study)
@@ -135,8 +133,13 @@ def test_p_star_is_said_once_for_each_optimizer(on_disk):
     stable = text.split("<summary>At which p does")[1].split("</details>")[0]
     named = [line.split("**")[1] for line in stable.splitlines() if line.startswith("- **")]
     assert named == ["AdamW", "SGD", "every optimizer"]
-    keys = [tuple(line.split(" | ")[:3]) for line in stable.splitlines() if line.startswith("| ")]
+    rows = [line.split(" | ") for line in stable.splitlines() if line.startswith("| ")]
+    keys = [tuple(row[:3]) for row in rows]
     assert len(keys) == len(set(keys))
+    first = [(row[1][:8], row[0], row[3]) for row in rows if row[2] == "0"]
+    assert [row[1:] for row in first if row[0] == "gradient"] == [("| every optimizer", "LoRA")]
+    assert {row[1] for row in first if row[0] == "descent "} == {"| AdamW", "| SGD"}
+    assert stable.count("Step 0 is before any update, so optimizers agree.") == 1
     assert "\n| SGD | descent of an update | 1 | LoRA |" in stable
 
 

@@ -97,18 +97,6 @@ def test_exponents_have_factors_theory_and_words(on_disk):
     assert "Verdicts are stricter than the intervals" in text
 
 
-def test_p_star_has_one_row_for_all_rules(on_disk):
-    """Rules share their draws, and step 0 is before any update."""
-    few = {"seeds": (0, 1, 2), "ranks": (4, 256)}
-    on_disk(**few)
-    text = section(on_disk(**few, optimizer={"name": "signsgd"}), P_STAR)
-    norm = [row for row in rows_of(text) if row[1].startswith("gradient norm") and row[2] == "0"]
-    assert [(row[0], row[3]) for row in norm] == [("every optimizer", "LoRA")]
-    assert text.count("Step 0 is before any update, so optimizers agree.") == 1
-    descent = [row for row in rows_of(text) if row[1].startswith("descent") and row[2] == "0"]
-    assert {row[0] for row in descent} == {"SGD", "SignSGD"}
-
-
 def test_a_rule_with_another_number_is_named_in_the_row(on_disk):
     def norm(cell, step):
         return cell["rank"] ** (0.1 if cell["scaling"] == "lora" else 0.0) * (1 + cell["seed"])
@@ -156,9 +144,3 @@ def test_each_setting_has_a_name_in_the_table_of_losses():
     names = {row["rule"] for row in section.tables[0].rows}
     assert len(names) == 12
     assert {"LoRA, γ = α/r, warmup=5", "LoRA, γ = α/r, common setting"} <= names
-
-
-def test_at_one_rank_nothing_is_fitted(on_disk):
-    text = report_on(on_disk(ranks=(8,)))
-    assert EXPONENTS not in text
-    assert "<summary>What was run?" in text
