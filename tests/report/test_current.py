@@ -30,21 +30,32 @@ def run(*words):
 
 
 def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small):
-    plots = small.parents[1] / "plots/known"
+    """Damage in what is not computed from the cells says how to mend it."""
+    plots, kept = small.parents[1] / "plots/known", []
     run("analyze", small)
     run("report", small)
     assert set(pd.read_parquet(small / "exponents.parquet")["rank_min"]) == {4.0}
     assert set(study.load(str(small)).exponents["rank_min"]) == {4.0}
     assert (plots / "grad_norm_vs_rank.png").exists()
-    for record in load_records(small):
+    records = load_records(small)
+    for record in records:
         if record["config"]["adapter"]["rank"] == 4:
             shutil.rmtree(small / "cells" / record["cell_id"])
+        else:
+            kept.append(record["cell_id"])
     run("report", small)
     assert study.load(str(small)).exponents.empty
     text = (small / "report.md").read_text()
     assert "ranks 32;" in text
     assert "grad_norm_vs_rank" not in text
     assert not list(plots.glob("grad_norm_vs_rank.*"))
+    ids = ["free x", *(record["cell_id"] for record in records)]
+    write_table(small / "distances.parquet", pd.DataFrame({"cell_id": ids, "value": 1.0}))
+    assert sorted(study.load(str(small)).distances["cell_id"]) == sorted(kept)
+    (small / "distances.parquet").write_bytes(b"PAR1")
+    result = CliRunner().invoke(cli, ["analyze", str(small)])
+    assert result.exit_code != 0
+    assert f"delete it and run `study distances {small}`" in str(result.exception or result.output)
 
 
 @pytest.mark.parametrize("command", ["analyze", "figures", "report"])
@@ -54,18 +65,6 @@ def test_a_disk_that_cannot_be_written_is_seen_first(small, monkeypatch, command
     result = CliRunner().invoke(cli, [command, str(small)])
     assert "Read-only file system" in str(result.exception)
     assert result.output == "", "it does not begin to analyze"
-
-
-def test_distances_of_a_deleted_cell_are_left_out_and_damage_says_how_to_mend_it(small):
-    ids = sorted(record["cell_id"] for record in load_records(small))
-    table = pd.DataFrame({"cell_id": [*ids, "free x"], "value": 1.0})
-    write_table(small / "distances.parquet", table)
-    shutil.rmtree(small / "cells" / ids[0])
-    assert study.load(str(small)).distances["cell_id"].to_list() == ids[1:]
-    (small / "distances.parquet").write_bytes(b"PAR1")
-    result = CliRunner().invoke(cli, ["analyze", str(small)])
-    assert result.exit_code != 0
-    assert f"delete it and run `study distances {small}`" in str(result.exception or result.output)
 
 
 def test_a_report_ends_with_what_was_found_and_what_to_open(on_disk, caplog, monkeypatch):
