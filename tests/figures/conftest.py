@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ from study.analysis.grouping import gammas
 from study.vocabulary.statuses import BROKEN, STATUSES
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
-TINY = {"ranks": (4, 32, 256), "seeds": (0, 1), "steps": 6, "probed": (0, 1, 6)}
 BASE = {
     "study": "synthetic",
     "model": "smollm2",
@@ -33,12 +31,12 @@ BASE = {
 Row = dict[str, Any]
 
 
-def build(
+def tiny(
     *,
-    ranks: Sequence[float],
-    seeds: Sequence[int],
-    steps: int,
-    probed: Sequence[int],
+    ranks: Sequence[float] = (4, 32, 256),
+    seeds: Sequence[int] = (0, 1),
+    steps: int = 6,
+    probed: Sequence[int] = (0, 1, 6),
     rules: Sequence[tuple[str, float]] = (("lora", np.nan), ("rslora", np.nan)),
     settings: Sequence[Row] = ({},),
     status: Callable[[Row], str] = lambda cell: "complete",
@@ -74,8 +72,12 @@ def build(
     tables = SimpleNamespace(
         cells=frames[0], metrics=frames[1], probes=frames[2], exponents=pd.DataFrame()
     )
-    if fitted:
-        tables.exponents = exponents(tables)
+    if fitted:  # with the exponents of these laws as predictions
+        fits = fit_exponents(tables.cells, tables.probes)
+        known = {"adapter_grad": 0.5, "adapter_update": 1.0, "adapter_out": 0.9}
+        power = fits["site"].astype(str).map(known).astype(float) - fits["exponent_p"].astype(float)
+        told = power.where((fits["site"] != "adapter_grad") | (fits["step"] == 0))
+        tables.exponents = fits.assign(predicted=told.to_numpy(float))
     return tables
 
 
@@ -89,25 +91,12 @@ def _cell(number: int, setting: Row, scaling: str, p: float, rank: float, seed: 
     cell |= {**setting, "cell_id": f"cell{number:04d}", "rank": float(rank)}
     cell |= {"scaling": scaling, "exponent": math.nan if scaling == "crossover" else p}
     rule = {"scaling": scaling, "exponent_p": p, "crossover": p}
-    cell |= {
-        "crossover": p if scaling == "crossover" else math.nan,
-        "gamma": ALPHA * gammas(rule, [_size(cell)])[0],
-    }
-    return cell
+    gamma = ALPHA * gammas(rule, [_size(cell)])[0]
+    return cell | {"crossover": p if scaling == "crossover" else math.nan, "gamma": gamma}
 
 
-@dataclass
-class Course:
+def _course(cell: Row, steps: int, own: np.random.Generator) -> SimpleNamespace:
     """What happens to a cell, by step; ``own``: its random numbers."""
-
-    loss: np.ndarray
-    heldout: np.ndarray
-    norm: np.ndarray
-    shape: np.ndarray
-    own: np.random.Generator
-
-
-def _course(cell: Row, steps: int, own: np.random.Generator) -> Course:
     # Within a seed every rank and rule sees the same batches.
     batch = np.random.default_rng([cell["seed"], 7])
     gamma, size, at = cell["gamma"], _size(cell), np.arange(steps + 1)
@@ -123,10 +112,10 @@ def _course(cell: Row, steps: int, own: np.random.Generator) -> Course:
     if cell["status"] == "stuck":
         loss[steps // 2 :] = heldout[steps // 2 :] = 2.9
         norm[steps // 2 :] = 0.0
-    return Course(loss, heldout, norm, shape, own)
+    return SimpleNamespace(loss=loss, heldout=heldout, norm=norm, shape=shape, own=own)
 
 
-def _metrics(cell: Row, course: Course, steps: int, evaluated: Sequence[int]) -> list[Row]:
+def _metrics(cell: Row, course: SimpleNamespace, steps: int, evaluated: Sequence[int]) -> list[Row]:
     end = steps // 2 if cell["status"] == "running" else steps
     return [
         {
@@ -143,7 +132,7 @@ def _metrics(cell: Row, course: Course, steps: int, evaluated: Sequence[int]) ->
     ]
 
 
-def _probes(cell: Row, course: Course, step: int, steps: int) -> list[Row]:
+def _probes(cell: Row, course: SimpleNamespace, step: int, steps: int) -> list[Row]:
     """The rows of one step: two of the whole model, one for each layer."""
     gamma, size, own = cell["gamma"], _size(cell), course.own
     row = {"cell_id": cell["cell_id"], "step": step, "batch": "train"}
@@ -161,33 +150,18 @@ def _probes(cell: Row, course: Course, step: int, steps: int) -> list[Row]:
     return rows
 
 
-def exponents(tables: SimpleNamespace) -> pd.DataFrame:
-    """The ``exponents`` table, with the exponents of the synthetic laws as predictions."""
-
-    rows = fit_exponents(tables.cells, tables.probes)
-    known = {"adapter_grad": 0.5, "adapter_update": 1.0, "adapter_out": 0.9}
-    power = rows["site"].astype(str).map(known).astype(float) - rows["exponent_p"].astype(float)
-    told = power.where((rows["site"] != "adapter_grad") | (rows["step"] == 0))
-    return rows.assign(predicted=told.to_numpy(float))
-
-
 @pytest.fixture(scope="session")
 def full() -> SimpleNamespace:
     """10 ranks, 2 rules, 3 seeds, 50 steps."""
     ranks, evaluated = tuple(4 * 2**k for k in range(10)), range(0, 51, 10)
-    return build(ranks=ranks, seeds=(0, 1, 2), steps=50, probed=(0, 1, 50), evaluated=evaluated)
+    return tiny(ranks=ranks, seeds=(0, 1, 2), steps=50, probed=(0, 1, 50), evaluated=evaluated)
 
 
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
     """As the quick study: 5 ranks, 2 rules, 1 seed, 15 steps."""
     ranks, probed = (4, 16, 64, 256, 1024), (0, 1, 2, 4, 8, 15)
-    return build(ranks=ranks, seeds=(0,), steps=15, probed=probed)
-
-
-def tiny(**changes: Any) -> SimpleNamespace:
-    """3 ranks, 2 rules, 2 seeds, 6 steps, unless ``changes`` override these."""
-    return build(**{**TINY, **changes})
+    return tiny(ranks=ranks, seeds=(0,), steps=15, probed=probed)
 
 
 # reading figures

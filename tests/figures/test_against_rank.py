@@ -20,18 +20,6 @@ GRAD = {"site": "adapter_grad", "stat": "norm", "layer": "model"}
 RULES = {"lora": 1.0, "rslora": 0.5}
 
 
-def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full):
-    figure = grad_norm_vs_rank(full)
-    probes = full.probes.astype({"cell_id": str}).merge(full.cells, on="cell_id")
-    for ax, step in zip(panels(figure), (0, 50), strict=True):
-        assert ax.get_legend().get_title().get_text() == f"step {step}"
-        for scaling in RULES:
-            points = only(figure, f"points {scaling}", ax)
-            here = rows(probes, site="adapter_grad", step=step, scaling=scaling)
-            expected = sorted(zip(here["rank"], here["norm"], strict=True))
-            np.testing.assert_allclose(sorted(map(tuple, points.get_xydata())), expected, rtol=1e-6)
-
-
 def test_a_line_that_misses_the_points_of_a_rank_is_dashed_and_bent(full):
     """A fit of points on a line has a band; then the points of one rank move."""
     fit = row(full.exponents, scaling="lora", step=0, **GRAD)
@@ -43,8 +31,17 @@ def test_a_line_that_misses_the_points_of_a_rank_is_dashed_and_bent(full):
 
 
 def test_lines_and_bands_are_the_fits_and_theory_is_dotted_through_their_centre(full):
+    """A point for each cell, at the first and the last step."""
     figure = grad_norm_vs_rank(full)
     first, last = panels(figure)
+    probes = full.probes.astype({"cell_id": str}).merge(full.cells, on="cell_id")
+    for ax, step in ((first, 0), (last, 50)):
+        assert ax.get_legend().get_title().get_text() == f"step {step}"
+        for scaling in RULES:
+            points = only(figure, f"points {scaling}", ax)
+            here = rows(probes, site="adapter_grad", step=step, scaling=scaling)
+            expected = sorted(zip(here["rank"], here["norm"], strict=True))
+            np.testing.assert_allclose(sorted(map(tuple, points.get_xydata())), expected, rtol=1e-6)
     fit = row(full.exponents, scaling="lora", step=0, **GRAD)
     line, band, theory = (
         only(figure, f"{part} lora", first) for part in ("line", "band", "theory")

@@ -8,9 +8,11 @@ import pytest
 
 from study.figures import FIGURES
 from study.theory.rounding import swallowed
-from tests.figures.conftest import artists, panels, said, tiny
+from tests.figures.conftest import artists, panels, rows, said, tiny
 
 WAYS = [("float32", np.nan), ("bf16", "factored"), ("bf16", "concatenated")]
+LAST = {"rank": 256, "lr": 1e-3, "scaling": "rslora"}
+"""The cells of the last panel."""
 
 
 def in_bf16(rates=(0.0001, 0.001), models=("smollm2",)):
@@ -50,10 +52,9 @@ def test_losses_are_means_over_the_seeds_of_the_highest_rank(study):
     figure = FIGURES["loss_in_bf16"](study)
     axes = panels(figure)
     assert len(axes) == 4
-    cells = study.cells[(study.cells["rank"] == 256) & (study.cells["lr"] == 1e-3)]
-    cells = cells[(cells["scaling"] == "rslora") & (cells["contraction"] == "factored")]
-    rows = study.metrics[study.metrics["cell_id"].isin(cells["cell_id"])].dropna(subset=["loss"])
-    expected = rows.groupby("step")["loss"].mean()
+    own = rows(study.cells, **LAST, contraction="factored")["cell_id"]
+    losses = study.metrics[study.metrics["cell_id"].isin(own)].dropna(subset=["loss"])
+    expected = losses.groupby("step")["loss"].mean()
     assert "Lines: mean over 2 seeds" in said(figure)
     usual, *others = artists(figure, "curve", axes[3])
     assert usual.get_gid() == "curve bf16, as usual"
@@ -64,16 +65,13 @@ def test_losses_are_means_over_the_seeds_of_the_highest_rank(study):
 
 def test_an_unfinished_study_compares_the_seeds_that_every_form_has(study):
     """One cell is not there: its panel shows the other seed in every form."""
-    one = (study.cells["rank"] == 256) & (study.cells["lr"] == 1e-3) & (study.cells["seed"] == 0)
-    one &= (study.cells["scaling"] == "rslora") & (study.cells["contraction"] == "factored")
-    [lacking] = study.cells.loc[one, "cell_id"]
+    [lacking] = rows(study.cells, **LAST, contraction="factored", seed=0)["cell_id"]
     there = study.metrics["cell_id"] != lacking
     figure = FIGURES["loss_in_bf16"](
         SimpleNamespace(**vars(study) | {"metrics": study.metrics[there]})
     )
     assert "Lines: mean over 1–2 seeds" in said(figure)
-    other = study.cells[(study.cells["rank"] == 256) & (study.cells["lr"] == 1e-3)]
-    other = other[(other["scaling"] == "rslora") & (other["seed"] == 1)].set_index("precision")
+    other = rows(study.cells, **LAST, seed=1).set_index("precision")
     for curve in artists(figure, "curve", panels(figure)[3]):
         own = other.loc[["float32" if curve.get_gid() == "curve float32" else "bf16"], "cell_id"]
         losses = [study.metrics.loc[study.metrics["cell_id"] == c, "loss"].dropna() for c in own]

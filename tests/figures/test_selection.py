@@ -42,7 +42,6 @@ def test_labels_name_what_differs_and_nothing_else():
     ("columns", "old", "new"),
     [
         ({}, "", ""),
-        ({"model": ["smollm2", "tiny"]}, "SmolLM2", "several models"),
         ({"lr": [1e-4, 1e-3]}, "learning rate 0.0001", "several learning rates"),
         ({"batch_size": [4, 8]}, "batch 8 × 48 tokens", "several batch sizes"),
         ({"batch_size": [4, 8], "accumulation": [2, 1]}, "", ""),
