@@ -27,23 +27,20 @@ WIDE = tuple(4 * 2**k for k in range(10))
 LONG = {"model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj", "lr": 0.1}
 STUDIES = {
     "one rank": {"ranks": (64,)},
-    "uneven ranks": {"ranks": (4, 5, 6, 7, 8, 16, 1000, 1024)},
+    "uneven and infinite ranks": {"ranks": (4, 5, 6, 7, 8, 16, 1000, 1024, np.inf)},
     "ten ranks, other rules": {
         "ranks": WIDE,
         "seeds": (0,),
         "rules": [*BOTH, ("power", 0.75), ("crossover", 40.0), ("crossover", 8.0)],
     },
-    "infinite rank": {"ranks": (4, 64, 1024, np.inf)},
     "diverged": {
         "steps": 20,
         "status": lambda c: "diverged" if c["rank"] > 4 and c["seed"] else "complete",
     },
     "still running": {"steps": 20, "status": lambda c: "running"},
-    "optimizers and rates": {
-        "settings": [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "lr": 0.1}]
+    "long labels": {
+        "settings": [{"optimizer": "adamw"}, {"optimizer": "sgd", "lr": 0.12345}, LONG]
     },
-    "two rates": {"settings": [{"lr": lr} for lr in (1e-4, 1e-3)]},
-    "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
     "not analysed": {"fitted": False},
 }
 FEWER = {"one rank": PLAIN[:2], "not analysed": PLAIN[:5], "still running": PLAIN[:6]}
