@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.figures.conftest import rows
+
 ROOT = Path(__file__).parents[1]
 PAGES = "extending", "extending-measures", "extending-views"
 TEXT = "\n".join((ROOT / f"docs/{page}.md").read_text() for page in PAGES)
@@ -28,10 +30,13 @@ RECIPES = {
 figures, so that one only names the study."""
 SWEEP = "model=tiny train.steps=2 train.batch_size=2 data.heldout=2 probes.steps=[0,1] "
 SWEEP += "adapter.rank=2,8 seed=0 optimizer.lr=1e-3 pack.fold=8"
+FIRST = {"site": "adapter_grad", "stat": "norm", "layer": "model", "step": 0}
 COMMANDS = """
 import json, sys
 from study import cli
-from study.figures import style
+from study.figures import FIGURES, style
+for name in [*FIGURES][5:]:
+    del FIGURES[name]
 style.DPI = 40
 plugins, lines = json.loads(sys.argv[1])
 for line in lines:
@@ -105,12 +110,6 @@ def report(folder):
     return (folder / "results/recipes/report.md").read_text()
 
 
-def first_gradient_norms(tables):
-    rows = tables.exponents
-    here = (rows["site"] == "adapter_grad") & (rows["layer"] == "model") & (rows["step"] == 0)
-    return rows[here & (rows["stat"] == "norm")]
-
-
 def test_every_recipe_of_the_page_is_tested():
     assert re.findall(r"^## (.+)$", TEXT, re.MULTILINE) == list(RECIPES)
 
@@ -126,14 +125,14 @@ def test_an_optimizer(tables, report):
 
 def test_an_init(tables):
     assert set(tables.cells["init"]) == {"wide"}
-    assert first_gradient_norms(tables)["predicted"].notna().all()
+    assert rows(tables.exponents, **FIRST)["predicted"].notna().all()
     drawn = tables.probes[(tables.probes["site"] == "A") & (tables.probes["step"] == 0)]
     expected = (3 / drawn["d_in"]) ** 0.5
     assert (drawn["rms"] / expected).mean() == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_rule(tables, report):
-    fitted = first_gradient_norms(tables).set_index("scaling")
+    fitted = rows(tables.exponents, **FIRST).set_index("scaling")
     assert fitted.loc["cbrt", "exponent_p"] == pytest.approx(1 / 3)
     assert fitted.loc["cbrt", "predicted"] == pytest.approx(1 / 2 - 1 / 3, abs=1e-6)
     slope = fitted.loc["cbrt", "exponent"] - fitted.loc["rslora", "exponent"]
@@ -149,9 +148,9 @@ def test_a_rule(tables, report):
 
 def test_a_statistic(tables, folder, report):
     stored = (folder / "results/recipes/cells").glob("*/probes.parquet")
-    rows = pd.concat(map(pd.read_parquet, stored)).dropna(subset=["kurtosis", "rms", "m4"])
-    assert len(rows)
-    ratio = rows["kurtosis"] / (rows["m4"] / rows["rms"]) ** 4
+    found = pd.concat(map(pd.read_parquet, stored)).dropna(subset=["kurtosis", "rms", "m4"])
+    assert len(found)
+    ratio = found["kurtosis"] / (found["m4"] / found["rms"]) ** 4
     assert ratio.to_numpy() == pytest.approx(1.0, abs=1e-3)
     assert "kurtosis" in set(tables.exponents["stat"])
     assert tables.exponents.loc[tables.exponents["stat"] == "kurtosis", "predicted"].isna().all()
