@@ -6,7 +6,6 @@ the imports themselves start new processes instead.
 """
 
 import atexit
-import contextlib
 import multiprocessing as mp
 import os
 import subprocess
@@ -14,22 +13,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 STUDY = "from study.cli import main; main()"
 """The code of the console script."""
 PATIENCE = 900.0
 """Seconds after which a process counts as hanging."""
-
-
-def inherited_path() -> list[str]:
-    """The folders of this process's ``PYTHONPATH``."""
-    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -47,25 +42,15 @@ def server() -> Any:
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["tests.warm"])
+    inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     variables = {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *inherited_path()]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *inherited]),
     }
-    with _variables(variables):  # the server takes them when it starts
+    with mock.patch.dict(os.environ, variables):  # the server takes them when it starts
         forkserver.ensure_running()
     return context
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 class Forked:
@@ -147,16 +132,11 @@ def _become(
     except SystemExit as leaving:
         if not isinstance(leaving.code, int | None):
             print(leaving.code, file=sys.stderr)
-        leave(exit_code(leaving))
+        leave(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
     except BaseException:
         sys.excepthook(*sys.exc_info())
         leave(1)
     leave(0)
-
-
-def exit_code(leaving: SystemExit) -> int:
-    """The code with which the interpreter would end."""
-    return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
 
 
 def leave(code: int) -> None:

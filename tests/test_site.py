@@ -53,19 +53,15 @@ def test_every_command_of_a_page_is_accepted(page):
         assert command is not None, name
         command.make_context(name, list(words), parent=root)
         if name == "train" and not any(word.startswith("--config-dir") for word in words):
-            check_overrides([word for word in words if not word.startswith("-")])
-
-
-def check_overrides(words):
-    """The first cell of a sweep is a valid cell. Launchers may not be installed."""
-    own = [word for word in words if not re.match(r"(launcher|hydra[./])", word)]
-    first = []
-    for override in OverridesParser.create().parse_overrides(own):
-        value = next(override.sweep_iterator()) if override.is_sweep_override() else None
-        key, line = override.get_key_element(), override.input_line
-        first.append(str(line) if value is None else f"{key}={value}")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        parse(compose("config", first))
+            # The first cell of a sweep is a valid cell. Launchers may not be installed.
+            own = [word for word in words if not re.match(r"-|launcher|hydra[./]", word)]
+            first = []
+            for override in OverridesParser.create().parse_overrides(own):
+                value = next(override.sweep_iterator()) if override.is_sweep_override() else None
+                key, line = override.get_key_element(), override.input_line
+                first.append(str(line) if value is None else f"{key}={value}")
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                parse(compose("config", first))
 
 
 def test_long_lines_of_code_are_not_cut():

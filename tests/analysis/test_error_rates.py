@@ -205,10 +205,9 @@ def test_a_primary_test_is_rarely_wrong(seeds: int) -> None:
     assert 0.04 < false_agrees(seeds, 100, draw="exponential") < 0.16
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_a_primary_test_of_one_row_is_about_its_mean(seeds):
-    """True values: on theory, on the edge of the tolerance, and on the rival."""
-    draws = np.random.default_rng(8).standard_normal((200, seeds, 1))
+def test_a_primary_test_of_one_row_is_about_its_mean():
+    """True values: on theory, on the edge of the tolerance, and on the rival; three seeds."""
+    draws = np.random.default_rng(8).standard_normal((200, 3, 1))
 
     def words(truth, sd):
         asked = PRIMARY_TEST, THEORY[:1], RIVAL[:1]
