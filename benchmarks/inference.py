@@ -71,7 +71,7 @@ def rounds(size: Size) -> Iterator[Row]:
     base = load_base(size.base, choose_device(size.device), size.precision)
     forms: list[Form] = [*[("base", "", 0)] * BASES, ("control", "", 0)]
     forms += product(("merged", "unmerged"), ("lora", "rslora"), size.ranks)
-    ids_1T = torch.arange(TOKENS, device=base.device)[None] % base.vocabulary
+    ids_1T = torch.arange(TOKENS, device=base.device)[None] % base.card.vocabulary
     passes = {"prefill": ids_1T, "decode": ids_1T[:, :1]}
     for number in range(ROUNDS):
         for form in random.Random(number).sample(forms, len(forms)):

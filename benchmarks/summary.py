@@ -265,5 +265,6 @@ def _draw(panel: Axes, table: pd.DataFrame, inches: float) -> None:
             look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5}
             panel.plot(found.index, found[way], label=LABELS[way], **look)
     style.rank_axis(panel, [float(rank) for rank in found.index], inches)
-    style.log_axis([panel])
+    panel.set_yscale("log")
+    style.log_ticks(panel.yaxis, panel.get_ylim())
     panel.set_ylabel("seconds per step")

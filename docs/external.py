@@ -169,7 +169,7 @@ def one_constant() -> Figure:
         style.rank_axis(ax, [1, 4, 16, 64, 128], 2.0)
         ax.set_title(kind, color=colour)
         x, high = here["billions"], here["high"].clip(upper=MOST)
-        style.bars(right, x, here["low"].clip(lower=1), high, colour, kind)
+        right.vlines(x, here["low"].clip(lower=1), high, color=colour, linewidth=0.8, gid=kind)
         right.plot(x, here["value"].clip(1, MOST), "o", color=colour, ms=3)
     style.y_axis([left], "best learning rate", "over the law at rank 8")
     right.set(xscale="log", yscale="log", xlabel="weights in billions")

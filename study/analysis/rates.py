@@ -422,13 +422,14 @@ FEWEST = 8
 
 
 def best_rates_of(of: StudyTables, source: str) -> pd.DataFrame:
-    """The best rate of each rule and rank of a study in float32, by the mean loss over seeds: a row
-    with what the law reads, ``log_lr`` and ``edge``.
+    """The best rate of each rule and rank of a study, by the mean loss over seeds: a row with what
+    the law reads, ``log_lr`` and ``edge``. Runs in bf16 count if the study has none in float32.
 
     At an edge of the rates tried the best rate is only bounded, by the middle of the last two. A
     run at a constant rate counts as one of a half, a quarter, ... of its steps as well.
     """
-    cells, rows = of.cells[of.cells["precision"].astype(str) == "float32"], list[dict[str, Any]]()
+    exact, rows = of.cells["precision"].astype(str) == "float32", list[dict[str, Any]]()
+    cells = of.cells[exact] if exact.any() else of.cells
     for steps in _horizons(cells, of.metrics):
         so_far = of.metrics if steps is None else of.metrics[of.metrics["step"] <= steps]
         for runs in groups(final_losses(cells, so_far), (*OF_A_RULE, "rank")):

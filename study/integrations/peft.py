@@ -83,5 +83,7 @@ def _kept(layer: Any) -> str:
 
 
 def _variant(layer: Any) -> str:
-    active, variants = layer.active_adapters, layer.lora_variant
-    return next((f"with {type(variants[n]).__name__}" for n in active if n in variants), "")
+    active, variants = layer.active_adapters, getattr(layer, "lora_variant", {})
+    named = (f"with {type(variants[name]).__name__}" for name in active if name in variants)
+    is_dora = any(layer.use_dora.get(name) for name in active)  # before PEFT had variants
+    return next(named, "with DoRA" if is_dora else "")
