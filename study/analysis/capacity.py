@@ -39,8 +39,9 @@ def stored_bits(tables: StudyTables) -> pd.DataFrame:
     """A row per complete cell of random strings: the columns of its curve, ``cell_id``, ``rank``,
     ``seed``, ``parameters``, ``offered`` and stored ``bits``, and ``passes`` over the strings.
 
-    Bits are NaN if the record lacks the supervised tokens of a pass and the tokenizer does not make
-    a token per byte."""
+    Bits are NaN if a record does not say how many supervised tokens a pass has, unless each byte is
+    a token.
+    """
     cells = tables.cells
     cells = cells[(cells["data"] == RANDOM_STRINGS) & (cells["status"] == "complete")]
     cells = cells.astype({"cell_id": str}).reset_index(drop=True)
