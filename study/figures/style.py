@@ -176,8 +176,8 @@ def finish(drawn: Figure, *sentences: str) -> Figure:
     about = plain(textwrap.fill(str(drawn.get_label()), width))
     if lines := "\n".join(filter(None, (text, about))):
         drawn.supxlabel(lines, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
-    drawn.set_layout_engine(_layout())  # also if the figure was finished before
-    drawn.draw_without_rendering()
+    layout = _layout()
+    layout.execute(drawn)
     drawn.set_layout_engine("none")
     _keep_labels_apart(drawn)
     return drawn
