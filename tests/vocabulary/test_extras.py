@@ -1,7 +1,6 @@
 """The extras that messages name are those of the distribution."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ def test_the_distribution_has_the_name_and_the_extras_that_messages_name():
     assert {"dashboard", "peft"} <= named <= set(PROJECT["optional-dependencies"])
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [
@@ -32,21 +32,15 @@ def test_the_distribution_has_the_name_and_the_extras_that_messages_name():
     ],
 )
 def test_a_missing_package_is_one_line_before_anything_is_written(
-    package, arguments, extra, tmp_path
+    package, arguments, extra, refused, tmp_path_factory, monkeypatch
 ):
-    code = f"import sys; sys.modules[{package!r}] = None; import study.cli; study.cli.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"STUDY_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    [line] = done.stderr.splitlines()
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("STUDY_CACHE", str(cache))
+    line = refused(*arguments)
     assert package in line
     assert f"pip install '.[{extra}]'" in line
-    assert not list(tmp_path.rglob("record.json")) + list(tmp_path.rglob("*.whl"))
+    assert not list(cache.rglob("*.whl"))
 
 
 def test_every_imported_package_is_declared():
