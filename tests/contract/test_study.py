@@ -54,6 +54,7 @@ def test_the_exponents_are_those_of_the_theory(small):
     assert whole["rslora"] == pytest.approx(0.0, abs=0.15)
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_a_notebook_shows_what_was_found_and_writes_the_report(small, tmp_path):
     loaded = study.load(small)
     shown = loaded._repr_html_()
@@ -61,8 +62,8 @@ def test_a_notebook_shows_what_was_found_and_writes_the_report(small, tmp_path):
     assert "<th>gradient norm</th>" in shown
     assert '<img alt="' in shown
     assert loaded.figure("grad_norm_vs_rank").axes
-    with pytest.raises(study.errors.StudyError, match="no figure truncated_losses: "):
-        loaded.figure("truncated_losses")
+    with pytest.raises(study.errors.StudyError, match="no figure learning_rate_basins: "):
+        loaded.figure("learning_rate_basins")
     page = loaded.report(to=tmp_path / "page")
     assert page.read_text().startswith("<!doctype html>")
     assert list((tmp_path / "page/figures").glob("*.png"))
