@@ -147,8 +147,9 @@ def main(minutes: float, to: Path, rehearse: bool) -> None:
     """Run the first day on a GPU, or go on with it. Exits with 0 once every step is done."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # CUDA can't be used in a fork after its own
     import_module("study.sweeps.app")  # and torch: what the steps import, before they fork
-    if rehearse:  # it imports bitsandbytes, which asks for the GPU
+    if rehearse:  # they import bitsandbytes, which asks for the GPU
         import_module("transformers.optimization")
+        import_module("pytorch_optimizer")
         import_module("study.sweeps.run")
     if not (rehearse or import_module("torch").cuda.is_available()):
         raise StudyError(
