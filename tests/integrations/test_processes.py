@@ -260,10 +260,11 @@ def test_numbers_are_those_of_one_process_with_the_same_batches(
             LOOPS[loop](script(tmp_path / "several" / loop, size), number, size)
 
     monkeypatch.chdir(tmp_path)
+    for loop in loops:  # before the others, so that libraries are imported before the fork
+        LOOPS[loop](script(tmp_path / "alone" / loop), 0, 1)
     found = on_several(tmp_path, task, size)
     assert found == [None] * size, (tmp_path / "stderr-0").read_text()[-2000:]
     for loop in loops:
-        LOOPS[loop](script(tmp_path / "alone" / loop), 0, 1)
         places = [tmp_path / place / loop / "results/mine" for place in ("several", "alone")]
         ours, theirs = map(load_measured, places)
         assert (theirs.metrics["clip_factor"] < 1).all(), "clipping is part of this test"
