@@ -176,8 +176,7 @@ def finish(drawn: Figure, *sentences: str) -> Figure:
     about = plain(textwrap.fill(str(drawn.get_label()), width))
     if lines := "\n".join(filter(None, (text, about))):
         drawn.supxlabel(lines, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
-    layout = _layout()
-    layout.execute(drawn)
+    _layout().execute(drawn)
     drawn.set_layout_engine("none")
     _keep_labels_apart(drawn)
     return drawn
