@@ -64,6 +64,10 @@ for line in ("train -m rank=4,8", "advise docs/examples/axolotl.yml"):
     assert (lines[0], lines[-1], ran.stderr.count("\n")) == ("2", "0", 1), ran.stderr
 
 
+def test_a_slip_in_a_command(refused):
+    assert "unknown command trian: did you mean train?" in refused("trian")
+
+
 def test_the_help_of_hydra_names_commands_that_exist(works):
     text = works("train", "--hydra-help").out
     assert "--multirun" in text
@@ -80,5 +84,6 @@ def test_every_key_has_a_meaning_and_its_choices(works):
         assert re.search(rf"(?m)^optimizer={file.stem} ", text)
         explained = set(re.findall(r"(?m)^ *(\w+):.*# +\w", text))
         assert (inside | outside) - {"preset", "launcher", "experiment"} <= explained | {"name"}
-    for word in (*INITS, *RULES, *SITES, *STATS, *BATCHES, *CONTRACTIONS, *PRECISIONS, *SCHEDULES):
+    choices = (*INITS, *RULES, *SITES, *STATS, *BATCHES, *CONTRACTIONS, *PRECISIONS, *SCHEDULES)
+    for word in (*choices, "experiment", "study train -m", "adapter:\n  rank: 8"):
         assert word in text

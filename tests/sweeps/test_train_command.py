@@ -119,13 +119,6 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works, refused
     assert "What was expected, and what was measured?" in Path("results/mine/report.md").read_text()
 
 
-def test_help_and_a_slip_in_a_command(works, refused):
-    text = works("train", "--help").out
-    words = ("adafactor | adam | adamw", "experiment", "study train -m", "adapter:\n  rank: 8")
-    assert all(word in text for word in words)
-    assert "unknown command trian: did you mean train?" in refused("trian")
-
-
 def test_a_failing_cell_is_recorded_and_the_others_go_on(study_cli, small, monkeypatch):
     original = sweep.train
 
