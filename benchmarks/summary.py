@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from study.analysis.wording import interval_text
 from study.figures import style
 from study.report.text import table_of
 from study.vocabulary.sources import model_label
@@ -29,8 +29,12 @@ NOT_MEASURED = "not measured"
 """What a table says where no number was measured."""
 OURS = "packed"
 """The way of `study train`."""
-LOOKS = {"trainer": ("#7a7a7a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D")}
-"""The ways that are drawn, with their colour and marker."""
+LOOKS: dict[str, Any] = {
+    "trainer": {"color": "#7a7a7a", "marker": "s"},
+    "loop": {"color": "#b0602b", "marker": "o"},
+    "packed": {"color": "#1f7f86", "marker": "D"},
+}
+"""The ways that are drawn."""
 
 
 def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -49,11 +53,10 @@ def medians(table: pd.DataFrame, *by: str) -> pd.DataFrame:
 def _sweep(table: pd.DataFrame) -> str:
     folds = table.loc[table["way"] == "folded", "seconds"]
     table = table[table["way"] != "folded"]
-    wall = table.groupby("way")["seconds"].sum()
-    steps = medians(table, "rank")
-    whole = medians(table, "rank", "scaling").sum()
-    high = medians(table[table["rank"] >= 1024], "rank", "scaling").sum().reindex(wall.index)
-    others = wall.index.drop(OURS)
+    wall, steps = table.groupby("way")["seconds"].sum(), medians(table, "rank")
+    whole = medians(table, "rank", "scaling")
+    high = whole[whole.index.get_level_values("rank") >= 1024].sum()
+    whole, others = whole.sum(), wall.index.drop(OURS)
     set_up = "included" if (table["variant"] == "set-up").any() else "left out"
     lines = [
         f"- the whole sweep, {LABELS[OURS]} against {LABELS[way]}: "
@@ -64,10 +67,9 @@ def _sweep(table: pd.DataFrame) -> str:
         for way in others
     ]
     if len(folds):
-        ratios = ", ".join(
-            f"{wall[way] / folds.mean():.2f}x over {LABELS[way]}" for way in wall.index
-        )
-        lines.append(f"- the whole sweep, ours, in folds: {folds.mean():.0f} s; {ratios}")
+        seconds = folds.mean()
+        ratios = [f"{wall[way] / seconds:.2f}x over {LABELS[way]}" for way in wall.index]
+        lines.append(f"- the whole sweep, ours, in folds: {seconds:.0f} s; {', '.join(ratios)}")
     lines += _micro_batches(table)
     shown = steps.rename(columns=LABELS)
     for way in others:
@@ -196,24 +198,22 @@ def _inference(table: pd.DataFrame) -> str:
     for phase in ("prefill", "decode"):
         forms = dict(iter(costs[costs["phase"] == phase].groupby("form")))
         merged, unmerged = forms["merged"], forms["unmerged"]
+        pooled, control = (
+            interval_text(*forms[name][["ratio", "low", "high"]].iloc[0], places=3)
+            for name in ("all merged", "control")
+        )
         is_same = "the same" if forms["all merged"]["same"].all() else "not shown to be the same"
         said.append(
-            f"- {phase}: merged {_ratio(forms['all merged'])} of the base, {is_same} within "
+            f"- {phase}: merged {pooled} of the base, {is_same} within "
             f"{SAME:.0%}; each {merged['ratio'].min():.3f} to {merged['ratio'].max():.3f}, "
             f"{merged['same'].sum()} of {len(merged)} shown to be the same on their own; "
             f"unmerged {unmerged['ratio'].min():.2f} to {unmerged['ratio'].max():.2f}; the base "
-            f"under another name {_ratio(forms['control'])}"
+            f"under another name {control}"
         )
     own = costs[costs["form"].isin(["merged", "unmerged"])]
     shown = own.pivot(index=["rank", "scaling"], columns=["form", "phase"], values="ratio")
     shown.columns = shown.columns.map(", ".join)
     return "\n".join(said) + f"\n\nTime over that of the base:\n\n{markdown(shown)}"
-
-
-def _ratio(costs: pd.DataFrame) -> str:
-    """``1.003 [0.985, 1.012]``; without the interval if there are too few rounds for one."""
-    [(ratio, low, high)] = costs[["ratio", "low", "high"]].to_numpy()
-    return f"{ratio:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
 
 SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
@@ -246,7 +246,13 @@ def speed(tables: Sequence[pd.DataFrame]) -> Figure:
     page = style.figure(1, len(tables), column=column, ratio=0.7, above=0.2)
     panels = page.subplots(1, len(tables), squeeze=False)[0]
     for panel, table in zip(panels, tables, strict=True):
-        _draw(panel, table, inches=page.get_figwidth() / len(tables) - 0.5)
+        found = medians(table, "rank")
+        for way, look in LOOKS.items():
+            if way in found:
+                panel.plot(found.index, found[way], label=LABELS[way], markersize=3.5, **look)
+        style.rank_axis(panel, list(found.index), page.get_figwidth() / len(tables) - 0.5)
+        panel.set(yscale="log", ylabel="seconds per step")
+        style.log_ticks(panel.yaxis, panel.get_ylim())
         tokens = table["tokens"].iloc[0]
         panel.set_title(f"{tokens} tokens per step, {processor(table)}", loc="left")
     handles, names = panels[0].get_legend_handles_labels()
@@ -255,16 +261,3 @@ def speed(tables: Sequence[pd.DataFrame]) -> Figure:
     model, precision = (", ".join(map(str, rows[n].unique())) for n in ("model", "precision"))
     page.set_label(f"{model_label(model)}, {precision}")
     return style.finish(page, "Points: medians over the steps of a run after the first.")
-
-
-def _draw(panel: Axes, table: pd.DataFrame, inches: float) -> None:
-    """A line per way. ``inches``: the width of the panel."""
-    found = medians(table, "rank")
-    for way, (colour, marker) in LOOKS.items():
-        if way in found:
-            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5}
-            panel.plot(found.index, found[way], label=LABELS[way], **look)
-    style.rank_axis(panel, [float(rank) for rank in found.index], inches)
-    panel.set_yscale("log")
-    style.log_ticks(panel.yaxis, panel.get_ylim())
-    panel.set_ylabel("seconds per step")

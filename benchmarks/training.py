@@ -1,16 +1,7 @@
-"""How training is timed: the suites, and the ways to train one cell.
-
-- ``trainer``: PEFT with transformers' Trainer, the model loaded for every cell. Most people run a
-  sweep like this. ``flattened``: the same without padding (``DataCollatorWithFlattening``: a batch
-  is one row, in which attention is masked by position);
-- ``loop``: PEFT in a tuned bare loop: fused AdamW, logits on targets only, one loaded model;
-- ``alone``: this project, the base loaded for every cell;
-- ``packed``: this project, cell by cell in a pack; ``folded``: all cells at once, as a sweep trains
-  them; ``compiled``: ``packed`` with ``pack.compile``.
+"""How training is timed: the suites, and the ways to train one cell. README.md describes both.
 
 Base, data, steps, precision and A are the same each time; for PEFT, A is copied from ours, which is
-not timed. All must reach the same loss. They take turns, cell by cell, in a rotating order, so that
-a slower moment of the machine affects all of them.
+not timed. All ways must reach the same loss.
 
 A suite yields rows as they are measured: ``way``, ``rank``, ``scaling``, ``precision``,
 ``variant``, the ``tokens`` and ``micro_batches`` of a step, and ``seconds``: of one optimizer step,
@@ -321,8 +312,7 @@ class Size:
             length, batch = 512, tokens // 128
             tokens = length * batch
         file = Path(self.data)
-        own = ["data=file", f"data.path={file.resolve()}"] if file.suffix else []
-        own = own or [f"data={self.data}"]
+        own = ["data=file", f"data.path={file.resolve()}"] if file.suffix else [f"data={self.data}"]
         own += [f"model.path={self.model}"] if self.base.path else []
         text = (
             f"model={self.base.name} device={self.device} precision={self.precision} "
