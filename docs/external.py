@@ -101,10 +101,9 @@ def fitted(law: str, kind: str = "all") -> Fit:
 def _constant(law: str, kind: str = "all") -> str:
     """The exponent or r_sign of a law, with its profile interval; without it for laws by kind."""
     found = fitted(law, kind)
-    if not len(found.found):
+    if law == NONE:
         return ""
-    is_one = "kind" not in law
-    ends = bounds(usable(kind), LAWS[law][0], found) if is_one else (math.nan, math.nan)
+    ends = (math.nan, math.nan) if "kind" in law else bounds(usable(kind), LAWS[law][0], found)
     values = np.array([found.found[0], *ends])
     if "power" in law:
         return interval_text(*values, places=3)
@@ -131,17 +130,14 @@ def without(law: str) -> float:
     return float(left_out(usable(), *LAWS[law])["cost"].sum())
 
 
-def r_sign(kind: str) -> str:
-    """``48 [33, 74]`` of a kind of models, or its range if one of all models is left out."""
+def published(of: str, kind: str = "all") -> str:
+    """A number of the best rates of a kind of models: the ``exponent`` with the rank, ``0.194
+    [0.172, 0.216]``, or ``r_sign``, ``48 [33, 74]``. ``without``: its range if one model is left
+    out."""
     if kind != "without":
-        return _constant(OUTPUTS, kind)
+        return _constant(POWER if of == "exponent" else OUTPUTS, kind)
     found = np.exp(left_out(usable(), *LAWS[OUTPUTS])["constant"])
     return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
-
-
-def others() -> str:
-    """``0.194 [0.172, 0.216]``: the exponent of the best rate with the rank."""
-    return _constant(POWER)
 
 
 @style.paper()

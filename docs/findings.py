@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, NoTables, study_tables
+from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES, NoTables, study_tables
 from study.analysis.expectations import Answer, Compared, compare
 from study.config.expectations import (
     EXPONENTS,
@@ -361,15 +361,10 @@ def stated(study: str, entry: Entry) -> datetime | None:
     return next((date for date, entries in history(study) if entry in entries), None)
 
 
-def started(study: str) -> list[datetime]:
-    """When each cell began."""
-    return [datetime.fromisoformat(record["started"]) for record in records(study)]
-
-
 def order() -> str:
     """The studies with looks: cells that were trained after results of others had been seen."""
-    found = {name: looks(name) for name in STUDIES if history(name)}
-    rows = [[_link(name), "; ".join(said)] for name, said in found.items() if said]
+    history(QUICK)  # there is none in a shallow clone
+    rows = [[_link(name), "; ".join(said)] for name in STUDIES if (said := looks(name))]
     return table(["study", "looks"], rows)
 
 
@@ -377,19 +372,19 @@ def looks(study: str) -> list[str]:
     """Seeds with cells that began after other cells of the study had been committed, and seeds that
     no version of its file names."""
     log = _git("log", "--reverse", "--format=%aI", "--", f"results/reference/{study}")
-    dates, began = map(datetime.fromisoformat, log.splitlines()), started(study)
-    first = next((date for date in dates if date > min(began)), max(began))
-    last: dict[int, datetime] = {}
-    for record, start in zip(records(study), began, strict=True):
-        seed = record["config"]["seed"]
-        last[seed] = max(start, last.get(seed, start))
+    seeds = [record["config"]["seed"] for record in records(study)]
+    began = pd.Series([datetime.fromisoformat(record["started"]) for record in records(study)])
+    dates = map(datetime.fromisoformat, log.splitlines())
+    first = next((date for date in dates if date > began.min()), began.max())
+    last = began.groupby(seeds).max()
     said = []
-    if later := sorted(seed for seed, start in last.items() if start > first):
-        said.append(f"results were committed before the last cells of seeds {number_list(later)}")
+    if (last > first).any():
+        later = number_list(last.index[last > first])
+        said.append(f"results were committed before the last cells of seeds {later}")
     named = _git("log", "-p", "--format=", "--", _file_of(study))
     lists = re.findall(r"^[ +]+seed: ([\d,]+)$", named, re.MULTILINE)
     known = {int(seed) for seeds in lists for seed in seeds.split(",")}
-    if lists and (others := sorted(set(last) - known)):
+    if lists and (others := sorted(set(seeds) - known)):
         said.append(f"its file names no seed {number_list(others)}")
     return said
 

@@ -24,7 +24,6 @@ from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
 STUDY, REAL, LONG = "horizons_small", "horizons", "horizons_long"
-PAPER = "paper_learning_rate"
 TITLES = {
     "lora": "LoRA, γ = α/r",
     "rslora": "rsLoRA, γ = α/√r",
@@ -41,7 +40,7 @@ def _unit(study: str) -> str:
     return "byte" if study == STUDY else "token"
 
 
-def by_seed(rule: str, study: str, steps: str) -> pd.DataFrame:
+def by_seed(rule: str, steps: str, study: str) -> pd.DataFrame:
     """The best rates of a rule after some steps: a row per seed, a column per rank."""
     own = study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
     return own.pivot(index="seed", columns="rank", values="best_lr")
@@ -52,9 +51,9 @@ def geometric(values: "pd.Series[float]") -> float:
     return float(np.exp(np.log(values).mean()))
 
 
-def best_rates(rule: str, study: str, steps: str) -> "pd.Series[float]":
+def best_rates(rule: str, steps: str, study: str) -> "pd.Series[float]":
     """By rank, the geometric mean over seeds of :func:`by_seed`."""
-    return by_seed(rule, study, steps).apply(geometric)
+    return by_seed(rule, steps, study).apply(geometric)
 
 
 def slopes(rates: pd.DataFrame) -> "pd.Series[float]":
@@ -62,59 +61,45 @@ def slopes(rates: pd.DataFrame) -> "pd.Series[float]":
     return rates.apply(lambda row: slope(row.dropna(), row.dropna().index), axis=1)
 
 
-def rate_change(rule: str, study: str = PAPER, steps: str = "20") -> str:
-    """``3.6 times lower``: how the best rate changes from the lowest to the highest rank."""
-    best = best_rates(rule, study, steps)
-    factor = best.iloc[-1] / best.iloc[0]
-    if 1 / SAME < factor < SAME:
-        return "the same"
-    return f"{factor:.1f} times higher" if factor > 1 else f"{1 / factor:.1f} times lower"
+def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "") -> str:
+    """A number of the best rates of a rule after some steps, over all ranks or some.
+
+    - ``change``: ``3.6 times lower``, from the lowest to the highest rank;
+    - ``spread``: ``1.12``, the largest over the smallest;
+    - ``exponent``: ``0.079 [0.004, 0.153]``, by seed;
+    - ``bend``: ``1.07 [0.79, 1.35]``, that of the middle rank over the geometric mean of those of
+      the lowest and the highest one, by seed. A power of the rank says 1;
+    - ``seeds``: ``3 seeds``, how many have them;
+    - a rate: ``65``, how many times the best one of the highest rank is as high.
+    """
+    rates = by_seed(rule, steps, study)
+    rates = rates[list(map(float, ranks.split(",")))] if ranks else rates
+    best = rates.apply(geometric)
+    low, high = best.iloc[0], best.iloc[-1]
+    match of:
+        case "change" if 1 / SAME < high / low < SAME:
+            return "the same"
+        case "change":
+            factor, way = max((high / low, "higher"), (low / high, "lower"))
+            return f"{factor:.1f} times {way}"
+        case "spread":
+            return f"{best.max() / best.min():.2f}"
+        case "exponent":
+            return mean_text(slopes(rates), 3)
+        case "bend":
+            middle = rates.iloc[:, len(best) // 2]
+            return mean_text((middle / np.sqrt(rates.iloc[:, 0] * rates.iloc[:, -1])).dropna())
+        case "seeds":
+            return count_noun(len(rates), "seed")
+    return f"{high / float(of):.0f}"
 
 
-def best_gap(rule: str, study: str = PAPER, steps: str = "20") -> str:
+def best_gap(rule: str, steps: str, study: str) -> str:
     """The loss of the highest rank less that of the lowest, each at the rate of its lowest mean."""
     where = f"how == 'best' and scaling == '{rule}' and steps == {steps}"
     own = study_tables(study).losses.query(where)
     of_rank = own.pivot(index="seed", columns="rank", values="loss")
     return mean_text(of_rank.iloc[:, -1] - of_rank.iloc[:, 0], 3)
-
-
-def below_best(lr: str, study: str = PAPER) -> str:
-    """``65``: how many times LoRA's best rate at the highest rank is as high as a rate."""
-    return f"{best_rates('lora', study, '20').iloc[-1] / float(lr):.0f}"
-
-
-def rates_within(rule: str, steps: str, study: str = STUDY) -> str:
-    """``1.12``: the largest best rate of a rank over the smallest."""
-    best = best_rates(rule, study, steps)
-    return f"{best.max() / best.min():.2f}"
-
-
-def horizon_seeds(rule: str, steps: str, study: str = STUDY) -> str:
-    """``3 seeds``: how many the best rates of a rule after some steps have."""
-    return count_noun(len(by_seed(rule, study, steps)), "seed")
-
-
-def horizon_exponent(rule: str, steps: str, study: str = STUDY, ranks: str = "") -> str:
-    """``0.079 [0.004, 0.153]``: the exponent of the best rate over all ranks or some, by seed."""
-    rates = by_seed(rule, study, steps)
-    return mean_text(slopes(rates[list(map(float, ranks.split(",")))] if ranks else rates), 3)
-
-
-def bend(rule: str, steps: str, study: str = REAL) -> str:
-    """``1.07 [0.79, 1.35]``: the best rate of the middle rank over the geometric mean of those of
-    the lowest and the highest one, by seed. A power of the rank says 1."""
-    rates = by_seed(rule, study, steps).to_numpy()
-    middle = rates.shape[1] // 2
-    ratio = pd.Series(rates[:, middle] / np.sqrt(rates[:, 0] * rates[:, -1]))
-    return mean_text(ratio.dropna())
-
-
-def steps_exponent(rule: str, rank: str, study: str = STUDY) -> str:
-    """``0.07 [0.01, 0.12]``: the exponent of the best rate with the number of steps, over seeds
-    that have each number."""
-    rates = study_tables(study).rates.query(f"scaling == '{rule}' and rank == {rank}")
-    return mean_text(slopes(rates.pivot(index="seed", columns="steps", values="best_lr").dropna()))
 
 
 def tuned_rank(steps: str, study: str) -> int:
@@ -124,7 +109,7 @@ def tuned_rank(steps: str, study: str) -> int:
     return int(min(ranks, key=lambda rank: abs(np.log(rank / TUNED))))
 
 
-def losses(steps: str, study: str = STUDY) -> pd.DataFrame:
+def losses(steps: str, study: str) -> pd.DataFrame:
     """Final held-out losses of a study: ``scaling``, ``rank``, ``seed``, ``lr``, ``loss``."""
     tables = study_tables(study)
     found = final_losses(tables.cells, tables.metrics).astype({"scaling": str})
@@ -140,7 +125,7 @@ def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
     """
     kept_rank, rows = tuned_rank(steps, study), []
     for (rule, seed), own in losses(steps, study).groupby(["scaling", "seed"]):
-        log_lr, regret = np.log(by_seed(rule, study, steps).loc[seed, kept_rank]), []
+        log_lr, regret = np.log(by_seed(rule, steps, study).loc[seed, kept_rank]), []
         for rank, of_rank in own.sort_values("lr").groupby("rank"):
             curve = PchipInterpolator(np.log(of_rank["lr"]), of_rank["loss"])
             if rank != kept_rank:
@@ -163,8 +148,8 @@ def rules_test(steps: str, study: str = STUDY) -> str:
     regret, rows = dict(iter(kept(steps, study).groupby("rule"))), []
     for rule in (rule for rule in TITLES if rule in regret):
         row = {"rule": RULES[rule].label}
-        row |= {f"rank {r:g}": f"{lr:.2g}" for r, lr in best_rates(rule, study, steps).items()}
-        row["largest / smallest"] = rates_within(rule, steps, study)
+        row |= {f"rank {r:g}": f"{lr:.2g}" for r, lr in best_rates(rule, steps, study).items()}
+        row["largest / smallest"] = best_rate("spread", rule, steps, study)
         head = f"regret at the best rate of rank {tuned_rank(steps, study)}, nats"
         row[head] = mean_text(regret[rule]["regret"], 4)
         rows.append(row | {"the same, share of the ranks' gain": mean_text(regret[rule]["share"])})
@@ -183,16 +168,17 @@ def by_steps(study: str = STUDY) -> str:
     gain = f"loss of rank {others[-1]:g} less rank {low:g}, nats per {_unit(study)}"
     for rule in TITLES:
         for steps in sorted(rates.query(f"scaling == '{rule}'")["steps"].unique()):
-            at, best = (str(steps), study), best_rates(rule, study, str(steps))
+            at = rule, str(steps), study
+            best = best_rates(*at)
             row = {
                 "rule": RULES[rule].label,
                 "steps": f"{steps:g}",
-                "seeds": str(len(by_seed(rule, study, str(steps)))),
-                "exponent of the best rate": horizon_exponent(rule, *at),
-                "r_sign at s = 1/2": steps_constant(rule, *at),
+                "seeds": str(len(by_seed(*at))),
+                "exponent of the best rate": best_rate("exponent", *at),
+                "r_sign at s = 1/2": rate_law("r_sign", *at),
                 f"best rate, rank {low:g}": f"{best[low]:.2g}",
                 **{f"rank {r:g}": f"{best[r]:.2g}" if r in best else "" for r in others},
-                gain: best_gap(rule, study, str(steps)),
+                gain: best_gap(*at),
             }
             rows.append(row)
     return table_of(rows)
@@ -213,13 +199,6 @@ def rounding(steps: str = "256") -> str:
     return table_of(rows)
 
 
-def law_rows(steps: str, study: str) -> pd.DataFrame:
-    """Best rates of all rules and seeds after some steps, as :func:`fit_rates` reads them."""
-    rates = study_tables(study).rates.query(f"steps == {steps}").astype({"scaling": str})
-    gammas = [setting_of(row).gamma for _, row in rates.iterrows()]
-    return rates.assign(group="all", log_lr=np.log(rates["best_lr"]), gamma=gammas)
-
-
 RIVALS: dict[str, tuple[Curve, list[float]]] = {
     "descents": (lambda rows, t: -t[0] * np.log(rows["gamma"] * rows["rank"]).to_numpy(), [0.5]),
     "power": (
@@ -230,37 +209,44 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 """Equal descents; and a power of gamma and of the rank, with free exponents."""
 
 
-def horizons_law(name: str, steps: str = "256", study: str = STUDY) -> str:
-    """``11 [8, 15]``: r_sign of the law of equal outputs, fitted with s to the best rates of all
-    rules and seeds. ``descents``, ``power``: how much worse these fit, in -2 log likelihood."""
-    rows = law_rows(steps, study)
-    found = fit_rates(rows, moved, [2.5, 0.5])
-    if name in RIVALS:
-        return f"{fit_rates(rows, *RIVALS[name]).cost - found.cost:.0f}"
-    return f"{found.found[1]:.2f}" if name == "s" else r_sign_text(rows, found)
+def rate_law(of: str, rule: str = "all", steps: str = "256", study: str = STUDY) -> str:
+    """A number of the law of equal outputs, fitted to the best rates of all rules and seeds.
 
-
-def steps_constant(rule: str, steps: str, study: str = STUDY) -> str:
-    """``24 [9, 103]``: r_sign of equal outputs with s = 1/2, fitted to the best rates of a rule.
-    Empty for two rates: they are fitted exactly."""
-    rows = law_rows(steps, study).query(f"scaling == '{rule}'")
-    return r_sign_text(rows, fit_rates(rows, moved, [2.5])) if len(rows) > 2 else ""
-
-
-def _powers(rates: pd.DataFrame, over: str, of: str = "table") -> str:
-    """A row per rank: the best rate at each value of a column, and its exponent with these values.
-
-    Then the mean of the exponents over ranks, and the highest rank's less the lowest's. ``of``:
-    ``mean`` or ``apart`` is one of these two alone. Seeds that lack a value are left out.
+    ``r_sign``: ``11 [8, 15]``; of one rule at s = 1/2, and empty for two rates, which are fitted
+    exactly. ``s``. ``descents``, ``power``: how much worse these fit, in -2 log likelihood.
     """
-    found = rates.pivot(index=["rank", "seed"], columns=over, values="best_lr").dropna()
-    by_rank = slopes(found).unstack("rank")
+    rows = study_tables(study).rates.query(f"steps == {steps}").astype({"scaling": str})
+    rows = rows[rows["scaling"].isin([*TITLES] if rule == "all" else [rule])]
+    gammas = [setting_of(row).gamma for _, row in rows.iterrows()]
+    rows = rows.assign(group="all", log_lr=np.log(rows["best_lr"]), gamma=gammas)
+    if len(rows) < 3:
+        return ""
+    found = fit_rates(rows, moved, [2.5, 0.5] if rule == "all" else [2.5])
+    if of in RIVALS:
+        return f"{fit_rates(rows, *RIVALS[of]).cost - found.cost:.0f}"
+    return f"{found.found[1]:.2f}" if of == "s" else r_sign_text(rows, found)
+
+
+def power(of: str, over: str, where: str, *studies: str) -> str:
+    """The best rate as a power of a column of ``rates``, or of the ``horizon``, in the rows that
+    the query ``where`` selects. Seeds that lack a value are left out.
+
+    ``of``: ``table``, a row per rank with its best rate at each value, its exponent and seeds;
+    ``mean``, of the exponents over ranks; ``apart``, the highest rank's less the lowest's; or the
+    exponent of a rank.
+    """
+    found = [study_tables(name) for name in studies]
+    at_end = over != "horizon"
+    parts = [x.rates if at_end else rates_by_horizon(x.cells, x.metrics, x.probes) for x in found]
+    rates = pd.concat(parts, ignore_index=True).query(where)
+    rates = rates.pivot(index=["rank", "seed"], columns=over, values="best_lr").dropna()
+    by_rank = slopes(rates).unstack("rank")
     of_seed = by_rank.dropna()
     joint = {"mean": of_seed.mean(axis=1), "apart": of_seed.iloc[:, -1] - of_seed.iloc[:, 0]}
-    if of in joint:
-        return mean_text(joint[of])
+    if of != "table":
+        return mean_text(joint[of] if of in joint else by_rank[float(of)].dropna())
     rows = []
-    for rank, own in found.groupby("rank"):
+    for rank, own in rates.groupby("rank"):
         best = {f"{value:g}": f"{one:.2g}" for value, one in own.apply(geometric).items()}
         row = {"rank": f"{rank:g}", **best, "exponent": mean_text(by_rank[rank].dropna())}
         rows.append(row | {"seeds": str(len(own))})
@@ -269,45 +255,24 @@ def _powers(rates: pd.DataFrame, over: str, of: str = "table") -> str:
     return table_of(filled(rows))
 
 
-def batches(held: str, of: str = "table") -> str:
-    """The best rate against the batch, at equal ``steps`` or at equal ``data``. The smallest batch
-    is that of :data:`STUDY`."""
-    own = study_tables(STUDY).rates.query("scaling == 'lora' and rank in [4, 64]")
-    rates = pd.concat([own, study_tables("batches_small").rates], ignore_index=True)
-    if held == "steps":
-        rates = rates[rates["steps"] == 64]
-    else:
-        rates = rates[rates["steps"] * rates["batch_size"] == 768]
-    return _powers(rates, "batch_size", of)
-
-
-def constant_rate(of: str = "table") -> str:
-    """The best constant rate against the number of steps."""
-    tables = study_tables("constant_small")
-    rates = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
-    return _powers(rates[rates["horizon"].isin([64, 128, 256, 512, 1024])], "horizon", of)
-
-
 def settings() -> str:
     """A row per weight decay, LoRA+ ratio and drawn matrix: best rate and lowest loss by rank. In
     brackets, the best rate over that of :data:`STUDY`, which has none of these."""
-    known = study_tables(STUDY).rates.query("scaling == 'lora' and steps == 1024")
-    known = known[known["rank"].isin([4, 64])]
-    plain, rows = known.set_index(["rank", "seed"]), []
+    plain = study_tables(STUDY).rates.query("scaling == 'lora' and steps == 1024")
+    rates = pd.concat([plain, study_tables("decay_small").rates]).query("rank == [4, 64]")
+    beside = plain.set_index(["rank", "seed"])[["best_lr", "best_loss"]]
+    rates = rates.astype({"init": str}).join(beside, ["rank", "seed"], "inner", rsuffix="_plain")
+    rows = []
     names = ["weight_decay", "loraplus_lr_ratio", "init"]
-    rates = pd.concat([known, study_tables("decay_small").rates]).astype({"init": str})
     for (decay, ratio, init), own in rates.groupby(names, sort=False):
-        own = own.set_index(["rank", "seed"])
-        shared = own.index.intersection(plain.index)
         row = {"weight decay": f"{decay:g}", "LoRA+ ratio": f"{ratio:g}"}
         row["drawn"] = "B" if init == "init_b" else "A"
-        for rank, one in own.loc[shared].groupby("rank"):
-            beside = plain.loc[one.index]
-            best, times = geometric(one["best_lr"]), geometric(one["best_lr"] / beside["best_lr"])
+        for rank, one in own.groupby("rank"):
+            best, times = map(geometric, (one["best_lr"], one["best_lr"] / one["best_lr_plain"]))
             row[f"best rate, rank {rank:g}"] = f"{best:.2g} (×{times:.2f})"
-            more = (one["best_loss"] - beside["best_loss"]).mean()
+            more = (one["best_loss"] - one["best_loss_plain"]).mean()
             row[f"loss less that of the first row, rank {rank:g}"] = minus(f"{more:+.4f}")
-        rows.append(row | {"seeds": str(shared.unique("seed").size)})
+        rows.append(row | {"seeds": str(own["seed"].nunique())})
     return table_of(filled(rows))
 
 
@@ -365,9 +330,18 @@ def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
     """A panel per rule, a line per rank over one axis of rates; dots are the best rates. Diverging
     runs leave the panel: it ends above the loss of the lowest rates."""
     runs = losses(steps, study)
+    ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
     page, panels = panels_of_rules(stacked)
     for ax, rule in zip(panels, TITLES, strict=True):
-        draw(ax, runs[runs["scaling"] == rule], best_rates(rule, study, steps))
+        best = best_rates(rule, steps, study)
+        for index, rank in enumerate(ranks):
+            colour = colours(0.85 - 0.85 * index / (len(ranks) - 1))  # yellow is faint on white
+            look: dict[str, Any] = {"color": colour, "zorder": 2 + index}
+            own = runs[(runs["scaling"] == rule) & (runs["rank"] == rank)]
+            mean = own.groupby("lr")["loss"].mean()
+            ax.plot(mean.index, mean, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)
+            at = np.interp(np.log(best[rank]), np.log(mean.index), mean)
+            ax.plot(best[rank], at, "o", ms=6, mec="white", mew=0.7, **look)
         ax.set_xscale("log")
         ax.set_xticks(sorted(runs["lr"].unique()))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:.4f}".rstrip("0"))
@@ -384,18 +358,6 @@ def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
     return page
 
 
-def draw(ax: Axes, runs: pd.DataFrame, best: "pd.Series[float]") -> None:
-    """The mean loss over seeds by rank, and the best rate of each rank."""
-    ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
-    for index, rank in enumerate(ranks):
-        colour = colours(0.85 - 0.85 * index / (len(ranks) - 1))  # yellow is faint on white
-        look: dict[str, Any] = {"color": colour, "zorder": 2 + index}
-        own = runs[runs["rank"] == rank].groupby("lr")["loss"].mean()
-        ax.plot(own.index, own, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)
-        at = np.interp(np.log(best[rank]), np.log(own.index), own)
-        ax.plot(best[rank], at, "o", ms=6, mec="white", mew=0.7, **look)
-
-
 @style.paper()
 def best_by_steps() -> Figure:
     """A panel per rule: the best rate against the rank, a line per number of steps."""
@@ -407,7 +369,7 @@ def best_by_steps() -> Figure:
             look: dict[str, Any] = {"color": matplotlib.colormaps["viridis"](0.8 - 0.4 * index)}
             ax.plot(own["rank"], own["best_lr"], "o", ms=3, alpha=0.5, mew=0, **look)
             if len(own):
-                best = best_rates(rule, STUDY, str(steps))
+                best = best_rates(rule, str(steps), STUDY)
                 ax.plot(best.index, best, "-", lw=1.4, label=f"{steps:g} steps", **look)
         ax.set(xscale="log", yscale="log", xlabel="rank")
         ax.set_xticks(sorted(rates["rank"].unique()))

@@ -8,7 +8,6 @@ maximisation. The test predicts each study, and each published model, from all o
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -71,41 +70,33 @@ def best_rates() -> pd.DataFrame:
     left out together, a study or a published model. ``grid``: the standard deviation that a coarse
     grid adds to the log rate."""
     own = pd.concat([best_rates_of(load_measured(RESULTS / name), name) for name in FITTED])
-    theirs = pd.concat([cookbook(), optimizers()])
+    theirs = published()
     theirs["unit"] = theirs["source"] + "/" + theirs["model"]
     found = pd.concat([own.assign(unit=own["source"]), theirs], ignore_index=True)
     return found.fillna({"grid": 0.0, "data": ""})
 
 
-def cookbook() -> pd.DataFrame:
-    """The best rates of tinker-cookbook. Its file has no alpha: :data:`ALPHA` is assumed."""
+def published() -> pd.DataFrame:
+    """The best rates that others published. The file of tinker-cookbook has no alpha: :data:`ALPHA`
+    is assumed. Each rate of lora-optimizers is the best of a grid in steps of about 3."""
+    swept = external_rates()[["group", "rank", "billions", "log_lr", "edge"]]
+    swept = swept.rename(columns={"group": "model"}).astype({"rank": int})
+    swept = swept.assign(source=COOKBOOK, alpha=ALPHA, steps=780, batch=128, schedule="")
+    tuned = pd.read_csv(ROOT / "results/external/lora_optimizers.csv")
+    tuned = tuned.assign(source="lora-optimizers", schedule="constant", edge="")
+    tuned["log_lr"] = np.log(tuned["lr"])
+    tuned["grid"] = math.log(10) / 2 / 12**0.5  # the sd within a step of 10^(1/2)
     rows = []
-    for row in external_rates().to_dict("records"):
-        run = Setting(int(row["rank"]), ALPHA, "lora", "adamw", steps=780, batch=128)
-        rows.append(published(run, COOKBOOK, row["group"], row["billions"]))
-        rows[-1] |= {key: row[key] for key in ("log_lr", "edge")}
+    for row in pd.concat([swept, tuned]).to_dict("records"):
+        about = {name: row[name] for name in ("rank", "alpha", "steps", "batch", "schedule")}
+        run = Setting(**about, rule="lora", optimizer="adamw").facts()
+        run |= {"size": row["billions"] * 1e9, "rule": "lora", "optimizer": "adamw"}
+        told = ("source", "model", "alpha", "log_lr", "edge", "data", "grid")
+        rows.append({name: row[name] for name in told} | run)
     return pd.DataFrame(rows)
 
 
-def optimizers() -> pd.DataFrame:
-    """The best rates of lora-optimizers: each is the best of a grid in steps of about 3."""
-    rows = []
-    for row in pd.read_csv(ROOT / "results/external/lora_optimizers.csv").to_dict("records"):
-        about = {name: row[name] for name in ("rank", "alpha", "steps", "batch")}
-        run = Setting(**about, rule="lora", optimizer="adamw", schedule="constant")
-        rows.append(published(run, "lora-optimizers", row["model"], row["billions"]))
-        rows[-1] |= {"log_lr": math.log(row["lr"]), "edge": "", "data": row["data"]}
-        rows[-1]["grid"] = math.log(10) / 2 / 12**0.5  # the sd within a step of 10^(1/2)
-    return pd.DataFrame(rows)
-
-
-def published(run: Setting, source: str, model: str, billions: float) -> dict[str, Any]:
-    about = {"source": source, "model": model, "rule": run.rule, "alpha": run.alpha}
-    return about | {"optimizer": run.optimizer} | run.facts() | {"size": billions * 1e9}
-
-
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """``law``: the coefficients. ``error``: their standard deviations. ``spread``: that of a level
     between models and between studies, of other random effects, and of a single rate (``scatter``).
     ``levels``: of the models and of the sources. ``cost``: -2 log likelihood."""
@@ -248,21 +239,21 @@ def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
     """Ratios of two best rates of a unit, and its best rates alone. ``value`` and ``half``: of the
     prediction. ``measured``: what it should be."""
     rows, at = list[dict[str, Any]](), {index: dict(row) for index, row in own.iterrows()}
+
+    def add(kind: str, value: float, half: float, measured: float, *runs: dict[Any, Any]) -> None:
+        about = {"unit": runs[0]["unit"], "source": runs[0]["source"], "kind": kind}
+        about["half"] = math.hypot(half, WIDE * math.hypot(*(run["grid"] for run in runs)))
+        about |= {"value": value, "measured": measured}
+        rows.append(about | {"key": " | ".join(sorted(map(name_of, runs)))})
+
     for kind, one, other in pairs(own):
         start = at[one]["log_lr"]
         value, half = advice.moved(at[one], at[other], start, of_others)
-        grid = WIDE * math.hypot(at[one]["grid"], at[other]["grid"])
-        about = {"unit": at[one]["unit"], "source": at[one]["source"], "kind": kind}
-        about |= {"half": math.hypot(half, grid), "value": value - start}
-        names = sorted(name_of(at[end]) for end in (one, other))
-        about |= {"measured": at[other]["log_lr"] - start, "key": " | ".join(names)}
-        rows.append(about)
+        add(kind, value - start, half, at[other]["log_lr"] - start, at[one], at[other])
     for row in at.values():
         if row["edge"] == "":
             value, half = advice.alone(row, row["model"], of_others)
-            about = {"unit": row["unit"], "source": row["source"], "kind": "alone"}
-            about |= {"half": math.hypot(half, WIDE * row["grid"]), "key": name_of(row)}
-            rows.append(about | {"value": value, "measured": row["log_lr"]})
+            add("alone", value, half, row["log_lr"], row)
     return pd.DataFrame(rows)
 
 
@@ -289,4 +280,4 @@ def law() -> Fit:
     mean c would be that of the studies, most of which are short."""
     found = fit(best_rates(), {})
     around = fit(best_rates(), {name: found.law[name] for name in ("c", "c_steps")}, [*RANDOM])
-    return replace(found, spread=around.spread)
+    return found._replace(spread=around.spread)

@@ -91,35 +91,24 @@ def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def law_test(of: str = "") -> str:
-    """By kind of question, or by study for ratios between ranks: the error and the intervals."""
-    of_rank = tested().query("kind == 'rank'").groupby("source")
-    rows = [
-        {
-            "study" if of else "": str(name),
-            "points": str(len(own)),
-            "median error": _factor(own["off"]),
-            "median over studies and models": _factor(own.groupby("unit")["off"].median()),
-            "intervals hold": _share(own["holds"]),
-        }
-        for name, own in (of_rank if of else by_kind(tested()))
-    ]
-    return table_of(rows)
-
-
-def law_old() -> str:
-    """By kind, the points that the command before this law answered, with its numbers beside."""
-    found = tested().merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
-    rows = [
-        {
-            "": kind,
-            "points": str(len(own)),
-            "median error": _factor(own["off"]),
-            "old": _factor(own["off_old"]),
-            "intervals hold": _share(own["holds"]),
-            "old ": _share(own["holds_old"]),
-        }
-        for kind, own in by_kind(found)
-    ]
+    """The error and the intervals, by kind of question. ``rank``: of ratios between ranks, by
+    study. ``old``: of the points that the command before this law answered, with its numbers."""
+    found, head = tested(), ""
+    if of == "old":
+        found = found.merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
+    parts = by_kind(found)
+    if of == "rank":
+        head, parts = "study", iter(found.query("kind == 'rank'").groupby("source"))
+    rows = []
+    for name, own in parts:
+        row = {head: str(name), "points": str(len(own)), "median error": _factor(own["off"])}
+        holds = {"intervals hold": _share(own["holds"])}
+        if of == "old":
+            row["old"] = _factor(own["off_old"])
+            holds["old "] = _share(own["holds_old"])
+        else:
+            row["median over studies and models"] = _factor(own.groupby("unit")["off"].median())
+        rows.append(row | holds)
     return table_of(rows)
 
 
@@ -233,11 +222,9 @@ def followed() -> str:
             gives = float(basins[key](value)) - lowest[key]
             ranks = [loss for (*same, _), loss in lowest.items() if same == [*key[:2]]]
             gain, off = max(ranks) - min(ranks), value - new["log_lr"]
-            from_to = (
-                f"{x['rule']} r {x['rank']:g} α {x['alpha']:.3g}, {x['steps']:g} steps"
-                for x in (old, new)
-            )
-            row = {"study": name, **dict(zip(("from", "to"), from_to, strict=True))}
+            row = {"study": name}
+            for head, x in (("from", old), ("to", new)):
+                row[head] = f"{x['rule']} r {x['rank']:g} α {x['alpha']:.3g}, {x['steps']:g} steps"
             row |= {"advised": f"{np.exp(value):.2g}", "best": f"{np.exp(new['log_lr']):.2g}"}
             row |= {"advised / best": f"{np.exp(off):.2f}"}
             row |= {"interval holds": "yes" if abs(off) <= half else "no"}

@@ -56,12 +56,7 @@ def documents() -> list[Path]:
 
 
 def write_documents() -> None:
-    """Write the numbers of every document again, and a page for each study that has none."""
-    for name, study in STUDIES.items():
-        page = ROOT / f"docs/evidence/{name}.md"
-        if not page.exists():
-            block = f"<!-- numbers: study {name} -->\n<!-- end -->"
-            page.write_text(f"# {study['title']}\n\n{block}\n")
+    """Write the numbers of every document again."""
     for path in documents():
         old = path.read_text()
         new = rewrite(old, BLOCKS, say)

@@ -89,4 +89,4 @@ def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds():
     loss = cells.pivot_table("loss", "seed", ["rank", "lr"])
     low, high = (loss[rank][loss[rank].mean().idxmin()] for rank in (4, 256))
     expected = interval_text(*mean_interval(high - low), places=3)
-    assert horizons.best_gap("lora", "longer_training", "2048") == minus(expected)
+    assert horizons.best_gap("lora", "2048", "longer_training") == minus(expected)
