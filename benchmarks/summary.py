@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from study.analysis.wording import interval_text
+from study.config.expectations import NOT_MEASURED
 from study.figures import style
 from study.report.text import table_of
 from study.vocabulary.sources import model_label
@@ -25,8 +26,6 @@ LABELS = {
 """The ways to train, by the name of the way."""
 PLAIN = "no probes"
 """The single steps of the suite ``probes`` that its other steps are compared with."""
-NOT_MEASURED = "not measured"
-"""What a table says where no number was measured."""
 OURS = "packed"
 """The way of `study train`."""
 LOOKS: dict[str, Any] = {
