@@ -45,8 +45,8 @@ class NoTables(LookupError):
 
 
 def blocks_of(module: ModuleType) -> dict[str, Block]:
-    """The blocks of a module: its public functions that return a text. ``rate_change`` is the block
-    ``rate-change``."""
+    """The blocks of a module: its public functions that return a text. ``best_rate`` is the block
+    ``best-rate``."""
     return {
         name.replace("_", "-"): found
         for name, found in vars(module).items()
