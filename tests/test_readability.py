@@ -32,8 +32,8 @@ PACKAGE_LINES = {
     "study/vocabulary": 967,
     "study": 29_033,
     "tests": 19_581,
-    "benchmarks": 1_170,
-    "docs": 2_757,
+    "benchmarks": 1_152,
+    "docs": 2_683,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
