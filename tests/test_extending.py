@@ -5,14 +5,13 @@ import math
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from tests.figures.conftest import rows
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[1]
 PAGES = "extending", "extending-measures", "extending-views"
@@ -33,6 +32,7 @@ SWEEP += "adapter.rank=2,8 seed=0 optimizer.lr=1e-3 pack.fold=8"
 FIRST = {"site": "adapter_grad", "stat": "norm", "layer": "model", "step": 0}
 COMMANDS = """
 import json, sys
+sys.path.insert(0, "")
 from study import cli
 from study.figures import FIGURES, style
 for name in [*FIGURES][5:]:
@@ -87,13 +87,7 @@ def folder(tmp_path_factory):
         ["analyze", "results/recipes", "-q"],
         ["report", "results/recipes"],
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps([plugins, lines])],
-        cwd=place,
-        env=os.environ | {"PYTHONPATH": f"{place}:{ROOT}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = Forked(COMMANDS, [json.dumps([plugins, lines])], place, os.environ).wait()
     assert done.returncode == 0, done.stderr
     (place / "printed.txt").write_text(done.stdout)
     return place
