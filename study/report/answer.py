@@ -70,7 +70,7 @@ class Question(NamedTuple):
     """A question, and the view that answers it.
 
     - ``varies``: columns of ``cells``. A study that varies one of them asks this question. ``*`` is
-      any other column;
+      any other column. Empty: every study asks it if it has the data;
     - ``kind``: its sentences and its table;
     - ``figures``: the first one that the study has data for is shown.
     """
@@ -88,9 +88,7 @@ LIMIT, LOSSES = "distance_to_infinite_rank", ("truncated_losses", "loss_curves")
 RANK = " as the rank grows?"
 QUESTIONS = (
     Question("What does rounding to bf16 take from the adapter?", FORMS, "rounding", ROUNDED),
-    Question(
-        "How many bits does an adapter store?", ("max_samples",), "capacity", ("bits_stored",)
-    ),
+    Question("How many bits does an adapter store?", (), "capacity", ("bits_stored",)),
     Question("Which learning rate is best at which rank?", ("lr", "alpha"), "rates", BASINS),
     Question(f"What does the optimizer change{RANK}", ("optimizer", "betas"), "sizes", SIZES),
     Question(f"What does the number of steps change{RANK}", ("steps",), "sizes", SIZES),
@@ -572,6 +570,12 @@ def _of_capacity(tables: StudyTables) -> Iterator[str]:
     """How the bits that adapters stored go with their parameters, by setting."""
     found, where = capacity(tables), settings(tables.cells)
     names = setting_columns(found) if len(found) else []
+    if found.empty:
+        yield (
+            "How the bits stored go with the parameters is not known: two ranks must store more "
+            f"than nothing and less than {100 * FULL:.0f} % of the bits offered (raise "
+            "data.max_samples, or lower the ranks)."
+        )
     for row in row_list(found):
         words = [f"{name}={getattr(row, name)}" for name in names if name != "passes"]
         words += [f"{row.passes:g} passes over {row.offered:,.0f} bits"]

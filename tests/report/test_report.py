@@ -184,7 +184,8 @@ def test_both_forms_of_the_page_have_one_order_and_every_figure_and_fetch_nothin
     ],
 )
 def test_what_varies_decides_the_question(varying, asks):
-    assert questions_of(varying)[0].asks.startswith(asks)
+    found = [one for one in questions_of(varying) if one.kind != "capacity"]  # asks by the data
+    assert found[0].asks.startswith(asks)
 
 
 def test_a_figure_has_its_own_size_and_an_escaped_caption(on_disk):
