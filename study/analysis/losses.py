@@ -113,15 +113,15 @@ def mean_losses(runs: pd.DataFrame) -> "pd.Series[float]":
 def at_best_rates(
     runs: pd.DataFrame, value: str = "loss", by: Sequence[str] = ("rank",)
 ) -> pd.DataFrame:
-    """The ``runs`` at the learning rate of the lowest mean ``value``, for each combination of the
-    columns ``by``; ``edge``: of the rates there. A rate at which a value is missing is not best."""
+    """The ``runs`` at the learning rate of the lowest mean ``value``, of the rates with the most
+    seeds, for each combination of the columns ``by``; ``edge``: of all rates there. A rate at which
+    a value is missing is not best."""
     rates = runs.groupby([*by], observed=True)["lr"]
     edges = [runs["lr"] == rates.transform("min"), runs["lr"] == rates.transform("max")]
-    mean = (
-        runs.groupby([*by, "lr"], observed=True)[value]
-        .agg(lambda each: each.mean(skipna=False))
-        .dropna()
-    )
+    of_rate = runs.groupby([*by, "lr"], observed=True)[value]
+    mean = of_rate.agg(lambda each: each.mean(skipna=False))
+    seeds = of_rate.size()[mean.notna()]
+    mean = mean[seeds.index][seeds == seeds.groupby([*by], observed=True).transform("max")]
     best = mean.groupby([*by], observed=True).idxmin()
     runs = runs.assign(edge=np.select(edges, [LOWEST, HIGHEST], INSIDE))
     return runs[pd.MultiIndex.from_frame(runs[[*by, "lr"]]).isin(best)]

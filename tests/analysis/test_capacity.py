@@ -47,6 +47,10 @@ def test_bits_and_their_slope_are_those_of_the_losses():
     assert set(found["passes"]) == {round(STEPS * BATCH / STRINGS)}
     best = best_stored(tables())
     assert (set(best["lr"]), len(best)) == ({1e-2}, 4 * 3), "the lower rate stores half"
+    lucky = tables()
+    lucky.metrics.loc[lucky.metrics["cell_id"] == "1 0.001 0", "loss"] = 0.0
+    lucky.cells.drop(lucky.cells.query("lr == 1e-3 and seed > 0").index, inplace=True)
+    assert set(best_stored(lucky)["lr"]) == {1e-2}, "one seed is no match for three"
     (row,) = capacity(tables()).to_dict("records")
     assert row["exponent"] == pytest.approx(1.0)
     assert row["per_parameter"] == pytest.approx(BITS * (1 + 1.01 + 1.01**2) / 3)
@@ -60,6 +64,8 @@ def test_an_adapter_that_stored_nearly_all_bits_does_not_count():
     bent.metrics.loc[bent.metrics["cell_id"].str.startswith("8 0.01"), "loss"] = 0.0
     (row,) = capacity(bent).to_dict("records")
     assert row["rank_max"] == 4
+    bent.metrics.loc[~bent.metrics["cell_id"].str.startswith("1 "), "loss"] = 0.0
+    assert "is not known: two ranks must store more" in answer(bent)[0]
 
 
 def test_another_tokenizer_needs_the_number_of_its_tokens():
@@ -71,8 +77,9 @@ def test_another_tokenizer_needs_the_number_of_its_tokens():
     assert stored_bits(other)["bits"].tolist() == pytest.approx(stored_bits(tables())["bits"])
 
 
-def test_report_and_figure_show_a_study_of_several_numbers_of_strings():
+def test_report_and_figure_show_a_study_of_random_strings():
     few, many = tables(), tables()
+    assert answer(few)[0].startswith("From rank 1 to rank 8 the bits stored go with"), "one number"
     for table in (many.cells, many.metrics, many.probes):
         table["cell_id"] = "of 200 " + table["cell_id"]
     many.cells["max_samples"] = 2 * STRINGS + 1
