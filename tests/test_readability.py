@@ -31,7 +31,7 @@ PACKAGE_LINES = {
     "study/training": 1_666,
     "study/vocabulary": 967,
     "study": 29_037,
-    "tests": 19_583,
+    "tests": 19_584,
     "benchmarks": 1_152,
     "docs": 2_683,
     "hydra_plugins": 122,
