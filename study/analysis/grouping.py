@@ -61,7 +61,6 @@ def curve_columns(table: pd.DataFrame) -> list[str]:
 def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     """The ``columns`` that a label must name to separate the curves of ``rows``: not optimizer,
     rule or what follows from them."""
-
     return [
         name
         for name in columns

@@ -184,7 +184,7 @@ def test_both_forms_of_the_page_have_one_order_and_every_figure_and_fetch_nothin
     ],
 )
 def test_what_varies_decides_the_question(varying, asks):
-    found = [one for one in questions_of(varying) if one.kind != "capacity"]  # asks by the data
+    found = [one for one in questions_of(varying) if one.kind != "capacity"]  # all ask it
     assert found[0].asks.startswith(asks)
 
 
