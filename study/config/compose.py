@@ -38,8 +38,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "co
 def parse(composed: DictConfig) -> CellConfig:
     """A composed Hydra config as a checked cell. Keys that no cell has are left out."""
     try:
-        own = without_hydra(composed)
-        values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise StudyError(f"{error.full_key} is not set: give {error.full_key}=...") from None
     except OmegaConfBaseException as error:
@@ -47,11 +46,6 @@ def parse(composed: DictConfig) -> CellConfig:
     cell = read(CellConfig, values)
     validate(cell)
     return cell
-
-
-def without_hydra(composed: DictConfig) -> DictConfig:
-    """A copy without Hydra's own configuration, which a cell does not read."""
-    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def first_line(error: BaseException) -> str:
@@ -88,7 +82,8 @@ def compose(
     @cache
     def base(choices: tuple[str, ...]) -> DictConfig:
         config = loader.load_configuration(name, [*shared, *choices], run_mode=RunMode.RUN)
-        found = without_hydra(config)
+        own = [str(key) for key in config if key != "hydra"]
+        found = OmegaConf.masked_copy(config, own)
         OmegaConf.set_struct(found, True)  # a key that does not exist is an error
         return found
 

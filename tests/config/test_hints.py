@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from study.config.compose import CONF
+from study.config.hints import reference
 from study.config.types import CONTRACTIONS, PRECISIONS, SCHEDULES
 from study.vocabulary.inits import INITS
 from study.vocabulary.quantities import BATCHES, SITES, STATS
@@ -75,15 +77,16 @@ def test_the_help_of_hydra_names_commands_that_exist(works):
 
 
 def test_every_key_has_a_meaning_and_its_choices(works):
-    composed = yaml.safe_load(works("train", "--cfg", "job").out)
-    for file in (CONF / "optimizer").glob("*.yaml"):
-        composed["optimizer"] = yaml.safe_load(file.read_text())
-        inside = {key for values in composed.values() if isinstance(values, dict) for key in values}
-        outside = {key for key, value in composed.items() if not isinstance(value, dict)}
-        text = works("train", "--help", f"optimizer={file.stem}").out
-        assert re.search(rf"(?m)^optimizer={file.stem} ", text)
-        explained = set(re.findall(r"(?m)^ *(\w+):.*# +\w", text))
-        assert (inside | outside) - {"preset", "launcher", "experiment"} <= explained | {"name"}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for file in (CONF / "optimizer").glob("*.yaml"):
+            composed = compose("config", [f"optimizer={file.stem}"], return_hydra_config=True)
+            text, keys = reference(composed), set()
+            for key in composed.keys() - {"hydra"}:
+                keys |= {*composed[key]} if OmegaConf.is_dict(composed[key]) else {key}
+            assert re.search(rf"(?m)^optimizer={file.stem} ", text)
+            explained = set(re.findall(r"(?m)^ *(\w+):.*# +\w", text))
+            assert keys - {"preset", "launcher", "experiment"} <= explained | {"name"}
+    text = works("train", "--help").out
     choices = (*INITS, *RULES, *SITES, *STATS, *BATCHES, *CONTRACTIONS, *PRECISIONS, *SCHEDULES)
     for word in (*choices, "experiment", "study train -m", "adapter:\n  rank: 8"):
         assert word in text

@@ -12,6 +12,7 @@ import yaml
 import study
 from study.config.compose import CONF, expected_best
 from study.store import load_cells, load_records
+from study.sweeps import cells as planning
 from study.sweeps import run as sweep
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -86,19 +87,23 @@ def test_an_interpolation_in_the_sweep_of_an_experiment_is_each_cells_own(works)
         assert all(lr == float(f"{lr:.2e}") for lr in own["lr"])
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_two_steps_on_tiny(works, experiment):
-    text = (CONF / f"experiment/{experiment}.yaml").read_text()
-    swept = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
-    one = {"adapter.alpha": "16", "optimizer.lr": "1e-3"}
-    one |= {"adapter.exponent": "0.25", "model.width": "64"}
-    one_of_each = [f"{key}={value}" for key, value in one.items() if key in swept]
-    if "targets" not in text:
-        one_of_each.append("adapter.targets=[down_proj]")  # fewer layers to measure
-    works("train", f"experiment={experiment}", *SMALL, "adapter.rank=2", "seed=0", *one_of_each)
-    cells = load_cells(f"results/{experiment}")
-    assert set(cells["status"]) == {"complete"}
-    assert set(cells["rank"]) == {2.0}
+def test_every_experiment_runs_two_steps_on_tiny(cell, tmp_path):
+    """With its first rule, optimizer and setting."""
+    configs = []
+    for experiment in EXPERIMENTS:
+        text = (CONF / f"experiment/{experiment}.yaml").read_text()
+        swept = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
+        first = {key: str(values).partition(",")[0] for key, values in swept.items()}
+        first |= {"adapter.rank": "2", "optimizer.lr": "1e-3", "results_dir": tmp_path}
+        if "targets" not in text:
+            first["adapter.targets"] = "[down_proj]"  # fewer layers to measure
+        choices = [f"{key}={value}" for key, value in first.items()]
+        configs.append(cell(f"experiment={experiment}", *choices, *SMALL))
+    with sweep.Worker() as worker:
+        for planned in planning.plan(configs):
+            sweep.run([planned], worker)
+    for experiment in EXPERIMENTS:
+        assert [*load_cells(tmp_path / experiment)["status"]] == ["complete"], experiment
 
 
 @pytest.mark.usefixtures("few_figures")
