@@ -45,12 +45,15 @@ from study.vocabulary.thresholds import CONFIDENCE
 SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
 NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+LOPSIDED = 2.0
+"""The steps per skew by which a lopsided basin may move the best rate. Intervals then cover 93 to
+99 %, if half-parabolas are 3 to 30 times as steep as the others at one rank alone."""
 QUANTILE = 0.75
 """The quantile of a rule's skews that is used. Intervals then cover 93 to 99 %, if one
 half-parabola is 3 to 20 times as steep as the other."""
 NOT_OF_A_RULE = (
     *("rank", "seed", "best_lr", "best_loss", "edge", "tried", "grid_step", "grid_sd"),
-    *("wall", "rho", OUTPUT),
+    *("moved", "rho", OUTPUT),
 )
 """The columns of ``rates`` that vary within a rule."""
 
@@ -79,7 +82,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
 
     - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Bottom`;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
-    - ``wall``: whether the run at the next rate diverged;
+    - ``moved``: by how much a wall or a lopsided basin may move log ``best_lr`` down;
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if it was not recorded);
     - ``log_output``: see :func:`~study.analysis.rate_theory.log_outputs`.
@@ -104,13 +107,12 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
                     "edge": best.edge,
                     "tried": len(own),
                     "grid_step": best.step,
-                    "wall": math.isinf(best.skew),
                     "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
                 }
             )
             found.append(best)
         if rows:
-            table = pd.DataFrame(rows).assign(grid_sd=grid_errors(found))
+            table = pd.DataFrame(rows).assign(grid_sd=grid_errors(found), moved=grid_moves(found))
             parts.append(table.join(log_outputs(rule, probes), on="rank"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -180,6 +182,15 @@ def grid_errors(found: list[Bottom]) -> Floats:
     return np.where(np.isinf(skew) | (shared > SKEWED), within_half_a_step, placed)
 
 
+def grid_moves(found: list[Bottom]) -> Floats:
+    """By how much the log best rates of one rule may be too low, in all seeds alike (see the
+    module). An unknown skew is the median of the others; if all are unknown, they are equal."""
+    step, skew = (np.array([getattr(best, name) for best in found]) for name in ("step", "skew"))
+    usual = 0.0 if np.isnan(skew).all() else np.nanmedian(np.minimum(skew, SKEWED))
+    own = np.minimum(np.where(np.isnan(skew), usual, skew), SKEWED)
+    return step * np.where(np.isinf(skew), 1 / math.sqrt(6), LOPSIDED * own)
+
+
 def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
     """The scaling exponent of the best learning rate with rank, one row per rule.
 
@@ -236,8 +247,7 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
         shared = by["variance"].mean().to_numpy(float) * np.exp(-((2 * np.pi) ** 2) * scatter2)
         x = np.log(np.array(list(by.groups), float))
         weight = (x - x.mean()) / np.square(x - x.mean()).sum()
-        # A wall moves the best rate that is found, by up to half a step, in all seeds alike.
-        moved = (by["wall"].mean() * by["grid_step"].mean()).to_numpy(float) / math.sqrt(6)
+        moved = by["moved"].mean().to_numpy(float)
         of_grid = float(np.sum(weight**2 * shared) + np.sum(weight * moved) ** 2)
     of_seeds = float(fit["se_slope"]) ** 2
     half = math.hypot(t_critical(df) * math.sqrt(of_seeds), NORMAL * math.sqrt(of_grid))

@@ -8,7 +8,7 @@ import pytest
 
 from study.analysis import rate_transfer
 from study.analysis.rate_theory import OUTPUT
-from study.analysis.rates import bottom, grid_errors
+from study.analysis.rates import bottom, grid_errors, grid_moves
 
 RANKS, H = np.array([4.0, 16.0, 64.0, 256.0]), math.log(10) / 2
 STUDIES = 400
@@ -53,14 +53,14 @@ def simulated(basin, *, seeds, noise, scatter, highest=None):
                 loss = own(x - centre) + noise * rng.standard_normal(len(x))
                 found.append(bottom(np.exp(x), loss))
                 places.append({"seed": seed, "rank": rank})
-        for best, place, sd in zip(found, places, grid_errors(found), strict=True):
+        of_grid = grid_errors(found), grid_moves(found)
+        for best, place, sd, moved in zip(found, places, *of_grid, strict=True):
             rows.append(
                 place
                 | {"setting": 0, "scaling": "power", "exponent_p": 0.5, "crossover": np.nan}
                 | {"optimizer": "adamw", "init": "kaiming", "truth": exponent, "rho": np.nan}
                 | {"best_lr": best.lr, "best_loss": best.loss, "edge": best.edge, "tried": len(x)}
-                | {"wall": math.isinf(best.skew)}
-                | {"grid_step": best.step, "grid_sd": sd}
+                | {"grid_step": best.step, "grid_sd": sd, "moved": moved}
                 | {"alpha": float(study), OUTPUT: 0.0}
             )
     return pd.DataFrame(rows)
@@ -74,11 +74,13 @@ def test_intervals_cover_the_true_exponent(basin, noise, scatter, seeds):
     table = rate_transfer(simulated(basin, seeds=seeds, noise=noise, scatter=scatter))
     coverage = table["truth"].between(table["ci_low"], table["ci_high"]).mean()
     print(f"{basin.__name__} noise {noise} scatter {scatter}, {seeds} seeds: {coverage:.3f}")
-    assert 0.93 <= round(coverage, 2) <= 0.97
+    # The skew of a lopsided basin varies with the offset of the grid, which widens the interval.
+    assert 0.93 <= round(coverage, 2) <= (1.0 if basin is lopsided else 0.97)
 
 
-def test_a_wall_at_one_rank_alone_is_covered():
+@pytest.mark.parametrize("highest", [cliff, lopsided])
+def test_another_basin_at_one_rank_alone_is_covered(highest):
     """It moves the best rate of that rank down, in all seeds alike, and not those of the others."""
-    how = {"seeds": 3, "noise": 0.001, "scatter": 0.02, "highest": cliff}
+    how = {"seeds": 3, "noise": 0.001, "scatter": 0.02, "highest": highest}
     table = rate_transfer(simulated(parabola, **how))
     assert table["truth"].between(table["ci_low"], table["ci_high"]).mean() > 0.93
