@@ -15,7 +15,8 @@ from docs.blocks import mean_text, study_tables
 from docs.blocks import table as read
 from docs.rate_fits import Curve, fit_rates, moved, r_sign_text
 from study.analysis.losses import final_losses
-from study.analysis.rates import rates_by_horizon, setting_of
+from study.analysis.rates import rate_transfer, rates_by_horizon, setting_of
+from study.analysis.wording import interval_text
 from study.errors import count_noun
 from study.figures import style
 from study.report.text import filled, minus, table_of
@@ -66,14 +67,15 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
 
     - ``change``: ``3.6 times lower``, from the lowest to the highest rank;
     - ``spread``: ``1.12``, the largest over the smallest;
-    - ``exponent``: ``0.079 [0.004, 0.153]``, by seed;
+    - ``exponent``: ``0.079 [0.004, 0.153]``, as in the study's report;
     - ``bend``: ``1.07 [0.79, 1.35]``, that of the middle rank over the geometric mean of those of
       the lowest and the highest one, by seed. A power of the rank says 1;
     - ``seeds``: ``3 seeds``, how many have them;
     - a rate: ``65``, how many times the best one of the highest rank is as high.
     """
-    rates = by_seed(rule, steps, study)
-    rates = rates[list(map(float, ranks.split(",")))] if ranks else rates
+    own = study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
+    own = own[own["rank"].isin(list(map(float, ranks.split(","))))] if ranks else own
+    rates = own.pivot(index="seed", columns="rank", values="best_lr")
     best = rates.apply(geometric)
     low, high = best.iloc[0], best.iloc[-1]
     match of:
@@ -85,7 +87,8 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
         case "spread":
             return f"{best.max() / best.min():.2f}"
         case "exponent":
-            return mean_text(slopes(rates), 3)
+            row = rate_transfer(own).iloc[0]
+            return minus(interval_text(row["exponent"], row["ci_low"], row["ci_high"], 3))
         case "bend":
             middle = rates.iloc[:, len(best) // 2]
             return mean_text((middle / np.sqrt(rates.iloc[:, 0] * rates.iloc[:, -1])).dropna())
