@@ -11,12 +11,12 @@ from study.analysis.capacity import BEHIND, departures
 from study.analysis.grouping import CURVE_ID, groups, seed_numbers
 from study.analysis.predictions import over_eps
 from study.analysis.rates import INSIDE
+from study.analysis.wording import curve_names, curve_settings
 from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
 from study.report.text import broken_list, cell_list, distinct, first_of, joined, row_list
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
-from study.vocabulary.scaling import rule_label
 from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import FEW_SEEDS, LAZY_WITHIN, SEEDS_FOR_VERDICT, SIGN_LIKE_FROM
 
@@ -141,12 +141,11 @@ def _low_ranks(tables: StudyTables) -> Iterator[str]:
     if found.empty:
         return
     found = found[found["steps"] == max(SHORT, found["steps"].max())].dropna(subset="step")
+    found = found.assign(named=curve_names(found, curve_settings(found)))
     said = []
     for own in groups(found.sort_values("rank"), [CURVE_ID]):
-        row = own.iloc[0]
         ranks = joined([f"rank {x.rank:.0f} from step {x.step:.0f}" for x in row_list(own)])
-        rule = rule_label(row["scaling"], row["exponent_p"], row["crossover"])
-        said.append(f"{label(row['optimizer'])}, {rule}: {ranks}")
+        said.append(f"{own['named'].iloc[0]}: {ranks}")
     if said:
         yield (
             f"**A low rank limits the loss** after {found['steps'].max()} steps, each rank at its "
