@@ -190,14 +190,14 @@ def test_how_many_seeds_are_needed(five_seeds, tmp_path, works, refused):
 
 
 def test_a_plan_that_the_error_of_its_rates_leaves_undecided_is_refused(study_cli):
-    """The two exponents are 0.375 apart. The grid's standard error of the slope is 0.10, so even
-    without scatter 80 % power needs a tolerance of (1.96 + 1.28) x 0.10."""
+    """The two exponents are 0.375 apart. The grid's standard error of the slope is 0.14, so even
+    without scatter 80 % power needs a tolerance of (1.96 + 1.28) x 0.14."""
     study = Path(__file__).parents[2] / "results/reference/paper_learning_rate"
     plan = f"{study.parents[2]}/conf/experiment/paper_learning_rate.yaml"
     ran = study_cli("power", str(study), "--for", plan)
     assert "hopeless" in ran.out
     assert "primary test: all seeds share the error of the pilot's rates" in ran.err
-    assert "a tolerance of 0.32 and has 0.15" in ran.err
+    assert "a tolerance of 0.46 and has 0.15" in ran.err
 
 
 def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
