@@ -47,7 +47,7 @@ SKEWED = 0.3
 NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 LOPSIDED = 2.0
 """The steps per skew by which a lopsided basin may move the best rate. Intervals then cover 93 to
-99 %, if half-parabolas are 3 to 30 times as steep as the others at one rank alone."""
+99 %, if one rank alone has a half-parabola that is 3 to 30 times as steep as its other one."""
 QUANTILE = 0.75
 """The quantile of a rule's skews that is used. Intervals then cover 93 to 99 %, if one
 half-parabola is 3 to 20 times as steep as the other."""
@@ -183,8 +183,9 @@ def grid_errors(found: list[Bottom]) -> Floats:
 
 
 def grid_moves(found: list[Bottom]) -> Floats:
-    """By how much the log best rates of one rule may be too low, in all seeds alike (see the
-    module). An unknown skew is the median of the others; if all are unknown, they are equal."""
+    """By how much the log best rates of one rule may be too low, in all seeds alike: a step over
+    the root of 6 next to a run that diverged, else by the skew. An unknown skew is the median of
+    the others; if all are unknown, they are equal."""
     step, skew = (np.array([getattr(best, name) for best in found]) for name in ("step", "skew"))
     usual = 0.0 if np.isnan(skew).all() else np.nanmedian(np.minimum(skew, SKEWED))
     own = np.minimum(np.where(np.isnan(skew), usual, skew), SKEWED)
