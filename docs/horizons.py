@@ -41,10 +41,14 @@ def _unit(study: str) -> str:
     return "byte" if study == STUDY else "token"
 
 
-def by_seed(rule: str, steps: str, study: str) -> pd.DataFrame:
-    """The best rates of a rule after some steps: a row per seed, a column per rank."""
-    own = study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
-    return own.pivot(index="seed", columns="rank", values="best_lr")
+def rates_of(rule: str, steps: str, study: str) -> pd.DataFrame:
+    """The best rates of a rule after some steps: a row per rank and seed."""
+    return study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
+
+
+def by_seed(rates: pd.DataFrame) -> pd.DataFrame:
+    """The best rates: a row per seed, a column per rank."""
+    return rates.pivot(index="seed", columns="rank", values="best_lr")
 
 
 def geometric(values: "pd.Series[float]") -> float:
@@ -54,7 +58,7 @@ def geometric(values: "pd.Series[float]") -> float:
 
 def best_rates(rule: str, steps: str, study: str) -> "pd.Series[float]":
     """By rank, the geometric mean over seeds of :func:`by_seed`."""
-    return by_seed(rule, steps, study).apply(geometric)
+    return by_seed(rates_of(rule, steps, study)).apply(geometric)
 
 
 def slopes(rates: pd.DataFrame) -> "pd.Series[float]":
@@ -73,9 +77,9 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
     - ``seeds``: ``3 seeds``, how many have them;
     - a rate: ``65``, how many times the best one of the highest rank is as high.
     """
-    own = study_tables(study).rates.query(f"scaling == '{rule}' and steps == {steps}")
+    own = rates_of(rule, steps, study)
     own = own[own["rank"].isin(list(map(float, ranks.split(","))))] if ranks else own
-    rates = own.pivot(index="seed", columns="rank", values="best_lr")
+    rates = by_seed(own)
     best = rates.apply(geometric)
     low, high = best.iloc[0], best.iloc[-1]
     match of:
@@ -128,7 +132,7 @@ def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
     """
     kept_rank, rows = tuned_rank(steps, study), []
     for (rule, seed), own in losses(steps, study).groupby(["scaling", "seed"]):
-        log_lr, regret = np.log(by_seed(rule, steps, study).loc[seed, kept_rank]), []
+        log_lr, regret = np.log(by_seed(rates_of(rule, steps, study)).loc[seed, kept_rank]), []
         for rank, of_rank in own.sort_values("lr").groupby("rank"):
             curve = PchipInterpolator(np.log(of_rank["lr"]), of_rank["loss"])
             if rank != kept_rank:
@@ -176,7 +180,7 @@ def by_steps(study: str = STUDY) -> str:
             row = {
                 "rule": RULES[rule].label,
                 "steps": f"{steps:g}",
-                "seeds": str(len(by_seed(*at))),
+                "seeds": str(len(by_seed(rates_of(*at)))),
                 "exponent of the best rate": best_rate("exponent", *at),
                 "r_sign at s = 1/2": rate_law("r_sign", *at),
                 f"best rate, rank {low:g}": f"{best[low]:.2g}",

@@ -45,9 +45,9 @@ from study.vocabulary.thresholds import CONFIDENCE
 SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
 NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-LOPSIDED = 2.0
-"""The steps per skew by which a lopsided basin may move the best rate. Intervals then cover 93 to
-99 %, if one rank alone has a half-parabola that is 3 to 30 times as steep as its other one."""
+MOVED_BY_SKEW = 2.0
+"""The steps by which a skew of 1 may move the best rate. Intervals then cover 93 to 99 %, if one
+rank alone has a half-parabola that is 3 to 30 times as steep as its other one."""
 QUANTILE = 0.75
 """The quantile of a rule's skews that is used. Intervals then cover 93 to 99 %, if one
 half-parabola is 3 to 20 times as steep as the other."""
@@ -82,7 +82,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
 
     - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Bottom`;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
-    - ``moved``: by how much a wall or a lopsided basin may move log ``best_lr`` down;
+    - ``moved``: by how much log ``best_lr`` may be too low (:func:`grid_moves`);
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if it was not recorded);
     - ``log_output``: see :func:`~study.analysis.rate_theory.log_outputs`.
@@ -183,13 +183,13 @@ def grid_errors(found: list[Bottom]) -> Floats:
 
 
 def grid_moves(found: list[Bottom]) -> Floats:
-    """By how much the log best rates of one rule may be too low, in all seeds alike: a step over
-    the root of 6 next to a run that diverged, else by the skew. An unknown skew is the median of
-    the others; if all are unknown, they are equal."""
+    """By how much the log best rates of one rule may be too low, in all seeds alike: ``step /
+    sqrt(6)`` next to a run that diverged, else :data:`MOVED_BY_SKEW` times step and skew. A skew
+    that is unknown counts as the median of the others. If all are, the ranks count as equal."""
     step, skew = (np.array([getattr(best, name) for best in found]) for name in ("step", "skew"))
     usual = 0.0 if np.isnan(skew).all() else np.nanmedian(np.minimum(skew, SKEWED))
     own = np.minimum(np.where(np.isnan(skew), usual, skew), SKEWED)
-    return step * np.where(np.isinf(skew), 1 / math.sqrt(6), LOPSIDED * own)
+    return step * np.where(np.isinf(skew), 1 / math.sqrt(6), MOVED_BY_SKEW * own)
 
 
 def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:

@@ -59,6 +59,7 @@ def span(numbers: Iterable[int]) -> str:
 def settings(cells: pd.DataFrame) -> str:
     """The settings of the cells of a figure, on one line. A setting that varies is ``several``."""
     steps = _one(cells, "steps", "{:g} steps", "numbers of steps")
+    precision = _one(cells, "precision", "{}", "precisions")
     parts = [
         _one(cells, "model", "{}", "models", model_label),
         _one(cells, "data", "{}", "data sets"),
@@ -66,6 +67,7 @@ def settings(cells: pd.DataFrame) -> str:
         _one(cells, "lr", "learning rate {:g}", "learning rates"),
         _one(cells, "alpha", "α = {:g}", "values of α"),
         _batch(cells),
+        "" if precision == "float32" else precision,
         count_noun(len(set(seed_numbers(cells))), "seed"),
         "1 step" if steps == "1 steps" else steps,
     ]
