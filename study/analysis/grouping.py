@@ -119,26 +119,28 @@ def end_steps(cells: pd.DataFrame) -> Floats:
 
 def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
     """The columns that separate curves, and :data:`CURVE_ID`, a hash of their values."""
-    labels = cells[[name for name in cells.columns if name not in NOT_A_CURVE]]
-    labels = labels.rename(columns={"exponent": "exponent_p"})
     p = cells["scaling"].astype(object).map({name: rule.p for name, rule in RULES.items()})
     p = p.astype(float)
-    if "exponent_p" in labels:
-        p = labels["exponent_p"].astype(float).fillna(p)
-    labels["exponent_p"] = p
-    labels["crossover"] = labels.get("crossover", p * math.nan).astype(float)
-    for name in labels:
-        if not pd.api.types.is_numeric_dtype(labels[name]):  # lists and dicts too, as strings
-            words = labels[name].astype(object).map(str, na_action="ignore")
-            labels[name] = words.astype("category")
-    first = [name for name in CURVE_FIRST if name in labels]
-    labels = labels[first + [name for name in labels.columns if name not in first]]
-    number = numbered(labels, labels.columns)
-    numeric = dict.fromkeys(labels.select_dtypes("number"), float)
-    distinct = labels.take(firsts(number)).astype(numeric)
-    texts = ["\n".join(map(str, values)) for values in distinct.to_numpy(object)]
-    ids = np.array([hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts], object)
-    return labels.assign(**{CURVE_ID: pd.Categorical(ids[number], ids)})
+    if "exponent" in cells:
+        p = cells["exponent"].astype(float).fillna(p)
+    found = dict(cells.items()) | {"exponent_p": p}
+    found["crossover"] = cells.get("crossover", p * math.nan).astype(float)
+    columns, texts = dict[str, Any](), list[list[Any]]()
+    for name in dict.fromkeys([*CURVE_FIRST, *found]):
+        if name not in found or name in (*NOT_A_CURVE, "exponent"):
+            continue
+        column = found[name]
+        if pd.api.types.is_numeric_dtype(column):
+            columns[name] = column.array
+            texts.append((column if column.dtype == bool else column.astype(float)).tolist())
+        else:  # lists and dicts too, as strings
+            words = column.astype(object).map(str, na_action="ignore").tolist()
+            columns[name] = pd.Categorical(words)
+            texts.append(words)
+    rows = ["\n".join(map(str, row)) for row in zip(*texts, strict=True)]
+    ids = {row: hashlib.sha256(row.encode()).hexdigest()[:12] for row in dict.fromkeys(rows)}
+    columns[CURVE_ID] = pd.Categorical([ids[row] for row in rows], list(ids.values()))
+    return pd.DataFrame(columns, cells.index)
 
 
 def gammas(rule: Any, ranks: Iterable[float]) -> Floats:
