@@ -329,16 +329,17 @@ def layer_numbers(
         result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
     if "r_align" in names:
         of_step = np.where(spectral, 1, np.maximum(step, 1))  # that of step 1 is about step 0's
-        of_train = _at(means, places.assign(step=of_step, batch=TRAIN))
-        result["r_eff"] = _shares(of_train)
+        of_train = _at(means, places.assign(step=of_step, batch=TRAIN)[early])
+        result["r_eff"] = np.nan
+        result.loc[early, "r_eff"] = _shares(of_train)
         wide = early & (places["layer"] == MODEL_WIDE).to_numpy()
         if wide.any():
             about = places[wide].assign(**{n: rows[n].to_numpy()[wide] for n in ("site", "stat")})
             result.loc[wide, "r_eff"] = _shares_of_models(about, of_cell, probes, means)
-        # Rounded so that rows repeat.
-        result["r_eff"] = result["r_eff"].where(early).round(2) ** -2
+        result["r_eff"] = result["r_eff"].round(2) ** -2  # rounded so that rows repeat
         if "r_nuc" in names:
-            result["r_nuc"] = of_train["r_nuc"].where(spectral & early).to_numpy(float)
+            result["r_nuc"] = np.nan
+            result.loc[early, "r_nuc"] = of_train["r_nuc"].where(spectral[early]).to_numpy(float)
     return _of_spectral_rules(result, rows)
 
 
