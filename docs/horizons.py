@@ -14,8 +14,9 @@ from scipy.interpolate import PchipInterpolator
 from docs.blocks import mean_text, study_tables
 from docs.blocks import table as read
 from docs.rate_fits import Curve, fit_rates, moved, r_sign_text
+from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
-from study.analysis.rates import rate_transfer, rates_by_horizon, setting_of
+from study.analysis.rates import NORMAL, rate_transfer, rates_by_horizon, setting_of
 from study.analysis.wording import interval_text
 from study.errors import count_noun
 from study.figures import style
@@ -236,7 +237,8 @@ def rate_law(of: str, rule: str = "all", steps: str = "256", study: str = STUDY)
 
 def power(of: str, over: str, where: str, *studies: str) -> str:
     """The best rate as a power of a column of ``rates``, or of the ``horizon``, in the rows that
-    the query ``where`` selects. Seeds that lack a value are left out.
+    the query ``where`` selects. Seeds that lack a value are left out. Intervals contain the error
+    of the grid, as those of :func:`~study.analysis.rates.rate_transfer`.
 
     ``of``: ``table``, a row per rank with its best rate at each value, its exponent and seeds;
     ``mean``, of the exponents over ranks; ``apart``, the highest rank's less the lowest's; or the
@@ -246,20 +248,31 @@ def power(of: str, over: str, where: str, *studies: str) -> str:
     at_end = over != "horizon"
     parts = [x.rates if at_end else rates_by_horizon(x.cells, x.metrics, x.probes) for x in found]
     rates = pd.concat(parts, ignore_index=True).query(where)
-    rates = rates.pivot(index=["rank", "seed"], columns=over, values="best_lr").dropna()
-    by_rank = slopes(rates).unstack("rank")
-    of_seed = by_rank.dropna()
-    joint = {"mean": of_seed.mean(axis=1), "apart": of_seed.iloc[:, -1] - of_seed.iloc[:, 0]}
+    # As a table of rate_transfer, in which the column takes the place of the rank.
+    rates = rates.assign(setting="", of=rates["rank"], rank=rates[over].astype(float))
+    count = rates.groupby(["of", "seed"])["rank"].transform("nunique")
+    rates = rates[count == rates["rank"].nunique()]
+    lr = rates.pivot(index=["of", "seed"], columns="rank", values="best_lr")
+    by_rank = slopes(lr).unstack("of")
+    grid = pd.Series({r: rate_transfer(x)["se_grid"].iloc[0] for r, x in rates.groupby("of")})
+
+    def text(values: "pd.Series[float]", se_grid: float) -> str:
+        mean, low, _ = mean_interval(values)
+        half = np.hypot(mean - low, NORMAL * se_grid)
+        return minus(interval_text(mean, mean - half, mean + half))
+
+    every, ends = by_rank.dropna(), np.hypot(grid.iloc[0], grid.iloc[-1])
+    texts = {f"{rank:g}": text(by_rank[rank].dropna(), grid[rank]) for rank in by_rank}
+    texts["mean"] = text(every.mean(axis=1), np.hypot.reduce(grid) / len(grid))
+    texts["apart"] = text(every.iloc[:, -1] - every.iloc[:, 0], ends)
     if of != "table":
-        return mean_text(joint[of] if of in joint else by_rank[float(of)].dropna())
+        return texts[of]
     rows = []
-    for rank, own in rates.groupby("rank"):
+    for rank, own in lr.groupby("of"):
         best = {f"{value:g}": f"{one:.2g}" for value, one in own.apply(geometric).items()}
-        row = {"rank": f"{rank:g}", **best, "exponent": mean_text(by_rank[rank].dropna())}
-        rows.append(row | {"seeds": str(len(own))})
-    for name, values in zip(("mean", "highest less lowest"), joint.values(), strict=True):
-        rows.append({"rank": name, "exponent": mean_text(values), "seeds": str(len(values))})
-    return table_of(filled(rows))
+        rows.append({"rank": f"{rank:g}", **best, "seeds": str(len(own))})
+    rows += [{"rank": name, "seeds": str(len(every))} for name in ("mean", "highest less lowest")]
+    return table_of(filled([row | {"exponent": x} for row, x in zip(rows, texts.values())]))
 
 
 def settings() -> str:
