@@ -1,4 +1,4 @@
-"""A sweep over rank and learning rate that others ran, and the laws of its best rates.
+"""Sweeps over rank and learning rate that others ran, and the laws of their best rates.
 
 ``results/external/tinker_sft_sweep.csv`` holds the numbers of ``sft_sweep.md`` in tinker-cookbook
 (thinking-machines-lab, commit 9dfcc3a2): 35 models, ranks 1 to 128, LoRA under Adam on tulu3, 780
@@ -49,6 +49,20 @@ def rates() -> pd.DataFrame:
     known = names.extract(f"({'|'.join(BILLIONS)})", expand=False).map(BILLIONS)
     experts = names.contains(EXPERTS).astype(float)
     return found.assign(gamma=1 / found["rank"], experts=experts, billions=told.fillna(known))
+
+
+@cache
+def scored_rates() -> pd.DataFrame:
+    """Of the accuracies in ``lr_matters.csv`` the best rate by ``rank``, ``batch`` and ``steps``.
+    alpha is the rank, so gamma is 1."""
+    runs = pd.read_csv(TABLE.with_name("lr_matters.csv"))
+    setting = ["rank", "batch", "steps"]
+    rows = [
+        dict(zip(setting, key, strict=True)) | placed(-own.set_index("lr")["accuracy"].sort_index())
+        for key, own in runs.groupby(setting)
+    ]
+    found = pd.DataFrame(rows)
+    return found.assign(alpha=found["rank"].astype(float), gamma=1.0)
 
 
 @cache
@@ -138,6 +152,26 @@ def published(of: str, kind: str = "all") -> str:
         return _constant(POWER if of == "exponent" else OUTPUTS, kind)
     found = np.exp(left_out(usable(), *LAWS[OUTPUTS])["constant"])
     return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
+
+
+def other_sweep() -> str:
+    """A row per law of the best rates of seven ranks in ``lr_matters.csv``, at one batch and number
+    of steps: the measured rates over the law's, on its own level."""
+    rows = scored_rates().query("batch == 64 and steps == 1562").assign(group="Gemma 3 1B")
+    own = fit_rates(rows, power, [-0.3]).found
+    laws = {
+        "no dependence": np.zeros(len(rows)),
+        f"a power fitted to this sweep, {own[0]:.2f}": power(rows, own),
+        f"equal outputs, r_sign {np.exp(fitted(OUTPUTS).found[0]):.0f}, s = 1/2, fitted to the "
+        "sweep above": moved(rows, fitted(OUTPUTS).found),
+    }
+    body = []
+    for name, curve in laws.items():
+        off = rows["log_lr"] - curve
+        over = np.exp(off - off.mean())
+        body.append([name, *(f"{one:.2f}" for one in over), f"{off.std():.2f}"])
+    ranks = [f"rank {rank}" for rank in rows["rank"]]
+    return minus(table(["law", *ranks, "scatter of log rate"], body))
 
 
 @style.paper()

@@ -19,6 +19,7 @@ from scipy.stats import norm
 
 from docs.blocks import RESULTS, ROOT, STUDIES
 from docs.external import rates as external_rates
+from docs.external import scored_rates
 from docs.rate_fits import SIDES
 from study.analysis import advice
 from study.analysis.advice import WIDE
@@ -27,9 +28,9 @@ from study.analysis.law import SIZES, STEPS, Setting, log_rate
 from study.analysis.rates import best_rates_of
 from study.store.tables import load_measured
 
-COOKBOOK = "tinker-cookbook"
+COOKBOOK, SCORED = "tinker-cookbook", "lr-matters"
 ALPHA = 32.0
-"""Of its models: that of LoRA Without Regret (Schulman et al. 2025), by the same authors."""
+"""Of the models of tinker-cookbook: that of LoRA Without Regret (Schulman et al. 2025), by the same authors."""
 
 
 class Coefficient(NamedTuple):
@@ -46,7 +47,7 @@ COEFFICIENTS = {
     "base": Coefficient(-4.0, 10.0, BASE),
     "steps": Coefficient(0.0, 3.0, "the power of the steps"),
     "size": Coefficient(0.0, 3.0, "the power of the size of the model", "between models"),
-    "batch": Coefficient(0.5, 0.3, "the power of the batch", "between studies, and within one"),
+    "batch": Coefficient(0.5, 0.3, "the power of the batch", "between studies, and within two"),
     "decay": Coefficient(0.7, 0.4, "a schedule that decays", "between studies"),
     "spectral": Coefficient(0.0, 5.0, "Muon instead of Adam", "one study of 8 steps"),
     "c": Coefficient(2.0, 3.0, "log c at 256 steps"),
@@ -78,16 +79,16 @@ def best_rates() -> pd.DataFrame:
 
 def published() -> pd.DataFrame:
     """The best rates that others published. The file of tinker-cookbook has no alpha: :data:`ALPHA`
-    is assumed. Each rate of lora-optimizers is the best of a grid in steps of about 3."""
+    is assumed. Each rate of ``best_rates.csv`` is the best of a grid, in steps of ``step``."""
     swept = external_rates()[["group", "rank", "billions", "log_lr", "edge"]]
     swept = swept.rename(columns={"group": "model"}).astype({"rank": int})
     swept = swept.assign(source=COOKBOOK, alpha=ALPHA, steps=780, batch=128, schedule="")
-    tuned = pd.read_csv(ROOT / "results/external/lora_optimizers.csv")
-    tuned = tuned.assign(source="lora-optimizers", schedule="constant", edge="")
-    tuned["log_lr"] = np.log(tuned["lr"])
-    tuned["grid"] = math.log(10) / 2 / 12**0.5  # the sd within a step of 10^(1/2)
+    tuned = pd.read_csv(ROOT / "results/external/best_rates.csv")
+    tuned = tuned.assign(log_lr=np.log(tuned["lr"]), edge="", schedule="constant")
+    tuned["grid"] = np.log(tuned["step"]) / 12**0.5  # the sd within a step
+    scored = scored_rates().assign(source=SCORED, model="gemma-3-1b", billions=1.0, schedule="cosine")
     rows = []
-    for row in pd.concat([swept, tuned]).to_dict("records"):
+    for row in pd.concat([swept, tuned, scored]).to_dict("records"):
         about = {name: row[name] for name in ("rank", "alpha", "steps", "batch", "schedule")}
         run = Setting(**about, rule="lora", optimizer="adamw").facts()
         run |= {"size": row["billions"] * 1e9, "rule": "lora", "optimizer": "adamw"}

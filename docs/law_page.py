@@ -144,6 +144,8 @@ BLIND = (
     ("horizons_gemma3", (256,), "2f865cf3"),
     ("horizons", (64,), "e9b3c546"),
     ("horizons_long", (1024,), "2dacc98f"),
+    ("lr-matters", (78, 156, 390, 781, 1562, 6171, 6250), "37005794"),
+    ("no-robots", (200,), "37005794"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
