@@ -154,16 +154,18 @@ def published(of: str, kind: str = "all") -> str:
     return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
 
 
-def other_sweep() -> str:
-    """A row per law of the best rates of seven ranks in ``lr_matters.csv``, at one batch and number
-    of steps: the measured rates over the law's, on its own level."""
+def other_sweep(of: str = "table") -> str:
+    """Of the best rates of seven ranks in ``lr_matters.csv``, at one batch and number of steps: the
+    ``exponent`` with the rank, or a row per law with the measured rates over its own, on its own
+    level."""
     rows = scored_rates().query("batch == 64 and steps == 1562").assign(group="Gemma 3 1B")
-    own = fit_rates(rows, power, [-0.3]).found
+    own, theirs = fit_rates(rows, power, [-0.3]), fitted(OUTPUTS).found
+    if of == "exponent":
+        return minus(interval_text(own.found[0], *bounds(rows, power, own)))
     laws = {
-        "no dependence": np.zeros(len(rows)),
-        f"a power fitted to this sweep, {own[0]:.2f}": power(rows, own),
-        f"equal outputs, r_sign {np.exp(fitted(OUTPUTS).found[0]):.0f}, s = 1/2, fitted to the "
-        "sweep above": moved(rows, fitted(OUTPUTS).found),
+        NONE: np.zeros(len(rows)),
+        f"a power fitted to this sweep, {own.found[0]:.2f}": power(rows, list(own.found)),
+        f"{OUTPUTS}, r_sign {np.exp(theirs[0]):.0f} of the sweep above": moved(rows, theirs),
     }
     body = []
     for name, curve in laws.items():

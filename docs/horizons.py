@@ -272,7 +272,8 @@ def power(of: str, over: str, where: str, *studies: str) -> str:
         best = {f"{value:g}": f"{one:.2g}" for value, one in own.apply(geometric).items()}
         rows.append({"rank": f"{rank:g}", **best, "seeds": str(len(own))})
     rows += [{"rank": name, "seeds": str(len(every))} for name in ("mean", "highest less lowest")]
-    return table_of(filled([row | {"exponent": x} for row, x in zip(rows, texts.values())]))
+    pairs = zip(rows, texts.values(), strict=True)
+    return table_of(filled([row | {"exponent": text} for row, text in pairs]))
 
 
 def settings() -> str:

@@ -30,7 +30,7 @@ from study.store.tables import load_measured
 
 COOKBOOK, SCORED = "tinker-cookbook", "lr-matters"
 ALPHA = 32.0
-"""Of the models of tinker-cookbook: that of LoRA Without Regret (Schulman et al. 2025), by the same authors."""
+"""Of the models of the first: that of LoRA Without Regret (Schulman et al. 2025), by its authors."""
 
 
 class Coefficient(NamedTuple):
@@ -86,7 +86,8 @@ def published() -> pd.DataFrame:
     tuned = pd.read_csv(ROOT / "results/external/best_rates.csv")
     tuned = tuned.assign(log_lr=np.log(tuned["lr"]), edge="", schedule="constant")
     tuned["grid"] = np.log(tuned["step"]) / 12**0.5  # the sd within a step
-    scored = scored_rates().assign(source=SCORED, model="gemma-3-1b", billions=1.0, schedule="cosine")
+    scored = scored_rates().assign(source=SCORED, model="gemma-3-1b", billions=1.0)
+    scored["schedule"] = "cosine"
     rows = []
     for row in pd.concat([swept, tuned, scored]).to_dict("records"):
         about = {name: row[name] for name in ("rank", "alpha", "steps", "batch", "schedule")}

@@ -184,9 +184,9 @@ def law_blind() -> str:
 
 
 def blind_error(source: str, kind: str, steps: str = "256") -> str:
-    """``1.40``: the median error of the blind test of a study, as a factor."""
-    where = f"about == '{source}, {steps} steps' and kind == '{kind}'"
-    return _factor(blind_points().query(where)["off"].abs())
+    """``1.40``: the median error of a blind test, as a factor. ``steps``: its last number."""
+    points = blind_points().query(f"kind == '{kind}' and source == '{source}'")
+    return _factor(points.loc[points["about"].str.endswith(f" {steps} steps"), "off"].abs())
 
 
 FOLLOWED = (("horizons_small", 256, 10), ("paper_learning_rate", 20, 2))
