@@ -188,11 +188,6 @@ def known(found: Fit) -> dict[str, Any]:
     return {"law": law, "spread": spread, "width": dict.fromkeys(WIDTHS, 1.0), "models": models}
 
 
-def name_of(row: Mapping[Any, Any]) -> str:
-    settings = (f"{row[name]:g}" for name in ("alpha", "rank", "steps"))
-    return " ".join([row["source"], row["model"], row["rule"], *settings, row["optimizer"]])
-
-
 def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
     inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
@@ -245,8 +240,7 @@ def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
     def add(kind: str, value: float, half: float, measured: float, *runs: dict[Any, Any]) -> None:
         about = {"unit": runs[0]["unit"], "source": runs[0]["source"], "kind": kind}
         about["half"] = math.hypot(half, WIDE * math.hypot(*(run["grid"] for run in runs)))
-        about |= {"value": value, "measured": measured}
-        rows.append(about | {"key": " | ".join(sorted(map(name_of, runs)))})
+        rows.append(about | {"value": value, "measured": measured})
 
     for kind, one, other in pairs(own):
         start = at[one]["log_lr"]

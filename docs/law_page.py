@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from scipy.interpolate import Akima1DInterpolator
 
 from docs.blocks import ROOT, study_tables
-from docs.blocks import table as read
 from docs.law import COEFFICIENTS, KINDS, RANDOM, Held, best_rates, fit, predicted, test, without
 from docs.law import law as fitted
 from study.analysis import advice
@@ -91,24 +90,21 @@ def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def law_test(of: str = "") -> str:
-    """The error and the intervals, by kind of question. ``rank``: of ratios between ranks, by
-    study. ``old``: of the points that the command before this law answered, with its numbers."""
-    found, head = tested(), ""
-    if of == "old":
-        found = found.merge(read("advice/old_command"), on=["kind", "key"], suffixes=("", "_old"))
-    parts = by_kind(found)
+    """The error and the intervals, by kind of question; ``rank``: of ratios between ranks, by
+    study."""
+    head, parts = "", by_kind(tested())
     if of == "rank":
-        head, parts = "study", iter(found.query("kind == 'rank'").groupby("source"))
-    rows = []
-    for name, own in parts:
-        row = {head: str(name), "points": str(len(own)), "median error": _factor(own["off"])}
-        holds = {"intervals hold": _share(own["holds"])}
-        if of == "old":
-            row["old"] = _factor(own["off_old"])
-            holds["old "] = _share(own["holds_old"])
-        else:
-            row["median over studies and models"] = _factor(own.groupby("unit")["off"].median())
-        rows.append(row | holds)
+        head, parts = "study", iter(tested().query("kind == 'rank'").groupby("source"))
+    rows = [
+        {
+            head: str(name),
+            "points": str(len(own)),
+            "median error": _factor(own["off"]),
+            "median over studies and models": _factor(own.groupby("unit")["off"].median()),
+            "intervals hold": _share(own["holds"]),
+        }
+        for name, own in parts
+    ]
     return table_of(rows)
 
 
