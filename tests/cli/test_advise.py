@@ -128,7 +128,7 @@ def test_a_study_of_the_users_model_counts_most(advise):
     found = advise(config, "--rank", "32", "--steps", "20", "--study", MEASURED)
     assert (found.evidence[0].rests, found.check) == ("studies", None)
     constant = math.sqrt(0.000691 * 0.000188)  # the study's, at half the batch
-    assert 2 < rate(found) / constant < 4, "under a cosine the best rate is higher"
+    assert 2 < rate(found) / constant < 5, "under a cosine the best rate is higher"
     longer = advise(config, "--rank", "32", "--steps", "2000", "--study", MEASURED)
     assert rate(longer) < rate(found)
     wide, narrow = (each.advice.lr.high / each.advice.lr.low for each in (longer, found))
