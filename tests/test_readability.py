@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_053,
-    "study/analysis": 4_082,
+    "study/analysis": 4_085,
     "study/cli": 1_549,
     "study/config": 1_287,
     "study/dashboard": 784,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 511,
     "study/training": 1_666,
     "study/vocabulary": 967,
-    "study": 29_043,
+    "study": 29_046,
     "tests": 19_608,
     "benchmarks": 1_152,
-    "docs": 2_690,
+    "docs": 2_731,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
