@@ -123,7 +123,7 @@ def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
     p = p.astype(float)
     if "exponent" in cells:
         p = cells["exponent"].astype(float).fillna(p)
-    found = dict(cells.items()) | {"exponent_p": p}
+    found = {str(name): column for name, column in cells.items()} | {"exponent_p": p}
     found["crossover"] = cells.get("crossover", p * math.nan).astype(float)
     columns, texts = dict[str, Any](), list[list[Any]]()
     for name in dict.fromkeys([*CURVE_FIRST, *found]):
