@@ -53,7 +53,7 @@ def rates() -> pd.DataFrame:
 
 @cache
 def scored_rates() -> pd.DataFrame:
-    """Of the accuracies in ``lr_matters.csv`` the best rate by ``rank``, ``batch`` and ``steps``.
+    """The best rate by ``rank``, ``batch`` and ``steps``, from accuracies in ``lr_matters.csv``.
     alpha is the rank, so gamma is 1."""
     runs = pd.read_csv(TABLE.with_name("lr_matters.csv"))
     setting = ["rank", "batch", "steps"]
@@ -155,9 +155,11 @@ def published(of: str, kind: str = "all") -> str:
 
 
 def other_sweep(of: str = "table") -> str:
-    """Of the best rates of seven ranks in ``lr_matters.csv``, at one batch and number of steps: the
-    ``exponent`` with the rank, or a row per law with the measured rates over its own, on its own
-    level."""
+    """The best rates of seven ranks in ``lr_matters.csv``, at one batch and number of steps.
+
+    ``of``: ``exponent``, that of the best rate with the rank; ``table``, a row per law, with each
+    measured rate over that of the law. Each law has its own level.
+    """
     rows = scored_rates().query("batch == 64 and steps == 1562").assign(group="Gemma 3 1B")
     own, theirs = fit_rates(rows, power, [-0.3]), fitted(OUTPUTS).found
     if of == "exponent":

@@ -248,7 +248,7 @@ def power(of: str, over: str, where: str, *studies: str) -> str:
     at_end = over != "horizon"
     parts = [x.rates if at_end else rates_by_horizon(x.cells, x.metrics, x.probes) for x in found]
     rates = pd.concat(parts, ignore_index=True).query(where)
-    # As a table of rate_transfer, in which the column takes the place of the rank.
+    # rate_transfer fits a power of the column `rank`, so the values of `over` stand there.
     rates = rates.assign(setting="", of=rates["rank"], rank=rates[over].astype(float))
     count = rates.groupby(["of", "seed"])["rank"].transform("nunique")
     rates = rates[count == rates["rank"].nunique()]

@@ -30,7 +30,7 @@ from study.store.tables import load_measured
 
 COOKBOOK, SCORED = "tinker-cookbook", "lr-matters"
 ALPHA = 32.0
-"""Of the models of the first: that of LoRA Without Regret, by the same authors."""
+"""The alpha assumed for tinker-cookbook: that of LoRA Without Regret, by the same authors."""
 
 
 class Coefficient(NamedTuple):

@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29_046,
     "tests": 19_608,
     "benchmarks": 1_152,
-    "docs": 2_731,
+    "docs": 2_733,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
