@@ -92,6 +92,7 @@ def cell(jsonl) -> Callable[..., CellConfig]:
     # Hydra takes most of the time, and its result depends on nothing but the choices of groups:
     # `compose` sets values on a copy, and interpolations are not resolved yet.
     loader.load_configuration = lambda name, overrides, run_mode: of_groups(name, *overrides)
+    loader.get_group_options = cache(loader.get_group_options)
 
     def build(*overrides):
         [config] = compose(loader, "config", small.split(), [overrides])

@@ -71,13 +71,15 @@ def compose(
         return parser.parse_override(text)
 
     @cache
+    def is_group(key: str) -> bool:
+        return bool(loader.get_group_options(key))  # Hydra takes 5 ms
+
     def is_value(text: str) -> bool:
         """Whether an override only sets a key: it chooses no group and adds no key."""
         override = parsed(text)
         if override.is_add() or override.is_force_add() or override.is_delete():
             return False
-        is_group = loader.get_group_options(override.key_or_group)
-        return isinstance(override.value(), dict) or not is_group
+        return isinstance(override.value(), dict) or not is_group(override.key_or_group)
 
     @cache
     def base(choices: tuple[str, ...]) -> DictConfig:
