@@ -51,18 +51,23 @@ def rates() -> pd.DataFrame:
     return found.assign(gamma=1 / found["rank"], experts=experts, billions=told.fillna(known))
 
 
+SETTING = ["source", "model", "billions", "data", "rank", "alpha", "steps", "batch", "schedule"]
+
+
 @cache
-def scored_rates() -> pd.DataFrame:
-    """The best rate by ``rank``, ``batch`` and ``steps``, from accuracies in ``lr_matters.csv``.
-    alpha is the rank, so gamma is 1."""
-    runs = pd.read_csv(TABLE.with_name("lr_matters.csv"))
-    setting = ["rank", "batch", "steps"]
+def others() -> pd.DataFrame:
+    """The best rate of each setting in ``sweeps.csv``, a minimum of a parabola; and those of
+    ``best_rates.csv``, each the best of a grid in steps of ``step``. ``grid``: the standard
+    deviation within a step."""
+    runs = pd.read_csv(TABLE.with_name("sweeps.csv"))
     rows = [
-        dict(zip(setting, key, strict=True)) | placed(-own.set_index("lr")["accuracy"].sort_index())
-        for key, own in runs.groupby(setting)
+        dict(zip(SETTING, key, strict=True)) | placed(own.set_index("lr")["loss"].sort_index())
+        for key, own in runs.groupby(SETTING)
     ]
-    found = pd.DataFrame(rows)
-    return found.assign(alpha=found["rank"].astype(float), gamma=1.0)
+    tuned = pd.read_csv(TABLE.with_name("best_rates.csv"))
+    tuned = tuned.assign(log_lr=np.log(tuned["lr"]), grid=np.log(tuned["step"]) / 12**0.5)
+    found = pd.concat([pd.DataFrame(rows), tuned.assign(edge=INSIDE)], ignore_index=True)
+    return found.assign(gamma=found["alpha"] / found["rank"])
 
 
 @cache
@@ -154,28 +159,37 @@ def published(of: str, kind: str = "all") -> str:
     return f"{found.min():.0f} (without {found.idxmin()}) to {found.max():.0f}"
 
 
-def other_sweep(of: str = "table") -> str:
-    """The best rates of seven ranks in ``lr_matters.csv``, at one batch and number of steps.
+SWEEPS = {
+    "lr-matters": "batch == 64 and steps == 1562",
+    "persona-system": "steps == 3788",
+    "muon-finetune": "steps == 1150",
+}
+"""Sweeps of others at one gamma: the rows of each that differ in the rank, and in the data."""
 
-    ``of``: ``exponent``, that of the best rate with the rank; ``table``, a row per law, with each
-    measured rate over that of the law. Each law has its own level.
+
+def other_sweep(of: str = "table") -> str:
+    """The best rates of :data:`SWEEPS`. Each data set has its own level.
+
+    ``of``: a sweep, for its exponent with the rank; ``table``, a row per sweep, with the scatter of
+    log rate around its own power, and around laws whose r_sign is that of tinker-cookbook.
     """
-    rows = scored_rates().query("batch == 64 and steps == 1562").assign(group="Gemma 3 1B")
-    own, theirs = fit_rates(rows, power, [-0.3]), fitted(OUTPUTS).found
-    if of == "exponent":
-        return minus(interval_text(own.found[0], *bounds(rows, power, own)))
-    laws = {
-        NONE: np.zeros(len(rows)),
-        f"a power fitted to this sweep, {own.found[0]:.2f}": power(rows, list(own.found)),
-        f"{OUTPUTS}, r_sign {np.exp(theirs[0]):.0f} of the sweep above": moved(rows, theirs),
-    }
+    r_sign = fitted(OUTPUTS).found[0]
     body = []
-    for name, curve in laws.items():
-        off = rows["log_lr"] - curve
-        over = np.exp(off - off.mean())
-        body.append([name, *(f"{one:.2f}" for one in over), f"{off.std():.2f}"])
-    ranks = [f"rank {rank}" for rank in rows["rank"]]
-    return minus(table(["law", *ranks, "scatter of log rate"], body))
+    for source in SWEEPS if of == "table" else [of]:
+        rows = others().query(f"source == '{source}' and {SWEEPS[source]}")
+        rows = rows.assign(group=rows["data"])
+        own = fit_rates(rows, power, [-0.3])
+        exponent = minus(interval_text(own.found[0], *bounds(rows, power, own)))
+        if of != "table":
+            return exponent
+        laws = [
+            fit_rates(rows, lambda each, _, s=s: moved(each, [r_sign, s]), []) for s in (0.5, 1.0)
+        ]
+        first, ranks = rows.iloc[0], sorted(rows["rank"].unique())
+        about = [source, str(first["model"]), f"{ranks[0]} to {ranks[-1]}", f"{first['steps']:,}"]
+        body.append([*about, exponent, *(f"{one.scatter:.2f}" for one in (own, *laws))])
+    heads = ["sweep", "model", "ranks", "steps", "exponent", "scatter: its own power"]
+    return table([*heads, "equal outputs, s = 1/2", "equal outputs, s = 1"], body)
 
 
 @style.paper()

@@ -17,9 +17,9 @@ import pandas as pd
 from scipy.optimize import least_squares
 from scipy.stats import norm
 
-from docs.blocks import RESULTS, ROOT, STUDIES
+from docs.blocks import RESULTS, STUDIES
+from docs.external import others
 from docs.external import rates as external_rates
-from docs.external import scored_rates
 from docs.rate_fits import SIDES
 from study.analysis import advice
 from study.analysis.advice import WIDE
@@ -28,7 +28,7 @@ from study.analysis.law import SIZES, STEPS, Setting, log_rate
 from study.analysis.rates import best_rates_of
 from study.store.tables import load_measured
 
-COOKBOOK, SCORED = "tinker-cookbook", "lr-matters"
+COOKBOOK = "tinker-cookbook"
 ALPHA = 32.0
 """The alpha assumed for tinker-cookbook: that of LoRA Without Regret, by the same authors."""
 
@@ -79,17 +79,12 @@ def best_rates() -> pd.DataFrame:
 
 def published() -> pd.DataFrame:
     """The best rates that others published. The file of tinker-cookbook has no alpha: :data:`ALPHA`
-    is assumed. Each rate of ``best_rates.csv`` is the best of a grid, in steps of ``step``."""
+    is assumed."""
     swept = external_rates()[["group", "rank", "billions", "log_lr", "edge"]]
     swept = swept.rename(columns={"group": "model"}).astype({"rank": int})
     swept = swept.assign(source=COOKBOOK, alpha=ALPHA, steps=780, batch=128, schedule="")
-    tuned = pd.read_csv(ROOT / "results/external/best_rates.csv")
-    tuned = tuned.assign(log_lr=np.log(tuned["lr"]), edge="", schedule="constant")
-    tuned["grid"] = np.log(tuned["step"]) / 12**0.5  # the sd within a step
-    scored = scored_rates().assign(source=SCORED, model="gemma-3-1b", billions=1.0)
-    scored["schedule"] = "cosine"
     rows = []
-    for row in pd.concat([swept, tuned, scored]).to_dict("records"):
+    for row in pd.concat([swept, others()]).to_dict("records"):
         about = {name: row[name] for name in ("rank", "alpha", "steps", "batch", "schedule")}
         run = Setting(**about, rule="lora", optimizer="adamw").facts()
         run |= {"size": row["billions"] * 1e9, "rule": "lora", "optimizer": "adamw"}
@@ -193,9 +188,8 @@ def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
     rows = inside[["rank", "rule", "alpha", "steps", "batch", "data"]]
     for one, other in combinations(rows.itertuples(), 2):
-        of_rank = [each.rule == "lora" and each.alpha == each.rank for each in (one, other)]
-        same_alpha = one.alpha == other.alpha or all(of_rank)
-        same_rule = one.rule == other.rule and same_alpha
+        is_fixed = one.rule == "lora" and one.alpha / one.rank == other.alpha / other.rank
+        same_rule = one.rule == other.rule and (one.alpha == other.alpha or is_fixed)
         same = [one.rank == other.rank, same_rule]
         same += [one.steps == other.steps, one.batch == other.batch]
         if sum(same) == 3 and one.data == other.data:

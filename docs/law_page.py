@@ -142,6 +142,9 @@ BLIND = (
     ("horizons_long", (1024,), "2dacc98f"),
     ("lr-matters", (78, 156, 390, 781, 1562, 6171, 6250), "37005794"),
     ("no-robots", (200,), "37005794"),
+    ("persona-system", (3788,), "4429bd38"),
+    ("rank-threshold", (126,), "4429bd38"),
+    ("muon-finetune", (1150,), "4429bd38"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 

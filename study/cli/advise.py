@@ -247,6 +247,8 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
         ends = (found["batch"] ** (1 + sign * advice.WIDE * error / power) for sign in (0, -1, 1))
         factor = span(Span(next(ends), *sorted(ends)))
         yield f"The batch by itself: x {factor}. Two sweeps vary it (docs/law.md)."
+    if family(new.optimizer) == "spectral" and old.rank != new.rank:
+        yield "Under Muon this rests on 8 steps; a published sweep contradicts it (docs/law.md)."
     both = [name for name in ("model", "optimizer") if getattr(old, name) and getattr(new, name)]
     if said := [words(name) for name in both if getattr(old, name) != getattr(new, name)]:
         yield f"Your rate does not count, as these differ: {'; '.join(said)}."
