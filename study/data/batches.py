@@ -5,7 +5,6 @@ the same at every step and the cells of a fold can share a forward pass. On a CP
 vary, a batch can be trimmed to its longest row.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from study.config import DataConfig
 from study.data.examples import Conversation, Example, Row, fingerprint, split_places
 from study.data.sources import load_rows
-from study.data.tokens import VERSION, Encoder, tokenised
+from study.data.tokens import Encoder, tokenised
 from study.errors import StudyError, short
-from study.store.cache import kept_arrays
 
 IGNORED = -100
 """The target that torch's ``cross_entropy`` ignores."""
@@ -243,19 +241,14 @@ class Corpus:
 def build_corpus(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, eos_token_id: int | None
 ) -> Corpus:
-    """Load, split and tokenise the data set that ``config`` names. Tokens are cached on disk.
+    """Load, split and tokenise the data set that ``config`` names.
 
     ``eos_token_id`` follows every target that leaves room for it. Rows with nothing to learn are
     dropped before the split.
     """
     length = config.sequence_length
     loaded = load_rows(config, lambda: tokenizer)
-    content = fingerprint(loaded.rows)
-    text_to_ids = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
-    made_from = (content, length, eos_token_id, text_to_ids, VERSION)
-    key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
-    encoder = Encoder(tokenizer, eos_token_id, length)
-    arrays = kept_arrays(f"tokens-{key}", lambda: tokenised(loaded.rows, encoder))
+    arrays = tokenised(loaded.rows, Encoder(tokenizer, eos_token_id, length))
     places = np.arange(len(arrays["index"]))
     if config.excess_length_strategy == "drop":
         places = places[~arrays["cut"]]
@@ -287,7 +280,7 @@ def build_corpus(
     if config.sample_packing:
         train = train.packed()
         rows["packed"] = len(train)
-    return Corpus(train, heldout, questions, content, rows)
+    return Corpus(train, heldout, questions, fingerprint(loaded.rows), rows)
 
 
 def _answer(row: Row, is_cut: bool) -> str | None:

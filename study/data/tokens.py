@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 256
 """Rows tokenised at once: enough for the tokenizer's threads."""
-VERSION = 4
-"""The version of the tokenisation. Increase it when the arrays change: they are cached."""
 
 Tokenised = tuple[list[int], list[bool], bool]
 """One row: its tokens, which of them are learned, and whether some were cut off."""

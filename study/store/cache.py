@@ -1,14 +1,11 @@
-"""The user's cache folder: hashes of large files, and arrays that take long to compute."""
+"""The user's cache folder, and the hashes of large files in it."""
 
 import contextlib
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 
 from study.errors import StudyError
@@ -40,25 +37,7 @@ def file_sha256(path: Path, again: bool = False) -> str:
             return sha256
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    _keep(note, json.dumps(seen | {"sha256": sha256}).encode())
-    return sha256
-
-
-def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of ``make``, cached under ``name``, which must identify what they come from."""
-    place = cache_folder() / "arrays" / f"{name}.npz"
-    try:
-        with np.load(place, allow_pickle=False) as found:
-            return dict(found)
-    except Exception:  # not cached, or damaged: numpy and zipfile raise many types
-        arrays = make()
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    _keep(place, content.getvalue())
-    return arrays
-
-
-def _keep(place: Path, content: bytes) -> None:
     with contextlib.suppress(OSError):  # a read-only or full cache costs time, not correctness
-        make_folder(place.parent)
-        write_bytes(place, content)
+        make_folder(note.parent)
+        write_bytes(note, json.dumps(seen | {"sha256": sha256}).encode())
+    return sha256
