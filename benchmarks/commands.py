@@ -20,7 +20,6 @@ SUITES = {
     "compiled": "All ranks, five steps of 1024 tokens, also with pack.compile.",
     "probes": "Runs and single steps with and without probes.",
     "bf16": "All ranks in bf16, 1024 tokens a step: two products, and one that rounds once.",
-    "limits": "Steps of 192, 1024 and 4096 tokens, against the limits of this machine.",
     "inference": "All ranks under both rules, merged and unmerged adapters against the base.",
 }
 """What is timed, by name, in the order in which it runs."""

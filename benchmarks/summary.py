@@ -109,23 +109,6 @@ def _bf16(table: pd.DataFrame) -> str:
     return f"Seconds of a step, medians:\n\n{markdown(steps)}"
 
 
-def _limits(table: pd.DataFrame) -> str:
-    flops, moved = table["flops"] / table["peak"], table["bytes"] / table["bandwidth"]
-    shown = table[["tokens", "precision", "seconds", "products"]].assign(
-        **{"FLOPs / peak": flops, "bytes / bandwidth": moved}
-    )
-    shown["step / limit"] = table["seconds"] / np.maximum(flops, moved)
-    peaks = table.groupby("precision", sort=False)["peak"].first() / 1e9
-    peak = ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in peaks.items())
-    speed = table["bandwidth"].iloc[0] / 1e9
-    shown.index = table["rank"]
-    return (
-        f"- measured here: {peak} (a square product), {speed:.1f} GB/s (a copy)\n\n"
-        "Seconds of a step, the share of it in products, and the seconds that its FLOPs and its "
-        f"bytes would take at these speeds:\n\n{markdown(shown)}"
-    )
-
-
 def processor(table: pd.DataFrame) -> str:
     """The processor that a table was measured on, or several, as people call it."""
     names = [str(device).partition(",")[0] for device in table["device"].unique()]
@@ -221,7 +204,6 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "compiled": _compiled,
     "probes": _probes,
     "bf16": _bf16,
-    "limits": _limits,
     "inference": _inference,
 }
 """The section of each suite."""

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import io
 import math
-import re
 import sys
 import tempfile
 import time
@@ -24,7 +23,6 @@ from functools import cache, partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,9 +33,6 @@ from hydra.core.global_hydra import GlobalHydra
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
 from study.adapters.bank import AdapterSpec, initial_pair
@@ -49,7 +44,7 @@ from study.models.sources import find_model
 from study.store import load_measured
 from study.sweeps import run as sweep
 from study.sweeps.cells import corpus_of, plan
-from study.training.devices import choose_device, describe_device, matmul_rate
+from study.training.devices import choose_device, describe_device
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 from study.vocabulary.sources import MODELS
 
@@ -399,57 +394,12 @@ def forms(size: Size) -> Iterator[Row]:
             yield _row(way, config, seconds, "step")
 
 
-PRODUCT = re.compile(r"aten::(mm|addmm|bmm|baddbmm|_scaled_dot_product\w+)")
-"""The operations that count as products in the suite ``limits``."""
-LIMITS = tuple(product((4, 64, 1024), (192, 1024, 4096), ("float32", "bf16")))
-"""The rank, tokens and precision of each row of the suite ``limits``."""
-
-
-def limits(size: Size) -> Iterator[Row]:
-    """The suite ``limits``: a step, and what this machine could do at best in its time.
-
-    ``flops``: of the products in a step. ``bytes``: the least that it moves, which is the weights
-    of the base twice (forward and backward), and A, B, their gradients and both states, each read
-    and written once. ``products``: the share of a step's time in products and attention. ``peak``
-    (FLOP/s) and ``bandwidth`` (bytes/s) are measured here.
-    """
-    device = choose_device(size.device)
-    peaks = {precision: matmul_rate(device, precision) for precision in TOLERANCE}
-    speed = bandwidth(device)
-    for rank, tokens, precision in LIMITS:
-        overrides = (f"precision={precision}", "train.steps=3", "adapter.targets=all-linear")
-        config = size.cell(tokens, rank, *overrides)
-        base, _ = base_and_corpus(config)
-        weights = sum(x.numel() * x.element_size() for x in base.model.parameters())
-        factors = rank * sum(map(sum, base.card.shapes.values()))
-        seconds = median(packed(config).steps[1:])
-        once = replace(config, train=replace(config.train, steps=1))
-        with FlopCounterMode(display=False) as counter:
-            packed(once)
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            run = packed(once)
-        times = {row.key: row.self_cpu_time_total / 1e6 for row in profiler.key_averages()}
-        share = sum(t for name, t in times.items() if PRODUCT.fullmatch(name)) / run.steps[0]
-        more = {"flops": counter.get_total_flops(), "bytes": 2 * weights + 8 * 4 * factors}
-        more |= {"products": share, "peak": peaks[precision], "bandwidth": speed}
-        yield _row("packed", config, seconds, "step", **more)
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes/s that a copy of 512 MiB reads and writes."""
-    a = torch.ones(2**27, device=device)
-    b = torch.empty_like(a)
-    timer = Timer("b.copy_(a)", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
-    return 2 * a.numel() * a.element_size() / timer.timeit(5).median
-
-
 RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "sweep": whole_sweep,
     "large-steps": large_steps,
     "compiled": compiled_steps,
     "probes": probes,
     "bf16": forms,
-    "limits": limits,
 }
 """The generator of each of :data:`benchmarks.commands.SUITES`."""
 
@@ -482,7 +432,7 @@ def _compare(
                 yield _row(run.way, config, seconds, variant, micro_batches=run.micro_batches)
 
 
-def _row(way: str, config: CellConfig, seconds: float, variant: str, **more: float) -> Row:
+def _row(way: str, config: CellConfig, seconds: float, variant: str, **more: int) -> Row:
     step, adapter = config.train, config.adapter
     tokens = step.batch_size * step.accumulation * config.data.sequence_length
     row = {"way": way, "rank": int(adapter.rank), "scaling": adapter.scaling, "tokens": tokens}

@@ -1,14 +1,13 @@
 """``study bench`` on the tiny base: the ways reach one loss, and rows become text and a figure."""
 
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from benchmarks.training import Size, TimedRun, base_and_corpus, check_agreement
+from benchmarks.training import TimedRun, check_agreement
 
 
 @pytest.fixture
@@ -32,22 +31,6 @@ def test_four_ways_are_timed_and_summarised(bench: Callable[..., Any], tmp_path:
     assert "the whole sweep, ours, in folds" in ran.out
     assert (tmp_path / "speed.png").exists()
     assert bench("--read", *options).out == ran.out
-
-
-def test_limits_count_the_products_of_a_step(
-    bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each weight takes four FLOPs a token, forward and backward; A, B and the head add to it."""
-    monkeypatch.setattr("benchmarks.training.LIMITS", [(4, 256, "float32"), (8, 256, "float32")])
-    ran = bench("limits")
-    low, high = pd.read_parquet(tmp_path / "limits.parquet").to_dict("records")
-    shapes = base_and_corpus(Size("tiny", [4], 2).cell(256, 4))[0].card.shapes.values()
-    weights, sides = sum(map(prod, shapes)), sum(map(sum, shapes))
-    assert 1 < low["flops"] / (4 * 256 * weights) < 2
-    assert low["flops"] < high["flops"]
-    assert high["bytes"] - low["bytes"] == 4 * 8 * 4 * sides
-    assert 0 < low["products"] < 1
-    assert "step / limit" in ran.out
 
 
 def test_ways_with_different_losses_are_not_compared() -> None:
