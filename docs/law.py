@@ -3,7 +3,7 @@
 A regression of the log best rate with a random level of every model and of every study, by
 penalised least squares. A best rate at the edge of its grid enters with the probability of lying
 beyond. The standard deviations of the random levels and of the scatter are those of expectation and
-maximisation. The test predicts each study, and each published model, from all others.
+maximisation. The test predicts each study, ours or of others, from all other studies.
 """
 
 import math
@@ -67,14 +67,12 @@ Held = dict[str, float]
 
 @cache
 def best_rates() -> pd.DataFrame:
-    """Every best rate: those of the studies, and those that others published. ``unit``: what is
-    left out together, a study or a published model. ``grid``: the standard deviation that a coarse
-    grid adds to the log rate."""
+    """Every best rate: those of our studies, and those that others published (``is_theirs``).
+    ``source``: the study. ``grid``: the standard deviation that a coarse grid adds to the log
+    rate."""
     own = pd.concat([best_rates_of(load_measured(RESULTS / name), name) for name in FITTED])
-    theirs = published()
-    theirs["unit"] = theirs["source"] + "/" + theirs["model"]
-    found = pd.concat([own.assign(unit=own["source"]), theirs], ignore_index=True)
-    return found.fillna({"grid": 0.0, "data": ""})
+    parts = [own.assign(is_theirs=False), published().assign(is_theirs=True)]
+    return pd.concat(parts, ignore_index=True).fillna({"grid": 0.0, "data": ""})
 
 
 def published() -> pd.DataFrame:
@@ -183,16 +181,16 @@ def known(found: Fit) -> dict[str, Any]:
     return {"law": law, "spread": spread, "width": dict.fromkeys(WIDTHS, 1.0), "models": models}
 
 
-def pairs(unit: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
+def pairs(own: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
-    inside = unit[unit["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
-    rows = inside[["rank", "rule", "alpha", "steps", "batch", "data"]]
+    inside = own[own["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
+    rows = inside[["rank", "rule", "alpha", "steps", "batch", "data", "model"]]
     for one, other in combinations(rows.itertuples(), 2):
         is_fixed = one.rule == "lora" and one.alpha / one.rank == other.alpha / other.rank
         same_rule = one.rule == other.rule and (one.alpha == other.alpha or is_fixed)
         same = [one.rank == other.rank, same_rule]
         same += [one.steps == other.steps, one.batch == other.batch]
-        if sum(same) == 3 and one.data == other.data:
+        if sum(same) == 3 and (one.data, one.model) == (other.data, other.model):
             yield [*KINDS][same.index(False)], one.Index, other.Index
 
 
@@ -205,34 +203,36 @@ KINDS = {
     "alone": "a rate, without one of its study",
 }
 """What the law is asked for, as tables name it."""
-WIDTHS = ("moved", "steps", "alone")
-"""Intervals are widened apart for a ratio at equal steps and batch, another ratio, and a rate."""
+WIDTHS = ("moved", "steps", "alone", "seen")
+"""Intervals are widened apart for a ratio at equal steps and batch, another ratio, a rate, and a
+rate of a model that the law has seen in another study, as it has those of our studies."""
 
 
 @cache
-def without(unit: str) -> dict[str, Any]:
-    """What the command would know without a study or a published model."""
+def without(source: str) -> dict[str, Any]:
+    """What the command would know without a study."""
     rows = best_rates()
-    return known(fit(rows[rows["unit"] != unit], {}, EFFECTS, law().spread))
+    return known(fit(rows[rows["source"] != source], {}, EFFECTS, law().spread))
 
 
 @cache
 def test() -> dict[str, pd.DataFrame]:
-    """Each unit predicted from the others, by the width of its intervals."""
-    units = best_rates().groupby("unit")
-    found = pd.concat(predicted(own, without(name)) for name, own in units)
+    """Each study predicted from the others, by the width of its intervals."""
+    studies = best_rates().groupby("source")
+    found = pd.concat(predicted(own, without(str(name))) for name, own in studies)
     kinds = {"steps": "steps", "batch": "steps", "alone": "alone"}
-    parts = dict(iter(found.groupby(found["kind"].map(kinds).fillna("moved"))))
+    part = found["kind"].map(kinds).fillna("moved")
+    parts = dict(iter(found.groupby(part.mask((part == "alone") & ~found["is_theirs"], "seen"))))
     return {name: widened(parts[name].reset_index(drop=True)) for name in WIDTHS}
 
 
 def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
-    """Ratios of two best rates of a unit, and its best rates alone. ``value`` and ``half``: of the
+    """Ratios of two best rates of a study, and its best rates alone. ``value`` and ``half``: of the
     prediction. ``measured``: what it should be."""
     rows, at = list[dict[str, Any]](), {index: dict(row) for index, row in own.iterrows()}
 
     def add(kind: str, value: float, half: float, measured: float, *runs: dict[Any, Any]) -> None:
-        about = {"unit": runs[0]["unit"], "source": runs[0]["source"], "kind": kind}
+        about = {name: runs[0][name] for name in ("source", "is_theirs")} | {"kind": kind}
         about["half"] = math.hypot(half, WIDE * math.hypot(*(run["grid"] for run in runs)))
         rows.append(about | {"value": value, "measured": measured})
 
@@ -248,9 +248,14 @@ def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def width(table: pd.DataFrame) -> float:
-    """By which intervals must be widened to hold 90 % of the values. Each unit counts once."""
+    """By which intervals must be widened to hold 90 % of the values of our studies, and 90 % of
+    those that others published. Each study counts once."""
+    return max(_width(own) for _, own in table.groupby("is_theirs"))
+
+
+def _width(table: pd.DataFrame) -> float:
     off = ((table["value"] - table["measured"]).abs() / table["half"]).to_numpy()
-    weights = (1 / table.groupby("unit")["half"].transform("size")).to_numpy()
+    weights = (1 / table.groupby("source")["half"].transform("size")).to_numpy()
     order = np.argsort(off)
     share = np.cumsum(weights[order]) / weights.sum()
     return float(off[order][np.searchsorted(share, HELD)])
@@ -258,10 +263,11 @@ def width(table: pd.DataFrame) -> float:
 
 def widened(table: pd.DataFrame) -> pd.DataFrame:
     """``off``: the error in log rate. ``holds``: whether the interval holds the value, with the
-    width that all other units ask for."""
-    off = (table["value"] - table["measured"]).abs()
-    others = {unit: width(table[table["unit"] != unit]) for unit in table["unit"].unique()}
-    return table.assign(off=off, holds=off <= table["half"] * table["unit"].map(others))
+    width that all other studies ask for."""
+    off, half = (table["value"] - table["measured"]).abs(), table["half"]
+    others = {name: width(table[table["source"] != name]) for name in table["source"].unique()}
+    holds = off <= half * table["source"].map(others)
+    return table.assign(off=off, holds=holds)
 
 
 @cache

@@ -49,6 +49,8 @@ def law(name: str) -> str:
     found, rows = fitted(), best_rates()
     if name in found.spread:
         return f"{found.spread[name]:.2f}"
+    if name.startswith("width-"):
+        return f"{advice.committed()['width'][name.removeprefix('width-')]:.2g}"
     if name.startswith("c-at-"):
         steps = np.log(float(name.removeprefix("c-at-")) / STEPS)
         return f"{np.exp(found.law['c'] + found.law['c_steps'] * steps):.2g}"
@@ -56,9 +58,10 @@ def law(name: str) -> str:
         "rates": lambda: len(rows),
         "edges": lambda: (rows["edge"] != "").sum(),
         "models": lambda: rows["model"].nunique(),
-        "published": lambda: rows.loc[rows["unit"].str.contains("/"), "model"].nunique(),
-        "error": lambda: _factor(tested().query("kind == 'rank'")["off"]),
-        "holds": lambda: _share(tested().query("kind == 'rank'")["holds"]),
+        "published": lambda: rows.loc[rows["is_theirs"], "model"].nunique(),
+        "sweeps": lambda: rows.loc[rows["is_theirs"], "source"].nunique(),
+        "error": lambda: _factor(_by_study(_of_others("rank"), "off")),
+        "holds": lambda: _share(_by_study(_of_others("rank"), "holds")),
     }
     return str(numbers[name]())
 
@@ -83,6 +86,16 @@ def _share(holds: "pd.Series[bool]") -> str:
     return f"{100 * holds.mean():.0f} %"
 
 
+def _of_others(kind: str) -> pd.DataFrame:
+    return tested().query(f"kind == '{kind}' and is_theirs")
+
+
+def _by_study(points: pd.DataFrame, column: str) -> "pd.Series[float]":
+    """The median error of each study, or the share of its intervals that hold."""
+    values = points.groupby("source")[column]
+    return values.median() if column == "off" else values.mean()
+
+
 def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The points of each of :data:`KINDS`, if there are any."""
     parts = dict(iter(points.groupby("kind")))
@@ -90,22 +103,29 @@ def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def law_test(of: str = "") -> str:
-    """The error and the intervals, by kind of question; ``rank``: of ratios between ranks, by
-    study."""
-    head, parts = "", by_kind(tested())
+    """The error and the intervals, by kind of question, for our studies and those of others; each
+    study counts once. ``rank``: of ratios between ranks, by study."""
     if of == "rank":
-        head, parts = "study", iter(tested().query("kind == 'rank'").groupby("source"))
+        parts = iter(tested().query("kind == 'rank'").groupby("source"))
+        return table_of([{"study": str(name), **_tested(own)} for name, own in parts])
     rows = [
-        {
-            head: str(name),
-            "points": str(len(own)),
-            "median error": _factor(own["off"]),
-            "median over studies and models": _factor(own.groupby("unit")["off"].median()),
-            "intervals hold": _share(own["holds"]),
-        }
-        for name, own in parts
+        {"": name, "studies": f"{len(_by_study(own, 'off'))} {whose}", **_tested(own)}
+        for name, points in by_kind(tested())
+        for whose, own in (
+            ("of ours", points[~points["is_theirs"]]),
+            ("of others", points[points["is_theirs"]]),
+        )
+        if len(own)
     ]
     return table_of(rows)
+
+
+def _tested(points: pd.DataFrame) -> dict[str, str]:
+    return {
+        "points": str(len(points)),
+        "median error": _factor(_by_study(points, "off")),
+        "intervals hold": _share(_by_study(points, "holds")),
+    }
 
 
 def law_residuals() -> str:
@@ -157,7 +177,7 @@ def blind_points() -> pd.DataFrame:
     rates, found = best_rates(), []
     for source, steps, commit in BLIND:
         own = rates[(rates["source"] == source) & rates["steps"].isin(steps)]
-        points = pd.concat(predicted(each, fits[commit]) for _, each in own.groupby("unit"))
+        points = predicted(own, fits[commit])
         about = f"{source}, {' to '.join(str(one) for one in sorted({steps[0], steps[-1]}))} steps"
         found.append(points.assign(about=about, fit=commit))
     points = pd.concat(found)
@@ -292,15 +312,15 @@ def left_out() -> Figure:
     looks = {name: {"color": one, "marker": "o", "ls": "none"} for name, one in COLOURS.items()}
     for ax, (title, kinds) in zip(panels, PANELS.items(), strict=True):
         own = found[found["kind"].isin(kinds)]
-        is_theirs = own["unit"].str.contains("/")
+        is_theirs = own["is_theirs"]
         parts = ((own[is_theirs], 3), (own[~is_theirs], 2))  # those of others lie above
         for (points, place), look in zip(parts, looks.values(), strict=True):
             x, y = np.exp(points["value"]), np.exp(points["measured"])
             ax.plot(x, y, ms=2.5, mfc="none", mew=0.6, zorder=place, **look)
         both = np.exp(np.r_[own["value"], own["measured"]])
         ends = np.array([both.min() / 1.3, both.max() * 1.3])
-        for times, width in ((1, 0.9), (1.5, 0.5), (1 / 1.5, 0.5)):
-            ax.plot(ends, ends * times, color=style.INK, lw=width, zorder=1)
+        for times, lw in ((1, 0.9), (1.5, 0.5), (1 / 1.5, 0.5)):
+            ax.plot(ends, ends * times, color=style.INK, lw=lw, zorder=1)
         ax.set(xscale="log", yscale="log", xlabel="predicted", xlim=ends, ylim=ends, title=title)
     panels[0].set_ylabel("measured")
     style.legend(page, looks, 2)

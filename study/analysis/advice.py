@@ -87,7 +87,8 @@ def alone(run: Facts, model: str, known: Known, has_size: bool = True) -> tuple[
     """The log of the best rate of a run by the law alone, and half of its interval."""
     off, of_size = known["models"].get(model, 0.0), known["law"]["size"][0]
     noise = math.hypot(known["spread"]["scatter"], 0.0 if has_size else SIZE_SD * of_size)
-    return _interval(lambda law: log_rate(law, run, off), known, "alone", noise)
+    width = "seen" if model in known["models"] else "alone"
+    return _interval(lambda law: log_rate(law, run, off), known, width, noise)
 
 
 def _span(value: float, half: float) -> Span:
