@@ -108,6 +108,22 @@ def test_the_fit_finds_a_law_that_made_the_rates():
     assert found.spread["scatter"] == pytest.approx(0.05, rel=0.3)
 
 
+def test_intervals_hold_in_our_studies_and_in_those_of_others():
+    """Each study counts once: the one with the most points is the least of its kind."""
+    draw, rows = np.random.default_rng(0), []
+    for source, (is_theirs, error) in enumerate([(False, 1.0), (True, 3.0)] * 20):
+        off = error * draw.normal(size=2000 if source < 2 else 20) / (10 if source < 2 else 1)
+        table = {"source": source, "is_theirs": is_theirs, "value": off, "measured": 0.0}
+        rows.append(pd.DataFrame({**table, "half": 1.0}))
+    found = pd.concat(rows, ignore_index=True)
+    holds = found["value"].abs() <= law.width(found)
+    ours, theirs = (
+        holds.groupby([found["is_theirs"], found["source"]]).mean().groupby(level=0).mean()
+    )
+    assert theirs == pytest.approx(0.9, abs=0.01)
+    assert ours > theirs
+
+
 def test_a_rate_moves_by_the_law_and_is_pasted(advise):
     """rsLoRA from rank 16 to 256 at alpha 16: between equal descents and half of equal outputs."""
     found = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256")
