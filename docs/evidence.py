@@ -20,7 +20,7 @@ from study.store.tables import load_measured
 from study.vocabulary.quantities import TRAIN
 
 FILE = ROOT / "study/analysis/advice.json"
-GAINS = ("horizons", "horizons_small", "longer_training")
+GAINS = ("horizons", "horizons_small")
 LAZY = 1e-4
 """The highest rate of bf16_dead_zone at which outputs grow in proportion to it for 10 steps."""
 

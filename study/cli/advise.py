@@ -219,12 +219,12 @@ def rate_words(found: Advice | None) -> str:
     return span(found.rate) + (" x yours" if found.is_relative else "")
 
 
-def sentence(found: Advice, new: Setting) -> str:
+def sentence(found: Advice, new: Setting, has_steps: bool) -> str:
     """One answer, what it rests on, and its condition."""
     rows = committed()["rows"]
     names = {"law": "the law", "run": "the law, if yours is the best rate of its run"}
     rests = names.get(found.rests, "best rates of your studies and the law")
-    steps = f"{new.steps or USUAL_STEPS:.0f} steps" + ("" if new.steps else " (assumed)")
+    steps = f"{new.steps or USUAL_STEPS:.0f} steps" + ("" if has_steps else " (assumed)")
     if found.rests == "law" and not new.size:
         steps += f" of a model of {USUAL_SIZE / 1e9:.0f} billion weights (assumed)"
     fitted = f"{rows['rates']} best rates of {rows['models']} models in {rows['studies']} studies"
@@ -309,7 +309,9 @@ def notes_on(
         )
 
 
-def check_of(given: Given, old: Setting, new: Setting, rate: float | None) -> dict[str, str]:
+def check_of(
+    given: Given, old: Setting, new: Setting, rate: float | None, has_steps: bool
+) -> dict[str, str]:
     """The command that measures the best rates on the user's model, its size, and what it lacks."""
     run = replace(new, lr=rate, steps=new.steps or int(USUAL_STEPS))
     steps = max(CHECK_STEPS, math.ceil((run.steps or 0) / SHORTER))
@@ -330,7 +332,7 @@ def check_of(given: Given, old: Setting, new: Setting, rate: float | None) -> di
     if "data=file" in shared and not any(word.startswith("data.path") for word in shared):
         shared.append("data.path=YOUR_FILE")
     has_data = given.origin.startswith("cell") or any(w.startswith("data") for w in shared)
-    more = "" if new.steps else "--steps STEPS "
+    more = "" if has_steps else "--steps STEPS "
     lacks = [] if has_data else ["data (add data=file data.path=YOUR_FILE)"]
     return {
         "command": shlex.join(["study", "train", "-m", f"name={CHECK}", *shared, *own]),
@@ -534,15 +536,17 @@ def advise(
     new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha)
     whole, is_rslora = written_alpha(given, new)
     new = replace(new, rule=new.rule if is_rslora else "lora", alpha=whole).under(new.rule)
+    known_steps = new.steps or old.steps
     old, new = advice.in_steps(old, new)
+    has_steps = bool(known_steps and new.steps)
     own = own_rates(options["studies"])
     found = advice.advise(old, new, own)
     first = found[0] if found else None
     rate = first.rate.value if first and not first.is_relative else None
     paste = paste_lines(given, new, rate, rate_words(first))
     was = paste_lines(given, given.run, given.run.lr, "not given")
-    check = check_of(given, old, new, rate) if own is None else None
-    why = sentence(first, new) if first else "The law has no rate of this optimizer."
+    check = check_of(given, old, new, rate, has_steps) if own is None else None
+    why = sentence(first, new, has_steps) if first else "The law has no rate of this optimizer."
     said = {
         "schema": SCHEMA,
         "run": asdict(old) | {"origin": origin, "words": about_run(old)},
@@ -555,7 +559,7 @@ def advise(
             *rank_lines(old.rank, about),
         ],
         "check": check,
-        "evidence": [asdict(each) | {"words": sentence(each, new)} for each in found],
+        "evidence": [asdict(x) | {"words": sentence(x, new, has_steps)} for x in found],
     }
     text = "\n".join(advice_lines(said, options["has_evidence"]))
     click.echo(json.dumps(said) if as_json else text)
