@@ -165,6 +165,9 @@ BLIND = (
     ("persona-system", (3788,), "4429bd38"),
     ("rank-threshold", (126,), "4429bd38"),
     ("muon-finetune", (1150,), "4429bd38"),
+    ("lora-from-scratch", (800,), "96a7c32a"),
+    ("brokttv", (1565,), "96a7c32a"),
+    ("cera", (4687,), "96a7c32a"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
