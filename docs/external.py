@@ -163,12 +163,15 @@ SWEEPS = {
     "lr-matters": "batch == 64 and steps == 1562",
     "persona-system": "steps == 3788",
     "muon-finetune": "steps == 1150",
+    "nhckdvrl": "data == 'GSM8K float32'",
+    "brokttv": "alpha == 32",
+    "cera": "alpha == 32",
 }
-"""Sweeps of others at one gamma: the rows of each that differ in the rank, and in the data."""
+"""Sweeps of others: the rows of each that differ in the rank, in the data and in the model."""
 
 
 def other_sweep(of: str = "table") -> str:
-    """The best rates of :data:`SWEEPS`. Each data set has its own level.
+    """The best rates of :data:`SWEEPS`. Each model and data set has its own level.
 
     ``of``: a sweep, for its exponent with the rank; ``table``, a row per sweep, with the scatter of
     log rate around its own power, and around laws whose r_sign is that of tinker-cookbook.
@@ -177,7 +180,7 @@ def other_sweep(of: str = "table") -> str:
     body = []
     for source in SWEEPS if of == "table" else [of]:
         rows = others().query(f"source == '{source}' and {SWEEPS[source]}")
-        rows = rows.assign(group=rows["data"])
+        rows = rows.assign(group=rows["model"] + rows["data"])
         own = fit_rates(rows, power, [-0.3])
         exponent = minus(interval_text(own.found[0], *bounds(rows, power, own)))
         if of != "table":
@@ -186,9 +189,12 @@ def other_sweep(of: str = "table") -> str:
             fit_rates(rows, lambda each, _, s=s: moved(each, [r_sign, s]), []) for s in (0.5, 1.0)
         ]
         first, ranks = rows.iloc[0], sorted(rows["rank"].unique())
-        about = [source, str(first["model"]), f"{ranks[0]} to {ranks[-1]}", f"{first['steps']:,}"]
+        models = ", ".join(map(str, rows["model"].unique()))
+        alpha = "r" if rows["gamma"].nunique() == 1 else f"{first['alpha']:g}"
+        alpha = "2r" if first["gamma"] == rows["gamma"].max() == 2 else alpha
+        about = [source, models, alpha, f"{ranks[0]} to {ranks[-1]}", f"{first['steps']:,}"]
         body.append([*about, exponent, *(f"{one.scatter:.2f}" for one in (own, *laws))])
-    heads = ["sweep", "model", "ranks", "steps", "exponent", "scatter: its own power"]
+    heads = ["sweep", "models", "α", "ranks", "steps", "exponent", "scatter: its own power"]
     return table([*heads, "equal outputs, s = 1/2", "equal outputs, s = 1"], body)
 
 

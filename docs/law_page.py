@@ -168,6 +168,7 @@ BLIND = (
     ("lora-from-scratch", (800,), "96a7c32a"),
     ("brokttv", (1565,), "96a7c32a"),
     ("cera", (4687,), "96a7c32a"),
+    ("nhckdvrl", (64, 256, 300, 1024, 4096), "96a7c32a"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
@@ -188,7 +189,10 @@ def blind_points() -> pd.DataFrame:
 
 
 def law_blind() -> str:
-    """A row per blind test and kind of question."""
+    """A row per blind test and kind of question; those of our studies are taken together."""
+    points = blind_points()
+    ours = {"about": "our studies", "fit": "six fits"}
+    points = points.assign(**{k: points[k].where(points["is_theirs"], v) for k, v in ours.items()})
     rows = [
         {
             "rates": about,
@@ -199,8 +203,8 @@ def law_blind() -> str:
             "predicted over measured": _factor(own["off"]),
             "intervals that hold": str((own["off"].abs() <= own["half"]).sum()),
         }
-        for (about, commit), points in blind_points().groupby(["about", "fit"], sort=False)
-        for kind, own in by_kind(points)
+        for (about, commit), found in points.groupby(["about", "fit"], sort=False)
+        for kind, own in by_kind(found)
     ]
     return table_of(rows)
 
@@ -209,6 +213,12 @@ def blind_error(source: str, kind: str, steps: str = "256") -> str:
     """``1.40``: the median error of a blind test, as a factor. ``steps``: its last number."""
     points = blind_points().query(f"kind == '{kind}' and source == '{source}'")
     return _factor(points.loc[points["about"].str.endswith(f" {steps} steps"), "off"].abs())
+
+
+def blind_holds(kind: str, *fits: str) -> str:
+    """``45 of 48``: how many intervals of these fits held in sweeps of others."""
+    points = blind_points().query(f"kind == '{kind}' and is_theirs and fit in {fits}")
+    return f"{(points['off'].abs() <= points['half']).sum()} of {len(points)}"
 
 
 FOLLOWED = (("horizons_small", 256, 10), ("paper_learning_rate", 20, 2))
