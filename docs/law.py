@@ -47,7 +47,7 @@ COEFFICIENTS = {
     "base": Coefficient(-4.0, 10.0, BASE),
     "steps": Coefficient(0.0, 3.0, "the power of the steps"),
     "size": Coefficient(0.0, 3.0, "the power of the size of the model", "between models"),
-    "batch": Coefficient(0.5, 0.3, "the power of the batch", "between studies, and within two"),
+    "batch": Coefficient(0.5, 0.3, "the power of the batch", "between studies, and within three"),
     "decay": Coefficient(0.7, 0.4, "a schedule that decays", "between studies"),
     "spectral": Coefficient(0.0, 5.0, "Muon instead of Adam", "one study of 8 steps"),
     "c": Coefficient(2.0, 3.0, "log c at 256 steps"),

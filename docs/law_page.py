@@ -104,10 +104,10 @@ def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def law_test(of: str = "") -> str:
     """The error and the intervals, by kind of question, for our studies and those of others; each
-    study counts once. ``rank``: of ratios between ranks, by study."""
+    study counts once. ``rank``: of ratios between ranks in sweeps of others, by sweep."""
     if of == "rank":
-        parts = iter(tested().query("kind == 'rank'").groupby("source"))
-        return table_of([{"study": str(name), **_tested(own)} for name, own in parts])
+        parts = iter(_of_others("rank").groupby("source"))
+        return table_of([{"sweep": str(name), **_tested(own)} for name, own in parts])
     rows = [
         {"": name, "studies": f"{len(_by_study(own, 'off'))} {whose}", **_tested(own)}
         for name, points in by_kind(tested())

@@ -246,7 +246,7 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
         power, error = committed()["law"]["batch"]
         ends = (found["batch"] ** (1 + sign * advice.WIDE * error / power) for sign in (0, -1, 1))
         factor = span(Span(next(ends), *sorted(ends)))
-        yield f"The batch by itself: x {factor}. Two sweeps vary it (docs/law.md)."
+        yield f"The batch by itself: x {factor}. Three sweeps vary it (docs/law.md)."
     if family(new.optimizer) == "spectral" and old.rank != new.rank:
         yield "Under Muon this rests on 8 steps; a published sweep contradicts it (docs/law.md)."
     both = [name for name in ("model", "optimizer") if getattr(old, name) and getattr(new, name)]
