@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES = 800, 60
 PACKAGE_LINES = {
     "study/adapters": 1_053,
-    "study/analysis": 4_085,
-    "study/cli": 1_551,
+    "study/analysis": 4_086,
+    "study/cli": 1_555,
     "study/config": 1_289,
     "study/dashboard": 784,
     "study/data": 1_374,
@@ -30,10 +30,10 @@ PACKAGE_LINES = {
     "study/tracking": 511,
     "study/training": 1_666,
     "study/vocabulary": 967,
-    "study": 29_020,
-    "tests": 19_584,
-    "benchmarks": 1_152,
-    "docs": 2_744,
+    "study": 29_025,
+    "tests": 19_583,
+    "benchmarks": 1_083,
+    "docs": 2_789,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
