@@ -125,7 +125,7 @@ def losses(steps: str, study: str) -> pd.DataFrame:
 
 
 def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
-    """By rule and seed, what all ranks lose at the best rate of :func:`tuned_rank`.
+    """By rule and seed that have it, what all ranks lose at the best rate of :func:`tuned_rank`.
 
     ``regret``: the mean over the other ranks of the loss at the kept rate less the lowest loss,
     nats per token. Losses between rates are interpolated without overshoot (PCHIP in log rate).
@@ -133,7 +133,9 @@ def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
     """
     kept_rank, rows = tuned_rank(steps, study), []
     for (rule, seed), own in losses(steps, study).groupby(["scaling", "seed"]):
-        log_lr, regret = np.log(by_seed(rates_of(rule, steps, study)).loc[seed, kept_rank]), []
+        best, regret = by_seed(rates_of(rule, steps, study)), list[float]()
+        if kept_rank not in best or np.isnan(log_lr := np.log(best.loc[seed, kept_rank])):
+            continue
         for rank, of_rank in own.sort_values("lr").groupby("rank"):
             curve = PchipInterpolator(np.log(of_rank["lr"]), of_rank["loss"])
             if rank != kept_rank:
