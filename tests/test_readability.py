@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29_025,
     "tests": 19_583,
     "benchmarks": 1_083,
-    "docs": 2_789,
+    "docs": 2_791,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
