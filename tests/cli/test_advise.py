@@ -143,7 +143,7 @@ def test_a_study_of_the_users_model_counts_most(advise):
     found = advise(config, "--rank", "32", "--steps", "20", "--study", MEASURED)
     assert (found.evidence[0].rests, found.check) == ("studies", None)
     constant = math.sqrt(0.000691 * 0.000188)  # the study's, at half the batch
-    assert 2 < rate(found) / constant < 5, "under a cosine the best rate is higher"
+    assert 1.5 < rate(found) / constant < 5, "under a cosine the best rate is higher"
     longer = advise(config, "--rank", "32", "--steps", "2000", "--study", MEASURED)
     assert rate(longer) < rate(found)
     wide, narrow = (each.advice.lr.high / each.advice.lr.low for each in (longer, found))
@@ -263,9 +263,9 @@ def test_a_configuration_is_searched(study_cli, axolotl, symptom, keys, words):
 
 
 def test_a_study_is_searched(study_cli, advise, jsonl, tmp_path):
-    """The cell that ended worst: what bf16 takes from it; a low limit and a large eps."""
+    """The cell that ended worst: what bf16 takes from it, at a low rate; a low limit, a large eps."""
     dead = study_cli("advise", f"{ROOT}/results/reference/bf16_dead_zone", "--symptom=no-learning")
-    assert re.search("1. bf16 loses .* 99% after 1, 9[45]% after 10", dead.out)
+    assert re.search("[12]. bf16 loses .* 99% after 1, 9[45]% after 10", dead.out)
     small = ["model=tiny", "train.steps=2", "data=file", f"data.path={jsonl}", "data.heldout=4"]
     small += ["name=slow", "train.clip=1e-3"]
     assert study_cli("train", *small, "optimizer.eps=1", f"results_dir={tmp_path}").code == 0
