@@ -263,7 +263,7 @@ def test_a_configuration_is_searched(study_cli, axolotl, symptom, keys, words):
 
 
 def test_a_study_is_searched(study_cli, advise, jsonl, tmp_path):
-    """The cell that ended worst: what bf16 takes from it, at a low rate; a low limit, a large eps."""
+    """The cell that ended worst: what bf16 takes, at a low rate; a low limit, a large eps."""
     dead = study_cli("advise", f"{ROOT}/results/reference/bf16_dead_zone", "--symptom=no-learning")
     assert re.search("[12]. bf16 loses .* 99% after 1, 9[45]% after 10", dead.out)
     small = ["model=tiny", "train.steps=2", "data=file", f"data.path={jsonl}", "data.heldout=4"]
