@@ -190,8 +190,9 @@ def other_sweep(of: str = "table") -> str:
         ]
         first, ranks = rows.iloc[0], sorted(rows["rank"].unique())
         models = ", ".join(map(str, rows["model"].unique()))
-        alpha = "r" if rows["gamma"].nunique() == 1 else f"{first['alpha']:g}"
-        alpha = "2r" if first["gamma"] == rows["gamma"].max() == 2 else alpha
+        alpha = f"{first['alpha']:g}"
+        if rows["gamma"].nunique() == 1:
+            alpha = f"{first['gamma']:g}r".removeprefix("1")
         about = [source, models, alpha, f"{ranks[0]} to {ranks[-1]}", f"{first['steps']:,}"]
         body.append([*about, exponent, *(f"{one.scatter:.2f}" for one in (own, *laws))])
     heads = ["sweep", "models", "α", "ranks", "steps", "exponent", "scatter: its own power"]

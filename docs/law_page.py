@@ -191,7 +191,8 @@ def blind_points() -> pd.DataFrame:
 def law_blind() -> str:
     """A row per blind test and kind of question; those of our studies are taken together."""
     points = blind_points()
-    ours = {"about": "our studies", "fit": "six fits"}
+    fits = points.loc[~points["is_theirs"], "fit"].nunique()
+    ours = {"about": "our studies", "fit": f"{fits} fits"}
     points = points.assign(**{k: points[k].where(points["is_theirs"], v) for k, v in ours.items()})
     rows = [
         {

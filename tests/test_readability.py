@@ -31,9 +31,9 @@ PACKAGE_LINES = {
     "study/training": 1_666,
     "study/vocabulary": 967,
     "study": 29_025,
-    "tests": 19_583,
+    "tests": 19_584,
     "benchmarks": 1_083,
-    "docs": 2_791,
+    "docs": 2_793,
     "hydra_plugins": 122,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,

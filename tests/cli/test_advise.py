@@ -133,6 +133,7 @@ def test_a_rate_moves_by_the_law_and_is_pasted(advise):
     assert [each.rests for each in found.evidence] == ["run", "law"]
     assert found.changes[-1] == f"+learning_rate: {rate(found):.1e}"
     assert "at 500 steps (assumed), by the law, if yours is the best rate of its" in found.why[0]
+    assert found.check.then == "the same command with --steps STEPS --study results/check"
     crossover = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256", "--rule", "crossover")
     assert 0.7 < rate(crossover) / 2e-4 < 1.1, "one rate at every rank"
     assert crossover.paste[1] == "lora_alpha: 111", "gamma r of rank 256, with that of rank 16"
