@@ -529,13 +529,16 @@ def rate_table(tables: StudyTables) -> Table:
         return Table()
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
     rows, body = row_list(transfer.assign(named=curve_settings(transfer))), []
+    ranks = sorted(logs["rank"].unique())
     for row, own in zip(rows, groups(logs, OF_A_RULE), strict=True):
-        of_rank = own.groupby("rank")
+        of_rank = dict(iter(own.groupby("rank")))
         by = row.exponent, row.ci_low, row.ci_high
         body.append(
             {
                 "optimizer, rule": f"{label(str(row.optimizer))}, {rule_of_row(row, row.named)}",
-                **{f"rank {rank:.0f}": _marked_rate(runs) for rank, runs in of_rank},
+                **{
+                    f"rank {r:.0f}": _marked_rate(of_rank[r]) if r in of_rank else "" for r in ranks
+                },
                 "change": factor_text((row.rank_max / row.rank_min) ** row.exponent),
                 "exponent": interval(*by) or "none",
                 "theory": span(row.predicted_low, row.predicted_high) or "none",
