@@ -156,7 +156,7 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     model.generation_config = GenerationConfig()
     if config.quant_bits is not None:
         quantised.use_one_dtype(model, dtype)
-    base = FrozenBase(model, card)
+    base = FrozenBase(model, describe(config))  # again: the files may have changed since
     # On CUDA, 8-bit products are in fp16, so the logits agree within a bf16 tolerance only.
     tolerance = _TOLERANCE[dtype if config.quant_bits is None else torch.bfloat16]
     _check(base, device, tolerance)

