@@ -24,8 +24,7 @@ from study.errors import StudyError
 from study.models import checkpoints
 from study.models.messages import failing
 from study.store import Lock, replacing
-from study.store.cache import cache_folder
-from study.store.files import DRAFT, file_sha256
+from study.store.files import DRAFT, cache_folder, file_sha256
 from study.vocabulary.extras import install
 
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")

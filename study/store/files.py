@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from study.errors import StudyError
 
 DRAFT = ".partial"
@@ -176,6 +178,18 @@ def check_writable(*folders: Path) -> None:
         place = next(place for place in (folder, *folder.parents) if place.exists())
         with Lock(place / f"{os.getpid()}{DRAFT}") as draft:
             remove(draft.path)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder, created if absent. The variable ``STUDY_CACHE`` moves it."""
+    place = os.environ.get("STUDY_CACHE") or platformdirs.user_cache_dir("study")
+    folder = Path(place).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"can't create the cache folder {folder} ({error.strerror})"
+        raise StudyError(f"{why}: set STUDY_CACHE to a folder that you may write") from None
+    return folder
 
 
 def file_sha256(path: Path) -> str:

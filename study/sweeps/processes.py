@@ -23,9 +23,8 @@ from study.errors import StudyError, one_line
 from study.models import load_base
 from study.models.base import block_path
 from study.store import Lock
-from study.store.cache import cache_folder
 from study.store.checkpoints import load_newest
-from study.store.files import make_folder
+from study.store.files import cache_folder, make_folder
 from study.sweeps import signals
 from study.sweeps.cells import Cell
 from study.sweeps.packs import prepare
