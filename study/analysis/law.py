@@ -69,8 +69,10 @@ class Setting:
     @property
     def size(self) -> float | None:
         """The weights of its model, by its name."""
-        told = re.search(r"(\d+(?:\.\d+)?)b(?![a-z])", self.model)
-        return SIZES.get(self.model, float(told[1]) * 1e9 if told else None)
+        name = re.sub(r"-(\d)_(\d)", r"-\1.\2", self.model)  # stablelm-2-1_6b
+        told = re.search(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", name)
+        unit = {"b": 1e9, "m": 1e6}
+        return SIZES.get(self.model, float(told[1]) * unit[told[2]] if told else None)
 
     def facts(self) -> dict[str, float]:
         kind = family(self.optimizer)

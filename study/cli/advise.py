@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
@@ -50,9 +50,10 @@ OF_THE_CHECK = (  # keys that it does not take from a run, apart from those that
 )
 DATA = ("examples", "tokens", "loss", "parameters")
 """Options on the data, for the smallest rank that can store them (docs/capacity.md)."""
+MOST_POWER = 8
 TOP_RANK = 2048
 """No study here has a higher rank."""
-NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|_pattern|init_)")
+NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|galore|apollo|badam|adam_mini|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
 PAGES = {name: f"docs/{name}.md" for name in ("no-learning", "diverged", "grad-norm")}
 PAGES["nothing-changes"] = "docs/no-learning.md#in-bf16"
@@ -71,7 +72,7 @@ Cause = tuple[float, str, str, tuple[str, ...]]
 class Given:
     """A run as it was given. ``words``: its settings as overrides of ``study train``. ``notes``: on
     what has no advice or is missing. ``untaken``: settings that the check trains otherwise.
-    ``data``: of a cell, the values of :data:`DATA`."""
+    ``data``: of a cell, the values of :data:`DATA`. ``absent``: settings that the file lacks."""
 
     run: Setting
     origin: str
@@ -79,6 +80,7 @@ class Given:
     notes: Sequence[str]
     untaken: Sequence[str]
     data: Mapping[str, float]
+    absent: Collection[str]
 
     @property
     def tool(self) -> Tool:
@@ -94,6 +96,7 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
     found["adapter.scaling"] = options["rule"]
     origin, words, notes, untaken = "the options", list[str](), list[str](), list[str]()
     data: Mapping[str, float] = {}
+    absent: Collection[str] = ()
     model = options["model"]
     cells = [] if path is None or path.is_file() else cell_folders(path)
     if len(cells) > 1:
@@ -112,14 +115,14 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
             words = [f"{key}={found[key]}" for key in same if found[key] is not None]
     elif path:
         path = path / "adapter_config.json" if path.is_dir() else path
-        read = read_file(path, options["entry"], base=None if model in MODELS else model)
-        found, origin = read.settings(), read.origin
+        read = read_file(path, options["entry"], base=model)
+        found, origin, absent = read.settings(), read.origin, read.absent
         words = [f"{key}={written(value)}" for key, value in found.items() if value is not None]
         cannot = "; ".join(filter(NOT_COVERED.match, read.differs))
-        notes = [f"No advice on {cannot}."] if cannot else []
+        notes = [f"The numbers do not cover: {cannot}."] if cannot else []
         untaken = [note.partition(":")[0] for note in (*read.differs, *read.missing)]
     if (init := found.get("adapter.init")) in ("scaled", "init_b"):
-        notes.append(f"No advice on adapter.init={init} (read as kaiming).")
+        notes.append(f"The numbers do not cover: adapter.init={init} (read as kaiming).")
     for key, usual in (("optimizer", MOST_USED), ("alpha", f"{USUAL_ALPHA:g}")):
         if not (options[key] or found.get(key) or found.get(f"adapter.{key}")):
             notes.append(f"Assumed: {key} {usual} (--{key}).")
@@ -127,7 +130,7 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
         words = [word for word in words if not word.startswith("model")]
         hub = ["model=hf", f"model.path={model or 'YOUR_MODEL'}"]
         words += [f"model={model}"] if model in MODELS else hub
-    return Given(setting(found, options), origin, words, notes, untaken, data)
+    return Given(setting(found, options), origin, words, notes, untaken, data, absent)
 
 
 def of_cell(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
@@ -164,21 +167,24 @@ def setting(found: Mapping[str, Any], options: Mapping[str, Any]) -> Setting:
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
     lr = found.get("optimizer.lr") if options["lr"] is None else options["lr"]
-    alpha = found.get("adapter.alpha")
-    for option, value in (("alpha", alpha), ("alpha", options["alpha"]), ("lr", lr)):
-        if value is not None and not 0 < value < math.inf:
-            raise StudyError(f"--{option}={value:g}: give a number above 0")
-    if float(found["adapter.rank"]) == math.inf:
+    alpha, rank = found.get("adapter.alpha"), float(found["adapter.rank"])
+    if rank == math.inf:
         raise StudyError("no alpha reaches infinite rank: give a run of finite rank")
+    batch, ratio = found.get("train.batch_size"), found.get("optimizer.loraplus_lr_ratio")
+    numbers = {"rank": rank, "alpha": alpha, "learning rate": found.get("optimizer.lr")}
+    numbers |= {"batch": batch, "accumulation": found.get("train.accumulation")}
+    numbers |= {"LoRA+ ratio": ratio, "--alpha": options["alpha"], "--lr": options["lr"]}
+    for what, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise StudyError(f"{what}={value:g}: give a number above 0")
     model = options["model"] or found.get("model.path") or found.get("model") or ""
-    batch = found.get("train.batch_size")
     return Setting(
-        rank=int(found["adapter.rank"]),
+        rank=int(rank),
         alpha=USUAL_ALPHA if alpha is None else alpha,
         rule=rule_of(found.get("adapter.scaling") or "lora", found.get("adapter.exponent")),
         optimizer=name,
         crossover=found.get("adapter.crossover") or CROSSOVER,
-        ratio=float(found.get("optimizer.loraplus_lr_ratio") or 1.0),
+        ratio=float(ratio or 1.0),
         lr=lr,
         steps=options["steps"] or found.get("train.steps"),
         model=short_model(str(model)),
@@ -193,6 +199,8 @@ def rule_of(rule: str, p: float | None = None) -> str:
     try:
         name, power = scaling.named_rule(str(rule), None if p != p else p)
         found = scaling.exponent(name, power)
+        if found is not None and abs(found) > MOST_POWER:
+            raise ValueError(f"{found:g} is no power of the rank up to {MOST_POWER}")
     except ValueError as error:
         raise StudyError(str(error)) from None
     return name if name != scaling.POWER else f"{found:g}"
@@ -222,7 +230,7 @@ def rate_words(found: Advice | None) -> str:
 def sentence(found: Advice, new: Setting, has_steps: bool) -> str:
     """One answer, what it rests on, and its condition."""
     rows = committed()["rows"]
-    names = {"law": "the law", "run": "the law, if yours is the best rate of its run"}
+    names = {"law": "the law", "run": "the law, if your rate is the best one of your run"}
     rests = names.get(found.rests, "best rates of your studies and the law")
     steps = f"{new.steps or USUAL_STEPS:.0f} steps" + ("" if has_steps else " (assumed)")
     if found.rests == "law" and not new.size:
@@ -233,15 +241,23 @@ def sentence(found: Advice, new: Setting, has_steps: bool) -> str:
 
 def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
     """What each difference of two runs changes in the best rate, and what the law does not know."""
+    same = old.under(new.rule)
 
     def words(name: str) -> str:
-        ends = (getattr(run, name) or "unknown" for run in (old, new))
-        return f"{name} " + " to ".join(x if isinstance(x, str) else f"{x:.4g}" for x in ends)
+        ends = (getattr(run, name) or "unknown" for run in (same, new))
+        under = f" under {new.rule}" if name == "alpha" and old.rule != new.rule else ""
+        texts = (x if isinstance(x, str) else f"{x:.4g}" for x in ends)
+        return f"{name}{under} " + " to ".join(texts)
 
-    found = advice.parts(old, new)
-    if len(found) > 1:
+    both = [name for name in ("model", "optimizer") if getattr(old, name) and getattr(new, name)]
+    if said := [words(name) for name in both if getattr(old, name) != getattr(new, name)]:
+        yield f"Your rate does not count, as these differ: {'; '.join(said)}."
+        return
+    if found := advice.parts(old, new):
         each = (f"{words(name)} x {factor:.2g}" for name, factor in found.items())
-        yield f"Of it: {'; '.join(each)}."
+        yield f"Factors: {'; '.join(each)}."
+    if bool(old.steps) != bool(new.steps):
+        yield f"Assumed: {USUAL_STEPS:.0f} steps where they are unknown (--steps)."
     if "batch" in found:
         power, error = committed()["law"]["batch"]
         ends = (found["batch"] ** (1 + sign * advice.WIDE * error / power) for sign in (0, -1, 1))
@@ -249,9 +265,6 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
         yield f"The batch by itself: x {factor}. Three sweeps vary it (docs/law.md)."
     if family(new.optimizer) == "spectral" and old.rank != new.rank:
         yield "Under Muon this rests on 8 steps; a published sweep contradicts it (docs/law.md)."
-    both = [name for name in ("model", "optimizer") if getattr(old, name) and getattr(new, name)]
-    if said := [words(name) for name in both if getattr(old, name) != getattr(new, name)]:
-        yield f"Your rate does not count, as these differ: {'; '.join(said)}."
 
 
 def worth_lines(old: Setting, new: Setting) -> Iterator[str]:
@@ -295,6 +308,10 @@ def notes_on(
     given: Given, new: Setting, rate: float | None, own: pd.DataFrame | None
 ) -> Iterator[str]:
     yield from given.notes
+    run, keys = given.run, ("adapter.rank", "adapter.alpha", "optimizer.lr")
+    defaults = zip(keys, (run.rank, run.alpha, run.lr), strict=True)
+    if used := [f"{given.tool.key(key)} {x:g}" for key, x in defaults if key in given.absent and x]:
+        yield f"Not in the file, so the default of {given.tool.name}: {', '.join(used)}."
     if own is not None:
         for row in own[own["edge"] != ""].to_dict("records")[:1]:
             at = f"{row['source']}: the {row['edge']} rate is best at rank {row['rank']:g}"
@@ -304,8 +321,8 @@ def notes_on(
     lost = advice.lost_in_bf16(new, rate) if rate and "precision=bf16" in given.words else {}
     if lost.get(10, 0.0) > BF16_MATTERS:
         yield (
-            f"bf16: PEFT loses about {lost[1]:.0%} of the adapter's output after 1 update, "
-            f"{lost[10]:.0%} after 10 (theory, sizes of SmolLM2): docs/bf16.md"
+            f"In bf16 under PEFT, rounding takes about {lost[1]:.0%} of the adapter's output after "
+            f"1 update and {lost[10]:.0%} after 10 (computed for SmolLM2): docs/bf16.md"
         )
 
 
@@ -347,12 +364,14 @@ def written_alpha(given: Given, run: Setting) -> tuple[float, bool]:
     rules: any other is written as LoRA's. Most take whole numbers only."""
     is_rslora = run.rule == "rslora" and "adapter.scaling" in given.tool.cells
     alpha = run.alpha if is_rslora else run.under("lora").alpha
-    is_real = given.tool.name in ("PEFT", "torchtune") or given.origin.endswith(".json")
-    return (alpha if is_real else max(1, round(alpha))), is_rslora
+    return (alpha if given.tool.name in ("PEFT", "torchtune") else max(1, round(alpha))), is_rslora
 
 
-def paste_lines(given: Given, run: Setting, lr: float | None, rate: str) -> list[str]:
-    """The run in the keys of its tool. ``lr``: a rate, as YAML 1.1 reads it; or ``rate``, words."""
+def paste_lines(
+    given: Given, run: Setting, lr: float | None, rate: str, without: Collection[str] = ()
+) -> list[str]:
+    """The run in the keys of its tool. ``lr``: a rate, as YAML 1.1 reads it; or ``rate``, words.
+    ``without``: settings that have no line."""
     tool, number = given.tool, lr and f"{lr:.1e}"
     if given.origin.startswith("cell"):
         ours = f"adapter.rank={run.rank} adapter.alpha={run.alpha:.10g}"
@@ -363,10 +382,11 @@ def paste_lines(given: Given, run: Setting, lr: float | None, rate: str) -> list
         last = f"learning_rate = {number}" if number else f"# learning_rate: {rate}"
         return [f"LoraConfig({config})", last]
     values = {"adapter.rank": run.rank, "adapter.alpha": f"{alpha:.10g}"}
-    values |= {"adapter.scaling": str(is_rslora).lower()}
+    if is_rslora or "adapter.scaling" not in given.absent:
+        values |= {"adapter.scaling": str(is_rslora).lower()}
     values |= {"optimizer.lr": number} if number else {}
     values |= {"optimizer.loraplus_lr_ratio": f"{run.ratio:g}"} if run.ratio != 1 else {}
-    lines = tool.lines(values)
+    lines = tool.lines({key: value for key, value in values.items() if key not in without})
     if given.origin.endswith(".json"):
         lines = [re.sub(r"(\w+): (.*)", r'"\1": \2,', line) for line in lines]
     is_written = number and "optimizer.lr" in tool.cells
@@ -381,14 +401,16 @@ def about_run(run: Setting) -> str:
 
 
 def advice_lines(found: Mapping[str, Any], has_evidence: bool) -> Iterator[str]:
-    yield f"Set ({found['run']['origin']}: {found['run']['words']}):"
+    run, into = found["run"], found["advice"]["origin"]
+    where = "" if into == run["origin"] else f"{into}; your run is "
+    yield f"Set ({where}{run['origin']}: {run['words']}):"
     yield from (f"  {line}" for line in found["changes"])
     for head, key in (("Why", "why"), ("Is it worth it", "worth")):
         yield from (f"{head}: {line}" for line in found[key][:1])
         yield from (f"  {line}" for line in found[key][1:])
     if check := found["check"]:
         yield f"Check ({check['cost']}): {check['command']}"
-        yield from (f"  It does not take your {check['lacks']}." for _ in check["lacks"][:1])
+        yield from (f"  It leaves out your {check['lacks']}." for _ in check["lacks"][:1])
         yield f"  Then: {check['then']}"
     if has_evidence:
         yield "Evidence, the strongest first:"
@@ -439,9 +461,7 @@ def causes(
         lost = rows.groupby("step")["swallowed"].median().to_dict() or lost
     if lost and max(lost.values()) > BF16_MATTERS:
         shares = ", ".join(f"{share:.0%} after {step}" for step, share in sorted(lost.items()))
-        passed = [step for step in sorted(lost) if lost[step] <= BF16_MATTERS]
-        when = f"passes by step {passed[0]}" if passed else "does not pass in these steps"
-        seen = f"bf16 loses part of the adapter's output: {shares} updates; it {when}"
+        seen = f"bf16 loses part of the adapter's output: {shares} updates"
         change = "round_once(model) for PEFT (docs/bf16.md), or float32"
         yield (4 * max(lost.values()), seen, change, SMALL)
 
@@ -527,13 +547,15 @@ def advise(
     rank, rule, alpha = (options[key] for key in ("rank", "rule", "alpha"))
     if config is None and rank is None:
         raise StudyError("give a configuration, or the rank of the run: study advise --rank 64")
+    steps = options["steps"]
+    options |= {"steps": None} if new_config else {}  # then only where a file has none
     given = read_run(config, options)
     given = with_data(given, options["data"]) if options["data"] else given
-    old, origin = given.run, given.origin
+    old, origin = replace(given.run, steps=given.run.steps or steps), given.origin
     about = {**given.data, **{name: options[name] for name in DATA if options[name]}}
     given = read_run(new_config, options) if new_config else given
     new = given.run.under(rule_of(rule) if rule else given.run.rule)
-    new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha)
+    new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha, steps=new.steps or steps)
     whole, is_rslora = written_alpha(given, new)
     new = replace(new, rule=new.rule if is_rslora else "lora", alpha=whole).under(new.rule)
     known_steps = new.steps or old.steps
@@ -544,13 +566,13 @@ def advise(
     first = found[0] if found else None
     rate = first.rate.value if first and not first.is_relative else None
     paste = paste_lines(given, new, rate, rate_words(first))
-    was = paste_lines(given, given.run, given.run.lr, "not given")
+    was = paste_lines(given, given.run, given.run.lr, "not given", given.absent)
     check = check_of(given, old, new, rate, has_steps) if own is None else None
     why = sentence(first, new, has_steps) if first else "The law has no rate of this optimizer."
     said = {
         "schema": SCHEMA,
         "run": asdict(old) | {"origin": origin, "words": about_run(old)},
-        "advice": asdict(new) | {"lr": first and asdict(first.rate)},
+        "advice": asdict(new) | {"lr": first and asdict(first.rate), "origin": given.origin},
         "paste": paste,
         "changes": list(unified_diff(was, paste, lineterm="", n=9))[3:] or paste,
         "why": [why, *difference_lines(old, new), *notes_on(given, new, rate, own)],

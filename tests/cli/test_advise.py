@@ -16,7 +16,7 @@ import yaml
 from docs import law
 from study.analysis.advice import advise as advise_runs
 from study.analysis.advice import committed
-from study.analysis.law import Setting, log_rate
+from study.analysis.law import Setting, log_rate, short_model
 from study.analysis.rates import best_rates_of
 from study.store import cell_folders
 from study.store.tables import load_measured
@@ -132,7 +132,7 @@ def test_a_rate_moves_by_the_law_and_is_pasted(advise):
     assert found.advice.lr.low < rate(found) < found.advice.lr.high < 2e-4
     assert [each.rests for each in found.evidence] == ["run", "law"]
     assert found.changes[-1] == f"+learning_rate: {rate(found):.1e}"
-    assert "at 500 steps (assumed), by the law, if yours is the best rate of its" in found.why[0]
+    assert "at 500 steps (assumed), by the law, if your rate is the best one of" in found.why[0]
     assert found.check.then == "the same command with --steps STEPS --study results/check"
     crossover = advise(str(EXAMPLES / "axolotl.yml"), "--rank", "256", "--rule", "crossover")
     assert 0.7 < rate(crossover) / 2e-4 < 1.1, "one rate at every rank"
@@ -211,7 +211,7 @@ def test_the_check_trains_and_is_read(study_cli, advise, tmp_path, monkeypatch):
 def test_what_advice_cannot_say_gets_a_line(study_cli, advise, axolotl, peft, tmp_path):
     ranks = json.loads(peft.read_text()) | {"rank_pattern": {"q_proj": 32}}
     peft.write_text(json.dumps(ranks))
-    assert "No advice on rank_pattern" in str(advise(str(peft), "--rank", "64").why)
+    assert "The numbers do not cover: rank_pattern" in str(advise(str(peft), "--rank", "64").why)
     other = axolotl("a.yml", optimizer="came_pytorch", peft_use_dora=True)
     words = str(advise(other, "--rank", "64").why)
     assert "came_pytorch" in words
@@ -230,6 +230,7 @@ def test_what_advice_cannot_say_gets_a_line(study_cli, advise, axolotl, peft, tm
     [
         (["--rule", "lorra"], "choose from lora, rslora, power"),
         (["--lr", "-1"], "--lr=-1: give a number above 0"),
+        (["--rule", "1e9"], "is no power of the rank up to 8"),
         (["--optimizer", "adamm"], "unknown optimizer 'adamm'"),
         (["--study", "nowhere"], "no study in nowhere"),
         (["--study", str(ROOT / "results/reference/quick")], "two learning rates"),
@@ -327,7 +328,7 @@ def test_two_configurations_are_compared(advise, axolotl):
     assert found.run.origin == "Axolotl's old.yml"
     factors = {
         part.split()[0]: float(part.split(" x ")[1].rstrip("."))
-        for part in found.why[1].removeprefix("Of it: ").split("; ")
+        for part in found.why[1].removeprefix("Factors: ").split("; ")
     }
     assert set(factors) == {"rank", "alpha", "steps", "batch"}
     assert 4**-1 < factors["alpha"] < 4**-0.5, "gamma 4 times as large: 4^-s"
@@ -343,6 +344,43 @@ def test_two_configurations_are_compared(advise, axolotl):
     assert {"train.schedule=linear", "train.batch_size=16"} <= set(found.check.command.split())
     whole = advise(old, "--rank", "64", "--rule", "rslora", "--alpha", "5.7")
     assert (whole.paste[1], whole.advice.alpha) == ("lora_alpha: 6", 6), "Axolotl has integers"
+
+
+def test_settings_that_a_file_lacks_are_said_and_added(advise, tmp_path):
+    file = tmp_path / "l.yaml"
+    lines = "model_name_or_path: org/m-410M\nstage: sft\ndataset: d\nlora_rank: 8\n"
+    file.write_text(lines + "use_muon: true\nlearning_rate: 1.0e-4\n")
+    found = advise(str(file), "--rank", "64")
+    assert found.changes[:3] == ["-lora_rank: 8", "-learning_rate: 1.0e-04", "+lora_rank: 64"]
+    assert "+lora_alpha: 16" in found.changes, "LLaMA-Factory's default is twice the rank"
+    assert "Not in the file, so the default of LLaMA-Factory: lora_alpha 16." in found.why
+    assert found.run.optimizer == "muon"
+
+
+def test_whole_alphas_and_lengths_that_differ(advise, axolotl):
+    old, new = axolotl("old.json", num_epochs=3), axolotl("new.json", max_steps=1500)
+    found = advise(old, "--rank", "64", "--rule", "rslora")
+    assert '"lora_alpha": 8,' in found.paste, "Axolotl refuses a fraction"
+    assert any(line.startswith("Factors: rank 16 to 64") for line in found.why)
+    said = advise(old, new)
+    assert "Factors: steps unknown to 1500" in said.why[1]
+    assert said.why[2] == "Assumed: 500 steps where they are unknown (--steps)."
+    given = advise(old, new, "--steps", "1000")
+    assert (given.run.steps, given.advice.steps) == (1000, 1500)
+
+
+@pytest.mark.parametrize("keys", [{"lora_r": 0}, {"lora_r": -8}, {"loraplus_lr_ratio": -4}])
+def test_a_value_that_is_not_above_zero_is_named(study_cli, axolotl, keys):
+    ran = study_cli("advise", axolotl("a.yml", **keys))
+    assert (ran.code, ran.err.count("give a number above 0")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("SmolLM2-360M", 3.6e8), ("Qwen2.5-7B-Instruct-1M", 7e9), ("stablelm-2-1_6b", 1.6e9)],
+)
+def test_a_name_tells_the_size(model, size):
+    assert Setting(8, 16, "lora", "adamw", model=short_model(f"org/{model}")).size == size
 
 
 def by_peft(lines):

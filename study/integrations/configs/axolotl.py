@@ -27,9 +27,12 @@ STAND_INS = {"xbrl_extract_train.jsonl": "xbrl_extract"}
 
 def _axolotl(reading: Reading) -> None:
     found, rest = reading.found, reading.rest
+    if isinstance(peft := rest.get("peft"), dict) and peft.get("backend") == "bnb":
+        bits = {"nf4": 4, "int8": 8}.get(str(peft.get("weight_dtype")))
+        found["model.quant_bits"] = bits or found.get("model.quant_bits")
     if found["adapter"] == "qlora" and found.get("model.quant_bits") != 4:
         reading.refuse("adapter: qlora and no load_in_4bit contradict: set load_in_4bit: true")
-    if isinstance(rest.get("peft"), dict) and rest["peft"].get("loftq_config"):
+    if isinstance(peft, dict) and peft.get("loftq_config"):
         reading.refuse("peft.loftq_config changes the base's weights: remove it")
     if found.get("all_linear"):
         found["adapter.targets"] = "all-linear"

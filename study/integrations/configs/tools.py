@@ -42,10 +42,13 @@ KINDS: dict[str, Any] = {
 """Types of values."""
 NEEDED = ("adapter.rank", "adapter.alpha", "optimizer.lr")
 """Settings without which a file is refused."""
-SCHEDULES = {name: name for name in ("cosine", "linear")}
-SCHEDULES |= {"get_cosine_schedule_with_warmup": "cosine", "constant_with_warmup": "constant"}
 WITHOUT_WARMUP = "constant"
 """The Trainer's schedule that ignores warm-up."""
+SCHEDULES = {name: name for name in ("cosine", "linear", WITHOUT_WARMUP)}
+SCHEDULES |= {"get_cosine_schedule_with_warmup": "cosine", "constant_with_warmup": "constant"}
+SCHEDULES |= {"cosine_with_restarts": "cosine", "polynomial": "linear"}  # equal, by default
+DECAYING = "cosine"
+"""What is trained instead of any other schedule."""
 BF16 = (True, "true", "auto", "full", "bf16")
 GIVE_PATH = "give data.path=... when you train"
 
@@ -64,6 +67,8 @@ class Experiment:
     missing: list[str] = field(default_factory=list)
     defaults: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
+    """Settings without a key in the file."""
 
     def settings(self) -> dict[str, Any]:
         return {**self.groups, **self.values}
@@ -155,6 +160,8 @@ class Tool:
         rest = {key: value for key, value in self._flat(values) if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
         reading = Reading(where, folder, rest, experiment)
+        keys = {setting: cell.partition("=")[0].split() for setting, cell in self.cells.items()}
+        experiment.absent = {setting for setting in keys if rest.keys().isdisjoint(keys[setting])}
         for row in ROWS[self.name].get("needs", ()):
             for key in row["keys"].split():
                 value = reading.found[key] = rest.pop(key, None)
@@ -218,7 +225,7 @@ class Tool:
         found, experiment, ours = reading.found, reading.experiment, reading.experiment.values
         key, text = self.key("optimizer"), found["optimizer"]
         # The last part of torch.optim.AdamW, paged_adamw_8bit or PagedAdamW8bit.
-        name = re.sub("^paged_?", "", text.rpartition(".")[2].lower())
+        name = re.sub("^(paged|ao|optimi)_?", "", text.rpartition(".")[2].lower())
         name = re.split(r"_|\d", name)[0]
         if name not in OPTIMIZERS:
             name = MOST_USED
@@ -247,9 +254,9 @@ class Tool:
         else:
             ours.pop("train.steps", None)
         schedule = ours["train.schedule"].rpartition(".")[2]
-        if schedule not in (*SCHEDULES, WITHOUT_WARMUP):
-            experiment.note(self.key("train.schedule"), schedule, "constant instead")
-        ours["train.schedule"] = SCHEDULES.get(schedule, "constant")
+        if schedule not in SCHEDULES:
+            experiment.note(self.key("train.schedule"), schedule, f"{DECAYING} instead")
+        ours["train.schedule"] = SCHEDULES.get(schedule, DECAYING)
         if schedule == WITHOUT_WARMUP:
             ours["train.warmup"] = 0
         elif ours.get("train.warmup", 0.5) % 1 == 0:
@@ -298,6 +305,8 @@ def _llama_factory(reading: Reading) -> None:
         reading.refuse("dataset is missing, so it trains nothing: give the file that trains")
     if not found["adapter.alpha"]:
         found["adapter.alpha"] = reading.unset["lora_alpha"] = 2.0 * found["adapter.rank"]
+    if rest.pop("use_muon", None):
+        found["optimizer"] = "muon"
     if rest.get("packing"):
         if found.get("data.sample_packing"):
             del rest["packing"]  # neat_packing decides

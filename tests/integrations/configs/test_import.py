@@ -136,7 +136,10 @@ CASES = [
     (A, NO_RATIO | {"warmup_steps": 1}, {"train.warmup": 2}, ""),  # Axolotl makes two of one
     (A, NO_RATIO, {"train.warmup": 0.03}, "warmup_ratio 0.03"),
     (A, {"lr_scheduler": "constant"}, {"train.warmup": 0}, ""),
-    (A, {"lr_scheduler": "polynomial"}, {"train.schedule": "constant"}, "polynomial (constant ins"),
+    (A, {"lr_scheduler": "polynomial"}, {"train.schedule": "linear"}, ""),
+    (A, {"lr_scheduler": "inverse_sqrt"}, {"train.schedule": "cosine"}, "inverse_sqrt (cosine ins"),
+    (A, {"optimizer": "ao_adamw_8bit"}, {}, "ao_adamw_8bit (adamw, with states in 32 bits)"),
+    (A, {"peft": {"backend": "bnb", "weight_dtype": "nf4"}}, {"model.quant_bits": 4}, ""),
     (A, {"batch_size": 12, "gradient_accumulation_steps": None}, {"train.accumulation": 3}, ""),
     (A, {"max_steps": 7}, {"train.steps": 7, "train.epochs": None}, "num_epochs (max_steps"),
     (A, {"plugins": ["my.Plugin"]}, {}, 'plugins: ["my.Plugin"] (no plugin is run)'),
