@@ -5,9 +5,11 @@ nothing from the device, except whether gradients that the loop changed in place
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -75,7 +77,10 @@ class LoopPasses:
     def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
         self.model, self.weights = model, weights
         self.are_divided = any(hasattr(weight, "to_local") for weight in weights)  # by FSDP2
-        self._arguments = tuple(inspect.signature(model.forward).parameters)
+        called: Any = model
+        if type(model).__name__ == "PeftModel":  # its own forward has no names
+            called = called.get_base_model()
+        self._arguments = tuple(inspect.signature(called.forward).parameters)
         self._watches = ExitStack()
         self.probes: Sequence[NormProbe] = []
         self.passes: list[ForwardPass] = []
@@ -169,8 +174,12 @@ class LoopPasses:
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         real_BT = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         first = ids if isinstance(ids, Tensor) else real_BT
-        if first is None:
+        if first is None:  # no tokens, such as pictures or embeddings
             self.passes.append(ForwardPass())
+            tensors = (each for each in inputs.values() if isinstance(each, Tensor) and each.ndim)
+            for each in islice(tensors, 1):
+                bits = each.detach().float().view(torch.int32).sum()
+                self.passes[-1].sequences, self.passes[-1].content = len(each), bits
         else:
             real = torch.ones_like(first) if real_BT is None else real_BT
             content_BT = first.long() ** 3 * (real if real.shape == first.shape else 1)
@@ -191,7 +200,10 @@ class LoopPasses:
 
         for tensor in _tensors(output):
             tensor.register_hook(reached)
-        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if isinstance(output, tuple):  # return_dict=False: the loss comes first
+            loss = next((part for part in _tensors(output)[:1] if part.ndim == 0), None)
+        else:
+            loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(loss, Tensor) and loss.requires_grad:
             self.loss(loss, is_given=False)
 
@@ -221,6 +233,14 @@ class LoopPasses:
             part, weight = (value * gradient).sum(), gradient.sum()
             loss.value = part if loss.value is None else loss.value + part
             loss.weight = weight if loss.weight is None else loss.weight + weight
+            for one in self.passes:  # the newest pass may have no part in the loss
+                if loss in one.losses and self._through and one not in self._through:
+                    one.losses.remove(loss)
+                    self._through[-1].losses.append(loss)
+        if self.probes and any(one.reached for one in self._through):
+            why = "several backward passes came through one forward pass, so layer_out_grad and"
+            how = "add the losses and call backward once"
+            warnings.warn(f"{why} adapter_in_grad are not of their sum: {how}", stacklevel=2)
         for one in self._through:
             one.reached = True
         self.backwards += 1
@@ -271,10 +291,14 @@ def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     return torch.where(differ | ~factor.isfinite(), torch.ones_like(factor), factor)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    parts = output.values() if isinstance(output, dict) else output
-    if isinstance(parts, Tensor):
-        parts = [parts]
-    elif not hasattr(parts, "__iter__"):  # an object of the model's own
-        parts = vars(parts).values()
-    return [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
+def _tensors(output: Any, is_whole: bool = True) -> list[Tensor]:
+    """The tensors with a graph in a model's output, also in nested dictionaries, lists, tuples."""
+    if isinstance(output, Tensor):
+        return [output] if output.requires_grad else []
+    if isinstance(output, dict):
+        output = output.values()
+    elif is_whole and not hasattr(output, "__iter__"):  # an object of the model's own
+        output = vars(output).values()
+    elif not isinstance(output, list | tuple):
+        return []
+    return [tensor for part in output for tensor in _tensors(part, False)]

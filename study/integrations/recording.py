@@ -121,6 +121,8 @@ class Recording:
         self.passes.take_gradients()
 
     def begin(self) -> Self:
+        if self._is_open:
+            raise StudyError("this recording has ended: put one `with` around all epochs")
         hooks = self.optimizer._optimizer_step_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks):
             raise StudyError("this optimizer is recorded already: record once, around the loop")
@@ -222,7 +224,7 @@ class Recording:
         if self._updating:
             kind = type(self.optimizer).__name__
             raise StudyError(f"{kind} evaluates its closure several times: use another optimizer")
-        if not self.passes.backwards and not self._is_open:
+        if not (self.passes.backwards and self.passes.passes) and not self._is_open:
             why = f"step {self.step} of the optimizer came without a backward pass of the model"
             raise StudyError(f"{why}: give the model that the loop calls, and its optimizer")
         if not self._is_open:
@@ -382,7 +384,7 @@ def record(
     model: nn.Module,
     optimizer: Optimizer,
     *,
-    steps: str | list[int] | None = "log",
+    steps: str | Sequence[int] | None = "log",
     every: int | None = None,
     sites: str | list[str] = "all",
     stats: str | list[str] = "all",
@@ -409,9 +411,19 @@ def record(
     Of several processes (DDP, FSDP2), all make this call, and process 0 writes. Any change of the
     gradients between the last backward pass and the update counts as clipping.
     """
+    varies = {name: number(value) for name, value in varies.items()}
     for name, value in varies.items():
         if not isinstance(value, bool | int | float | str | None):
             raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
+    if not isinstance(data, str):
+        raise StudyError(f"data={short(data)}: give the name of the data as a string")
+    whole = {"seed": seed, "start": start, "total": total, "every": every, "tokens": tokens}
+    asked: dict[str, Any] = {name: number(x) for name, x in whole.items() if x is not None}
+    for name, value in asked.items():
+        least = int(name in ("every", "tokens"))
+        if not isinstance(value, int) or value < least:
+            raise StudyError(f"{name}={short(value)}: give a whole number of at least {least}")
+    seed, total, every = (asked.get(name) for name in ("seed", "total", "every"))
     note = ""
     if seed is None:
         seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
@@ -429,10 +441,15 @@ def record(
         run = Path(results), seed, recording.precision
         return Loop(*run, rows, train, "script's own loop", note, varies)
 
-    asked = ProbesConfig(
-        every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
+    steps = [*steps] if isinstance(steps, Sequence) and not isinstance(steps, str) else steps
+    probes = ProbesConfig(
+        every=every,
+        steps=steps if every is None else None,
+        sites=sites,
+        stats=stats,
+        tokens=asked["tokens"],
     )
-    return Recording(model, optimizer, describe, asked, start=start, total=total)
+    return Recording(model, optimizer, describe, probes, start=asked["start"], total=total)
 
 
 def is_seeded() -> bool:

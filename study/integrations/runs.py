@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -141,7 +142,8 @@ def share_of_rule(adapter: Adapter) -> float | None:
     is_divided, is_linear = hasattr(A_RD, "to_local"), type(module).__name__ != "ParamWrapper"
     if adapter.probe.variants or is_divided or not is_linear:
         return None
-    before, was_training, W = B_OR.clone(), module.training, module.base_layer.weight
+    before, was_training = B_OR.clone(), module.training
+    W = getattr(module.base_layer, "weight", A_RD)  # a quantised layer may have none
     x_ND = torch.eye(A_RD.shape[1])[:64].to(W if W.is_floating_point() else A_RD)
     module.eval()
     outputs = []
@@ -153,7 +155,18 @@ def share_of_rule(adapter: Adapter) -> float | None:
     h_N1 = (x_ND.double() @ A_RD.double().T).sum(1, keepdim=True)
     factor = ((outputs[1] - outputs[0]) * h_N1).sum() / h_N1.square().sum() / len(B_OR)
     rank = A_RD.shape[0]
-    return float(factor) / (peft.lora_alpha / rank ** (0.5 if peft.use_rslora else 1.0))
+    return float(factor) / (alpha_of(adapter) / rank ** (0.5 if peft.use_rslora else 1.0))
+
+
+def alpha_of(adapter: Adapter) -> float:
+    """The alpha of all layers, which ``alpha_pattern`` may set; of the configuration if they
+    differ."""
+    peft, power = adapter.peft, 0.5 if adapter.peft.use_rslora else 1.0
+    usual = float(peft.lora_alpha)
+    alphas = [pair.gamma * pair.A_RD.shape[0] ** power for pair in adapter.pairs]
+    if not peft.alpha_pattern or not np.allclose(alphas, alphas[0]):
+        return usual
+    return float(f"{alphas[0]:.10g}")
 
 
 def _told(
@@ -238,15 +251,18 @@ def _adapter_config(adapter: Adapter) -> AdapterConfig:
         named = ", ".join(map(str, ranks))
         said = f"layers differ in rank ({named}): the cell has r={peft.r}"
         warnings.warn(f"{said}; to fit exponents, run without rank_pattern", stacklevel=2)
+    if len({pair.gamma * pair.A_RD.shape[0] for pair in adapter.pairs}) > len(ranks):
+        said = f"layers differ in alpha: the cell has lora_alpha={peft.lora_alpha:g}"
+        warnings.warn(f"{said}; to fit exponents, run without alpha_pattern", stacklevel=2)
     targets = peft.target_modules
     is_once = type(adapter.probe.layers[0].module).__name__ == "LinearRoundedOnce"
     return AdapterConfig(
-        rank=peft.r,
-        alpha=float(peft.lora_alpha),
+        rank=ranks[0] if len(ranks) == 1 else int(peft.r),
+        alpha=alpha_of(adapter),
         scaling="rslora" if peft.use_rslora else "lora",
         targets=targets if isinstance(targets, str) else sorted(targets or ()),
         init=adapter.init,
-        dropout=peft.lora_dropout,
+        dropout=float(peft.lora_dropout),
         contraction="concatenated" if is_once else "factored",  # two products, rounded in bf16
     )
 
@@ -267,13 +283,16 @@ def _optimizer_config(optimizer: Optimizer, adapter: Adapter) -> OptimizerConfig
     lr_A, lr_B = (number(group.get("initial_lr", group["lr"])) for group in (of_A, of_B))
     known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": lr_B / lr_A if lr_A else 1.0}
     if "betas" in known:
-        known["betas"] = list(known["betas"])
+        known["betas"] = [number(beta) for beta in known["betas"]]
     return kind(**{"weight_decay": 0.0, **known})
 
 
 def number(option: Any) -> Any:
-    """An option of an optimizer. One in a float32 tensor is read as it was written: 0.001."""
-    return float(f"{float(option):.7g}") if isinstance(option, Tensor) else option
+    """An option of an optimizer, or a number of numpy's, as Python's. One in a float32 tensor is
+    read as it was written: 0.001."""
+    if isinstance(option, Tensor):
+        return float(f"{float(option):.7g}")
+    return option.item() if isinstance(option, np.generic) else option
 
 
 def groups_of(
@@ -301,6 +320,8 @@ def _model_name(model: nn.Module) -> str:
 
 def _json(content: Any) -> str:
     def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
         return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
     return json.dumps(content, sort_keys=True, default=plain)

@@ -86,7 +86,13 @@ class NormProbeCallback(TrainerCallback):
 
         def watched(*args: Any, **kwargs: Any) -> Tensor:
             """``training_step`` with its losses recorded. Some trainers compute their own."""
-            loss = training_step(*args, **kwargs)
+            try:
+                loss = training_step(*args, **kwargs)
+            except BaseException as error:
+                self._watching.stop()
+                self._recording = None
+                recording.__exit__(type(error), error, None)
+                raise
             recording.loss(loss.detach())
             return loss
 

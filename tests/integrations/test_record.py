@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -471,3 +472,90 @@ def test_a_loop_that_diverges(script):
         group["lr"] = 1e30
     [cell] = script.run(script.record(steps=[0])).cells.to_dict("records")
     assert (cell["status"], cell["diverged_step"], cell["steps_done"]) == ("diverged", 1, 3)
+
+
+def test_numbers_of_numpy_are_numbers(script):
+    group = {"lr": np.logspace(-4, -2, 3)[1], "betas": (np.float64(0.8),) * 2}
+    script.optimizer.param_groups[0].update(group)
+    options = {"total": np.int64(3), "scale": np.float64(0.5)}
+    tables = script.run(script.record(seed=np.int64(3), steps=range(2), **options))
+    assert tables.cells[["lr", "run_scale", "seed"]].values.tolist() == [[1e-3, 0.5, 3]]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data": None}, "data=None: give the name of the data as a string"),
+        ({"seed": "a"}, "seed='a': give a whole number"),
+        ({"tokens": -1}, "tokens=-1: give a whole number"),
+        ({"every": 0}, "every=0: give a whole number of at least 1"),
+    ],
+)
+def test_a_slip_in_the_call_is_named(script, options, words):
+    with pytest.raises(StudyError, match=words):
+        script.record(**options)
+
+
+def test_a_recording_is_used_once(script):
+    recording = script.record()
+    script.run(recording)
+    with pytest.raises(StudyError, match="put one `with` around all epochs"):
+        script.run(recording)
+
+
+def test_data_without_tokens_are_told_apart(tmp_path):
+    """A model without a config, called with a tensor."""
+    for scale in (1.0, 2.0):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(
+            nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)),
+            peft.LoraConfig(r=2, lora_alpha=2, target_modules=["0"]),
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with study.record(tmp_path / "mlp", model, optimizer, steps=[0]) as recording:
+            loss = model(scale * torch.ones(8, 6)).square().mean()
+            recording.loss(loss)
+            loss.backward()
+            optimizer.step()
+    cells = load_measured(tmp_path / "mlp").cells
+    assert cells["batch_size"].tolist() == [8, 8]
+
+
+def test_patterns_that_cover_all_layers_are_the_rank_and_the_alpha(tmp_path):
+    patterns = {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 32}}
+    config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj"], **patterns)
+    model = peft.get_peft_model(tiny.build(), config)
+    script = Script(model, tmp_path / "results" / "patterns")
+    cells = script.run(script.record()).cells
+    assert cells[["rank", "alpha", "gamma"]].values.tolist() == [[8, 32, 4]]
+
+
+@pytest.mark.parametrize("form", ["detached", "tuple"])
+def test_a_loss_is_seen(script, form):
+    """Given after a pass that has no part in it, or the first of a tuple."""
+
+    def step(batch):
+        if form == "tuple":
+            loss = script.model(**batch, return_dict=False)[0]
+        else:
+            output = script.model(**batch)
+            script.model(**batch).logits.detach()
+            loss = output.logits.float().square().mean()
+            recording.loss(loss)
+        loss.backward()
+        script.optimizer.step()
+        script.optimizer.zero_grad()
+
+    recording = script.record()
+    assert script.run(recording, step=step).metrics["loss"].notna().all()
+
+
+def test_two_backward_passes_through_one_forward_pass_are_told(script):
+    def step(batch):
+        output = script.model(**batch)
+        output.loss.backward(retain_graph=True)
+        output.logits.square().mean().backward()
+        script.optimizer.step()
+
+    with pytest.warns(UserWarning, match="add the losses and call backward once"):
+        script.run(script.record(), steps=1, step=step)
