@@ -108,14 +108,18 @@ class PackedSweeper(Sweeper):
             [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
         ):
             key = override.get_key_element()
+            name = key.lstrip("+")
             # The command line comes last and replaces the experiment's own sweep of a key.
-            by_key.pop(key, None)
+            by_key.pop(name, None)
             if override.is_sweep_override():
-                by_key[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-                if not by_key[key]:
+                if name == "experiment":
+                    why = "has sweeps of its own: run study train once for each experiment"
+                    raise HydraException(f"{override.input_line}: an experiment {why}")
+                by_key[name] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                if not by_key[name]:
                     raise HydraException(f"{override.input_line} has no values to sweep over")
             else:
-                by_key[key] = [
+                by_key[name] = [
                     override.input_line or f"{key}={override.get_value_element_as_str()}"
                 ]
         shared = [axis[0] for axis in by_key.values() if len(axis) == 1]

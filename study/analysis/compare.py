@@ -174,9 +174,12 @@ def conclusion(rows: pd.DataFrame) -> str:
         noun = {EXPONENT: "exponents", LOSS: "losses"}[str(what)]
         agree.append(f"{same.sum()} of {len(own)} {noun}")
         largest.append(f"{rounded(size.max(), 3)} ({what})")
+    unknown = rows["ci_low"].isna().sum()
+    more = f" {unknown} of the differences have no interval." if unknown else ""
     return (
         f"{' and '.join(agree)} agree: the {INTERVAL} of the difference holds 0, or exponents "
-        f"differ by at most {CLOSE[EXPONENT]:g}. The largest difference is {' and '.join(largest)}."
+        f"differ by at most {CLOSE[EXPONENT]:g}. The largest difference is "
+        f"{' and '.join(largest)}.{more}"
     )
 
 

@@ -84,11 +84,11 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
     - ``moved``: by how much log ``best_lr`` may be too low (:func:`grid_moves`);
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
-      run at the nearest rate (NaN if it was not recorded);
+      run at the nearest rate (NaN if the second half of the run has none);
     - ``log_output``: see :func:`~study.analysis.rate_theory.log_outputs`.
     """
     ends = final_losses(cells, metrics)
-    rho = _rho(probes)
+    rho = _rho(probes, metrics["step"].groupby(metrics["cell_id"].astype(str)).max())
     parts = []
     for rule in groups(ends, OF_A_RULE):
         rows, found = [], []
@@ -117,14 +117,16 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _rho(probes: pd.DataFrame) -> dict[str, float]:
-    """By cell the motion of A over its init, median over layers, at the last step measured."""
+def _rho(probes: pd.DataFrame, last: "pd.Series[int]") -> dict[str, float]:
+    """By cell the motion of A over its init, median over layers, at the last step measured, in the
+    second half of the run, whose ``last`` step is by cell."""
     if "rho" not in probes:
         return {}
     of_A = (probes["site"] == "A") & (probes["batch"] == TRAIN)
     rows = probes[of_A & np.isfinite(probes["rho"])]
     rows = rows.assign(cell_id=rows["cell_id"].astype(str))
     rows = rows[rows["step"] == rows.groupby("cell_id")["step"].transform("max")]
+    rows = rows[rows["step"] >= rows["cell_id"].map(last).astype(float) / 2]
     return rows.groupby("cell_id")["rho"].median().to_dict()
 
 

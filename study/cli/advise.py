@@ -275,8 +275,9 @@ def worth_lines(old: Setting, new: Setting) -> Iterator[str]:
     for gain in advice.gains(new):
         low, high = gain["ranks"]
         where = f"{gain['source']}: {model_label(gain['model'])}, LoRA, {gain['steps']} steps"
-        gap = span(Span(*gain["gap"]), ".3f")
-        yield f"Loss of rank {high} less that of {low}, at their best rates: {gap} nats ({where})."
+        gap, unit = span(Span(*gain["gap"]), ".3f"), "byte" if gain["model"] == "small" else "token"
+        less = f"Loss of rank {high} less that of {low}, at their best rates"
+        yield f"{less}: {gap} nats a {unit} ({where})."
 
 
 def rank_lines(rank: int, about: Mapping[str, float]) -> Iterator[str]:
@@ -553,6 +554,8 @@ def advise(
     given = with_data(given, options["data"]) if options["data"] else given
     old, origin = replace(given.run, steps=given.run.steps or steps), given.origin
     about = {**given.data, **{name: options[name] for name in DATA if options[name]}}
+    if "parameters" in about:
+        about["parameters"] *= (rank or old.rank) / old.rank
     given = read_run(new_config, options) if new_config else given
     new = given.run.under(rule_of(rule) if rule else given.run.rule)
     new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha, steps=new.steps or steps)
@@ -578,7 +581,7 @@ def advise(
         "why": [why, *difference_lines(old, new), *notes_on(given, new, rate, own)],
         "worth": [
             *([] if new.rank == old.rank else worth_lines(old, new)),
-            *rank_lines(old.rank, about),
+            *rank_lines(new.rank, about),
         ],
         "check": check,
         "evidence": [asdict(x) | {"words": sentence(x, new, has_steps)} for x in found],

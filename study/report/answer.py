@@ -498,7 +498,10 @@ def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
         numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
         factors = [(row["rank_max"] / row["rank_min"]) ** one for one in numbers]
         law = "" if row["ranks"] == 2 else f", {_law(row)}"
-        text = f"{change_text(_verdict(*factors), factors[0])} under {name}"
+        ends = row["rank_min"], row["rank_max"]
+        own = "" if ends == (low, high) else " from rank {:.0f} to {:.0f}".format(*ends)
+        verdict = _verdict(*factors) if row["seeds"] >= SEEDS_FOR_VERDICT else UNCLEAR
+        text = f"{change_text(verdict, factors[0])}{own} under {name}"
         laws.append(f"{text} (×{interval_text(*factors)}{law})")
     return f"{head} {joined(laws)}."
 
@@ -560,6 +563,7 @@ RATE_NOTES = (
     "The best learning rate of each rank: the minimum of a parabola in log lr around the best of "
     "the rates that every seed was run at, as a geometric mean over seeds. Intervals contain the "
     "error that the grid of rates makes. < or >: at an edge of the rates tried for some seed. "
+    "*Change*: by the fitted line, from the lowest to the highest rank inside the rates tried. "
     "*Theory* is the range between two rules: at every rank a step lowers the loss equally, or "
     "moves the adapter output equally. Under a sign-like optimizer it reaches from "
     "ρ = |ΔA x| / |A₀ x| far below 1 to half of that."

@@ -182,3 +182,13 @@ def test_diverged_and_stuck_cells_are_done_marked_and_left_out_of_fits(works, sm
     assert outputs["step"].max() > last
     assert tables.exponents["step"].max() == last
     assert tables.losses.empty or tables.losses["loss"].isna().all()
+
+
+def test_the_last_override_of_a_swept_key_wins_and_experiments_are_swept_apart(study_cli, here):
+    words = ["train", "-m", "experiment=quick", "model=tiny", "--plan"]
+    of_one_seed = study_cli(*words, "seed=7").err.splitlines()[0]
+    assert study_cli(*words, "++seed=7").err.splitlines()[0] == of_one_seed
+    assert study_cli(*words).err.splitlines()[0] != of_one_seed
+    both = study_cli("train", "-m", "experiment=quick,paper_fig2", "model=tiny", "--plan")
+    assert both.code == 2
+    assert "run study train once for each experiment" in both.err
