@@ -218,7 +218,8 @@ def blind_error(source: str, kind: str, steps: str = "256") -> str:
 
 def blind_holds(kind: str, *fits: str) -> str:
     """``45 of 48``: how many intervals of these fits held in sweeps of others."""
-    points = blind_points().query(f"kind == '{kind}' and is_theirs and fit in {fits}")
+    points = blind_points().query(f"is_theirs and fit in {fits}")
+    points = points[points["kind"].str.startswith(kind)]
     return f"{(points['off'].abs() <= points['half']).sum()} of {len(points)}"
 
 
