@@ -411,19 +411,12 @@ def record(
     Of several processes (DDP, FSDP2), all make this call, and process 0 writes. Any change of the
     gradients between the last backward pass and the update counts as clipping.
     """
-    varies = {name: number(value) for name, value in varies.items()}
-    for name, value in varies.items():
-        if not isinstance(value, bool | int | float | str | None):
-            raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
+    varies = _plain(varies)
     if not isinstance(data, str):
         raise StudyError(f"data={short(data)}: give the name of the data as a string")
-    whole = {"seed": seed, "start": start, "total": total, "every": every, "tokens": tokens}
-    asked: dict[str, Any] = {name: number(x) for name, x in whole.items() if x is not None}
-    for name, value in asked.items():
-        least = int(name in ("every", "tokens"))
-        if not isinstance(value, int) or value < least:
-            raise StudyError(f"{name}={short(value)}: give a whole number of at least {least}")
+    asked = _whole_numbers(seed=seed, start=start, total=total, every=every, tokens=tokens)
     seed, total, every = (asked.get(name) for name in ("seed", "total", "every"))
+    steps = steps if isinstance(steps, str | None) else [*steps]
     note = ""
     if seed is None:
         seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
@@ -441,15 +434,27 @@ def record(
         run = Path(results), seed, recording.precision
         return Loop(*run, rows, train, "script's own loop", note, varies)
 
-    steps = [*steps] if isinstance(steps, Sequence) and not isinstance(steps, str) else steps
-    probes = ProbesConfig(
-        every=every,
-        steps=steps if every is None else None,
-        sites=sites,
-        stats=stats,
-        tokens=asked["tokens"],
-    )
+    when: dict[str, Any] = {"every": every, "steps": None if every else steps}
+    probes = ProbesConfig(**when, sites=sites, stats=stats, tokens=asked["tokens"])
     return Recording(model, optimizer, describe, probes, start=asked["start"], total=total)
+
+
+def _plain(varies: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: number(value) for name, value in varies.items()}
+    for name, value in found.items():
+        if not isinstance(value, bool | int | float | str | None):
+            raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
+    return found
+
+
+def _whole_numbers(**given: Any) -> dict[str, Any]:
+    """The arguments that are not None, as whole numbers of Python."""
+    found = {name: number(value) for name, value in given.items() if value is not None}
+    for name, value in found.items():
+        least = int(name in ("every", "tokens"))
+        if not isinstance(value, int) or value < least:
+            raise StudyError(f"{name}={short(value)}: give a whole number of at least {least}")
+    return found
 
 
 def is_seeded() -> bool:

@@ -498,8 +498,8 @@ def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
         numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
         factors = [(row["rank_max"] / row["rank_min"]) ** one for one in numbers]
         law = "" if row["ranks"] == 2 else f", {_law(row)}"
-        ends = row["rank_min"], row["rank_max"]
-        own = "" if ends == (low, high) else " from rank {:.0f} to {:.0f}".format(*ends)
+        is_whole = (row["rank_min"], row["rank_max"]) == (low, high)
+        own = "" if is_whole else f" from rank {row['rank_min']:.0f} to {row['rank_max']:.0f}"
         verdict = _verdict(*factors) if row["seeds"] >= SEEDS_FOR_VERDICT else UNCLEAR
         text = f"{change_text(verdict, factors[0])}{own} under {name}"
         laws.append(f"{text} (×{interval_text(*factors)}{law})")

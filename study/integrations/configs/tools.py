@@ -305,8 +305,9 @@ def _llama_factory(reading: Reading) -> None:
         reading.refuse("dataset is missing, so it trains nothing: give the file that trains")
     if not found["adapter.alpha"]:
         found["adapter.alpha"] = reading.unset["lora_alpha"] = 2.0 * found["adapter.rank"]
-    if rest.pop("use_muon", None):
-        found["optimizer"] = "muon"
+    for name in OPTIMIZERS:
+        if rest.pop(f"use_{name}", None):
+            found["optimizer"] = name
     if rest.get("packing"):
         if found.get("data.sample_packing"):
             del rest["packing"]  # neat_packing decides
