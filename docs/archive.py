@@ -27,6 +27,15 @@ def evaluated(name: str, rows: pa.Table) -> pa.Table:
     return rows.filter(pc.or_(pc.is_finite(pc.fill_null(rows["eval_loss"], math.nan)), is_last))
 
 
+def without_clock(name: str, rows: pa.Table) -> pa.Table:
+    """Of ``metrics``, no time of a step, which takes more room than its loss; all other tables."""
+    if name != "metrics":
+        return rows
+    index = rows.schema.get_field_index("seconds")
+    field = rows.schema.field(index)
+    return rows.set_column(index, field, pa.nulls(len(rows), field.type))
+
+
 READ = {
     *((quantity.site, quantity.stat) for quantity in QUANTITIES),
     *FIRST_READ,
@@ -53,7 +62,12 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
     return rows
 
 
-THIN: dict[str, Thin] = {"evaluated": evaluated, "read": read_moments, "all": lambda _, rows: rows}
+THIN: dict[str, Thin] = {
+    "evaluated": evaluated,
+    "losses": without_clock,
+    "read": read_moments,
+    "all": lambda _, rows: rows,
+}
 """What the archive keeps of each table, by the key `keeps` of studies.yaml."""
 
 
