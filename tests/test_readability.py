@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29_119,
     "tests": 19_683,
     "benchmarks": 1_083,
-    "docs": 2_794,
+    "docs": 2_808,
     "hydra_plugins": 126,
 }
 """The most lines of Python in each part of the project. The goals are lower: 29,000 for ``study``,
