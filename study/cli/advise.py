@@ -554,13 +554,13 @@ def advise(
     given = with_data(given, options["data"]) if options["data"] else given
     old, origin = replace(given.run, steps=given.run.steps or steps), given.origin
     about = {**given.data, **{name: options[name] for name in DATA if options[name]}}
-    if "parameters" in about:
-        about["parameters"] *= (rank or old.rank) / old.rank
     given = read_run(new_config, options) if new_config else given
     new = given.run.under(rule_of(rule) if rule else given.run.rule)
     new = replace(new, rank=rank or new.rank, alpha=alpha or new.alpha, steps=new.steps or steps)
     whole, is_rslora = written_alpha(given, new)
     new = replace(new, rule=new.rule if is_rslora else "lora", alpha=whole).under(new.rule)
+    if "parameters" in about:
+        about["parameters"] *= new.rank / old.rank
     known_steps = new.steps or old.steps
     old, new = advice.in_steps(old, new)
     has_steps = bool(known_steps and new.steps)

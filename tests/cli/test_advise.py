@@ -279,7 +279,7 @@ def test_a_study_is_searched(study_cli, advise, jsonl, tmp_path):
     assert (run.origin, run.model, run.steps) == (f"cell {cell.name} of slow", "tiny", 2)
 
 
-def test_the_rank_that_holds_the_data(advise):
+def test_the_rank_that_holds_the_data(advise, peft):
     known = committed()["capacity"]
     data = ["--examples", "1000", "--tokens", "200", "--loss", "1.5"]
     [line] = advise("--rank", "16", *data, "--parameters", "4000000").worth
@@ -288,6 +288,8 @@ def test_the_rank_that_holds_the_data(advise):
         least[name] = math.ceil(bits / (each * 4_000_000 / 16))
     assert f"at most {bits / 1e6:.2g} Mbit to learn (1,000 examples of 200 supervised" in line
     assert f"is {least['mean']} [{least['high']}, {least['low']}]" in line
+    of_rank_8 = advise(str(peft), "--rank", "16", *data, "--parameters", "2000000")
+    assert of_rank_8.worth[-1] == line, "said of the new rank"
     [line] = advise("--rank", "16", *data, "--parameters", "4000").worth
     assert "the smallest rank that stores all is above 2048 (" in line
     [line] = advise("--rank", "16", *data).worth
