@@ -412,11 +412,10 @@ def record(
     gradients between the last backward pass and the update counts as clipping.
     """
     varies = _plain(varies)
-    if not isinstance(data, str):
-        raise StudyError(f"data={short(data)}: give the name of the data as a string")
+    _check_types(results, model, data)
     asked = _whole_numbers(seed=seed, start=start, total=total, every=every, tokens=tokens)
     seed, total, every = (asked.get(name) for name in ("seed", "total", "every"))
-    steps = steps if isinstance(steps, str | None) else [*steps]
+    steps = steps if isinstance(steps, str | None) else [*map(number, steps)]
     note = ""
     if seed is None:
         seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
@@ -437,6 +436,16 @@ def record(
     when: dict[str, Any] = {"every": every, "steps": None if every else steps}
     probes = ProbesConfig(**when, sites=sites, stats=stats, tokens=asked["tokens"])
     return Recording(model, optimizer, describe, probes, start=asked["start"], total=total)
+
+
+def _check_types(results: Any, model: Any, data: Any) -> None:
+    for name, value, kind, words in (
+        ("results", results, str | Path, "a folder"),
+        ("model", model, nn.Module, "the adapted model"),
+        ("data", data, str, "the name of the data as a string"),
+    ):
+        if not isinstance(value, kind):
+            raise StudyError(f"{name} is of type {type(value).__name__}: give {words}")
 
 
 def _plain(varies: Mapping[str, Any]) -> dict[str, Any]:

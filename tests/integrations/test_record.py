@@ -478,14 +478,14 @@ def test_numbers_of_numpy_are_numbers(script):
     group = {"lr": np.logspace(-4, -2, 3)[1], "betas": (np.float64(0.8),) * 2}
     script.optimizer.param_groups[0].update(group)
     options = {"total": np.int64(3), "scale": np.float64(0.5)}
-    tables = script.run(script.record(seed=np.int64(3), steps=range(2), **options))
+    tables = script.run(script.record(seed=np.int64(3), steps=np.arange(2), **options))
     assert tables.cells[["lr", "run_scale", "seed"]].values.tolist() == [[1e-3, 0.5, 3]]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"data": None}, "data=None: give the name of the data as a string"),
+        ({"data": None}, "data is of type NoneType: give the name of the data as a string"),
         ({"seed": "a"}, "seed='a': give a whole number"),
         ({"tokens": -1}, "tokens=-1: give a whole number"),
         ({"every": 0}, "every=0: give a whole number of at least 1"),
@@ -494,6 +494,8 @@ def test_numbers_of_numpy_are_numbers(script):
 def test_a_slip_in_the_call_is_named(script, options, words):
     with pytest.raises(StudyError, match=words):
         script.record(**options)
+    with pytest.raises(StudyError, match="model is of type AdamW: give the adapted model"):
+        study.record(script.results, script.optimizer, script.model)
 
 
 def test_a_recording_is_used_once(script):
