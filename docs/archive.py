@@ -28,7 +28,8 @@ def evaluated(name: str, rows: pa.Table) -> pa.Table:
 
 
 def without_clock(name: str, rows: pa.Table) -> pa.Table:
-    """Of ``metrics``, no time of a step, which takes more room than its loss; all other tables."""
+    """``metrics`` without the time of each step, which takes more room than its loss. Other tables
+    stay as they are."""
     if name != "metrics":
         return rows
     index = rows.schema.get_field_index("seconds")

@@ -200,7 +200,7 @@ def rule_of(rule: str, p: float | None = None) -> str:
         name, power = scaling.named_rule(str(rule), None if p != p else p)
         found = scaling.exponent(name, power)
         if found is not None and abs(found) > MOST_POWER:
-            raise ValueError(f"{found:g} is no power of the rank up to {MOST_POWER}")
+            raise ValueError(f"{found:g}: give a power of the rank of at most {MOST_POWER}")
     except ValueError as error:
         raise StudyError(str(error)) from None
     return name if name != scaling.POWER else f"{found:g}"

@@ -238,9 +238,11 @@ class LoopPasses:
                     one.losses.remove(loss)
                     self._through[-1].losses.append(loss)
         if self.probes and any(one.reached for one in self._through):
-            why = "several backward passes came through one forward pass, so layer_out_grad and"
-            how = "add the losses and call backward once"
-            warnings.warn(f"{why} adapter_in_grad are not of their sum: {how}", stacklevel=2)
+            warnings.warn(
+                "several backward passes came through one forward pass, and layer_out_grad and "
+                "adapter_in_grad are wrong then: add the losses and call backward once",
+                stacklevel=2,
+            )
         for one in self._through:
             one.reached = True
         self.backwards += 1

@@ -230,7 +230,7 @@ def test_what_advice_cannot_say_gets_a_line(study_cli, advise, axolotl, peft, tm
     [
         (["--rule", "lorra"], "choose from lora, rslora, power"),
         (["--lr", "-1"], "--lr=-1: give a number above 0"),
-        (["--rule", "1e9"], "is no power of the rank up to 8"),
+        (["--rule", "1e9"], "give a power of the rank of at most 8"),
         (["--optimizer", "adamm"], "unknown optimizer 'adamm'"),
         (["--study", "nowhere"], "no study in nowhere"),
         (["--study", str(ROOT / "results/reference/quick")], "two learning rates"),

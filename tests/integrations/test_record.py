@@ -494,6 +494,9 @@ def test_numbers_of_numpy_are_numbers(script):
 def test_a_slip_in_the_call_is_named(script, options, words):
     with pytest.raises(StudyError, match=words):
         script.record(**options)
+
+
+def test_swapped_arguments_are_named(script):
     with pytest.raises(StudyError, match="model is of type AdamW: give the adapted model"):
         study.record(script.results, script.optimizer, script.model)
 
