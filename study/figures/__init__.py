@@ -28,7 +28,6 @@ _MODULES = {
     "exponents_over_training": "exponents",
     "exponents_by_setting": "exponents",
     "loss_in_bf16": "bf16",
-    "lost_in_bf16": "bf16",
     "conditions": "against_rank",
     "loss_against_rank": "final_loss",
     "loss_against_alpha": "against_rate",

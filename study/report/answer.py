@@ -81,7 +81,7 @@ class Question(NamedTuple):
     figures: tuple[str, ...]
 
 
-FORMS, ROUNDED = ("precision", "contraction"), ("loss_in_bf16", "lost_in_bf16")
+FORMS, ROUNDED = ("precision", "contraction"), ("loss_in_bf16",)
 BASINS = ("loss_against_alpha", "learning_rate_basins", "rate_exponent_vs_rho")
 SIZES = ("exponents_over_training", "conditions", "grad_norm_vs_rank", "descent_vs_rank")
 LIMIT, LOSSES = "distance_to_infinite_rank", ("truncated_losses", "loss_curves")

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-GAUSSIAN = math.sqrt(math.pi / 2)  # its rms over its mean absolute value
 MANTISSA = 7  # bits of bf16 after the leading one
 _erf = np.vectorize(math.erf, otypes=[float])
 EDGES = np.arange(-27.0, 5.0)

@@ -93,7 +93,7 @@ OF_ONE_FIGURE = {
     "rate_exponent_vs_rho": test_rate_horizons.study,
     "loss_against_alpha": test_losses.products,
     "learning_rate_basins_by_setting": test_losses.two_settings,
-    **dict.fromkeys(("loss_in_bf16", "lost_in_bf16"), test_bf16.in_bf16),
+    "loss_in_bf16": test_bf16.in_bf16,
 }
 """Studies that together have data for every figure, and those that have data for one."""
 
