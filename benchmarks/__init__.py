@@ -2,7 +2,6 @@
 
 - :mod:`.commands`: ``study bench``; :mod:`.training`: what is timed against PEFT; :mod:`.summary`:
   its tables as text and as a figure;
-- :mod:`.inference`: merged and unmerged adapters;
 - :mod:`.gpu`, :mod:`.first_day`: all that is measured on a GPU.
 
 In a clone this is the package ``benchmarks``, in a wheel ``study.benchmarks``. Imports between its

@@ -20,7 +20,6 @@ SUITES = {
     "compiled": "All ranks, five steps of 1024 tokens, also with pack.compile.",
     "probes": "Runs and single steps with and without probes.",
     "bf16": "All ranks in bf16, 1024 tokens a step: two products, and one that rounds once.",
-    "inference": "All ranks under both rules, merged and unmerged adapters against the base.",
 }
 """What is timed, by name, in the order in which it runs."""
 FULL = "xbrl_extract"
@@ -52,7 +51,7 @@ def suites(
     measured: bool,
     **options: Any,
 ) -> None:
-    """Time training against PEFT, and adapters at inference, suite by suite.
+    """Time training against PEFT, suite by suite.
 
     Without a SUITE all of them run: more than an hour on two cores.
     """
@@ -64,7 +63,7 @@ def suites(
 
     from study.figures.style import save
 
-    from . import inference, training
+    from . import training
     from .summary import speed, summarise
 
     size = training.Size(ranks=[int(rank) for rank in ranks.split(",")], **options)
@@ -74,10 +73,9 @@ def suites(
     files = {name: to / f"{name}{kind}.parquet" for name in SUITES}
     for name in (names or tuple(SUITES)) if measured else ():
         click.echo(f"{name}: {SUITES[name]}", err=True)
-        run = inference.rounds if name == "inference" else training.RUNS[name]
         # In a process of its own: memory that its allocator keeps is free again for the next suite.
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            rows = pool.submit(training.measure, run, size).result()
+            rows = pool.submit(training.measure, training.RUNS[name], size).result()
         rows.sort_values("rank", kind="stable").to_parquet(files[name], index=False)
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     click.echo(summarise(tables))

@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from study.analysis.wording import interval_text
 from study.config.expectations import NOT_MEASURED
 from study.figures import style
 from study.report.text import table_of
 from study.vocabulary.sources import model_label
-from study.vocabulary.thresholds import CONFIDENCE
 
 LABELS = {
     "trainer": "PEFT + Trainer",
@@ -140,71 +138,12 @@ def ratios_to(plain: str, table: pd.DataFrame) -> pd.DataFrame:
     return seconds.div(seconds[plain], axis=0).drop(columns=plain)
 
 
-SAME, RESAMPLES, FEWEST_ROUNDS = 0.03, 4000, 3
-"""A cost is the same as the base's if its ratio differs from 1 by at most ``SAME``."""
-KEYS = ["phase", "form", "scaling", "rank"]
-
-
-def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
-    """A row per phase, form, rule and rank of the suite ``inference``.
-
-    ``ratio``: the median over rounds of the form's time over the base's mean time in that round, so
-    that a slower moment of the machine cancels. ``low``, ``high``: its 95 % interval, by resampling
-    rounds; NaN with fewer than three. ``same``: whether that is within 1 ± 0.03.
-
-    The form ``all merged`` pools the merged adapters of a round. All have the base's shape, so
-    together they show a difference that is too small to see in one of them.
-    """
-    bases = timings[timings["form"] == "base"]
-    base = bases.groupby(["phase", "round"])["seconds"].mean().rename("base")
-    others = timings.join(base, on=["phase", "round"])
-    others["ratio"] = others["seconds"] / others["base"]
-    together = others[others["form"] == "merged"].assign(form="all merged", scaling="", rank=0)
-    others = pd.concat([others, together])
-    rows = []
-    for key, turns in others.groupby(KEYS, sort=False):
-        ratios = turns.groupby("round")["ratio"].mean().to_numpy()
-        low = high = np.nan
-        if len(ratios) >= FEWEST_ROUNDS:
-            drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
-            tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-            low, high = np.quantile(np.median(drawn, axis=1), tails)
-        same = low >= 1 - SAME and high <= 1 + SAME
-        rows.append((*key, float(np.median(ratios)), low, high, same))
-    return pd.DataFrame(rows, columns=[*KEYS, "ratio", "low", "high", "same"])
-
-
-def _inference(table: pd.DataFrame) -> str:
-    """Whether merged adapters cost what the base costs, and the cost of each form by rank."""
-    costs, said = inference_costs(table), []
-    for phase in ("prefill", "decode"):
-        forms = dict(iter(costs[costs["phase"] == phase].groupby("form")))
-        merged, unmerged = forms["merged"], forms["unmerged"]
-        pooled, control = (
-            interval_text(*forms[name][["ratio", "low", "high"]].iloc[0], places=3)
-            for name in ("all merged", "control")
-        )
-        is_same = "the same" if forms["all merged"]["same"].all() else "not shown to be the same"
-        said.append(
-            f"- {phase}: merged {pooled} of the base, {is_same} within "
-            f"{SAME:.0%}; each {merged['ratio'].min():.3f} to {merged['ratio'].max():.3f}, "
-            f"{merged['same'].sum()} of {len(merged)} shown to be the same on their own; "
-            f"unmerged {unmerged['ratio'].min():.2f} to {unmerged['ratio'].max():.2f}; the base "
-            f"under another name {control}"
-        )
-    own = costs[costs["form"].isin(["merged", "unmerged"])]
-    shown = own.pivot(index=["rank", "scaling"], columns=["form", "phase"], values="ratio")
-    shown.columns = shown.columns.map(", ".join)
-    return "\n".join(said) + f"\n\nTime over that of the base:\n\n{markdown(shown)}"
-
-
 SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "sweep": _sweep,
     "large-steps": _large_steps,
     "compiled": _compiled,
     "probes": _probes,
     "bf16": _bf16,
-    "inference": _inference,
 }
 """The section of each suite."""
 

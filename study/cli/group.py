@@ -41,7 +41,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "list": ("training", "List the studies in a folder."),
         "distances": ("tables", "Measure the distance of SGD runs from infinite rank."),
         "fetch": ("training", "Download a base model and print its path."),
-        "bench": ("training", "Time training, inference and large studies."),
+        "bench": ("training", "Time training against PEFT."),
     },
     "Look": {
         "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
