@@ -30,7 +30,6 @@ from study.config.expectations import check_entries, read_entries, read_entry
 from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
-from study.figures.audit import adapter_tiles
 from study.figures.exponents import differences
 from study.figures.style import FORMATS
 from study.integrations.configs import load
@@ -192,11 +191,10 @@ def compare(studies: tuple[Path, ...], to: Path, output: str | None) -> None:
     metavar="MODEL",
     help="Its base: a folder, a hub name, smollm2, gemma3 or tiny. Compares with its weights.",
 )
-@click.option("--to", type=PATH, help="Folder of the figure.  [default: plots/NAME]")
 @tables_as
-def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -> None:
+def audit(folder: Path, base: str | None, output: str | None) -> None:
     """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to
-    W0), its number of directions, and servers with another factor. Draws a tile per layer.
+    W0), its number of directions, and servers with another factor.
     """
     from study.integrations.auditing import audit as examine
     from study.integrations.auditing import by_kind, findings
@@ -209,8 +207,6 @@ def audit(folder: Path, base: str | None, to: Path | None, output: str | None) -
     caption = "medians over layers; stable and effective rank: how many directions γBA has"
     print_texts("What the adapter adds", by_kind(rows), caption)
     print_sentences(sentences)
-    for path in save(adapter_tiles(rows), to or Path("plots", folder.resolve().name), "audit"):
-        say(str(path))
 
 
 @cli.command()

@@ -3,7 +3,6 @@
 import copy
 import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,13 +74,12 @@ def test_experts_are_those_of_dense_matrices(tmp_path, works):
         assert one.spectral == pytest.approx(largest, rel=1e-4)
 
 
-def test_the_text_names_what_matters(theirs, works, here):
+def test_the_text_names_what_matters(theirs, works):
     ran = works("audit", str(theirs), "--base", "tiny")
     text = " ".join(ran.out.split())
     assert "rsLoRA on 6 layers: rank 2 to 6, lora_alpha 8, gamma 1.22474 to 5.65685." in text
     assert "Other factors than PEFT's: vLLM, llama.cpp, Ollama (study serve-check)." in text
     assert f"1 of 6 layers have not moved (B = 0): {STILL}." in text
-    assert {path.name for path in Path("plots/adapter").iterdir()} == {"audit.png", "audit.pdf"}
 
 
 HEAD = {"modules_to_save": ["lm_head"]}
