@@ -350,7 +350,7 @@ def panels_of_rules(stacked: bool = False) -> tuple[Figure, list[Axes]]:
 
 @style.paper()
 def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
-    """A panel per rule, a line per rank over one axis of rates; dots are the best rates. Diverging
+    """A panel per rule, a line per rank over one axis of rates, and the best rates below. Diverging
     runs leave the panel: it ends above the loss of the lowest rates."""
     runs = losses(steps, study)
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
@@ -363,12 +363,14 @@ def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
             own = runs[(runs["scaling"] == rule) & (runs["rank"] == rank)]
             mean = own.groupby("lr")["loss"].mean()
             ax.plot(mean.index, mean, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)
-            at = np.interp(np.log(best[rank]), np.log(mean.index), mean)
-            ax.plot(best[rank], at, "o", ms=6, mec="white", mew=0.7, **look)
+            style.best_mark(ax, best[rank], index, colour)
         style.rate_axis(ax, sorted(runs["lr"].unique()), 3.0 if stacked else 2.0)
     means = runs.groupby(["scaling", "rank", "lr"])["loss"].mean()
     low, slow = means.min(), means.groupby(["scaling", "rank"]).first().max()
-    panels[0].set_ylim(low - 0.1 * (slow - low), slow + 0.4 * (slow - low))
+    panels[0].set_ylim(style.with_rows(low, slow + 0.4 * (slow - low), len(ranks)))
+    row = (0.98, style.ROW * (len(ranks) + 1) / 2)
+    at = {"xycoords": "axes fraction", "ha": "right", "va": "center", "fontsize": 8}
+    panels[0].annotate("best rates", row, color=style.CONTEXT, **at)
     for ax in panels if stacked else panels[:1]:
         ax.set_ylabel(f"held-out loss\n(nats per {_unit(study)})")
     for ax in panels[-1:] if stacked else panels:

@@ -28,11 +28,11 @@ MARGIN = 2.0
 @style.paper()
 def learning_rate_basins(tables: Tables) -> Figure:
     """Final held-out loss against the learning rate, one panel per rule and one line per rank, in
-    the setting with most runs. Large markers show the best learning rate of each rank.
+    the setting with most runs. The marks at the bottom are the best learning rates, one per rank.
 
     The best rate is that of the table: the minimum of a parabola in log lr around the best of the
-    rates that all seeds of the rank were run at, as a geometric mean over seeds. An open marker is
-    at an edge of the rates: the best one may lie outside. Lines are means over seeds.
+    rates that all seeds of the rank were run at, as a geometric mean over seeds. An open mark is at
+    an edge of the rates for some seed: the best one may lie outside. Lines are means over seeds.
     """
     found = _settings(tables.cells, tables)
     return _basins(tables, tables.cells, _rows(found[:1]), len(found))
@@ -41,7 +41,7 @@ def learning_rate_basins(tables: Tables) -> Figure:
 @style.paper()
 def learning_rate_basins_by_setting(tables: Tables) -> Figure:
     """Final held-out loss against the learning rate, a row of panels per setting and one line per
-    rank. Large markers show the best learning rate of each rank."""
+    rank. The marks at the bottom are the best learning rates, one per rank."""
     found = _settings(tables.cells, tables)
     if len(found) < 2:
         raise Absent("basins by setting need two settings with runs at two learning rates")
@@ -54,7 +54,7 @@ def learning_rate_basins_by_setting(tables: Tables) -> Figure:
 @style.paper()
 def loss_against_alpha(tables: Tables) -> Figure:
     """Final held-out loss against alpha times the learning rate, one panel per learning rate and
-    one line per rank. Large markers show the best alpha of each rank.
+    one line per rank. The marks at the bottom are the best products, one per rank.
 
     If the panels agree, only the product matters. Lines are means over seeds.
     """
@@ -114,16 +114,17 @@ def _basins(
     page.set_label(settings(tables.cells[tables.cells["cell_id"].isin(ids)]))
     low, high = zip(*(sweep.y_range for sweep in shown), strict=True)
     marks: set[str] = set()
+    most = max(len(style.ranks_to_draw(sweep.ranks)) for sweep in shown)
     for panels, row in zip(grid, rows, strict=True):
         rates = sorted({rate for sweep, *_ in row for rate in sweep.rates})
         for ax, (sweep, rule, heading) in style.each(panels, row):
             best = _best(sweep, rule, tables, cells)
-            for rank in style.ranks_to_draw(sweep.ranks):
-                marks |= _draw_basin(ax, sweep, rule, rank, max(high), best)
+            for row_, rank in enumerate(style.ranks_to_draw(sweep.ranks)):
+                marks |= _draw_basin(ax, sweep, rule, rank, max(high), best, row_)
             style.rate_axis(ax, rates, page.get_figwidth() / columns - 0.6)
             ax.set_xlabel(over)
             ax.set_title(heading, color=style.look(rule, [rule])["color"])
-        panels[0].set_ylim(min(low), max(high))
+        panels[0].set_ylim(style.with_rows(min(low), max(high), most))
         style.y_axis(panels, *LABEL)
     drawn = [sweep.of(rule).groupby("rank") for row in rows for sweep, rule, _ in row]
     seeds = {count for ranks in drawn for count in ranks["seed"].nunique()}
@@ -131,8 +132,8 @@ def _basins(
         page,
         style.on_ranks(sweep.ranks for sweep in shown),
         f"Lines: mean over {span(seeds)} seeds; bands: their range." if max(seeds) > 1 else "",
-        "Large: the best of each rank, the minimum of a parabola"
-        + ("; open: at an edge of the values tried." if "edge" in marks else "."),
+        "◆ at the bottom: the best of each rank, the minimum of a parabola"
+        + ("; open: at an edge of the values tried for some seed." if "edge" in marks else "."),
         "×: a seed diverged." if "cross" in marks else "",
         f"{len(rows)} of {settings_} settings drawn." if len(rows) < settings_ else "",
     )
@@ -150,10 +151,11 @@ def _best(sweep: Sweep, rule: DrawnRule, tables: Tables, cells: pd.DataFrame) ->
 
 
 def _draw_basin(
-    ax: Axes, sweep: Sweep, rule: DrawnRule, rank: float, top: float, best: pd.DataFrame
+    ax: Axes, sweep: Sweep, rule: DrawnRule, rank: float, top: float, best: pd.DataFrame, row: int
 ) -> set[str]:
-    """The mean loss of one rank over seeds with its range, a mark on the line at its best rate, and
-    crosses where a seed diverged. Returns the marks that it drew: ``cross``, ``best``, ``edge``."""
+    """The mean loss of one rank over seeds with its range, a mark at its best rate in a row at the
+    bottom, and crosses where a seed diverged. Returns the marks that it drew: ``cross``, ``best``,
+    ``edge``."""
     cells, name = sweep.of(rule), style.rank_name(rank)
     colour, who = style.shade(rule, rank, sweep.ranks), f"{style.gid(rule)} r={name}"
     loss = cells[cells["rank"] == rank].groupby("lr")["loss"]
@@ -173,12 +175,9 @@ def _draw_basin(
     style.label_end(ax, min(mean[-1], top), name, colour)
     if rank not in best.index:
         return marks
-    lr, at_edge = float(best["lr"][rank]), bool(best["edge"][rank])
-    look = style.LARGE | {"color": colour, "marker": style.rule_look(rule.scaling).marker}
-    if at_edge:
-        look |= {"markerfacecolor": "white", "markeredgecolor": colour}
-    mark, y = "edge" if at_edge else "best", np.interp(np.log(lr), np.log(x), mean)
-    ax.plot([lr], [y], gid=f"{mark} {who}", **look)
+    mark = "edge" if best["edge"][rank] else "best"
+    look = {"gid": f"{mark} {who}", **(style.HOLLOW if mark == "edge" else {})}
+    style.best_mark(ax, float(best["lr"][rank]), row, colour, **look)
     return marks | {mark}
 
 

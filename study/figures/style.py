@@ -150,6 +150,18 @@ def each(row: np.ndarray, things: Iterable[T]) -> list[tuple[Axes, T]]:
     return shown
 
 
+def with_rows(low: float, high: float, rows: int) -> tuple[float, float]:
+    """Limits of a y axis that leave space for rows of marks (:func:`best_mark`) below ``low``."""
+    share = ROW * (rows + 1)
+    return low - share / (1 - share) * (high - low), high
+
+
+def best_mark(ax: Axes, lr: float, row: int, colour: Any, **look: Any) -> None:
+    """A mark at a best learning rate, in a row of its own; row 0 is the lowest."""
+    at: dict[str, Any] = {"marker": "D", "markersize": 4, "transform": ax.get_xaxis_transform()}
+    ax.plot([lr], [ROW * (row + 1)], color=colour, zorder=4, **at, **look)
+
+
 def band(
     ax: Axes, x: Any, low: Any, high: Any, colour: Any, gid: str, alpha: float = 0.2, **more: Any
 ) -> None:
@@ -246,6 +258,8 @@ LARGE: dict[str, Any] = {
     "zorder": 4,
 }
 """The marker of the best or of the whole run, on a line."""
+ROW = 0.05
+"""The distance of two rows of marks at the bottom of a panel, in heights of the panel."""
 HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none"}
 """Transparent points."""
 
