@@ -22,6 +22,7 @@ from study.adapters.contraction import Listeners
 from study.adapters.inits import generator_for
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
+from study.probes.layers import on_gradient
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import TENSORS, Product
 from study.probes.statistics import LOST, MOVED, OTHERS, PARTS, START
@@ -215,7 +216,7 @@ class LayerPass:
             return
         if y.requires_grad and not self.found.wanted.isdisjoint(BACKWARD):
             # Under checkpointing a layer runs twice. Only one of its outputs is in the graph.
-            y.register_hook(partial(self._of_pass, self._on_backward, self._kept.copy()))
+            on_gradient(y, partial(self._of_pass, self._on_backward, self._kept.copy()))
         if in_backward():
             return  # the second run of a checkpointed layer: its activations are measured already
         y_KNO = self.activations.by_cell(y)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from study.adapters.contraction import outer
-from study.probes.layers import adapted_layers
+from study.probes.layers import adapted_layers, on_gradient
 from study.vocabulary.quantities import ALIGNMENTS
 
 ALIGNED = ALIGNMENTS[:-1]
@@ -89,7 +89,7 @@ class Alignment:
         self, layer: int, weights_K11: Tensor, _: nn.Module, args: tuple[Tensor, ...], y: Tensor
     ) -> None:
         if y.requires_grad:
-            y.register_hook(partial(self._on_backward, layer, weights_K11, args[0].detach()))
+            on_gradient(y, partial(self._on_backward, layer, weights_K11, args[0].detach()))
 
     def _on_backward(self, layer: int, weights_K11: Tensor, x: Tensor, dy: Tensor) -> None:
         cells = len(weights_K11)

@@ -151,3 +151,11 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
         dropout=dropout if isinstance(dropout, nn.Dropout) else None,
     )
+
+
+def on_gradient(y: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Call ``hook`` with the gradient of a layer's output, in the shape of ``y`` or of what it
+    views. A hook of a view is not called if the model changes the view in place, as Falcon does."""
+    viewed = y._base
+    whole = y if viewed is None or viewed.numel() != y.numel() else viewed
+    whole.register_hook(hook)

@@ -33,6 +33,11 @@ USUAL = {
         {"qkv_proj", "o_proj"},
         {"gate_up_proj", "down_proj"},
     ),
+    "falcon": (  # it changes the output of its MLP in place
+        transformers.FalconConfig(**SHAPE, num_attention_heads=4),
+        {"query_key_value", "dense"},
+        {"dense_h_to_4h", "dense_4h_to_h"},
+    ),
 }
 """A configuration, the linears of attention, and the linears of the MLP. The tiny base of other
 tests is a Llama."""
