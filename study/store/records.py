@@ -98,7 +98,8 @@ def record_hash(record: Mapping[str, Any]) -> str:
 
 
 def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
-    """A cell's record from its JSON ``text`` or its file; one that is ``unreadable`` if it must."""
+    """A cell's record from its JSON ``text`` or its file; one that is ``unreadable`` if it must. Of
+    a file, the study is that of its folder, which may have been renamed or copied."""
     try:
         record = json.loads(read(folder / RECORD) if text is None else text)
         _Record.model_validate(record)
@@ -114,7 +115,8 @@ def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
         adapter, p = record["config"]["adapter"], record["config"]["adapter"].get("exponent")
         c = math.nan if (given := adapter.get("crossover")) is None else given
         gamma = scaling.gamma(adapter["scaling"], adapter["alpha"], adapter["rank"], p, c)
-        return {**record, "gamma": gamma}
+        renamed = {"study": folder.parents[1].name} if text is None else {}
+        return {**record, **renamed, "gamma": gamma}
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -76,6 +76,13 @@ def test_the_results_of_an_ended_cell_are_moved_aside(folder, begin, is_unreadab
     assert len(load_measured(folder.parents[1]).cells) == 1, "nothing reads what was moved"
 
 
+def test_a_renamed_study_has_the_name_of_its_folder(folder, begin):
+    """So that its old and its new cells are one study."""
+    begin(steps=2).close("complete")
+    moved = folder.parents[1].rename(folder.parents[2] / "renamed")
+    assert set(load_measured(moved).cells["study"]) == {"renamed"}
+
+
 def test_a_run_that_had_ended_is_continued(folder, begin):
     """A Trainer's run can be resumed from a checkpoint after it has ended."""
     begin(steps=4).close("complete")
