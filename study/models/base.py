@@ -187,12 +187,17 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
         raise StudyError(f"{why}: choose a causal LM (BERT needs is_decoder=true in config.json)")
 
 
+LEAK = 0.01
+"""What a sequence may change in the next one, over what rounding may change."""
+
+
 @torch.no_grad()
 def _separates_sequences(base: FrozenBase, relative: float) -> bool:
-    """Whether two sequences in one row have the hidden states that each has alone.
+    """Whether two sequences in one row have the hidden states that each has alone, up to
+    ``relative`` to the largest, and do not depend on each other.
 
     If so, the model keeps the attention function that separates them; otherwise its own, as with
-    state-space layers or ALiBi.
+    state-space layers or ALiBi. A short convolution mixes a few tokens, by less than rounding.
     """
     model: Any = base.model
     own = model.config._attn_implementation
@@ -200,13 +205,16 @@ def _separates_sequences(base: FrozenBase, relative: float) -> bool:
         return False
     length = min(12, base.card.max_length // 2)
     generator = torch.Generator().manual_seed(1)
-    ids_1T = torch.randint(base.card.vocabulary, (1, 2 * length), generator=generator)
-    alone_BTd = torch.cat([base.hidden_states(ids) for ids in ids_1T.split(length, 1)], 1)
+    ids_BT = torch.randint(base.card.vocabulary, (2, 2 * length), generator=generator)
+    ids_BT[1, length:] = ids_BT[0, length:]
+    alone_BTd = torch.cat([base.hidden_states(ids) for ids in ids_BT.split(length, 1)], 1)
+    size = float(alone_BTd.abs().max())
     try:
         model.set_attn_implementation(WITHIN_SEQUENCES)
-        row_BTd = base.hidden_states(ids_1T, [[length, length]])
-        atol = relative * float(alone_BTd.abs().max())
-        if torch.allclose(row_BTd, alone_BTd, rtol=0.0, atol=atol):
+        rows_BTd = base.hidden_states(ids_BT, [[length, length]] * 2)
+        is_alone = torch.allclose(rows_BTd, alone_BTd, rtol=0.0, atol=relative * size)
+        after_Td, other_Td = rows_BTd[:, length:]
+        if is_alone and torch.allclose(after_Td, other_Td, rtol=0.0, atol=LEAK * relative * size):
             return True
     except Exception:  # a family without this argument, or with its own attention
         pass

@@ -96,6 +96,9 @@ SEPARATES = {
 MIXES = {
     "bloom, alibi": transformers.BloomConfig(**SHAPE, n_layer=2, n_head=4),
     "mamba, no attention": transformers.MambaConfig(**SHAPE, state_size=4),
+    "lfm2, short convolutions": transformers.Lfm2Config(
+        **SMALL, layer_types=["conv", "full_attention"]
+    ),
 }
 
 
