@@ -219,6 +219,7 @@ class Answer:
       predicted value. ``se_grid_2``: the part of their errors that seeds share;
     - ``squares_S``: the square of the deviation from theory, a pseudo-value for each seed.
       ``se_grid_square``: the part of its error that seeds share;
+    - ``grid``: the standard errors that all seeds share, ``[N]``;
     - ``is_identity``: whether all of its rows are identities of the first steps.
     """
 
@@ -230,6 +231,7 @@ class Answer:
     se_grid_2: Floats
     squares_S: Floats
     se_grid_square: float
+    grid: Floats
     verdict: str
     is_identity: bool = False
 
@@ -294,6 +296,7 @@ def judged(
         # Errors of the grid add their variances to squares.
         squares_S=squared_deviation(measured_SN - predicted) - np.mean(grid**2),
         se_grid_square=math.sqrt(np.sum(4 * mean**2 * grid**2 + 2 * grid**4)) / len(grid),
+        grid=grid,
         verdict=UNCLEAR,
     )
     if found.seeds < SEEDS_FOR_VERDICT:

@@ -6,17 +6,20 @@ decided if the 95 % interval lies within the tolerance, or outside. A tolerance 
 """
 
 import math
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from study.analysis.expectations import Answer, Compared, answer, compare
+from study.analysis.expectations import Answer, Compared, answer, compare, judged
 from study.analysis.rates import NORMAL
 from study.config.expectations import Entry, Expectation, Primary
 from study.store import StudyTables
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
+from study.vocabulary.verdicts import AGREES, DIFFERS
 
 POWER = 0.8
 """The probability of a decision that a number of seeds must have."""
@@ -24,6 +27,8 @@ MOST_SEEDS = 50
 """Numbers of seeds that are considered."""
 OF_GRID = NORMAL + float(stats.norm.ppf((1 + POWER) / 2))
 """Without any scatter of seeds, the tolerance that :data:`POWER` needs, in standard errors."""
+SIMULATED = 400
+"""Studies that the power of a primary test is simulated with, for a number of seeds."""
 QUANTILES = (np.arange(400) + 0.5) / 400
 
 
@@ -54,9 +59,11 @@ def decided(
 
 
 def seeds_for(power: Callable[[int], float]) -> float:
-    """The least number of seeds with the wanted power; NaN beyond :data:`MOST_SEEDS`."""
-    enough = (n for n in range(SEEDS_FOR_VERDICT, MOST_SEEDS + 1) if power(n) >= POWER)
-    return next(enough, math.nan)
+    """The least number of seeds with the wanted power, which grows with them; NaN beyond
+    :data:`MOST_SEEDS`."""
+    numbers = range(SEEDS_FOR_VERDICT, MOST_SEEDS + 1)
+    place = bisect_left(numbers, True, key=lambda n: power(n) >= POWER)
+    return numbers[place] if place < len(numbers) else math.nan
 
 
 @dataclass(frozen=True)
@@ -114,24 +121,25 @@ def seeds_needed(entries: Sequence[Entry], tables: StudyTables) -> list[Need]:
 
 
 def need_of_primary(found: Answer) -> Need:
-    """The need of a primary test with this result in a pilot of at least three seeds. Its line must
-    lie within the tolerance in both numbers."""
+    """The need of a primary test with this result in a pilot of at least three seeds, by simulated
+    studies: seeds are normal with the covariance of the pilot's, and share the error of the grid.
+    """
     tolerance, sd = found.primary.tolerance, found.lines_S2.std(axis=0, ddof=1)
     off = found.lines_S2.mean(axis=0) - [0.0, 1.0]
-    parts = [k for k in (0, 1) if math.isfinite(off[k])]
+    mean = np.nanmean(found.measured_SN, axis=0)
+    rest_SN = np.nan_to_num(found.measured_SN - mean) / math.sqrt(found.seeds - 1)
 
     def power(n: int, exact: bool) -> float:
-        of = [
-            decided(n, 0.0 if exact else off[k], sd[k], tolerance, grid=found.se_grid_2[k])
-            for k in parts
-        ]
-        if not exact and len(found.predicted) > 1:
-            square, scatter = found.squares_S.mean(), found.squares_S.std(ddof=1)
-            of.append(decided(n, square, scatter, tolerance**2, grid=found.se_grid_square))
-        agrees = 1 - sum(1 - agreed for agreed, _ in of)  # of all, at least
-        return agrees if exact else max(agrees, *(differed for _, differed in of))
+        draw, words = np.random.default_rng(0), Counter[str]()
+        truth = found.predicted if exact else mean
+        for _ in range(SIMULATED):
+            shared = truth + found.grid * draw.normal(size=len(truth))
+            drawn_nN = shared + draw.normal(size=(n, len(rest_SN))) @ rest_SN
+            result = judged(found.primary, found.predicted, found.rival, drawn_nN, found.grid)
+            words[result.verdict] += 1
+        return (words[AGREES] if exact else max(words[AGREES], words[DIFFERS])) / SIMULATED
 
-    worst = max(parts, key=lambda k: sd[k])
+    worst = max((k for k in (0, 1) if math.isfinite(off[k])), key=lambda k: sd[k])
     numbers = float(off[worst]), float(sd[worst]), tolerance
     seeds = seeds_for(lambda n: power(n, True)), seeds_for(lambda n: power(n, False))
     return Need(None, *numbers, *seeds, least=OF_GRID * float(found.se_grid_2.max()))
