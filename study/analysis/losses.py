@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.fits import interval_columns, mean_interval
+from study.analysis.fits import Ints, interval_columns, mean_interval
 from study.analysis.grouping import (
     CURVE_ID,
     RULE,
@@ -49,9 +49,9 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     - the columns of the curve, ``rank``, ``seed``, ``gamma``;
     - ``loss``: the last held-out loss after the first step, in nats per token.
     """
-    cells = _finished(cells)
+    cells, seeds = _finished(cells)
     loss = end_losses(cells, metrics)
-    table = _facts(cells).assign(gamma=cells["gamma"].astype(float), loss=loss)
+    table = _facts(cells, seeds).assign(gamma=cells["gamma"].astype(float), loss=loss)
     return table[loss.notna() | cells["status"].isin(BROKEN)].reset_index(drop=True)
 
 
@@ -62,20 +62,21 @@ def end_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> "pd.Series[float]"
     return ends.where(np.isfinite(ends) & ~cells["status"].isin(BROKEN))
 
 
-def _finished(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of finite rank that no sweep trains again."""
-    finite = np.isfinite(cells["rank"].to_numpy(float))
-    return cells[cells["status"].isin(DONE) & finite].reset_index(drop=True)
+def _finished(cells: pd.DataFrame) -> tuple[pd.DataFrame, Ints]:
+    """The cells of finite rank that no sweep trains again, and the numbers of their seeds among all
+    cells."""
+    kept = (cells["status"].isin(DONE) & np.isfinite(cells["rank"].astype(float))).to_numpy()
+    return cells[kept].reset_index(drop=True), seed_numbers(cells)[kept]
 
 
-def _facts(cells: pd.DataFrame) -> pd.DataFrame:
+def _facts(cells: pd.DataFrame, seeds: Ints) -> pd.DataFrame:
     """The columns of the curve and its id, ``cell_id``, ``setting``, ``rank`` and ``seed``."""
     labels = curve_labels(cells)
     return labels.assign(
         cell_id=cells["cell_id"].astype(str),
         setting=numbered(labels, [n for n in curve_columns(labels) if n not in NOT_A_SETTING]),
         rank=cells["rank"].astype(float),
-        seed=seed_numbers(cells),
+        seed=seeds,
     )
 
 
@@ -157,7 +158,7 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     losses = _losses(cells, metrics, "eval_loss")
     if losses.empty:
         return losses
-    facts = _facts(_finished(cells)).astype({CURVE_ID: object})
+    facts = _facts(*_finished(cells)).astype({CURVE_ID: object})
     ranks = facts.groupby(CURVE_ID)["rank"]
     at = [losses["rank"] == losses[CURVE_ID].map(rank) for rank in (ranks.max(), ranks.min())]
     return _subtracted(losses[at[0] & ~at[1]], losses[at[1]], [CURVE_ID])
@@ -181,12 +182,12 @@ def loss_differences(
 
 def _losses(cells: pd.DataFrame, metrics: pd.DataFrame, name: str) -> pd.DataFrame:
     """The columns of :func:`_facts`, with a row per step at which the metric ``name`` is finite."""
-    cells = _finished(cells)
+    cells, seeds = _finished(cells)
     if cells.empty or name not in metrics:
         return pd.DataFrame()
     losses = metrics[["cell_id", "step", name]].rename(columns={name: "value"})
     losses = losses[np.isfinite(losses["value"])].astype({"cell_id": str})
-    return losses.merge(_facts(cells), on="cell_id")
+    return losses.merge(_facts(cells, seeds), on="cell_id")
 
 
 def _subtracted(left: pd.DataFrame, right: pd.DataFrame, pair: list[str]) -> pd.DataFrame:
@@ -361,7 +362,7 @@ def truncated_losses(cells: pd.DataFrame, truncations: pd.DataFrame) -> pd.DataF
     squared norm of delta_w, mean over layers."""
     if truncations.empty or cells.empty:
         return pd.DataFrame()
-    facts = _facts(cells)[(cells["status"] == "complete").to_numpy()]
+    facts = _facts(cells, seed_numbers(cells))[(cells["status"] == "complete").to_numpy()]
     rows = truncations.assign(cell_id=truncations["cell_id"].astype(str))
     return facts.merge(rows, on="cell_id").drop(columns="cell_id")
 

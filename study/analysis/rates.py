@@ -307,29 +307,34 @@ def rates_by_horizon(
 ) -> pd.DataFrame:
     """:func:`best_rates` at each horizon: a column ``horizon``.
 
-    Horizons of runs at a constant rate are the steps after the first at which every complete run
-    has a held-out loss. A run with another schedule has one horizon, its end. ``rho`` is that of
-    the last step measured by then. Empty if no rank has two rates.
+    Horizons of runs at a constant rate are the steps after the first at which every complete run of
+    as many steps has a held-out loss. A run with another schedule has one horizon, its end. ``rho``
+    is that of the last step measured by then. Empty if no rank has two rates.
     """
     is_constant = schedules(cells) == "constant"
     at_end = best_rates(cells[~is_constant], metrics, probes)
     parts = [at_end.assign(horizon=at_end["steps"].astype(int))] if len(at_end) else []
-    cells = cells[is_constant]
-    whole = cells.loc[cells["status"] == "complete", "cell_id"].astype(str)
     evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
     evaluated = evaluated.assign(id=evaluated["cell_id"].astype(str))
-    evaluated = evaluated[(evaluated["step"] > 0) & evaluated["id"].isin(set(whole))]
-    count = evaluated.drop_duplicates(["id", "step"]).groupby("step").size()
-    for step in count.index[count == len(whole)]:
-        status = cells["status"].astype(object).copy()
-        for word in BROKEN:  # a run that broke later is complete
-            column = STATUSES[word].ended_at
-            if column in cells:
-                status[(status == word) & (cells[column].astype(float) > step)] = "complete"
-        so_far = (table[table["step"] <= step] for table in (metrics, probes))
-        parts.append(best_rates(cells.assign(status=status), *so_far).assign(horizon=int(step)))
+    for _, same in cells[is_constant].groupby("steps", dropna=False):
+        whole = set(same.loc[same["status"] == "complete", "cell_id"].astype(str))
+        here = evaluated[(evaluated["step"] > 0) & evaluated["id"].isin(whole)]
+        count = here.drop_duplicates(["id", "step"]).groupby("step").size()
+        for step in count.index[count == len(whole)]:
+            so_far = (table[table["step"] <= step] for table in (metrics, probes))
+            parts.append(best_rates(until(same, step), *so_far).assign(horizon=int(step)))
     parts = [part for part in parts if "best_lr" in part]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def until(cells: pd.DataFrame, step: float) -> pd.DataFrame:
+    """``cells`` as they were after ``step``: a run that broke later was complete."""
+    status = cells["status"].astype(object).copy()
+    for word in BROKEN:
+        column = STATUSES[word].ended_at
+        if column in cells:
+            status[(status == word) & (cells[column].astype(float) > step)] = "complete"
+    return cells.assign(status=status)
 
 
 def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
@@ -444,8 +449,10 @@ def best_rates_of(of: StudyTables, source: str) -> pd.DataFrame:
     exact, rows = of.cells["precision"].astype(str) == "float32", list[dict[str, Any]]()
     cells = of.cells[exact] if exact.any() else of.cells
     for steps in _horizons(cells, of.metrics):
-        so_far = of.metrics if steps is None else of.metrics[of.metrics["step"] <= steps]
-        for runs in groups(final_losses(cells, so_far), (*OF_A_RULE, "rank")):
+        so_far, then = of.metrics, cells
+        if steps is not None:
+            so_far, then = so_far[so_far["step"] <= steps], until(cells, steps)
+        for runs in groups(final_losses(then, so_far), (*OF_A_RULE, "rank")):
             mean, first = mean_losses(at_common_rates(runs)), runs.iloc[0]
             if len(mean) > 1 and mean.notna().any():
                 run = setting_of(first, steps)

@@ -7,12 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from study.analysis.grouping import seed_numbers
 from study.analysis.rate_theory import rate_exponent
-from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
+from study.analysis.rates import (
+    best_rates,
+    best_rates_of,
+    exponents_against_rho,
+    missing_rates,
+    rates_by_horizon,
+)
 from study.figures.against_rate import rate_exponent_vs_rho
 from tests.figures.conftest import artists, said
 
-from .losses import LORA, POWER, RANKS, basin, runs
+from .losses import LORA, NO_PROBES, POWER, RANKS, basin, runs
 
 RATES = tuple(2.0 ** np.arange(-16, 0))
 
@@ -35,6 +42,7 @@ def study():
     loss = lambda c: basin(lambda p, seed: -0.5, 0.1 / c["step"])(c)  # noqa: E731
     cells, metrics = runs(loss, rates=RATES, rules=POWER, steps=(8, 32))
     probes, none = recorded(cells), pd.DataFrame()
+    cells = cells.assign(steps=32)
     return SimpleNamespace(cells=cells, metrics=metrics, probes=probes, exponents=none)
 
 
@@ -49,6 +57,38 @@ def test_each_horizon_has_its_best_rates():
         assert own["best_lr"].to_numpy() == pytest.approx(0.1 / step * own["rank"] ** -0.5)
         nearest = [min(RATES, key=lambda lr: abs(math.log(lr / best))) for best in own["best_lr"]]
         assert own["rho"].to_numpy() == pytest.approx(100 * step * np.array(nearest))
+
+
+def test_shorter_runs_of_another_setting_take_no_horizon_away():
+    tables = study()
+    cells, metrics = runs(lambda _: 2.0, rates=RATES, rules=LORA, steps=(16,))
+    tables.cells = pd.concat([tables.cells, cells.assign(cell_id="s" + cells["cell_id"], steps=16)])
+    tables.metrics = pd.concat([tables.metrics, metrics.assign(cell_id="s" + metrics["cell_id"])])
+    of = horizons(tables).groupby("horizon")["scaling"].unique()
+    assert of.map(list).to_dict() == {8: ["power"], 16: ["lora"], 32: ["power"]}
+
+
+def test_a_run_that_broke_later_counts_until_then():
+    """The best rate of 32 steps is twice that of 64, and higher rates diverge between the two."""
+    at = {32: 4e-3, 64: 1e-3}
+    loss = lambda c: 2 + 0.05 * math.log(c["lr"] / at[c["step"]]) ** 2  # noqa: E731
+    late = lambda c: math.nan if c["step"] == 64 and c["lr"] > 3e-3 else loss(c)  # noqa: E731
+    cells, metrics = runs(late, rates=tuple(1e-3 * 2.0 ** np.arange(-3, 4)), steps=(32, 64))
+    cells = cells.assign(steps=64, precision="float32", batch_size=4, accumulation=1)
+    cells = cells.assign(crossover=math.nan, schedule="constant")
+    cells["diverged_step"] = np.where(cells["status"] == "diverged", 50.0, math.nan)
+    found = best_rates_of(SimpleNamespace(cells=cells, metrics=metrics.dropna()), "s")
+    half = found[found["steps"] == 32]
+    assert np.exp(half["log_lr"]).to_numpy() == pytest.approx(4e-3)
+
+
+def test_a_seed_has_the_number_that_it_has_among_all_cells():
+    cells, metrics = runs(basin(lambda p, seed: -0.1 * seed), rules=LORA, seeds=(1, 2, 3))
+    begun = cells[cells["seed"] == 1].assign(seed=0, data_seed=0, status="running")
+    cells = pd.concat([begun.assign(cell_id="b" + begun["cell_id"]), cells])
+    rates = best_rates(cells, metrics, NO_PROBES)
+    assert dict(zip(cells["seed"], seed_numbers(cells), strict=True)) == {n: n for n in range(4)}
+    assert set(rates["seed"]) == {1, 2, 3}
 
 
 def test_a_schedule_has_one_horizon_its_end():
