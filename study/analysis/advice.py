@@ -102,7 +102,12 @@ def advise(old: Setting, new: Setting, own: pd.DataFrame | None = None) -> list[
     if own is not None:
         usable = (own["edge"] == INSIDE) & (own["optimizer"] == new.optimizer)
         rows = own[usable & ((own["model"] == new.model) | (not new.model))]
-        if each := [moved(dict(row), facts, row["log_lr"], known) for _, row in rows.iterrows()]:
+        unknown = new.unknown
+        each = [
+            moved(dict(row), facts | dict(row[unknown]), row["log_lr"], known)
+            for _, row in rows.iterrows()
+        ]
+        if each:
             values, halves = np.array(each).T
             value = float(np.average(values, weights=halves**-2))
             found.append(Advice(_span(value, halves.min()), "studies"))

@@ -70,9 +70,17 @@ class Setting:
     def size(self) -> float | None:
         """The weights of its model, by its name."""
         name = re.sub(r"-(\d)_(\d)", r"-\1.\2", self.model)  # stablelm-2-1_6b
-        told = re.search(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", name)
+        told = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", name)  # 8x7b: eight experts
         unit = {"b": 1e9, "m": 1e6}
-        return SIZES.get(self.model, float(told[1]) * unit[told[2]] if told else None)
+        size = int(told[1] or 1) * float(told[2]) * unit[told[3]] if told else None
+        return SIZES.get(self.model, size)
+
+    @property
+    def unknown(self) -> list[str]:
+        """The names of the facts that are assumed."""
+        told = (self.steps, self.size, self.batch, self.schedule)
+        names = ("steps", "size", "batch", "decay")
+        return [name for name, value in zip(names, told, strict=True) if not value]
 
     def facts(self) -> dict[str, float]:
         kind = family(self.optimizer)

@@ -233,6 +233,8 @@ def sentence(found: Advice, new: Setting, has_steps: bool) -> str:
     names = {"law": "the law", "run": "the law, if your rate is the best one of your run"}
     rests = names.get(found.rests, "best rates of your studies and the law")
     steps = f"{new.steps or USUAL_STEPS:.0f} steps" + ("" if has_steps else " (assumed)")
+    if found.rests == "studies" and not new.steps:
+        steps = "their steps"
     if found.rests == "law" and not new.size:
         steps += f" of a model of {USUAL_SIZE / 1e9:.0f} billion weights (assumed)"
     fitted = f"{rows['rates']} best rates of {rows['models']} models in {rows['studies']} studies"

@@ -154,6 +154,15 @@ def test_a_study_of_the_users_model_counts_most(advise):
     assert other.why[-1] == "Studies of smollm2 do not count for tiny."
 
 
+def test_a_run_that_tells_little_is_as_those_of_the_study(advise):
+    """The study knows model, batch and schedule."""
+    name = ROOT / "results/reference/horizons_small"
+    measured = best_rates_of(load_measured(name), "s")
+    rows = measured.query("rule == 'lora' and rank == 64 and steps == 256")
+    found = advise("--rank", "64", "--optimizer", "adamw", "--steps", "256", "--study", str(name))
+    assert rate(found) == pytest.approx(np.exp(rows["log_lr"].iloc[0]), rel=0.1)
+
+
 def test_lora_at_one_alpha_about_keeps_its_rate_under_adam(advise, peft):
     found = advise(str(peft), "--rank", "256", "--lr", "3e-4", "--steps", "20")
     assert found.paste[0] == "LoraConfig(r=256, lora_alpha=16, use_rslora=False)"
@@ -379,7 +388,10 @@ def test_a_value_that_is_not_above_zero_is_named(study_cli, axolotl, keys):
 
 @pytest.mark.parametrize(
     ("model", "size"),
-    [("SmolLM2-360M", 3.6e8), ("Qwen2.5-7B-Instruct-1M", 7e9), ("stablelm-2-1_6b", 1.6e9)],
+    [
+        *(("SmolLM2-360M", 3.6e8), ("Qwen2.5-7B-Instruct-1M", 7e9)),
+        *(("stablelm-2-1_6b", 1.6e9), ("Mixtral-8x7B-v0.1", 5.6e10)),
+    ],
 )
 def test_a_name_tells_the_size(model, size):
     assert Setting(8, 16, "lora", "adamw", model=short_model(f"org/{model}")).size == size
