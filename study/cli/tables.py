@@ -153,7 +153,8 @@ def report(study_dir: Path, to: Path | None) -> None:
     found, page = write_report(study_dir, tables, usual, to)
     figure = str(usual / f"{found.figures[0]}.png") if found.figures else ""
     conclude(study_dir.name, found.asks, found.sentences, found.table, figure)
-    program = "study" if shutil.which("study") else sys.argv[0]
+    called = "python -m study" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
+    program = "study" if shutil.which("study") else called
     click.echo(f"# open in a browser: {page}")
     click.echo(f"{program} dashboard {study_dir}    # every layer, in a browser")
 

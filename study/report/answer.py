@@ -386,24 +386,34 @@ def _perplexity(found: Sequence[CurveFacts]) -> Iterator[str]:
     longest = max(curve.cells["steps"].max() for curve in own)
     own = [curve for curve in own if curve.cells["steps"].max() == longest]
     if len(own) > MOST_CURVES:
-        best = min(own, key=lambda curve: curve.losses[max(curve.losses)])
-        rank = max(best.losses)
+        rank = max(max(curve.losses) for curve in own)
+        best = min(own, key=lambda curve: curve.losses.get(rank, math.inf))
         yield (
             f"The lowest held-out perplexity at rank {rank:.0f}{_at_rate(best)} is that of "
             f"{best.rule} ({perplexities(best.losses[rank])[0]})."
         )
         return
-    base = next((c.base for c in own if math.isfinite(c.base)), math.nan)
-    before = f" ({perplexities(base)[0]} before training)" if math.isfinite(base) else ""
-    said = [f"under {curve.rule} it {_change_of_loss(curve)}" for curve in own]
-    yield f"Held-out perplexity{before}{_at_rate(own[0])}: {'; '.join(said)}."
-    tuned = [curve for curve in own if len(curve.best) > 1]
-    ends = [perplexities(c.best[min(c.best)], c.best[max(c.best)]) for c in tuned]
-    said = [f"{joined(texts)} under {c.rule}" for c, texts in zip(tuned, ends, strict=True)]
-    if said:
-        low, high = min(tuned[0].best), max(tuned[0].best)
+    bases, rates = [_before(curve) for curve in own], [_at_rate(curve) for curve in own]
+    base, rate = (each[0] if len(set(each)) == 1 else "" for each in (bases, rates))
+    said = [
+        f"under {curve.rule}{'' if rate else r} it {_change_of_loss(curve)}{'' if base else b}"
+        for curve, b, r in zip(own, bases, rates, strict=True)
+    ]
+    yield f"Held-out perplexity{base}{rate}: {'; '.join(said)}."
+    tuned: dict[tuple[float, float], list[str]] = {}
+    for curve in (curve for curve in own if len(curve.best) > 1):
+        low, high = min(curve.best), max(curve.best)
+        ends = perplexities(curve.best[low], curve.best[high])
+        tuned.setdefault((low, high), []).append(f"{joined(ends)} under {curve.rule}")
+    for (low, high), texts in tuned.items():
         ranks = f"rank {low:.0f} and rank {high:.0f}"
-        yield f"At the best of the tried rates, {ranks} have {joined(said)}."
+        yield f"At the best of the tried rates, {ranks} have {joined(texts)}."
+
+
+def _before(curve: CurveFacts) -> str:
+    """`` (30.5 before training)`` if that is known."""
+    known = math.isfinite(curve.base)
+    return f" ({perplexities(curve.base)[0]} before training)" if known else ""
 
 
 def _at_rate(curve: CurveFacts) -> str:
@@ -486,28 +496,34 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
 def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
     names, rows = _rule_names(fitted), fitted.to_dict("records")
     low, high = min(row["rank_min"] for row in rows), max(row["rank_max"] for row in rows)
-    ranks = count_noun(sum(map(math.isfinite, set(tables.cells["rank"]))), "rank")
-    where = settings(tables.cells.drop(columns="lr"))
-    head = f"Rank {high:.0f} against rank {low:.0f} ({ranks}; {where}): the best learning rate"
+    cells = tables.cells
+    whole = sum(map(math.isfinite, set(cells["rank"]))), cells["seed"].nunique()
+    where = f"{count_noun(whole[0], 'rank')}; {settings(cells.drop(columns='lr'))}"
+    head = f"Rank {high:.0f} against rank {low:.0f} ({where}): the best learning rate"
     if len(rows) > MOST_CURVES:
         ends = [min(rows, key=lambda row: row["exponent"]), max(rows, key=lambda r: r["exponent"])]
         least, most = (f"{_law(row)} under {names[rows.index(row)]}" for row in ends)
-        return f"{head} goes, of {len(rows)} rules and settings, between {least} and {most}."
+        return f"{head} goes as {least} to as {most}, of {len(rows)} rules and settings."
     laws = []
     for row, name in zip(rows, names, strict=True):
         numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
         factors = [(row["rank_max"] / row["rank_min"]) ** one for one in numbers]
-        law = "" if row["ranks"] == 2 else f", {_law(row)}"
-        is_whole = (row["rank_min"], row["rank_max"]) == (low, high)
-        own = "" if is_whole else f" from rank {row['rank_min']:.0f} to {row['rank_max']:.0f}"
+        law = "" if row["ranks"] == 2 else f" ({_law(row)})"
+        own = ""
+        if (row["ranks"], row["seeds"]) != whole:
+            span_ = f"{row['rank_min']:.0f} to {row['rank_max']:.0f}"
+            seeds = count_noun(row["seeds"], "seed")
+            own = f" ({count_noun(row['ranks'], 'rank')} from {span_}, {seeds})"
         verdict = _verdict(*factors) if row["seeds"] >= SEEDS_FOR_VERDICT else UNCLEAR
-        text = f"{change_text(verdict, factors[0])}{own} under {name}"
-        laws.append(f"{text} (×{interval_text(*factors)}{law})")
+        laws.append(f"{RATE_VERBS[verdict]} ×{interval_text(*factors)}{law} under {name}{own}")
     return f"{head} {joined(laws)}."
 
 
+RATE_VERBS = {RISES: "rises to", FALLS: "falls to", STABLE: "stays the same at", UNCLEAR: "is"}
+
+
 def _law(row: Any) -> str:
-    return f"r^{interval(row['exponent'], row['ci_low'], row['ci_high'])}"
+    return f"r^{interval_text(row['exponent'], row['ci_low'], row['ci_high'], 3)}"
 
 
 def _verdict(factor: float, low: float, high: float) -> str:
@@ -535,7 +551,7 @@ def rate_table(tables: StudyTables) -> Table:
     ranks = sorted(logs["rank"].unique())
     for row, own in zip(rows, groups(logs, OF_A_RULE), strict=True):
         of_rank = dict(iter(own.groupby("rank")))
-        by = row.exponent, row.ci_low, row.ci_high
+        exponent = interval_text(row.exponent, row.ci_low, row.ci_high, 3)
         body.append(
             {
                 "optimizer, rule": f"{label(str(row.optimizer))}, {rule_of_row(row, row.named)}",
@@ -543,7 +559,7 @@ def rate_table(tables: StudyTables) -> Table:
                     f"rank {r:.0f}": _marked_rate(of_rank[r]) if r in of_rank else "" for r in ranks
                 },
                 "change": factor_text((row.rank_max / row.rank_min) ** row.exponent),
-                "exponent": interval(*by) or "none",
+                "exponent": "none" if math.isnan(row.exponent) else exponent,
                 "theory": span(row.predicted_low, row.predicted_high) or "none",
                 "ρ": span(row.rho_min, row.rho_max),
             }

@@ -1,6 +1,7 @@
 """The answer says what the tables show, for any study, and no more."""
 
 import math
+import shutil
 from functools import partial
 
 import pytest
@@ -96,6 +97,28 @@ def test_of_many_rules_the_extremes_are_named(on_disk):
     assert "lowest held-out perplexity at rank 400 is that of rsLoRA (7.92)." in lines[1]
 
 
+def test_a_rule_that_broke_at_the_highest_rank_is_not_the_best_there(on_disk):
+    """It is the worst at the ranks that it has."""
+    end = lambda c: "diverged" if c["exponent"] == 0 and c["rank"] == 400 else "complete"  # noqa: E731
+    worse = lambda c: learns(c) + 0.05 * (c["exponent"] == 0)  # noqa: E731
+    lines = said(on_disk(rules=POWERS, final=worse, status=end))
+    assert "lowest held-out perplexity at rank 400 is that of rsLoRA (7.92)." in lines[-1]
+
+
+def test_each_setting_has_its_own_rate_and_each_rule_its_own_ranks(on_disk):
+    for name, best in (("sgd", 1e-4), ("adamw", 1e-2)):
+        loss = lambda c, best=best: learns(c) + 0.1 * math.log(c["lr"] / best) ** 2  # noqa: E731
+        folder = on_disk(lrs=(1e-4, 1e-3, 1e-2), final=loss, optimizer={"name": name})
+    for cell in load_tables(folder).cells.itertuples():
+        if (cell.scaling, cell.rank) in (("lora", 400), ("rslora", 4)):
+            shutil.rmtree(folder / "cells" / cell.cell_id)
+    *_, losses, first, second = said(folder)
+    assert "under LoRA (SGD) at learning rate 0.0001 it" in losses
+    assert "under LoRA (AdamW) at learning rate 0.01 it" in losses
+    assert "rates, rank 4 and rank 16 have 12.2 and 12.2 under LoRA" in first
+    assert "rates, rank 16 and rank 400 have" in second
+
+
 def test_settings_with_the_same_sentence_are_merged(on_disk):
     on_disk(outputs={"train": growing})
     [line, *_] = said(on_disk(outputs={"train": growing}, optimizer={"name": "signsgd"}))
@@ -145,7 +168,7 @@ def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk):
     head = "Rank 400 against rank 4 (3 ranks; known, pydoc, SGD, α = 16, "
     assert law.startswith(head)
     assert ": the best learning rate " in law
-    assert "is at 100 % under LoRA (×1.00 [0.17, 6.02], r^0.00 [-0.39, 0.39])" in law
+    assert "is ×1.00 [0.17, 6.02] (r^0.000 [-0.390, 0.390]) under LoRA" in law
     assert "at learning rate 0.001: under LoRA" in fixed
     assert "falls from 11.0 at rank 4 to 7.92" in fixed
     assert best.endswith("and 11.0 and 7.92 under rsLoRA.")
@@ -155,14 +178,14 @@ def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk):
 def test_two_ranks_have_a_change_and_no_law(on_disk):
     rates = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     [law, *_] = said(on_disk(lrs=rates, ranks=(4, 256), rules={"lora": 1.0}))
-    assert law.endswith("keeps its size (100 %) under LoRA (×1.00 [1.00, 1.00]).")
+    assert law.endswith("the best learning rate stays the same at ×1.00 [1.00, 1.00] under LoRA.")
 
 
 def test_a_rule_whose_best_rates_are_at_an_edge_is_not_known(on_disk):
     """The best rate is 1e-3. Under LoRA lower ones are better."""
     lower = lambda cell: cell["lr"] if cell["scaling"] == "lora" else learns_at(cell)  # noqa: E731
     law, unknown, *_ = said(on_disk(lrs=(1e-4, 1e-3, 1e-2), ranks=(4, 256), final=lower))
-    assert "under rsLoRA (" in law
+    assert "under rsLoRA" in law
     assert "under LoRA" not in law
     assert unknown.startswith(
         "Under LoRA, how the best learning rate changes with the rank is not "

@@ -115,7 +115,7 @@ def test_best_rates_have_an_exponent(on_disk, study_cli):
     lora, rslora = found.rows
     # Alignments were not recorded, so theory is the interval from r_align = 1 to r_align = D = 64.
     assert list(lora.values())[:-1] == [
-        *("SGD, LoRA, γ = α/r", "0.001", "0.001", "×1.00", "0.00 [0.00, 0.00]")
+        *("SGD, LoRA, γ = α/r", "0.001", "0.001", "×1.00", "0.000 [0.000, 0.000]")
     ]
     assert lora["theory"].startswith("1.0")
     assert rslora["theory"].startswith("0.0")
@@ -133,8 +133,8 @@ def test_each_alpha_has_its_own_best_rates():
     rates, none = pd.DataFrame(cells, index=range(len(rank))), pd.DataFrame()
     found = rate_table(StudyTables(none, none, none, rates=rates)).rows
     names = [f"AdamW, LoRA, γ = α/r, alpha={alpha}" for alpha in (4, 256)]
-    shown = [(row["optimizer, rule"], row["exponent"][:5], row["rank 64"]) for row in found]
-    assert shown == [(names[0], "0.00 ", "0.25"), (names[1], "-1.00", "6.1e-05")]
+    shown = [(row["optimizer, rule"], row["exponent"][:6], row["rank 64"]) for row in found]
+    assert shown == [(names[0], "0.000 ", "0.25"), (names[1], "-1.000", "6.1e-05")]
 
 
 def test_each_setting_has_a_name_in_the_table_of_losses():
