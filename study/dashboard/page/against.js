@@ -56,18 +56,15 @@ function drawFit(view) {
   const margin = marginFor(view.rules);
   const size = innerSize("layer-fit", margin);
   const ranks = distinct(all.map(dot => dot.rank)).sort((a, b) => a - b);
-  const range = withRoom(
-    all.map(dot => Math.log10(dot.value)),
-    0.06,
-    0.1,
-  );
+  const traces = found.map(({ rule, dots, line }) => line && fittedLine(rule, dots, line));
+  const heights = [...all.map(dot => dot.value), ...traces.flatMap(trace => trace?.y ?? [])];
+  const range = withRoom(heights.map(Math.log10), 0.06, 0.1);
   const data = [];
   const ends = [];
-  for (const { rule, dots, line } of found) {
-    if (line) {
-      const trace = fittedLine(rule, dots, line);
-      data.push(trace);
-      ends.push({ rule, y: Math.log10(trace.y[1]) });
+  for (const [n, { rule, dots }] of found.entries()) {
+    if (traces[n]) {
+      data.push(traces[n]);
+      ends.push({ rule, y: Math.log10(traces[n].y[1]) });
     }
     data.push({
       type: "scatter",

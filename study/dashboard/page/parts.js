@@ -89,7 +89,7 @@ const AXIS = () => ({
 
 /** A logarithmic axis from 10^low to 10^high. In a few decades it has 1, 2 and 5 of each. */
 function logAxis([low, high]) {
-  const few = high - low < 3 ? { dtick: "D2" } : {};
+  const few = high - low < 3 ? { dtick: high - low < 0.8 ? "D1" : "D2" } : {};
   return { ...AXIS(), type: "log", range: [low, high], nticks: 6, tickformat: "~g", ...few };
 }
 

@@ -16,6 +16,8 @@ function cellColumns(overview) {
   const own = ["rank", "scaling", "seed", "data_seed", "optimizer", "exponent"];
   const differing = overview.configuration.differ.filter(name => !own.includes(name));
   const several = Object.keys(overview.optimizers).length > 1;
+  const isEvaluated = overview.cells.some(cell => cell.curves.eval_loss.value.length);
+  const loss = isEvaluated ? "eval_loss" : "loss";
   return [
     ["status", cell => cell.status],
     ["rule", cell => names.get(cell.rule)],
@@ -24,7 +26,7 @@ function cellColumns(overview) {
     ...(several ? [["optimizer", cell => cell.optimizer]] : []),
     ...differing.map(name => [name, cell => cell[name]]),
     ["step", cell => cell.steps_done],
-    ["loss", cell => cell.curves.loss.value.at(-1) ?? null],
+    [`last ${overview.labels.curve[loss]}`, cell => cell.curves[loss].value.at(-1) ?? null],
     ["seconds", cell => cell.seconds],
     ["cell", cell => cell.cell_id],
     ["note", cell => cell.note],

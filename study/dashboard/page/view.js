@@ -67,20 +67,21 @@ class View {
     this.optimizers = Object.keys(this.overview.optimizers);
     this.optimizer = oneOf(this.optimizers, made.optimizer, cells[0].optimizer);
     const own = cells.filter(cell => cell.optimizer === this.optimizer);
-    this.settings = distinct(own.map(cell => cell.setting));
+    this.settings = distinct(own.map(cell => cell.setting)).sort(compare);
     const size = setting => own.filter(cell => cell.setting === setting).length;
     const largest = this.settings.reduce((most, one) => (size(one) > size(most) ? one : most));
     this.setting = oneOf(this.settings, made.setting, largest);
     return own.filter(cell => cell.setting === this.setting);
   }
 
-  /** The default is every rule with its own exponent; if there is none, the first two. */
+  /** The default is all of up to three rules; else those with an own exponent, or the first two. */
   chooseRules(made, cells) {
     this.allRules = this.overview.rules.filter(rule => cells.some(cell => cell.rule === rule.id));
     const wanted = (made.rules ?? "").split(",");
     const chosen = this.allRules.filter(rule => wanted.includes(rule.id));
     const named = this.allRules.filter(rule => rule.has_own_p);
-    const usual = named.length ? named : this.allRules.slice(0, 2);
+    const several = named.length ? named : this.allRules.slice(0, 2);
+    const usual = this.allRules.length <= 3 ? this.allRules : several;
     this.rules = chosen.length ? chosen : usual;
   }
 
