@@ -71,6 +71,7 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
     """A number of the best rates of a rule after some steps, over all ranks or some.
 
     - ``change``: ``3.6 times lower``, from the lowest to the highest rank;
+    - ``factor``: ``×1.09 [0.63, 1.90]``, the same by the fitted line;
     - ``spread``: ``1.12``, the largest over the smallest;
     - ``exponent``: ``0.079 [0.004, 0.153]``, as in the study's report;
     - ``bend``: ``1.07 [0.79, 1.35]``, that of the middle rank over the geometric mean of those of
@@ -89,6 +90,11 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
         case "change":
             factor, way = max((high / low, "higher"), (low / high, "lower"))
             return f"{factor:.1f} times {way}"
+        case "factor":
+            row = rate_transfer(own).iloc[0]
+            ratio = row["rank_max"] / row["rank_min"]
+            powers = [ratio ** row[name] for name in ("exponent", "ci_low", "ci_high")]
+            return f"×{interval_text(*powers)}"
         case "spread":
             return f"{best.max() / best.min():.2f}"
         case "exponent":
@@ -222,16 +228,20 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 def rate_law(of: str, rule: str = "all", steps: str = "256", study: str = STUDY) -> str:
     """A number of the law of equal outputs, fitted to the best rates of all rules and seeds.
 
-    ``r_sign``: ``11 [8, 15]``; of one rule at s = 1/2, and empty for two rates, which are fitted
-    exactly. ``s``. ``descents``, ``power``: how much worse these fit, in -2 log likelihood.
+    ``r_sign``: ``11 [8, 15]``; of one rule at s = 1/2. ``s``. ``descents``, ``power``: how much
+    worse these fit, in -2 log likelihood. Empty if no rate is left to tell the scatter.
     """
     rows = study_tables(study).rates.query(f"steps == {steps}").astype({"scaling": str})
     rows = rows[rows["scaling"].isin([*TITLES] if rule == "all" else [rule])]
     gammas = [setting_of(row).gamma for _, row in rows.iterrows()]
-    rows = rows.assign(group="all", log_lr=np.log(rows["best_lr"]), gamma=gammas)
-    if len(rows) < 3:
+    rows = rows.assign(log_lr=np.log(rows["best_lr"]), gamma=gammas)
+    # One row a rank: its seeds share the error of the grid. Any seed at an edge makes it a bound.
+    rows = rows.groupby(["scaling", "rank"], as_index=False)
+    rows = rows.agg({"log_lr": "mean", "gamma": "first", "edge": "max"}).assign(group="all")
+    start = [2.5, 0.5] if rule == "all" else [2.5]
+    if (rows["edge"] == "").sum() < len(start) + 2:
         return ""
-    found = fit_rates(rows, moved, [2.5, 0.5] if rule == "all" else [2.5])
+    found = fit_rates(rows, moved, start)
     if of in RIVALS:
         return f"{fit_rates(rows, *RIVALS[of]).cost - found.cost:.0f}"
     return f"{found.found[1]:.2f}" if of == "s" else r_sign_text(rows, found)
