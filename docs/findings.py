@@ -306,13 +306,14 @@ def failed() -> str:
 
 def decided() -> str:
     """How many identities and predictions were decided, alone and in primary tests."""
-    answers = [found for name in STUDIES for found, _ in primaries(name)]
+    answers = [one for name in STUDIES for one in primaries(name)]
     singles = [row for name in STUDIES for row in compared(name)]
     lines = []
     for is_identity, name in KINDS.items():
         own = [row for row in singles if row.expectation.is_identity == is_identity]
-        joint = [found for found in answers if found.is_identity == is_identity]
-        tests = f"Primary tests, one a study: {verdict_counts(joint)}."
+        joint = [one for one in answers if one[0].is_identity == is_identity]
+        late = f"{sum(is_late for _, is_late in joint)} of them stated after their cells had run"
+        tests = f"Primary tests, one a study ({late}): {verdict_counts(a for a, _ in joint)}."
         lines.append(f"**{name}**: {verdict_counts(own)}. {tests}")
     return bullets(lines)
 

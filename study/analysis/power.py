@@ -27,7 +27,7 @@ MOST_SEEDS = 50
 """Numbers of seeds that are considered."""
 OF_GRID = NORMAL + float(stats.norm.ppf((1 + POWER) / 2))
 """Without any scatter of seeds, the tolerance that :data:`POWER` needs, in standard errors."""
-SIMULATED = 400
+SIMULATED = 200
 """Studies that the power of a primary test is simulated with, for a number of seeds."""
 QUANTILES = (np.arange(400) + 0.5) / 400
 

@@ -281,7 +281,8 @@ def _of_settings(found: Sequence[CurveFacts]) -> Iterator[str]:
             settings_.setdefault(curve.setting, []).append(curve)
     said: dict[str, list[list[CurveFacts]]] = {}
     for own in settings_.values():
-        text = _extremes(own) if len(own) > MOST_CURVES else "; ".join(map(_of_rule, own))
+        rules = ". Under".join(f" {_of_rule(curve)}" for curve in own)
+        text = _extremes(own) if len(own) > MOST_CURVES else f"under{rules}"
         said.setdefault(text, []).append(own)
     for text, (first, *equal) in [*said.items()][:MOST_SETTINGS]:
         verb = "is" if len(equal) == 1 else "are"
@@ -302,7 +303,7 @@ def _setting(found: Sequence[CurveFacts]) -> str:
 
 
 def _of_rule(curve: CurveFacts) -> str:
-    """``under rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``."""
+    """``rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``."""
     unclear = [row for row in curve.last if row.verdict == UNCLEAR]
     clear = [f"the {r.noun} {change_text(r.verdict, r.factor)}" for r in curve.last]
     clear = [said for said, r in zip(clear, curve.last, strict=True) if r.verdict != UNCLEAR]
@@ -318,7 +319,7 @@ def _of_rule(curve: CurveFacts) -> str:
         if row.noun == GRADIENT_NORM.noun and row.is_first and row.verdict != UNCLEAR
         if row.verdict != verdicts[row.noun]
     ]
-    return f"under {curve.label} {', and '.join(parts)}"
+    return f"{curve.label} {'; '.join(parts)}"
 
 
 def _extremes(found: Sequence[CurveFacts]) -> str:

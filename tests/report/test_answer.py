@@ -50,7 +50,7 @@ def test_a_study_that_grows_and_learns_says_why(on_disk):
         "Rank 400 against rank 4 (3 ranks; known, pydoc, SGD, learning rate 0.001, α = 16, "
         "batch 2 × 48 tokens, 3 seeds, 200 steps), step 1: under LoRA the adapter output keeps its "
         "size (100 %), the gradient into the inputs keeps its size (100 %) and the gradient norm "
-        "shrinks to 10 %; under rsLoRA the adapter output grows 10 times, the gradient into the "
+        "shrinks to 10 %. Under rsLoRA the adapter output grows 10 times, the gradient into the "
         "inputs grows 10 times and the gradient norm keeps its size (100 %)."
     )
     assert losses == (
