@@ -104,8 +104,8 @@ def faster() -> str:
     whole, large = (rows.groupby("way")["seconds"].sum() for rows in (sweep, steps))
     ranks = ", ".join(map(str, sorted(set(steps["rank"]))))
     return (
-        f"- A rank sweep on SmolLM2 (ranks {min(sweep['rank'])} to {max(sweep['rank'])}, two rules) "
-        f"takes {whole[OURS]:.0f} s. PEFT takes "
+        f"- A rank sweep on SmolLM2 (ranks {min(sweep['rank'])} to {max(sweep['rank'])}, two "
+        f"rules) takes {whole[OURS]:.0f} s. PEFT takes "
         f"{whole['trainer'] / whole[OURS]:.2f}× as long with the Trainer and "
         f"{whole['loop'] / whole[OURS]:.2f}× as long in a tuned loop ({processor(sweep)}, two "
         f"threads).\n- With steps of 4096 tokens, the tuned loop takes "

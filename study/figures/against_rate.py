@@ -105,18 +105,19 @@ def _basins(
     settings_: int,
     over: str = "learning rate",
 ) -> Figure:
-    """Rows of panels with one y axis. ``cells`` have ``over`` as ``lr``. ``settings_``: in all."""
+    """Rows of panels, each with its y axis. ``cells`` have ``over`` as ``lr``. ``settings_``: of all
+    rows."""
     columns, shown = max(map(len, rows)), [sweep for row in rows for sweep, *_ in row]
     labels = [row[0][0].label if over == "learning rate" else "" for row in rows]
     size: dict[str, Any] = {"ratio": 0.33 * max(columns, 2), "labels": labels, "sharex": True}
     page, grid = style.panels([row[0][0] for row in rows], columns, **size)
     ids = set(pd.concat([sweep.cells["cell_id"] for sweep in shown]))
     page.set_label(settings(tables.cells[tables.cells["cell_id"].isin(ids)]))
-    low, high = zip(*(sweep.y_range for sweep in shown), strict=True)
     marks: set[str] = set()
     most = max(len(style.ranks_to_draw(sweep.ranks)) for sweep in shown)
     for panels, row in zip(grid, rows, strict=True):
         rates = sorted({rate for sweep, *_ in row for rate in sweep.rates})
+        low, high = zip(*(sweep.y_range for sweep, *_ in row), strict=True)
         for ax, (sweep, rule, heading) in style.each(panels, row):
             best = _best(sweep, rule, tables, cells)
             for row_, rank in enumerate(style.ranks_to_draw(sweep.ranks)):
