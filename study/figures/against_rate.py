@@ -105,8 +105,8 @@ def _basins(
     settings_: int,
     over: str = "learning rate",
 ) -> Figure:
-    """Rows of panels, each with its y axis. ``cells`` have ``over`` as ``lr``. ``settings_``: of all
-    rows."""
+    """Rows of panels, each with its y axis. ``cells`` have ``over`` as ``lr``. ``settings_``: how
+    many settings there are."""
     columns, shown = max(map(len, rows)), [sweep for row in rows for sweep, *_ in row]
     labels = [row[0][0].label if over == "learning rate" else "" for row in rows]
     size: dict[str, Any] = {"ratio": 0.33 * max(columns, 2), "labels": labels, "sharex": True}
