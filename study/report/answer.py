@@ -550,7 +550,8 @@ def rate_table(tables: StudyTables) -> Table:
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
     rows, body = row_list(transfer.assign(named=curve_settings(transfer))), []
     ranks = sorted(logs["rank"].unique())
-    for row, own in zip(rows, groups(logs, OF_A_RULE), strict=True):
+    pairs = zip(rows, groups(logs, OF_A_RULE), strict=True)
+    for row, own in sorted(pairs, key=lambda pair: (pair[0].scaling, pair[1]["steps"].iloc[0])):
         of_rank = dict(iter(own.groupby("rank")))
         exponent = interval_text(row.exponent, row.ci_low, row.ci_high, 3)
         body.append(
