@@ -514,7 +514,7 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
 @click.argument("new_config", type=PATH, metavar="[NEW]", required=False)
 @click.option("--rank", type=click.IntRange(1, MOST_RANK), help="The new rank; or the run's own.")
 @click.option("--rule", help="The new rule: lora, rslora, crossover or p.  [default: the same]")
-@click.option("--alpha", type=float, help="The new alpha.  [default: the same run at its own rank]")
+@click.option("--alpha", type=float, help="The new alpha.  [default: that of the run]")
 @click.option("--lr", type=float, help="The learning rate of the run.")
 @click.option("--optimizer", metavar="NAME", help="The optimizer of the run.")
 @click.option("--steps", type=click.IntRange(1, MOST_STEPS), help="The steps of the run.")

@@ -43,8 +43,8 @@ def fold(folder: Path, out: Path) -> None:
 @click.option("--served", metavar="NAME", help="The adapter's name on the server.")
 @click.option("--remote", is_flag=True, help="Ask a server on another machine too.")
 def serve_check(folder: Path, url: str | None, **options: Any) -> None:
-    """By what issues, changes and code of each server say. With --url, a server with the adapter is
-    asked for log-probabilities. PEFT's on this machine give the factor that the server uses.
+    """The sources are each server's issues, changes and code. With --url, a server with the adapter
+    is asked for log-probabilities. PEFT's on this machine give the factor that the server uses.
     """
     from study.integrations import serving
     from study.training.peft_format import read_adapter

@@ -57,7 +57,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
         "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
         "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
-        "fold": ("exchange", "Write a PEFT adapter so that every server multiplies alike."),
+        "fold": ("exchange", "Write a PEFT adapter with gamma folded into B, for any server."),
         "serve-check": ("exchange", "Print what each server multiplies a PEFT adapter by."),
         "archive": ("tables", "Write a study into one file per table, for a paper."),
     },

@@ -364,8 +364,8 @@ def size_table(found: Sequence[CurveFacts]) -> Table:
     return Table(
         filled(body),
         f"Changes from rank {low:.0f} to rank {high:.0f}. Bold: by more than {STABLE_RATIO:g} "
-        "times. Not bold: we cannot tell whether by more. *Keeps its size*: by less. ?: the "
-        f"seeds cannot tell. {TESTED}",
+        "times. Not bold: perhaps by less. *Keeps its size*: by less. ?: the seeds cannot tell. "
+        f"{TESTED}",
     )
 
 
@@ -583,8 +583,8 @@ RATE_NOTES = (
     "error that the grid of rates makes. < or >: at an edge of the rates tried for some seed. "
     "*Change*: by the fitted line, from the lowest to the highest rank inside the rates tried. "
     "*Theory* is the range between two rules: at every rank a step lowers the loss equally, or "
-    "moves the adapter output equally. Under a sign-like optimizer it reaches from "
-    "ρ = |ΔA x| / |A₀ x| far below 1 to half of that."
+    "moves the adapter output equally. Under Adam and its kin it reaches from the exponent while A "
+    "hardly moves (ρ = |ΔA x| / |A₀ x| far below 1) to half of it."
 )
 
 
