@@ -13,6 +13,7 @@ from study.analysis.advice import committed
 from study.analysis.fits import interval_columns
 from study.analysis.grouping import (
     CURVE_ID,
+    RULE,
     curve_columns,
     curve_labels,
     distinguishing,
@@ -86,7 +87,8 @@ def setting_columns(table: pd.DataFrame) -> list[str]:
     offered."""
     names = distinguishing(table, curve_columns(table))
     names = [name for name in names if name not in ("max_samples", "lr", "steps")]
-    return [*names, *(["passes"] if table["passes"].nunique() > 1 else [])]
+    rule = [name for name in RULE if table[name].nunique(dropna=False) > 1][:1]
+    return [*rule, *names, *(["passes"] if table["passes"].nunique() > 1 else [])]
 
 
 def capacity(tables: StudyTables) -> pd.DataFrame:
