@@ -156,6 +156,7 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
 def on_gradient(y: Tensor, hook: Callable[[Tensor], None]) -> None:
     """Call ``hook`` with the gradient of a layer's output, in the shape of ``y`` or of what it
     views. A hook of a view is not called if the model changes the view in place, as Falcon does."""
-    viewed = y._base
-    whole = y if viewed is None or viewed.numel() != y.numel() else viewed
+    whole = y._base
+    if whole is None or not whole.requires_grad or whole.numel() != y.numel():
+        whole = y
     whole.register_hook(hook)
