@@ -28,7 +28,7 @@ from study.store.files import cache_folder, make_folder
 from study.sweeps import signals
 from study.sweeps.cells import Cell
 from study.sweeps.packs import prepare
-from study.training.devices import choose_device, keep_freed_memory, release_memory
+from study.training.devices import choose_device, release_memory
 from study.training.loop import CellStep, train
 from study.training.sharding import ALONE, Order, Processes, count, group_of_orders
 
@@ -108,7 +108,6 @@ def _follow_pack(cells: Sequence[Cell]) -> None:
     with contextlib.ExitStack() as held:
         device = claim_device(config.device, lambda: False, held)
         assert device is not None
-        keep_freed_memory()
         world_here = world(device)
         pack = prepare(cells, device)
         base = load_base(config.model, CPU, config.precision)

@@ -25,7 +25,7 @@ from study.sweeps.packs import Pack, folds, prepare
 from study.sweeps.progress import Display, Outcome, must_stop
 from study.sweeps.record import Held, Recorder, record_of
 from study.tracking.runs import Tracker, tracker
-from study.training.devices import keep_freed_memory, release_memory
+from study.training.devices import release_memory
 from study.training.loop import train
 from study.training.sharding import Order, Processes
 
@@ -107,7 +107,6 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
     todo = [cell for cell in cells if not cell.done and not is_claimed(cell.folder)]
     if not todo or stop() or (device := worker.device(todo[0].config.device, stop)) is None:
         return Outcome(signum=signals.asked())
-    keep_freed_memory()
     world = processes.world(device)
     world.agreed(todo)
     pack = prepare(todo, device)

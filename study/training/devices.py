@@ -1,6 +1,5 @@
 """The device that a process trains on: its choice, its speed, and its memory."""
 
-import ctypes
 import platform
 import resource
 import sys
@@ -55,16 +54,3 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     known = {"mm": torch.mm, "a": a, "b": b}
     timer = Timer("mm(a, b)", globals=known, num_threads=torch.get_num_threads())
     return 2 * side**3 / timer.timeit(5).mean
-
-
-def keep_freed_memory() -> None:
-    """Keep freed blocks of up to 32 MiB for the next allocation; larger ones go back to the system.
-
-    Activations are a few MiB each, and glibc returns such blocks to the system at once. The next
-    operation then gets them page by page, zeroed by the kernel. For a norm or a SwiGLU this costs
-    three times the arithmetic, for a step of SmolLM2 about 7 %. It affects only glibc.
-    """
-    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt"):  # numbers of malloc.h
-        library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: glibc takes no larger one
-        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
