@@ -147,7 +147,8 @@ function endLabels(view, curves, { axis, visible, log, ranges, size }) {
     return share < 0 || share > 1 ? [] : [{ curve, at: share * size.height }];
   });
   const labelled = fewOf(ends, view.rank).sort((a, b) => a.at - b.at);
-  const heads = labelled.length && axis === "x" ? [endLabel("rank", axis, 0, -LABEL_HEIGHT - 2)] : [];
+  const isFirst = labelled.length && axis === "x";
+  const heads = isFirst ? [endLabel("rank", axis, 0, -LABEL_HEIGHT - 2)] : [];
   const places = movedApart(
     labelled.map(end => end.at),
     size.height,

@@ -74,7 +74,7 @@ class View {
     return own.filter(cell => cell.setting === this.setting);
   }
 
-  /** The default is all of up to three rules; else those with an own exponent, or the first two. */
+  /** The default is all of up to three rules; of more, those with an own exponent or two. */
   chooseRules(made, cells) {
     this.allRules = this.overview.rules.filter(rule => cells.some(cell => cell.rule === rule.id));
     const wanted = (made.rules ?? "").split(",");
