@@ -96,7 +96,7 @@ def test_report_and_figure_show_a_study_of_random_strings():
     assert {row["stored"] for row in answer_table(study).rows} >= {"8 %", "16 %", "63 %"}
     drawn = FIGURES["bits_stored"](study)
     assert problems(drawn) == []
-    assert "9.6 kbit offered" in {text.get_text() for text in drawn.axes[0].texts}
+    assert "9.6 kbit" in {text.get_text() for text in drawn.axes[0].texts}
 
 
 def falling(behind, tokens, seeds=2):
