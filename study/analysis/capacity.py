@@ -83,8 +83,8 @@ def best_stored(tables: StudyTables) -> pd.DataFrame:
 
 
 def setting_columns(table: pd.DataFrame) -> list[str]:
-    """The columns in which the settings of :func:`best_stored` differ, besides the strings
-    offered."""
+    """The columns in which the settings of :func:`best_stored` differ: the rule and others, but not
+    the strings offered."""
     names = distinguishing(table, curve_columns(table))
     names = [name for name in names if name not in ("max_samples", "lr", "steps")]
     rule = [name for name in RULE if table[name].nunique(dropna=False) > 1][:1]

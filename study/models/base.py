@@ -188,7 +188,7 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
 
 
 LEAK = 0.01
-"""What a sequence may change in the next one, over what rounding may change."""
+"""The most that a sequence may change the next one, as a share of what rounding may change."""
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def _separates_sequences(base: FrozenBase, relative: float) -> bool:
     ``relative`` to the largest, and do not depend on each other.
 
     If so, the model keeps the attention function that separates them; otherwise its own, as with
-    state-space layers or ALiBi. A short convolution mixes a few tokens, by less than rounding.
+    state-space layers or ALiBi. What a short convolution carries over can be less than rounding.
     """
     model: Any = base.model
     own = model.config._attn_implementation

@@ -281,8 +281,8 @@ def _of_settings(found: Sequence[CurveFacts]) -> Iterator[str]:
             settings_.setdefault(curve.setting, []).append(curve)
     said: dict[str, list[list[CurveFacts]]] = {}
     for own in settings_.values():
-        rules = ". Under".join(f" {_of_rule(curve)}" for curve in own)
-        text = _extremes(own) if len(own) > MOST_CURVES else f"under{rules}"
+        rules = "under " + ". Under ".join(map(_of_rule, own))
+        text = _extremes(own) if len(own) > MOST_CURVES else rules
         said.setdefault(text, []).append(own)
     for text, (first, *equal) in [*said.items()][:MOST_SETTINGS]:
         verb = "is" if len(equal) == 1 else "are"
@@ -510,17 +510,16 @@ def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
         numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
         factors = [(row["rank_max"] / row["rank_min"]) ** one for one in numbers]
         law = "" if row["ranks"] == 2 else f" ({_law(row)})"
-        own = ""
         if (row["ranks"], row["seeds"]) != whole:
-            span_ = f"{row['rank_min']:.0f} to {row['rank_max']:.0f}"
-            seeds = count_noun(row["seeds"], "seed")
-            own = f" ({count_noun(row['ranks'], 'rank')} from {span_}, {seeds})"
+            ranks, seeds = count_noun(row["ranks"], "rank"), count_noun(row["seeds"], "seed")
+            name += f" ({ranks} from {row['rank_min']:.0f} to {row['rank_max']:.0f}, {seeds})"
         verdict = _verdict(*factors) if row["seeds"] >= SEEDS_FOR_VERDICT else UNCLEAR
-        laws.append(f"{RATE_VERBS[verdict]} ×{interval_text(*factors)}{law} under {name}{own}")
+        laws.append(f"{RATE_VERBS[verdict]} ×{interval_text(*factors)}{law} under {name}")
     return f"{head} {joined(laws)}."
 
 
 RATE_VERBS = {RISES: "rises to", FALLS: "falls to", STABLE: "stays the same at", UNCLEAR: "is"}
+"""What a verdict says of the best rate of the highest rank, over that of the lowest."""
 
 
 def _law(row: Any) -> str:

@@ -69,6 +69,21 @@ def test_an_adapter_that_stored_nearly_all_bits_does_not_count():
     assert "is not known: two ranks must store more" in answer(bent)[0]
 
 
+def test_two_rules_are_two_settings():
+    one, other = tables(), tables()
+    other.cells["scaling"] = "rslora"
+    other.cells["cell_id"] = "rs" + other.cells["cell_id"]
+    for table in (other.metrics, other.probes):
+        table["cell_id"] = "rs" + table["cell_id"]
+    both = {
+        name: pd.concat([getattr(one, name), getattr(other, name)], ignore_index=True)
+        for name in ("cells", "metrics", "probes")
+    }
+    rows = answer_table(StudyTables(**both)).rows
+    assert {row["scaling"] for row in rows} == {"lora", "rslora"}
+    assert len(rows) == 2 * len(answer_table(one).rows)
+
+
 def test_another_tokenizer_needs_the_number_of_its_tokens():
     other = tables(tokens=16)
     assert stored_bits(other)["bits"].isna().all()

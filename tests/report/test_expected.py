@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from study.analysis import load_tables
-from study.analysis.expectations import Compared, compare
-from study.config.expectations import Expectation, read_entry
+from study.analysis.expectations import Compared, compare, judged
+from study.analysis.power import POWER, need_of_primary
+from study.config.expectations import Expectation, Primary, read_entry
 from study.report import as_markdown, report_of
 from study.report.expected import (
     expected_section,
@@ -22,6 +24,7 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.text import minus
+from study.vocabulary.verdicts import DIFFERS
 from tests.config.test_expectations import PRIMARY, SLOPE
 
 OnDisk = Callable[..., Path]
@@ -214,3 +217,18 @@ def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
     found = compare(wanted, replace(tables, distances=pd.DataFrame(rows)))
     assert found[0].measured == pytest.approx(-0.5, abs=1e-6)
     assert [row.verdict for row in found] == ["agrees", "differs", "not measured"]
+
+
+def test_the_seeds_of_a_primary_test_decide_as_often_as_asked() -> None:
+    """Theory is off by 0.2 at every row, and the pilot is large, so that its own error is small."""
+    draw, rows = np.random.default_rng(0), np.array([-0.5, -0.25, 0.0] * 2)
+    about: Any = {"what": "primary", "rows": ["exponent"], "source": "s", "refuted_by": "r"}
+    asked = Primary(**about, rival="x", rival_predicts=0.0, tolerance=0.1)
+
+    def study(seeds: int) -> Any:
+        noise = draw.normal(0, 0.07, (seeds, 1)) + draw.normal(0, 0.05, (seeds, 6))
+        return judged(asked, rows, rows - 0.3, rows + 0.2 + noise, np.zeros(6))
+
+    seeds = int(need_of_primary(study(1000)).as_pilot)
+    decided = [study(seeds).verdict == DIFFERS for _ in range(600)]
+    assert np.mean(decided) == pytest.approx(POWER, abs=0.08)
