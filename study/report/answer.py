@@ -288,8 +288,12 @@ def _of_settings(found: Sequence[CurveFacts]) -> Iterator[str]:
         verb = "is" if len(equal) == 1 else "are"
         same = f" {joined([one[0].beside for one in equal])} {verb} equal." if equal else ""
         yield f"{_setting(first)}: {text}.{same}"
-    if (more := len(said) - MOST_SETTINGS) > 0:
-        yield f"The table shows {count_noun(more, 'more setting')}."
+    yield from _more_settings(len(said) - MOST_SETTINGS)
+
+
+def _more_settings(left_out: int) -> Iterator[str]:
+    if left_out > 0:
+        yield f"The table shows {count_noun(left_out, 'more setting')}."
 
 
 def _setting(found: Sequence[CurveFacts]) -> str:
@@ -600,7 +604,7 @@ def _of_capacity(tables: StudyTables) -> Iterator[str]:
             f"than nothing and less than {100 * FULL:.0f} % of the bits offered (raise "
             "data.max_samples, or lower the ranks)."
         )
-    for row in row_list(found):
+    for row in row_list(found)[:MOST_CURVES]:
         words = [f"{name}={getattr(row, name)}" for name in names if name != "passes"]
         words += [f"{row.passes:g} passes over {row.offered:,.0f} bits"]
         about = "; ".join(filter(None, (", ".join(words), count_noun(row.seeds, "seed"), where)))
@@ -611,6 +615,7 @@ def _of_capacity(tables: StudyTables) -> Iterator[str]:
             f"bits a parameter ({about})."
         )
         where = ""
+    yield from _more_settings(len(found) - MOST_CURVES)
 
 
 def capacity_table(tables: StudyTables) -> Table:
