@@ -199,14 +199,14 @@ def fit_exponents(
 
 def _rows(grid: Grid, stat: str, lines: Lines, layers_GC: Ints) -> pd.DataFrame:
     """The lines of one site and stat, except those without a slope."""
-    at = group, column = np.nonzero(np.isfinite(lines.slope))
-    fitted = {name: values[at] for name, values in vars(lines).items()}
+    at = group, column = np.nonzero(np.isfinite(lines["slope"]))
+    fitted = {name: values[at] for name, values in lines.items()}
     slope, df = fitted.pop("slope"), fitted["df"]
     t_crit = t_critical(df)
     half_width = t_crit * fitted["se_slope"]
-    of_layers = np.full((3, *lines.slope.shape), np.nan)
+    of_layers = np.full((3, *lines["slope"].shape), np.nan)
     if grid.pools:
-        spread = quantiles(lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95])
+        spread = quantiles(lines["slope"][:, grid.pools[-1]], [0.05, 0.5, 0.95])
         of_layers[:, :, -len(POOLINGS)] = spread
     one_seed = np.where(fitted["seeds"] == 1, "ranks", "seeds").astype(object)
     return pd.DataFrame(

@@ -6,7 +6,6 @@ point. docs/intervals.md explains the sample unit, and how missing cells are fit
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,38 +67,21 @@ def _model(there_SR: Mask, x_R: Floats) -> tuple[Mask, Mask, Floats]:
     return used_SR, block_SR, terms @ np.linalg.pinv(terms[used_SR.ravel()])
 
 
-@dataclass(frozen=True)
-class Lines:
-    """A line per group and column, all ``[G, C]``.
+Lines: TypeAlias = dict[str, npt.NDArray[Any]]
+"""A line per group and column, all ``[G, C]``, by name:
 
-    - ``log stat = log_stat_mean + slope * (log rank - log_rank_mean)``, natural logarithms;
-      ``slope`` is NaN for fewer than two ranks;
-    - ``se_*``, ``cov``: the standard errors of the two coefficients and their covariance; NaN, with
-      a ``df`` of 0, without an interval;
-    - ``curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit; NaN for fewer than
-      three ranks. Its standard error over seeds is NaN with one seed or too many missing cells;
-    - ``slope_low``, ``slope_high``: between the two lowest and between the two highest ranks;
-    - ``p_skew``: of the test that the slopes of seeds are not skewed (D'Agostino 1970); NaN for
-      fewer than :data:`SEEDS_FOR_SKEW` seeds.
-    """
-
-    slope: Floats
-    log_rank_mean: Floats
-    log_stat_mean: Floats
-    se_slope: Floats
-    se_mean: Floats
-    cov: Floats
-    df: Ints
-    seeds: Ints
-    ranks: Ints
-    points: Ints
-    rank_min: Floats
-    rank_max: Floats
-    curvature: Floats
-    se_curvature: Floats
-    slope_low: Floats
-    slope_high: Floats
-    p_skew: Floats
+- ``log stat = log_stat_mean + slope * (log rank - log_rank_mean)``, natural logarithms; ``slope``
+  is NaN for fewer than two ranks;
+- ``se_slope``, ``se_mean``, ``cov``: the standard errors of the two coefficients and their
+  covariance; NaN, with a ``df`` of 0, without an interval;
+- ``seeds``, ``ranks``, ``points``, ``rank_min``, ``rank_max``: those of the group;
+- ``curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit; NaN for fewer than three
+  ranks. ``se_curvature``, its standard error over seeds, is NaN with one seed or too many missing
+  cells;
+- ``slope_low``, ``slope_high``: between the two lowest and between the two highest ranks;
+- ``p_skew``: of the test that the slopes of seeds are not skewed (D'Agostino 1970); NaN for fewer
+  than :data:`SEEDS_FOR_SKEW` seeds.
+"""
 
 
 def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
@@ -135,10 +117,10 @@ def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
         found[name] = np.where(df > 0, found[name], np.nan)
     for name in ("curvature", "se_curvature"):
         found[name] = np.where(ranks >= RANKS_FOR_INTERVAL, found[name], np.nan)
-    return Lines(**found, df=df)
+    return found | {"df": df}
 
 
-def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDArray[Any]]:
+def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> Lines:
     """The line of each seed about its own centre, ``[G, S, C]`` or ``[G, S, 1]``. ``q``: x^2 less
     its projection on 1 and x."""
     there = there_GSRC
@@ -163,7 +145,7 @@ def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.
     return found | {"rss": (dy * dy).sum(axis=2), "curvature": curvature}
 
 
-def _mean_lines(own: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def _mean_lines(own: Lines) -> Lines:
     """The mean over the seeds of each group. They have the same ranks, so the same centre."""
     used = own["points"] >= 2
 
@@ -191,7 +173,7 @@ def _mean_lines(own: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[An
     }
 
 
-def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDArray[Any]]:
+def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> Lines:
     """The number of ranks of each group, the lowest and the highest, and the slope of the mean over
     seeds between the two ranks at each end."""
     seeds_GRC = there_GSRC.sum(axis=1)

@@ -240,7 +240,7 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
         return nothing | {"interval": "none", "seeds": 0, "ranks": 0}
     best = inside.pivot(index="seed", columns="rank", values="best_lr")
     lines = fit_lines(best.columns, np.log(best.to_numpy(float))[None, :, :, None])
-    fit = {name: values[0, 0] for name, values in vars(lines).items()}
+    fit = {name: values[0, 0] for name, values in lines.items()}
     slope, df, seeds = float(fit["slope"]), float(fit["df"]), int(fit["seeds"])
     of_grid = 0.0
     if seeds > 1:  # with one seed, the scatter of the ranks contains the error of the grid

@@ -81,7 +81,9 @@ def assert_covers(covered: Any, what: str) -> None:
 )
 def test_the_interval_of_a_slope_covers_19_times_in_20(changes: dict[str, Any]) -> None:
     fit = lines(-0.5, studies=2_000, **changes)
-    assert_covers(np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope, str(changes))
+    assert_covers(
+        np.abs(fit["slope"] + 0.5) < t_critical(fit["df"]) * fit["se_slope"], str(changes)
+    )
 
 
 @pytest.mark.parametrize(("seeds", "decided", "least"), [(3, 0.96, 0.90), (5, 0.99, 0.92)])
@@ -91,20 +93,20 @@ def test_ten_per_cent_of_the_cells_may_be_missing(seeds: int, decided: float, le
     how = {"studies": 2_000, "seeds": seeds, "missing": 0.1, "noise": 0.05}
     for bend in (0.0, 0.05):
         fit = lines(-0.5, tilt=0.02, bend=bend, **how)
-        covered = np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope
-        is_decided = fit.seeds >= 3
+        covered = np.abs(fit["slope"] + 0.5) < t_critical(fit["df"]) * fit["se_slope"]
+        is_decided = fit["seeds"] >= 3
         share = covered[is_decided].mean()
         assert is_decided.mean() > decided
         assert (least if bend else 0.935) < share < 0.97
-        false = np.abs(fit.curvature - bend) >= t_critical(fit.df) * fit.se_curvature
-        assert false[np.isfinite(fit.se_curvature)].mean() < 0.10
+        false = np.abs(fit["curvature"] - bend) >= t_critical(fit["df"]) * fit["se_curvature"]
+        assert false[np.isfinite(fit["se_curvature"])].mean() < 0.10
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_skewed_seeds_are_covered_less_as_the_caveat_says(seeds: int) -> None:
     """Exponential slopes: 88 % instead of 95 %, and 11 % of the words *stable* at the margin."""
     fit = lines(-0.5, studies=2_000, seeds=seeds, tilt=0.05, noise=0.005, skewed=True)
-    share = (np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope).mean()
+    share = (np.abs(fit["slope"] + 0.5) < t_critical(fit["df"]) * fit["se_slope"]).mean()
     how = {"studies": 2_000, "seeds": seeds, "tilt": 0.3 * MARGIN, "noise": 1e-3}
     stable = (words([MARGIN], skewed=True, **how) == "keeps its size").mean()
     assert 0.86 < share < 0.90
@@ -278,7 +280,7 @@ def words(truth: Sequence[float], *, studies: int, **how: Any) -> np.ndarray:
     """
     rows = len(truth)
     fit = lines(np.tile(truth, studies), studies=studies * rows, **how)
-    table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
+    table = pd.DataFrame({name: values[0] for name, values in fit.items()})
     table = table.rename(columns={"slope": "exponent"}).assign(batch="train")
     keys = ["site", "stat", "kind", "layer", "step"]
     if rows <= 5:
@@ -323,7 +325,7 @@ def test_a_family_rarely_has_a_false_word(name: str, tilt: float, rows: int) -> 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> None:
     fit = lines(0.3, studies=2_000, seeds=seeds, noise=0.05)
-    table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
+    table = pd.DataFrame({name: values[0] for name, values in fit.items()})
     table = table.rename(columns={"slope": "exponent"})
     place = {"curve_id": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
     place |= {"kind": "all", "layer": "mean_log", "step": 0}

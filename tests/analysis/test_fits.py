@@ -19,35 +19,35 @@ def test_one_seed_is_the_textbook_regression():
     fit = fit_lines(RANKS, y[None, None])
     for column in range(40):
         line = stats.linregress(X, y[:, column])
-        assert fit.slope[0, column] == pytest.approx(line.slope, abs=1e-12)
-        assert fit.se_slope[0, column] == pytest.approx(line.stderr, rel=1e-10)
+        assert fit["slope"][0, column] == pytest.approx(line.slope, abs=1e-12)
+        assert fit["se_slope"][0, column] == pytest.approx(line.stderr, rel=1e-10)
         # At log rank 0 the band's half-width is the intercept's.
         se = np.hypot(
-            fit.se_mean[0, column], fit.log_rank_mean[0, column] * fit.se_slope[0, column]
+            fit["se_mean"][0, column], fit["log_rank_mean"][0, column] * fit["se_slope"][0, column]
         )
         assert se == pytest.approx(line.intercept_stderr, rel=1e-10)
-    assert (fit.df == 3).all()
-    assert (fit.cov == 0).all()
+    assert (fit["df"] == 3).all()
+    assert (fit["cov"] == 0).all()
 
 
 def test_seeds_are_the_sample():
     rng = np.random.default_rng(2)
     y = rng.standard_normal((5, 5, 20))
     fit = fit_lines(RANKS, y[None])
-    half_width = t_critical(fit.df) * fit.se_slope
+    half_width = t_critical(fit["df"]) * fit["se_slope"]
     for column in range(20):
         lines = [stats.linregress(X, own[:, column]) for own in y]
         slopes = [line.slope for line in lines]
         low, high = stats.ttest_1samp(slopes, 0.0).confidence_interval(0.95)
-        assert fit.slope[0, column] == pytest.approx(np.mean(slopes), abs=1e-12)
-        assert fit.slope[0, column] - half_width[0, column] == pytest.approx(low, abs=1e-10)
-        assert fit.slope[0, column] + half_width[0, column] == pytest.approx(high, abs=1e-10)
+        assert fit["slope"][0, column] == pytest.approx(np.mean(slopes), abs=1e-12)
+        assert fit["slope"][0, column] - half_width[0, column] == pytest.approx(low, abs=1e-10)
+        assert fit["slope"][0, column] + half_width[0, column] == pytest.approx(high, abs=1e-10)
 
         row = {
             name: getattr(fit, name)[0, column]
             for name in ("log_rank_mean", "log_stat_mean", "se_mean", "se_slope", "cov")
         }
-        row |= {"exponent": fit.slope[0, column], "t_crit": t_critical(4)[()]}
+        row |= {"exponent": fit["slope"][0, column], "t_crit": t_critical(4)[()]}
         at = np.array([1.0, 100.0, 1e5])
         values = np.array([line.intercept + line.slope * np.log(at) for line in lines])
         band = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
@@ -61,10 +61,10 @@ def test_one_seed_at_two_ranks_has_a_slope_and_no_interval_and_at_one_rank_has_n
     y = X[:2, None] * np.array([[0.5, 0.5]])
     y[1, 1] = np.nan
     fit = fit_lines(RANKS[:2], y[None, None])
-    assert fit.slope[0, 0] == pytest.approx(0.5)
-    assert np.isnan(fit.se_slope[0, 0])
-    assert (fit.df == 0).all()
-    assert np.isnan(fit.slope[0, 1])
+    assert fit["slope"][0, 0] == pytest.approx(0.5)
+    assert np.isnan(fit["se_slope"][0, 0])
+    assert (fit["df"] == 0).all()
+    assert np.isnan(fit["slope"][0, 1])
     assert np.isnan(t_critical(0))
 
 
@@ -74,11 +74,11 @@ def test_curvature_and_the_slopes_at_the_ends():
     y = rng.standard_normal((4, 5, 10))
     fit = fit_lines(RANKS, y[None])
     curvature = np.array([np.polyfit(X, own, 2)[0] for own in y])
-    np.testing.assert_allclose(fit.curvature[0], curvature.mean(axis=0), rtol=1e-8)
-    np.testing.assert_allclose(fit.se_curvature[0], stats.sem(curvature, axis=0), rtol=1e-8)
+    np.testing.assert_allclose(fit["curvature"][0], curvature.mean(axis=0), rtol=1e-8)
+    np.testing.assert_allclose(fit["se_curvature"][0], stats.sem(curvature, axis=0), rtol=1e-8)
     mean = y.mean(axis=0)
-    np.testing.assert_allclose(fit.slope_low[0], (mean[1] - mean[0]) / np.log(4))
-    np.testing.assert_allclose(fit.slope_high[0], (mean[4] - mean[3]) / np.log(4))
+    np.testing.assert_allclose(fit["slope_low"][0], (mean[1] - mean[0]) / np.log(4))
+    np.testing.assert_allclose(fit["slope_high"][0], (mean[4] - mean[3]) / np.log(4))
 
 
 def test_missing_cells_do_not_change_the_lines_of_an_additive_curve():
@@ -118,6 +118,6 @@ def test_which_seeds_and_ranks_count(there, seeds, ranks):
     y[[[not has >> n & 1 for n in range(5)] for has in there]] = np.nan
     fit = fit_lines(RANKS, y[None, :, :, None])
     if seeds:
-        assert (fit.seeds, fit.ranks) == (seeds, ranks)
+        assert (fit["seeds"], fit["ranks"]) == (seeds, ranks)
     else:
-        assert np.isnan(fit.slope).all()
+        assert np.isnan(fit["slope"]).all()
