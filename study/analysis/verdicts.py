@@ -132,17 +132,13 @@ def _tail(distance: Floats, se: npt.ArrayLike, df: npt.ArrayLike) -> Floats:
 def holm(p_values: npt.ArrayLike, group: npt.ArrayLike | None = None) -> Floats:
     """Holm's step-down adjusted p-values (Holm 1979) within each ``group``, a label per p-value. So
     any false claim at 5 % has a probability of at most 5 %, under any dependence."""
-    p = np.asarray(p_values, float)
-    label = np.zeros(p.shape, np.intp) if group is None else np.asarray(group)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.lexsort((p[tested], label[tested]))]
-    label, p_sorted = label[order], p[order]
-    start = np.flatnonzero(np.r_[True, label[1:] != label[:-1]][: len(label)])
-    size = np.diff(np.append(start, len(label)))
-    left = np.repeat(start + size, size) - np.arange(len(label))  # m, m - 1, ..., 1 in every group
-    adjusted = np.full(p.shape, np.nan)
-    adjusted[order] = pd.Series(np.minimum(left * p_sorted, 1.0)).groupby(label).cummax()
-    return adjusted
+    p = pd.Series(np.asarray(p_values, float))
+    label = pd.Series(np.zeros(len(p)) if group is None else np.asarray(group))
+    tested = p[np.isfinite(p)].sort_values()
+    own = tested.groupby(label)
+    left = own.transform("size") - own.cumcount()  # m, m - 1, ..., 1 in every group
+    adjusted = (left * tested).clip(upper=1.0).groupby(label).cummax()
+    return adjusted.reindex(p.index).to_numpy(float)
 
 
 def moderated(variance: npt.ArrayLike, df: npt.ArrayLike) -> tuple[Floats, Floats]:
