@@ -27,8 +27,6 @@ SHORT_LINES: dict[str, Any] = {
     "markersize": 8,
     "markeredgewidth": 1.1,
 }
-Fits = dict[tuple[DrawnRule, str], pd.DataFrame]
-"""By rule and name of quantity: the fits, one row per step."""
 SETTING_LOOKS = [{"color": colour, "marker": marker} for colour, marker in style.QUANTITY_LOOKS]
 MARKER: dict[str, Any] = {"markersize": 3.4, "linestyle": "none"}
 LINE, APART, BELOW = 0.34, 0.09, 0.45  # inches: a line at least, between settings, below a panel
@@ -50,8 +48,8 @@ def exponents_over_training(tables: Tables) -> Figure:
     drawn, left_out = holding(
         tables.cells, lambda family: _fits(family, tables.exponents), absent, rules=MOST_RULES
     )
-    there = {name for rows in drawn.values() for _, name in rows}
-    quantities = [quantity for quantity in PRIMARY if quantity.name in there]
+    every = pd.concat(drawn.values())
+    quantities = [quantity for quantity in PRIMARY if quantity.name in set(every["quantity"])]
 
     columns = len(quantities)
     ratio = 0.95 * columns / 4  # the height does not depend on the number of columns
@@ -60,18 +58,13 @@ def exponents_over_training(tables: Tables) -> Figure:
     beside = sorted({rule for family in drawn for rule in family.rules[:MOST_RULES]})
     looks = {rule: style.look(rule, beside) | OPEN for rule in beside}
     for panels, (family, rows) in zip(grid, drawn.items(), strict=True):
-        steps = np.concatenate([fit["step"].to_numpy(int) for fit in rows.values()])
         for ax, quantity in zip(panels, quantities, strict=True):
-            here = {rule: fit for (rule, name), fit in rows.items() if name == quantity.name}
-            _draw(ax, family.finite_ranks, here, looks)
+            _draw(ax, family.finite_ranks, rows[rows["quantity"] == quantity.name], looks)
             ax.set_title(f"{quantity.noun}\n{quantity.symbol}", linespacing=1.2)
-            style.step_axis(ax, steps)
+            style.step_axis(ax, rows["step"].to_numpy(int))
         style.y_axis(panels, "scaling exponent", "with rank")
     style.legend(page, {style.name(rule): look for rule, look in looks.items()})
-    every = pd.concat(
-        [fit.assign(name=name) for rows in drawn.values() for (_, name), fit in rows.items()]
-    )
-    heldout = set(every.loc[every["batch"] == HELDOUT, "name"])
+    heldout = set(every.loc[every["batch"] == HELDOUT, "quantity"])
     nouns = " and ".join(quantity.noun for quantity in PRIMARY if quantity.name in heldout)
     return style.finish(
         page,
@@ -85,31 +78,31 @@ def exponents_over_training(tables: Tables) -> Figure:
     )
 
 
-def _fits(family: Family, exponents: pd.DataFrame) -> Fits:
-    """The fits of every quantity that some rule has at two steps."""
-    found: Fits = {}
+def _fits(family: Family, exponents: pd.DataFrame) -> pd.DataFrame:
+    """The fits of every quantity that some rule has at two steps, with its ``quantity``
+    and ``rule``."""
+    found = [exponents.iloc[:0]]
     for quantity in PRIMARY:
-        rows = rows_of_condition(quantity, exponents)
-        by_rule = {rule: rows_of(rows, family, rule) for rule in family.rules[:MOST_RULES]}
-        if any(len(one) > 1 for one in by_rule.values()):
-            found |= {
-                (rule, quantity.name): one.sort_values("step")
-                for rule, one in by_rule.items()
-                if len(one)
-            }
-    return found
+        rows = rows_of_condition(quantity, exponents).assign(quantity=quantity.name)
+        by_rule = [
+            rows_of(rows, family, rule).assign(rule=rule) for rule in family.rules[:MOST_RULES]
+        ]
+        if max(map(len, by_rule)) > 1:
+            found += by_rule
+    return pd.concat(found).sort_values("step")
 
 
 def _draw(
     ax: Axes,
     ranks: list[float],
-    rows: Mapping[DrawnRule, pd.DataFrame],
+    rows: pd.DataFrame,
     looks: Mapping[DrawnRule, Mapping[str, Any]],
 ) -> None:
     margin = np.log(STABLE_RATIO) / np.log(ranks[-1] / ranks[0])
     ax.axhspan(-margin, margin, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0, gid="level")
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1)
-    for rule, fit in rows.items():
+    by_rule: Any = rows.groupby("rule")
+    for rule, fit in by_rule:
         who, look = style.gid(rule), looks[rule]
         step, ends = fit["step"], (fit["ci_low"], fit["ci_high"])
         style.band(ax, step, *ends, look["color"], f"band {who}", zorder=2)
