@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from study.figures import style
 from study.figures.captions import CI, EXPONENT, on_batch, plain
@@ -192,10 +192,8 @@ def _p_axis(ax: Axes, lines: Sequence[Line]) -> None:
         ps = [float(p) for p in np.arange(-2, 3, 0.25) if low <= p <= high]
     others = [p for p in ps if all(abs(p - other) > 0.2 for other in named)]
     ax.xaxis.set_major_locator(FixedLocator(sorted({*others, *named})))
-    ax.xaxis.set_major_formatter(
-        # Unnamed ticks get an empty second line, or their numbers would sit lower than the others.
-        FuncFormatter(lambda p, _: f"{p:.4g}\n{named.get(round(p, 9), ' ')}")
-    )
+    # Unnamed ticks get an empty second line, or their numbers would sit lower than the others.
+    ax.xaxis.set_major_formatter(lambda p, _: f"{p:.4g}\n{named.get(round(p, 9), ' ')}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set_xlabel(r"$p$ of $\gamma = \alpha\, r^{-p}$")

@@ -21,21 +21,13 @@ from typing import Any, NamedTuple, TypeVar
 import matplotlib.style
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogFormatterSciNotation,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-)
 from scipy.optimize import isotonic_regression
 from tueplots import axes, bundles
 
@@ -371,7 +363,7 @@ def y_axis(
     else:
         # Matplotlib's own default reads the size of labels from the rcParams at every draw.
         panels[0].yaxis.set_major_locator(
-            MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=FEWEST_TICKS)
+            ticker.MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=FEWEST_TICKS)
         )
 
 
@@ -428,10 +420,10 @@ def _trained_axis(
             labelled.append(value)
     if values[-1] not in labelled and len(labelled) > FEWEST_TICKS:
         labelled[-1] = values[-1]  # the highest rather than the one before it
-    ax.xaxis.set_major_locator(FixedLocator(labelled))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: name_of(value)))
-    ax.xaxis.set_minor_locator(FixedLocator([one for one in values if one not in labelled]))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(ticker.FixedLocator(labelled))
+    ax.xaxis.set_major_formatter(lambda value, _: name_of(value))
+    ax.xaxis.set_minor_locator(ticker.FixedLocator([one for one in values if one not in labelled]))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.set_xlim(values[0] * math.exp(-0.06 * span), values[-1] * math.exp(0.06 * span))
 
 
@@ -440,12 +432,12 @@ def log_ticks(axis: Axis, ends: tuple[float, float]) -> None:
     low, high = ends
     decades = math.log10(high / low)
     subs = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.3 else (1.0, 2.0, 5.0)
-    logs = LogLocator(subs=subs, numticks=7)
-    axis.set_major_locator(logs if decades > 0.6 else MaxNLocator(4))
+    logs = ticker.LogLocator(subs=subs, numticks=7)
+    axis.set_major_locator(logs if decades > 0.6 else ticker.MaxNLocator(4))
     short = low >= 1e-4 and high <= 1e4
-    powers = LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf))
-    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}") if short else powers)
-    axis.set_minor_locator(NullLocator())
+    powers = ticker.LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf))
+    axis.set_major_formatter((lambda tick, _: f"{tick:g}") if short else powers)
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
@@ -454,10 +446,10 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.set_xlabel("optimizer step")
     last = max(int(steps.max()), 1)
     if last <= 64 or np.median(np.unique(steps)) > last / 4:
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         return
     ax.set_xscale("symlog", linthresh=1, linscale=0.3)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
+    ax.xaxis.set_major_formatter(lambda step, _: f"{step:g}")
     ax.set_xlim(-0.1, last * 1.15)
 
 
