@@ -40,12 +40,10 @@ _MODULES = {
 }
 """The module of each figure. A figure has the name of its function and of its file."""
 
-FIGURES: dict[str, Callable[[Tables], Figure]] = {}
+FIGURES: dict[str, Callable[[Tables], Figure]] = {
+    name: getattr(import_module(f"{__name__}.{module}"), name) for name, module in _MODULES.items()
+}
 """Every figure, in the order of a report. Each raises :class:`Absent` if its data are missing."""
-FIGURES.update(
-    (name, getattr(import_module(f"{__name__}.{module}"), name))
-    for name, module in _MODULES.items()
-)
 
 _log = logging.getLogger(__name__)
 

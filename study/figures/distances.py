@@ -46,8 +46,8 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
     Reads ``tables.distances`` (cell_id, rank, scaling, seed, step, layer, kind, measure, distance).
     A row of panels per setting and step, a column per measure.
     """
-    table = getattr(tables, "distances", pd.DataFrame())
-    if len(table) == 0:
+    table = tables.distances
+    if table.empty:
         raise Absent(
             "no distances to infinite rank in the tables: run study distances RESULTS/NAME"
         )

@@ -185,10 +185,9 @@ def truncated_losses(tables: Tables) -> Figure:
     the panels. Lines are means over seeds.
     """
     absent = "no truncations in the tables: train with probes.truncations=log"
-    rows = getattr(tables, "truncations", pd.DataFrame())
-    if len(rows) == 0:
+    if tables.truncations.empty:
         raise Absent(absent)
-    rows = rows.astype({"cell_id": str})
+    rows = tables.truncations.astype({"cell_id": str})
     cells = tables.cells[tables.cells["status"] == "complete"].astype({"cell_id": str})
     cells = cells[cells["cell_id"].isin(set(rows["cell_id"]))].reset_index(drop=True)
 
