@@ -31,14 +31,6 @@ class Measured(NamedTuple):
     batch: str
 
 
-class Tile(NamedTuple):
-    """A tile on the page. The whole model is the layer ``model`` of block -1."""
-
-    name: str
-    block: int
-    kind: str
-
-
 class Values:
     """The probed values of studies and their exponents, by the study's prefix; all layers; each
     cell's steps."""
@@ -57,11 +49,8 @@ class Values:
     def layers_of(self, prefix: str) -> list[dict[str, Any]]:
         """The layers of one study, each with the ``index`` of its values."""
         own = set(self._probes[prefix]["layer"]) if prefix in self._probes else set()
-        return [
-            {"index": index, **layer._asdict()}
-            for index, layer in enumerate(self.layers)
-            if layer.name in own or layer.name == MODEL_WIDE
-        ]
+        here = self.layers["name"].isin({*own, MODEL_WIDE})
+        return self.layers[here].reset_index(names="index").to_dict("records")
 
     def measured(self, prefix: str | None = None) -> list[Measured]:
         """Quantities that some cell measured (with ``prefix``: of one study).
@@ -101,7 +90,7 @@ class Values:
     def _lines(self, quantity: Measured) -> dict[str, dict[int, dict[str, list[Any]]]]:
         """By curve, step and row: exponent, ends of its interval, seeds and ranks. The row is the
         index of a layer, or the kind of the layers whose mean log it is."""
-        place_of = {layer.name: str(place) for place, layer in enumerate(self.layers)}
+        place_of = {name: str(place) for place, name in self.layers["name"].items()}
         found: dict[str, dict[int, dict[str, list[Any]]]] = {}
         for prefix, table in self._exponents.items():
             own = table[(table[list(quantity._fields)] == [*quantity]).all(axis=1)]
@@ -120,7 +109,7 @@ class Values:
 
     def _cells(self, quantity: Measured) -> Iterator[tuple[str, Any, Any, Any]]:
         """By cell: its key, its steps, a number per step and layer, and whether it is missing."""
-        place_of = {layer.name: place for place, layer in enumerate(self.layers)}
+        place_of = {name: place for place, name in self.layers["name"].items()}
         found: dict[str, list[npt.NDArray[Any]]] = {}
         for prefix, table in self._probes.items():
             here = (table["site"] == quantity.site) & (table["batch"] == quantity.batch)
@@ -145,13 +134,15 @@ class Values:
             yield key, steps, values_SW, missing_SW
 
 
-def _layers(tables: Iterable[pd.DataFrame]) -> list[Tile]:
-    """The layers of probe tables, each once. The whole model comes first."""
-    found = {MODEL_WIDE: Tile(MODEL_WIDE, -1, MODEL_WIDE)}
+def _layers(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The layers of probe tables, each once: ``name``, ``block`` and ``kind``. The whole model, the
+    layer ``model`` of block -1, comes first."""
+    parts = [pd.DataFrame({"layer": [MODEL_WIDE], "block": [-1], "kind": [MODEL_WIDE]})]
     for table in tables:
-        for name, block, kind in table[["layer", "block", "kind"]].drop_duplicates().values:
-            found.setdefault(str(name), Tile(str(name), int(block), str(kind)))
-    return list(found.values())
+        layers = table[["layer", "block", "kind"]].drop_duplicates("layer")
+        parts.append(layers.astype({"layer": str, "block": int, "kind": str}))
+    found = pd.concat(parts).drop_duplicates("layer", ignore_index=True)
+    return found.rename(columns={"layer": "name"})
 
 
 def rounded(
