@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from study.errors import StudyError
 from study.theory.asymptotics import PLAIN, family, predict
 from study.theory.layers import UNKNOWN, Layer
-from study.theory.log_gaps import product_gap, sum_gap
+from study.theory.log_gaps import Floats, product_gap, sum_gap
 from study.theory.rows import Term
 from study.theory.spectral import bend, gap
 from study.vocabulary.optimizers import Family
@@ -26,8 +26,6 @@ k-th root of that mean."""
 USUAL = Layer(1000, 1000, r_align=5, r_sign=10, r_back=1, r_diag=0, kurtosis=0)
 """The layer if it is unknown. Geometric means over the measured layers are: r_sign 12 and r_align 6
 on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
-
-Floats = NDArray[np.float64]
 
 
 def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:

@@ -6,9 +6,10 @@ docs/derivations.md derives it; ``tests/theory/test_theory_rounding.py`` simulat
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
+from study.theory.log_gaps import Floats
+
 MANTISSA = 7  # bits of bf16 after the leading one
 _erf = np.vectorize(math.erf, otypes=[float])
 EDGES = np.arange(-27.0, 5.0)

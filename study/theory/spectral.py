@@ -9,13 +9,11 @@ Gaussian A and one gradient: at step 1, or with the same batch at every step.
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from study.theory.layers import Layer
-from study.theory.log_gaps import sum_gap
+from study.theory.log_gaps import Floats, sum_gap
 from study.theory.rows import PowerLaw, adjusted_exponent
 
-Floats = NDArray[np.float64]
 ORTHOGONAL_FROM = 5
 """The fewest Newton-Schulz steps, torch's default, that leave nearly equal singular values."""
 POINTS = 400
