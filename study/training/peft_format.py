@@ -266,31 +266,26 @@ def target_names(
     others = [layer for layer in linears if layer not in renamed]
     return {
         "target_modules": shortest_names(others, modules),
-        "target_parameters": _parameter_names(
-            [*experts, *(f"{layer}.weight" for layer in renamed)], modules
+        "target_parameters": shortest_names(
+            [*experts, *(f"{layer}.weight" for layer in renamed)],
+            (n for path, m in modules.items() for n, _ in m.named_parameters(path, recurse=False)),
+            words=3,
         ),
     }
 
 
-def shortest_names(layers: Iterable[str], paths: Iterable[str]) -> list[str]:
+def shortest_names(layers: Iterable[str], paths: Iterable[str], words: int = 1) -> list[str]:
     """``layers`` as ``target_modules`` and ``adapter.targets`` name them: bare names if they select
-    no other module of ``paths``; full paths otherwise."""
+    no other module of ``paths``; full paths otherwise. ``words``: of a name. The three of a weight
+    leave out its block."""
+
+    def end(path: str) -> str:
+        return ".".join(path.split(".")[-words:])
+
     wanted = set(layers)
-    names = sorted({layer.rpartition(".")[2] for layer in wanted})
-    selected = {path for path in paths if path.rpartition(".")[2] in names}
+    names = sorted(set(map(end, wanted)))
+    selected = {path for path in paths if end(path) in names}
     return names if selected == wanted else sorted(wanted)
-
-
-def _parameter_names(weights: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
-    """Paths of weights without the block, if they then select no other weight."""
-    names = sorted({".".join(weight.split(".")[-3:]) for weight in weights})
-    selected = {
-        f"{path}.{name}"
-        for path, module in modules.items()
-        for name, _ in module.named_parameters(recurse=False)
-        if f"{path}.{name}".endswith(tuple(f".{chosen}" for chosen in names))
-    }
-    return names if selected == set(weights) else sorted(weights)
 
 
 def places(experts: Iterable[str]) -> dict[str, str]:
