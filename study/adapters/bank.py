@@ -11,21 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
-from study.adapters.contraction import (
-    Contraction,
-    Factored,
-    Listeners,
-    Merged,
-    Mixed,
-    once_rounded,
-)
+from study.adapters.contraction import Contraction, Factored, Listeners, Merged, Mixed, once_rounded
 from study.adapters.inits import DRAWS, generator_for
 from study.errors import StudyError
 from study.vocabulary.inits import INITS
@@ -323,12 +316,6 @@ class LoraBank(nn.Module):
             for stream, was in zip(self._dropout_streams, state, strict=True):
                 if was is not None:
                     stream.set_state(was.clone())  # torch crashes on a view into larger memory
-
-    def train(self, mode: bool = True) -> Self:
-        """Dropout on or off. The frozen linear keeps its mode: some quantised linears compute
-        differently in train mode."""
-        self.training = mode
-        return self
 
     @property
     def weight(self) -> Tensor:

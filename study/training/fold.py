@@ -7,8 +7,8 @@ features of the hidden states, ``V`` tokens in the vocabulary.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from study.data.batches import IGNORED, Corpus, TokenBatch, TokenTable
 from study.errors import StudyError
 from study.models import FrozenBase
 from study.models.base import CompiledBlocks
+from study.models.messages import replaced
 from study.probes import Alignment, NormProbe
 from study.probes.activations import Sample, spaced
 from study.training.optimizers import Learner
@@ -220,15 +221,10 @@ class Fold:
 
     # Batches, and the losses on them.
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        for bank in self.banks:
-            bank.eval()
-        try:
-            yield
-        finally:
-            for bank in self.banks:
-                bank.train()
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Context manager: no dropout. The frozen linears keep their mode: some quantised linears
+        compute differently in train mode."""
+        return replaced("training", dict.fromkeys(self.banks, False))
 
     def nll_sums(self, batch: TokenBatch) -> Tensor:
         """Each cell's sum of negative log-likelihoods in nats over this process's rows, ``[K]``."""
