@@ -6,7 +6,6 @@ compressed. Every reader yields the place of a row, for messages, and its fields
 
 import csv
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -102,10 +101,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 def is_file_name(path: str) -> bool:
     return Path(path).suffix in (*READERS, *COMPRESSIONS)
-
-
-def exists(path: str) -> bool:
-    return os.path.exists(os.path.expanduser(path))  # False for too long a name, too
 
 
 def read(path: str) -> Iterator[Found]:

@@ -1,5 +1,6 @@
 """The data sets that are made here, and the rows of those that ``data.path`` names."""
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -78,7 +79,8 @@ def _found(config: DataConfig) -> Iterator[Found]:
 
 def _rows_of(path: str, config: DataConfig) -> Iterator[Found]:
     """The rows of a file, or of the hub for a name ``org/name`` if there is no ``org`` here."""
-    is_local = files.is_file_name(path) or files.exists(path.partition("/")[0])
+    place = os.path.expanduser(path.partition("/")[0])
+    is_local = files.is_file_name(path) or os.path.exists(place)  # not of too long a name, too
     if files.is_hub_name(path) and not is_local:
         return files.read_hub(replace(config, path=path))
     if config.split != DataConfig.split or config.subset is not None:
