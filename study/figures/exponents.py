@@ -81,12 +81,10 @@ def exponents_over_training(tables: Tables) -> Figure:
 def _fits(family: Family, exponents: pd.DataFrame) -> pd.DataFrame:
     """The fits of every quantity that some rule has at two steps, with its ``quantity``
     and ``rule``."""
-    found = [exponents.iloc[:0]]
+    found, rules = [exponents.iloc[:0]], list[Any](family.rules[:MOST_RULES])
     for quantity in PRIMARY:
         rows = rows_of_condition(quantity, exponents).assign(quantity=quantity.name)
-        by_rule = [
-            rows_of(rows, family, rule).assign(rule=rule) for rule in family.rules[:MOST_RULES]
-        ]
+        by_rule = [rows_of(rows, family, rule).assign(rule=rule) for rule in rules]
         if max(map(len, by_rule)) > 1:
             found += by_rule
     return pd.concat(found).sort_values("step")
