@@ -24,15 +24,6 @@ from study.errors import StudyError
 from study.vocabulary.inits import INITS
 
 
-def features(linear: nn.Module) -> tuple[int, int]:
-    """``(D, O)`` of a frozen linear of torch, or of transformers' ``Conv1D``."""
-    if hasattr(linear, "in_features"):
-        return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
-    conv1d: Any = linear
-    d, o = conv1d.weight.shape  # stored as [D, O]
-    return int(d), int(o)
-
-
 def dense_weight(linear: nn.Module) -> Tensor | None:
     """The weight of a frozen linear, a view ``[O, D]``; None if quantised or of another class."""
     if type(linear) is nn.Linear:
@@ -236,7 +227,11 @@ class LoraBank(nn.Module):
 
     @property
     def features(self) -> tuple[int, int]:
-        return features(self.base)
+        """``(D, O)`` of a frozen linear of torch, or of transformers' ``Conv1D``."""
+        base: Any = self.base
+        if isinstance(base, Conv1D):
+            return tuple(base.weight.shape)  # stored as [D, O]
+        return base.in_features, base.out_features
 
     def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
         d, o = self.features

@@ -23,11 +23,6 @@ from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, initial_pair
 from study.errors import StudyError
 
 
-def is_of_experts(model: nn.Module, layer: str) -> bool:
-    owner, _, name = layer.rpartition(".")
-    return isinstance(getattr(model.get_submodule(owner), name, None), nn.Parameter)
-
-
 def check_possible(experts: Sequence[str], rank: float, dropout: float) -> None:
     """Raise :class:`StudyError` if the weights ``experts``, by path, can't have such adapters."""
     if not experts:

@@ -11,7 +11,7 @@ from torch import nn
 
 from study.adapters.bank import FACTORED, AdapterSpec, LoraBank
 from study.adapters.contraction import Contraction
-from study.adapters.experts import AdaptedExperts, ExpertBank, is_of_experts
+from study.adapters.experts import AdaptedExperts, ExpertBank
 from study.errors import StudyError, short
 
 # The names of the two halves of a block in the causal LMs of Hugging Face.
@@ -85,11 +85,11 @@ def adapted(
     replaced: dict[str, Any] = {}
     experts: dict[str, list[ExpertBank]] = defaultdict(list)
     for layer in layers:
-        if is_of_experts(model, layer):
-            owner = layer.rpartition(".")[0]
-            of_experts = ExpertBank(model.get_submodule(owner), layer, specs, contraction)
-            experts[owner].append(of_experts)
-            banks.append(of_experts)
+        owner, _, name = layer.rpartition(".")
+        module = model.get_submodule(owner)
+        if isinstance(getattr(module, name, None), nn.Parameter):
+            experts[owner].append(ExpertBank(module, layer, specs, contraction))
+            banks.append(experts[owner][-1])
         else:
             replaced[layer] = bank_type(model.get_submodule(layer), layer, specs, contraction)
             banks.append(replaced[layer])
