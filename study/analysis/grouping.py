@@ -100,11 +100,6 @@ def groups(table: pd.DataFrame, columns: Iterable[str]) -> Iterator[pd.DataFrame
         yield from (rows for _, rows in table.groupby(numbered(table, columns)))
 
 
-def firsts(number: Ints) -> Ints:
-    """The index at which each number of :func:`numbered` first appears, by number."""
-    return np.unique(number, return_index=True)[1]
-
-
 def codes(column: "pd.Series[str]") -> tuple[Ints, list[str]]:
     """A column of strings as integers, and the string of each integer."""
     values = column.astype("category").cat

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import CURVE_ID, RULE, curve_labels, firsts, gammas, local_p, numbered
+from study.analysis.grouping import CURVE_ID, RULE, curve_labels, gammas, local_p, numbered
 from study.theory import Layer, Modifiers, mean_log_curve, power_of_gamma, predicted_exponent
 from study.theory.asymptotics import CLIPS
 from study.theory.layers import MIDDLE_BACK
@@ -203,7 +203,7 @@ def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
     rank = cells["rank"].to_numpy(float)
     by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}
     predicted, found = cache(predicted_exponent), []
-    for one in asked.take(firsts(number)).to_dict("records"):
+    for one in asked[~pd.Index(number).duplicated()].to_dict("records"):
         low, high = one["rank_min"], one["rank_max"]
         ranks = tuple(r for r in by_curve[one["curve"]] if low <= r <= high)
         setting = _setting(one, local_p(one, np.array(ranks)))

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.fits import Floats
-from study.analysis.grouping import curve_columns, firsts, numbered
+from study.analysis.grouping import curve_columns, numbered
 from study.analysis.predictions import adjustments
 from study.theory import Modifiers, power_of_gamma, stable_exponent
 from study.theory.asymptotics import CLIPS
@@ -90,7 +90,7 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
         adjust=adjustments(rows), eps_ratio=np.select(regimes, [0.0, math.inf], 1.0)
     )
     number = numbered(asked, asked.columns)
-    answers = [_factor(one) for one in asked.take(firsts(number)).to_dict("records")]
+    answers = [_factor(one) for one in asked[~pd.Index(number).duplicated()].to_dict("records")]
     factor, limit = np.array(answers, float).reshape(-1, 2)[number].T
     rows, factor, limit = rows[factor > 0], factor[factor > 0], limit[factor > 0]
     p = rows["exponent_p"].to_numpy(float)
@@ -141,7 +141,7 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
     slope, low, high = (np.full((grid.max() + 1, len(p_P)), np.nan) for _ in range(3))
     for table, name in ((slope, "exponent"), (low, "ci_low"), (high, "ci_high")):
         table[place] = rows[name].to_numpy(float)
-    first = rows[_identity(rows)].take(firsts(grid)).reset_index(drop=True)
+    first = rows.loc[~pd.Index(grid).duplicated(), _identity(rows)].reset_index(drop=True)
     clipped = rows["clipped"].cat.codes.groupby(grid).agg(["min", "max"])
     same = np.array(CLIPS, object)[clipped["min"]]
     fewest = rows["seeds"].groupby(grid).idxmin().to_numpy()
@@ -216,4 +216,4 @@ def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFra
     width = (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).round(3).to_numpy(float)
     same = numbered(rows, ["optimizer", "site", "stat", "step", *settings])
     best_first = np.lexsort((width, lazy, same))
-    return rows.iloc[sorted(best_first[firsts(same[best_first])])]
+    return rows.iloc[sorted(best_first[~pd.Index(same[best_first]).duplicated()])]
