@@ -6,7 +6,7 @@ halves it. -0 stands for "not measured". ``page/values.js`` reads this.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,8 +78,17 @@ class Values:
 
     def message(self, quantity: Measured) -> bytes:
         """A header in JSON after its length in 4 bytes, then the values of each cell."""
+        measured = self._by_cell(quantity)
         blocks, parts = [], []
-        for key, steps, values_SW, missing_SW in self._cells(quantity):
+        for key, steps in self.steps.items():
+            shape = len(steps), len(self.layers)
+            values_SW, missing_SW = np.full(shape, np.nan), np.ones(shape, bool)
+            if key in measured:
+                step, place, value, nonfinite = measured[key]
+                at = np.searchsorted(steps, step), place.astype(int)
+                values_SW[at] = value
+                # A table holds NaN also for a statistic that was not measured.
+                missing_SW[at] = np.isnan(value) & ~(nonfinite > 0)
             blocks.append({"cell": key, "steps": steps.tolist()})
             parts.append(rounded(values_SW, missing_SW).tobytes())
         header = {"width": len(self.layers), "blocks": blocks, "lines": self._lines(quantity)}
@@ -107,8 +116,8 @@ class Values:
                     found.setdefault(prefix + curve, {}).setdefault(step, {})[row] = values
         return found
 
-    def _cells(self, quantity: Measured) -> Iterator[tuple[str, Any, Any, Any]]:
-        """By cell: its key, its steps, a number per step and layer, and whether it is missing."""
+    def _by_cell(self, quantity: Measured) -> dict[str, list[npt.NDArray[Any]]]:
+        """By the key of a cell, of each of its rows: step, place of the layer, value, nonfinite."""
         place_of = {name: place for place, name in self.layers["name"].items()}
         found: dict[str, list[npt.NDArray[Any]]] = {}
         for prefix, table in self._probes.items():
@@ -122,16 +131,7 @@ class Values:
                 prefix + str(cell): [column[at] for column in numbers]
                 for cell, at in by_cell.items()
             }
-        for key, steps in self.steps.items():
-            shape = len(steps), len(self.layers)
-            values_SW, missing_SW = np.full(shape, np.nan), np.ones(shape, bool)
-            if key in found:
-                step, place, value, nonfinite = found[key]
-                at = np.searchsorted(steps, step), place.astype(int)
-                values_SW[at] = value
-                # A table holds NaN also for a statistic that was not measured.
-                missing_SW[at] = np.isnan(value) & ~(nonfinite > 0)
-            yield key, steps, values_SW, missing_SW
+        return found
 
 
 def _layers(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
