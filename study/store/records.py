@@ -27,7 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from study.config.hashing import recorded_identities
 from study.errors import StudyError, one_line
 from study.store.files import Damaged, check_no_link, is_claimed, read
-from study.store.rows import last_metrics, read_parquet
+from study.store.rows import read_parquet, read_stream
 from study.vocabulary import scaling, statuses
 
 FORMAT = 1
@@ -248,8 +248,9 @@ def read_cell(cell_folder: Path) -> dict[str, Any] | None:
     if record["status"] in statuses.ENDED:
         problem = damage(cell_folder, record, sizes_only=True)
         return record | {"status": "unreadable", "error": problem} if problem else record
-    last = last_metrics(cell_folder / "metrics.arrows")
-    so_far = {} if last is None else {"steps_done": last["step"], "seconds": last["seconds"]}
+    rows = read_stream(cell_folder / "metrics.arrows")
+    last = rows.slice(max(0, len(rows) - 1)).to_pylist()
+    so_far = {"steps_done": last[0]["step"], "seconds": last[0]["seconds"]} if last else {}
     status = "running" if is_claimed(cell_folder) else "interrupted"
     return record | so_far | {"status": status}
 

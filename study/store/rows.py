@@ -112,12 +112,6 @@ def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return both.select(schema.names)
 
 
-def last_metrics(stream: Path) -> dict[str, Any] | None:
-    """The last whole row of a ``metrics`` stream; None if it has none."""
-    rows = read_stream(stream)
-    return rows.slice(len(rows) - 1).to_pylist()[0] if len(rows) else None
-
-
 # When it has ended.
 
 
