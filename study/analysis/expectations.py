@@ -25,26 +25,8 @@ from study.analysis.rates import NORMAL, alpha_gaps, alpha_transfer, best_alphas
 from study.analysis.stable import one_per_optimizer, stable_exponents
 from study.analysis.verdicts import beyond, holm, moderated, tost
 from study.analysis.wording import setting_labels
-from study.config.expectations import (
-    ALPHA_GAP,
-    BEST_ALPHA,
-    BEST_RATE,
-    CAPACITY,
-    DIFFERENCE,
-    DISTANCE,
-    FACTOR,
-    LAST,
-    LOSS_GAP,
-    NEEDS,
-    NOT_MEASURED,
-    P_STAR,
-    P_STAR_LIMIT,
-    PER_PARAMETER,
-    SLOPE,
-    Entry,
-    Expectation,
-    Primary,
-)
+from study.config import expectations as kinds
+from study.config.expectations import Entry, Expectation, Primary
 from study.store import StudyTables
 from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
@@ -57,17 +39,17 @@ def _best_alphas(of: StudyTables) -> pd.DataFrame:
 
 OF_A_LINE, OF_A_GAP = ("exponent", "ci_low", "ci_high"), ("gap", "ci_low", "ci_high")
 SOURCES: dict[str, tuple[Callable[[StudyTables], pd.DataFrame], tuple[str, str, str]]] = {
-    **dict.fromkeys((SLOPE, FACTOR), (lambda of: of.exponents, OF_A_LINE)),
-    P_STAR: (lambda of: of.stable, ("p_star", "ci_low", "ci_high")),
-    P_STAR_LIMIT: (lambda of: of.stable, ("p_star_limit", "limit_low", "limit_high")),
-    BEST_RATE: (lambda of: rate_transfer(of.rates), OF_A_LINE),
-    BEST_ALPHA: (lambda of: alpha_transfer(_best_alphas(of)), OF_A_LINE),
-    ALPHA_GAP: (lambda of: alpha_gaps(_best_alphas(of)), OF_A_GAP),
-    LOSS_GAP: (lambda of: loss_gaps(of.cells, of.metrics), OF_A_GAP),
-    DIFFERENCE: (lambda of: of.exponents, OF_A_GAP),  # each has its own: loss_differences
-    DISTANCE: (lambda of: exponents_of(of.cells, of.distances), OF_A_LINE),
-    CAPACITY: (capacity, OF_A_LINE),
-    PER_PARAMETER: (capacity, ("per_parameter", "bits_low", "bits_high")),
+    **dict.fromkeys((kinds.SLOPE, kinds.FACTOR), (lambda of: of.exponents, OF_A_LINE)),
+    kinds.P_STAR: (lambda of: of.stable, ("p_star", "ci_low", "ci_high")),
+    kinds.P_STAR_LIMIT: (lambda of: of.stable, ("p_star_limit", "limit_low", "limit_high")),
+    kinds.BEST_RATE: (lambda of: rate_transfer(of.rates), OF_A_LINE),
+    kinds.BEST_ALPHA: (lambda of: alpha_transfer(_best_alphas(of)), OF_A_LINE),
+    kinds.ALPHA_GAP: (lambda of: alpha_gaps(_best_alphas(of)), OF_A_GAP),
+    kinds.LOSS_GAP: (lambda of: loss_gaps(of.cells, of.metrics), OF_A_GAP),
+    kinds.DIFFERENCE: (lambda of: of.exponents, OF_A_GAP),  # each has its own: loss_differences
+    kinds.DISTANCE: (lambda of: exponents_of(of.cells, of.distances), OF_A_LINE),
+    kinds.CAPACITY: (capacity, OF_A_LINE),
+    kinds.PER_PARAMETER: (capacity, ("per_parameter", "bits_low", "bits_high")),
 }
 """Of each kind of expectation, the table with a row per curve, and the columns of the value and its
 interval."""
@@ -92,7 +74,7 @@ class Compared:
     high: float = math.nan
     seeds: int = 0
     step: int | None = None
-    verdict: str = NOT_MEASURED
+    verdict: str = kinds.NOT_MEASURED
     off: float = math.nan
     margin: float = math.nan
     sd: float = math.nan
@@ -107,7 +89,7 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
     rows: list[Compared] = []
     for one in expectations:
         table = found[one.what]
-        if one.what == DIFFERENCE:
+        if one.what == kinds.DIFFERENCE:
             table = loss_differences(tables.cells, tables.metrics, one)
         rows += _measured(one, table, tables.exponents) or [Compared(one)]
     numbers = [
@@ -117,21 +99,21 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
     value, low, high, grid, seeds, expected, margin = np.array(numbers, float).reshape(-1, 7).T
     half = np.maximum(high - value, value - low)
     own_df = np.where((seeds >= SEEDS_FOR_VERDICT) & np.isfinite(half), seeds - 1, 0.0)
-    kinds = np.array([row.expectation.what for row in rows])
+    kind_of = np.array([row.expectation.what for row in rows])
     with np.errstate(divide="ignore", invalid="ignore"):
         of_seeds = np.maximum(half**2 - (NORMAL * grid) ** 2, 0) / t_critical(own_df) ** 2
         variance, df = seeds * of_seeds, own_df.copy()  # of one seed
-        for kind in np.unique(kinds):
-            mine = kinds == kind
+        for kind in np.unique(kind_of):
+            mine = kind_of == kind
             variance[mine], df[mine] = moderated(variance[mine], df[mine])
         se = np.hypot(np.sqrt(variance / seeds), NORMAL * grid / t_critical(df))
     off = value - expected
     agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
     words = np.select([agrees <= SIGNIFICANCE, differs <= SIGNIFICANCE], [AGREES, DIFFERS], UNCLEAR)
-    words = np.select([seeds == 0, seeds == 1], [NOT_MEASURED, ONE_SEED], words)
+    words = np.select([seeds == 0, seeds == 1], [kinds.NOT_MEASURED, ONE_SEED], words)
     tests = pd.DataFrame({"off": off, "margin": margin, "sd": np.sqrt(variance), "df": df})
     tests = tests.assign(own_df=own_df, verdict=words)
-    shown = (_as_factor(row) if row.expectation.what == FACTOR else row for row in rows)
+    shown = (_as_factor(row) if row.expectation.what == kinds.FACTOR else row for row in rows)
     return [
         replace(row, **{str(name): value for name, value in test.items()})
         for row, test in zip(shown, tests.to_dict("records"), strict=True)
@@ -140,7 +122,7 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
 
 def _expected(one: Expectation) -> tuple[float, float]:
     """The value and the tolerance; of a factor, their logarithms."""
-    is_factor = one.what == FACTOR
+    is_factor = one.what == kinds.FACTOR
     value, tolerance = one.predicted, one.tolerance
     return (math.log(value), math.log(tolerance)) if is_factor else (value, tolerance)
 
@@ -157,10 +139,10 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     found = _rows_about(one, table)
     if found.empty or value not in found:
         return []
-    stable = one.what in (P_STAR, P_STAR_LIMIT)
-    if one.what in (ALPHA_GAP, DIFFERENCE):
+    stable = one.what in (kinds.P_STAR, kinds.P_STAR_LIMIT)
+    if one.what in (kinds.ALPHA_GAP, kinds.DIFFERENCE):
         known = ["rank", "alpha", "lr", "steps"]
-    elif one.what in (BEST_RATE, BEST_ALPHA, CAPACITY, PER_PARAMETER):
+    elif one.what in (kinds.BEST_RATE, kinds.BEST_ALPHA, kinds.CAPACITY, kinds.PER_PARAMETER):
         known = curve_columns(found)
     else:
         if one.lr is None:  # those at the lowest learning rate
@@ -176,10 +158,10 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
         if one.rule is None and not stable:
             p = row["exponent_p"]
             rule = rule_label(*(row[name] for name in RULE)) if pd.isna(p) else f"p={p:g}"
-        span = math.log(row["rank_max"] / row["rank_min"]) if one.what == FACTOR else 1.0
+        span = math.log(row["rank_max"] / row["rank_min"]) if one.what == kinds.FACTOR else 1.0
         named = {"measured": value, "low": low, "high": high, "grid": "se_grid"}
         numbers: Any = {n: float(row.get(name, 0.0)) * span for n, name in named.items()}
-        step = int(row["step"]) if "step" in NEEDS[one.what] else None
+        step = int(row["step"]) if "step" in kinds.NEEDS[one.what] else None
         curve = ", ".join(filter(None, (rule, setting)))
         rows.append(Compared(one, curve, seeds=int(row["seeds"]), step=step, **numbers))
     return rows
@@ -189,11 +171,11 @@ def _rows_about(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
     """The rows of its quantity and step, if it has these, and of its optimizer, rule and rates."""
     if table.empty:
         return table
-    rows, needs = table, {*NEEDS[one.what]}
+    rows, needs = table, {*kinds.NEEDS[one.what]}
     if "step" in needs:
         for name, value in one.place.items() if {"site", "measure"} & needs else ():
             rows = rows[rows[name].astype(object) == value]
-        rows = rows[rows["step"] == (rows["step"].max() if one.step == LAST else one.step)]
+        rows = rows[rows["step"] == (rows["step"].max() if one.step == kinds.LAST else one.step)]
     here = rows["optimizer"].astype(object) == one.optimizer
     if one.p is not None:
         here &= np.isclose(rows["exponent_p"].astype(float), one.p)
@@ -362,7 +344,7 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
     number, ids = seed_numbers(tables.cells), tables.cells["cell_id"].astype(str)
     sites = {row.site for row in rows if row.site}
     stats = sorted({str(row.stat) for row in rows if row.site})
-    kinds = {row.what for row in rows}
+    asked = {row.what for row in rows}
     for one in range(number.max() + 1):
         mine = set(ids[number == one])
         cells, metrics, probes, distances = (
@@ -372,7 +354,7 @@ def _by_seed(tables: StudyTables, rows: Sequence[Expectation]) -> Iterator[Study
         exponents = stable = pd.DataFrame()
         if sites:
             exponents = fit_exponents(cells, probes[probes["site"].isin(sites)], stats=stats)
-            if kinds & {P_STAR, P_STAR_LIMIT}:
+            if asked & {kinds.P_STAR, kinds.P_STAR_LIMIT}:
                 exponents = with_predictions(exponents, cells, metrics, probes)
                 stable = stable_exponents(exponents)
         rates = tables.rates[tables.rates["seed"] == one] if len(tables.rates) else tables.rates

@@ -20,6 +20,7 @@ from study.analysis.grouping import curve_columns, numbered
 from study.analysis.predictions import adjustments
 from study.theory import Modifiers, power_of_gamma, stable_exponent
 from study.theory.asymptotics import CLIPS
+from study.vocabulary import thresholds
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import (
@@ -30,12 +31,6 @@ from study.vocabulary.quantities import (
     TRAIN,
     UNIONS,
     UPDATES,
-)
-from study.vocabulary.thresholds import (
-    LAST_PREDICTED_STEP,
-    LINEAR_UNTIL,
-    LINEAR_UP_TO,
-    SIGN_LIKE_FROM,
 )
 
 QUANTITY = ["site", "stat", "batch", "step", "kind", "layer"]
@@ -66,7 +61,8 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     here = np.array([pair in place for pair in pairs], bool) & exponents["exponent_p"].notna()
     rows = exponents[here & exponents["optimizer"].isin(list(OPTIMIZERS))]
     step, lazy = rows["step"].to_numpy(int), rows["lazy"].to_numpy(float)
-    linear = (step <= LINEAR_UNTIL) | ((step <= LAST_PREDICTED_STEP) & (lazy == 1))
+    still_lazy = (step <= thresholds.LAST_PREDICTED_STEP) & (lazy == 1)
+    linear = (step <= thresholds.LINEAR_UNTIL) | still_lazy
     found = [part for part in (_linear(rows[linear]), _grid(rows[~linear])) if len(part)]
     if not found:
         return pd.DataFrame()
@@ -85,7 +81,8 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
     """``p* = p + slope / k``, row by row. ``k`` and theory's p* are computed once per distinct
     question."""
     ratio = rows["eps_ratio"].to_numpy(float)
-    regimes = [ratio <= LINEAR_UP_TO, ratio >= SIGN_LIKE_FROM]  # below its eps, Adam is linear
+    # Below its eps, Adam is linear.
+    regimes = [ratio <= thresholds.LINEAR_UP_TO, ratio >= thresholds.SIGN_LIKE_FROM]
     asked = rows[["site", "stat", "optimizer", "init", "clipped", "step"]].assign(
         adjust=adjustments(rows), eps_ratio=np.select(regimes, [0.0, math.inf], 1.0)
     )
