@@ -172,12 +172,10 @@ def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Course]:
             found.append(_averaged(rule, rank, rows, "complete", log))
         for cell in group.drop(whole.index).itertuples():
             alone = wide.reindex(columns=[cell.cell_id]).dropna()
-            if len(alone) > 1:
+            if len(alone) < 2 and cell.status in BROKEN:
+                alone = pd.DataFrame([[np.inf]], [cell.end])
+            if len(alone) > 1 or cell.status in BROKEN:
                 found.append(_averaged(rule, rank, alone, str(cell.status), log))
-            elif cell.status in BROKEN:
-                at, beyond = np.array([cell.end]), np.array([np.inf])
-                numbers = (at, beyond, beyond, beyond)
-                found.append(Course(rule, rank, *numbers, 1, str(cell.status)))
     return found
 
 
