@@ -89,7 +89,7 @@ class Measurements:
         self._sums: list[Entry] = []
         self._written: list[Entry] = []
         self._is_written = np.zeros((math.prod(self.shape), len(written_by(stats))), bool)
-        self.copy: HostCopy | None = None
+        self.copy: HostCopy  # once it is sent
 
     def wanted_of(self, source: str) -> list[str]:
         return [name for name in TENSORS[source] if name in self.wanted]
@@ -218,7 +218,6 @@ class Measurements:
     def sent(self) -> tuple[np.ndarray, np.ndarray]:
         """All sums, ``[K, S, L, SUMS]`` (NaN: not written), and numbers of elements. Waits for the
         copy."""
-        assert self.copy is not None
         found, sums = self.copy.numpy(), no_sums((math.prod(self.shape),))
         stats = [WRITTEN[name] for name in written_by(self.stats)]
         sums[:, :MAX], sums[:, MAX] = found[:, :MAX], found[:, -1]
@@ -252,7 +251,7 @@ class Sent:
 
     @property
     def arrived(self) -> bool:
-        return self.found.copy is None or self.found.copy.arrived
+        return self.found.copy.arrived
 
     def frame(self, cell: int) -> pd.DataFrame:
         """A cell's rows of the ``probes`` table, without ``cell_id``: one per site and layer, and
