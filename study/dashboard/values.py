@@ -46,7 +46,7 @@ class Values:
             for cell, step in table.groupby("cell_id", observed=True, sort=False)["step"]
         }
 
-    def layers_of(self, prefix: str) -> list[dict[str, Any]]:
+    def layers_of(self, prefix: str) -> list[dict[Any, Any]]:
         """The layers of one study, each with the ``index`` of its values."""
         own = set(self._probes[prefix]["layer"]) if prefix in self._probes else set()
         here = self.layers["name"].isin({*own, MODEL_WIDE})
