@@ -44,7 +44,7 @@ def test_seeds_are_the_sample():
         assert fit["slope"][0, column] + half_width[0, column] == pytest.approx(high, abs=1e-10)
 
         row = {
-            name: getattr(fit, name)[0, column]
+            name: fit[name][0, column]
             for name in ("log_rank_mean", "log_stat_mean", "se_mean", "se_slope", "cov")
         }
         row |= {"exponent": fit["slope"][0, column], "t_crit": t_critical(4)[()]}
@@ -90,13 +90,10 @@ def test_missing_cells_do_not_change_the_lines_of_an_additive_curve():
         y = rng.standard_normal(5) + rng.standard_normal((seeds, 1)) + tilts * X
         lacking = y.copy()
         lacking[0, rng.integers(5)] = lacking[1, rng.integers(5)] = np.nan
-        whole, found = (
-            fit_lines(RANKS, y[None, :, :, None]),
-            fit_lines(RANKS, lacking[None, :, :, None]),
-        )
+        whole, found = (fit_lines(RANKS, each[None, :, :, None]) for each in (y, lacking))
         for name in ("slope", "se_slope", "log_stat_mean", "se_mean", "slope_low", "slope_high"):
-            np.testing.assert_allclose(getattr(found, name), getattr(whole, name), atol=1e-9)
-        assert (found.points, found.seeds, found.ranks) == (5 * seeds - 2, seeds, 5)
+            np.testing.assert_allclose(found[name], whole[name], atol=1e-9)
+        assert [found[name] for name in ("points", "seeds", "ranks")] == [5 * seeds - 2, seeds, 5]
 
 
 @pytest.mark.parametrize(
