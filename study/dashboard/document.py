@@ -7,13 +7,14 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import plotly
 
 from study.dashboard.overview import overview
 from study.dashboard.studies import ShownStudy, read_studies
-from study.dashboard.values import Measured, Values
+from study.dashboard.values import Values
 from study.errors import StudyError
 from study.store import cell_folders, write_output
 
@@ -51,10 +52,11 @@ class Page:
     when values do."""
 
     def __init__(self, studies: Sequence[ShownStudy], live: bool, state: str = "") -> None:
-        self._values = Values(studies)
-        self._messages: dict[Measured, bytes] = {}
-        self.quantities = self._values.measured()
-        self.overview = overview(studies, self._values, live)
+        values = Values(studies)
+        self.message = cache(values.message)
+        """The packed values of a quantity; the same bytes for every request."""
+        self.quantities = values.measured()
+        self.overview = overview(studies, values, live)
         text = json.dumps(self.overview, sort_keys=True, allow_nan=False) + state
         self.version = hashlib.sha256(text.encode()).hexdigest()[:32]
         self.overview["version"] = self.version
@@ -65,12 +67,6 @@ class Page:
     @property
     def title(self) -> str:
         return f"{self.overview['study']}: dashboard"
-
-    def message(self, quantity: Measured) -> bytes:
-        """The packed values of a quantity; the same bytes for every request."""
-        if quantity not in self._messages:
-            self._messages[quantity] = self._values.message(quantity)
-        return self._messages[quantity]
 
 
 def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) -> tuple[int, int]:
