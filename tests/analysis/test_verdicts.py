@@ -60,15 +60,6 @@ def test_one_seed_has_no_verdict_and_two_are_unclear():
     assert not found["bent"].any()
 
 
-def test_a_row_is_bent_where_the_curvature_is_shown():
-    found = with_verdicts(
-        pd.DataFrame([row(0.1, 0.01, curvature=0.05), row(0.1, 0.01, curvature=0.02, step=9)])
-    )
-    p = 2 * stats.t.sf([5, 2], 4)
-    np.testing.assert_allclose(found["p_bent"], p, rtol=1e-6)
-    assert list(found["bent"]) == [True, False]
-
-
 def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(holm([0.5, 0.9]), [1.0, 1.0])
