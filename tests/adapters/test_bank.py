@@ -94,12 +94,6 @@ LINEARS = [
 ]
 
 
-def test_halves_of_a_block_and_single_names():
-    assert resolve_targets(LINEARS, "attention") == [p for p in LINEARS if "self_attn" in p]
-    assert resolve_targets(LINEARS, "mlp") == [p for p in LINEARS if "mlp" in p]
-    assert resolve_targets(LINEARS, "q_proj") == [p for p in LINEARS if p.endswith("q_proj")]
-
-
 @pytest.mark.parametrize("targets", ["k_proj", ["q_proj", "proj"], [], r"model\..*k_proj", "("])
 def test_a_target_that_matches_nothing_names_the_choices(targets):
     with pytest.raises(StudyError, match=r"down_proj, q_proj, up_proj, v_proj"):
