@@ -6,13 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
 
-from study.config import optimizer_config
-from study.training.optimizers import CONSTRUCTORS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.peft_fields import INERT, KEEPING_BASE, LAYERS, PLAIN, refusal
-from study.vocabulary.scaling import RULES, exponent, gamma, named_rule
+from study.vocabulary.scaling import gamma
 
 ROOT = Path(__file__).parents[2]
 KNOWN_IN = ("vocabulary/optimizers.py", "training/optimizers.py", "theory/")
@@ -30,18 +27,6 @@ def test_rules(rank):
     assert far * 1e6 == pytest.approx(gamma("rslora", 16.0, rank)), "below c, rsLoRA's form"
 
 
-def test_a_number_is_the_exponent_of_the_power_rule():
-    assert named_rule("7.5e-1") == ("power", 0.75)
-    assert named_rule("0.5") == ("power", 0.5), "not rslora: the two stay apart"
-    assert named_rule("rslora") == ("rslora", None)
-    with pytest.raises(ValueError, match=r"adapter\.exponent=0\.5 is another"):
-        named_rule("0.75", 0.5)
-    for scaling in ("power", "lorra"):
-        with pytest.raises(ValueError, match=r"exponent|choose from lora, rslora, power"):
-            exponent(scaling)
-    assert set(RULES) == {"lora", "rslora", "power", "crossover"}
-
-
 def test_no_other_module_names_an_optimizer():
     names = set(OPTIMIZERS) - {key for row in OPTIMIZERS.values() for key in row.options}
     files = (ROOT / "study").rglob("*.py")
@@ -53,13 +38,6 @@ def test_no_other_module_names_an_optimizer():
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
     ]
     assert found == []
-
-
-def test_every_optimizer_has_a_constructor_and_a_configuration_file():
-    assert set(CONSTRUCTORS) == set(OPTIMIZERS)
-    for name in OPTIMIZERS:
-        file = yaml.safe_load((ROOT / f"conf/optimizer/{name}.yaml").read_text())
-        assert set(file) == set(optimizer_config(name).__dataclass_fields__), name
 
 
 def test_the_table_has_every_field_of_peft_once_and_its_defaults_are_plain_lora():
