@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from study.config import Sources, eval_steps, identity, probe_steps
+from study.config import Sources, identity, probe_steps
 from study.config.hashing import recorded_identities
 from study.errors import StudyError
 
@@ -60,12 +60,6 @@ def test_the_order_of_targets_does_not_matter(cell):
 )
 def test_probe_schedules(cell, overrides, expected):
     assert probe_steps(cell(*overrides)) == expected
-
-
-def test_eval_schedule(cell):
-    assert eval_steps(cell("train.steps=5")) == {0, 5}
-    assert eval_steps(cell("train.steps=5", "train.eval_every=2")) == {0, 2, 4, 5}
-    assert eval_steps(cell("train.eval_every=0")) == set()
 
 
 INFINITE = "adapter.rank=inf needs adapter.scaling=rslora, optimizer=sgd"
