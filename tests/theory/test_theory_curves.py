@@ -18,16 +18,7 @@ from study.theory import (
 )
 from tests.theory.measured_layer import measure_layer
 
-from .lazy_layer import (
-    D_IN,
-    gaussian,
-    interval,
-    kaiming,
-    problem,
-    sgd,
-    signsgd,
-    sweep,
-)
+from .lazy_layer import D_IN, gaussian, interval, kaiming, problem, sgd, signsgd, sweep
 
 RANKS = (2, 8, 32, 128)
 LR = 1e-9
