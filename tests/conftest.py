@@ -102,6 +102,13 @@ def cell(jsonl) -> Callable[..., CellConfig]:
 
 
 @pytest.fixture(scope="session")
+def short(jsonl) -> list[str]:
+    """The words of ``study train`` for two steps of two short examples on the tiny base."""
+    data = f"data=file data.path={jsonl} data.sequence_length=32 data.heldout=2"
+    return f"model=tiny {data} train.batch_size=2 train.steps=2".split()
+
+
+@pytest.fixture(scope="session")
 def tiny_base():
     """The base, a ``FrozenBase`` in float32."""
     import torch

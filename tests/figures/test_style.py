@@ -29,11 +29,9 @@ def test_files_are_reproducible_and_carry_fonts_and_settings(small, tmp_path):
 NAME = "grad_norm_vs_rank"
 
 
-def test_some_figures_in_some_formats_in_the_studys_plots_dir(study_cli, works, jsonl, here):
-    data = ["data=file", f"data.path={jsonl}", "data.sequence_length=32", "data.heldout=2"]
-    small = ["model=tiny", *data, "train.batch_size=2", "train.steps=1", "probes.stats=[norm]"]
+def test_some_figures_in_some_formats_in_the_studys_plots_dir(study_cli, works, short, here):
     where = ["results_dir=a/results", "plots_dir=a/pictures/all", "name=mine"]
-    works("train", "-m", *small, *where, "adapter.rank=2,4")
+    works("train", "-m", *short, *where, "adapter.rank=2,4", "probes.stats=[norm]")
     drawn = works("figures", "a/results/mine", "--only", NAME, "--formats", "svg,png")
     folder = Path("a/pictures/all/mine")
     assert drawn.out.split() == [f"{folder}/{NAME}.svg", f"{folder}/{NAME}.png"]

@@ -31,20 +31,18 @@ from tests.store.small_cells import flip
 TABLES = ("metrics", "probes", "truncations", "examples", "exponents", "stable", "rates", "losses")
 
 
-def sweep(results, jsonl, *overrides):
+def sweep(results, short, *overrides):
     """Two cells of each seed on the tiny base, with truncations."""
     from study.sweeps import app
 
-    small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
-    small += ["data.heldout=6", "train.steps=2", "train.batch_size=2", "probes.truncations=[1]"]
-    small += ["train.example_losses=true", "tracker=none", "adapter.rank=2,8"]
-    app.main(["-m", "name=mine", f"results_dir={results}", *small, *overrides])
+    cells = ["adapter.rank=2,8", "probes.truncations=[1]", "train.example_losses=true"]
+    app.main(["-m", "name=mine", f"results_dir={results}", *short, *cells, *overrides])
 
 
 @pytest.fixture(scope="module")
-def study_dir(tmp_path_factory, jsonl):
+def study_dir(tmp_path_factory, short):
     results = tmp_path_factory.mktemp("trained") / "results"
-    sweep(results, jsonl, "seed=0,1")
+    sweep(results, short, "seed=0,1")
     return results / "mine"
 
 
@@ -95,10 +93,10 @@ def test_a_read_only_archive_can_be_read_by_every_command(archived, tmp_path, wo
     assert sorted(os.listdir(copy)) == sorted(FILES)
 
 
-def test_a_sweep_in_an_archived_study_trains_what_is_not_there(archived, tmp_path, jsonl):
+def test_a_sweep_in_an_archived_study_trains_what_is_not_there(archived, tmp_path, short):
     folder = Path(shutil.copytree(archived, tmp_path / "results/mine"))
     assert all(map(is_done, cell_folders(folder)))
-    sweep(tmp_path / "results", jsonl, "seed=1,2")
+    sweep(tmp_path / "results", short, "seed=1,2")
     assert len(cell_folders(folder)) == 6
     assert len(os.listdir(folder / "cells")) == 2
     tables = load_measured(folder)

@@ -58,10 +58,8 @@ def test_the_command_measures_cells(works, tmp_path, jsonl):
     assert len(laws(distances)) == 3 * 2
 
 
-def test_a_study_without_a_limit_is_said_in_a_line(works, refused, tmp_path, jsonl):
-    small = [f"results_dir={tmp_path}", "model=tiny", "data=file", f"data.path={jsonl}"]
-    adam = ["name=adam", "train.steps=1", "adapter.scaling=rslora", "data.heldout=6"]
-    works("train", *small, *adam)
+def test_a_study_without_a_limit_is_said_in_a_line(works, refused, tmp_path, short):
+    works("train", *short, f"results_dir={tmp_path}", "name=adam", "adapter.scaling=rslora")
     line = refused("distances", tmp_path / "adam")
     assert "has a limit of infinite rank: train rslora with sgd or" in line
     assert "or lora with adamw or adam" in line

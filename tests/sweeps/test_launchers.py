@@ -40,10 +40,9 @@ def test_packs_share_what_they_must(cell):
     assert ranks(packs(capped)) == [[2, 16], [4, 8]], "each pack gets low and high ranks"
 
 
-def test_the_launcher_gpus_has_a_process_per_visible_gpu(works, jsonl, here, monkeypatch):
+def test_the_launcher_gpus_has_a_process_per_visible_gpu(works, short, here, monkeypatch):
     """The numbers are those of one process."""
-    small = ("model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=2", "train.steps=1")
-    line = ("train", "-m", *small, "adapter.rank=2,3")
+    line = ("train", "-m", *short, "adapter.rank=2,3")
     says = "2 cells, 0 done, 2 to train in 2 packs"
     assert says in works(*line, "results_dir=here", "pack.max_cells=auto", "pack.devices=2").err
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

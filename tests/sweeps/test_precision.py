@@ -13,9 +13,8 @@ PLACE = ["site", "stat", "step", "kind", "layer"]
 
 
 @pytest.fixture
-def small(jsonl, here):
-    small = ["train", "-m", "model=tiny", "data=file", f"data.path={jsonl}", "train.steps=1"]
-    return [*small, "data.sequence_length=32", "data.heldout=2", "train.eval_every=0"]
+def small(short, here):
+    return ["train", "-m", *short, "train.steps=1", "train.eval_every=0"]
 
 
 def test_exponents_in_bf16_lie_in_the_intervals_of_float32(works, small):

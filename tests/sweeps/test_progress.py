@@ -70,11 +70,10 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path):
     assert sweep.progress().seconds_left == pytest.approx(40, rel=0.2)
 
 
-def test_a_watch_follows_a_sweep_to_its_end(tmp_path, jsonl):
+def test_a_watch_follows_a_sweep_to_its_end(tmp_path, short):
     """Beside a sweep of two packs in a process of its own."""
-    sweep = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
-    sweep += ["data.heldout=2", "train.batch_size=2", "train.steps=120", "adapter.rank=2,3"]
-    train_it = ["train", "-m", *sweep, "pack.max_cells=1"]
+    sweep = ["train.steps=120", "adapter.rank=2,3", "pack.max_cells=1"]
+    train_it = ["train", "-m", *short, *sweep]
     with Forked(STUDY, train_it, tmp_path, os.environ) as train:
         while not list((tmp_path / "results/default").glob("sweep-*.json")) and not train.ended:
             time.sleep(0.05)
@@ -98,10 +97,8 @@ def test_a_watch_follows_a_sweep_to_its_end(tmp_path, jsonl):
     assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
 
 
-def test_the_first_seed_gives_a_first_answer(jsonl, works, here):
-    line = ["train", "-m", "model=tiny", "adapter.rank=2,4", "data=file", f"data.path={jsonl}"]
-    line += ["train.steps=2", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2"]
-    said = works(*line, "seed=7,3").err.splitlines()
+def test_the_first_seed_gives_a_first_answer(short, works, here):
+    said = works("train", "-m", *short, "adapter.rank=2,4", "seed=7,3").err.splitlines()
     [told] = [i for i, text in enumerate(said) if "first answer, of one seed (3)" in text]
     assert "LoRA" in said[told + 1]
     assert "Rank 4 against rank 2" in said[told + 1]

@@ -21,14 +21,9 @@ SMALL += ["train.steps=2"]
 pytestmark = pytest.mark.usefixtures("here")
 
 
-@pytest.fixture
-def small(jsonl):
-    return [*SMALL, "data=file", f"data.path={jsonl}"]
-
-
-def test_a_sweep_trains_each_cell_once_with_its_own_values(works, small, monkeypatch):
+def test_a_sweep_trains_each_cell_once_with_its_own_values(works, short, monkeypatch):
     """Of groups and interpolations, too."""
-    line = ["train", "-m", *small]
+    line = ["train", "-m", *short]
     swept = ("optimizer=sgd,adamw", "adapter.rank=2,3", "adapter.alpha=5,${adapter.rank}")
     assert "8 cells, 0 done, 8 to train in 1 pack" in works(*line, *swept).err
     cells = load_cells("results/default")
@@ -45,9 +40,9 @@ def test_a_sweep_trains_each_cell_once_with_its_own_values(works, small, monkeyp
     assert "8 cells, 8 done, nothing to train" in works(*line, *swept).err
 
 
-def test_a_single_cell_without_m_imports_only_what_it_uses(small):
+def test_a_single_cell_without_m_imports_only_what_it_uses(short):
     """transformers' optimizers import PEFT, bitsandbytes and torch's compiler: over a second."""
-    command = ["study", "train", *small, "adapter.rank=3", "name=one"]
+    command = ["study", "train", *short, "adapter.rank=3", "name=one"]
     unused = {"peft", "bitsandbytes", "pytorch_optimizer", "matplotlib"}
     unused |= {"torch._inductor.compile_fx", "scipy.stats"}
     code = (
@@ -63,12 +58,12 @@ def test_a_single_cell_without_m_imports_only_what_it_uses(small):
     assert (record["device"], record["status"]) == ("cpu", "complete")
 
 
-def test_a_path_with_spaces_and_quotes_reaches_the_cells(works, small, jsonl, tmp_path):
+def test_a_path_with_spaces_and_quotes_reaches_the_cells(works, short, jsonl, tmp_path):
     odd = [tmp_path / "it's a file.jsonl", tmp_path / 'say "b".jsonl']
     for n, path in enumerate(odd):
         path.write_text("\n".join(jsonl.read_text().splitlines()[n:]))
     values = ",".join(f"'{path!s}'".replace("it's", r"it\'s") for path in odd)
-    works("train", "-m", *small, f"data.path={values}")
+    works("train", "-m", *short, f"data.path={values}")
     assert set(load_cells("results/default")["data"]) == {str(path) for path in odd}
 
 
@@ -124,7 +119,7 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(works, refused
     assert "What was expected, and what was measured?" in Path("results/mine/report.md").read_text()
 
 
-def test_a_failing_cell_is_recorded_and_the_others_go_on(study_cli, small, monkeypatch):
+def test_a_failing_cell_is_recorded_and_the_others_go_on(study_cli, short, monkeypatch):
     original = sweep.train
 
     def train(base, corpus, cells, *more):
@@ -134,7 +129,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(study_cli, small, monke
         yield from original(base, corpus, cells, *more)
 
     monkeypatch.setattr(sweep, "train", train)
-    ran = study_cli("train", "-m", *small, "adapter.rank=2,3,4")
+    ran = study_cli("train", "-m", *short, "adapter.rank=2,3,4")
     assert ran.code == 2
     assert "1 of 3 cells failed" in ran.err
     assert "RuntimeError: out of luck" in ran.err
@@ -147,14 +142,14 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(study_cli, small, monke
     assert re.search(r'File ".*", line \d+, in train\n.*raise.*\n.*and more', log.read_text(), re.S)
     monkeypatch.setattr(sweep, "train", original)
     assert (
-        "3 cells, 2 done, 1 to train" in study_cli("train", "-m", *small, "adapter.rank=2,3,4").err
+        "3 cells, 2 done, 1 to train" in study_cli("train", "-m", *short, "adapter.rank=2,3,4").err
     )
     assert not log.exists(), "the cell has no error any more"
 
 
-def test_diverged_and_stuck_cells_are_done_marked_and_left_out_of_fits(works, small):
+def test_diverged_and_stuck_cells_are_done_marked_and_left_out_of_fits(works, short):
     """At learning rates that are far too large."""
-    line = ["train", "-m", *small, "optimizer=sgd", "adapter.scaling=rslora", "adapter.rank=2,4"]
+    line = ["train", "-m", *short, "optimizer=sgd", "adapter.scaling=rslora", "adapter.rank=2,4"]
     line += ["train.steps=6", "train.eval_every=2", "probes.steps=[0,1,2,3,4,5,6,7,9]"]
     line += ["name=large", "optimizer.lr=1e4,1e30"]
     notice = "probes.steps: not measured at 7, 9, after the last step (train.steps=6)"

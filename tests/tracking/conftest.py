@@ -23,7 +23,7 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="session")
-def study_process(jsonl) -> Callable[..., subprocess.CompletedProcess[str]]:
+def study_process(short) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``study_process(folder, "train", ...)``: the console script in a forked process, on tiny.
 
     ``first``: code to run before it. Keywords are environment variables.
@@ -32,9 +32,7 @@ def study_process(jsonl) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(folder, *arguments, first="", **environment):
         command, *rest = arguments
         flags = [argument for argument in rest if argument.startswith("-")]
-        small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
-        small += ["data.heldout=2", "train.steps=2", "train.batch_size=2"]
-        small = small if command == "train" else []
+        small = short if command == "train" else []
         line = [command, *flags, *small, *(argument for argument in rest if argument not in flags)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         return Forked(f"{first}\n{STUDY}", line, folder, clean | environment).wait()
