@@ -44,18 +44,14 @@ def hook(monkeypatch):
     return of
 
 
-def full_disk():
-    error = StorageError("can't write a file: No space left on device; free some space")
-    error.errno = errno.ENOSPC
-    return error
-
-
 def test_cells_that_stopped_at_different_steps_continue_one_by_one(cells, hook, tmp_path):
     """The first has failed, and the disk was full under the others."""
     sweep.run(cells("whole"))
     study_dir, planned = tmp_path / "results/default", cells("results", "pack.fold=3")
     failure = RuntimeError("the driver was restarted")
-    for one, stop, error in zip(planned, (2, 4, 4), (failure, *[full_disk()] * 2), strict=True):
+    full_disk = StorageError("can't write a file: No space left on device; free some space")
+    full_disk.errno = errno.ENOSPC
+    for one, stop, error in zip(planned, (2, 4, 4), (failure, full_disk, full_disk), strict=True):
 
         def act(_, step, stop=stop, error=error):
             if step == stop:

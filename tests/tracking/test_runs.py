@@ -12,14 +12,6 @@ from tests.tracking.conftest import SECRET
 SITES = {"adapter_grad": "grad_norm", "adapter_out": "adapter_out_norm", "delta_w": "delta_w_norm"}
 
 
-def run_dirs(study_dir):
-    """The offline runs by id."""
-    found = {}
-    for path in sorted((study_dir / "wandb").glob("offline-run-*")):
-        found.setdefault(path.name.rpartition("-")[2], []).append(path)
-    return found
-
-
 def history(records):
     """The logged rows by step."""
     items = [record["history"]["item"] for record in records if record["type"] == "history"]
@@ -28,7 +20,8 @@ def history(records):
 
 def test_every_cell_is_a_run_with_its_record_and_the_values_of_the_store(study_dir, inspect):
     """W&B's reader is slow: two of the four runs are read."""
-    tables, runs = load_measured(str(study_dir)), run_dirs(study_dir)
+    tables, folders = load_measured(str(study_dir)), (study_dir / "wandb").glob("offline-run-*")
+    runs = {path.name.rpartition("-")[2]: path for path in folders}
     assert set(tables.cells["cell_id"]) <= set(runs)
     compared, types = 0, set()
     for record in load_records(study_dir):
@@ -36,7 +29,7 @@ def test_every_cell_is_a_run_with_its_record_and_the_values_of_the_store(study_d
         rule, rank = (record["config"]["adapter"][key] for key in ("scaling", "rank"))
         if (rule, rank) not in (("lora", 2), ("rslora", 4)):
             continue
-        records = inspect(runs[cell_id][0])
+        records = inspect(runs[cell_id])
         rows = history(records)
         metrics = tables.metrics[tables.metrics["cell_id"] == cell_id].drop(columns="cell_id")
         assert sorted(rows) == list(metrics["step"])
