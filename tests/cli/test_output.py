@@ -1,8 +1,8 @@
 """``--json``, ``--csv`` and ``-q``: every JSON has its tables and columns."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
@@ -13,8 +13,7 @@ import pytest
 import study
 from study.cli.group import print_tables, print_texts
 
-ROOT = Path(__file__).parents[2]
-REFERENCE = ROOT / "results/reference"
+REFERENCE = Path(__file__).parents[2] / "results/reference"
 CURVE = "optimizer scaling exponent_p crossover"
 FIT = f"{CURVE} ci_low ci_high interval seeds ranks rank_min rank_max"
 QUANTITY = f"{FIT} site stat batch step predicted"
@@ -111,7 +110,7 @@ def test_missing_is_null_and_infinity_a_text(capsys):
     }
 
 
-def test_the_package_runs_as_a_module():
-    command = [sys.executable, "-m", "study", "--version"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert study.__version__ in ran.stdout
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", "--version"])
+    runpy.run_module("study", run_name="__main__")
+    assert study.__version__ in capsys.readouterr().out
