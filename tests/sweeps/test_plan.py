@@ -43,17 +43,6 @@ def test_a_sweep_is_priced_for_a_device_that_is_not_here(works, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--plan=b300"], "unknown device of --plan 'b300': choose from h200, h100"),
-        (["model=shape", "train.steps=1"], "model=shape has no weights: add --plan"),
-    ],
-)
-def test_a_mistake_gets_one_line(arguments, says, refused):
-    assert says in refused("train", *arguments)
-
-
 def test_a_config_json_is_a_shape(tmp_path):
     given = describe(ModelConfig("tiny"))
     (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
