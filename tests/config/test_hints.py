@@ -39,6 +39,7 @@ SLIPS = {
     "data=file data.path=/none/such.jsonl": "/none/such.jsonl",
     "-m seed=0,1 data=file data.path=/none/such.jsonl": "/none/such.jsonl",
     "-m seed=0,1 data.sequence_length=9000": "longer than tiny allows: give at most 512",
+    "train.answer_tokens=100 data.sequence_length=500": "longer than tiny allows: give at most 512",
     "--plan=b300": "unknown device of --plan 'b300': choose from h200, h100",
     "model=shape train.steps=1": "model=shape has no weights: add --plan",
 }

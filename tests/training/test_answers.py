@@ -10,9 +10,7 @@ from transformers import GenerationConfig
 
 from study.adapters import adapted, resolve_targets
 from study.data.batches import build_corpus
-from study.errors import StudyError
 from study.models import load_tokenizer
-from study.sweeps.cells import plan
 from study.training.fold import adapter_spec
 from study.training.loop import Fold
 from study.training.measuring import exact_matches
@@ -88,8 +86,3 @@ def _scored(model, corpus, tokens):
         found = label.search(questions.tokenizer.decode(answer, skip_special_tokens=True))
         right += found is not None and found[0].lower() == target
     return right / len(questions.targets)
-
-
-def test_a_question_and_its_answer_fit_the_model(cell):
-    with pytest.raises(StudyError, match="longer than tiny allows: give at most 512"):
-        plan([cell("train.answer_tokens=100", "data.sequence_length=500")])
