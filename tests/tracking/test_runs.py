@@ -12,12 +12,6 @@ from tests.tracking.conftest import SECRET
 SITES = {"adapter_grad": "grad_norm", "adapter_out": "adapter_out_norm", "delta_w": "delta_w_norm"}
 
 
-def history(records):
-    """The logged rows by step."""
-    items = [record["history"]["item"] for record in records if record["type"] == "history"]
-    return {item["_step"]: item for item in items}
-
-
 def test_every_cell_is_a_run_with_its_record_and_the_values_of_the_store(study_dir, inspect):
     """W&B's reader is slow: two of the four runs are read."""
     tables, folders = load_measured(str(study_dir)), (study_dir / "wandb").glob("offline-run-*")
@@ -30,7 +24,8 @@ def test_every_cell_is_a_run_with_its_record_and_the_values_of_the_store(study_d
         if (rule, rank) not in (("lora", 2), ("rslora", 4)):
             continue
         records = inspect(runs[cell_id])
-        rows = history(records)
+        logged = (record["history"]["item"] for record in records if record["type"] == "history")
+        rows = {item["_step"]: item for item in logged}
         metrics = tables.metrics[tables.metrics["cell_id"] == cell_id].drop(columns="cell_id")
         assert sorted(rows) == list(metrics["step"])
         for stored in metrics.to_dict("records"):
