@@ -33,13 +33,6 @@ TITLES = {
 }
 TUNED = 16
 """The other ranks keep the best rate of this rank, or of the one that is nearest to it."""
-SAME = 1.25
-"""A factor of the rate that a tuner does not see."""
-
-
-def _unit(study: str) -> str:
-    """What a loss is the mean over: a token of the small model is a byte."""
-    return "byte" if study == STUDY else "token"
 
 
 def rates_of(rule: str, steps: str, study: str) -> pd.DataFrame:
@@ -81,25 +74,20 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
     """
     own = rates_of(rule, steps, study)
     own = own[own["rank"].isin(list(map(float, ranks.split(","))))] if ranks else own
-    rates = by_seed(own)
+    rates, line = by_seed(own), rate_transfer(own).iloc[0]
+    exponent = [line[name] for name in ("exponent", "ci_low", "ci_high")]
     best = rates.apply(geometric)
     low, high = best.iloc[0], best.iloc[-1]
     match of:
-        case "change" if 1 / SAME < high / low < SAME:
-            return "the same"
         case "change":
             factor, way = max((high / low, "higher"), (low / high, "lower"))
             return f"{factor:.1f} times {way}"
         case "factor":
-            row = rate_transfer(own).iloc[0]
-            ratio = row["rank_max"] / row["rank_min"]
-            powers = [ratio ** row[name] for name in ("exponent", "ci_low", "ci_high")]
-            return f"×{interval_text(*powers)}"
+            return f"×{interval_text(*np.power(line['rank_max'] / line['rank_min'], exponent))}"
         case "spread":
             return f"{best.max() / best.min():.2f}"
         case "exponent":
-            row = rate_transfer(own).iloc[0]
-            return minus(interval_text(row["exponent"], row["ci_low"], row["ci_high"], 3))
+            return minus(interval_text(*exponent, 3))
         case "bend":
             middle = rates.iloc[:, len(best) // 2]
             return mean_text((middle / np.sqrt(rates.iloc[:, 0] * rates.iloc[:, -1])).dropna())
@@ -108,12 +96,18 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
     return f"{high / float(of):.0f}"
 
 
-def best_gap(rule: str, steps: str, study: str) -> str:
-    """The loss of the highest rank less that of the lowest, each at the rate of its lowest mean."""
+def gaps(rule: str, steps: str, study: str) -> "pd.Series[float]":
+    """By seed the loss of the highest rank less that of the lowest, each at the rate of its lowest
+    mean."""
     where = f"how == 'best' and scaling == '{rule}' and steps == {steps}"
     own = study_tables(study).losses.query(where)
     of_rank = own.pivot(index="seed", columns="rank", values="loss")
-    return mean_text(of_rank.iloc[:, -1] - of_rank.iloc[:, 0], 3)
+    return of_rank.iloc[:, -1] - of_rank.iloc[:, 0]
+
+
+def best_gap(rule: str, steps: str, study: str) -> str:
+    """The mean of :func:`gaps`."""
+    return mean_text(gaps(rule, steps, study), 3)
 
 
 def tuned_rank(steps: str, study: str) -> int:
@@ -128,6 +122,19 @@ def losses(steps: str, study: str) -> pd.DataFrame:
     tables = study_tables(study)
     found = final_losses(tables.cells, tables.metrics).astype({"scaling": str})
     return found[found["steps"] == int(steps)].dropna(subset="loss")
+
+
+def after_20_steps(of: str, rule: str = "lora", lr: str = "") -> str:
+    """Of rank 256 on SmolLM2, as means over seeds: the held-out ``loss`` at a learning rate or at
+    the best of those tried, its ``fall``, and the best ``rate``. ``base``: the loss before."""
+    study = "paper_learning_rate"
+    metrics = study_tables(study).metrics
+    base = metrics.loc[metrics["step"] == 0, "eval_loss"].mean()
+    own = losses("20", study).query(f"scaling == '{rule}' and rank == 256")
+    mean = own.groupby("lr")["loss"].mean()
+    at = float(lr) if lr else mean.idxmin()
+    found = {"base": base, "loss": mean[at], "fall": base - mean[at]}
+    return f"{at:g}" if of == "rate" else f"{found[of]:.2f}"
 
 
 def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
@@ -173,44 +180,36 @@ def rules_test(steps: str, study: str = STUDY) -> str:
 
 
 def by_steps(study: str = STUDY) -> str:
-    """A row per rule and number of steps: exponent, best rates, and the gain of the highest rank.
-
-    Exponents are slopes over all ranks by seed. Gains are losses of the highest rank less those of
-    the lowest, each at its best rate.
-    """
+    """A row per rule and number of steps: r_sign, and the gain of the highest rank: its loss less
+    that of the lowest, each at its best rate. The study's answer has the best rates."""
     rates, rows = study_tables(study).rates, list[dict[str, str]]()
-    every, longest = sorted(rates["rank"].unique()), str(rates["steps"].max())
-    low, *others = sorted({every[0], tuned_rank(longest, study), every[-1]})
-    gain = f"loss of rank {others[-1]:g} less rank {low:g}, nats per {_unit(study)}"
+    low, high = rates["rank"].min(), rates["rank"].max()
+    unit = "byte" if study == STUDY else "token"  # a token of the small model is a byte
     for rule in TITLES:
         for steps in sorted(rates.query(f"scaling == '{rule}'")["steps"].unique()):
             at = rule, str(steps), study
-            best = best_rates(*at)
             row = {
                 "rule": RULES[rule].label,
                 "steps": f"{steps:g}",
                 "seeds": str(len(by_seed(rates_of(*at)))),
-                "exponent of the best rate": best_rate("exponent", *at),
                 "r_sign at s = 1/2": rate_law("r_sign", *at),
-                f"best rate, rank {low:g}": f"{best[low]:.2g}",
-                **{f"rank {r:g}": f"{best[r]:.2g}" if r in best else "" for r in others},
-                gain: best_gap(*at),
+                f"loss of rank {high:g} less rank {low:g}, nats per {unit}": best_gap(*at),
             }
             rows.append(row)
     return table_of(rows)
 
 
-def rounding(steps: str = "256") -> str:
+def rounding() -> str:
     """A row per rank and rate that were trained in float32 and, at the same seeds, in bf16: losses
-    of LoRA after some steps."""
-    at = ["rank", "lr", "seed"]
-    both = [losses(steps, study).query("scaling == 'lora'").set_index(at) for study in (REAL, LONG)]
-    found = both[0][["loss"]].join(both[1]["loss"], how="inner", rsuffix="_bf16").reset_index()
+    of LoRA after 256 steps."""
+    of = [losses("256", study).query("scaling == 'lora'") for study in (REAL, LONG)]
+    of = [rows.set_index(["rank", "lr", "seed"])["loss"] for rows in of]
+    both = pd.concat(of, axis=1, keys=["float32", "bf16"], join="inner")
     rows = []
-    for (rank, lr), own in found.groupby(["rank", "lr"]):
-        loss, rounded = own["loss"].mean(), own["loss_bf16"].mean()
-        row = {"rank": f"{rank:g}", "learning rate": f"{lr:g}", "float32": f"{loss:.3f}"}
-        row |= {"bf16": f"{rounded:.3f}", "bf16 less float32": minus(f"{rounded - loss:+.3f}")}
+    for (rank, lr), own in both.groupby(["rank", "lr"]):
+        exact, rounded = own.mean()
+        row = {"rank": f"{rank:g}", "learning rate": f"{lr:g}", "float32": f"{exact:.3f}"}
+        row |= {"bf16": f"{rounded:.3f}", "bf16 less float32": minus(f"{rounded - exact:+.3f}")}
         rows.append(row | {"seeds": str(len(own))})
     return table_of(rows)
 
@@ -261,28 +260,27 @@ def power(of: str, over: str, where: str, *studies: str) -> str:
     parts = [x.rates if at_end else rates_by_horizon(x.cells, x.metrics, x.probes) for x in found]
     rates = pd.concat(parts, ignore_index=True).query(where)
     # rate_transfer fits a power of the column `rank`, so the values of `over` stand there.
-    rates = rates.assign(setting="", of=rates["rank"], rank=rates[over].astype(float))
+    rates = rates.assign(setting="", of=rates["rank"].astype(int), rank=rates[over].astype(float))
     count = rates.groupby(["of", "seed"])["rank"].transform("nunique")
     rates = rates[count == rates["rank"].nunique()]
     lr = rates.pivot(index=["of", "seed"], columns="rank", values="best_lr")
-    by_rank = slopes(lr).unstack("of")
+    found = slopes(lr).unstack("of")
     grid = pd.Series({r: rate_transfer(x)["se_grid"].iloc[0] for r, x in rates.groupby("of")})
-
-    def text(values: "pd.Series[float]", se_grid: float) -> str:
-        mean, low, _ = mean_interval(values)
-        half = np.hypot(mean - low, NORMAL * se_grid)
-        return minus(interval_text(mean, mean - half, mean + half))
-
-    every, ends = by_rank.dropna(), np.hypot(grid.iloc[0], grid.iloc[-1])
-    texts = {f"{rank:g}": text(by_rank[rank].dropna(), grid[rank]) for rank in by_rank}
-    texts["mean"] = text(every.mean(axis=1), np.hypot.reduce(grid) / len(grid))
-    texts["apart"] = text(every.iloc[:, -1] - every.iloc[:, 0], ends)
+    every, (low, *_, high) = found.dropna(), found.columns
+    found = found.assign(mean=every.mean(axis=1), apart=every[high] - every[low])
+    apart = np.hypot(grid[low], grid[high])
+    grid["mean"], grid["apart"] = np.hypot.reduce(grid) / len(grid), apart
+    texts = {}
+    for name, values in found.items():
+        mean, end, _ = mean_interval(values.dropna())
+        half = np.hypot(mean - end, NORMAL * grid[name])
+        texts[str(name)] = minus(interval_text(mean, mean - half, mean + half))
     if of != "table":
         return texts[of]
     rows = []
     for rank, own in lr.groupby("of"):
         best = {f"{value:g}": f"{one:.2g}" for value, one in own.apply(geometric).items()}
-        rows.append({"rank": f"{rank:g}", **best, "seeds": str(len(own))})
+        rows.append({"rank": str(rank), **best, "seeds": str(len(own))})
     rows += [{"rank": name, "seeds": str(len(every))} for name in ("mean", "highest less lowest")]
     pairs = zip(rows, texts.values(), strict=True)
     return table_of(filled([row | {"exponent": text} for row, text in pairs]))
@@ -382,7 +380,7 @@ def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
     at = {"xycoords": "axes fraction", "ha": "right", "va": "center", "fontsize": 8}
     panels[0].annotate("best rates", row, color=style.CONTEXT, **at)
     for ax in panels if stacked else panels[:1]:
-        ax.set_ylabel(f"held-out loss\n(nats per {_unit(study)})")
+        ax.set_ylabel("held-out loss\n(nats per token)")
     for ax in panels[-1:] if stacked else panels:
         ax.set_xlabel("learning rate")
     handles, labels = panels[0].get_legend_handles_labels()
