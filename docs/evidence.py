@@ -4,18 +4,16 @@
 """
 
 import json
-from functools import cache
 from typing import Any
 
 import pandas as pd
 
 from docs import law
-from docs.blocks import RESULTS, ROOT
+from docs.blocks import RESULTS, ROOT, study_tables
+from docs.horizons import gaps
 from study.analysis.capacity import FULL, best_stored
 from study.analysis.fits import mean_interval
 from study.analysis.law import Setting, short_model
-from study.analysis.losses import compared_losses, final_losses
-from study.store.files import write_text
 from study.store.tables import load_measured
 from study.vocabulary.quantities import TRAIN
 
@@ -39,16 +37,14 @@ def text() -> str:
 
 def gain(name: str) -> dict[str, Any]:
     """What ranks gained under LoRA in the longest runs of several seeds, each at its best rate."""
-    tables = load_measured(RESULTS / name)
-    rows = compared_losses(tables.cells, tables.metrics)
-    rows = rows[(rows["how"] == "best") & (rows["scaling"] == "lora")]
-    seeds = rows.groupby("steps")["seed"].nunique()
-    rows = rows[rows["steps"] == seeds.index[seeds > 1].max()]
-    of = rows.pivot(index="seed", columns="rank", values="loss")
-    gap = mean_interval(of.iloc[:, -1] - of.iloc[:, 0])
+    tables = study_tables(name)
+    best = tables.losses.query("how == 'best' and scaling == 'lora'")
+    seeds = best.groupby("steps")["seed"].nunique()
+    steps = int(seeds.index[seeds > 1].max())
     about = {"source": name, "model": short_model(str(tables.cells["model"].iloc[0]))}
-    ends = [int(of.columns[0]), int(of.columns[-1])]
-    return {**about, "steps": int(rows["steps"].iloc[0]), "ranks": ends, "gap": gap}
+    ends = [int(best["rank"].min()), int(best["rank"].max())]
+    gap = mean_interval(gaps("lora", str(steps), name))
+    return {**about, "steps": steps, "ranks": ends, "gap": gap}
 
 
 def capacity(name: str = "capacity_small") -> dict[str, Any]:
@@ -80,26 +76,3 @@ def bf16_sizes() -> dict[str, float]:
     )
     ratio = (rms["adapter_out"] / rms["layer_out"]).div(sizes, level="cell_id").dropna()
     return {str(step): float(ratio[step].median()) for step in (1, 10)}
-
-
-@cache
-def facts() -> dict[str, float]:
-    """The numbers of the pages on symptoms: SmolLM2, means over seeds."""
-    swept = load_measured(RESULTS / "paper_learning_rate")
-    ends = final_losses(swept.cells, swept.metrics)
-    losses = ends[ends["rank"] == 256].groupby(["scaling", "lr"])["loss"].mean()
-    base = float(swept.metrics.loc[swept.metrics["step"] == 0, "eval_loss"].mean())
-    slow, high = float(losses["lora"].index.min()), 3e-3
-    found = {"steps": int(swept.cells["steps"].iloc[0]), "base": base, "slow_lr": slow}
-    found |= {"slow_fall": base - losses["lora", slow], "lora_fall": base - losses["lora"].min()}
-    found |= {f"{rule}_lr": float(losses[rule].idxmin()) for rule in ("lora", "rslora")}
-    found |= {f"high_{rule}": float(losses[rule, high]) for rule in ("lora", "rslora")}
-    return found | {"high_lr": high}
-
-
-def write() -> None:
-    write_text(FILE, text())
-
-
-if __name__ == "__main__":
-    write()

@@ -21,7 +21,7 @@ from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown, read_report
 from study.store import write_output
-from study.store.files import remove
+from study.store.files import remove, write_text
 
 COLOURS = 256
 PARTS = (numbers, findings, external, horizons, law_page)
@@ -115,7 +115,7 @@ def draw_pictures() -> None:
 
 
 if __name__ == "__main__":
-    evidence.write()
+    write_text(evidence.FILE, evidence.text())
     draw_pictures()
     write_documents()
     STAMP.write_text(stamp() + "\n")

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from benchmarks.summary import OURS, SECTIONS, processor
 from docs.blocks import QUICK, RESULTS, study_tables
 from docs.blocks import table as read
-from docs.evidence import facts
 from study.analysis.advice import lost_in_bf16
 from study.analysis.capacity import departures
 from study.analysis.law import Setting
@@ -129,11 +128,6 @@ def advice(*arguments: str) -> str:
     lines = [f"$ study advise {' '.join(arguments)}", *ran.output.splitlines()]
     wrapped = (fill(x, 110, subsequent_indent="    ", break_on_hyphens=False) for x in lines)
     return "\n".join(["```", *wrapped, "```"])
-
-
-def fact(name: str, form: str = "") -> str:
-    """A number of :func:`docs.evidence.facts`."""
-    return format(facts()[name], form)
 
 
 def lost(alpha: str, lr: str, *ranks: str) -> str:
