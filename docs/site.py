@@ -114,13 +114,11 @@ def fill(app: Any, page: str, source: list[str]) -> None:
     source[0] = LINK.sub(partial(outside, page), text)
 
 
-def _inline(translator: Any, node: nodes.math) -> None:
-    translator.body.append(tex2mathml(node.astext(), as_block=False))
-    raise nodes.SkipNode
-
-
-def _block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>')
+def formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML; one that stands alone scrolls if it is wide."""
+    is_block = isinstance(node, nodes.math_block)
+    text = tex2mathml(node.astext(), as_block=is_block)
+    translator.body.append(f'<div class="formula">{text}</div>' if is_block else text)
     raise nodes.SkipNode
 
 
@@ -132,7 +130,7 @@ def add_dashboard(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this."""
-    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("source-read", fill)
     app.connect("build-finished", add_dashboard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
