@@ -54,14 +54,15 @@ def law(name: str) -> str:
     if name.startswith("c-at-"):
         steps = np.log(float(name.removeprefix("c-at-")) / STEPS)
         return f"{np.exp(found.law['c'] + found.law['c_steps'] * steps):.2g}"
+    theirs = rows[rows["is_theirs"]]
     numbers = {
         "rates": lambda: len(rows),
         "edges": lambda: (rows["edge"] != "").sum(),
         "models": lambda: rows["model"].nunique(),
-        "published": lambda: rows.loc[rows["is_theirs"], "model"].nunique(),
-        "sweeps": lambda: rows.loc[rows["is_theirs"], "source"].nunique(),
-        "error": lambda: _factor(_by_study(_of_others("rank"), "off")),
-        "holds": lambda: _share(_by_study(_of_others("rank"), "holds")),
+        "published": lambda: theirs["model"].nunique(),
+        "sweeps": lambda: theirs["source"].nunique(),
+        "error": lambda: _tested(_ranks_of_others())["median error"],
+        "holds": lambda: _tested(_ranks_of_others())["intervals hold"],
     }
     return str(numbers[name]())
 
@@ -82,18 +83,9 @@ def _factor(off: "pd.Series[float]") -> str:
     return f"{np.exp(off.median()):.2f}"
 
 
-def _share(holds: "pd.Series[bool]") -> str:
-    return f"{100 * holds.mean():.0f} %"
-
-
-def _of_others(kind: str) -> pd.DataFrame:
-    return tested().query(f"kind == '{kind}' and is_theirs")
-
-
-def _by_study(points: pd.DataFrame, column: str) -> "pd.Series[float]":
-    """The median error of each study, or the share of its intervals that hold."""
-    values = points.groupby("source")[column]
-    return values.median() if column == "off" else values.mean()
+def _ranks_of_others() -> pd.DataFrame:
+    """The left-out ratios between two ranks in sweeps of others."""
+    return tested().query("kind == 'rank' and is_theirs")
 
 
 def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -106,10 +98,10 @@ def law_test(of: str = "") -> str:
     """The error and the intervals, by kind of question, for our studies and those of others; each
     study counts once. ``rank``: of ratios between ranks in sweeps of others, by sweep."""
     if of == "rank":
-        parts = iter(_of_others("rank").groupby("source"))
+        parts = iter(_ranks_of_others().groupby("source"))
         return table_of([{"sweep": str(name), **_tested(own)} for name, own in parts])
     rows = [
-        {"": name, "studies": f"{len(_by_study(own, 'off'))} {whose}", **_tested(own)}
+        {"": name, "studies": f"{own['source'].nunique()} {whose}", **_tested(own)}
         for name, points in by_kind(tested())
         for whose, own in (
             ("of ours", points[~points["is_theirs"]]),
@@ -121,10 +113,12 @@ def law_test(of: str = "") -> str:
 
 
 def _tested(points: pd.DataFrame) -> dict[str, str]:
+    """The median error of each study, and the share of its intervals that hold: over studies."""
+    by_study = points.groupby("source")
     return {
         "points": str(len(points)),
-        "median error": _factor(_by_study(points, "off")),
-        "intervals hold": _share(_by_study(points, "holds")),
+        "median error": _factor(by_study["off"].median()),
+        "intervals hold": f"{100 * by_study['holds'].mean().mean():.0f} %",
     }
 
 
@@ -176,7 +170,8 @@ BLIND = (
 @cache
 def blind_points() -> pd.DataFrame:
     """What the fits of these commits said of rates that they had not seen: :func:`law.predicted`,
-    with ``about``, ``fit`` and ``off``, the log of predicted over measured."""
+    with ``about``, ``fit``, the columns of :func:`tested`, and ``over``: predicted over measured,
+    as a logarithm."""
     fits = json.loads((ROOT / "results/external/blind_fits.json").read_text())
     rates, found = best_rates(), []
     for source, steps, commit in BLIND:
@@ -185,7 +180,8 @@ def blind_points() -> pd.DataFrame:
         about = f"{source}, {' to '.join(str(one) for one in sorted({steps[0], steps[-1]}))} steps"
         found.append(points.assign(about=about, fit=commit))
     points = pd.concat(found)
-    return points.assign(off=points["value"] - points["measured"])
+    over = points["value"] - points["measured"]
+    return points.assign(over=over, off=over.abs(), holds=over.abs() <= points["half"])
 
 
 def law_blind() -> str:
@@ -200,9 +196,9 @@ def law_blind() -> str:
             "fit": commit,
             "": kind,
             "points": str(len(own)),
-            "median error": _factor(own["off"].abs()),
-            "predicted over measured": _factor(own["off"]),
-            "intervals that hold": str((own["off"].abs() <= own["half"]).sum()),
+            "median error": _factor(own["off"]),
+            "predicted over measured": _factor(own["over"]),
+            "intervals that hold": str(own["holds"].sum()),
         }
         for (about, commit), found in points.groupby(["about", "fit"], sort=False)
         for kind, own in by_kind(found)
@@ -213,14 +209,14 @@ def law_blind() -> str:
 def blind_error(source: str, kind: str, steps: str = "256") -> str:
     """``1.40``: the median error of a blind test, as a factor. ``steps``: its last number."""
     points = blind_points().query(f"kind == '{kind}' and source == '{source}'")
-    return _factor(points.loc[points["about"].str.endswith(f" {steps} steps"), "off"].abs())
+    return _factor(points.loc[points["about"].str.endswith(f" {steps} steps"), "off"])
 
 
 def blind_holds(kind: str, *fits: str) -> str:
     """``45 of 48``: how many intervals of these fits held in sweeps of others."""
     points = blind_points().query(f"is_theirs and fit in {fits}")
     points = points[points["kind"].str.startswith(kind)]
-    return f"{(points['off'].abs() <= points['half']).sum()} of {len(points)}"
+    return f"{points['holds'].sum()} of {len(points)}"
 
 
 FOLLOWED = (("horizons_small", 256, 10), ("paper_learning_rate", 20, 2))
