@@ -41,9 +41,9 @@ def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
     return "\n\n".join(f"## {n}\n\n{heads[n]}\n\n{SECTIONS[n](tables[n])}" for n in shown)
 
 
-def medians(table: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """Median seconds of a step, without first steps; a column for each way."""
-    steps = table[table["variant"] == "step"]
+def medians(table: pd.DataFrame, *by: str, variant: str = "step") -> pd.DataFrame:
+    """Median seconds of a step, or of another variant; a column for each way."""
+    steps = table[table["variant"] == variant]
     return steps.groupby([*by, "way"])["seconds"].median().unstack("way")
 
 
@@ -90,10 +90,9 @@ def _micro_batches(table: pd.DataFrame) -> list[str]:
 
 
 def _compiled(table: pd.DataFrame) -> str:
-    steps, firsts = medians(table, "rank"), table[table["variant"] == "first step"]
+    steps, first = medians(table, "rank"), medians(table, "rank", variant="first step")
     shown = steps.rename(columns=LABELS)
     shown["tuned loop / compiled"] = steps["loop"] / steps["compiled"]
-    first = firsts.groupby(["rank", "way"])["seconds"].median().unstack("way")
     shown["first step, compiled"] = first["compiled"]
     saved = steps["packed"] - steps["compiled"]
     pays_from = np.ceil((first["compiled"] - first["packed"]) / saved.where(saved > 0))

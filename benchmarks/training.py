@@ -36,7 +36,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
 from study.adapters.bank import AdapterSpec, initial_pair
-from study.config import CellConfig, ModelConfig
+from study.config import CellConfig
 from study.config.compose import CONF, parse
 from study.data.batches import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
@@ -277,7 +277,7 @@ Row = dict[str, Any]
 class Size:
     """What all suites have in common: ``ranks`` of a sweep, optimizer ``steps`` of a run.
 
-    ``data``: a name of ``conf/data``, or a file.
+    ``model``: smollm2, tiny, a folder or a hub name. ``data``: a name of ``conf/data``, or a file.
     """
 
     model: str
@@ -287,12 +287,6 @@ class Size:
     precision: str = "float32"
     tokens: int = 1024
     data: str = FULL
-
-    @property
-    def base(self) -> ModelConfig:
-        """``model`` is smollm2, tiny, a folder or a hub name."""
-        is_known = self.model in MODELS and not MODELS[self.model].reads_path
-        return ModelConfig(self.model) if is_known else ModelConfig("hf", self.model)
 
     def cell(self, tokens: int, rank: int, *overrides: str) -> CellConfig:
         """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096. It has
@@ -308,9 +302,10 @@ class Size:
             tokens = length * batch
         file = Path(self.data)
         own = ["data=file", f"data.path={file.resolve()}"] if file.suffix else [f"data={self.data}"]
-        own += [f"model.path={self.model}"] if self.base.path else []
+        is_known = self.model in MODELS and not MODELS[self.model].reads_path
+        own += [f"model={self.model}"] if is_known else ["model=hf", f"model.path={self.model}"]
         text = (
-            f"model={self.base.name} device={self.device} precision={self.precision} "
+            f"device={self.device} precision={self.precision} "
             f"adapter.rank={rank} data.sequence_length={length} train.batch_size={batch} "
             f"train.accumulation={tokens // (batch * length)} train.steps={self.steps} "
             "data.heldout=16 train.eval_every=0 probes.steps=null optimizer.lr=1e-4"
