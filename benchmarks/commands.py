@@ -34,7 +34,6 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 @click.command(epilog=LISTS, context_settings=SETTINGS)
 @click.argument("names", nargs=-1, type=click.Choice([*SUITES]), metavar="[SUITE]...")
 @click.option("--to", type=PATH, default="results/bench", help="The tables, one for each suite.")
-@click.option("--plots", type=PATH, default="plots/bench", help="Folder of the figures.")
 @click.option("--model", default="smollm2", help="smollm2, tiny, a folder or a hub name.")
 @click.option("--ranks", default="4,16,64,256,1024,2048", help="Ranks of a sweep.")
 @click.option("--steps", default=3, help="Optimizer steps of a run.")
@@ -43,14 +42,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 @click.option("--tokens", default=1024, help="Tokens of a step in sweep.")
 @click.option("--data", default=FULL, help="Of a sweep: a name of conf/data, or a file of rows.")
 @click.option("--measured/--read", default=True, help="Measure, or only read earlier tables.")
-def suites(
-    names: tuple[str, ...],
-    to: Path,
-    plots: Path,
-    ranks: str,
-    measured: bool,
-    **options: Any,
-) -> None:
+def suites(names: tuple[str, ...], to: Path, ranks: str, measured: bool, **options: Any) -> None:
     """Time training against PEFT, suite by suite.
 
     Without a SUITE all of them run: more than an hour on two cores.
@@ -61,10 +53,8 @@ def suites(
         )
     import pandas as pd
 
-    from study.figures.style import save
-
     from . import training
-    from .summary import speed, summarise
+    from .summary import summarise
 
     size = training.Size(ranks=[int(rank) for rank in ranks.split(",")], **options)
     to.mkdir(parents=True, exist_ok=True)
@@ -79,6 +69,3 @@ def suites(
         rows.sort_values("rank", kind="stable").to_parquet(files[name], index=False)
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     click.echo(summarise(tables))
-    if drawn := [tables[name] for name in ("sweep", "large-steps") if name in tables]:
-        for path in save(speed(drawn), plots, "speed"):
-            click.echo(path)

@@ -70,7 +70,7 @@ SHARED = {
     " probes.steps=null",
     "train": "study train -m device={device} name={name} results_dir={folder}",
     "bench": "study bench --device={device} --model={base} --precision=bf16 --steps={steps}"
-    " --ranks={ranks} --to={folder} --plots={folder}",
+    " --ranks={ranks} --to={folder}",
     "optimizers": ",".join(OPTIMIZERS),
 }
 

@@ -1,17 +1,14 @@
-"""The tables of the suites as text and as a figure: medians and ratios."""
+"""The tables of the suites as text: medians and ratios."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from study.config.expectations import NOT_MEASURED
-from study.figures import style
 from study.report.text import table_of
-from study.vocabulary.sources import model_label
 
 LABELS = {
     "trainer": "PEFT + Trainer",
@@ -26,12 +23,6 @@ PLAIN = "no probes"
 """The single steps of the suite ``probes`` that its other steps are compared with."""
 OURS = "packed"
 """The way of `study train`."""
-LOOKS: dict[str, Any] = {
-    "trainer": {"color": "#7a7a7a", "marker": "s"},
-    "loop": {"color": "#b0602b", "marker": "o"},
-    "packed": {"color": "#1f7f86", "marker": "D"},
-}
-"""The ways that are drawn."""
 
 
 def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -156,27 +147,3 @@ def markdown(table: pd.DataFrame) -> str:
         return NOT_MEASURED if np.isnan(value) else f"{value:#.3g}".rstrip(".")
 
     return table_of(table.reset_index().map(entry).to_dict("records"))
-
-
-@style.paper()
-def speed(tables: Sequence[pd.DataFrame]) -> Figure:
-    """Seconds of a step against rank: a panel for each table, a line for each way."""
-    column = style.FULL if len(tables) > 1 else style.HALF
-    page = style.figure(1, len(tables), column=column, ratio=0.7, above=0.2)
-    panels = page.subplots(1, len(tables), squeeze=False)[0]
-    for panel, table in zip(panels, tables, strict=True):
-        found = medians(table, "rank")
-        for way, look in LOOKS.items():
-            if way in found:
-                panel.plot(found.index, found[way], label=LABELS[way], markersize=3.5, **look)
-        style.rank_axis(panel, list(found.index), page.get_figwidth() / len(tables) - 0.5)
-        panel.set(yscale="log", ylabel="seconds per step")
-        style.log_ticks(panel.yaxis, panel.get_ylim())
-        tokens = table["tokens"].iloc[0]
-        panel.set_title(f"{tokens} tokens per step, {processor(table)}", loc="left")
-    handles, names = panels[0].get_legend_handles_labels()
-    page.legend(handles, names, loc="outside upper left", ncols=len(names))
-    rows = pd.concat(tables)
-    model, precision = (", ".join(map(str, rows[n].unique())) for n in ("model", "precision"))
-    page.set_label(f"{model_label(model)}, {precision}")
-    return style.finish(page, "Points: medians over the steps of a run after the first.")

@@ -357,14 +357,14 @@ def panels_of_rules(stacked: bool = False) -> tuple[Figure, list[Axes]]:
 
 
 @style.paper()
-def hero(study: str, steps: str = "256", stacked: bool = False) -> Figure:
+def hero(steps: str = "256", stacked: bool = False) -> Figure:
     """A panel per rule, a line per rank over one axis of rates, and the best rates below. Diverging
     runs leave the panel: it ends above the loss of the lowest rates."""
-    runs = losses(steps, study)
+    runs = losses(steps, REAL)
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
     page, panels = panels_of_rules(stacked)
     for ax, rule in zip(panels, TITLES, strict=True):
-        best = best_rates(rule, steps, study)
+        best = best_rates(rule, steps, REAL)
         for index, rank in enumerate(ranks):
             colour = colours(0.85 - 0.85 * index / (len(ranks) - 1))  # yellow is faint on white
             look: dict[str, Any] = {"color": colour, "zorder": 2 + index}

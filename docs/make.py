@@ -15,9 +15,8 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from benchmarks.summary import speed
 from docs import evidence, external, findings, horizons, law_page, numbers
-from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables, table
+from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown, read_report
 from study.store import write_output
@@ -100,14 +99,12 @@ def slim(path: Path) -> None:
 
 
 def draw_pictures() -> None:
-    """Draw the pictures of the studies and of the benchmarks again."""
+    """Draw the pictures of the studies and of the laws again."""
     for name in sorted(STUDIES):
         for line in draw_study(name):
             say(line)
-    save(speed([table("bench/sweep"), table("bench/large-steps")]), PLOTS, "speed")
     drawn = {"one_constant": external.one_constant(), "left_out": law_page.left_out()}
-    for study, name in ((horizons.REAL, "hero"), (horizons.STUDY, "hero_small")):
-        drawn |= {name: horizons.hero(study), f"{name}_stacked": horizons.hero(study, stacked=True)}
+    drawn |= {"hero": horizons.hero(), "hero_stacked": horizons.hero(stacked=True)}
     drawn["best_by_steps"] = horizons.best_by_steps()
     for name, figure in drawn.items():
         slim(save(figure, PLOTS, name, ["png"])[0])

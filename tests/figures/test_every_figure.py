@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.summary import speed
-from docs.blocks import study_tables, table
+from docs.blocks import study_tables
 from study.figures import FIGURES, Absent, draw_all
 from tests.analysis import test_capacity, test_rate_horizons
 from tests.figures import test_bf16, test_losses
@@ -113,8 +112,6 @@ def test_every_figure_is_drawn_and_passes():
 def test_committed_figures_pass():
     for name, figure in draw_all(study_tables()):
         assert problems(figure) == [], name
-    sweep, large = table("bench/sweep"), table("bench/large-steps")
-    assert (problems(speed([sweep, large])), problems(speed([sweep]))) == ([], [])
 
 
 def test_a_figure_without_data_is_skipped_with_a_warning(caplog):
