@@ -254,11 +254,10 @@ def width(table: pd.DataFrame) -> float:
 
 
 def _width(table: pd.DataFrame) -> float:
-    off = ((table["value"] - table["measured"]).abs() / table["half"]).to_numpy()
-    weights = (1 / table.groupby("source")["half"].transform("size")).to_numpy()
-    order = np.argsort(off)
-    share = np.cumsum(weights[order]) / weights.sum()
-    return float(off[order][np.searchsorted(share, HELD)])
+    off = ((table["value"] - table["measured"]).abs() / table["half"]).sort_values()
+    weights = 1 / table.groupby("source")["half"].transform("size")
+    share = weights[off.index].cumsum() / weights.sum()
+    return float(off[share >= HELD].iloc[0])
 
 
 def widened(table: pd.DataFrame) -> pd.DataFrame:
