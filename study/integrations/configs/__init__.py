@@ -48,7 +48,7 @@ def read_file(path: Path, entry: str | None = None, base: str | None = None) -> 
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
         "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), Unsloth's (training, "
-        "lora), torchtune's (checkpointer), FinLoRA's (lora_rank, model_name), an entry of its "
+        "lora), torchtune's (checkpointer), FinLoRA's (use_rsLoRA, model_name), an entry of its "
         "finetune_configs.json (base_model, dataset_path), PEFT's adapter_config.json (peft_type)"
     )
 

@@ -303,6 +303,7 @@ FILES = [
     (T, {"use_peft": None}, "use_peft is missing: without it all weights are trained"),
     (T, {"beta": 0.01}, "beta=0.01: study train trains on targets"),
     (U, {"training__training_type": "full"}, "training.training_type=full: it is not LoRA"),
+    (U, {"training__lora_r": 4}, "training.lora_r=4: Unsloth has it in the section lora"),
     (F, {"loss___component_": "torchtune.rlhf.loss.DPOLoss"}, "loss=torchtune.rlhf.loss.DPOLoss: "),
     ("adapter_config.json", {"base_model_name_or_path": None}, "give one with --base"),
     ("adapter_config.json", {"use_dora": True}, "use_dora=True is not plain LoRA"),
@@ -321,6 +322,7 @@ def test_in_a_file(refused, edit, name, keys, says):
         ("a: [1, 2", "is not valid YAML"),
         ("- 1\n- 2\n", "holds no keys"),
         ("color: red\n", "is none of the known configurations"),
+        ("lora_rank: 8\nlora_alpha: 32\n", "is none of the known configurations"),  # ms-swift's
     ],
 )
 def test_in_the_form_of_a_file(refused, text, says):
