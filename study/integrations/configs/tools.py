@@ -331,6 +331,8 @@ def _torchtune(reading: Reading) -> None:
     names = found.get("adapter.targets", [])
     found["adapter.targets"] = ["o_proj" if name == "output_proj" else name for name in names]
     found["adapter.targets"] += MLP * found.get("all_linear", False)
+    if "data.sequence_length" not in found:
+        reading.experiment.note("tokenizer.max_seq_len", None, "cut at data.sequence_length")
 
 
 TORCHTUNE = Tool("torchtune", _torchtune)

@@ -172,6 +172,7 @@ CASES = [
     (U, {"training__warmup_steps": None, "training__warmup_ratio": 0.1}, {"train.warmup": 0.1}, ""),
     (U, {"lora__finetune_mlp_modules": False}, {}, "adapters are on all target modules"),
     (F, {"model__quantize_base": True}, {"model.quant_bits": 4}, ""),
+    (F, {"tokenizer__max_seq_len": None}, {}, "max_seq_len: null (cut at data.sequence_length)"),
     (F, {"lr_scheduler": None}, {"train.schedule": "constant", "train.warmup": 0}, ""),
     (P, {"target_parameters": EXPERTS}, {"adapter.targets": ["q_proj", *EXPERTS]}, ""),
     (P, {"target_modules": None, "target_parameters": EXPERTS}, {"adapter.targets": EXPERTS}, ""),
