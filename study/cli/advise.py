@@ -53,7 +53,7 @@ DATA = ("examples", "tokens", "loss", "parameters")
 MOST_POWER = 8
 TOP_RANK = 2048
 """No study here has a higher rank."""
-NOT_COVERED = re.compile(r"[^:]*(dora|mora|optim|galore|apollo|badam|adam_mini|_pattern|init_)")
+NOT_COVERED = re.compile(r"[^:]*(use_|relora|lr_groups|optim|loss_type|_pattern|init_)")
 """Notes of an imported configuration on what changes the advice."""
 PAGES = {name: f"docs/{name}.md" for name in ("no-learning", "diverged", "grad-norm")}
 PAGES["nothing-changes"] = "docs/no-learning.md#in-bf16"

@@ -164,7 +164,8 @@ class Tool:
         experiment.absent = {setting for setting in keys if rest.keys().isdisjoint(keys[setting])}
         for row in ROWS[self.name].get("needs", ()):
             for key in row["keys"].split():
-                value = reading.found[key] = rest.pop(key, None)
+                value = (rest.get if key in CHANGES else rest.pop)(key, None)
+                reading.found[key] = value
                 if value not in row["values"]:
                     said = f"{key} is missing" if value is None else f"{key}={given(value)}"
                     reading.refuse(f"{said}: {row['fix']}")
