@@ -51,7 +51,10 @@ class Part:
     """A part of the configuration. Unknown keys are refused."""
 
     __pydantic_config__ = ConfigDict(
-        extra="forbid", coerce_numbers_to_str=True, validate_default=True
+        extra="forbid",
+        coerce_numbers_to_str=True,
+        validate_default=True,
+        revalidate_instances="always",
     )
 
 
@@ -279,7 +282,7 @@ class TrackerConfig(Part):
 class CellConfig:
     """One configuration trained once. ``expects``: predictions. Unknown keys are left out."""
 
-    __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
+    __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True, validate_default=True)
 
     name: Annotated[str, AfterValidator(check_folder_name)] = MISSING
     results_dir: Annotated[str, Field(min_length=1)] = MISSING

@@ -22,6 +22,8 @@ SLIPS = {
     "adapter.lr=1": "unknown key adapter.lr: did you mean optimizer.lr?",
     "optimizer.momentum=0.9": "unknown key optimizer.momentum",
     "optimizer=adamv": "choose from adafactor, adam, adamw, lion",
+    "~optimizer": "optimizer is not set",
+    "~probes": "probes.tokens is not set",
     "experiment=qick": "did you mean quick?",
     "nothing=1": "unknown key nothing: choose from model, data, adapter",
     "--multirn": "unknown option --multirn: did you mean --multirun?",
