@@ -18,22 +18,28 @@ from omegaconf.errors import OmegaConfBaseException
 
 from study.config.compose import CONF, first_line
 from study.errors import StudyError, given
+from study.vocabulary.extras import install
 
 SEE = "see study train --help and --hydra-help"
+LAUNCHERS = ("joblib", "ray", "submitit")
+"""The extras of launchers: the first words of the names that they give to Hydra."""
+ELSEWHERE = {"r": "adapter.rank", "lora_r": "adapter.rank", "learning_rate": "optimizer.lr"}
+"""Names of PEFT, Axolotl and the Trainer that are not near ours."""
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
     """The arguments of ``study train`` as Hydra's parser accepts them: options before overrides."""
     parser = get_args_parser()
-    parser.exit_on_error = False
+    parser.exit_on_error = parser.allow_abbrev = False
     try:
         parsed, others = parser.parse_known_args(arguments)
     except ArgumentError as error:
         raise StudyError(f"{error}: {SEE}") from None
     for option in (text for text in others if text.startswith("-")):
         real = [flag for action in parser._actions for flag in action.option_strings]
-        near = get_close_matches(option, [*real, "--plan"], 1, 0.7)
-        raise StudyError(f"unknown option {given(option)}{_meant(near)}: {SEE}")
+        near = get_close_matches(option, [*real, "--plan"], 1, 0.8)
+        keys = "keys have no dashes, as in adapter.rank=4"
+        raise StudyError(f"unknown option {given(option)}{_meant(near) or f': {keys}'}; {SEE}")
     overrides = [*parsed.overrides, *others]
     for text in overrides:
         if text.startswith(("hydra.sweep.", "hydra.run.")):  # Hydra would make empty folders
@@ -61,14 +67,18 @@ def as_study_errors() -> Iterator[None]:
 def _line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         options = error.options or []
-        near = get_close_matches(Path(error.missing_cfg_file or "").name, options, 1)
+        name = Path(error.missing_cfg_file or "").name
+        near = get_close_matches(name, options, 1)
         choices = f": choose from {', '.join(options)}" if options else ""
+        if (extra := name.partition("_")[0]) in LAUNCHERS:
+            choices += f", or {install(extra)}"
         return first_line(error).rpartition("': ")[2] + choices + _meant(near)
     if isinstance(error, OverrideParseException):
-        return (
-            f"can't read {given(error.override)} ({first_line(error)}): write key=value, and "
-            "quote a value with other characters than a to z, such as \"name='été'\""
-        )
+        text = given(error.override)
+        if text.endswith((".yml", ".yaml", ".json")):
+            return f"{text} is not key=value: for a configuration file, study sweep-from {text}"
+        why = f"can't read {text}: write key=value without spaces, and quote a value with other"
+        return f"{why} characters than a to z, such as \"name='été'\""
     if isinstance(error, yaml.YAMLError):
         return f"a file of the configuration is not valid YAML: {' '.join(str(error).split())}"
     while error.__cause__ is not None:
@@ -79,6 +89,8 @@ def _line(error: BaseException) -> str:
     line = first_line(error) if str(error) else type(error).__name__
     if line.startswith("Ambiguous value"):
         line += ": add -m to sweep over several values, or write [4,8] for one list"
+    if line.startswith("Multiple values"):  # an experiment's file without override, or +model=tiny
+        line += " in a file, and no + on the command line"
     return f"can't compose the configuration: {line}"
 
 
@@ -93,7 +105,7 @@ def unknown_key(key: str, parent: DictConfig) -> str:
         if part != "hydra" and isinstance(values, dict)
         for known in values
     }
-    dotted |= {each: group + dot + each for each in others}
+    dotted |= ELSEWHERE | {each: group + dot + each for each in others}
     near = get_close_matches(name, others, 1, 0.7) or get_close_matches(name, dotted, 1, 0.65)
     choices = "" if near else f": choose from {', '.join(others)}"
     return f"unknown key {key}{_meant([dotted[each] for each in near])}{choices}"
