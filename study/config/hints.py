@@ -45,7 +45,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         if text.startswith(("hydra.sweep.", "hydra.run.")):  # Hydra would make empty folders
             key = text.partition("=")[0]
             raise StudyError(f"{key} is not used: give results_dir=FOLDER, and name=NAME")
-    return [*(text for text in arguments if text not in overrides), *overrides]
+    return [*(text for text in arguments if text not in overrides), "--", *overrides]
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def test_the_help_of_hydra_names_commands_that_exist(works):
     text = works("train", "--hydra-help").out
     assert "--multirun" in text
     assert not re.search("-sc|--shell-completion", text)
+    assert "Config search path" in works("train", "model=tiny", "--info").out
 
 
 def test_every_key_has_a_meaning_and_its_choices(works):
