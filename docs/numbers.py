@@ -151,15 +151,15 @@ def fell_behind(*names: str) -> str:
     ratio = found["step"] / found["expected"]
     near = (never.all(axis=1) | ratio.between(0.5, 2)).sum()
     body = []
-    found = found[~never.all(axis=1)].sort_values(["study", "steps", "scaling", "rank"])
+    found = found[~never.all(axis=1)].sort_values(["study", "data", "steps", "scaling", "rank"])
     for row in found.itertuples():
         known = (row.step, row.expected, row.expected_low, row.expected_high)
         step, mean, *ends = ("never" if np.isnan(x) else f"{x:.0f}" for x in known)
         times = "" if np.isnan(row.step / row.expected) else f"{row.step / row.expected:.2g}"
-        runs = [row.study, f"{row.steps:g}", RULES[row.scaling].label, f"{row.rank:g}"]
+        runs = [row.study, row.data, f"{row.steps:g}", RULES[row.scaling].label, f"{row.rank:g}"]
         own = [str(row.seeds), f"{row.parameters:,.0f}", step, f"{mean} [{', '.join(ends)}]", times]
         body.append([*runs, *own])
-    heads = ["study", "steps", "rule", "rank", "seeds", "parameters", "behind from step"]
+    heads = ["study", "data", "steps", "rule", "rank", "seeds", "parameters", "behind from step"]
     said = (
         f"Of {len(never)} settings {near} are as expected: within a factor of 2, or never in both "
         f"({never.all(axis=1).sum()} settings). All in which a rank falls behind, or should:"
