@@ -164,8 +164,7 @@ class Tool:
         experiment.absent = {setting for setting in keys if rest.keys().isdisjoint(keys[setting])}
         for row in ROWS[self.name].get("needs", ()):
             for key in row["keys"].split():
-                value = (rest.get if key in CHANGES else rest.pop)(key, None)
-                reading.found[key] = value
+                value = reading.found[key] = (rest.get if key in CHANGES else rest.pop)(key, None)
                 if value not in row["values"]:
                     said = f"{key} is missing" if value is None else f"{key}={given(value)}"
                     reading.refuse(f"{said}: {row['fix']}")
@@ -213,10 +212,9 @@ class Tool:
 
     def _put_adapter(self, reading: Reading) -> None:
         found, ours = reading.found, reading.experiment.values
-        base = found["model.path"]
-        near = reading.folder / base
         ours |= {key: found[key] for key in self.cells if "." in key and key in found}
-        ours["model.path"] = str(near.resolve()) if near.is_dir() else base
+        if (near := reading.folder / found["model.path"]).is_dir():
+            ours["model.path"] = str(near.resolve())
         ours["model.quant_bits"] = found.get("model.quant_bits") or None
         ours["adapter.scaling"] = "rslora" if found.get("adapter.scaling") else "lora"
         if "adapter.targets" in self.cells:
@@ -329,9 +327,8 @@ def _torchtune(reading: Reading) -> None:
         reading.refuse(f"loss={loss}: study train trains on targets: give a recipe of LoRA on them")
     if ".qlora_" in str(rest.get("model._component_", "")) or rest.get("model.quantize_base"):
         found["model.quant_bits"] = 4
-    names = found.get("adapter.targets", [])
+    names = [*found.get("adapter.targets", []), *MLP * found.get("all_linear", False)]
     found["adapter.targets"] = ["o_proj" if name == "output_proj" else name for name in names]
-    found["adapter.targets"] += MLP * found.get("all_linear", False)
     if "data.sequence_length" not in found:
         reading.experiment.note("tokenizer.max_seq_len", None, "cut at data.sequence_length")
 
