@@ -46,7 +46,7 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
     Reads ``tables.distances`` (cell_id, rank, scaling, seed, step, layer, kind, measure, distance).
     A row of panels per setting and step, a column per measure.
     """
-    table = tables.distances
+    table = getattr(tables, "distances", pd.DataFrame())
     if table.empty:
         raise Absent(
             "no distances to infinite rank in the tables: run study distances RESULTS/NAME"

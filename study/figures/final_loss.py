@@ -185,9 +185,10 @@ def truncated_losses(tables: Tables) -> Figure:
     the panels. Lines are means over seeds.
     """
     absent = "no truncations in the tables: train with probes.truncations=log"
-    if tables.truncations.empty:
+    rows = getattr(tables, "truncations", pd.DataFrame())
+    if rows.empty:
         raise Absent(absent)
-    rows = tables.truncations.astype({"cell_id": str})
+    rows = rows.astype({"cell_id": str})
     cells = tables.cells[tables.cells["status"] == "complete"].astype({"cell_id": str})
     cells = cells[cells["cell_id"].isin(set(rows["cell_id"]))].reset_index(drop=True)
 

@@ -487,10 +487,11 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
     if transfer.empty:
         return
     is_known = transfer["exponent"].notna()
+    transfer["name"] = _rule_names(transfer)
     if is_known.any():
         yield _rate_changes(tables, transfer[is_known])
     if not is_known.all():
-        names = first_of(_rule_names(transfer[~is_known]), ", ")
+        names = first_of(transfer.loc[~is_known, "name"].tolist(), ", ")
         yield (
             f"Under {names}, how the best learning rate changes with the rank is not known: fewer "
             "than two ranks have theirs inside the rates that were tried (study rates --refine "
@@ -499,7 +500,7 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
 
 
 def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
-    names, rows = _rule_names(fitted), fitted.to_dict("records")
+    rows = fitted.to_dict("records")
     low, high = min(row["rank_min"] for row in rows), max(row["rank_max"] for row in rows)
     cells = tables.cells
     whole = sum(map(math.isfinite, set(cells["rank"]))), cells["seed"].nunique()
@@ -507,11 +508,11 @@ def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
     head = f"Rank {high:.0f} against rank {low:.0f} ({where}): the best learning rate"
     if len(rows) > MOST_CURVES:
         ends = [min(rows, key=lambda row: row["exponent"]), max(rows, key=lambda r: r["exponent"])]
-        least, most = (f"{_law(row)} under {names[rows.index(row)]}" for row in ends)
+        least, most = (f"{_law(row)} under {row['name']}" for row in ends)
         return f"{head} goes as {least} to as {most}, of {len(rows)} rules and settings."
     laws = []
-    for row, name in zip(rows, names, strict=True):
-        numbers = [row["exponent"], row["ci_low"], row["ci_high"]]
+    for row in rows:
+        name, numbers = row["name"], [row["exponent"], row["ci_low"], row["ci_high"]]
         factors = [(row["rank_max"] / row["rank_min"]) ** one for one in numbers]
         law = "" if row["ranks"] == 2 else f" ({_law(row)})"
         if (row["ranks"], row["seeds"]) != whole:

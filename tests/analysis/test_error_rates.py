@@ -114,9 +114,9 @@ def test_skewed_seeds_are_covered_less_as_the_caveat_says(seeds: int) -> None:
 
 def test_skewed_seeds_are_found_from_eight_seeds_on() -> None:
     how = {"studies": 2_000, "tilt": 0.05, "noise": 0.005}
-    assert np.isnan(lines(0.0, seeds=7, skewed=True, **how).p_skew).all()
+    assert np.isnan(lines(0.0, seeds=7, skewed=True, **how)["p_skew"]).all()
     false, found = (
-        (lines(0.0, seeds=20, skewed=skewed, **how).p_skew < 0.05).mean()
+        (lines(0.0, seeds=20, skewed=skewed, **how)["p_skew"] < 0.05).mean()
         for skewed in (False, True)
     )
     assert false < 0.07

@@ -192,5 +192,13 @@ def test_a_rule_whose_best_rates_are_at_an_edge_is_not_known(on_disk):
     )
 
 
+def test_a_rule_that_is_not_known_is_told_from_one_that_is(on_disk):
+    same = {"lrs": (1e-4, 1e-3, 1e-2), "ranks": (4, 256), "rules": {"lora": 1.0}}
+    on_disk(**same, final=lambda cell: cell["lr"])
+    law, unknown, *_ = said(on_disk(**same, final=learns_at, optimizer={"name": "adamw"}))
+    assert "under AdamW with LoRA" in law
+    assert unknown.startswith("Under SGD with LoRA, how")
+
+
 def learns_at(cell):
     return learns(cell) + 0.1 * math.log(cell["lr"] / 1e-3) ** 2
