@@ -43,7 +43,7 @@ READ = {
     *(("adapter_out", "mean_abs"), ("adapter_out", "m4")),  # the figure of activation moments
     *(("A_grad", "rms"), ("B_grad", "rms")),  # compared with the eps of Adam
     ("adapter_grad", "mean_norm"),
-    *(("adapter_out", "swallowed"), ("layer_out", "rms")),  # what bf16 takes, and from what
+    *(("adapter_out", "swallowed"), ("layer_out", "rms")),  # of reports on bf16
 }
 """The moments that figures, reports, expectations and the caveats of the analysis read."""
 
