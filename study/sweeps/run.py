@@ -1,30 +1,23 @@
 """Train packs of cells: claim them, continue or begin them, and train them fold by fold."""
 
 import contextlib
-import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
-from study.config.values import literal
 from study.errors import StudyError, count_noun, one_line
 from study.models import FrozenBase, load_base
-from study.store import CHECKPOINTS, CellWriter, Damaged, StorageError, claim, is_claimed
-from study.store.checkpoints import load_newest
-from study.store.files import remove
+from study.store import StorageError, is_claimed
 from study.store.writer import remove_leftovers
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.packs import Pack, folds, prepare
+from study.sweeps.packs import folds, prepare
 from study.sweeps.progress import Display, Outcome, must_stop
-from study.sweeps.record import Held, Recorder, record_of
-from study.tracking.runs import Tracker, tracker
+from study.sweeps.record import Recorder
+from study.tracking.runs import tracker
 from study.training.devices import release_memory
 from study.training.loop import train
 from study.training.sharding import Order, Processes
@@ -125,129 +118,75 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
             why = f"the base has {bits} bits" if bits else "adapter.contraction=factored"
             display.say(f"bf16 ({why}): small outputs of adapters are lost, see docs/bf16.md")
         tracked = tracker(pack.config.tracker, display.say)
-        failures = _Pass(pack, base, world, display, tracked, stop).train_folds()
+        failures: dict[Path, str] = {}
+        waiting = folds(pack)
+        while waiting and not stop():
+            with Recorder(waiting.pop(0), pack, display, tracked) as recorder:
+                waiting[:0] = _train_fold(recorder, base, world, stop)
+            failures |= recorder.failures
+            release_memory(device)
+            _tell_first_answer(recorder.cells, display)
     world.agreed(None)
     return Outcome(failures, signals.asked())
 
 
-@dataclass
-class _Pass:
-    """One pass over a pack: fold after fold, each claimed just before it trains."""
+def _train_fold(
+    recorder: Recorder, base: FrozenBase, world: Processes, stop: Callable[[], bool]
+) -> list[list[Cell]]:
+    """Train the cells that ``recorder`` has claimed. Returns the folds to train next: cells that
+    it left, and the halves of a fold that failed, which may need too much memory."""
+    cells, left = recorder.cells, [recorder.left] if recorder.left else []
+    half = len(cells) // 2
+    try:
+        if cells and _run_steps(recorder, base, world, stop):
+            recorder.close(base.model)
+    except StorageError:
+        raise
+    except Exception as error:  # of any kind: the other folds can still be trained
+        if processes.is_lost(error):
+            lost = "another process of torchrun has failed or was lost"
+            raise StudyError(f"{lost}: rerun the command to resume") from error
+        if half:
+            recorder.display.say(
+                f"{len(cells)} cells in a fold: {one_line(error)}; retrying {half}"
+            )
+            return [cells[:half], cells[half:], *left]
+        recorder.fail(error)
+        if world.size > 1:  # its peers are elsewhere in their steps
+            raise StudyError(next(iter(recorder.failures.values()), str(error))) from error
+    return left
 
-    pack: Pack
-    base: FrozenBase
-    world: Processes
-    display: Display
-    tracked: Tracker
-    must_stop: Callable[[], bool]
 
-    def __post_init__(self) -> None:
-        self.waiting = deque(folds(self.pack))
+def _run_steps(
+    recorder: Recorder, base: FrozenBase, world: Processes, stop: Callable[[], bool]
+) -> bool:
+    """Run the steps of a fold. False if it was stopped before the last one."""
+    cells = [cell.config for cell in recorder.cells]
+    world.agreed((recorder.cells[0].id, recorder.first_step))
+    steps = train(base, recorder.pack.corpus, cells, recorder.states, world)
+    with contextlib.closing(steps):
+        for results in steps:
+            recorder.add(results)
+            if (signals.current().handed is not None or stop()) and recorder.can_stop:
+                recorder.checkpoint()
+                signals.hand_over()
+                if stop():
+                    world.agreed(Order.STOP)
+                    return False
+            world.agreed(Order.GO_ON)
+    return True
 
-    def train_folds(self) -> dict[Path, str]:
-        """Returns a line for each cell that failed, by folder."""
-        failures: dict[Path, str] = {}
-        while self.waiting and not self.must_stop():
-            if fold := self._claim(self.waiting.popleft()):
-                failures |= self._train(fold)
-                release_memory(self.pack.device)
-                self._tell_first_answer(fold)
-        return failures
 
-    def _tell_first_answer(self, fold: Sequence[Held]) -> None:
-        """After the last fold of the first of several seeds, say what this seed shows."""
-        seed = self.display.sweep.first_seed_done() if self.display.sweep else None
-        if seed is None or all(held.cell.config.seed != seed for held in fold):
-            return
-        from study.analysis import load_tables
-        from study.report import answer  # draws nothing
+def _tell_first_answer(fold: Sequence[Cell], display: Display) -> None:
+    """After the last fold of the first of several seeds, say what this seed shows."""
+    seed = display.sweep.first_seed_done() if display.sweep else None
+    if seed is None or all(cell.config.seed != seed for cell in fold):
+        return
+    from study.analysis import load_tables
+    from study.report import answer  # draws nothing
 
-        with contextlib.suppress(StudyError):  # nothing to fit, such as one rank
-            said = answer(load_tables(fold[0].cell.study_dir))
-            self.display.say(f"first answer, of one seed ({seed}); the others follow")
-            for sentence in said:
-                self.display.say(f"- {sentence}")
-
-    def _claim(self, fold: Sequence[Cell]) -> list[Held]:
-        """Open the cells of a fold that continue at one step. Others become the next fold."""
-        corpus, device = self.pack.corpus, self.pack.device
-        shared = {"fold": secrets.token_hex(6), "rows": corpus.rows}
-        opened: list[Held] = []
-        others: list[Cell] = []
-        try:
-            for cell in fold:
-                if (claimed := claim(cell.folder)) is None:
-                    continue
-                if cell.done:  # another process has trained it since the pack was made
-                    claimed.release()
-                    continue
-                found = load_newest(cell.folder, self.display.say)
-                step = found.step if found else 0
-                if opened and step != opened[0].step:
-                    claimed.release()
-                    others.append(cell)
-                    continue
-                record = record_of(cell, device, corpus.fingerprint, step) | shared
-                record["parameters"] = self.pack.needs[cell.id].weights
-                try:
-                    text = OmegaConf.to_yaml(OmegaConf.create(literal(asdict(cell.config))))
-                    writer = CellWriter(claimed, text, record, step)
-                except Damaged as error:  # the rows before the checkpoint
-                    self.display.say(f"cell {cell.id} begins again: {error}")
-                    remove(cell.folder / CHECKPOINTS)
-                    others.append(cell)
-                    continue
-                opened.append(Held(cell, writer, found))
-        except BaseException:
-            for held in opened:
-                held.writer.interrupt()
-            raise
-        if others:
-            self.waiting.appendleft(others)
-        return opened
-
-    def _train(self, fold: Sequence[Held]) -> dict[Path, str]:
-        """Train a fold and record its results. Returns a line for each that failed, by folder.
-
-        The halves of a fold that fails become the next two: it may need too much memory.
-        """
-        recorder = Recorder(fold, self.pack.device, self.display, self.tracked)
-        half = len(fold) // 2
-        try:
-            if self._run_steps(fold, recorder):
-                recorder.close(self.base.model)
-        except StorageError:
-            raise
-        except Exception as error:  # of any kind: the other folds can still be trained
-            if processes.is_lost(error):
-                lost = "another process of torchrun has failed or was lost"
-                raise StudyError(f"{lost}: rerun the command to resume") from error
-            if not half:
-                failures = recorder.fail(error)
-                if self.world.size > 1:  # its peers are elsewhere in their steps
-                    raise StudyError(next(iter(failures.values()), str(error))) from error
-                return failures
-            self.display.say(f"{len(fold)} cells in a fold: {one_line(error)}; retrying {half}")
-            cells = [held.cell for held in fold]
-            self.waiting.extendleft([cells[half:], cells[:half]])
-        finally:
-            recorder.interrupt()  # the cells that have not ended
-        return {}
-
-    def _run_steps(self, fold: Sequence[Held], recorder: Recorder) -> bool:
-        """Run the steps of a fold. False if it was stopped before the last one."""
-        cells = [held.cell.config for held in fold]
-        states = [held.state for held in fold if held.state]
-        self.world.agreed((fold[0].cell.id, fold[0].step))
-        steps = train(self.base, self.pack.corpus, cells, states, self.world)
-        with contextlib.closing(steps):
-            for results in steps:
-                recorder.add(results)
-                if (signals.current().handed is not None or self.must_stop()) and recorder.can_stop:
-                    recorder.checkpoint()
-                    signals.hand_over()
-                    if self.must_stop():
-                        self.world.agreed(Order.STOP)
-                        return False
-                self.world.agreed(Order.GO_ON)
-        return True
+    with contextlib.suppress(StudyError):  # nothing to fit, such as one rank
+        said = answer(load_tables(fold[0].study_dir))
+        display.say(f"first answer, of one seed ({seed}); the others follow")
+        for sentence in said:
+            display.say(f"- {sentence}")
