@@ -22,8 +22,9 @@ floors: .venv/.installed-dev
 
 # A target of its own, so that make --jobs=2 starts it while mypy still runs, which takes half a
 # minute of one core.
+# Three workers on two cores, because each waits for processes and browsers.
 pytest: smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 # Without the weights, the tests that need them are skipped.
 smollm2: .venv/.installed-dev

@@ -199,15 +199,6 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(exported, 
     assert exported.errors == offline.errors == []
 
 
-def test_charts_can_be_saved_as_pictures(exported, tmp_path):
-    page = exported.show("tab=layers")
-    with page.expect_download() as waiting:
-        page.locator("#heat .modebar-btn").dispatch_event("click")
-    assert waiting.value.suggested_filename == "small-heat.png"
-    waiting.value.save_as(tmp_path / "heat")
-    assert (tmp_path / "heat").read_bytes().startswith(b"\x89PNG")
-
-
 # ---- how it looks
 
 TEXTS = """() => [...document.querySelectorAll('.chart')].flatMap(chart => {
