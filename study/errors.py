@@ -1,5 +1,6 @@
 """The exception for a user's mistake, and the wording of messages."""
 
+import shlex
 from collections.abc import Iterable
 
 MOST_CHARACTERS = 1000
@@ -31,6 +32,11 @@ def printable(value: object, most: int = 300) -> str:
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     half = most // 2
     return text if len(text) <= most else f"{text[: half - 5]} ... {text[-half:]}"
+
+
+def command_line(*words: object) -> str:
+    """``study report 'my results/quick'``: a command that a shell takes as it is printed."""
+    return shlex.join(map(str, ("study", *words)))
 
 
 def count_noun(number: int, noun: str) -> str:

@@ -1,11 +1,12 @@
 """Files that others wrote: a result or one line, whatever they hold. The line of a mistake."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
 from study import reading
-from study.errors import MOST_CHARACTERS, StudyError, unknown
+from study.errors import MOST_CHARACTERS, StudyError, command_line, unknown
 
 MOST = 1 << 16
 
@@ -64,6 +65,10 @@ def test_a_message_is_one_printable_line_of_limited_length():
     assert said.startswith("key=999")
     assert said.endswith("9: give a number")
     assert len(str(unknown("scaling", "x" * 5000, ["lora"]))) < 150
+
+
+def test_a_printed_command_can_be_pasted():
+    assert command_line("report", Path("my results/a")) == "study report 'my results/a'"
 
 
 def test_it_survives_a_trip_to_another_process():

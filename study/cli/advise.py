@@ -4,7 +4,6 @@ caused a failed run (``--symptom``)."""
 import json
 import math
 import re
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from study.analysis.rates import best_rates_of
 from study.cli.group import PATH, cli
 from study.cli.rates import leaves, overrides_of
 from study.config.types import MOST_RANK, MOST_STEPS
-from study.errors import StudyError, unknown
+from study.errors import StudyError, command_line, unknown
 from study.integrations.configs import TOOLS, read_file
 from study.integrations.configs.tools import PEFT, Tool
 from study.integrations.configs.writing import written
@@ -318,7 +317,7 @@ def notes_on(
     if own is not None:
         for row in own[own["edge"] != ""].to_dict("records")[:1]:
             at = f"{row['source']}: the {row['edge']} rate is best at rank {row['rank']:g}"
-            yield f"{at}: study rates {row['source']} --refine"
+            yield f"{at}: {command_line('rates', row['source'], '--refine')}"
         if new.model and (others := sorted(set(own["model"]) - {new.model})):
             yield f"Studies of {', '.join(others)} do not count for {new.model}."
     lost = advice.lost_in_bf16(new, rate) if rate and "precision=bf16" in given.words else {}
@@ -355,7 +354,7 @@ def check_of(
     more = "" if has_steps else "--steps STEPS "
     lacks = [] if has_data else ["data (add data=file data.path=YOUR_FILE)"]
     return {
-        "command": shlex.join(["study", "train", "-m", f"name={CHECK}", *shared, *own]),
+        "command": command_line("train", "-m", f"name={CHECK}", *shared, *own),
         "cost": f"{20 * steps} steps; with --plan it prints their time",
         "lacks": ", ".join([*lacks, *given.untaken]),
         "then": f"the same command with {more}--study results/{CHECK}",

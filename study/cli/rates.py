@@ -20,7 +20,7 @@ from study.cli.group import STUDY_DIR, cli, print_tables, say, tables_as
 from study.cli.tables import print_table
 from study.cli.training import train
 from study.config.compose import CONF
-from study.errors import StudyError
+from study.errors import StudyError, command_line
 from study.integrations.configs.writing import written
 from study.report.answer import rate_table
 from study.report.sections import horizon_table
@@ -91,7 +91,8 @@ def _searched(tables: StudyTables, study_dir: Path) -> StudyTables:
     say(f"the study has {steps:.0f} steps; the grid has {grid * tables.cells['steps'].mean():.0f}")
     if list(_refining(tables, study_dir)):
         limits = f"{MOST_ROUNDS} rounds, or {FARTHEST:g} times beyond the first rates"
-        say(f"--search stops after {limits}: study rates {study_dir} --refine prints the others")
+        again = command_line("rates", study_dir, "--refine")
+        say(f"--search stops after {limits}: {again} prints the others")
     return tables
 
 

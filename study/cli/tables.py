@@ -28,7 +28,7 @@ from study.cli.group import (
 )
 from study.config.expectations import check_entries, read_entries, read_entry
 from study.dashboard.studies import names_of
-from study.errors import MOST_CHARACTERS, StudyError, count_noun, printable, unknown
+from study.errors import MOST_CHARACTERS, StudyError, command_line, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.exponents import differences
 from study.figures.style import FORMATS
@@ -70,7 +70,7 @@ def analyze(study_dir: Path, output: str | None) -> None:
         print_table(horizon_table(analysis.exponents_against_rho(at_end)))
     conclude(study_dir.name, asked(found).asks, answer(found), answer_table(found))
     say(f"all exponents: {study_dir / 'exponents.parquet'}")
-    say(f"next: study report {study_dir}")
+    say(f"next: {command_line('report', study_dir)}")
 
 
 def conclude(

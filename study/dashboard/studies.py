@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import with_derived
-from study.errors import StudyError, printable
+from study.errors import StudyError, command_line, printable
 from study.report.page import Pictures, answer_html
 from study.store import StudyTables, load_cells, load_measured
 from study.store.tables import FIRST
@@ -47,7 +47,8 @@ class ShownStudy:
             return of(tables, unreadable, "There is no cell that can be read.")
         tables = load_measured(folder)
         lost = set(every["cell_id"]) - set(tables.cells["cell_id"]) - set(unreadable)
-        unreadable |= dict.fromkeys(sorted(lost), f"a table is damaged: run study check {folder}")
+        check = command_line("check", folder)
+        unreadable |= dict.fromkeys(sorted(lost), f"a table is damaged: run {check}")
         ranks = tables.cells["rank"]
         if ranks[np.isfinite(ranks)].nunique() < 2:
             return of(tables, unreadable, "No answer yet: two ranks are needed.")

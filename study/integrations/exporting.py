@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from study.adapters.bank import LoraPair
 from study.config.compose import CONF, parse
 from study.config.hints import as_study_errors
-from study.errors import StudyError
+from study.errors import StudyError, command_line
 from study.integrations.configs.writing import written
 from study.store import ADAPTER, damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing, write_text
@@ -95,7 +95,7 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     (cell,) = plan([parse(composed)])
     ranks = {pair.A_RD.shape[0] for pair in found.pairs.values()}
     gammas = {float(pair.gamma) for pair in found.pairs.values()}
-    line = shlex.join(["study", "train", *chosen])
+    line = command_line("train", *chosen)
     return [
         f"{len(found.pairs)} layers, rank {span(ranks)}, gamma {span(gammas)} "
         f"({found.scaling}), on {cell.card.name}",

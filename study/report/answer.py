@@ -627,7 +627,8 @@ def capacity_table(tables: StudyTables) -> Table:
     names = setting_columns(table)
     for _, own in table.groupby([*names, "offered", "rank"], observed=True):
         row = row_list(own)[0]
-        share = own["bits"].mean() / row.offered
+        share = max(0.0, own["bits"].mean() / row.offered)
+        each = interval_text(*mean_interval(own["bits"] / row.parameters))
         body.append(
             {
                 **{name: str(getattr(row, name)).removesuffix(".0") for name in names},
@@ -636,7 +637,7 @@ def capacity_table(tables: StudyTables) -> Table:
                 "learning rate": f"{row.lr:g}" + ("" if row.edge == INSIDE else " (edge)"),
                 "parameters": f"{row.parameters:,.0f}",
                 "stored": f"{100 * share:.0f} %" + (" (nearly all)" if share > FULL else ""),
-                "bits a parameter": interval_text(*mean_interval(own["bits"] / row.parameters)),
+                "bits a parameter": each if share > 0 else "none",
             }
         )
     return Table(

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from study.errors import StudyError, printable
+from study.errors import StudyError, command_line, printable
 from study.store.files import Damaged
 from study.store.records import (
     archive_of,
@@ -248,4 +248,5 @@ def distances_of(study_dir: Path) -> pd.DataFrame:
     try:
         return read_parquet(path, None, about).to_pandas()
     except Damaged as error:
-        raise StudyError(f"{error}: delete it and run `study distances {study_dir}`") from None
+        again = command_line("distances", study_dir)
+        raise StudyError(f"{error}: delete it and run `{again}`") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from study.config.schedules import late_probes
-from study.errors import StudyError, count_noun, one_line
+from study.errors import StudyError, command_line, count_noun, one_line
 from study.store import load_cells
 from study.store.checkpoints import newest_step
 from study.store.files import remove
@@ -76,7 +76,7 @@ def conduct(
 
             publish(study_dir, Path(config.plots_dir) / config.name, config.tracker, signals.say)
         print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)
-        print(f"next: study report {study_dir}", file=sys.stderr, flush=True)
+        print(f"next: {command_line('report', study_dir)}", file=sys.stderr, flush=True)
 
 
 def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from study.errors import StudyError, count_noun, printable
+from study.errors import StudyError, command_line, count_noun, printable
 from study.store import Lock, cell_row, is_held, load_cells, read_cell
 from study.store.files import make_folder, remove, storing
 from study.sweeps import signals
@@ -280,7 +280,7 @@ def watch(study_dir: Path) -> None:
                 line += more if len(line + more) <= width else ""
             print(line, flush=True)
         time.sleep(max(1.0, len(cells) / 500))  # a reading takes 1 ms a cell
-    print(f"{render(cells)}\nnext: study report {study_dir}", flush=True)
+    print(f"{render(cells)}\nnext: {command_line('report', study_dir)}", flush=True)
 
 
 # What `study train` shows.

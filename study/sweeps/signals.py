@@ -15,7 +15,6 @@ called after the step, when the cells have checkpoints (:func:`hand_over`).
 import contextlib
 import math
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -23,6 +22,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
+
+from study.errors import command_line
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The signals that end a sweep. Slurm sends one before the time limit: ``--signal=USR1@60``."""
@@ -87,7 +88,7 @@ def listen(arguments: Sequence[str]) -> Iterator[None]:
     if not _may_listen():
         yield
         return
-    listener = Listener(shlex.join(["study", *arguments]))
+    listener = Listener(command_line(*arguments))
     before = {signum: signal.signal(signum, listener) for signum in STOPPING}
     try:
         yield

@@ -93,6 +93,13 @@ def test_another_tokenizer_needs_the_number_of_its_tokens():
     assert stored_bits(other)["bits"].tolist() == pytest.approx(stored_bits(tables())["bits"])
 
 
+def test_a_loss_above_that_of_random_bytes_stores_none():
+    early = tables()
+    early.metrics["loss"] = 7.0
+    shown = {(row["stored"], row["bits a parameter"]) for row in answer_table(early).rows}
+    assert shown == {("0 %", "none")}
+
+
 def test_report_and_figure_show_a_study_of_random_strings():
     few, many = tables(), tables()
     assert answer(few)[0].startswith("From rank 1 to rank 8 the bits stored go with"), "one number"

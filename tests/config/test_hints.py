@@ -27,6 +27,7 @@ SLIPS = {
     "launcher=ray": "choose from basic, joblib, or pip install '.[ray]'",
     "+experiment=quick": "no + on the command line",
     "~optimizer": "optimizer is not set",
+    "~name": "name is not set",
     "~probes": "probes.tokens is not set",
     "experiment=qick": "did you mean quick?",
     "nothing=1": "unknown key nothing: choose from model, data, adapter",

@@ -2,7 +2,6 @@
 ``data=pydoc`` on the command line replaces all of their settings."""
 
 import re
-import shlex
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 from study.config.compose import CONF, compose
 from study.config.hints import as_study_errors
 from study.config.values import check_folder_name, literal, word
-from study.errors import StudyError, printable
+from study.errors import StudyError, command_line, printable
 from study.integrations.configs.tools import Experiment
 from study.store.files import write_text
 
@@ -29,7 +28,7 @@ def write(
     check_folder_name(name, "--name")
     is_own = folder.resolve() == CONF.resolve()
     words = [] if is_own else [f"--config-dir={folder.as_posix()}"]
-    command = shlex.join(["study", "train", *words, f"experiment={written(name)}"])
+    command = command_line("train", *words, f"experiment={written(name)}")
     texts = _texts(experiment, name, command)
     for group in texts:
         path = folder / group / f"{name}.yaml"
