@@ -13,7 +13,7 @@ from study.store.checkpoints import newest_step
 from study.store.files import remove
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.progress import Outcome, counts, posted, stop_file
+from study.sweeps.progress import Outcome, counts, posted, remove_killed_sweeps, stop_file
 from study.sweeps.run import Worker, train_all, train_pack
 from study.vocabulary.extras import WANDB
 from study.vocabulary.sources import MODELS
@@ -56,6 +56,9 @@ def conduct(
             raise StudyError(f"{why}: add --plan, or give model=hf model.path=...")
     processes.check(cells, here)
     announce(cells, packs)
+    studies = {cell.study_dir: cell.config for cell in cells}
+    for study_dir in studies:
+        remove_killed_sweeps(study_dir)
     planned: dict[Path, list[dict[str, Any]]] = {}
     for cell in (cell for pack in packs for cell in pack):
         step = newest_step(cell.folder)
@@ -69,7 +72,6 @@ def conduct(
                 return launch(free, files)
 
         train_all(cells, one_pass)
-    studies = {cell.study_dir: cell.config for cell in cells}
     for study_dir, config in sorted(studies.items()):
         if packs and config.tracker.name == WANDB:
             from study.tracking.publish import publish  # needs wandb

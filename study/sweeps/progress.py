@@ -122,16 +122,13 @@ class LiveSweep:
 @contextlib.contextmanager
 def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path, Path]]:
     """Context manager: others see that ``cells``, records by study, are to be trained. Yields the
-    sweep's file in each. First deletes the files of killed sweeps."""
+    sweep's file in each."""
     now = datetime.now(UTC)
     name = f"sweep-{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
     files = {study_dir: study_dir / name for study_dir in cells}
     with contextlib.ExitStack() as stack:
         for study_dir, path in files.items():
             make_folder(study_dir)
-            for left in study_dir.glob("sweep-*"):
-                if not is_held(left.with_suffix(".json")):
-                    remove(left)
             stack.enter_context(Lock(path))
             with storing(path):
                 path.write_text(json.dumps({"began": now.isoformat(), "cells": cells[study_dir]}))
@@ -141,6 +138,13 @@ def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path
             for path in files.values():
                 with contextlib.suppress(OSError):  # a full or lost disk
                     remove(path)
+
+
+def remove_killed_sweeps(study_dir: Path) -> None:
+    """Delete the files of sweeps whose process has ended without doing it."""
+    for left in study_dir.glob("sweep-*"):
+        if not is_held(left.with_suffix(".json")):
+            remove(left)
 
 
 def stop_file(sweep: Path) -> Path:

@@ -7,7 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from study.sweeps.progress import WAITING, LiveSweep, live_sweeps, load_status, posted
+from study.sweeps.progress import (
+    WAITING,
+    LiveSweep,
+    live_sweeps,
+    load_status,
+    posted,
+    remove_killed_sweeps,
+)
 from tests.forked import STUDY, Forked
 from tests.store.small_cells import RECORD, append, opened
 
@@ -27,7 +34,7 @@ def begin(study_dir, cell_id, steps, started=0.0):
 
 def test_a_sweep_is_seen_while_it_lives(tmp_path):
     """A cell without a record is waiting, and so is a study without a cell. The file of a killed
-    sweep is ignored, and the next sweep deletes it."""
+    sweep is ignored and deleted."""
     pid = os.fork()
     if not pid:
         with posted({tmp_path: planned(1)}):
@@ -37,6 +44,7 @@ def test_a_sweep_is_seen_while_it_lives(tmp_path):
     assert LiveSweep.read(left) is not None
     assert live_sweeps(tmp_path) == []
     with posted({tmp_path: planned(2)}):
+        remove_killed_sweeps(tmp_path)
         assert not left.exists()
         assert list(load_status(tmp_path)["status"]) == [WAITING] * 2
         begin(tmp_path, "c0", 1).close("failed", steps_done=0, error="x")

@@ -37,7 +37,10 @@ def test_a_sweep_trains_each_cell_once_with_its_own_values(works, short, monkeyp
     more = works(*line, "adapter.rank=2,3,4", "adapter.alpha=5")
     assert "3 cells, 2 done, 1 to train" in more.err
     monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("the base was loaded again"))
+    killed = Path("results/default/sweep-1.json")
+    killed.touch()  # as by a sweep that was killed after its last cell
     assert "8 cells, 8 done, nothing to train" in works(*line, *swept).err
+    assert not killed.exists()
 
 
 def test_a_single_cell_without_m_imports_only_what_it_uses(short):
