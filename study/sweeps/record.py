@@ -86,7 +86,8 @@ class Recorder:
             for cell in fold:
                 self._claim(cell, shared)
         except BaseException:
-            self.interrupt()
+            for held in self._held:
+                held.writer.interrupt()
             raise
         self._checkpointed = self.first_step - 1
         """The last step that a checkpoint holds; it was written at ``_since``, in ``_cost`` s."""

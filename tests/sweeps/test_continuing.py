@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from study.errors import StudyError
-from study.store import StorageError, load_cells, load_measured, load_records
+from study.store import StorageError, is_claimed, load_cells, load_measured, load_records
 from study.sweeps import record
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
@@ -73,6 +73,22 @@ def test_cells_that_stopped_at_different_steps_continue_one_by_one(cells, hook, 
     assert not list(study_dir.rglob("checkpoints"))
     [aside] = (study_dir / "aside").iterdir()
     assert '"status": "failed"' in (aside / "record.json").read_text()
+
+
+def test_a_disk_that_is_full_when_a_second_cell_begins_releases_the_first(cells, monkeypatch):
+    real, planned, opened = record.CellWriter, cells("results", "pack.fold=3"), []
+
+    def writer(*given):
+        if opened:
+            raise StorageError("No space left on device")
+        opened.append(real(*given))
+        return opened[0]
+
+    monkeypatch.setattr(record, "CellWriter", writer)
+    with pytest.raises(StorageError, match="No space"):
+        sweep.run(planned)
+    assert not is_claimed(planned[0].folder)
+    assert opened[0].record["status"] == "interrupted"
 
 
 # When checkpoints are written.
