@@ -59,7 +59,7 @@ NOT_OF_A_RULE = (
 
 
 class Bottom(NamedTuple):
-    """The learning rate of lowest loss, that loss, and its ``edge``.
+    """The learning rate of lowest loss, the lowest loss of those tried, and the rate's ``edge``.
 
     - ``step``: the mean of the steps in log lr to the neighbouring rates, NaN at an edge;
     - ``skew``: ``k`` of docs/intervals.md; NaN if unknown, infinite if the rate is one of the grid.
@@ -133,9 +133,10 @@ def _rho(probes: pd.DataFrame, last: "pd.Series[int]") -> dict[str, float]:
 def bottom(lr: Floats, loss: Floats) -> Bottom:
     """The minimum of the loss over learning rates: the vertex of a parabola in log ``lr``.
 
-    The parabola passes through the best rate tried and its two neighbours. A loss of NaN is a run
-    that diverged. A best rate next to it is no edge, and is returned unchanged. At least one loss
-    must be finite, and rates must be distinct.
+    The parabola passes through the best rate tried and its two neighbours. Next to a steep rise the
+    loss at its vertex is too low, so the returned loss is that of the best rate tried. A loss of
+    NaN is a run that diverged. A best rate next to it is no edge, and is returned unchanged. At
+    least one loss must be finite, and rates must be distinct.
     """
     order = np.argsort(lr)
     x, y = np.log(lr[order]), loss[order]
@@ -166,7 +167,7 @@ def bottom(lr: Floats, loss: Floats) -> Bottom:
         third = (curvature(best + side) - d) / float(x[outer] - x[best - side])
     return Bottom(
         lr=float(np.exp(x[best] + u)),
-        loss=float(y[best] + c * u + d * u * u),
+        loss=float(y[best]),
         edge=edge,
         step=step,
         skew=abs(third) * step / d,

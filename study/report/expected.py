@@ -69,7 +69,8 @@ def held_expectations(records: Sequence[Record]) -> list[tuple[Expectation, int]
 def primary_answers(
     tables: StudyTables, records: Sequence[Record], late: Sequence[Entry] = ()
 ) -> list[tuple[Answer, bool]]:
-    """The result of every primary test, and whether it was stated ``late``."""
+    """The result of every primary test, and whether it was stated after the first cell had run.
+    ``late``: the entries that are read if no cell holds one."""
     held = {repr(record.get("expects", [])): record.get("expects", []) for record in records}
     stated = [entries for entries in map(read_entries, held.values()) if _primary(entries)]
     # A record may have more single expectations than another: a test is one of equal rows.
@@ -79,7 +80,9 @@ def primary_answers(
         for one in _primary(entries)
     }
     found = [answer(one, entries, tables) for one, entries in tests.values()]
-    return [(one, not stated) for one in found if one]
+    first = min(records, key=lambda record: str(record.get("started", "")), default={})
+    is_late = not _primary(read_entries(first.get("expects", [])))
+    return [(one, is_late) for one in found if one]
 
 
 def _primary(entries: Sequence[Entry]) -> list[Primary]:

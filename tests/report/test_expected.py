@@ -167,6 +167,8 @@ def test_the_primary_test_leads(tables: Any) -> None:
     assert "0.000 from theory, as a root mean square, and 0.354 from the rival (no change" in stated
     assert "after the cells" not in stated
     assert "after the cells had run" in text([primary, NORM, lora], expects=rows)
+    begun = [{"started": "2026-01-01", "expects": rows}, {"started": "2026-01-02", **records[0]}]
+    assert [is_late for _, is_late in primary_answers(tables, begun)] == [True]
     of_one_row = text(expects=[vars(replace(primary, rival_predicts=0.5)), rows[0]])
     said = "Primary test of 1 exponent, which follows from B = 0 and a random A: as theory says,"
     assert of_one_row.startswith(f"{said} within 0.1.\n")
