@@ -128,7 +128,7 @@ def test_skewed_seeds_are_found_from_eight_seeds_on() -> None:
 def test_pooled_variances_keep_the_error_rate_and_decide_more(rows: int, spread: float) -> None:
     """Rows at the margin, three seeds. ``spread``: of the log true standard deviations."""
     rng = np.random.default_rng(3)
-    studies, seeds, margin = 1_000, 3, 0.1
+    studies, seeds, margin = 500, 3, 0.1
     sd = 0.02 * np.exp(spread * rng.standard_normal((studies, rows)))
     sample = sd[..., None] * rng.standard_normal((studies, rows, seeds))
     mean, own_df = sample.mean(axis=-1), np.full(rows, seeds - 1.0)
