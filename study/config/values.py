@@ -83,8 +83,8 @@ def is_whole(value: Any) -> bool:
 
 def check_folder_name(name: str, key: str = KEY) -> str:
     """The name of a folder that is made inside another one, such as that of a study."""
-    is_name = name.isprintable() and name.strip(" .") and name == name.strip()
-    if not is_name or re.search(r"[/\\]|^\?+$", name) or len(name.encode()) > LONGEST_NAME:
+    is_name = name != MISSING and name.isprintable() and name.strip(" .") and name == name.strip()
+    if not is_name or re.search(r"[/\\]", name) or len(name.encode()) > LONGEST_NAME:
         why = f"{key}={short(name)} is not the name of one folder of at most {LONGEST_NAME} bytes"
         raise StudyError(f"{why}: give a name such as {key}=quick")
     return name

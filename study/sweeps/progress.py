@@ -141,7 +141,7 @@ def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path
 
 
 def remove_killed_sweeps(study_dir: Path) -> None:
-    """Delete the files of sweeps whose process has ended without doing it."""
+    """Delete the files that killed sweeps left in a study."""
     for left in study_dir.glob("sweep-*"):
         if not is_held(left.with_suffix(".json")):
             remove(left)
