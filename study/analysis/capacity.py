@@ -130,7 +130,8 @@ def departures(tables: StudyTables) -> pd.DataFrame:
     - :data:`EXPECTED`, with its interval: from here on the highest rank has learned
       more bits than adapters with the parameters of this rank stored of random strings; NaN if it
       never has. Bits learned: what the loss has fallen, times the supervised tokens seen so far, of
-      which those of a second pass do not count;
+      which those of a second pass do not count. Every token counts as supervised if no record says
+      how many are;
     - ``parameters``, ``steps``, ``seeds``, ``highest``: the highest rank.
     """
     runs, sizes = final_losses(tables.cells, tables.metrics), fans(tables.probes)
@@ -141,7 +142,8 @@ def departures(tables: StudyTables) -> pd.DataFrame:
     loss = metrics.pivot(index="step", columns="cell_id", values="loss")
     tokens = metrics.pivot(index="step", columns="cell_id", values="tokens")
     by_id = tables.cells.set_index(tables.cells["cell_id"].astype(str))
-    steps, one_pass = by_id["steps"], by_id["supervised"].fillna(np.inf)
+    steps, one_pass = by_id["steps"], by_id["supervised"]
+    of_step = by_id["batch_size"] * by_id["accumulation"] / by_id["train_rows"]  # of a pass
     rows = []
     for own in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):
         own = at_best_rates(own)
@@ -161,8 +163,9 @@ def departures(tables: StudyTables) -> pd.DataFrame:
         # An archive may keep the steps with a held-out loss only.
         if len(top) < last or not learned.iloc[-1] > 0:
             continue
-        seen = tokens[ids].mean(axis=1)[top.index]
-        bits = learned * seen.clip(upper=one_pass[ids].mean()) / np.log(2)
+        passes = ((top.index.to_series() + 1) * of_step[ids].mean()).clip(upper=1)
+        seen = (passes * one_pass[ids].mean()).fillna(tokens[ids].mean(axis=1)[top.index])
+        bits = learned * seen / np.log(2)
         for rank, curve in curves.items():
             parameters = rank * sizes.reindex(ids).iloc[0]
             held = (parameters * each for each in committed()["capacity"]["bits"])

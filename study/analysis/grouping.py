@@ -23,7 +23,7 @@ NOT_A_CURVE = frozenset(
         # How a cell ended, and on which device.
         *("status", "error", "diverged_step", "stuck_step", "steps_done", "seconds"),
         *("peak_memory_gb", "device"),
-        "supervised",  # follows from data and tokenizer
+        *("supervised", "train_rows"),  # follow from data and tokenizer
         # The schedule of measurements, which does not change their values.
         *("probes_every", "probes_steps", "probes_sites", "probes_stats", "probes_batch"),
         *("probes_truncations", "eval_every", "answer_tokens", "example_losses"),

@@ -44,7 +44,7 @@ FIRST = (
     *("batch_size", "accumulation"),
     *("clip", "schedule", "warmup", "weight_decay", "precision", "status", "error"),
     *("diverged_step", "stuck_step", "steps_done", "device", "seconds", "peak_memory_gb"),
-    "supervised",
+    *("supervised", "train_rows"),
 )
 """The columns of every ``cells`` table, in order. Those of other keys and of sources follow."""
 
@@ -94,7 +94,11 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
         form = config["adapter"].get("contraction", "auto")
         row["contraction"] = _plain("factored" if form == "auto" else form)  # as before a choice
     row |= {name: _plain(record[name]) for name in FIRST if name in record}
-    row["supervised"] = (record.get("rows") or {}).get("supervised", math.nan)
+    rows = record.get("rows") or {}
+    row |= {
+        "supervised": rows.get("supervised", math.nan),
+        "train_rows": rows.get("train", math.nan),
+    }
     row["rank"] = float(row["rank"])
     if "peft" not in record:  # a Trainer's record hashes names and settings, not contents
         sources = record.get("sources", {})

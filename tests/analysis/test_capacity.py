@@ -136,7 +136,8 @@ def falling(behind, tokens, seeds=2):
                     "seed": seed,
                 }
                 about |= {"status": "complete", "optimizer": "adamw", "scaling": "lora"}
-                about |= {"supervised": np.nan}
+                about |= {"supervised": np.nan, "train_rows": np.nan}
+                about |= {"batch_size": 2, "accumulation": 1}
                 cells.append(about | {"gamma": 1.0, "alpha": 16.0, "steps": 320})
                 for step in range(321):
                     slow = max(0, step - behind.get(rank, 320)) / 640
@@ -163,8 +164,12 @@ def test_a_rank_falls_behind_where_its_curve_leaves_that_of_the_highest():
         step = np.sqrt(250 * bits * np.log(2) * 320 / 20)
         assert found.loc[1, name] == pytest.approx(step, rel=0.25)
     assert found.loc[16, "expected"] == pytest.approx(4 * found.loc[1, "expected"], rel=0.25)
+    prompts = falling({1: 64}, tokens=20)
+    prompts.cells[["supervised", "train_rows"]] = 321 * 10, 321 * 2
+    half = departures(prompts).set_index("rank")
+    assert half.loc[1, "expected"] == pytest.approx(2**0.5 * found.loc[1, "expected"], rel=0.1)
     once = falling({1: 400}, tokens=20)
-    once.cells["supervised"] = 10.0
+    once.cells[["supervised", "train_rows"]] = 10.0, 2
     (row,) = departures(once).to_dict("records")
     assert np.isnan(row["step"]), "it never falls behind"
     assert np.isnan(row["expected"]), "ten tokens have too few bits"
