@@ -65,7 +65,7 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
 
 
 THIN: dict[str, Thin] = {
-    "evaluated": evaluated,
+    "evaluated": lambda name, rows: read_moments(name, evaluated(name, rows)),
     "losses": without_clock,
     "read": lambda name, rows: read_moments(name, without_clock(name, rows)),
     "all": lambda _, rows: rows,
