@@ -227,8 +227,8 @@ def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
     mean = float(sample.mean())
     if sample.size == 1:
         return mean, np.nan, np.nan
-    half_width = stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1) * stats.sem(sample)
-    return mean, mean - float(half_width), mean + float(half_width)
+    half_width = float(t_critical(sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
+    return mean, mean - half_width, mean + half_width
 
 
 def interval_columns(name: str, values: npt.ArrayLike) -> dict[str, float]:

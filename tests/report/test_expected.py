@@ -232,5 +232,5 @@ def test_the_seeds_of_a_primary_test_decide_as_often_as_asked() -> None:
         return judged(asked, rows, rows - 0.3, rows + 0.2 + noise, np.zeros(6))
 
     seeds = int(need_of_primary(study(1000)).as_pilot)
-    decided = [study(seeds).verdict == DIFFERS for _ in range(600)]
+    decided = [study(seeds).verdict == DIFFERS for _ in range(300)]
     assert np.mean(decided) == pytest.approx(POWER, abs=0.08)
