@@ -26,8 +26,8 @@ from study.theory import slope
 from study.vocabulary.sources import BITS, KEY, RANDOM_STRINGS, STRING
 
 FULL = 0.8
-"""An adapter that stored more of the bits offered could have stored more: it does not count. Nor
-does one whose loss is above that of random bytes."""
+"""A rank whose adapters stored more of the bits offered, in the mean over seeds, could have stored
+more: it does not count. Nor does one whose loss is above that of random bytes."""
 BEHIND = 0.05
 """A rank is behind if its loss is above that of the highest rank by this share of what that one has
 learned at the end."""

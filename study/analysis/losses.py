@@ -97,9 +97,8 @@ def base_losses(metrics: pd.DataFrame) -> "pd.Series[float]":
 def at_common_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """The ``runs`` at the learning rates that every finite rank and every seed was run at.
 
-    ``runs`` are those of one rule, or of one of its ranks, with ``rank``, ``seed`` and ``lr``. Only
-    these rates compare ranks: after an interruption, some ranks lack the best rates of others. A
-    run that diverged counts.
+    ``runs`` are those of one rule, or of one of its ranks, with ``rank``, ``seed`` and ``lr``. A run
+    that diverged counts.
     """
     places = runs.groupby(["rank", "seed"]).ngroup().where(np.isfinite(runs["rank"].astype(float)))
     return runs[places.groupby(runs["lr"]).transform("nunique") == places.nunique()]
@@ -274,9 +273,9 @@ def _rate_if_shared(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best(setting: pd.DataFrame) -> pd.DataFrame:
-    """The comparison ``best``. Only rates that all ranks and seeds of a rule were run at count."""
-    rules = map(at_common_rates, groups(setting, OF_A_RULE))
-    parts = [at_best_rates(rule) for rule in rules if rule["lr"].nunique() > 1]
+    """The comparison ``best``: each rank of a rule at the best of its rates."""
+    ranks = map(at_common_rates, groups(setting, [*OF_A_RULE, "rank"]))
+    parts = [at_best_rates(rank) for rank in ranks if rank["lr"].nunique() > 1]
     return pd.concat(parts).assign(how="best") if parts else pd.DataFrame()
 
 
@@ -348,8 +347,8 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
         if rule.groupby(["rank", "seed"])["lr"].nunique().max() == 1:
             found[rule.index] = 1
             continue
-        shared = at_common_rates(rule)
-        found[at_best_rates(shared).index] = shared["lr"].nunique()
+        for shared in map(at_common_rates, groups(rule, ["rank"])):
+            found[at_best_rates(shared).index] = shared["lr"].nunique()
     return found
 
 

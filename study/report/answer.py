@@ -642,9 +642,9 @@ def capacity_table(tables: StudyTables) -> Table:
         )
     return Table(
         filled(body),
-        "Each rank has the learning rate at which it stored most. *Edge*: the lowest, the highest "
-        "or the only rate tried. Means over seeds, with 95 % intervals. *Nearly all*: it might "
-        "have stored more strings, so it is in no slope.",
+        "Each rank has the learning rate at which it stored most, of the rates with the most "
+        "seeds. *Edge*: the lowest, the highest or the only rate tried. Means over seeds, with "
+        "95 % intervals. *Nearly all*: it might have stored more strings, so it is in no slope.",
     )
 
 

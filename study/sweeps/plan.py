@@ -27,7 +27,7 @@ from study.sweeps.progress import table_lines
 from study.training.devices import matmul_rate
 from study.vocabulary.sources import DEVICES, MATMUL_SHARE
 
-GB = 2**30
+GIB = 2**30
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], name: str = "") -> None:
@@ -40,7 +40,7 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], name: str 
         return
     if name:
         row = DEVICES[name]
-        memory = MEMORY_SHARE["cuda"] * row.gib * GB
+        memory = MEMORY_SHARE["cuda"] * row.gib * GIB
         rates = {p: MATMUL_SHARE * 1e12 * getattr(row, p) for p in ("bf16", "float32")}
         needs = [(cell, full_estimate(cell.config, cell.card)) for cell in todo]
         notes = [
@@ -58,11 +58,11 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], name: str 
         estimates = {id_: need for pack in prepared for id_, need in pack.needs.items()}
         divided = [fold for pack in prepared for fold in folds(pack)]
         needs = [(cell, estimates[cell.id].in_fold(len(fold))) for fold in divided for cell in fold]
-        most = max(fold_bytes([estimates[cell.id] for cell in fold]) for fold in divided) / GB
+        most = max(fold_bytes([estimates[cell.id] for cell in fold]) for fold in divided) / GIB
         notes = [
             f"{count_noun(len(divided), 'fold')} of up to {max(map(len, divided))} cells in a "
-            f"forward pass, which takes up to {most:.3g} GB",
-            f"a process may use {memory / GB:.3g} GB; measured: {', '.join(speeds)}; "
+            f"forward pass, which takes up to {most:.3g} GiB",
+            f"a process may use {memory / GIB:.3g} GiB; measured: {', '.join(speeds)}; "
             f"{ACHIEVED_SHARE:.0%} of that is taken for a step",
             *dict.fromkeys(line for pack in prepared for line in _data_lines(pack)),
         ]
@@ -73,8 +73,8 @@ def _price_lines(
     needs: Sequence[tuple[Cell, Estimate]], name: str, memory: float, rates: Mapping[str, float]
 ) -> Iterator[str]:
     """A table with a line for each rank. ``rates``: FLOP/s in large products, by precision."""
-    columns = ("rank", "cells", "PFLOP a cell", "base GB", "adapter GB", "activations GB")
-    table = Table(*columns, "all GB", "time a cell", box=None)
+    columns = ("rank", "cells", "PFLOP a cell", "base GiB", "adapter GiB", "activations GiB")
+    table = Table(*columns, "all GiB", "time a cell", box=None)
     fit: list[float] = []
     for rank in sorted({cell.config.adapter.rank for cell, _ in needs}):
         own = [(cell, need) for cell, need in needs if cell.config.adapter.rank == rank]
@@ -84,7 +84,7 @@ def _price_lines(
         need = own[sizes.index(max(sizes))][1]
         adapters = need.own_bytes - need.activation_bytes
         parts = (need.base_bytes, adapters, need.activation_bytes, max(sizes))
-        numbers = [f"{need.flops / 1e15:.3g}", *(f"{size / GB:.3g}" for size in parts)]
+        numbers = [f"{need.flops / 1e15:.3g}", *(f"{size / GIB:.3g}" for size in parts)]
         table.add_row(f"{rank:.0f}", str(len(own)), *numbers, _duration(max(seconds)))
     yield from table_lines(table)
     yield f"{len(fit)} of {count_noun(len(needs), 'cell')} fit one {name}: {_duration(sum(fit))}"

@@ -61,6 +61,18 @@ def test_the_exponent_of_the_best_rate():
         assert row["se_grid"] == pytest.approx(0.0, abs=1e-9), "a parabola has no grid error"
 
 
+def test_each_rank_is_compared_at_the_best_of_its_own_rates():
+    """Rank 256 alone was run at 2e-3, its best rate; another rate there lacks a seed."""
+    law = basin(lambda p, seed: 0.0, centre=2e-3)
+    cells, metrics = runs(law, rates=(1e-3, 2e-3, 2.1e-3, 4e-3), rules=POWER)
+    has = cells["lr"].isin([1e-3, 4e-3]) | (cells["rank"] == 256)
+    cells = cells[has & ~((cells["lr"] == 2.1e-3) & (cells["seed"] == 0))]
+    losses = compared_losses(cells, metrics)
+    best = losses[losses["how"] == "best"].groupby("rank")["lr"].unique()
+    assert best[256.0].tolist() == [2e-3]
+    assert set(best.drop(256.0).explode()) <= {1e-3, 4e-3}
+
+
 def test_optima_at_an_edge_are_counted_and_left_out():
     law = basin(lambda p, seed: -1.0, centre=1e-2)
     cells, metrics = runs(law, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), rules=POWER)

@@ -21,7 +21,7 @@ def test_a_sweep_is_planned_for_this_machine(works, jsonl, tmp_path):
     assert [row[:2] for row in rows] == [["4", "1"], ["8", "1"]]
     assert lines[3].startswith("2 of 2 cells fit one cpu: ")
     assert lines[4].startswith("1 fold of up to 2 cells in a forward pass, which takes up to 0.00")
-    assert re.match(r"a process may use 2 GB; measured: \d+ GFLOP/s in large float32 ", lines[5])
+    assert re.match(r"a process may use 2 GiB; measured: \d+ GFLOP/s in large float32 ", lines[5])
     assert "54 rows of data.format=" in lines[6]
     assert lines[7] == "train.epochs=0.5: 4 steps of 8 rows; train.steps is ignored"
     assert not list(tmp_path.iterdir())
@@ -32,7 +32,7 @@ def test_a_sweep_is_priced_for_a_device_that_is_not_here(works, tmp_path):
     ran = works(*line, "--plan=h100", "probes.stats=[rms]")
     rows = [text.split() for text in ran.out.splitlines()[1:3]]
     assert [row[:2] for row in rows] == [["16", "2"], ["2048", "2"]]
-    assert 10 < float(rows[0][6]) < 79 < float(rows[1][6]), "GB"
+    assert 10 < float(rows[0][6]) < 79 < float(rows[1][6]), "GiB"
     for row in rows:  # seconds of a cell: its FLOPs over the assumed speed
         hours, minutes, seconds = map(int, row[7].split(":"))
         expected = float(row[2]) * 1e15 / (0.5 * 0.8 * 989e12)
