@@ -97,8 +97,8 @@ def base_losses(metrics: pd.DataFrame) -> "pd.Series[float]":
 def at_common_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """The ``runs`` at the learning rates that every finite rank and every seed was run at.
 
-    ``runs`` are those of one rule, or of one of its ranks, with ``rank``, ``seed`` and ``lr``. A run
-    that diverged counts.
+    ``runs`` are those of one rule, or of one of its ranks, with ``rank``, ``seed`` and ``lr``. A
+    run that diverged counts.
     """
     places = runs.groupby(["rank", "seed"]).ngroup().where(np.isfinite(runs["rank"].astype(float)))
     return runs[places.groupby(runs["lr"]).transform("nunique") == places.nunique()]
