@@ -30,7 +30,8 @@ _ASKS_FOR_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 MOST_BYTES = 1 << 20
 """Of a template's file. Those in use have at most 30 KB."""
-_FIX = "give data.chat_template=chatml, or the path of a Jinja file"
+_FILE = "the path of a Jinja file"
+_FIX = f"give data.chat_template=chatml, or {_FILE}"
 
 
 class ChatTemplate:
@@ -38,6 +39,7 @@ class ChatTemplate:
 
     def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
         text, self.named = _template(config, tokenizer)
+        self.fix = f"give {_FILE}" if config.chat_template == "chatml" else _FIX
         self.special: Mapping[str, Any] = tokenizer.special_tokens_map
         self.template = _ASKS_FOR_DATE.sub(lambda m: repr(_TODAY.strftime(m[2])), text)
         self.marks_turns = _GENERATION.search(self.template) is not None
@@ -60,10 +62,12 @@ class ChatTemplate:
         else:
             learned = [self._turn(text, messages, n, tools, where) for n in turns]
         if not learned:
-            raise StudyError(f"{where}: {self.named} marks no turn of the assistant: {_FIX}")
+            raise StudyError(f"{where}: {self.named} marks no turn of the assistant: {self.fix}")
         last = messages[-1 if prompt else turns[-1]]
         if _said(last) not in text:  # templates of vision models read parts only
-            raise StudyError(f"{where}: {self.named} leaves out what the assistant says: {_FIX}")
+            raise StudyError(
+                f"{where}: {self.named} leaves out what the assistant says: {self.fix}"
+            )
         return Conversation(text, tuple(learned), last.get("content") or "")
 
     def _start(self, text: str, messages: Sequence[Message], n: int, tools: Any, where: str) -> int:
@@ -116,7 +120,7 @@ class ChatTemplate:
             )
         except Exception as error:  # of any kind: a template is a program
             why = f"{where}: {self.named} fails on the conversation ({one_line(error)})"
-            raise StudyError(f"{why}: change its turns, or {_FIX}") from None
+            raise StudyError(f"{why}: change its turns, or {self.fix}") from None
         return texts[0], marked[0] if self.marks_turns else []
 
 

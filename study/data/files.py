@@ -77,9 +77,9 @@ def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
             yield f"{named}, line {reader.line_num}", row
     except (csv.Error, UnicodeDecodeError) as error:
         where = f"{named}, after line {reader.line_num}"
-        raise StudyError(
-            f"{where}: no valid CSV in UTF-8 ({error}): write quotes in texts twice"
-        ) from None
+        is_text = isinstance(error, csv.Error)
+        fix = "write quotes in texts twice" if is_text else "save the file in UTF-8"
+        raise StudyError(f"{where}: no valid CSV in UTF-8 ({error}): {fix}") from None
 
 
 def read_parquet(file: BufferedReader, named: str) -> Iterator[Found]:

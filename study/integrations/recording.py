@@ -415,6 +415,7 @@ def record(
     _check_types(results, model, data)
     asked = _whole_numbers(seed=seed, start=start, total=total, every=every, tokens=tokens)
     seed, total, every = (asked.get(name) for name in ("seed", "total", "every"))
+    steps = [steps] if isinstance(steps, int) else steps
     steps = steps if isinstance(steps, str | None) else [*map(number, steps)]
     note = ""
     if seed is None:

@@ -279,8 +279,9 @@ def _optimizer_config(optimizer: Optimizer, adapter: Adapter) -> OptimizerConfig
     for key, option in OPTIMIZERS[name].options.items() if name in OPTIMIZERS else ():
         if option.choices and known[key] is None:
             known[key] = option.choices[0]
-    # Without warm-up.
-    lr_A, lr_B = (number(group.get("initial_lr", group["lr"])) for group in (of_A, of_B))
+    # Without warm-up; OneCycleLR begins at a share of max_lr.
+    peaks = (next(g[k] for k in ("max_lr", "initial_lr", "lr") if k in g) for g in (of_A, of_B))
+    lr_A, lr_B = map(number, peaks)
     known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": lr_B / lr_A if lr_A else 1.0}
     if "betas" in known:
         known["betas"] = [number(beta) for beta in known["betas"]]
@@ -373,6 +374,9 @@ def plain_optimizer(optimizer: Any) -> Optimizer:
         raise StudyError(f"{why}: give the {type(inner).__name__} inside")
     if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
         raise StudyError(f"the optimizer is a {name}: give torch's, accelerate's or Lightning's")
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        why = f"{name} without lr chooses its own rate at each step"
+        raise StudyError(f"{why}: give lr=, and relative_step=False if it is Adafactor")
     return optimizer
 
 

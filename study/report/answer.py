@@ -55,7 +55,7 @@ from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
 from study.vocabulary.scaling import rule_formula, rule_label
-from study.vocabulary.statuses import DONE
+from study.vocabulary.statuses import BROKEN, DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import FALLS, GROWS, RISES, SHRINKS, STABLE, UNCLEAR, VERDICTS
 
@@ -160,6 +160,9 @@ def answer(tables: StudyTables) -> list[str]:
     ended = cells["status"].isin(DONE)
     if not ended.all():
         said.append(f"So far {ended.sum()} of {len(cells)} cells are done.")
+    broken = cells["status"].isin(BROKEN).sum()
+    if 2 * broken >= len(cells):
+        said.append(f"{broken} of {len(cells)} cells diverged or got stuck: see the caveats.")
     ranks = sorted(set(cells["rank"].dropna()))
     if sum(map(math.isfinite, ranks)) < 2:
         said.append(
@@ -300,7 +303,7 @@ def _setting(found: Sequence[CurveFacts]) -> str:
     """``Rank 256 against rank 4 (4 ranks; SmolLM2, AdamW, learning rate 0.0001, ...), step 10``."""
     last, cells = found[0].last, pd.concat([curve.cells for curve in found])
     low, high = last[0].rank_min, last[0].rank_max
-    ranks = count_noun(sum(map(math.isfinite, set(cells["rank"]))), "rank")
+    ranks = count_noun(max(int(row.ranks) for row in last), "rank")
     where = "; ".join(filter(None, (ranks, settings(cells), found[0].named)))
     steps = number_list(sorted({row.step for row in last}))
     return f"Rank {high:.0f} against rank {low:.0f} ({where}), step {steps}"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from study.analysis import lazy_ratios
 from study.analysis.capacity import BEHIND, departures
-from study.analysis.grouping import CURVE_ID, groups, seed_numbers
+from study.analysis.grouping import CURVE_ID, curve_columns, curve_labels, groups, seed_numbers
 from study.analysis.predictions import over_eps
 from study.analysis.rates import INSIDE
 from study.analysis.wording import curve_names, curve_settings
@@ -17,7 +17,7 @@ from study.report.provenance import UNREADABLE, Record
 from study.report.text import broken_list, cell_list, distinct, first_of, joined, row_list
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
-from study.vocabulary.statuses import STATUSES, end_step
+from study.vocabulary.statuses import DONE, STATUSES, end_step
 from study.vocabulary.thresholds import FEW_SEEDS, LAZY_WITHIN, SEEDS_FOR_VERDICT, SIGN_LIKE_FROM
 
 SHORT = 100
@@ -29,6 +29,7 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
     return [
         *_lost_cells(tables.cells, records),
         *_few_seeds(tables.cells),
+        *_missing_seeds(tables.cells),
         *_two_ranks(tables.cells),
         *_noted(records),
         *_large_steps(tables),
@@ -66,6 +67,21 @@ def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:
         yield f"**{seeds} seeds**: a verdict needs at least {SEEDS_FOR_VERDICT}."
     elif seeds < FEW_SEEDS:
         yield f"**{seeds} seeds**: intervals over fewer than {FEW_SEEDS} are too wide to rely on."
+
+
+def _missing_seeds(cells: pd.DataFrame) -> Iterator[str]:
+    """Ranks that lack seeds, at any learning rate, which other ranks of their rule have."""
+    labels = curve_labels(cells).assign(rank=cells["rank"], unit=seed_numbers(cells))
+    rule = [name for name in curve_columns(labels) if name != "lr"]
+    said = dict[str, None]()
+    for own in groups(labels[cells["status"].isin(DONE)], rule):
+        seeds, every = own.groupby("rank")["unit"].nunique(), own["unit"].nunique()
+        said |= {f"rank {r:g} has {n} of {every}": None for r, n in seeds.items() if n < every}
+    if said:
+        yield (
+            f"**Ranks that lack seeds** ({first_of(list(said))}): a rank that more than half of "
+            "the seeds lack is in no exponent, and other missing cells are fitted."
+        )
 
 
 def _two_ranks(cells: pd.DataFrame) -> Iterator[str]:

@@ -176,6 +176,8 @@ def test_a_template_of_a_stranger_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(StudyError, match=REFUSED[text]) as caught:
         template(text, folder=tmp_path).conversation(SHORT, None, 0, "row 1")
     assert "chatml" in str(caught.value)
+    with pytest.raises(StudyError, match="change its turns, or give the path of a Jinja file"):
+        template("chatml").conversation([{"role": "assistant"}], None, 0, "row 1")
 
 
 def test_no_template(tmp_path):

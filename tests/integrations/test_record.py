@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import study
@@ -162,6 +163,7 @@ def test_refused_models_and_optimizers(script):
     compiled = nn.Sequential(model)
     compiled.compile()
     lookahead = type("Lookahead", (), {"optimizer": optimizer})()
+    free = transformers.optimization.Adafactor(script.weights)
     embeddings = peft.LoraConfig(r=2, target_modules=["embed_tokens"])
     on_embeddings = peft.get_peft_model(tiny.build(), embeddings)
     deepspeed = type("DeepSpeedEngine", (nn.Sequential,), {})(model)
@@ -170,6 +172,7 @@ def test_refused_models_and_optimizers(script):
         (model, frozen, "the optimizer does not train all of adapter 'default'"),
         (model, "adamw", "the optimizer is a str: give torch's"),
         (optimizer, model, "model is of type AdamW: give the adapted model"),
+        (model, free, "Adafactor without lr chooses its own rate at each step: give lr="),
         (model, lookahead, "a Lookahead and may change weights after its step: give the AdamW"),
         (nn.DataParallel(model), optimizer, "each GPU of DataParallel sees a part"),
         (compiled, optimizer, "a compiled model skips the hooks"),
@@ -472,6 +475,12 @@ def test_a_loop_that_diverges(script):
         group["lr"] = 1e30
     [cell] = script.run(script.record(steps=[0])).cells.to_dict("records")
     assert (cell["status"], cell["diverged_step"], cell["steps_done"]) == ("diverged", 1, 3)
+
+
+def test_the_rate_of_a_cycle_is_its_peak(script):
+    torch.optim.lr_scheduler.OneCycleLR(script.optimizer, max_lr=1e-2, total_steps=9)
+    tables = script.run(script.record(steps=0))
+    assert tables.cells["lr"].tolist() == [1e-2]
 
 
 def test_numbers_of_numpy_are_numbers(script):

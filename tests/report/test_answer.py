@@ -150,6 +150,9 @@ def test_infinite_rank_is_neither_a_rank_to_fit_nor_an_error(on_disk):
 def test_an_unfinished_study_says_how_far_it_is(on_disk):
     lines = said(on_disk(status=lambda c: "interrupted" if c["rank"] == 400 else "complete"))
     assert lines[0] == "So far 12 of 18 cells are done."
+    assert lines[1].startswith("Rank 16 against rank 4 (2 ranks; ")
+    lines = said(on_disk(status=lambda c: "diverged" if c["rank"] > 4 else "complete"))
+    assert lines[0].startswith("12 of 18 cells diverged or got stuck")
 
 
 def test_the_rank_of_runs_that_broke_off_has_no_loss(on_disk):

@@ -87,6 +87,15 @@ def test_each_caveat(on_disk, study, expected):
         assert "\n" not in line
 
 
+def test_ranks_that_lack_seeds_are_named(on_disk):
+    def end(cell):
+        return "interrupted" if cell["rank"] == 256 and cell["seed"] else "complete"
+
+    folder = on_disk(seeds=(0, 1, 2), status=end)
+    lines = caveats(load_tables(folder), load_records(folder))
+    assert any("**Ranks that lack seeds** (rank 256 has 1 of 3): a rank" in line for line in lines)
+
+
 def test_what_rounding_takes_and_the_steps_that_it_costs(on_disk):
     """The held-out loss of float32 falls by 0.01 a step. That of bf16 ends 0.6 higher."""
     tables = load_tables(on_disk(outputs={"train": lambda cell, step: 1.0}, rules={"lora": 1.0}))

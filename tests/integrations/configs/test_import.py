@@ -165,6 +165,7 @@ CASES = [
     ),
     (T, {"max_length": None, "max_seq_length": 64}, {"data.sequence_length": 64}, ""),
     (T, {}, {}, "assistant_only_loss: false (of a chat, the loss is on the assistant's turns"),
+    (T, {"completion_only_loss": False}, {}, "completion_only_loss: false (the loss is on the"),
     (U, {"training__warmup_steps": None, "training__warmup_ratio": 0.1}, {"train.warmup": 0.1}, ""),
     (T, {"loss_type": "dft"}, {}, "loss_type: dft (the mean cross entropy of the targets is"),
     (U, {"lora__finetune_mlp_modules": False}, {}, "adapters are on all target modules"),
