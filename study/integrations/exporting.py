@@ -95,12 +95,12 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     (cell,) = plan([parse(composed)])
     ranks = {pair.A_RD.shape[0] for pair in found.pairs.values()}
     gammas = {float(pair.gamma) for pair in found.pairs.values()}
-    line = command_line("train", *chosen)
+    measured = "name=measured", "train.steps=1", "probes.steps=[0]"
     return [
         f"{len(found.pairs)} layers, rank {span(ranks)}, gamma {span(gammas)} "
         f"({found.scaling}), on {cell.card.name}",
-        f"to train it further:  {line} name=continued",
-        f"to measure it:        {line} name=measured train.steps=1 probes.steps=[0]",
+        f"to train it further:  {command_line('train', *chosen, 'name=continued')}",
+        f"to measure it:        {command_line('train', *chosen, *measured)}",
     ]
 
 
