@@ -20,11 +20,14 @@ from study.vocabulary.quantities import FIRST_READ, MOMENTS, QUANTITIES
 
 
 def evaluated(name: str, rows: pa.Table) -> pa.Table:
-    """Of ``metrics``, the rows with a held-out loss and the last one; all rows of other tables."""
+    """Of ``metrics``, the rows with a held-out loss or a loss after the step, and the last one; all
+    rows of other tables."""
     if name != "metrics" or not len(rows):
         return rows
-    is_last = pc.equal(rows["step"], pc.max(rows["step"]))
-    return rows.filter(pc.or_(pc.is_finite(pc.fill_null(rows["eval_loss"], math.nan)), is_last))
+    kept = pc.equal(rows["step"], pc.max(rows["step"]))
+    for metric in ("eval_loss", "loss_after"):
+        kept = pc.or_(kept, pc.is_finite(pc.fill_null(rows[metric], math.nan)))
+    return rows.filter(kept)
 
 
 def without_clock(name: str, rows: pa.Table) -> pa.Table:
