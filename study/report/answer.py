@@ -386,8 +386,8 @@ def _bold(row: Any) -> str:
 
 
 def _perplexity(found: Sequence[CurveFacts]) -> Iterator[str]:
-    """The held-out perplexity at both ends of the ranks, at one rate and at the best ones, after
-    the longest runs."""
+    """The held-out perplexity at both ends of the ranks, at a rate that several have and at the
+    best ones, after the longest runs."""
     own = [curve for curve in found if curve.losses]
     if not own:
         return
@@ -401,13 +401,15 @@ def _perplexity(found: Sequence[CurveFacts]) -> Iterator[str]:
             f"{best.rule} ({perplexities(best.losses[rank])[0]})."
         )
         return
-    bases, rates = [_before(curve) for curve in own], [_at_rate(curve) for curve in own]
+    fixed = [curve for curve in own if len(curve.losses) > 1 or len(curve.best) < 2]
+    bases, rates = [_before(curve) for curve in fixed], [_at_rate(curve) for curve in fixed]
     base, rate = (each[0] if len(set(each)) == 1 else "" for each in (bases, rates))
     said = [
         f"under {curve.rule}{'' if rate else r} it {_change_of_loss(curve)}{'' if base else b}"
-        for curve, b, r in zip(own, bases, rates, strict=True)
+        for curve, b, r in zip(fixed, bases, rates, strict=True)
     ]
-    yield f"Held-out perplexity{base}{rate}: {'; '.join(said)}."
+    if said:
+        yield f"Held-out perplexity{base}{rate}: {'; '.join(said)}."
     tuned: dict[tuple[float, float], list[str]] = {}
     for curve in (curve for curve in own if len(curve.best) > 1):
         low, high = min(curve.best), max(curve.best)
@@ -415,7 +417,8 @@ def _perplexity(found: Sequence[CurveFacts]) -> Iterator[str]:
         tuned.setdefault((low, high), []).append(f"{joined(ends)} under {curve.rule}")
     for (low, high), texts in tuned.items():
         ranks = f"rank {low:.0f} and rank {high:.0f}"
-        yield f"At the best of the tried rates, {ranks} have {joined(texts)}."
+        what = "" if said else "held-out perplexities of "
+        yield f"At the best of the tried rates, {ranks} have {what}{joined(texts)}."
 
 
 def _before(curve: CurveFacts) -> str:
