@@ -30,8 +30,7 @@ _ASKS_FOR_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 MOST_BYTES = 1 << 20
 """Of a template's file. Those in use have at most 30 KB."""
-_FILE = "the path of a Jinja file"
-_FIX = f"give data.chat_template=chatml, or {_FILE}"
+_FIX = "give data.chat_template=chatml, or the path of a Jinja file"
 
 
 class ChatTemplate:
@@ -39,7 +38,7 @@ class ChatTemplate:
 
     def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
         text, self.named = _template(config, tokenizer)
-        self.fix = f"give {_FILE}" if config.chat_template == "chatml" else _FIX
+        self.fix = "give the path of a Jinja file" if text == CHATML else _FIX
         self.special: Mapping[str, Any] = tokenizer.special_tokens_map
         self.template = _ASKS_FOR_DATE.sub(lambda m: repr(_TODAY.strftime(m[2])), text)
         self.marks_turns = _GENERATION.search(self.template) is not None

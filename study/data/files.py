@@ -77,8 +77,7 @@ def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
             yield f"{named}, line {reader.line_num}", row
     except (csv.Error, UnicodeDecodeError) as error:
         where = f"{named}, after line {reader.line_num}"
-        is_text = isinstance(error, csv.Error)
-        fix = "write quotes in texts twice" if is_text else "save the file in UTF-8"
+        fix = "write quotes in texts twice" if isinstance(error, csv.Error) else "save it in UTF-8"
         raise StudyError(f"{where}: no valid CSV in UTF-8 ({error}): {fix}") from None
 
 

@@ -280,8 +280,7 @@ def _optimizer_config(optimizer: Optimizer, adapter: Adapter) -> OptimizerConfig
         if option.choices and known[key] is None:
             known[key] = option.choices[0]
     # Without warm-up; OneCycleLR begins at a share of max_lr.
-    peaks = (next(g[k] for k in ("max_lr", "initial_lr", "lr") if k in g) for g in (of_A, of_B))
-    lr_A, lr_B = map(number, peaks)
+    lr_A, lr_B = (number(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in (of_A, of_B))
     known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": lr_B / lr_A if lr_A else 1.0}
     if "betas" in known:
         known["betas"] = [number(beta) for beta in known["betas"]]
@@ -375,8 +374,7 @@ def plain_optimizer(optimizer: Any) -> Optimizer:
     if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
         raise StudyError(f"the optimizer is a {name}: give torch's, accelerate's or Lightning's")
     if any(group["lr"] is None for group in optimizer.param_groups):
-        why = f"{name} without lr chooses its own rate at each step"
-        raise StudyError(f"{why}: give lr=, and relative_step=False if it is Adafactor")
+        raise StudyError(f"{name} without lr chooses its own rate: give lr= (relative_step=False)")
     return optimizer
 
 

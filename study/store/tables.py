@@ -95,10 +95,7 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
         row["contraction"] = _plain("factored" if form == "auto" else form)  # as before a choice
     row |= {name: _plain(record[name]) for name in FIRST if name in record}
     rows = record.get("rows") or {}
-    row |= {
-        "supervised": rows.get("supervised", math.nan),
-        "train_rows": rows.get("train", math.nan),
-    }
+    row["supervised"], row["train_rows"] = (rows.get(k, math.nan) for k in ("supervised", "train"))
     row["rank"] = float(row["rank"])
     if "peft" not in record:  # a Trainer's record hashes names and settings, not contents
         sources = record.get("sources", {})

@@ -154,7 +154,9 @@ def folds(pack: Pack) -> list[list[Cell]]:
     alone: list[list[Cell]] = []
     found: list[list[Cell]] = []
     for cell in sorted(pack.cells, key=lambda cell: (waits(cell), cell.config.adapter.rank)):
-        if _trains_alone(cell) or (by_gain and not pack.needs[cell.id].gains):
+        own = cell.config
+        is_alone = math.isinf(own.adapter.rank) or own.adapter.path or own.train.shard
+        if is_alone or (by_gain and not pack.needs[cell.id].gains):
             alone.append([cell])
         elif found and waits(found[-1][0]) == waits(cell) and fits([*found[-1], cell]):
             found[-1].append(cell)
@@ -167,8 +169,3 @@ def folds(pack: Pack) -> list[list[Cell]]:
         return waits(fold[0]), min(order.index(cell.config.adapter.rank) for cell in fold)
 
     return sorted(found + alone, key=place)
-
-
-def _trains_alone(cell: Cell) -> bool:
-    config = cell.config
-    return math.isinf(config.adapter.rank) or bool(config.adapter.path) or config.train.shard

@@ -172,7 +172,7 @@ def test_refused_models_and_optimizers(script):
         (model, frozen, "the optimizer does not train all of adapter 'default'"),
         (model, "adamw", "the optimizer is a str: give torch's"),
         (optimizer, model, "model is of type AdamW: give the adapted model"),
-        (model, free, "Adafactor without lr chooses its own rate at each step: give lr="),
+        (model, free, "Adafactor without lr chooses its own rate: give lr="),
         (model, lookahead, "a Lookahead and may change weights after its step: give the AdamW"),
         (nn.DataParallel(model), optimizer, "each GPU of DataParallel sees a part"),
         (compiled, optimizer, "a compiled model skips the hooks"),
