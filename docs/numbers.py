@@ -161,7 +161,7 @@ def fell_behind(*names: str) -> str:
         body.append([*runs, *own])
     heads = ["study", "data", "steps", "rule", "rank", "seeds", "parameters", "behind from step"]
     said = (
-        f"Of {len(never)} settings {near} are as expected: within a factor of 2, or never in both "
-        f"({never.all(axis=1).sum()} settings). All in which a rank falls behind, or should:"
+        f"{near} of {len(never)} settings are as expected: within a factor of 2, or never in both "
+        f"({never.all(axis=1).sum()} of them). All in which a rank falls behind, or should:"
     )
     return f"{said}\n\n{table([*heads, 'expected', 'measured / expected'], body)}"
