@@ -70,7 +70,7 @@ def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def _missing_seeds(cells: pd.DataFrame) -> Iterator[str]:
-    """Ranks that lack seeds, at any learning rate, which other ranks of their rule have."""
+    """Ranks that have fewer seeds than their rule, over all learning rates."""
     labels = curve_labels(cells).assign(rank=cells["rank"], unit=seed_numbers(cells))
     rule = [name for name in curve_columns(labels) if name != "lr"]
     said = dict[str, None]()
@@ -79,8 +79,8 @@ def _missing_seeds(cells: pd.DataFrame) -> Iterator[str]:
         said |= {f"rank {r:g} has {n} of {every}": None for r, n in seeds.items() if n < every}
     if said:
         yield (
-            f"**Ranks that lack seeds** ({first_of(list(said))}): a rank that more than half of "
-            "the seeds lack is in no exponent, and other missing cells are fitted."
+            f"**Ranks that lack seeds** ({first_of(list(said))}): a rank with fewer than half of "
+            "the seeds is in no exponent. Other missing cells are fitted."
         )
 
 
