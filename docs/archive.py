@@ -30,14 +30,13 @@ def evaluated(name: str, rows: pa.Table) -> pa.Table:
     return rows.filter(kept)
 
 
-def without_clock(name: str, rows: pa.Table) -> pa.Table:
-    """``metrics`` without the time of each step, which takes more room than its loss. Other tables
-    stay as they are."""
-    if name != "metrics":
-        return rows
-    index = rows.schema.get_field_index("seconds")
-    field = rows.schema.field(index)
-    return rows.set_column(index, field, pa.nulls(len(rows), field.type))
+def without(name: str, rows: pa.Table, *columns: str) -> pa.Table:
+    """``metrics`` without these columns, as nulls. Other tables stay as they are."""
+    for column in columns if name == "metrics" else ():
+        index = rows.schema.get_field_index(column)
+        field = rows.schema.field(index)
+        rows = rows.set_column(index, field, pa.nulls(len(rows), field.type))
+    return rows
 
 
 READ = {
@@ -69,11 +68,12 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
 
 THIN: dict[str, Thin] = {
     "evaluated": lambda name, rows: read_moments(name, evaluated(name, rows)),
-    "losses": without_clock,
-    "read": lambda name, rows: read_moments(name, without_clock(name, rows)),
+    "losses": lambda name, rows: without(name, rows, "seconds", "grad_norm"),
+    "read": lambda name, rows: read_moments(name, without(name, rows, "seconds")),
     "all": lambda _, rows: rows,
 }
-"""What the archive keeps of each table, by the key `keeps` of studies.yaml."""
+"""What the archive keeps of each table, by the key `keeps` of studies.yaml. The time of a step takes
+more room than its loss, and so does the norm of its gradient."""
 
 
 def archive(name: str) -> None:

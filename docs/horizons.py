@@ -328,18 +328,27 @@ def factorial(of: str = "table") -> str:
     return table_of(rows)
 
 
-def r_parts() -> str:
-    """r_parts on held-out rows by step: the median over layers. Where the parts work against each
-    other, it counts as infinite."""
-    found, of_cell = read("r_sign/r_sign"), ["model", "scaling", "lr", "batch_size", "rank"]
+def r_parts(of: str) -> str:
+    """r_parts on held-out rows: the median over layers. Where the parts work against each other, it
+    counts as infinite.
+
+    ``of``: ``long``, by step in the longest runs of each model; ``kinds``, at their end by kind of
+    layer; ``short``, by step in all other runs.
+    """
+    found, run = read("r_sign/r_sign"), ["model", "scaling", "lr", "batch_size", "rank"]
+    is_long = found["steps"] == found.groupby("model")["steps"].transform("max")
+    found = found[~is_long if of == "short" else is_long]
     found = found.assign(value=found["r_parts"].where(found["r_parts"] > 0, np.inf))
-    by_step = found.groupby([*of_cell, "step"])["value"].median().unstack("step")
-    rows = []
-    for (model, rule, lr, batch, rank), values in by_step.iterrows():
+    found["kind"] = found["layer"].str.rpartition(".")[2]
+    over, name = ("kind", "") if of == "kinds" else ("step", "step ")
+    if of == "kinds":
+        found = found[found["step"] == found["steps"]]
+    medians, rows = found.groupby([*run, over])["value"].median().unstack(over), []
+    for (model, rule, lr, batch, rank), values in medians.iterrows():
         row = {"model": model_label(model), "rule": RULES[rule].label, "rate": f"{lr:g}"}
-        row |= {"sequences": f"{batch:g}", "rank": f"{rank:g}"}
+        row |= {"sequences": f"{batch:g}"} if of == "short" else {}
         texts = values.dropna().map("{:.0f}".format).replace("inf", "∞")
-        rows.append(row | {f"step {step}": text for step, text in texts.items()})
+        rows.append(row | {"rank": f"{rank:g}"} | {f"{name}{x}": y for x, y in texts.items()})
     rows.sort(key=lambda row: row["model"] != model_label("small"))
     return table_of(filled(rows))
 
