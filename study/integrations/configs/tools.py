@@ -159,6 +159,8 @@ class Tool:
         experiment = Experiment(f"{self.name}'s {where}", {"model": "hf"})
         rest = {key: value for key, value in self._flat(values) if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
+        off = ROWS[self.name].get("off_by_null", "").split()
+        rest |= {key: 0 for key in off if values.get(key, 0) is None}
         reading = Reading(where, folder, rest, experiment)
         keys = {setting: cell.partition("=")[0].split() for setting, cell in self.cells.items()}
         experiment.absent = {setting for setting in keys if rest.keys().isdisjoint(keys[setting])}
@@ -314,7 +316,16 @@ def _llama_factory(reading: Reading) -> None:
 
 
 LLAMA_FACTORY = Tool("LLaMA-Factory", _llama_factory)
-TRL = Tool("TRL", lambda reading: reading.rest.setdefault("assistant_only_loss", False))
+
+
+def _trl(reading: Reading) -> None:
+    reading.rest.setdefault("assistant_only_loss", False)
+    if not reading.found["data.sequence_length"]:
+        del reading.found["data.sequence_length"]
+        reading.experiment.note("max_length", None, "cut at data.sequence_length")
+
+
+TRL = Tool("TRL", _trl)
 UNSLOTH = Tool(
     "Unsloth", lambda reading: reading.rest.setdefault("training.train_on_completions", False)
 )

@@ -202,6 +202,17 @@ def test_other_values(edit, name, keys, expected, says):
         assert not [note for note in experiment.differs if note.startswith("datasets[0]")]
 
 
+@pytest.mark.parametrize(("name", "clip"), [(A, 1), (L, None), (T, None)])
+def test_what_null_turns_off(name, clip):
+    """The Trainer does not clip then, and TRL does not cut. Axolotl drops the key."""
+    nulls = {"max_grad_norm": None, "max_length": None}
+    Path("null.yaml").write_text(json.dumps(yaml.safe_load(Path(name).read_text()) | nulls))
+    experiment = read_file(Path("null.yaml"))
+    assert experiment.values["train.clip"] == clip
+    note = "max_length: null (cut at data.sequence_length)"
+    assert (note in experiment.differs) == (name == T)
+
+
 def test_notes_are_sorted_and_kept_in_the_file(works, edit):
     edit(A, peft_use_dora=True, datasets=[{"path": "here.json", "type": "alpaca"}], tf32=True)
     notes = works("import-config", A).err.partition("wrote ")[0]
