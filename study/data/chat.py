@@ -100,7 +100,7 @@ class ChatTemplate:
     def _changes_turns(self, where: str) -> StudyError:
         return StudyError(
             f"{where}: {self.named} changes earlier turns when later ones follow, so no turn can "
-            "be located: mark turns with {% generation %}, or give data.chat_template=chatml"
+            f"be located: mark turns with {{% generation %}}, or {self.fix}"
         )
 
     def _render(
