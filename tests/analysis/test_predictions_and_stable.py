@@ -2,7 +2,6 @@
 
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,27 +18,27 @@ D_IN, D_OUT, R_ALIGN = 576, 1536, 5.0
 DESCENT = {"site": "adapter_update", "layer": "model"}
 
 
-def gradient(cell: dict, layer: int, step: int) -> float:
+def gradient(cell, layer, step):
     return 3.0 * cell["rank"] ** (0.5 - p_of(cell))
 
 
-def sgd_descent(cell: dict, layer: int, step: int) -> float:
+def sgd_descent(cell, layer, step):
     return 0.1 * cell["rank"] ** (1 - 2 * p_of(cell))
 
 
-def known(layer: int) -> Layer:
+def known(layer):
     """What is known of a layer, by its number. Alignments differ between layers."""
     return Layer(D_IN, D_OUT, R_ALIGN + layer)
 
 
 @cache
-def mean_log(rank: float, layer: int) -> float:
+def mean_log(rank, layer):
     """The finite-rank curve of adapter_out at p = 0, lowered by the bias of the log."""
     law = {"step": 1, "optimizer": "sgd", "p": 0.0, "layer": known(layer)}
     return mean_log_curve("adapter_out", "rms", [rank], **law).item()
 
 
-def sgd_out(cell: dict, layer: int, step: int) -> float:
+def sgd_out(cell, layer, step):
     return (layer + 1) * cell["rank"] ** (-2 * p_of(cell)) * mean_log(cell["rank"], layer)
 
 
@@ -50,16 +49,14 @@ LAWS = {
 }
 
 
-def recorded(probes: pd.DataFrame) -> pd.DataFrame:
+def recorded(probes):
     """As the probes record them: sizes in every row, alignments on adapter_out."""
     aligned = R_ALIGN + 2 * probes["block"] + (probes["kind"] == "down_proj")
     out = aligned.where(probes["site"] == "adapter_out")
     return probes.assign(d_in=D_IN, d_out=D_OUT, r_align=out)
 
 
-def metrics_of(
-    cells: pd.DataFrame, steps: tuple[int, ...] = (0, 1), ratio: float = 1.0
-) -> pd.DataFrame:
+def metrics_of(cells, steps=(0, 1), ratio=1.0):
     """Losses that fall by ``ratio`` times the fall of their linearisation."""
     rows = cells.merge(pd.DataFrame({"step": steps}), how="cross")
     after = [2.0 - ratio * sgd_descent(c, -1, 0) for c in rows.to_dict("records")]
@@ -67,18 +64,18 @@ def metrics_of(
     return rows[["cell_id", "step", "loss", "loss_after", "clip_factor"]]
 
 
-def predicted_of(cells: pd.DataFrame, probes: pd.DataFrame, **of_metrics: Any) -> pd.DataFrame:
+def predicted_of(cells, probes, **of_metrics):
     metrics = metrics_of(cells, **of_metrics)
     return with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
 
 
-def analysed(*, ratio: float = 1.0, **axes: object) -> pd.DataFrame:
+def analysed(*, ratio=1.0, **axes):
     cells, probes = study_of(LAWS, steps=(0, 1), **axes)
     return predicted_of(cells, recorded(probes), ratio=ratio)
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_a_finite_rank_law_is_predicted_exactly(seeds: tuple[int, ...]) -> None:
+def test_a_finite_rank_law_is_predicted_exactly(seeds):
     """Of each layer and of their mean log, with the bias of each layer, from any seeds."""
     table = analysed(scaling=("lora", "rslora"), seed=seeds)
     rows = table[(table["site"] == "adapter_out") & (table["stat"] == "rms") & (table["step"] == 1)]
@@ -92,7 +89,7 @@ def test_a_finite_rank_law_is_predicted_exactly(seeds: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora"])
-def test_p_star_from_one_rule(scaling: str) -> None:
+def test_p_star_from_one_rule(scaling):
     stable = stable_exponents(analysed(scaling=scaling))
     rows = stable[(stable["step"] == 1) & stable["layer"].isin(["model", "mean_log"])]
     assert {"adapter_update", "adapter_grad", "adapter_out"} <= set(rows["site"])
@@ -108,7 +105,7 @@ def test_p_star_from_one_rule(scaling: str) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "lazy"), [(1.0, 1.0), (0.95, 1.0), (0.8, 0.0), (1.2, 0.0)])
-def test_the_lazy_gate(ratio: float, lazy: float) -> None:
+def test_the_lazy_gate(ratio, lazy):
     table = analysed(scaling="rslora", ratio=ratio)
     assert (table["lazy"] == lazy).all()
     late = table[(table["site"] == "adapter_out") & (table["step"] == 1)]
@@ -116,8 +113,8 @@ def test_the_lazy_gate(ratio: float, lazy: float) -> None:
     assert late["predicted"].notna().all() == bool(lazy)
 
 
-def test_p_star_on_a_grid_is_where_slopes_cross_zero() -> None:
-    def bent(cell: dict, layer: int, step: int) -> float:
+def test_p_star_on_a_grid_is_where_slopes_cross_zero():
+    def bent(cell, layer, step):
         return cell["rank"] ** (0.9 - p_of(cell) - 0.2 * p_of(cell) ** 2)  # 0 at p = 0.779...
 
     axes = {"steps": (4,), "scaling": "power", "exponent": (0.0, 0.5, 0.75, 0.8, 1.0)}
@@ -130,7 +127,7 @@ def test_p_star_on_a_grid_is_where_slopes_cross_zero() -> None:
     assert outside.empty, "slopes of one sign bracket nothing"
 
 
-def test_clipped_sgd_scales_with_one_power_of_gamma_less() -> None:
+def test_clipped_sgd_scales_with_one_power_of_gamma_less():
     """Always clipped, descent scales as r^(1/2 - p): p* is 1/2 from any rule, not 3/4 from LoRA."""
     clipped = {
         ("adapter_update", "descent"): lambda c, layer, step: 0.1 * c["rank"] ** (0.5 - p_of(c))
@@ -145,7 +142,7 @@ def test_clipped_sgd_scales_with_one_power_of_gamma_less() -> None:
         assert stable["predicted"].to_numpy() == pytest.approx(0.5)
 
 
-def test_ranks_of_which_some_are_clipped_have_no_p_star() -> None:
+def test_ranks_of_which_some_are_clipped_have_no_p_star():
     cells, probes = study_of(LAWS, steps=(0, 1), scaling="lora")
     metrics = metrics_of(cells)
     metrics.loc[metrics["step"] == 1, "clip_factor"] = np.where(cells["rank"] > 64, 0.5, 1.0)
@@ -160,7 +157,7 @@ def test_ranks_of_which_some_are_clipped_have_no_p_star() -> None:
 
 
 @pytest.mark.parametrize(("gradient_over_eps", "p_star"), [(1e4, 1.0), (1e-4, 0.5), (1.0, None)])
-def test_eps_decides_which_law_adam_has(gradient_over_eps: float, p_star: float | None) -> None:
+def test_eps_decides_which_law_adam_has(gradient_over_eps, p_star):
     """Sign-like far above eps, linear far below; in between no prediction and no p*."""
     power = 2 if gradient_over_eps < 1 else 1
     laws = {
@@ -184,7 +181,7 @@ def test_eps_decides_which_law_adam_has(gradient_over_eps: float, p_star: float 
         assert stable["limit"].to_numpy() == pytest.approx(p_star)
 
 
-def test_a_curve_is_predicted_from_its_own_alignments() -> None:
+def test_a_curve_is_predicted_from_its_own_alignments():
     """A large learning rate changes r_align; the prediction at a small one must not change."""
     cells, probes = study_of(LAWS, steps=(0, 1), scaling="rslora", lr=(1e-6, 1e-1))
     large = set(cells.loc[cells["lr"] > 1e-3, "cell_id"])

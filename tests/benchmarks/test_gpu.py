@@ -21,14 +21,12 @@ time.sleep(6000)
 """
 
 
-def is_alive(pid: int) -> bool:
+def is_alive(pid):
     state = Path(f"/proc/{pid}/stat")
     return state.exists() and state.read_text().split()[2] != "Z"
 
 
-def test_steps_go_on_where_an_earlier_call_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_steps_go_on_where_an_earlier_call_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "GRACE", 2.0)
     monkeypatch.syspath_prepend(tmp_path)
     ran, fixed, to = tmp_path / "ran", tmp_path / "fixed", tmp_path / "to"
@@ -58,6 +56,6 @@ def test_steps_go_on_where_an_earlier_call_stopped(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_in_a_line(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so_in_a_line(tmp_path):
     with pytest.raises(StudyError, match="make gpu measures on a CUDA device, and torch sees none"):
         gpu.main([f"--to={tmp_path}"], standalone_mode=False)

@@ -1,16 +1,12 @@
 """``study bench`` on the tiny base: the ways reach one loss, and rows become text."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 import pytest
 
 from benchmarks.training import TimedRun, check_agreement
 
 
-def test_four_ways_are_timed_and_summarised(works: Callable[..., Any], tmp_path: Path) -> None:
+def test_four_ways_are_timed_and_summarised(works, tmp_path):
     """The process of a suite is forked from this one. ``make gpu-rehearsal`` has the other data."""
     options = ["--model=tiny", "--steps=2", f"--to={tmp_path}"]
     options += ["--ranks=2", "--data=pydoc", "--tokens=512"]
@@ -26,7 +22,7 @@ def test_four_ways_are_timed_and_summarised(works: Callable[..., Any], tmp_path:
     assert works("bench", "--read", *options).out == ran.out
 
 
-def test_ways_with_different_losses_are_not_compared() -> None:
+def test_ways_with_different_losses_are_not_compared():
     runs = [TimedRun("loop", losses=[2.0, 1.000]), TimedRun("packed", losses=[2.0, 1.0005])]
     check_agreement(runs, "float32")
     runs.append(TimedRun("alone", losses=[2.0, 1.002]))

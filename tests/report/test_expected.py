@@ -1,10 +1,8 @@
 """The report and its verdicts on expectations, on studies with known slopes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +10,9 @@ import pytest
 import yaml
 
 from study.analysis import load_tables
-from study.analysis.expectations import Compared, compare, judged
+from study.analysis.expectations import compare, judged
 from study.analysis.power import POWER, need_of_primary
-from study.config.expectations import Expectation, Primary, read_entry
+from study.config.expectations import Primary, read_entry
 from study.report import as_markdown, report_of
 from study.report.expected import (
     expected_section,
@@ -27,33 +25,31 @@ from study.report.text import minus
 from study.vocabulary.verdicts import DIFFERS
 from tests.config.test_expectations import PRIMARY, SLOPE
 
-OnDisk = Callable[..., Path]
-Cell = Mapping[str, Any]
 ABOUT = {"source": "Theorem 3.2", "refuted_by": "a slope | beyond 0.02"}
 NORM = read_entry(SLOPE | {"rule": "rslora", "predicted": 0.0, "tolerance": 0.02} | ABOUT)
 P_STAR = replace(NORM, what="p_star", rule=None, predicted=0.5)
 
 
-def norm(cell: Cell, step: int) -> float:
+def norm(cell, step):
     """gamma sqrt(r), with slopes over seeds of mean 0 and standard deviation 0.003."""
     return cell["gamma"] * cell["rank"] ** (0.5 + 0.002 * (cell["seed"] - 2))
 
 
-def compared(folder: Path, *expectations: Expectation) -> list[Compared]:
+def compared(folder, *expectations):
     return compare(expectations, load_tables(folder))
 
 
 @pytest.fixture(scope="module")
-def five_seeds(on_disk_in: OnDisk, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def five_seeds(on_disk_in, tmp_path_factory):
     return on_disk_in(tmp_path_factory.mktemp("five"), norm=norm, ranks=(4, 256))
 
 
 @pytest.fixture(scope="module")
-def tables(five_seeds: Path) -> Any:
+def tables(five_seeds):
     return load_tables(five_seeds)
 
 
-def test_the_interval_decides(tables: Any) -> None:
+def test_the_interval_decides(tables):
     """The half-width is 2.776 x 0.002 x sqrt(2.5 / 5) = 0.0039, which allows for two rows."""
     near, far = compare([NORM, replace(NORM, predicted=0.3)], tables)
     assert near.measured == pytest.approx(0.0, abs=1e-6)
@@ -64,7 +60,7 @@ def test_the_interval_decides(tables: Any) -> None:
     assert (narrow.verdict, wide.verdict) == ("unclear", "agrees")
 
 
-def test_a_factor_is_a_ratio(tables: Any) -> None:
+def test_a_factor_is_a_ratio(tables):
     """Under LoRA the norm falls by 64^-1/2 = 1/8 from rank 4 to 256."""
     one = replace(NORM, what="factor", rule="lora", predicted=1 / 8, tolerance=1.1)
     right, wrong = compare([one, replace(one, predicted=1.0)], tables)
@@ -73,7 +69,7 @@ def test_a_factor_is_a_ratio(tables: Any) -> None:
     assert (right.verdict, wrong.verdict) == ("agrees", "differs")
 
 
-def test_a_row_for_each_rule_or_one_if_rules_share_it(tables: Any) -> None:
+def test_a_row_for_each_rule_or_one_if_rules_share_it(tables):
     rows = compare([P_STAR], tables)
     assert [(row.verdict, round(row.measured, 4)) for row in rows] == [("agrees", 0.5)]
     rows = compare([replace(NORM, rule=None)], tables)
@@ -84,14 +80,12 @@ def test_a_row_for_each_rule_or_one_if_rules_share_it(tables: Any) -> None:
 @pytest.mark.parametrize(
     ("seeds", "verdict"), [((0,), "one seed"), ((0, 1), "unclear"), ((0, 1, 2), "agrees")]
 )
-def test_a_verdict_needs_three_seeds(on_disk: OnDisk, seeds: Sequence[int], verdict: str) -> None:
+def test_a_verdict_needs_three_seeds(on_disk, seeds, verdict):
     [row] = compared(on_disk(norm=norm, seeds=seeds, ranks=(4, 256), rules={"rslora": 0.5}), NORM)
     assert (row.verdict, row.seeds) == (verdict, len(seeds))
 
 
-def test_the_lowest_rate_is_read_unless_one_is_named_and_what_is_missing_is_said(
-    on_disk: OnDisk,
-) -> None:
+def test_the_lowest_rate_is_read_unless_one_is_named_and_what_is_missing_is_said(on_disk):
     """The norm has the slope 0 at 1e-3 and 0.5 at 1e-2; each step adds 0.1."""
     folder = on_disk(
         lrs=(1e-3, 1e-2),
@@ -108,7 +102,7 @@ def test_the_lowest_rate_is_read_unless_one_is_named_and_what_is_missing_is_said
     assert math.isnan(found[3].measured)
 
 
-def test_best_rates(on_disk: OnDisk) -> None:
+def test_best_rates(on_disk):
     """The best rate is 1e-3 at every rank."""
     folder = on_disk(
         lrs=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), ranks=(4, 256), seeds=(0, 1, 2), rules={"lora": 1.0}
@@ -119,8 +113,8 @@ def test_best_rates(on_disk: OnDisk) -> None:
     assert (right.verdict, wrong.verdict) == ("agrees", "differs")
 
 
-def test_the_section_counts_and_lists_them(tables: Any) -> None:
-    def text(*records: dict[str, Any], whole: bool = False) -> str:
+def test_the_section_counts_and_lists_them(tables):
+    def text(*records, whole=False):
         complete = [{"status": "complete", **one} for one in records]
         if whole:
             return as_markdown(report_of("known", tables, complete), Path(), Path())
@@ -143,18 +137,18 @@ def test_the_section_counts_and_lists_them(tables: Any) -> None:
     assert text({"expects": []}) == "None"
 
 
-def test_the_primary_test_leads(tables: Any) -> None:
+def test_the_primary_test_leads(tables):
     """Seeds differ by 0.002 in both slopes, so in the intercept and not in the slope."""
     lora = replace(NORM, rule="lora", predicted=-0.5)
     about = {"rival": "no change with the rank", "rival_predicts": 0, "source": "Theorem 3.2"}
     primary = read_entry(PRIMARY | about)
     rows = [vars(NORM), vars(lora)]
 
-    def both(**record: Any) -> list[dict[str, Any]]:
+    def both(**record):
         later = {**record, "expects": [*record["expects"], {**rows[0], "what": "factor"}]}
         return [{"status": "complete", **one} for one in (record, later)]
 
-    def text(late: Sequence[Any] = (), **record: Any) -> str:
+    def text(late=(), **record):
         [one] = primary_answers(tables, both(**record), late)
         return minus(f"{primary_text(*one)}\n{primary_details(one[0])}")
 
@@ -205,7 +199,7 @@ def test_a_plan_that_the_error_of_its_rates_leaves_undecided_is_refused(study_cl
     assert "a tolerance of 0.46 and has 0.15" in ran.err
 
 
-def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
+def test_the_slope_of_a_distance_to_infinite_rank(tables):
     cells = tables.cells[tables.cells["scaling"] == "rslora"]
     place = {"layer": "0.q", "kind": "q", "step": 1, "measure": "frobenius"}
     rows = [
@@ -221,13 +215,13 @@ def test_the_slope_of_a_distance_to_infinite_rank(tables: Any) -> None:
     assert [row.verdict for row in found] == ["agrees", "differs", "not measured"]
 
 
-def test_the_seeds_of_a_primary_test_decide_as_often_as_asked() -> None:
+def test_the_seeds_of_a_primary_test_decide_as_often_as_asked():
     """Theory is off by 0.2 at every row, and the pilot is large, so that its own error is small."""
     draw, rows = np.random.default_rng(0), np.array([-0.5, -0.25, 0.0] * 2)
-    about: Any = {"what": "primary", "rows": ["exponent"], "source": "s", "refuted_by": "r"}
+    about = {"what": "primary", "rows": ["exponent"], "source": "s", "refuted_by": "r"}
     asked = Primary(**about, rival="x", rival_predicts=0.0, tolerance=0.1)
 
-    def study(seeds: int) -> Any:
+    def study(seeds):
         noise = draw.normal(0, 0.07, (seeds, 1)) + draw.normal(0, 0.05, (seeds, 6))
         return judged(asked, rows, rows - 0.3, rows + 0.2 + noise, np.zeros(6))
 

@@ -2,10 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,32 +18,31 @@ from study.store import StudyTables, load_measured
 from .conftest import report_on
 
 REFERENCE = Path(__file__).parents[2] / "results/reference"
-Cell = Mapping[str, Any]
 EXPONENTS = "How does each quantity change with the rank, at which step, and what did theory say?"
 P_STAR = "At which p does each quantity keep its size?"
 LRS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def part(text: str, title: str) -> str:
+def part(text, title):
     return text.split(f"<summary>{title}</summary>")[1].split("</details>")[0]
 
 
-def section(folder: Path, title: str) -> str:
+def section(folder, title):
     return part(report_on(folder), title)
 
 
-def rows_of(text: str) -> list[list[str]]:
+def rows_of(text):
     """The entries of the tables of a section, without the first head."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     return [line.strip("| ").split(" | ") for line in lines[1:]]
 
 
-def flat(cell: Cell, step: int) -> float:
+def flat(cell, step):
     """A factor near 1 that differs between seeds and ranks, with slopes of mean 0 over seeds."""
     return math.exp(0.002 * (cell["seed"] - 2) * math.log(cell["rank"]) * (1 + step))
 
 
-def falling(cell: Cell, step: int) -> float:
+def falling(cell, step):
     """Flat at step 0; later falling as r^-0.12: a factor of 0.61 from rank 4 to 256."""
     return flat(cell, step) * cell["rank"] ** (-0.12 if step else 0.0)
 
