@@ -23,17 +23,11 @@ def small(on_disk):
     return on_disk(ranks=(4, 32), seeds=(0,))
 
 
-def run(*words):
-    result = CliRunner().invoke(cli, [*map(str, words)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small):
+def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small, works, study_cli):
     """Damage in what is not computed from the cells says how to mend it."""
     plots, kept = small.parents[1] / "plots/known", []
-    run("analyze", small)
-    run("report", small)
+    works("analyze", small)
+    works("report", small)
     assert set(pd.read_parquet(small / "exponents.parquet")["rank_min"]) == {4.0}
     assert set(study.load(str(small)).exponents["rank_min"]) == {4.0}
     assert (plots / "grad_norm_vs_rank.png").exists()
@@ -43,7 +37,7 @@ def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small):
             shutil.rmtree(small / "cells" / record["cell_id"])
         else:
             kept.append(record["cell_id"])
-    run("report", small)
+    works("report", small)
     assert study.load(str(small)).exponents.empty
     text = (small / "report.md").read_text()
     assert "ranks 32;" in text
@@ -53,25 +47,24 @@ def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small):
     write_table(small / "distances.parquet", pd.DataFrame({"cell_id": ids, "value": 1.0}))
     assert sorted(study.load(str(small)).distances["cell_id"]) == sorted(kept)
     (small / "distances.parquet").write_bytes(b"PAR1")
-    result = CliRunner().invoke(cli, ["analyze", str(small)])
-    assert result.exit_code != 0
-    assert f"delete it and run `study distances {small}`" in str(result.exception or result.output)
+    ran = study_cli("analyze", str(small))
+    assert ran.code == 2
+    assert f"delete it and run `study distances {small}`" in ran.err
 
 
 @pytest.mark.parametrize("command", ["analyze", "figures", "report"])
-def test_a_disk_that_cannot_be_written_is_seen_first(small, monkeypatch, command):
+def test_a_disk_that_cannot_be_written_is_seen_first(small, monkeypatch, command, refused):
     disk = Plan(str(small.parents[1]), at=1, errno=errno.EROFS, for_good=True)
     monkeypatch.setattr(files, "os", Instrument(disk))
-    result = CliRunner().invoke(cli, [command, str(small)])
-    assert "Read-only file system" in str(result.exception)
-    assert result.output == "", "it does not begin to analyze"
+    line = refused(command, small)
+    assert "Read-only file system" in line, "it does not begin to analyze"
 
 
 def test_a_report_ends_with_what_was_found_and_what_to_open(on_disk, caplog, monkeypatch):
     folder = on_disk(ranks=(4, 32), seeds=(0, 1, 2))
     monkeypatch.setattr("shutil.which", lambda name: None)  # after make study, without activate
     monkeypatch.setattr("sys.argv", [".venv/bin/study"])
-    text = run("report", folder)
+    text = CliRunner().invoke(cli, ["report", str(folder)], catch_exceptions=False).output
     said = [one.message for one in caplog.records if one.name.startswith("study")]
     assert said == [], "no list of figures that could not be drawn"
     assert not re.search(r"no figure|\brows?\b|\.parquet|nan", text)
