@@ -69,10 +69,6 @@ class Forked:
         self._process.start()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def ended(self) -> bool:
         return self._process.exitcode is not None
 

@@ -69,17 +69,19 @@ def test_an_adapter_that_stored_nearly_all_bits_does_not_count():
     assert "is not known: two ranks must store more" in answer(bent)[0]
 
 
+def joined(*studies):
+    """One study with the cells of several."""
+    frames = zip(*((study.cells, study.metrics, study.probes) for study in studies), strict=True)
+    return StudyTables(*(pd.concat(of_studies, ignore_index=True) for of_studies in frames))
+
+
 def test_two_rules_are_two_settings():
     one, other = tables(), tables()
     other.cells["scaling"] = "rslora"
     other.cells["cell_id"] = "rs" + other.cells["cell_id"]
     for table in (other.metrics, other.probes):
         table["cell_id"] = "rs" + table["cell_id"]
-    both = {
-        name: pd.concat([getattr(one, name), getattr(other, name)], ignore_index=True)
-        for name in ("cells", "metrics", "probes")
-    }
-    rows = answer_table(StudyTables(**both)).rows
+    rows = answer_table(joined(one, other)).rows
     assert {row["scaling"] for row in rows} == {"lora", "rslora"}
     assert len(rows) == 2 * len(answer_table(one).rows)
 
@@ -106,9 +108,7 @@ def test_report_and_figure_show_a_study_of_random_strings():
     for table in (many.cells, many.metrics, many.probes):
         table["cell_id"] = "of 200 " + table["cell_id"]
     many.cells["max_samples"] = 2 * STRINGS + 1
-    names = ("cells", "metrics", "probes")
-    both = {n: pd.concat([getattr(few, n), getattr(many, n)], ignore_index=True) for n in names}
-    study = StudyTables(**both)
+    study = joined(few, many)
     first, _ = answer(study)
     assert first.startswith(
         "From rank 1 to rank 8 the bits stored go with the parameters to the power 1.00 [1.00, "

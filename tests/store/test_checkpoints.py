@@ -9,7 +9,6 @@ import pytest
 from study.store.checkpoints import Checkpoint, load_newest, save
 from tests.store.small_cells import flip
 
-CELL = "0123456789ab"
 TENSORS = {
     "weights/a/A": np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7),
     "weights/a/B": np.zeros((7, 5), np.float32),
@@ -19,11 +18,6 @@ TENSORS = {
 
 def at(step, **changed):
     return Checkpoint(step, TENSORS | changed, {"tokens": 7})
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / CELL
 
 
 def test_a_checkpoint_takes_no_memory_of_its_own(tmp_path):
@@ -66,7 +60,7 @@ def test_damage_is_seen_and_the_one_before_is_used(folder, kind):
         found = load_newest(folder, said.append)
         assert found.step == 5
         [line] = said
-        assert line.startswith(f"cell {CELL}: its checkpoint step-00000010.json can't be used (")
+        assert line.startswith("cell abc: its checkpoint step-00000010.json can't be used (")
         assert "\n" not in line
 
 

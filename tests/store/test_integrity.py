@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
-from study.cli import cli
 from study.errors import StudyError
 from study.store import load_measured, write_table
 from study.store.checkpoints import Checkpoint, save
@@ -35,10 +33,6 @@ def study_dir(tmp_path, begin):
     return tmp_path
 
 
-def check(study_dir):
-    return CliRunner().invoke(cli, ["check", str(study_dir)])
-
-
 BITS = {
     "cells/ended/config.yaml": "cells/ended: config.yaml is damaged: its size or hash",
     "cells/ended/metrics.parquet": "cells/ended: metrics.parquet is damaged: its size or hash",
@@ -52,31 +46,31 @@ RECORDS = {
 }
 
 
-def check_names(study_dir, line):
-    result = check(study_dir)
-    assert result.exit_code == 1
-    found, summary = result.output.splitlines()
+def check_names(study_cli, study_dir, line):
+    ran = study_cli("check", str(study_dir))
+    assert ran.code == 1
+    found, summary = (ran.out + ran.err).splitlines()
     assert found.startswith(f"{study_dir}/{line}")
     assert summary == "3 cells: 1 problem"
 
 
 @pytest.mark.parametrize("file", BITS)
-def test_a_changed_bit_is_named(study_dir, file):
-    assert check(study_dir).output == "3 cells: no problem\n"
+def test_a_changed_bit_is_named(study_dir, file, works, study_cli):
+    assert works("check", study_dir).out == "3 cells: no problem\n"
     flip(study_dir / file, 0.3)
-    check_names(study_dir, BITS[file])
+    check_names(study_cli, study_dir, BITS[file])
 
 
 @pytest.mark.parametrize("line", RECORDS)
-def test_a_lost_record_is_named(study_dir, line, caplog):
+def test_a_lost_record_is_named(study_dir, line, caplog, study_cli):
     RECORDS[line](study_dir / "cells/ended/record.json")
-    check_names(study_dir, line)
+    check_names(study_cli, study_dir, line)
     assert len(load_measured(study_dir).cells) == 2
     assert "1 of the cells" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["cells", "cells/ended", "aside"])
-def test_a_link_in_a_study_is_refused(study_dir, place, begin):
+def test_a_link_in_a_study_is_refused(study_dir, place, begin, refused):
     """It may lead out of the study, which may come from a stranger."""
     path, elsewhere = study_dir / place, study_dir / "elsewhere"
     elsewhere.mkdir()
@@ -86,12 +80,12 @@ def test_a_link_in_a_study_is_refused(study_dir, place, begin):
     with pytest.raises(StudyError, match=f"{place} is a link: put the folder itself there"):
         begin("ended", 3)
     if place != "aside":
-        assert "is a link" in str(check(study_dir).exception)
+        assert "is a link" in refused("check", study_dir)
 
 
-def test_a_running_cell_is_left_alone(study_dir, begin):
+def test_a_running_cell_is_left_alone(study_dir, begin, works):
     writer = begin("running", 2)
     with (writer.folder / "metrics.arrows").open("ab") as file:
         file.write(b"a part of a row")
-    assert check(study_dir).exit_code == 0
+    works("check", study_dir)
     writer.claim.release()
