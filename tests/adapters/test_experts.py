@@ -1,17 +1,19 @@
-"""Adapters on the experts of a mixture: their products, PEFT's format, and what is refused."""
+"""Adapters on experts and on GPT-2's transposed layers: products, PEFT's format, refusals."""
 
 import copy
+import json
 
 import pytest
 import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, adapted
 from study.adapters.experts import check_possible
 from study.errors import StudyError
-from study.training.peft_format import read_adapter, write_adapter
+from study.training.peft_format import CONFIG, read_adapter, write_adapter
 from tests.models import small
 
 peft = pytest.importorskip("peft")
@@ -37,8 +39,10 @@ FAMILIES = {
     "gpt_oss": transformers.GptOssConfig(**SMALL, head_dim=8),
     # Linear layers of the same names stand beside the experts.
     "deepseek_v3": transformers.DeepseekV3Config(**SMALL, **SHARED),
+    # It has no experts, and the weights of its layers are [D, O].
+    "gpt2": small.gpt2(),
 }
-LINEARS = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_proj")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 IDS_BT = torch.arange(40).view(4, 10)
 
@@ -57,7 +61,7 @@ def built(config):
 def layers_of(model):
     """The adapted layers: some linears, and all experts."""
     modules = model.named_modules()
-    linears = [p for p, m in modules if isinstance(m, nn.Linear) and p.endswith(LINEARS)]
+    linears = [p for p, m in modules if isinstance(m, nn.Linear | Conv1D) and p.endswith(LINEARS)]
     return linears + experts_of(model)
 
 
@@ -77,7 +81,9 @@ def weight_of(model, layer):
     path, _, name = layer.rpartition(".")
     owner = model.get_submodule(path)
     found = getattr(owner, name)
-    return (found.weight, False) if isinstance(found, nn.Linear) else (found, owner.is_transposed)
+    if isinstance(found, nn.Module):
+        return found.weight, isinstance(found, Conv1D)
+    return found, owner.is_transposed
 
 
 def merged(model, pairs):
@@ -155,6 +161,8 @@ def test_a_trained_adapter_is_one_of_peft_and_comes_back(model, tmp_path):
         pairs = {bank.layer: bank.pairs[0] for bank in banks}
     modules = dict(model.named_modules())
     write_adapter(tmp_path / "own", pairs, alpha=2.1, exponent=1.0, modules=modules)
+    config = json.loads((tmp_path / "own" / CONFIG).read_text())
+    assert config["fan_in_fan_out"] == isinstance(model, transformers.GPT2LMHeadModel)
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "own").eval()
     torch.testing.assert_close(theirs(IDS_BT).logits, expected, rtol=1e-4, atol=1e-5)
 
