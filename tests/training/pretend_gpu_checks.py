@@ -8,26 +8,19 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from study.config import CellConfig
-from study.data.batches import Corpus
-from study.models import FrozenBase
 from study.probes.alignment import weight_gradient
-from study.store.checkpoints import Checkpoint
-from study.training.loop import CellStep, train
+from study.training.loop import train
 from study.training.optimizers import build_optimizer, step_if
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.pretend_gpu import PretendGpu, move, register
 from tests.trained import copied
 
-Rows = list[list[CellStep | None]]
 IS_CUDA, CPU = torch.cuda.is_available(), torch.device("cpu")
 GPU = torch.device("cuda") if IS_CUDA else register()
 PLAIN = ("train.steps=2", "train.eval_every=0", "probes.steps=null")
@@ -36,7 +29,7 @@ FEW = "adapter.targets=[down_proj]"
 
 
 @pytest.fixture(scope="module")
-def gpu_base(tiny_base) -> FrozenBase:
+def gpu_base(tiny_base):
     """A copy of the tiny base on the pretend device."""
     copied = copy.deepcopy(tiny_base)
     with Gpu():
@@ -47,9 +40,9 @@ def gpu_base(tiny_base) -> FrozenBase:
 class Cuda(warnings.catch_warnings):
     """A CUDA device, of which torch warns when the host waits for it. ``waits`` counts this."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self):
         super().__enter__()
-        self.waits: Counter[str] = Counter()
+        self.waits = Counter()
         self.sent = 0
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *where, **_: self.waits.update(
@@ -58,28 +51,19 @@ class Cuda(warnings.catch_warnings):
         torch.cuda.set_sync_debug_mode("warn")
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception):
         torch.cuda.set_sync_debug_mode("default")
         super().__exit__(*exception)
 
 
-Gpu: Any = Cuda if IS_CUDA else PretendGpu
+Gpu = Cuda if IS_CUDA else PretendGpu
 
 
 class OnGpu:
     """A fold that was trained on the GPU: its steps, and the waits in each of them."""
 
-    def __init__(
-        self,
-        base: FrozenBase,
-        corpus: Corpus,
-        cells: Sequence[CellConfig],
-        resume: Sequence[Checkpoint] = (),
-        see: Callable[[list[CellStep | None]], object] = lambda rows: None,
-    ) -> None:
-        self.steps: Rows = []
-        self.waits: list[Counter[str]] = []
-        self.sent: list[int] = []
+    def __init__(self, base, corpus, cells, resume=(), see=lambda rows: None):
+        self.steps, self.waits, self.sent = [], [], []
         with Gpu() as gpu:
             steps = train(base, corpus, cells, resume)
             waits, sent = gpu.waits.copy(), gpu.sent
@@ -91,7 +75,7 @@ class OnGpu:
                 waits, sent = gpu.waits.copy(), gpu.sent
 
 
-def assert_close(found: Rows, wanted: Rows, rel: float = 1e-3 if IS_CUDA else 1e-4) -> None:
+def assert_close(found, wanted, rel=1e-3 if IS_CUDA else 1e-4):
     """The same rows within rounding."""
     assert len(found) == len(wanted)
     for ours, theirs in zip(found, wanted, strict=True):
@@ -106,7 +90,7 @@ def assert_close(found: Rows, wanted: Rows, rel: float = 1e-3 if IS_CUDA else 1e
 
 
 @pytest.fixture
-def both(tiny_base, gpu_base, corpus) -> Callable[..., Any]:
+def both(tiny_base, gpu_base, corpus):
     """Trains a fold on the pretend device and on the CPU, and compares their rows."""
 
     def run(cells, **more):
