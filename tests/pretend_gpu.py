@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,7 +65,8 @@ def move(model: nn.Module, device: torch.device) -> None:
 
 
 class PretendGpu(TorchDispatchMode):
-    """The device while it is switched on. Factories such as ``torch.zeros`` reach it only then.
+    """The device while it is switched on. Factories such as ``torch.zeros`` reach it only then;
+    ``torch.tensor(data, device=...)``, which would wait for a copy, raises.
 
     - ``waits``: how often the host had to wait, by operation and the caller in this repository;
     - ``sent``: how many copies to the host were begun without a wait.
@@ -79,31 +79,17 @@ class PretendGpu(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         _Device.counting = self
-        self._of_data = _TensorOfData()
-        self._of_data.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         _Device.counting = None
         super().__exit__(*exception)
-        self._of_data.__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         here = not any(isinstance(x, PretendTensor) for x in pytree.tree_leaves((args, kwargs)))
         elsewhere = here and not _is_on_device(kwargs.get("device"))
         return func(*args, **kwargs) if elsewhere else _run(func, args, kwargs)
-
-
-class _TensorOfData(TorchFunctionMode):
-    """``torch.tensor(data, device=...)``, which does not pass through dispatch modes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = {**(kwargs or {})}
-        if func is torch.tensor and _is_on_device(kwargs.get("device")):
-            device = kwargs.pop("device")
-            return torch.tensor(*args, **kwargs).to(device)
-        return func(*args, **kwargs)
 
 
 class PretendTensor(Tensor):
@@ -204,9 +190,6 @@ class _Module(backend_registration._DummyBackendModule):
 
     def current_stream(self, device: Any = None) -> None:
         """There is only one."""
-
-    def synchronize(self, device: Any = None) -> None:
-        _Device.wait("synchronize")
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
