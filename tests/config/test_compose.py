@@ -30,16 +30,12 @@ def assert_same(loader, shared, cells):
         assert repr(config) == repr(parse(alone)), cell
 
 
-def alternatives(values):
-    """The values of a swept key, which commas separate outside of an interpolation."""
-    return [one.strip() for one in re.split(r",(?![^{]*\})", str(values))]
-
-
 def swept(experiment):
-    """By key, the overrides that an experiment sweeps over."""
+    """By key, the overrides that an experiment sweeps over: commas outside of interpolations."""
+    comma = re.compile(r",\s*(?![^{]*\})")
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     sweep = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
-    return [[f"{key}={one}" for one in alternatives(values)] for key, values in sweep.items()]
+    return [[f"{key}={one}" for one in comma.split(str(values))] for key, values in sweep.items()]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS[::6])
