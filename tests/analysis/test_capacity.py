@@ -143,12 +143,10 @@ def falling(behind, tokens, seeds=2):
                     slow = max(0, step - behind.get(rank, 320)) / 640
                     loss = 2 - step / 320 + slow + worse + noise[step]
                     row = {"cell_id": about["cell_id"], "step": step, "tokens": (step + 1) * tokens}
-                    ends = {"eval_loss": 2 - step / 320 + slow + worse} if step in (0, 320) else {}
-                    metrics.append({**row, "loss": loss, **ends})
+                    ends = {0: 2.0, 320: 1.0 + slow + worse}
+                    metrics.append({**row, "loss": loss, "eval_loss": ends.get(step, np.nan)})
                 size = {"layer": "a", "d_in": 100, "d_out": 150}
                 probes.append({"cell_id": about["cell_id"], **size})
-    for row in metrics:
-        row["eval_loss"] = 2.0 if row["step"] == 0 else row.get("eval_loss", np.nan)
     return StudyTables(*(pd.DataFrame(rows) for rows in (cells, metrics, probes)))
 
 

@@ -24,11 +24,6 @@ def model(save_family):
 
 
 @pytest.fixture
-def base(model):
-    return load_base(model, torch.device("cpu"), "float32")
-
-
-@pytest.fixture
 def moe(model, cell):
     small = ["model=hf", f"model.path={model.path}", "train.eval_every=0", "train.batch_size=2"]
     return lambda *overrides: cell(*small, "train.steps=2", "probes.steps=[0,1]", *overrides)
@@ -38,8 +33,9 @@ def probes(of_cell):
     return pd.concat([result.probes for result in of_cell if result.probes is not None])
 
 
-def test_a_fold_equals_its_cells_and_probes_measure_the_factors_of_experts(base, corpus, moe):
+def test_a_fold_equals_its_cells_and_probes_measure_the_factors_of_experts(model, corpus, moe):
     """Of linears, also the activations."""
+    base = load_base(model, torch.device("cpu"), "float32")
     common = ("train.accumulation=2", "probes.stats=[all,r_align,r_back,rho]")
     sgd = ("optimizer=sgd", "optimizer.lr=0.1")
     cells = [moe("adapter.rank=2", *common), moe("adapter.rank=3", *common, *sgd)]

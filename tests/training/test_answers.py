@@ -4,7 +4,6 @@ import copy
 import json
 import re
 
-import pytest
 import torch
 from transformers import GenerationConfig
 
@@ -18,10 +17,14 @@ from study.training.measuring import exact_matches
 WORDS = {"a": "north", "b": "south", "c": "east", "d": "west"}
 
 
-@pytest.fixture(scope="module")
-def learning(cell, tmp_path_factory):
-    """A task of four labels; the last letter of a question names the right one."""
-    path = tmp_path_factory.mktemp("task") / "task.jsonl"
+def test_answers_are_those_of_a_plain_generate_on_merged_weights(tiny_base, cell, tmp_path):
+    """Two cells at once, batched, padded and cached, against transformers' generate.
+
+    The latter has gamma B A merged into the weights and takes one question at a time, without
+    padding and without a cache. The task has four labels, and the last letter of a question names
+    the right one.
+    """
+    path = tmp_path / "task.jsonl"
     rows = [
         {"context": f"{'x' * (n % 7)}{n} {letter}:", "target": word}
         for n in range(40)
@@ -30,23 +33,10 @@ def learning(cell, tmp_path_factory):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = [f"data.path={path}", "data.sequence_length=24", "data.heldout=16", "train.steps=60"]
     line += ["optimizer.lr=1e-2", "train.answer_tokens=6", "probes.steps=null"]
-    return [*line, "adapter.scaling=rslora"]
-
-
-@pytest.fixture(scope="module")
-def task(cell, learning):
-    config = cell(*learning)
-    tokenizer = load_tokenizer(config.model)
-    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
-
-
-def test_answers_are_those_of_a_plain_generate_on_merged_weights(tiny_base, cell, task, learning):
-    """Two cells at once, batched, padded and cached, against transformers' generate.
-
-    The latter has gamma B A merged into the weights and takes one question at a time, without
-    padding and without a cache.
-    """
-    configs = [cell(*learning, f"adapter.rank={rank}", "train.batch_size=7") for rank in (2, 8)]
+    line += ["adapter.scaling=rslora", "train.batch_size=7"]
+    configs = [cell(*line, f"adapter.rank={rank}") for rank in (2, 8)]
+    tokenizer = load_tokenizer(configs[0].model)
+    task = build_corpus(configs[0].data, tokenizer, tokenizer.eos_token_id)
     tokens = configs[0].train.answer_tokens
     layers = resolve_targets(tiny_base.card.linears, "all-linear")
     with adapted(tiny_base.model, layers, [adapter_spec(c) for c in configs]) as banks:

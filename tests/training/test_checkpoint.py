@@ -101,9 +101,9 @@ def test_settings(corpus, cell, setting, tmp_path):
     assert_resumes(base, corpus, [config], tmp_path, after=[0, 1])
 
 
-@pytest.fixture
-def mixed(cell):
-    """Cells that differ in everything in which the cells of a fold may differ."""
+def test_cells_resume_in_any_packing(tiny_base, corpus, cell):
+    """Alone, and with a cell that was checkpointed in another fold. They differ in everything in
+    which the cells of a fold may differ."""
     probes = ["train.steps=4", "probes.steps=[1,3]", EVERY_STAT]
     own = (
         ["adapter.rank=2", "seed=1", "train.clip=0.1"],
@@ -111,11 +111,7 @@ def mixed(cell):
         ["adapter.rank=4", "optimizer=momentum", "optimizer.lr=0.1", "seed=2"],
         ["adapter.rank=9", "adapter.dropout=0.2", "optimizer=adafactor"],
     )
-    return [cell(*probes, *overrides) for overrides in own]
-
-
-def test_cells_resume_in_any_packing(tiny_base, corpus, mixed):
-    """Alone, and with a cell that was checkpointed in another fold."""
+    mixed = [cell(*probes, *overrides) for overrides in own]
     steps, four = with_snapshots(tiny_base, corpus, mixed)
     [_, alone], [_, pair] = (
         with_snapshots(tiny_base, corpus, cells)[1][:2] for cells in (mixed[:1], mixed[1:3])
