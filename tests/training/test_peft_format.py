@@ -12,15 +12,6 @@ from study.errors import StudyError
 from study.training.peft_format import CONFIG, WEIGHTS, read_adapter, write_adapter
 
 
-@pytest.fixture
-def good(tiny_base, tmp_path):
-    with adapted(tiny_base.model, tiny_base.card.linears, [AdapterSpec(3, 2.0)]) as banks:
-        pairs = {bank.layer: bank.pairs[0] for bank in banks}
-    modules = dict(tiny_base.model.named_modules())
-    write_adapter(tmp_path / "good", pairs, alpha=6, exponent=1, modules=modules)
-    return tmp_path / "good"
-
-
 def set_config(folder, **changes):
     config = json.loads((folder / CONFIG).read_text()) | changes
     (folder / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
@@ -57,7 +48,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("says", BROKEN)
-def test_a_broken_adapter_is_one_clear_line(good, says):
-    BROKEN[says](good)
+def test_a_broken_adapter_is_one_clear_line(tiny_base, tmp_path, says):
+    with adapted(tiny_base.model, tiny_base.card.linears, [AdapterSpec(3, 2.0)]) as banks:
+        pairs = {bank.layer: bank.pairs[0] for bank in banks}
+    folder, modules = tmp_path / "adapter", dict(tiny_base.model.named_modules())
+    write_adapter(folder, pairs, alpha=6, exponent=1, modules=modules)
+    read_adapter(folder)
+    BROKEN[says](folder)
     with pytest.raises(StudyError, match=says):
-        read_adapter(good)
+        read_adapter(folder)
