@@ -9,8 +9,6 @@ import pytest
 
 from tests.forked import STUDY, Forked
 
-Command = Callable[..., str]
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -30,7 +28,7 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command(home) -> Command:
+def command(home) -> Callable[..., str]:
     """``command("train", "-m", ...)`` runs ``study`` as a process and returns what it printed."""
 
     def run(*arguments):

@@ -130,11 +130,8 @@ class Watched:
         self.page.evaluate("rendering")
 
 
-Opener = Callable[..., Watched]
-
-
 @pytest.fixture(scope="module")
-def opener(browser) -> Iterator[Opener]:
+def opener(browser) -> Iterator[Callable[..., Watched]]:
     """A page in a context of its own; the options are those of the context."""
     contexts = []
 
