@@ -72,8 +72,8 @@ THIN: dict[str, Thin] = {
     "read": lambda name, rows: read_moments(name, without(name, rows, "seconds")),
     "all": lambda _, rows: rows,
 }
-"""What the archive keeps of each table, by the key `keeps` of studies.yaml. The time of a step takes
-more room than its loss, and so does the norm of its gradient."""
+"""What the archive keeps of each table, by the key `keeps` of studies.yaml. The times of steps and
+the norms of their gradients take more room than losses."""
 
 
 def archive(name: str) -> None:

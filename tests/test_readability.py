@@ -20,7 +20,7 @@ PACKAGE_LINES = {
     "study/dashboard": 772,
     "study/data": 1_373,
     "study/figures": 2_776,
-    "study/integrations": 2_817,
+    "study/integrations": 2_828,
     "study/models": 1_376,
     "study/probes": 1_629,
     "study/report": 2_067,
@@ -30,14 +30,14 @@ PACKAGE_LINES = {
     "study/tracking": 511,
     "study/training": 1_643,
     "study/vocabulary": 967,
-    "study": 29_000,
-    "tests": 19_612,
+    "study": 29_011,
+    "tests": 19_451,
     "benchmarks": 872,
-    "docs": 2_781,
+    "docs": 2_790,
     "hydra_plugins": 126,
 }
-"""The most lines of Python in each part of the project. The goals: 29,000 for ``study`` (met),
-19,500 for ``tests``, and 2,500 for ``benchmarks`` and ``docs`` together."""
+"""The most lines of Python in each part of the project. The goals: 29,000 for ``study``,
+19,500 for ``tests`` (met), and 2,500 for ``benchmarks`` and ``docs`` together."""
 CODE = ("*.py", "*.js", "*.css", "*.html", ":!plots")  # pages in plots/ are made
 
 
