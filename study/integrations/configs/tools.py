@@ -249,6 +249,9 @@ class Tool:
 
     def _put_length(self, reading: Reading) -> None:
         experiment, ours = reading.experiment, reading.experiment.values
+        if not ours.get(length := "data.sequence_length"):
+            ours.pop(length, None)
+            experiment.note(self.key(length), None, f"cut at {length}")
         if ours.get("train.steps", 0) > 0:
             del ours["train.epochs"]
             experiment.ignored.append(f"{self.key('train.epochs')} (max_steps decides)")
@@ -316,16 +319,7 @@ def _llama_factory(reading: Reading) -> None:
 
 
 LLAMA_FACTORY = Tool("LLaMA-Factory", _llama_factory)
-
-
-def _trl(reading: Reading) -> None:
-    reading.rest.setdefault("assistant_only_loss", False)
-    if not reading.found["data.sequence_length"]:
-        del reading.found["data.sequence_length"]
-        reading.experiment.note("max_length", None, "cut at data.sequence_length")
-
-
-TRL = Tool("TRL", _trl)
+TRL = Tool("TRL", lambda reading: reading.rest.setdefault("assistant_only_loss", False))
 UNSLOTH = Tool(
     "Unsloth", lambda reading: reading.rest.setdefault("training.train_on_completions", False)
 )
@@ -340,8 +334,6 @@ def _torchtune(reading: Reading) -> None:
         found["model.quant_bits"] = 4
     names = [*found.get("adapter.targets", []), *MLP * found.get("all_linear", False)]
     found["adapter.targets"] = ["o_proj" if name == "output_proj" else name for name in names]
-    if "data.sequence_length" not in found:
-        reading.experiment.note("tokenizer.max_seq_len", None, "cut at data.sequence_length")
 
 
 TORCHTUNE = Tool("torchtune", _torchtune)
