@@ -20,13 +20,25 @@ peft = pytest.importorskip("peft")
 
 SMALL = small.SMALL | {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
 SMALL |= {"num_local_experts": 4, "num_experts_per_tok": 2}
-SHARED = {"n_routed_experts": 4, "moe_intermediate_size": 12, "head_dim": 8}
+SHARED = {
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "head_dim": 4,
+}
 FAMILIES = {
     "mixtral": small.mixtral(),
     # Its weights are [E, D, O] and have biases.
     "gpt_oss": transformers.GptOssConfig(**SMALL, head_dim=8),
     # Linear layers of the same names stand beside the experts.
-    "glm4_moe": transformers.Glm4MoeConfig(**SMALL, **SHARED),
+    "deepseek_v3": transformers.DeepseekV3Config(**SMALL, **SHARED),
     # It has no experts, and the weights of its layers are [D, O].
     "gpt2": small.gpt2(),
 }

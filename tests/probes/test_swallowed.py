@@ -10,6 +10,7 @@ from torch import nn
 from study.adapters.bank import AdapterSpec, LoraBank
 from study.adapters.contraction import Contraction
 from study.probes import NormProbe
+from study.theory.rounding import swallowed
 
 BF16 = torch.bfloat16
 ULP = 2**-7
@@ -17,6 +18,7 @@ ULP = 2**-7
 OUT = [ULP / 4, 3 * ULP / 4, ULP]
 """Outputs of an adapter that become 0, ULP and ULP when they are added to 1."""
 LOST = 1 - (3 / 4 + 1) / (1 / 16 + 9 / 16 + 1)
+TOKENS, D = 4000, 64
 
 
 def bank_of(W_OD, A_RD, *B_OR, form="factored"):
@@ -44,7 +46,7 @@ def peft_of(W_OD, A_RD, B_OR, dtype):
     return model
 
 
-def measured(model, *inputs, tokens=5, **more):
+def measured(model, *inputs, tokens=TOKENS, **more):
     """The adapter's output of each cell after a pass for each of ``inputs``."""
     probe = NormProbe(model, sites=["adapter_out", "layer_out"], tokens=tokens, **more)
     for x in inputs:
@@ -56,7 +58,6 @@ def measured(model, *inputs, tokens=5, **more):
 
 WAYS = {
     "ours": lambda W, A, B: (bank_of(W.to(BF16), A, B), False),
-    "ours, one product": lambda W, A, B: (bank_of(W.to(BF16), A, B, form="concatenated"), False),
     "PEFT, bf16 base": lambda W, A, B: (peft_of(W.to(BF16), A, B, torch.float32), False),
     "PEFT, autocast": lambda W, A, B: (peft_of(W, A, B, torch.float32), True),
     "PEFT, all bf16": lambda W, A, B: (peft_of(W.to(BF16), A, B, BF16), False),
@@ -86,3 +87,16 @@ def test_it_is_missing_without_a_loss_or_an_output():
     shares = measured(bank, x)["swallowed"].tolist()
     assert shares == pytest.approx([0.0, float("nan")], nan_ok=True)
     assert "swallowed" not in measured(bank, x, stats=["rms"])
+
+
+@pytest.mark.parametrize("size", [3e-4, 1e-3, 4e-3, 2e-2])
+def test_gaussian_outputs_lose_what_theory_says(size):
+    """The base reads one half of the inputs and the adapter the other: independent outputs."""
+    stream = torch.Generator().manual_seed(0)
+    W_OO, _ = torch.linalg.qr(torch.randn(D, D, generator=stream))
+    x = torch.randn(1, TOKENS, 2 * D, generator=stream).to(BF16)
+    one, zero = torch.eye(D), torch.zeros(D, D)
+    factors = torch.cat([W_OO, zero], 1).to(BF16), torch.cat([zero, one], 1), size * one
+    for form, expected in (("factored", float(swallowed(1.0, size))), ("concatenated", 0.0)):
+        (share,) = measured(bank_of(*factors, form=form), x)["swallowed"]
+        assert share == pytest.approx(expected, abs=0.01), form
