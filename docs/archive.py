@@ -32,10 +32,11 @@ def evaluated(name: str, rows: pa.Table) -> pa.Table:
 
 def without(name: str, rows: pa.Table, *columns: str) -> pa.Table:
     """``metrics`` without these columns, as nulls. Other tables stay as they are."""
-    for column in columns if name == "metrics" else ():
-        index = rows.schema.get_field_index(column)
-        field = rows.schema.field(index)
-        rows = rows.set_column(index, field, pa.nulls(len(rows), field.type))
+    if name == "metrics":
+        for column in columns:
+            index = rows.schema.get_field_index(column)
+            field = rows.schema.field(index)
+            rows = rows.set_column(index, field, pa.nulls(len(rows), field.type))
     return rows
 
 

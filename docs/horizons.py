@@ -339,7 +339,7 @@ def r_parts(of: str) -> str:
     is_long = found["steps"] == found.groupby("model")["steps"].transform("max")
     found = found[~is_long if of == "short" else is_long]
     found = found.assign(value=found["r_parts"].where(found["r_parts"] > 0, np.inf))
-    found["kind"] = found["layer"].str.rpartition(".")[2]
+    found["kind"] = found["layer"].str.rpartition(".")[2].str.removesuffix("_proj")
     over, name = ("kind", "") if of == "kinds" else ("step", "step ")
     if of == "kinds":
         found = found[found["step"] == found["steps"]]

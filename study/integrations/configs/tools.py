@@ -157,10 +157,10 @@ class Tool:
         """The experiment of a file in ``folder``, ``where`` in messages. ``base`` replaces the
         file's."""
         experiment = Experiment(f"{self.name}'s {where}", {"model": "hf"})
-        rest = {key: value for key, value in self._flat(values) if value is not None}
+        off = dict.fromkeys(ROWS[self.name].get("off_by_null", "").split(), 0)
+        read = ((key, off.get(key) if x is None else x) for key, x in self._flat(values))
+        rest = {key: value for key, value in read if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
-        off = ROWS[self.name].get("off_by_null", "").split()
-        rest |= {key: 0 for key in off if values.get(key, 0) is None}
         reading = Reading(where, folder, rest, experiment)
         keys = {setting: cell.partition("=")[0].split() for setting, cell in self.cells.items()}
         experiment.absent = {setting for setting in keys if rest.keys().isdisjoint(keys[setting])}
@@ -354,5 +354,4 @@ PEFT = Tool("PEFT", _peft)
 def shown(value: Any) -> str:
     """A value on one line, at most 100 characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(text.split())
-    return text if len(text) <= 100 else text[:97] + "..."
+    return printable(" ".join(text.split()), 100)
