@@ -66,11 +66,12 @@ def setting_text(value: Any) -> str:
 
 
 def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
-    """A name for each of some settings; one of usual words only is :data:`COMMON`, others are named
-    by their other words."""
+    """A name for each of some settings: its unusual words, or all of them if it has up to two. One
+    of usual words only is :data:`COMMON`."""
     count = Counter(word for words in settings for word in words)
     rare = [[word for word in words if 2 * count[word] <= len(settings)] for words in settings]
-    names = settings if all(rare) or len(settings) < 2 else [words or [COMMON] for words in rare]
+    has_all = all(rare) or len(settings) < 2 or max(map(len, settings)) <= 2
+    names = settings if has_all else [words or [COMMON] for words in rare]
     return list(map(", ".join, names))
 
 

@@ -488,14 +488,18 @@ def _why(found: Sequence[CurveFacts], several: bool) -> Iterator[str]:
 
 
 def _best_rates(tables: StudyTables) -> Iterator[str]:
-    """How the best learning rate changes with the rank, by rule; the extremes if they are many."""
-    transfer = rate_transfer(tables.rates)
-    if transfer.empty:
+    """How the best learning rate changes with the rank after the longest runs, by rule; the extremes
+    if they are many."""
+    every = rate_transfer(tables.rates)
+    if every.empty:
         return
+    longest = every["steps"].max()
+    transfer = every[every["steps"] == longest]
+    transfer = transfer.assign(name=_rule_names(transfer))
     is_known = transfer["exponent"].notna()
-    transfer["name"] = _rule_names(transfer)
     if is_known.any():
-        yield _rate_changes(tables, transfer[is_known])
+        cells = tables.cells[tables.cells["steps"] == longest]
+        yield _rate_changes(cells, transfer[is_known])
     if not is_known.all():
         names = first_of(transfer.loc[~is_known, "name"].tolist(), ", ")
         yield (
@@ -503,12 +507,12 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
             "than two ranks have theirs inside the rates that were tried (study rates --refine "
             "prints more)."
         )
+    yield from _more_settings(len(every) - len(transfer))
 
 
-def _rate_changes(tables: StudyTables, fitted: pd.DataFrame) -> str:
+def _rate_changes(cells: pd.DataFrame, fitted: pd.DataFrame) -> str:
     rows = fitted.to_dict("records")
     low, high = min(row["rank_min"] for row in rows), max(row["rank_max"] for row in rows)
-    cells = tables.cells
     whole = sum(map(math.isfinite, set(cells["rank"]))), cells["seed"].nunique()
     where = f"{count_noun(whole[0], 'rank')}; {settings(cells.drop(columns='lr'))}"
     head = f"Rank {high:.0f} against rank {low:.0f} ({where}): the best learning rate"

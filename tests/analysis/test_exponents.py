@@ -122,13 +122,15 @@ def test_sweeps_that_differ_in_one_column_are_two_curves(column):
 
 
 def test_a_setting_is_named_by_what_it_has_otherwise_than_most():
-    """If no setting has the most frequent value of every column, a name has all values."""
-    pair = pd.DataFrame({"dropout": [0.0, 0.1, 0.0], "warmup": [0, 0, 5]})
-    assert setting_labels(pair, list(pair)) == ["common setting", "dropout=0.1", "warmup=5"]
+    """A name has all values of one or two columns, or if no setting is the usual one."""
+    found = pd.DataFrame({"dropout": [0.0, 0.1, 0.0], "warmup": [0, 0, 5], "alpha": 16})
+    assert setting_labels(found, list(found)) == ["common setting", "dropout=0.1", "warmup=5"]
+    both = ["dropout=0, warmup=0", "dropout=0.1, warmup=0", "dropout=0, warmup=5"]
+    assert setting_labels(found, ["dropout", "warmup"]) == both
     others = pd.DataFrame({"alpha": [4.0, 256.0, 256.0], "lr": [1e-3, 1e-4, 1e-5]})
     full = ["alpha=4, lr=0.001", "alpha=256, lr=0.0001", "alpha=256, lr=1e-05"]
     assert setting_labels(others, list(others)) == full
-    assert setting_labels(pair, []) == [""] * 3
+    assert setting_labels(found, []) == [""] * 3
 
 
 def test_the_summary_has_the_first_and_last_steps_of_the_primary_quantities():
