@@ -488,8 +488,8 @@ def _why(found: Sequence[CurveFacts], several: bool) -> Iterator[str]:
 
 
 def _best_rates(tables: StudyTables) -> Iterator[str]:
-    """How the best learning rate changes with the rank after the longest runs, by rule; the extremes
-    if they are many."""
+    """How the best learning rate changes with the rank after the longest runs, by rule. If there
+    are many, the extremes."""
     every = rate_transfer(tables.rates)
     if every.empty:
         return
