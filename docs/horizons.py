@@ -1,6 +1,7 @@
 """Best learning rates by rank, rule and steps: numbers and tables of many pages, and the figures of
 README and docs/one-constant.md."""
 
+from collections.abc import Collection
 from typing import Any
 
 import matplotlib
@@ -13,7 +14,7 @@ from scipy.interpolate import PchipInterpolator
 
 from docs.blocks import mean_text, study_tables
 from docs.blocks import table as read
-from docs.rate_fits import Curve, fit_rates, moved, r_sign_text
+from docs.rate_fits import Curve, fit_rates, moved, r_sign_ends, r_sign_text
 from study.analysis.fits import mean_interval
 from study.analysis.losses import final_losses
 from study.analysis.rates import NORMAL, rate_transfer, rates_by_horizon, setting_of
@@ -224,19 +225,24 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 """Equal descents; and a power of gamma and of the rank, with free exponents."""
 
 
-def rate_law(of: str, rule: str = "all", steps: str = "256", study: str = STUDY) -> str:
-    """A number of the law of equal outputs, fitted to the best rates of all rules and seeds.
-
-    ``r_sign``: ``11 [8, 15]``; of one rule at s = 1/2. ``s``. ``descents``, ``power``: how much
-    worse these fit, in -2 log likelihood. Empty if no rate is left to tell the scatter.
-    """
+def mean_rates(rule: str, steps: str, study: str) -> pd.DataFrame:
+    """The best rates of a rule or of ``all`` rules, as the laws of docs.rate_fits read them."""
     rows = study_tables(study).rates.query(f"steps == {steps}").astype({"scaling": str})
     rows = rows[rows["scaling"].isin([*TITLES] if rule == "all" else [rule])]
     gammas = [setting_of(row).gamma for _, row in rows.iterrows()]
     rows = rows.assign(log_lr=np.log(rows["best_lr"]), gamma=gammas)
     # One row a rank: its seeds share the error of the grid. Any seed at an edge makes it a bound.
     rows = rows.groupby(["scaling", "rank"], as_index=False)
-    rows = rows.agg({"log_lr": "mean", "gamma": "first", "edge": "max"}).assign(group="all")
+    return rows.agg({"log_lr": "mean", "gamma": "first", "edge": "max"}).assign(group="all")
+
+
+def rate_law(of: str, rule: str = "all", steps: str = "256", study: str = STUDY) -> str:
+    """A number of the law of equal outputs, fitted to the best rates of all rules and seeds.
+
+    ``r_sign``: ``11 [8, 15]``; of one rule at s = 1/2. ``s``. ``descents``, ``power``: how much
+    worse these fit, in -2 log likelihood. Empty if no rate is left to tell the scatter.
+    """
+    rows = mean_rates(rule, steps, study)
     start = [2.5, 0.5] if rule == "all" else [2.5]
     if (rows["edge"] == "").sum() < len(start) + 2:
         return ""
@@ -328,23 +334,26 @@ def factorial(of: str = "table") -> str:
     return table_of(rows)
 
 
-def r_parts(of: str) -> str:
-    """r_parts on held-out rows: the median over layers. Where the parts work against each other, it
-    counts as infinite.
-
-    ``of``: ``long``, by step in the longest runs of each model; ``kinds``, at their end by kind of
-    layer; ``short``, by step in all other runs.
-    """
+def r_parts_medians(of: str) -> pd.DataFrame:
+    """r_parts on held-out rows, the median over layers: a row per run, a column per step or kind of
+    layer. Where the parts work against each other, it counts as infinite. ``of``: as in
+    :func:`r_parts`."""
     found, run = read("r_sign/r_sign"), ["model", "scaling", "lr", "batch_size", "rank"]
     is_long = found["steps"] == found.groupby("model")["steps"].transform("max")
     found = found[~is_long if of == "short" else is_long]
-    found = found.assign(value=found["r_parts"].where(found["r_parts"] > 0, np.inf))
-    found["kind"] = found["layer"].str.rpartition(".")[2].str.removesuffix("_proj")
-    over, name = ("kind", "") if of == "kinds" else ("step", "step ")
     if of == "kinds":
         found = found[found["step"] == found["steps"]]
-    medians, rows = found.groupby([*run, over])["value"].median().unstack(over), []
-    for (model, rule, lr, batch, rank), values in medians.iterrows():
+    found = found.assign(value=found["r_parts"].where(found["r_parts"] > 0, np.inf))
+    found["kind"] = found["layer"].str.rpartition(".")[2].str.removesuffix("_proj")
+    over = "kind" if of == "kinds" else "step"
+    return found.groupby([*run, over])["value"].median().unstack(over)
+
+
+def r_parts(of: str) -> str:
+    """A table of :func:`r_parts_medians`: ``long``, by step in the longest runs of each model;
+    ``kinds``, at their end by kind of layer; ``short``, by step in all other runs."""
+    rows, name = [], "" if of == "kinds" else "step "
+    for (model, rule, lr, batch, rank), values in r_parts_medians(of).iterrows():
         row = {"model": model_label(model), "rule": RULES[rule].label, "rate": f"{lr:g}"}
         row |= {"sequences": f"{batch:g}"} if of == "short" else {}
         texts = values.dropna().map("{:.0f}".format).replace("inf", "∞")
@@ -353,14 +362,53 @@ def r_parts(of: str) -> str:
     return table_of(filled(rows))
 
 
-def panels_of_rules(stacked: bool = False) -> tuple[Figure, list[Axes]]:
-    """A page with a panel for each of :data:`TITLES`."""
+def panels_of(titles: Collection[str], stacked: bool = False) -> tuple[Figure, list[Axes]]:
+    """A page with a panel for each of three titles."""
     size, grid = ((3.6, 6.4), (3, 1)) if stacked else ((7.2, 2.7), (1, 3))
     page = Figure(figsize=size, layout="constrained")
     panels = list(page.subplots(*grid, sharex=True, sharey=True).flat)
-    for ax, title in zip(panels, TITLES.values(), strict=True):
+    for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title, fontsize=9)
     return page, panels
+
+
+@style.paper()
+def r_parts_by_step() -> Figure:
+    """A panel per model: r_parts of the longest runs by step, and, in black with its interval,
+    r_sign that the best rates of all rules ask for after so many steps."""
+    asked = {"small": {64: STUDY, 256: STUDY, 1024: STUDY}, "smollm2": {256: REAL, 1024: LONG}}
+    medians = r_parts_medians("long")
+    models = ["small", "smollm2", "gemma3"]
+    page, panels = panels_of([model_label(model) for model in models])
+    for ax, model in zip(panels, models, strict=True):
+        for (rule, rank), values in medians.loc[model].groupby(["scaling", "rank"]):
+            look = style.rule_look(rule)
+            line, fill = ("--", "white") if rank == medians.index.levels[4].max() else ("-", None)
+            look = {"color": look.shades(0.7), "marker": look.marker, "mfc": fill, "ls": line}
+            name = f"{RULES[rule].label}, rank {rank:g}"
+            ax.plot(values.columns, values.iloc[0], lw=1.2, ms=3.5, label=name, **look)
+        for steps, study in asked.get(model, {}).items():
+            rows = mean_rates("all", str(steps), study)
+            value, *ends = r_sign_ends(rows, fit_rates(rows, moved, [2.5, 0.5]))
+            off = np.abs(np.subtract(ends, value))[:, None]
+            look = {"fmt": "D", "color": style.INK, "label": "asked for by\nthe best rates"}
+            ax.errorbar(steps * 1.15, value, off, ms=4, capsize=2.5, **look)
+        ax.set(xscale="log", yscale="log", xlabel="step", ylim=(0.5, 100))
+        ax.set_xticks(list(medians.columns))
+        ax.set_yticks([1, 3, 10, 30, 100])
+        plain_axes(ax)
+    panels[0].set_ylabel("r_sign")
+    handles, names = panels[0].get_legend_handles_labels()
+    once = dict(zip(names, handles, strict=True))
+    page.legend(once.values(), once, loc="outside lower center", ncols=4)
+    return page
+
+
+def plain_axes(ax: Axes) -> None:
+    """Plain numbers at the ticks, and no minor ticks."""
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
 
 
 @style.paper()
@@ -369,7 +417,7 @@ def hero(steps: str = "256", stacked: bool = False) -> Figure:
     runs leave the panel: it ends above the loss of the lowest rates."""
     runs = losses(steps, REAL)
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
-    page, panels = panels_of_rules(stacked)
+    page, panels = panels_of(TITLES.values(), stacked)
     for ax, rule in zip(panels, TITLES, strict=True):
         best = best_rates(rule, steps, REAL)
         for index, rank in enumerate(ranks):
@@ -398,7 +446,7 @@ def hero(steps: str = "256", stacked: bool = False) -> Figure:
 @style.paper()
 def best_by_steps() -> Figure:
     """A panel per rule: the best rate against the rank, a line per number of steps."""
-    page, panels = panels_of_rules()
+    page, panels = panels_of(TITLES.values())
     rates = study_tables(STUDY).rates
     for ax, rule in zip(panels, TITLES, strict=True):
         for index, steps in enumerate(sorted(rates["steps"].unique())):
@@ -411,9 +459,7 @@ def best_by_steps() -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="rank")
         ax.set_xticks(sorted(rates["rank"].unique()))
         ax.set_yticks([0.001, 0.002, 0.004, 0.008])
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_locator(NullLocator())
+        plain_axes(ax)
     panels[0].set_ylabel("best learning rate")
     page.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return page

@@ -106,6 +106,7 @@ def draw_pictures() -> None:
     drawn = {"one_constant": external.one_constant(), "left_out": law_page.left_out()}
     drawn |= {"hero": horizons.hero(), "hero_stacked": horizons.hero(stacked=True)}
     drawn["best_by_steps"] = horizons.best_by_steps()
+    drawn["r_sign_by_step"] = horizons.r_parts_by_step()
     for name, figure in drawn.items():
         slim(save(figure, PLOTS, name, ["png"])[0])
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")

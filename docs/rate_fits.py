@@ -95,10 +95,14 @@ def bounds(
     return end(-1), end(1)
 
 
+def r_sign_ends(rates: pd.DataFrame, found: Fit) -> np.ndarray:
+    """r_sign of :func:`moved`, and the ends of its interval."""
+    return np.exp([found.found[0], *bounds(rates, moved, found)])
+
+
 def r_sign_text(rates: pd.DataFrame, found: Fit) -> str:
-    """``24 [9, 103]``: r_sign of :func:`moved`."""
-    ends = np.exp([found.found[0], *bounds(rates, moved, found)])
-    return interval_text(*ends, places=0).replace("inf", "∞")
+    """``24 [9, 103]``: :func:`r_sign_ends`."""
+    return interval_text(*r_sign_ends(rates, found), places=0).replace("inf", "∞")
 
 
 def left_out(rates: pd.DataFrame, curve: Curve, start: Sequence[float]) -> pd.DataFrame:
