@@ -7,7 +7,7 @@ INSTALL := --quiet --no-compile
 # Then it must be kept: the tests start many processes, and each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test floors pytest smollm2 lint style types imports faults gpu gpu-rehearsal figures dashboard-picture docs docs-serve clean
+.PHONY: study test floors pytest lint style types imports faults gpu gpu-rehearsal figures dashboard-picture docs docs-serve clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -22,13 +22,11 @@ floors: .venv/.installed-dev
 
 # A target of its own, so that make --jobs=2 starts it while mypy still runs, which takes half a
 # minute of one core.
-# Three workers on two cores, because each waits for processes and browsers.
-pytest: smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
-
-# Without the weights, the tests that need them are skipped.
-smollm2: .venv/.installed-dev
+# Three workers on two cores, because each waits for processes and browsers. The fetch is no target of
+# its own: make --jobs=2 would start all other targets before pytest. If it fails, some tests skip.
+pytest: .venv/.installed-dev
 	-$(BIN)/study fetch smollm2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 # Three targets, so that make --jobs=2 runs them beside each other.
 lint: style types imports
@@ -53,7 +51,8 @@ faults: .venv/.installed-dev
 # On a machine with a GPU: checks, a model of 8 billion parameters, SmolLM2, studies. Run it again to
 # go on where it stopped, after MINUTES or at a failure (benchmarks/gpu.py).
 MINUTES ?= 30
-gpu: smollm2
+gpu: .venv/.installed-dev
+	-$(BIN)/study fetch smollm2
 	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES)
 
 # All of its steps, with the tiny base on a CPU, and nothing but the files that would travel.
