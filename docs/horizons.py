@@ -354,11 +354,10 @@ def r_parts(of: str) -> str:
     ``kinds``, at their end by kind of layer; ``short``, by step in all other runs."""
     rows, name = [], "" if of == "kinds" else "step "
     for (model, rule, lr, batch, rank), values in r_parts_medians(of).iterrows():
-        row = {"model": model_label(model), "rule": RULES[rule].label, "rate": f"{lr:g}"}
+        row = {"model": model, "rule": RULES[rule].label, "rate": f"{lr:g}"}
         row |= {"sequences": f"{batch:g}"} if of == "short" else {}
         texts = values.dropna().map("{:.0f}".format).replace("inf", "∞")
         rows.append(row | {"rank": f"{rank:g}"} | {f"{name}{x}": y for x, y in texts.items()})
-    rows.sort(key=lambda row: row["model"] != model_label("small"))
     return table_of(filled(rows))
 
 
