@@ -32,6 +32,7 @@ from study.store.rows import SCHEMAS, parquet_bytes
 from study.store.tables import DISTANCES, cells_table, distances_of, load_cell_table, with_id
 from study.vocabulary.statuses import ENDED
 
+FILES = (ARCHIVE, *(f"{name}.parquet" for name in SCHEMAS))
 NOT_KEPT = (*PLACES, "streams", SHA256)  # what a record says of the cell's files
 
 Thin = Callable[[str, pa.Table], pa.Table]
