@@ -386,7 +386,7 @@ def looks(study: str) -> list[str]:
     lists = re.findall(r"^[ +]+seed: ([\d,]+)$", named, re.MULTILINE)
     known = {int(seed) for seeds in lists for seed in seeds.split(",")}
     if lists and (others := sorted(set(seeds) - known)):
-        said.append(f"its file names no seed {number_list(others)}")
+        said.append(f"its sweep lists no seed {number_list(others)}")
     return said
 
 

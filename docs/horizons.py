@@ -334,19 +334,36 @@ def factorial(of: str = "table") -> str:
     return table_of(rows)
 
 
+RUN = ["model", "scaling", "lr", "batch_size", "rank", "steps"]
+"""What tells the runs of the table r_sign apart."""
+
+
+def r_parts_rows() -> pd.DataFrame:
+    """r_parts of each run, step and layer on held-out rows, as ``value``. Where the parts work
+    against each other, it is infinite."""
+    found = read("r_sign/r_sign")
+    found["kind"] = found["layer"].str.rpartition(".")[2].str.removesuffix("_proj")
+    return found.assign(value=found["r_parts"].where(found["r_parts"] > 0, np.inf))
+
+
+def r_parts_range(where: str) -> str:
+    """``15 to 59``: the medians over layers of the runs and steps that the query ``where``
+    selects."""
+    medians = r_parts_rows().groupby([*RUN, "step"])["value"].median()
+    found = medians.reset_index().query(where)["value"]
+    return " to ".join(f"{value:.0f}" for value in sorted({found.min(), found.max()}))
+
+
 def r_parts_medians(of: str) -> pd.DataFrame:
-    """r_parts on held-out rows, the median over layers: a row per run, a column per step or kind of
-    layer. Where the parts work against each other, it counts as infinite. ``of``: as in
-    :func:`r_parts`."""
-    found, run = read("r_sign/r_sign"), ["model", "scaling", "lr", "batch_size", "rank"]
+    """The median over layers of :func:`r_parts_rows`: a row per run, a column per step or kind of
+    layer. ``of``: as in :func:`r_parts`."""
+    found = r_parts_rows()
     is_long = found["steps"] == found.groupby("model")["steps"].transform("max")
     found = found[~is_long if of == "short" else is_long]
     if of == "kinds":
         found = found[found["step"] == found["steps"]]
-    found = found.assign(value=found["r_parts"].where(found["r_parts"] > 0, np.inf))
-    found["kind"] = found["layer"].str.rpartition(".")[2].str.removesuffix("_proj")
     over = "kind" if of == "kinds" else "step"
-    return found.groupby([*run, over])["value"].median().unstack(over)
+    return found.groupby([*RUN[:-1], over])["value"].median().unstack(over)
 
 
 def r_parts(of: str) -> str:
