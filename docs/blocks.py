@@ -10,7 +10,7 @@ The markers may also stand within a line. A function reads committed tables and 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import isfunction
 from pathlib import Path
@@ -90,3 +90,7 @@ def table(name: str) -> pd.DataFrame:
 def mean_text(values: npt.ArrayLike, places: int = 2) -> str:
     """``0.079 [0.004, 0.153]``: the mean over seeds with its 95 % interval."""
     return minus(interval_text(*mean_interval(values), places=places))
+
+
+def bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES, NoTables, study_tables
+from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES, NoTables, bullets, study_tables
 from study.analysis.expectations import Answer, Compared, compare
 from study.config.expectations import (
     EXPONENTS,
@@ -39,7 +39,7 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.provenance import total_seconds
-from study.report.text import bullets, distinct, joined, minus, number_list, table, table_of
+from study.report.text import distinct, joined, minus, number_list, table, table_of
 from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN

@@ -13,7 +13,7 @@ import pandas as pd
 from click.testing import CliRunner
 
 from benchmarks.summary import OURS, SECTIONS, processor
-from docs.blocks import QUICK, RESULTS, study_tables
+from docs.blocks import QUICK, RESULTS, bullets, study_tables
 from docs.blocks import table as read
 from study.analysis.advice import lost_in_bf16
 from study.analysis.capacity import departures
@@ -22,7 +22,7 @@ from study.cli.group import cli
 from study.cli.tables import conclude, print_table
 from study.report import answer, answer_table, asked
 from study.report.sections import exponent_section, p_star_section, short
-from study.report.text import Table, bullets, minus, table, table_of
+from study.report.text import Table, minus, table, table_of
 from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning

@@ -106,8 +106,6 @@ def laziness(
     rows: pd.DataFrame, of_cell: "pd.Series[int]", metrics: pd.DataFrame, probes: pd.DataFrame
 ) -> Floats:
     """By row 1 if every probed step was lazy, 0 if one was not, NaN if that was not recorded."""
-    if "loss_after" not in metrics or metrics["loss_after"].isna().all():
-        return np.full(len(rows), np.nan)
     ratios = lazy_ratios(metrics, probes)
     is_lazy = ratios["ratio"].sub(1).abs() <= LAZY_WITHIN
     return smallest_so_far(rows, of_cell, ratios.assign(value=is_lazy), math.nan)
@@ -120,7 +118,7 @@ def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     wide = probes[of_updates & (probes["layer"] == MODEL_WIDE)]
     wide = wide.assign(cell_id=wide["cell_id"].astype(str))
     descent = wide.reindex(columns=["cell_id", "step", DESCENT.stat])
-    change = metrics["loss"] - metrics["loss_after"]
+    change = metrics["loss"] - metrics.get("loss_after", math.nan)
     changes = metrics.assign(cell_id=metrics["cell_id"].astype(str), change=change)
     joined = changes[["cell_id", "step", "change"]].merge(descent, on=["cell_id", "step"]).dropna()
     ratio = joined["change"] / joined[DESCENT.stat]

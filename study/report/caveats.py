@@ -115,12 +115,9 @@ def _noted(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:
-    measured = "loss_after" in tables.metrics
-    ratios = lazy_ratios(tables.metrics, tables.probes) if measured else pd.DataFrame()
-    if ratios.empty:
-        return
+    ratios = lazy_ratios(tables.metrics, tables.probes)
     ends = {str(row["cell_id"]): end_step(row) for row in tables.cells.to_dict("records")}
-    ratios = ratios[ratios["step"] < ratios["cell_id"].map(ends)]
+    ratios = ratios[ratios["step"] < ratios["cell_id"].map(ends).astype(float)]
     off = ratios[(ratios["ratio"] - 1).abs() > LAZY_WITHIN]
     if off.empty:
         return

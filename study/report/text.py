@@ -59,10 +59,6 @@ def table_of(rows: Sequence[Mapping[str, str]]) -> str:
     return table([head.strip() for head in rows[0]], [list(row.values()) for row in rows])
 
 
-def bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
 def row_list(table: pd.DataFrame) -> list[Any]:
     return list(table.itertuples(index=False))
 
