@@ -73,12 +73,10 @@ def clipping(
 
 def over_eps(cells: pd.DataFrame, probes: pd.DataFrame, factor: str) -> pd.DataFrame:
     """``ratio``: rms(gradient of a factor) / eps, median over layers, by ``cell_id`` and ``step``.
-    No rows without an eps."""
-    if "eps" not in cells or "rms" not in probes or not (cells["eps"].astype(float) > 0).any():
-        return pd.DataFrame()
-    eps = pd.Series(cells["eps"].to_numpy(float), index=cells["cell_id"].astype(str))
+    NaN without an eps."""
+    eps = cells.reindex(columns=["eps"])["eps"].set_axis(cells["cell_id"].astype(str)).astype(float)
     measured = (probes["site"] == f"{factor}_grad") & (probes["batch"] == TRAIN)
-    gradients = probes.loc[measured & (probes["rms"] > 0), ["cell_id", "step", "rms"]]
+    gradients = probes[measured].reindex(columns=["cell_id", "step", "rms"]).query("rms > 0")
     medians = gradients.groupby(["cell_id", "step"], observed=True)["rms"].median().reset_index()
     of_cell = medians["cell_id"].astype(str).map(eps).astype(float)
     return medians.assign(ratio=medians["rms"] / of_cell)
@@ -92,8 +90,6 @@ def eps_ratios(
 
     def smallest(factor: str) -> Floats:
         found = over_eps(cells, probes, factor)
-        if found.empty:
-            return np.full(len(rows), math.inf)
         return smallest_so_far(rows, of_cell, found.assign(value=found["ratio"]), math.inf)
 
     drawn_B = [name for name, init in INITS.items() if init.drawn == "B"]

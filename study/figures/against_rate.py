@@ -116,7 +116,7 @@ def _basins(
     marks: set[str] = set()
     most = max(len(style.ranks_to_draw(sweep.ranks)) for sweep in shown)
     for panels, row in zip(grid, rows, strict=True):
-        rates = sorted({rate for sweep, *_ in row for rate in sweep.rates})
+        rates = sorted({rate for sweep, *_ in row for rate in sweep.rates_in_view})
         low, high = zip(*(sweep.y_range for sweep, *_ in row), strict=True)
         for ax, (sweep, rule, heading) in style.each(panels, row):
             best = _best(sweep, rule, tables, cells)
@@ -173,7 +173,8 @@ def _draw_basin(
     look: dict[str, Any] = {"linestyle": "dashed" if math.isinf(rank) else "solid", **style.DOTS}
     ax.plot(x, mean, color=colour, gid=f"line {who}", **look)
     style.band(ax, x, drawn["min"], drawn["max"], colour, f"band {who}", alpha=0.12)
-    style.label_end(ax, min(mean[-1], top), name, colour)
+    in_view = max(1, (x <= sweep.rates_in_view[-1]).sum())
+    style.label_end(ax, min(mean[in_view - 1], top), name, colour)
     if rank not in best.index:
         return marks
     mark = "edge" if best["edge"][rank] else "best"

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,6 +61,12 @@ class Sweep(Family):
         high = best + ABOVE_NEAR * (near - best)
         margin = 0.06 * ((high - best) or 0.1 * abs(best) or 1.0)
         return best - margin, high + margin
+
+    @property
+    def rates_in_view(self) -> list[float]:
+        """Those at which a rank has a mean loss in :attr:`y_range`, or a broken run."""
+        losses = self.cells.fillna({"loss": -math.inf}).groupby(["rule", "rank", "lr"])["loss"]
+        return sorted(losses.mean()[lambda mean: mean <= self.y_range[1]].index.unique("lr"))
 
     def of(self, rule: DrawnRule) -> pd.DataFrame:
         return self.cells[self.cells["rule"] == rule]
@@ -246,9 +251,7 @@ def _draw_cuts(ax: Axes, family: Family, rule: DrawnRule, rows: pd.DataFrame) ->
         ax.annotate(name, end, (3, 3), textcoords="offset points", **look)
 
 
-SETTING_LOOKS = [
-    (c, m) for m in "os^v" for c in ("#2b6fc2", "#d9730d", "#4d8f3a", "#a23b72", "#8c8c8c")
-]
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f5539")
 USUAL_BITS = 2.0
 """Bits per parameter of the dashed line: of LoRA Without Regret."""
 
@@ -257,30 +260,32 @@ USUAL_BITS = 2.0
 def bits_stored(tables: Tables) -> Figure:
     """Bits of random strings that adapters stored after their last pass, against their parameters.
 
-    A line per setting, through the means over seeds; a dot per run. Each rank has the learning rate
-    at which it stored most.
+    A line per setting, through the means over seeds; a mark per run. The colour shows the rule and
+    the layers, the mark the passes. Each rank has the learning rate at which it stored most.
     """
     table = best_stored(tables)
     if table.empty or not (table["bits"] > 0).any():
         raise Absent("no stored bits of data=random_strings in the tables")
     cells = tables.cells[tables.cells["cell_id"].astype(str).isin(table["cell_id"])]
     page, [[ax]] = style.panels([Family((), cells)], 1, ratio=0.45, above=0.3, column=style.FULL)
-    names, looks = setting_columns(table), dict[str, dict[str, Any]]()
-    of_setting = table.groupby([*names, "offered"], observed=True)
-    for (_, own), (colour, marker) in zip(of_setting, cycle(SETTING_LOOKS), strict=False):
-        row = own.iloc[0]
-        words = [str(row[n]) if isinstance(row[n], str) else f"{row[n]:g} {n}" for n in names]
-        label = ", ".join([*words, f"{row['offered'] / 1000:.1f} kbit"])
-        looks[label] = {"color": colour, "marker": marker, "markersize": 3}
+    names = [name for name in setting_columns(table) if name != "passes"]
+    table = table.assign(kind=[", ".join(map(str, row)) for row in table[names].to_numpy()])
+    colours = dict(zip(sorted(set(table["kind"])), cycle(COLOURS), strict=False))
+    markers = dict(zip(sorted(set(table["passes"])), cycle("os^vD"), strict=False))
+    for (kind, passes, _), own in table.groupby(["kind", "passes", "offered"]):
+        look = {"color": colours[kind], "marker": markers[passes]}
         mean = own.groupby("parameters")["bits"].mean()
         own, mean = own[own["bits"] > 0], mean[mean > 0]  # a run may have stored nothing
-        ax.plot(own["parameters"], own["bits"], marker, ms=2.5, color=colour, alpha=0.5)
-        ax.plot(mean.index, mean, gid=f"line {label}", **looks[label])
+        ax.plot(own["parameters"], own["bits"], ls="none", ms=2.5, alpha=0.5, **look)
+        ax.plot(mean.index, mean, gid=f"line {kind}, {passes:g} passes", ms=3, **look)
     for offered in table["offered"].unique():
         ax.axhline(offered, color=style.CONTEXT, ls=style.DOTTED, lw=0.9)
         style.label_end(ax, offered, f"{offered / 1000:.1f} kbit", style.CONTEXT)
     ends = np.array([table["parameters"].min() / 1.3, table["parameters"].max() * 1.3])
     ax.plot(ends, USUAL_BITS * ends, gid="usual", **style.THEORY)
+    looks = {kind: {"color": colour} for kind, colour in colours.items() if kind}
+    of_passes = {"color": style.INK, "ls": "none", "ms": 3}
+    looks |= {f"{n:g} passes": of_passes | {"marker": mark} for n, mark in markers.items()}
     looks[f"{USUAL_BITS:g} bits a parameter"] = style.THEORY
     ax.set(xscale="log", xlim=ends, xlabel="parameters of the adapter")
     ax.set_ylim(table.loc[table["bits"] > 0, "bits"].min() / 1.5, 1.5 * table["offered"].max())
