@@ -7,7 +7,7 @@ INSTALL := --quiet --no-compile
 # Then it must be kept: the tests start many processes, and each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test floors pytest lint style types imports faults gpu gpu-rehearsal figures dashboard-picture docs docs-serve clean
+.PHONY: study test floors pytest contract lint style types imports faults gpu gpu-rehearsal figures dashboard-picture docs docs-serve clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -27,6 +27,10 @@ floors: .venv/.installed-dev
 pytest: .venv/.installed-dev
 	-$(BIN)/study fetch smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
+
+# What users rely on: commands, keys, files and public names. In a minute.
+contract: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/contract
 
 # Three targets, so that make --jobs=2 runs them beside each other.
 lint: style types imports
