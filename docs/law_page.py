@@ -163,6 +163,7 @@ BLIND = (
     ("brokttv", (1565,), "96a7c32a"),
     ("cera", (4687,), "96a7c32a"),
     ("nhckdvrl", (64, 256, 300, 1024, 4096), "96a7c32a"),
+    ("four_passes_small", (4096,), "148c437d"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 
