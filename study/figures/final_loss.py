@@ -64,7 +64,7 @@ class Sweep(Family):
 
     @property
     def rates_in_view(self) -> list[float]:
-        """Those at which a rank has a mean loss in :attr:`y_range`, or a broken run."""
+        """The rates at which a mean loss is below the top of :attr:`y_range`, or a run broke."""
         losses = self.cells.fillna({"loss": -math.inf}).groupby(["rule", "rank", "lr"])["loss"]
         return sorted(losses.mean()[lambda mean: mean <= self.y_range[1]].index.unique("lr"))
 
@@ -252,6 +252,7 @@ def _draw_cuts(ax: Axes, family: Family, rule: DrawnRule, rows: pd.DataFrame) ->
 
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f5539")
+"""Of rules and layers: seven that colour-blind readers tell apart (Okabe and Ito), and a brown."""
 USUAL_BITS = 2.0
 """Bits per parameter of the dashed line: of LoRA Without Regret."""
 

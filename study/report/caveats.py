@@ -170,8 +170,7 @@ def _low_ranks(tables: StudyTables) -> Iterator[str]:
 
 def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
     for factor in ("A", "B"):
-        found = over_eps(tables.cells, tables.probes, factor)
-        low = found[found["ratio"] < SIGN_LIKE_FROM]
+        low = over_eps(tables.cells, tables.probes, factor).query(f"ratio < {SIGN_LIKE_FROM}")
         if low.empty:
             continue
         cells, worst = _of_ids(tables, low["cell_id"]), low.iloc[int(low["ratio"].argmin())]

@@ -90,6 +90,11 @@ def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid():
     assert "×: a seed diverged" in said(figure)
 
 
+def test_basins_end_at_the_last_rate_in_view():
+    figure = learning_rate_basins(sweep(lambda c: 99.0 if c["lr"] == 1e-2 else parabola(c)))
+    assert all(1e-3 < ax.get_xlim()[1] < 1e-2 for ax in panels(figure))
+
+
 def test_losses_at_one_rate_and_at_each_ranks_best():
     tables = sweep()
     figure = loss_against_rank(tables)

@@ -87,6 +87,12 @@ def test_each_caveat(on_disk, study, expected):
         assert "\n" not in line
 
 
+def test_without_the_loss_after_a_step_nothing_is_said_of_its_size(on_disk):
+    tables = load_tables(on_disk(**CAVEATS[1][0]))
+    tables = replace(tables, metrics=tables.metrics.drop(columns="loss_after"))
+    assert not any("linear theory" in line for line in caveats(tables, []))
+
+
 def test_ranks_that_lack_seeds_are_named(on_disk):
     def end(cell):
         return "interrupted" if cell["rank"] == 256 and cell["seed"] else "complete"
