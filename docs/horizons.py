@@ -31,9 +31,16 @@ TITLES = {
     "lora": "LoRA, γ = α/r",
     "rslora": "rsLoRA, γ = α/√r",
     "crossover": "crossover, γ = α/√(r(r + 40))",
+    "power": "α = r, γ = 1",
 }
+"""The rules of these studies. Their power is p = 0 with α = 1, so γ is that of α = r."""
 TUNED = 16
 """The other ranks keep the best rate of this rank, or of the one that is nearest to it."""
+
+
+def name_of(rule: str) -> str:
+    """The name of a rule, without its formula."""
+    return TITLES[rule].partition(",")[0]
 
 
 def rates_of(rule: str, steps: str, study: str) -> pd.DataFrame:
@@ -171,7 +178,7 @@ def rules_test(steps: str, study: str = STUDY) -> str:
     and what one rate costs."""
     regret, rows = dict(iter(kept(steps, study).groupby("rule"))), []
     for rule in (rule for rule in TITLES if rule in regret):
-        row = {"rule": RULES[rule].label}
+        row = {"rule": name_of(rule)}
         row |= {f"rank {r:g}": f"{lr:.2g}" for r, lr in best_rates(rule, steps, study).items()}
         row["largest / smallest"] = best_rate("spread", rule, steps, study)
         head = f"regret at the best rate of rank {tuned_rank(steps, study)}, nats"
@@ -190,7 +197,7 @@ def by_steps(study: str = STUDY) -> str:
         for steps in sorted(rates.query(f"scaling == '{rule}'")["steps"].unique()):
             at = rule, str(steps), study
             row = {
-                "rule": RULES[rule].label,
+                "rule": name_of(rule),
                 "steps": f"{steps:g}",
                 "seeds": str(len(by_seed(rates_of(*at)))),
                 "r_sign at s = 1/2": rate_law("r_sign", *at),
@@ -379,10 +386,12 @@ def r_parts(of: str) -> str:
 
 
 def panels_of(titles: Collection[str], stacked: bool = False) -> tuple[Figure, list[Axes]]:
-    """A page with a panel for each of three titles."""
-    size, grid = ((3.6, 6.4), (3, 1)) if stacked else ((7.2, 2.7), (1, 3))
+    """A page with a panel for each title: at most three in a row."""
+    count = len(titles)
+    rows = count if stacked else -(-count // 3)
+    size = (3.6, 2.14 * count) if stacked else (7.2, 0.5 + 2.2 * rows)
     page = Figure(figsize=size, layout="constrained")
-    panels = list(page.subplots(*grid, sharex=True, sharey=True).flat)
+    panels = list(page.subplots(rows, -(-count // rows), sharex=True, sharey=True).flat)
     for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title, fontsize=9)
     return page, panels
@@ -433,8 +442,9 @@ def hero(steps: str = "256", stacked: bool = False) -> Figure:
     runs leave the panel: it ends above the loss of the lowest rates."""
     runs = losses(steps, REAL)
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
-    page, panels = panels_of(TITLES.values(), stacked)
-    for ax, rule in zip(panels, TITLES, strict=True):
+    rules = [rule for rule in TITLES if rule in set(runs["scaling"])]
+    page, panels = panels_of([TITLES[rule] for rule in rules], stacked)
+    for ax, rule in zip(panels, rules, strict=True):
         best = best_rates(rule, steps, REAL)
         for index, rank in enumerate(ranks):
             colour = colours(0.85 - 0.85 * index / (len(ranks) - 1))  # yellow is faint on white
