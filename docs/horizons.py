@@ -482,10 +482,10 @@ def best_by_steps() -> Figure:
             if len(own):
                 best = best_rates(rule, str(steps), STUDY)
                 ax.plot(best.index, best, "-", lw=1.4, label=f"{steps:g} steps", **look)
-        ax.set(xscale="log", yscale="log", xlabel="rank")
+        ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="best learning rate")
         ax.set_xticks(sorted(rates["rank"].unique()))
-        ax.set_yticks([0.001, 0.002, 0.004, 0.008])
+        ax.set_yticks([0.0005, 0.001, 0.002, 0.004, 0.008])
         plain_axes(ax)
-    panels[0].set_ylabel("best learning rate")
+        ax.label_outer()
     page.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return page

@@ -294,9 +294,9 @@ def _of_settings(found: Sequence[CurveFacts]) -> Iterator[str]:
     yield from _more_settings(len(said) - MOST_SETTINGS)
 
 
-def _more_settings(left_out: int) -> Iterator[str]:
+def _more_settings(left_out: int, of: str = "") -> Iterator[str]:
     if left_out > 0:
-        yield f"The table shows {count_noun(left_out, 'more setting')}."
+        yield f"The table shows {count_noun(left_out, 'more setting')}{of}."
 
 
 def _setting(found: Sequence[CurveFacts]) -> str:
@@ -507,7 +507,7 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
             "than two ranks have theirs inside the rates that were tried (study rates --refine "
             "prints more)."
         )
-    yield from _more_settings(len(every) - len(transfer))
+    yield from _more_settings(len(every) - len(transfer), " of fewer steps")
 
 
 def _rate_changes(cells: pd.DataFrame, fitted: pd.DataFrame) -> str:
