@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29000,
     "tests": 19495,
     "benchmarks": 872,
-    "docs": 2863,
+    "docs": 2873,
     "hydra_plugins": 126,
 }
 """The most lines of Python in each part of the project. The goals: 29,000 for ``study``,
