@@ -38,7 +38,7 @@ TUNED = 16
 """The other ranks keep the best rate of this rank, or of the one that is nearest to it."""
 
 
-def name_of(rule: str) -> str:
+def _name_of(rule: str) -> str:
     """The name of a rule, without its formula."""
     return TITLES[rule].partition(",")[0]
 
@@ -178,7 +178,7 @@ def rules_test(steps: str, study: str = STUDY) -> str:
     and what one rate costs."""
     regret, rows = dict(iter(kept(steps, study).groupby("rule"))), []
     for rule in (rule for rule in TITLES if rule in regret):
-        row = {"rule": name_of(rule)}
+        row = {"rule": _name_of(rule)}
         row |= {f"rank {r:g}": f"{lr:.2g}" for r, lr in best_rates(rule, steps, study).items()}
         row["largest / smallest"] = best_rate("spread", rule, steps, study)
         head = f"regret at the best rate of rank {tuned_rank(steps, study)}, nats"
@@ -197,7 +197,7 @@ def by_steps(study: str = STUDY) -> str:
         for steps in sorted(rates.query(f"scaling == '{rule}'")["steps"].unique()):
             at = rule, str(steps), study
             row = {
-                "rule": name_of(rule),
+                "rule": _name_of(rule),
                 "steps": f"{steps:g}",
                 "seeds": str(len(by_seed(rates_of(*at)))),
                 "r_sign at s = 1/2": rate_law("r_sign", *at),
