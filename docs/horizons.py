@@ -33,7 +33,8 @@ TITLES = {
     "crossover": "crossover, γ = α/√(r(r + 40))",
     "power": "α = r, γ = 1",
 }
-"""The rules of these studies. Their power is p = 0 with α = 1, so γ is that of α = r."""
+"""The rules of these studies, as titles of panels. The rule power has p = 0 and α = 1 there: γ is 1
+at every rank, as with α = r."""
 TUNED = 16
 """The other ranks keep the best rate of this rank, or of the one that is nearest to it."""
 

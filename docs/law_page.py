@@ -20,6 +20,7 @@ from study.analysis.losses import OF_A_RULE, at_common_rates, final_losses, mean
 from study.analysis.rates import SLACK, missing_rates, setting_of
 from study.figures import style
 from study.report.text import minus, table, table_of
+from study.vocabulary.scaling import named_rule, rule_words
 
 TRIED: dict[str, Held] = {
     "the law": {},
@@ -257,7 +258,8 @@ def followed() -> str:
             gain, off = max(ranks) - min(ranks), value - new["log_lr"]
             row = {"study": name}
             for head, x in (("from", old), ("to", new)):
-                row[head] = f"{x['rule']} r {x['rank']:g} α {x['alpha']:.3g}, {x['steps']:g} steps"
+                rule = rule_words(*named_rule(x["rule"]))
+                row[head] = f"{rule} r {x['rank']:g} α {x['alpha']:.3g}, {x['steps']:g} steps"
             row |= {"advised": f"{np.exp(value):.2g}", "best": f"{np.exp(new['log_lr']):.2g}"}
             row |= {"advised / best": f"{np.exp(off):.2f}"}
             row |= {"interval holds": "yes" if abs(off) <= half else "no"}

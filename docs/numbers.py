@@ -23,7 +23,7 @@ from study.cli.tables import conclude, print_table
 from study.report import answer, answer_table, asked
 from study.report.sections import exponent_section, p_star_section, short
 from study.report.text import Table, minus, table, table_of
-from study.vocabulary.scaling import RULES
+from study.vocabulary.scaling import RULES, rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
 
@@ -156,7 +156,8 @@ def fell_behind(*names: str) -> str:
         known = (row.step, row.expected, row.expected_low, row.expected_high)
         step, mean, *ends = ("never" if np.isnan(x) else f"{x:.0f}" for x in known)
         times = "" if np.isnan(row.step / row.expected) else f"{row.step / row.expected:.2g}"
-        runs = [row.study, row.data, f"{row.steps:g}", RULES[row.scaling].label, f"{row.rank:g}"]
+        rule = rule_label(row.scaling, row.exponent_p, row.crossover)
+        runs = [row.study, row.data, f"{row.steps:g}", rule, f"{row.rank:g}"]
         own = [str(row.seeds), f"{row.parameters:,.0f}", step, f"{mean} [{', '.join(ends)}]", times]
         body.append([*runs, *own])
     heads = ["study", "data", "steps", "rule", "rank", "seeds", "parameters", "behind from step"]

@@ -507,7 +507,7 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
             "than two ranks have theirs inside the rates that were tried (study rates --refine "
             "prints more)."
         )
-    yield from _more_settings(len(every) - len(transfer), " of fewer steps")
+    yield from _more_settings(len(every) - len(transfer), " with fewer steps")
 
 
 def _rate_changes(cells: pd.DataFrame, fitted: pd.DataFrame) -> str:
