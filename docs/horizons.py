@@ -438,20 +438,20 @@ def plain_axes(ax: Axes) -> None:
 
 
 @style.paper()
-def hero(steps: str = "256", stacked: bool = False) -> Figure:
-    """A panel per rule, a line per rank over one axis of rates, and the best rates below. Diverging
-    runs leave the panel: it ends above the loss of the lowest rates."""
-    runs = losses(steps, REAL)
+def hero(stacked: bool = False) -> Figure:
+    """The longest runs of SmolLM2: a panel per rule, a line per rank over one axis of rates, and the
+    best rates below. Diverging runs leave the panel: it ends above the loss of the lowest rates."""
+    runs = losses("1024", LONG)
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
     rules = [rule for rule in TITLES if rule in set(runs["scaling"])]
     page, panels = panels_of([TITLES[rule] for rule in rules], stacked)
     for ax, rule in zip(panels, rules, strict=True):
-        best = best_rates(rule, steps, REAL)
+        best = best_rates(rule, "1024", LONG)
         for index, rank in enumerate(ranks):
             colour = colours(0.85 - 0.85 * index / (len(ranks) - 1))  # yellow is faint on white
             look: dict[str, Any] = {"color": colour, "zorder": 2 + index}
             own = runs[(runs["scaling"] == rule) & (runs["rank"] == rank)]
-            mean = own.groupby("lr")["loss"].mean()
+            mean = own.pivot(index="seed", columns="lr", values="loss").dropna(axis=1).mean()
             ax.plot(mean.index, mean, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)
             style.best_mark(ax, best[rank], index, colour)
         style.rate_axis(ax, sorted(runs["lr"].unique()), 3.0 if stacked else 2.0)
