@@ -439,8 +439,9 @@ def plain_axes(ax: Axes) -> None:
 
 @style.paper()
 def hero(stacked: bool = False) -> Figure:
-    """The longest runs of SmolLM2: a panel per rule, a line per rank over one axis of rates, and the
-    best rates below. Diverging runs leave the panel: it ends above the loss of the lowest rates."""
+    """The longest runs of SmolLM2: a panel per rule, a line per rank over one axis of rates, and
+    the best rates below. Diverging runs leave the panel: it ends above the loss of the lowest
+    rates."""
     runs = losses("1024", LONG)
     ranks, colours = sorted(runs["rank"].unique()), matplotlib.colormaps["viridis"]
     rules = [rule for rule in TITLES if rule in set(runs["scaling"])]
