@@ -33,7 +33,7 @@ PACKAGE_LINES = {
     "study": 29_000,
     "tests": 19_495,
     "benchmarks": 872,
-    "docs": 2_877,
+    "docs": 2_878,
     "hydra_plugins": 126,
 }
 """The most lines of Python in each part of the project. The goals: 29,000 for ``study``,
