@@ -16,7 +16,7 @@ from docs.blocks import mean_text, study_tables
 from docs.blocks import table as read
 from docs.rate_fits import Curve, fit_rates, moved, r_sign_ends, r_sign_text
 from study.analysis.fits import mean_interval
-from study.analysis.losses import final_losses
+from study.analysis.losses import at_common_rates, final_losses, mean_losses
 from study.analysis.rates import NORMAL, rate_transfer, rates_by_horizon, setting_of
 from study.analysis.wording import interval_text
 from study.errors import count_noun
@@ -452,7 +452,7 @@ def hero(stacked: bool = False) -> Figure:
             colour = colours(0.85 - 0.85 * index / (len(ranks) - 1))  # yellow is faint on white
             look: dict[str, Any] = {"color": colour, "zorder": 2 + index}
             own = runs[(runs["scaling"] == rule) & (runs["rank"] == rank)]
-            mean = own.pivot(index="seed", columns="lr", values="loss").dropna(axis=1).mean()
+            mean = mean_losses(at_common_rates(own))
             ax.plot(mean.index, mean, ".-", ms=4, lw=1.2, label=f"rank {rank:g}", **look)
             style.best_mark(ax, best[rank], index, colour)
         style.rate_axis(ax, sorted(runs["lr"].unique()), 3.0 if stacked else 2.0)
