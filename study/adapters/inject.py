@@ -3,10 +3,11 @@
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import regex
 from torch import nn
 
 from study.adapters.bank import FACTORED, AdapterSpec, LoraBank
@@ -21,13 +22,38 @@ HALVES = {
 }
 
 
-def path_pattern(pattern: str, named: str, prefix: str = "") -> re.Pattern[str]:
-    """A regex for module paths, after ``prefix``. ``named``: what it is in errors."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of a nested set
-            return re.compile(f"{prefix}({pattern})")
-    except (re.error, RecursionError, OverflowError) as error:
-        raise StudyError(f"{named} has {short(pattern)}, no valid regex ({error})") from None
+MATCHING_SECONDS = 1.0
+"""The most that a regex may take on one path."""
+
+
+def path_matcher(
+    patterns: Iterable[str], named: str, prefix: str = ""
+) -> Callable[[str], str | None]:
+    """A function that gives the first of ``patterns`` that matches a whole module path, after
+    ``prefix``; None if none does. ``named``: what they are in errors.
+
+    Others write such patterns. The module ``re`` would take years for some, as PEFT does. ``regex``
+    matches most of them at once, and has a limit of time.
+    """
+    compiled = {}
+    for pattern in patterns:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of a nested set
+                compiled[pattern] = regex.compile(f"{prefix}({pattern})")
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise StudyError(f"{named} has {short(pattern)}, no valid regex ({error})") from None
+
+    def first(path: str) -> str | None:
+        for pattern, each in compiled.items():
+            try:
+                if each.fullmatch(path, timeout=MATCHING_SECONDS):
+                    return pattern
+            except (TimeoutError, MemoryError):
+                why = f"{named} has {short(pattern)}, which takes too long on {short(path)}"
+                raise StudyError(f"{why}: write the names of the modules") from None
+        return None
+
+    return first
 
 
 def resolve_targets(linears: Collection[str], targets: str | Sequence[str]) -> list[str]:
@@ -46,10 +72,10 @@ def resolve_targets(linears: Collection[str], targets: str | Sequence[str]) -> l
         return list(linears)
     if isinstance(targets, str) and not re.fullmatch(r"\w+", targets):
         try:
-            pattern = path_pattern(targets, "adapter.targets")
+            matching = path_matcher([targets], "adapter.targets")
+            found = {path for path in linears if matching(path) is not None}
         except StudyError as error:
             raise StudyError(f"{error}: {choices}") from None
-        found = {path for path in linears if pattern.fullmatch(path)}
         if not found:
             raise StudyError(f"adapter.targets={short(targets)} matches no module: {choices}")
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.functional import pad
 
 from study.adapters.bank import LoraPair
@@ -63,10 +64,13 @@ def write_folded(folder: Path, out: Path) -> str:
     for layer, (A, B, gamma) in adapter.pairs.items():
         more, keys = rank - A.shape[-2], adapter.keys[layer]
         exact = flat(LoraPair(pad(A, (0, 0, 0, more)), pad(gamma * B.double(), (0, more)), 1.0))
-        for factor, key in keys.items():
-            tensors[key] = exact[factor].to(tensors[key].dtype).contiguous()
+        folded = {key: exact[factor] for factor, key in keys.items()}
         if (bias := keys["B"].removesuffix("weight") + "bias") in tensors:
-            tensors[bias] = gamma * tensors[bias]
+            folded[bias] = gamma * tensors[bias].double()
+        for key, value in folded.items():
+            rounded = value.to(tensors[key].dtype).contiguous()
+            _check_rounded(rounded, tensors[key], f"{folder / WEIGHTS}: {key} times {gamma:.3g}")
+            tensors[key] = rounded
         rounded = tensors[keys["B"]]
         lost += float((rounded.double() - exact["B"]).square().sum())
         whole += float(exact["B"].square().sum())
@@ -77,6 +81,16 @@ def write_folded(folder: Path, out: Path) -> str:
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
     share, dtype = math.sqrt(lost / whole) if whole else 0.0, str(rounded.dtype).partition(".")[2]
     return f"gamma is in B, lora_alpha = r = {rank}; {dtype} rounds B by {share:.1g} of its norm"
+
+
+def _check_rounded(rounded: Tensor, before: Tensor, named: str) -> None:
+    """Raise if the type of a folded weight can't hold it: infinite, or all zero."""
+    is_finite = bool(rounded.double().isfinite().all())
+    if is_finite and (bool(rounded.double().any()) or not before.double().any()):
+        return
+    became, dtype = "all zero" if is_finite else "infinite", str(rounded.dtype).partition(".")[2]
+    why = f"{named} is {became} in {dtype}"
+    raise StudyError(f"{why}: save the adapter in float32, or correct its lora_alpha")
 
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:

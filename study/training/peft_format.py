@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from study.adapters.bank import LoraPair
-from study.adapters.inject import path_pattern
+from study.adapters.inject import path_matcher
 from study.errors import StudyError, one_line, short
 from study.reading import open_file, read_object
 from study.vocabulary.peft_fields import BESIDE, refusal
@@ -141,20 +141,22 @@ def read_adapter(folder: Path, with_others: bool = False) -> PeftAdapter:
     except (SafetensorError, OSError, MemoryError) as error:
         raise StudyError(f"{named} is damaged ({one_line(error)}): {_AGAIN}") from None
     keys = with_experts(_keys_by_layer(tensors, named, with_others), config, named)
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     # PEFT matches a key with a path, or with all of it after a dot. The first that matches counts.
-    ranks, alphas = (
-        [
-            (path_pattern(pattern, f"{folder / CONFIG}: {key}", r"(.*\.)?"), value)
-            for pattern, value in (config.get(key) or {}).items()
-        ]
-        for key in ("rank_pattern", "alpha_pattern")
+    own_rank, own_alpha = (
+        path_matcher(patterns, f"{folder / CONFIG}: {key}", r"(.*\.)?")
+        for key, patterns in (("rank_pattern", ranks), ("alpha_pattern", alphas))
     )
     pairs = {}
     for layer, of in keys.items():
-        rank = next((r for pattern, r in ranks if pattern.fullmatch(layer)), config["r"])
-        alpha = next((a for pattern, a in alphas if pattern.fullmatch(layer)), config["lora_alpha"])
+        rank = ranks.get(own_rank(layer), config["r"])
+        alpha = alphas.get(own_alpha(layer), config["lora_alpha"])
         gamma = float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-        A, B = (tensors[of[factor]].float() for factor in "AB")
+        A, B = (tensors[of[factor]] for factor in "AB")
+        if not (A.is_floating_point() and B.is_floating_point()):
+            types = " and ".join(sorted({str(A.dtype), str(B.dtype)}))
+            raise StudyError(f"{named}: {layer} has weights of {types}: save them as float32")
+        A, B = A.float(), B.float()
         experts = A.shape[0] // rank if A.ndim and is_wrapped(layer, of) else 1
         if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == experts * rank > 0:
             found = f"{layer} has lora_A {list(A.shape)} and lora_B {list(B.shape)}"

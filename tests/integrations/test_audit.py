@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -146,6 +147,48 @@ def test_the_cost_of_rounding_is_said(theirs, tmp_path, works):
     save_file(weights, theirs / WEIGHTS)
     ran = works("fold", theirs, tmp_path / "folded")
     assert "bfloat16 rounds B by 0.002 of its norm" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "alpha", "says"),
+    [
+        (torch.float16, 1e6, "is infinite in float16"),
+        (torch.float16, 1e-9, "is all zero in float16"),
+        (torch.float32, 1e-300, "is all zero in float32"),
+        (torch.complex64, 8, "weights of torch.complex64"),
+        (torch.int8, 8, "weights of torch.int8"),
+    ],
+)
+def test_fold_refuses_weights_that_a_type_can_not_hold(dtype, alpha, says, theirs, refused):
+    weights = {name: weight.to(dtype) for name, weight in load_file(theirs / WEIGHTS).items()}
+    save_file(weights, theirs / WEIGHTS)
+    config = json.loads((theirs / CONFIG).read_text())
+    (theirs / CONFIG).write_text(json.dumps({**config, "lora_alpha": alpha, "alpha_pattern": {}}))
+    assert says in refused("fold", theirs, theirs.parent / "folded")
+
+
+HANGS = r"([a-z0-9._]+)+[A-Z]"
+"""The module re needs 2^50 steps to see that it matches no path."""
+
+
+def test_a_pattern_of_a_stranger_can_not_hang(theirs, works, refused):
+    def write(pattern):
+        config = json.loads((theirs / CONFIG).read_text())
+        config["rank_pattern"] |= {pattern: 1}
+        (theirs / CONFIG).write_text(json.dumps(config))
+
+    plain = works("serve-check", theirs).out
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("a pattern hangs"))
+    signal.alarm(60)
+    try:
+        write(HANGS)
+        assert works("serve-check", theirs).out == plain
+        write(r"(?:(a)|b|(?R))*[A-Z]")
+        for command in ("serve-check", "audit", "import", "fold"):
+            out = [theirs.parent / "folded"] if command == "fold" else []
+            assert "takes too long" in refused(command, theirs, *out)
+    finally:
+        signal.alarm(0)
 
 
 def test_what_servers_multiply_by(theirs):
