@@ -34,6 +34,7 @@ _NAMED = 6
 class ModelCard:
     """The facts about a model that planning needs.
 
+    - ``family``: its ``model_type`` in transformers;
     - ``fingerprint``: identifies the weights: of the model's folder, with a quantisation after it;
     - ``max_length``: the longest sequence, in tokens;
     - ``shapes``: by path, ``(D, O)`` of the linear layers in the blocks, then ``(E, D, O)`` of the
@@ -45,6 +46,7 @@ class ModelCard:
     """
 
     name: str
+    family: str
     fingerprint: str
     tokenizer_fingerprint: str
     max_length: int
@@ -115,6 +117,7 @@ def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> 
         head = model.get_output_embeddings()
         card = ModelCard(
             name=unloaded.name,
+            family=model.config.model_type,
             fingerprint=fingerprint,
             tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
             max_length=int(min(positions or tokenizer.model_max_length, _UNLIMITED)),

@@ -13,11 +13,13 @@ from study.adapters.experts import check_possible
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity, resolved, validate
 from study.data import fingerprint, load_rows
 from study.data.batches import Corpus, build_corpus
-from study.errors import StudyError
+from study.errors import StudyError, given
 from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer
+from study.models.card import in_block
 from study.store import cell_row, is_done
 from study.training.peft_format import file_hash, read_adapter, shortest_names
 from study.vocabulary.inits import IMPORTED
+from study.vocabulary.peft_fields import MAMBAS, OF_MAMBA
 from study.vocabulary.scaling import rule_words
 
 
@@ -102,7 +104,13 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
 
 def _covered(model: ModelConfig, targets: str | Sequence[str]) -> Coverage:
     card = describe(model)
-    return coverage(card, resolve_targets(card.shapes, targets))
+    layers = resolve_targets(card.shapes, targets)
+    kinds = {layer: layer.rpartition(".")[2] for layer in layers}
+    if card.family in MAMBAS and (refused := [path for path in layers if kinds[path] in OF_MAMBA]):
+        others = ",".join(sorted({*kinds.values()} - {*OF_MAMBA})) or "in_proj"
+        why = f"adapter.targets={given(targets)} selects {in_block(refused[0])} of {card.family}"
+        raise StudyError(f"{why}, which PEFT refuses to adapt: give adapter.targets=[{others}]")
+    return coverage(card, layers)
 
 
 def _examples(model: ModelConfig, data: DataConfig) -> str:

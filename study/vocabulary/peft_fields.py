@@ -39,6 +39,10 @@ KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """Values of ``init_lora_weights`` that do not change W0. Others, such as pissa, olora, corda, loftq
 and lora_ga, subtract the first ``gamma B A`` from W0 or quantise it."""
 
+MAMBAS, OF_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), ("out_proj",)
+"""Families (``model_type``), and names of their linear layers on which PEFT (0.21) refuses LoRA:
+fused kernels of these families read the weight and not the layer."""
+
 EMPTY: tuple[Any, ...] = (False, "", [], {})
 """Values with which an unknown field can be ignored."""
 

@@ -3,6 +3,7 @@
 Each model is saved to a folder and loaded from it offline, as a user's own model is.
 """
 
+import re
 import socket
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+import yaml
 
 from study.adapters import AdapterSpec, LoraPair, adapted, dense_weight, resolve_targets
 from study.config import ModelConfig
@@ -138,6 +140,40 @@ def test_a_probed_step(family, save_family, cell, corpus):
     moved = probes[(probes["step"] == 1) & (probes["site"] == "delta_w")]
     assert set(moved["layer"]) == set(base.card.shapes)
     assert (moved["norm"] > 0).all(), "every adapter has a gradient"
+
+
+HYBRIDS = {
+    **{name: make for name, make in UNUSUAL.items() if name in ("mamba", "falcon_h1")},
+    "mamba2": lambda: transformers.Mamba2Config(
+        **SHAPE, state_size=8, head_dim=16, num_heads=4, n_groups=1
+    ),
+    "bamba": lambda: transformers.BambaConfig(
+        **SMALL, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8
+    ),
+}
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "[out_proj]", "[in_proj]", r"'.*(in|out)_proj'"])
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_what_peft_refuses_is_refused(family, targets, save_family, study_cli, jsonl):
+    """Bamba has the same layers, and PEFT adapts them."""
+    peft = pytest.importorskip("peft")
+    config, read = HYBRIDS[family](), yaml.safe_load(targets)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    try:
+        peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=read))
+    except ValueError:
+        refuses = True
+    else:
+        refuses = False
+    data = f"data=file data.path={jsonl} data.sequence_length=48 data.heldout=6 --plan"
+    words = ["model=hf", f"model.path={save_family(config)}", f"adapter.targets={targets}"]
+    ran = study_cli("train", *words, *data.split())
+    assert ran.code == (2 if refuses else 0), ran.err
+    assert ("which PEFT refuses to adapt" in ran.err) == refuses
+    if refuses:
+        words[-1] = re.search(r"adapter\.targets=\[[\w,]+\]$", ran.err.strip())[0]
+        assert study_cli("train", *words, *data.split()).code == 0
 
 
 @pytest.fixture
