@@ -29,6 +29,9 @@ ROWS: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "tools.yaml").read_text
 _REST = yaml.safe_load((HERE / "changes.yaml").read_text())
 CHANGES = {key: instead for instead, keys in _REST["instead"].items() for key in keys.split()}
 """What is trained instead, by key."""
+MEDIA = {
+    name: re.compile(text, re.IGNORECASE | re.VERBOSE) for name, text in _REST["media"].items()
+}
 KINDS: dict[str, Any] = {
     "whole": Whole,
     "real": Real,
@@ -162,6 +165,9 @@ class Tool:
         rest = {key: value for key, value in read if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
         reading = Reading(where, folder, rest, experiment)
+        if "optimizer" in self.cells:  # a recipe, with data
+            own = set() if base is None else {self.key("model.path")}
+            refuse_media(reading, {key: value for key, value in rest.items() if key not in own})
         keys = {setting: cell.partition("=")[0].split() for setting, cell in self.cells.items()}
         experiment.absent = {setting for setting in keys if rest.keys().isdisjoint(keys[setting])}
         for row in ROWS[self.name].get("needs", ()):
@@ -266,6 +272,30 @@ class Tool:
         elif ours.get("train.warmup", 0.5) % 1 == 0:
             ours["train.warmup"] = int(ours["train.warmup"])
         ours["train.clip"] = ours["train.clip"] or None
+
+
+def refuse_media(reading: Reading, values: Mapping[str, Any]) -> None:
+    """Refuse a recipe with a sign of images or sound in ``values``, at any depth."""
+    for path, value in _leaves(values):
+        key, bases = path.rpartition(".")[2], ("model", "model_name_or_path")
+        is_set = MEDIA["keys"].search(key) and not MEDIA["except"].fullmatch(key) and value
+        is_named = MEDIA["named"].search(key) and MEDIA["names"].search(str(value))
+        if is_set or is_named:
+            fix = "repeat it with --base" if path in bases else "remove or rename it"
+            why = "images and sound are not read"
+            reading.refuse(f"{path}={given(value)}: {why}; if all data are text, {fix}")
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Scalars with their keys, such as ``datasets.path``."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}".strip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, path)
+    else:
+        yield path, value
 
 
 def typed(where: str, kind: str, key: str, value: Any) -> Any:

@@ -248,6 +248,55 @@ def test_no_key_is_lost_in_silence(path):
         assert now != was or any(key in note for note in after.ignored), key
 
 
+# What recipes for images and sound have, in the examples of the tools.
+VISION = [
+    (A, {"processor_type": "AutoProcessor"}),  # also Gemma 3, Ministral 3 and SmolVLM 2
+    (A, {"chat_template": "llama3_2_vision"}),
+    (A, chat() | {"chat_template": "qwen2_vl"}),
+    (A, {"datasets": [{"path": "HuggingFaceH4/llava-instruct-mix-vsft", "type": "chat_template"}]}),
+    (A, {"datasets": [{"path": "NanoBit/text-audio-2k-test", "type": "chat_template"}]}),
+    (A, {"datasets": [{"path": "org/rows", "type": "chat_template", "field_images": "pictures"}]}),
+    (L, {"template": "qwen3_vl"}),
+    (L, {"template": "qwen2_audio"}),
+    (L, {"image_max_pixels": 262144}),
+    (L, {"dataset": "mllm_demo,identity,alpaca_en_demo"}),
+    (T, {"model_name_or_path": "Qwen/Qwen2.5-VL-3B-Instruct"}),
+    (U, {"model": "unsloth/Qwen2-VL-2B-Instruct-bnb-4bit"}),
+    (U, {"lora__vision_all_linear": True}),
+    (F, {"model___component_": "torchtune.models.llama3_2_vision.lora_llama3_2_vision_11b"}),
+    (F, {"dataset___component_": "torchtune.datasets.multimodal.the_cauldron_dataset"}),
+]
+
+
+@pytest.mark.parametrize(("name", "keys"), VISION)
+def test_a_recipe_for_images_or_sound_is_refused(refused, edit, name, keys):
+    edit(name, **keys)
+    for command in ("import-config", "sweep-from", "advise"):
+        line = refused(command, name, *(["--rank", "64"] if command == "advise" else []))
+        assert "images and sound are not read" in line
+
+
+def test_text_for_a_base_that_also_reads_images_is_imported(edit):
+    edit(T, model_name_or_path="Qwen/Qwen2.5-VL-3B-Instruct")
+    found = read_file(Path(T), base="Qwen/Qwen2.5-VL-3B-Instruct")
+    assert found.values["model.path"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+    edit(A, base_model="mistralai/Voxtral-Mini-3B-2507")  # Axolotl reads images with a processor
+    edit(L, model_name_or_path="Qwen/Qwen3.5-35B-A3B", template="qwen3_5", dataset="Omni-MATH")
+    edit(U, lora__finetune_vision_layers=True)  # Unsloth's default
+    for name in (A, L, U):
+        assert read_file(Path(name)).values["adapter.rank"] > 0
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.name[:40])
+def test_none_of_text_is_refused_as_one_of_images(path):
+    said = ""
+    try:
+        read_file(path)
+    except StudyError as error:
+        said = str(error)
+    assert ("images and sound" in said) == ("qwen3vl" in path.name)
+
+
 def test_an_adapter_that_peft_saved(works, trained):
     config = LoraConfig(r=16, lora_alpha=8, use_rslora=True, rank_pattern={"v_proj": 4})
     config.task_type, config.base_model_name_or_path = "CAUSAL_LM", "org/model"
