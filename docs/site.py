@@ -93,7 +93,9 @@ def where(name: str, stat: quantities.Stat) -> str:
     """The sites at which a statistic is measured."""
     if stat.kind == "moment" and name not in ("descent", "swallowed"):
         return " and ".join(map(code, quantities.UNIONS)) if name == "mean_norm" else "every site"
-    special = {"descent": "adapter_update", "r_back": "adapter_in_grad"}
+    if name == "effective_rank":
+        return f"{code('A')}, {code('B')} and {code('delta_w')}"
+    special = {"descent": "adapter_update", "r_back": "adapter_in_grad", "row_share": "A"}
     of_kind = {"spectrum": "delta_w", "motion": "A"}
     return code(special.get(name) or of_kind.get(stat.kind, "adapter_out"))
 

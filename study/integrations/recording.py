@@ -40,7 +40,7 @@ from study.store import CellWriter, now, rows_of
 from study.training.devices import peak_memory_gb
 from study.training.sharding import ALONE, Processes
 from study.training.stuck import StuckCheck
-from study.vocabulary.quantities import BACKWARD, GRADIENTS, UPDATES, WEIGHTS
+from study.vocabulary.quantities import BACKWARD, GRADIENTS, UNDIVIDED, UPDATES, WEIGHTS
 
 ROWS = 10
 """The most rows that several processes keep before they add up their losses."""
@@ -251,7 +251,7 @@ class Recording:
             warnings.warn(f"{why}: call recording.loss(loss) before loss.backward()", stacklevel=4)
         if self._probing:
             for adapter, gradients in zip(self.adapters, self.passes.gradients, strict=True):
-                adapter.probe.before_update(gradients)
+                adapter.probe.before_update(gradients, self.world.sum)
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
@@ -267,7 +267,9 @@ class Recording:
         self._begin_step()
 
     def _probe_update(self) -> None:
-        elsewhere = ("delta_w",) if self.passes.are_divided else (*WEIGHTS, *GRADIENTS, *UPDATES)
+        elsewhere = (*WEIGHTS, *GRADIENTS, *UPDATES)
+        if self.passes.are_divided:
+            elsewhere = ("delta_w", *UNDIVIDED)
         for index, adapter in enumerate(self.adapters):
             adapter.probe.after_update()
             own = elsewhere if self.world.number else ()

@@ -25,6 +25,7 @@ from study.probes.delta_w import DeltaW
 from study.probes.layers import on_gradient
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import TENSORS, Product
+from study.probes.spans import Spans
 from study.probes.statistics import LOST, MOVED, OTHERS, PARTS, START
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
@@ -84,9 +85,15 @@ class Activations:
     """Measures activations and their gradients, with hooks inside :meth:`watch`."""
 
     def __init__(
-        self, found: Measurements, delta_w: DeltaW, tokens: int, alignment: Alignment | None
+        self,
+        found: Measurements,
+        delta_w: DeltaW,
+        spans: Spans,
+        tokens: int,
+        alignment: Alignment | None,
     ) -> None:
-        self.found, self.delta_w, self.tokens, self.alignment = found, delta_w, tokens, alignment
+        self.found, self.delta_w, self.spans = found, delta_w, spans
+        self.tokens, self.alignment = tokens, alignment
         self.rho = "rho" in found.stats and "A" in found.wanted
         self.parts = "r_parts" in found.stats
         self.loses = "swallowed" in found.stats and "adapter_out" in found.wanted
@@ -185,6 +192,7 @@ class LayerPass:
     def __init__(self, activations: Activations, index: int, rows: Callable[[int], Rows]) -> None:
         self.activations, self.index, self.rows = activations, index, rows
         self.found, self.delta_w = activations.found, activations.delta_w
+        self.spans = activations.spans
         self.layer = self.found.layers[index]
         self.number, self.is_first = activations.passes, activations.passes == 1
         self._kept: dict[int, Tensor] = {}
@@ -193,7 +201,8 @@ class LayerPass:
 
     def attach(self, hooks: ExitStack) -> None:
         module, dropout = self.layer.module, self.layer.dropout
-        if self.activations.rho or not self.found.wanted.isdisjoint(FORWARD + BACKWARD):
+        reads_inputs = self.activations.rho or self.spans.shares
+        if reads_inputs or not self.found.wanted.isdisjoint(FORWARD + BACKWARD):
             on_forward = partial(self._of_pass, self._on_forward)
             hooks.callback(module.register_forward_hook(on_forward).remove)
         if isinstance(module, LoraBank):
@@ -214,9 +223,11 @@ class LayerPass:
     def _on_forward(self, _: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         if not self.layer.is_on():
             return
+        # Under checkpointing a layer runs twice. Only one of its outputs is in the graph.
         if y.requires_grad and not self.found.wanted.isdisjoint(BACKWARD):
-            # Under checkpointing a layer runs twice. Only one of its outputs is in the graph.
             on_gradient(y, partial(self._of_pass, self._on_backward, self._kept.copy()))
+        if y.requires_grad and self.spans.shares:
+            on_gradient(y, partial(self._keep_gradient, args[0]))
         if in_backward():
             return  # the second run of a checkpointed layer: its activations are measured already
         y_KNO = self.activations.by_cell(y)
@@ -266,6 +277,10 @@ class LayerPass:
                 self.activations.align_output_gradients(self.index, cell, dy_nO)
             product = Product(stack, kept_knD=kept.get(stack.first))
             self._add("sampled_output_gradients", rows, dy_knO, product)
+
+    def _keep_gradient(self, x: Tensor, dy: Tensor) -> None:
+        x_KND, dy_KNO = (self.activations.by_cell(each) for each in (x, dy))
+        self.spans.add(self.number, self.index, x_KND, dy_KNO)
 
     def _before_dropout(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         runs_first = module.training and not in_backward()  # not again, under checkpointing

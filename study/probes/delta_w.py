@@ -22,7 +22,8 @@ from torch import Tensor
 
 from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import Product
-from study.vocabulary.quantities import SPECTRA
+from study.probes.spans import ranked
+from study.probes.statistics import written_by
 
 BLOCK, BLOCKS = 16, 8
 SMALL = BLOCK * (BLOCKS - 1)
@@ -107,12 +108,13 @@ def _largest_eigenvalues(squares_Lmm: Tensor) -> Tensor:
 
 
 class DeltaW:
-    """Measures the site ``delta_w``; of experts without the largest singular value."""
+    """Measures the site ``delta_w``; of experts without statistics of singular values."""
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
         self.is_wanted = "delta_w" in measurements.wanted
-        self._spectra = not set(SPECTRA).isdisjoint(measurements.stats)
+        self._needs_largest = "spectral" in written_by(measurements.stats)
+        self._needs_rank = "effective_rank" in measurements.stats
         self._measured: set[tuple[int, int]] = set()
         """By layer and first cell."""
         self._cores: dict[tuple[int, int], Core] = {}
@@ -147,12 +149,15 @@ class DeltaW:
             if product.is_compact and product.BA_kOD is None:
                 product = Product(stack, stack.B_kOR.float() @ stack.A_kRD.float())
             measurements.add("product", layer, stack, product)
-            if not self._spectra or measurements.layers[layer].experts:
+            if measurements.layers[layer].experts:
                 return
             for cell, (A_RD, B_OR, gamma) in stack.pairs():
                 # From the product or from its factors, whichever is smaller.
                 factors = [B_OR.float(), A_RD.float()]
                 if product.is_compact and product.BA_kOD is not None:
                     factors = [product.BA_kOD[cell - stack.first]]
-                scale, square_mm = core(*factors)
-                self._cores[layer, cell] = Core(scale * gamma, square_mm)
+                if self._needs_rank:
+                    measurements.write("delta_w", layer, cell, ranked, *factors)
+                if self._needs_largest:
+                    scale, square_mm = core(*factors)
+                    self._cores[layer, cell] = Core(scale * gamma, square_mm)

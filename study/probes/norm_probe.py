@@ -17,7 +17,7 @@ avoid blocking on the device, use :meth:`NormProbe.send`.
 Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import reduce
 from operator import add
@@ -33,6 +33,7 @@ from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
 from study.probes.layers import adapted_layers
 from study.probes.measurements import Added, Measurements, Sent
+from study.probes.spans import Spans
 from study.probes.statistics import chunks_of
 from study.vocabulary.quantities import (
     BACKWARD,
@@ -115,16 +116,17 @@ class NormProbe:
     def _reset(self) -> None:
         self._measurements = Measurements(self.layers, self._wanted, self.stats)
         self._delta_w = DeltaW(self._measurements)
+        self._spans = Spans(self._measurements)
         self._activations = Activations(
-            self._measurements, self._delta_w, self.tokens, self.alignment
+            self._measurements, self._delta_w, self._spans, self.tokens, self.alignment
         )
         self._before: list[list[Stack]] = []
         self._gradients: Gradients | None = None
 
     @property
     def needs_backward(self) -> bool:
-        """Whether any site is a gradient. If not, a forward pass is enough."""
-        return not self._wanted.isdisjoint(BACKWARD + GRADIENTS)
+        """Whether any site or statistic is of a gradient. If not, a forward pass is enough."""
+        return self._spans.shares or not self._wanted.isdisjoint(BACKWARD + GRADIENTS)
 
     @property
     def variants(self) -> dict[str, str]:
@@ -142,17 +144,25 @@ class NormProbe:
         return self._activations.watch(real_BT, sample)
 
     def forget(self, passes: Collection[int]) -> None:
+        """Drop what the passes of these numbers measured."""
         self._measurements.forget(passes)
+        self._spans.forget(passes)
 
     def feed_noise(self) -> None:
         """Measure ``adapter_out`` and ``adapter_in_grad`` on the same standard normal x and
         dL/dy."""
         self._activations.feed_noise()
 
-    def before_update(self, gradients: Gradients | None = None) -> None:
+    def before_update(
+        self,
+        gradients: Gradients | None = None,
+        total: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
         """Measure the weights and their gradients, after backward and before clipping, or with
-        copies of the ``gradients`` from before clipping, which :meth:`after_update` reads too."""
+        copies of the ``gradients`` from before clipping, which :meth:`after_update` reads too.
+        ``total``: the sum of a tensor over the processes that divide a batch."""
         self._delta_w.measure()
+        self._spans.measure(total)
         self._gradients = gradients
         for index, layer in enumerate(self.layers):
             before = []

@@ -179,6 +179,7 @@ def _adapters(
         forms = {form, contraction.choose(d, o, rank, "delta_w" in sites) if dense else form}
         is_lent = {"delta_w", "adapter_in_grad"} <= sites and d * o < rank * (d + o)
         matrices = (forms != {"factored"}) + bool(stats & {*ALIGNMENTS}) + is_lent
+        matrices += "row_share" in stats and "A" in sites
         kept += number * d * o * matrices
     for e, d, o in (shape for shape in adapted if len(shape) == 3):
         # Every pass merges the weights of experts, and keeps them for its gradients.

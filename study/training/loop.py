@@ -80,7 +80,7 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
             metrics["grad_norm"] = norm_K = fold.grad_norms()
             fold.mark_diverged(loss_K, norm_K)
         if probe:
-            probe.before_update()
+            probe.before_update(total=fold.world.sum)
         if step < last:
             metrics["clip_factor"] = factor_K = fold.update()
             if probe:

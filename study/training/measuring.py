@@ -14,7 +14,6 @@ from study.probes import NormProbe, Sent
 from study.probes.norm_probe import Gradients
 from study.training.fold import Fold
 from study.vocabulary.quantities import (
-    ALIGNMENTS,
     BATCHES,
     HELDOUT,
     NOISE,
@@ -22,6 +21,7 @@ from study.vocabulary.quantities import (
     SITES,
     STATS,
     TRAIN,
+    UNDIVIDED,
     UPDATES,
     USUAL,
     WEIGHTS,
@@ -127,7 +127,7 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
 
 def sent_by(fold: Fold, probe: NormProbe, step: int, batch: str) -> Sent:
     """The numbers of ``probe``, added up over processes. Process 0 sends what each has whole."""
-    whole = ("delta_w", *ALIGNMENTS, *(NOISE_SITES if batch == NOISE else ()))
+    whole = ("delta_w", *UNDIVIDED, *(NOISE_SITES if batch == NOISE else ()))
     return probe.send(step, batch, fold.world.added, whole if fold.world.number else ())
 
 
@@ -156,7 +156,7 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> Tensor:
         sums_K = fold.nll_sums(batch_K)
         if probe.needs_backward:
             gradients = _gradients(fold, probe, (sums_K / batch.supervised).sum())
-    probe.before_update(gradients)
+    probe.before_update(gradients, fold.world.sum)
     return sums_K.detach()
 
 

@@ -65,7 +65,7 @@ Kind = Literal["moment", "spectrum", "alignment", "motion"]
 @dataclass(frozen=True)
 class Stat:
     """- ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
-      values, ``alignment`` from inputs and weight gradients, ``motion`` from the factors and
+      values, ``alignment`` from weight gradients and inputs or A, ``motion`` from the factors and
       inputs;
     - ``usual``: part of ``probes.stats=all``. Most others cost a product with the inputs, or a
       weight gradient, per layer;
@@ -112,7 +112,16 @@ STATS: dict[str, Stat] = {
     "swallowed": Stat("share lost in rounding", "1 - <d, D> / <d, d>", fitted=False),
     "spectral": Stat("largest singular value", "sigma_1", "spectrum"),
     "stable_rank": Stat("stable rank", "(norm / spectral)^2", "spectrum"),
+    "effective_rank": Stat(
+        "effective rank", "(sum s^2)^2 / sum s^4, s the singular values", "spectrum", usual=False
+    ),
     **{name: Stat(*row, "alignment", False, False) for name, row in _ALIGNMENTS.items()},
+    "row_share": Stat(
+        "share of the weight gradient in the row space of A",
+        "|G P|^2 / |G|^2, P the projection on the rows of A",
+        "alignment",
+        usual=False,
+    ),
     "rho": Stat("motion of A over its init", "|dA x| / |A0 x|", "motion", usual=False),
     "r_parts": Stat(
         "r_sign of the trained output",
@@ -133,6 +142,8 @@ USUAL = tuple(name for name, stat in STATS.items() if stat.usual)
 MOMENTS = tuple(name for name, stat in STATS.items() if stat.kind == "moment")
 SPECTRA = tuple(name for name, stat in STATS.items() if stat.kind == "spectrum")
 ALIGNMENTS = tuple(_ALIGNMENTS)
+UNDIVIDED = (*SPECTRA, *ALIGNMENTS, "row_share")
+"""Statistics that each process computes of whole tensors, so processes do not add them."""
 
 TRAIN, HELDOUT, NOISE = BATCHES = ("train", "heldout", "noise")
 """The step's own batch; one fixed batch that is never trained on; isotropic Gaussian x and g."""

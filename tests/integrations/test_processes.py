@@ -40,6 +40,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 STEPS, PARTS, ROWS = 3, 4, 6
 """Updates, micro-batches of each, and rows of a micro-batch in all processes."""
 KEYS = ["step", "layer", "site"]
+MORE = ["all", "r_parts", "effective_rank", "row_share"]
 NUMBERS = ["step", "tokens", "loss", "grad_norm", "clip_factor", "lr"]
 
 
@@ -95,7 +96,7 @@ def with_torch(
 
 
 def with_skipped_updates(names, number, size):
-    with_torch(names, number, size, scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
+    with_torch(names, number, size, scaler=torch.amp.GradScaler("cpu", init_scale=1.0), stats=MORE)
 
 
 def with_fully_shard(names, number, size, *see, **options):
@@ -179,10 +180,10 @@ def with_fsdp2(loop):
 
 with_accelerate = of_page("accelerator.prepare")
 LOOPS = {
-    "torch, DDP": partial(with_torch, stats=["all", "r_parts"]),
+    "torch, DDP": partial(with_torch, stats=MORE),
     "torch, DDP, uneven micro-batches": partial(with_torch, uneven=1),
     "torch, DDP, updates that GradScaler skips": with_skipped_updates,
-    "torch, `fully_shard`": with_fully_shard,
+    "torch, `fully_shard`": partial(with_fully_shard, stats=MORE),
     "accelerate, DDP": with_accelerate,
     "accelerate, FSDP2": with_fsdp2(with_accelerate),
     "Lightning, DDP": with_lightning,
