@@ -1,7 +1,8 @@
 """Infinite rank: the limit of a run as the rank grows, as a separate run (docs/infinite-rank.md).
 
 Under SGD with rsLoRA the limit is an ordinary adapter whose A, the identity, is not trained. Under
-sign-like rules with LoRA a run of a large rank with an independent A replaces it.
+sign-like rules with LoRA a run of a large rank with an independent A replaces it. Full fine-tuning
+is the same adapter with gamma 1: its B is the change of the weight.
 """
 
 import math
@@ -43,3 +44,15 @@ class InfiniteRankBank(LoraBank):
         else:
             A, B, fan = torch.zeros(o, d), torch.eye(o), o
         return LoraPair(A, B, spec.gamma * math.sqrt(init.numerator / fan))
+
+
+class FullBank(InfiniteRankBank):
+    """A frozen linear whose weight is trained itself: ``W0 + B``, with ``B: [O, D]`` in float32.
+
+    B has the gradient of the weight and starts at 0. So any optimizer without weight decay steps
+    it as it would step the weight. ``W0`` keeps its precision; B is float32 above it.
+    """
+
+    def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
+        """The identity, zeros and gamma 1, whatever ``spec`` says."""
+        return LoraPair(torch.eye(d), torch.zeros(o, d), 1.0)

@@ -11,7 +11,7 @@ from study.errors import StudyError
 from study.vocabulary.extras import TRACKERS, install
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, of_family
-from study.vocabulary.scaling import exponent
+from study.vocabulary.scaling import FULL, exponent
 
 
 def validate(config: CellConfig) -> None:
@@ -42,7 +42,9 @@ def _in_adapter(config: CellConfig) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    if adapter.rank == math.inf:
+    if adapter.scaling == FULL:
+        yield from _in_full(config)
+    elif adapter.rank == math.inf:
         linear = of_family("linear")
         limited = [name for name, init in INITS.items() if init.q == 0]
         if p != 0.5 or optimizer.name not in linear or adapter.init not in limited:
@@ -50,8 +52,9 @@ def _in_adapter(config: CellConfig) -> Iterator[str]:
                 f"adapter.rank=inf needs adapter.scaling=rslora, optimizer={'|'.join(linear)} and "
                 f"adapter.init={'|'.join(limited)}: finite ranks have no limit without them"
             )
-        if config.train.save_adapter:
-            yield "train.save_adapter=true at adapter.rank=inf: there are no factors to save"
+    if adapter.rank == math.inf and config.train.save_adapter:
+        rank = "full" if adapter.scaling == FULL else "inf"
+        yield f"train.save_adapter=true at adapter.rank={rank}: there are no factors to save"
     if adapter.contraction == "concatenated" and config.bf16_form != "concatenated":
         why = "adapter.contraction=concatenated: it is for bf16 weights"
         yield f"{why}, so use adapter.contraction=auto"
@@ -59,6 +62,22 @@ def _in_adapter(config: CellConfig) -> Iterator[str]:
     if adapter.contraction in ("mixed", "merged") and not is_plain:
         why = f"adapter.contraction={adapter.contraction} needs float32 and adapter.dropout=0"
         yield f"{why}: use adapter.contraction=auto or factored"
+
+
+def _in_full(config: CellConfig) -> Iterator[str]:
+    """Options of an adapter that full fine-tuning does not have."""
+    adapter, optimizer = config.adapter, config.optimizer
+    if adapter.rank != math.inf:
+        yield "adapter.scaling=full: give adapter.rank=full, with any scaling"
+    if adapter.dropout:
+        yield f"adapter.rank=full has no adapter.dropout={adapter.dropout:g}: use 0"
+    if optimizer.loraplus_lr_ratio != 1:
+        ratio = optimizer.loraplus_lr_ratio
+        yield f"adapter.rank=full has no optimizer.loraplus_lr_ratio={ratio:g}: use 1"
+    if optimizer.weight_decay:
+        decay = optimizer.weight_decay
+        why = "it would decay the change of the weights, not the weights"
+        yield f"adapter.rank=full with optimizer.weight_decay={decay:g}: {why}: use 0"
 
 
 def _in_training(config: CellConfig) -> Iterator[str]:
@@ -88,7 +107,9 @@ def _in_sharding(config: CellConfig) -> Iterator[str]:
     whole = ", ".join(name for name, row in OPTIMIZERS.items() if not row.elementwise)
     needs_whole = {
         f"optimizer={optimizer}: use one other than {whole}": not OPTIMIZERS[optimizer].elementwise,
-        "adapter.rank=inf: use a finite rank": adapter.rank == math.inf,
+        f"adapter.rank={'full' if adapter.scaling == FULL else 'inf'}: use a finite rank": (
+            adapter.rank == math.inf
+        ),
         f"adapter.contraction={adapter.contraction}: use factored": (
             adapter.contraction in ("mixed", "merged")
         ),

@@ -30,7 +30,7 @@ from study.vocabulary.extras import NONE, TRACKERS, TrackerRow
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
-from study.vocabulary.scaling import RULES, gamma, named_rule, uses_crossover
+from study.vocabulary.scaling import FULL, RULES, gamma, named_rule, uses_crossover
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -61,16 +61,20 @@ class Part:
 def _check_rule(value: str) -> str:
     """A name of a rule, or a number, which :class:`AdapterConfig` makes the rule ``power``."""
     if named_rule(value)[0] not in RULES:
-        raise unknown(KEY, value, [*RULES, "or a number: the p of alpha/r**p"])
+        choices = [name for name in RULES if name != FULL]  # adapter.rank=full gives it
+        raise unknown(KEY, value, [*choices, "or a number: the p of alpha/r**p"])
     return value
 
 
 def _check_rank(value: Any) -> Any:
-    """A positive integer, or infinity, which Hydra's command line reads and YAML does not."""
+    """A positive integer, ``full``, or infinity, which Hydra's command line reads and YAML does
+    not."""
+    if value == FULL:
+        return FULL
     if value in (math.inf, "inf"):
         return math.inf
     if not is_whole(value) or not 1 <= value <= MOST_RANK:
-        why = f"rank must be a positive integer up to {MOST_RANK}, or inf"
+        why = f"rank must be a positive integer up to {MOST_RANK}, full, or inf"
         raise StudyError(f"{KEY}={given(value)}: {why}")
     return value
 
@@ -135,7 +139,10 @@ class DataConfig(Part):
 @dataclass
 class AdapterConfig(Part):
     """How a cell's adapters are scaled, drawn and computed. A number as the ``scaling`` becomes the
-    rule ``power`` with that ``exponent``. Rules that do not use ``crossover`` have none."""
+    rule ``power`` with that ``exponent``. Rules that do not use ``crossover`` have none.
+
+    Rank ``full`` becomes rank infinity under the rule ``full``, whatever rule, alpha and init are
+    given, so that a sweep over them trains it once."""
 
     rank: Annotated[Any, AfterValidator(_check_rank)] = MISSING
     alpha: Positive = MISSING
@@ -151,6 +158,9 @@ class AdapterConfig(Part):
     def __post_init__(self) -> None:
         if self.rank == "inf":  # of a record, which JSON holds
             self.rank = math.inf
+        if self.rank == FULL:
+            self.rank, self.scaling, self.exponent = math.inf, FULL, None
+            self.alpha, self.init = 1.0, "kaiming"
         try:
             self.scaling, self.exponent = named_rule(self.scaling, self.exponent)
         except ValueError as error:
@@ -162,7 +172,7 @@ class AdapterConfig(Part):
 
     @property
     def gamma(self) -> float:
-        """The full multiplier on ``B A``; at infinite rank 0, its limit."""
+        """The full multiplier on ``B A``; at infinite rank 0, its limit; 1 for rank ``full``."""
         c = math.nan if self.crossover is None else self.crossover
         return gamma(self.scaling, self.alpha, self.rank, self.exponent, c)
 

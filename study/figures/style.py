@@ -303,8 +303,8 @@ def gid(rule: DrawnRule) -> str:
 def title(rule: DrawnRule, lines: int = 1) -> str:
     """The heading of a panel, on one line or two: the rule and its gamma."""
     label = RULES[rule.scaling].label + ("\n" if lines > 1 else "   ")
-    if rule.letter == "c":
-        return label + rule_formula(rule.scaling, rule.p, rule.number)
+    if RULES[rule.scaling].over_alpha is not None:
+        return (label + rule_formula(rule.scaling, rule.p, rule.number)).strip()
     power = FRACTIONS.get(rule.number, f"{rule.number:g}")
     exponent = f"-{power}" if rule.number > 0 else f"{0 - rule.number:g}"
     return label + rf"$\gamma = \alpha\, r^{{{exponent}}}$"

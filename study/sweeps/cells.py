@@ -20,7 +20,7 @@ from study.store import cell_row, is_done
 from study.training.peft_format import file_hash, read_adapter, shortest_names
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.peft_fields import MAMBAS, OF_MAMBA
-from study.vocabulary.scaling import rule_words
+from study.vocabulary.scaling import FULL, rule_words
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def _labels(cells: Sequence[Cell]) -> Iterator[str]:
         rule = rule_words(adapter.scaling, adapter.exponent, adapter.crossover)
         values = {name: row.get(name) for name in ("lr", "alpha", "contraction", *varied)}
         words = [f"{name} {value}" for name, value in values.items() if pd.notna(value)]
-        cell_name = f"{config.optimizer.name} {rule} rank {adapter.rank} seed {config.seed}"
+        which = rule if rule == FULL else f"{rule} rank {adapter.rank}"
+        cell_name = f"{config.optimizer.name} {which} seed {config.seed}"
         yield " ".join([cell_name, *words])
 
 

@@ -7,6 +7,7 @@ The host never waits for a device in a plain step. It sends the device the work 
 the numbers of the step before while the device computes. On a CPU they are ready at once.
 """
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from study.adapters import adapted, resolve_targets
 from study.adapters.bank import LoraBank
-from study.adapters.infinite import InfiniteRankBank
-from study.config import CellConfig, eval_steps, probe_steps
+from study.adapters.infinite import FullBank, InfiniteRankBank
+from study.config import AdapterConfig, CellConfig, eval_steps, probe_steps
 from study.data.batches import Corpus
 from study.models import FrozenBase
 from study.models.base import CompiledBlocks, recomputing
@@ -33,6 +34,7 @@ from study.training.measuring import (
 from study.training.results import CellStep, Numbers, results
 from study.training.sharding import ALONE, Processes
 from study.vocabulary.quantities import TRAIN
+from study.vocabulary.scaling import FULL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 
@@ -102,13 +104,19 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
             return
 
 
+def _bank_type(adapter: AdapterConfig) -> type[LoraBank]:
+    if adapter.scaling == FULL:
+        return FullBank
+    return InfiniteRankBank if math.isinf(adapter.rank) else LoraBank
+
+
 @contextmanager
 def _folded(
     base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], world: Processes
 ) -> Iterator[Fold]:
     base, shared = world.copy_to_divide(base), cells[0]
     layers = resolve_targets(base.card.shapes, shared.adapter.targets)
-    bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
+    bank_type = _bank_type(shared.adapter)
     specs, form = [adapter_spec(cell) for cell in cells], contraction_of(shared, corpus)
     with (
         recomputing(base) if shared.train.checkpointing else nullcontext(),

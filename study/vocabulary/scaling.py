@@ -13,12 +13,15 @@ class Rule:
     """``p``: the exponent of a power; None if the user gives it, and if the rule is no power.
 
     ``label``: the name that figures and reports print. ``source``: the paper that defines it.
-    ``over_alpha``, ``formula``: gamma over alpha by rank and crossover, and gamma in words, if not.
+    ``letter``: of the number that the user gives with the rule, ``p`` or ``c``, if there is one.
+    ``over_alpha``, ``formula``: gamma over alpha by rank and crossover, and gamma in words, if it
+    is no power.
     """
 
     label: str
     p: float | None = None
     source: str = ""
+    letter: str = ""
     over_alpha: Callable[[float, float], float] | None = None
     formula: str = ""
 
@@ -26,16 +29,21 @@ class Rule:
 RULES: dict[str, Rule] = {
     "lora": Rule("LoRA", 1.0, "Hu et al. 2021, arXiv 2106.09685, section 4.1"),
     "rslora": Rule("rsLoRA", 0.5, "Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2"),
-    "power": Rule("power", None, "the family that the rules before it belong to"),
+    "power": Rule("power", None, "the family that the rules before it belong to", letter="p"),
     "crossover": Rule(
-        *("crossover", None, "derived here: docs/one-constant.md"),
+        "crossover",
+        source="derived here: docs/one-constant.md",
+        letter="c",
         over_alpha=lambda rank, c: (rank * (rank + c)) ** -0.5,
         formula="γ = α/√(r(r + {:g}))",
     ),
+    "full": Rule("full fine-tuning", over_alpha=lambda rank, c: 1.0),
 }
 
 POWER = "power"
 """The rule whose exponent the user gives."""
+FULL = "full"
+"""No adapter: ``adapter.rank=full`` trains the adapted weights themselves."""
 
 FRACTIONS = {0.25: "1/4", 1 / 3: "1/3", 0.5: "1/2", 2 / 3: "2/3", 0.75: "3/4"}
 """Exponents that are written as a fraction."""
@@ -62,7 +70,8 @@ def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | N
 
 
 def uses_crossover(scaling: str) -> bool:
-    return scaling in RULES and RULES[scaling].over_alpha is not None
+    """Whether the rule has the number ``adapter.crossover``."""
+    return scaling in RULES and RULES[scaling].letter == "c"
 
 
 def exponent(scaling: str, power: float | None = None) -> float | None:
@@ -111,14 +120,15 @@ def rule_words(scaling: str, p: float | None = None, crossover: float | None = N
 
 
 def _number(scaling: str, p: float | None, crossover: float | None, equals: str) -> str:
-    letter, number = ("c", crossover) if uses_crossover(scaling) else ("p", p)
-    is_needed = scaling in RULES and RULES[scaling].p is None and number is not None
-    return f" {letter}{equals}{number:g}" if is_needed else ""
+    letter = RULES[scaling].letter if scaling in RULES else ""
+    number = {"p": p, "c": crossover}.get(letter)
+    return "" if number is None else f" {letter}{equals}{number:g}"
 
 
 def rule_formula(scaling: str, p: float, crossover: float) -> str:
-    """``γ = α``, ``γ = α/r``, ``γ = α/√r``, ``γ = α/r^3/4``, ``γ = α/√(r(r + 40))``."""
-    if uses_crossover(scaling):
+    """``γ = α``, ``γ = α/r``, ``γ = α/√r``, ``γ = α/r^3/4``, ``γ = α/√(r(r + 40))``; empty for full
+    fine-tuning, which has no gamma."""
+    if RULES[scaling].over_alpha is not None:
         return RULES[scaling].formula.format(crossover)
     known = {0.0: "γ = α", 1.0: "γ = α/r", 0.5: "γ = α/√r"}
     return known.get(p, f"γ = α/r^{FRACTIONS.get(p, f'{p:g}')}")

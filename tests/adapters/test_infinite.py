@@ -42,6 +42,38 @@ def test_without_decay_it_is_full_fine_tuning(tiny_base, corpus, cell, init, sid
         assert rows[path] == pytest.approx(moved.norm().item(), rel=1e-3), path
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "made"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_rank_full_trains_the_weights_as_torch_does(tiny_base, corpus, cell, optimizer, made):
+    """Whatever the rule and alpha: rank full has none of them."""
+    config = cell(
+        *("adapter.rank=full", "adapter.scaling=rslora", "adapter.alpha=64", "adapter.init=init_b"),
+        *(f"optimizer={optimizer}", "optimizer.lr=1e-3", "probes.steps=[3]"),
+    )
+    [steps] = trained(tiny_base, corpus, config)
+    tuned = copy.deepcopy(tiny_base.model)
+    weights = [tuned.get_submodule(path).weight for path in tiny_base.card.linears]
+    options = {"weight_decay": 0.0} if optimizer == "adamw" else {}
+    stepper = made([weight.requires_grad_() for weight in weights], lr=1e-3, **options)
+    losses = []
+    for step in range(4):
+        batch = corpus.train.batch(config.data.seed, step, config.train.batch_size)
+        logits = tuned(batch.input_ids_BT).logits
+        loss = cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten())
+        losses.append(loss.item())
+        stepper.zero_grad()
+        loss.backward()
+        if step < 3:
+            stepper.step()
+    assert losses[0] - losses[3] > 0.01
+    assert series(steps, "loss") == pytest.approx(losses, rel=1e-5)
+    rows = steps[-1].probes.query("site == 'delta_w'").set_index("layer")["norm"]
+    for path in tiny_base.card.linears:
+        moved = tuned.get_submodule(path).weight - tiny_base.model.get_submodule(path).weight
+        assert rows[path] == pytest.approx(moved.norm().item(), rel=1e-3), path
+
+
 @pytest.mark.parametrize("init", ["kaiming", "init_b"])
 def test_a_cell_of_infinite_rank_is_near_a_high_rank(tiny_base, corpus, cell, init):
     """In the training loop with every option: losses, gradient norms and probes are close."""
