@@ -55,7 +55,7 @@ def runs(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd
     """One row per finished run of finite rank.
 
     - ``setting``: a number. Runs of one setting differ in rule, alpha, rate, rank and seed only;
-    - ``steps``, ``rank``, ``alpha`` (``gamma * rank``), ``lr``, ``seed``;
+    - ``rank``, ``alpha`` (``gamma * rank``), ``lr``, ``seed``;
     - ``loss``: the last held-out loss, nats per token; NaN if the run diverged;
     - ``rho``: the motion of A over its init at the last probed step, mean over layers of its log;
       NaN if it was not measured.
@@ -63,7 +63,7 @@ def runs(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd
     found = final_losses(cells, metrics)
     alpha = (found["gamma"] * found["rank"]).map(lambda value: float(f"{value:.4g}"))
     rho = found["cell_id"].map(final_rho(probes)).astype(float)
-    columns = ["setting", "steps", "rank", "alpha", "lr", "seed", "loss", "rho", "cell_id"]
+    columns = ["setting", "rank", "alpha", "lr", "seed", "loss", "rho", "cell_id"]
     return found.assign(alpha=alpha, rho=rho)[columns]
 
 
@@ -85,13 +85,13 @@ def lowest_losses(found: pd.DataFrame) -> pd.DataFrame:
     count once.
     """
     rows = []
-    for place, own in found.groupby([*PLACE, "steps", "alpha", "seed"]):
+    for place, own in found.groupby([*PLACE, "alpha", "seed"]):
         curve = own.groupby("lr")[["loss", "rho"]].agg(lambda twins: twins.mean(skipna=False))
         x = np.log(curve.index.to_numpy(float))
         best = vertex(x, curve["loss"].to_numpy(float))
         log_rho = np.interp(best.x, x, np.log(curve["rho"].to_numpy(float)))
         rows.append((*place, math.exp(best.x), best.y, math.exp(log_rho)))
-    names = [*PLACE, "steps", "alpha", "seed", "lr", "loss", "rho"]
+    names = [*PLACE, "alpha", "seed", "lr", "loss", "rho"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -104,13 +104,13 @@ def best_pairs(lowest: pd.DataFrame) -> pd.DataFrame:
     number of ``seeds``. Seeds whose best alpha tried is at an edge are left out.
     """
     rows = []
-    for place, own in lowest.groupby([*PLACE, "steps"]):
-        pairs = [_best_pair(of_seed) for _, of_seed in own.groupby("seed")]
+    for place, own in lowest.groupby(PLACE):
+        pairs = [_best_pair(seed) for _, seed in own.dropna(subset="loss").groupby("seed")]
         pairs = [pair for pair in pairs if np.isfinite(pair["loss"])]
         if not pairs:
             continue
         table = pd.DataFrame(pairs)
-        row = dict(zip([*PLACE, "steps"], place, strict=True))
+        row = dict(zip(PLACE, place, strict=True))
         for name in ("alpha", "lr", "rho"):
             ends = np.exp(mean_interval(np.log(table[name].dropna())))
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
@@ -119,7 +119,7 @@ def best_pairs(lowest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best_pair(of_seed: pd.DataFrame) -> dict[str, float]:
-    curve = of_seed.dropna(subset="loss").sort_values("alpha")
+    curve = of_seed.sort_values("alpha")
     log_alpha = np.log(curve["alpha"].to_numpy(float))
     best = vertex(log_alpha, curve["loss"].to_numpy(float))
     logs = np.log(curve[["lr", "rho"]].to_numpy(float))
@@ -148,13 +148,13 @@ def costs(lowest: pd.DataFrame, alpha: float) -> pd.DataFrame:
             continue
         against = others.idxmin()
         gaps = (table[alpha] - table[against]).dropna()
-        row = {"setting": setting, "rank": rank, "steps": own["steps"].iloc[0], "against": against}
+        row = {"setting": setting, "rank": rank, "against": against}
         rows.append(row | interval_columns("cost", gaps) | {"seeds": len(gaps)})
     return pd.DataFrame(rows)
 
 
 def full_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The runs of full fine-tuning: ``steps``, ``lr``, ``seed``, ``loss`` (NaN if diverged)."""
+    """The runs of full fine-tuning: ``lr``, ``seed``, ``loss`` (NaN if diverged)."""
     full = cells[cells["scaling"].astype(str) == FULL]
     losses = end_losses(full, metrics)
-    return full[["steps", "lr", "seed"]].assign(loss=losses).reset_index(drop=True)
+    return full[["lr", "seed"]].assign(loss=losses).reset_index(drop=True)

@@ -7,6 +7,7 @@ import math
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from matplotlib.tri import Triangulation
 from study.analysis.plane import best_pairs, lowest_losses, runs
 from study.figures import style
 from study.figures.captions import settings
-from study.figures.selection import Absent, DrawnRule, Tables
+from study.figures.selection import Absent, Tables
 
 LEVELS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Nats above the lowest loss, between which the filled contours change their colour."""
@@ -24,7 +25,8 @@ LONGEST = 4.5
 """Two runs are neighbours if neither alpha nor rate differs by more than this factor."""
 MOST_RANKS = 5
 FEWEST_ALPHAS = 3
-LORA = DrawnRule.of("lora")
+NEAR = 0.003
+"""Nats above the lowest loss, inside the line of :func:`best_pairs_by_rank`."""
 
 
 @style.paper()
@@ -52,12 +54,8 @@ def alpha_plane(tables: Tables) -> Figure:
         if rank in pairs.index:
             _star(ax, pairs.loc[rank])
         ax.set_title(f"rank {rank:g}")
-        ax.set_xlabel(r"$\alpha = \gamma r$")
+        _alpha_axis(ax)
     style.y_axis(panels, "learning rate", log=True)
-    for ax in panels:
-        ax.set_xscale("log", base=4)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.tick_params(axis="x", labelrotation=60)
     if filled is not None:
         bar = page.colorbar(filled, ax=list(panels), location="right", aspect=30, pad=0.01)
         bar.set_label("loss above the lowest, nats")
@@ -73,40 +71,31 @@ def alpha_plane(tables: Tables) -> Figure:
 
 @style.paper()
 def best_pairs_by_rank(tables: Tables) -> Figure:
-    """Best alpha and learning rate of every rank on one plane, with the pairs at most 0.002 nats
-    above each rank's lowest loss.
+    """The best pair of alpha and learning rate of every rank on one plane.
 
-    Stars are the best pairs, bars their 95 % intervals over seeds. A line is the contour of 0.002
-    nats of one rank.
+    Stars are the best pairs, bars their 95 % intervals over seeds. A line surrounds the pairs that
+    cost at most 0.003 nats more than the best one of the rank.
     """
     found = _of_largest(tables)
     lowest = lowest_losses(found)
     pairs = best_pairs(lowest).set_index("rank")
-    ranks = sorted(lowest["rank"].unique())
-    page = style.figure(1, 1, column=style.HALF, ratio=0.85, above=0.3)
+    if pairs.empty:
+        raise Absent("best pairs need a rank whose best alpha and rate are inside those tried")
+    colours = _colours(lowest["rank"])
+    page = style.figure(1, 1, column=style.HALF, ratio=0.8, above=0.5)
     ax = page.subplots()
-    for rank in ranks:
-        colour = style.shade(LORA, rank, ranks)
+    for rank, colour in colours.items():
         above = _above_lowest(found[found["rank"] == rank], lowest[lowest["rank"] == rank])
         grid = _triangles(above)
         if grid is not None:
-            ax.tricontour(grid, above["above"], [0.002], colors=[colour], linewidths=0.9)
+            ax.tricontour(grid, above["above"], [NEAR], colors=[colour], linewidths=0.9)
         if rank in pairs.index:
             _star(ax, pairs.loc[rank], colour)
-            ax.annotate(
-                f"{rank:g}",
-                (pairs.loc[rank, "alpha"], pairs.loc[rank, "lr"]),
-                xytext=(4, 3),
-                textcoords="offset points",
-                color=colour,
-                fontsize=7,
-            )
-    ax.set_xscale("log", base=4)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_xlabel(r"$\alpha = \gamma r$")
+    _alpha_axis(ax)
     style.y_axis([ax], "learning rate", log=True)
+    style.legend(page, {f"rank {rank:g}": {"color": c} for rank, c in colours.items()}, columns=3)
     page.set_label(settings(_cells(tables, found)))
-    return style.finish(page, "Numbers: ranks. Lines: 0.002 nats above the lowest loss of a rank.")
+    return style.finish(page, f"Lines: {NEAR:g} nats above the lowest loss of a rank.")
 
 
 @style.paper()
@@ -122,24 +111,37 @@ def loss_against_rho(tables: Tables) -> Figure:
     if lowest.empty:
         raise Absent("the loss against rho needs rho of A: train with probes.stats=[all,rho]")
     base = lowest.groupby(["rank", "seed"])["loss"].transform("min")
-    lowest = lowest.assign(above=lowest["loss"] - base)
-    ranks = sorted(lowest["rank"].unique())
-    page = style.figure(1, 1, column=style.HALF, ratio=0.75, above=0.3)
+    points = lowest.assign(above=lowest["loss"] - base, log_rho=np.log(lowest["rho"]))
+    points = points.groupby(["rank", "alpha"], as_index=False)[["above", "log_rho"]].mean()
+    colours = _colours(points["rank"])
+    page = style.figure(1, 1, column=style.HALF, ratio=0.75, above=0.5)
     ax = page.subplots()
-    for rank in ranks:
-        own = lowest[lowest["rank"] == rank].groupby("alpha")
-        x, y = np.exp(np.log(lowest["rho"]).groupby(lowest["alpha"]).mean()), own["above"].mean()
-        x = np.exp(own["rho"].agg(lambda rho: np.log(rho).mean()))
-        colour = style.shade(LORA, rank, ranks)
-        order = np.argsort(x.to_numpy())
-        ax.plot(x.to_numpy()[order], y.to_numpy()[order], color=colour, **style.DOTS)
-        style.label_end(ax, float(y.to_numpy()[order][-1]), f"{rank:g}", colour)
+    for rank, colour in colours.items():
+        own = points[points["rank"] == rank].sort_values("log_rho")
+        ax.plot(np.exp(own["log_rho"]), own["above"], color=colour, **style.DOTS)
     ax.set_xscale("log")
     style.log_ticks(ax.xaxis, (lowest["rho"].min(), lowest["rho"].max()))
-    ax.set_xlabel(r"$\rho = |\Delta A\,x| / |A_0\,x|$ at the end, at the best learning rate")
+    ax.set_xlabel(r"$\rho = |\Delta A\,x| / |A_0\,x|$ at the best learning rate")
     style.y_axis([ax], "loss above the lowest", "nats per token")
+    style.legend(page, {f"rank {rank:g}": {"color": c} for rank, c in colours.items()}, columns=3)
     page.set_label(settings(_cells(tables, found)))
-    return style.finish(page, "Numbers at the lines: ranks. A point is an alpha, at its best rate.")
+    return style.finish(page, "A point is an alpha, at its best rate.")
+
+
+def _colours(ranks: "pd.Series[float]") -> dict[float, tuple[float, ...]]:
+    """By rank, in ascending order, a colour that is darker for a higher rank."""
+    every = sorted(ranks.unique())
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.85, 0.0, len(every)))
+    return dict(zip(every, map(tuple, shades), strict=True))
+
+
+def _alpha_axis(ax: Axes) -> None:
+    ax.set_xscale("log", base=4)
+    ax.xaxis.set_major_locator(ticker.LogLocator(base=16))
+    ax.xaxis.set_minor_locator(ticker.LogLocator(base=4))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+    ax.set_xlabel(r"$\alpha = \gamma r$")
 
 
 def _of_largest(tables: Tables) -> pd.DataFrame:
@@ -215,4 +217,5 @@ def _star(ax: Axes, pair: "pd.Series[float]", colour: object = "#d9730d") -> Non
         ax.hlines(pair["lr"], pair["alpha_low"], pair["alpha_high"], **look)
         ax.vlines(pair["alpha"], pair["lr_low"], pair["lr_high"], **look)
     star = {"marker": "*", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.5}
-    ax.plot([pair["alpha"]], [pair["lr"]], color=colour, zorder=6, linestyle="none", **star)
+    at = [pair["alpha"]], [pair["lr"]]
+    ax.plot(*at, color=colour, zorder=6, linestyle="none", gid="best pair", **star)

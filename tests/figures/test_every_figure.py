@@ -11,7 +11,7 @@ import pytest
 from docs.blocks import study_tables
 from study.figures import FIGURES, Absent, draw_all
 from tests.analysis import test_capacity, test_rate_horizons
-from tests.figures import test_bf16, test_losses
+from tests.figures import test_bf16, test_losses, test_plane
 from tests.figures.checklist import problems
 from tests.figures.conftest import said, tiny
 from tests.figures.test_against_rank import lazy
@@ -93,6 +93,9 @@ OF_ONE_FIGURE = {
     "loss_against_alpha": test_losses.products,
     "learning_rate_basins_by_setting": test_losses.two_settings,
     "loss_in_bf16": test_bf16.in_bf16,
+    "alpha_plane": test_plane.study,
+    "best_pairs_by_rank": test_plane.study,
+    "loss_against_rho": test_plane.study,
 }
 """Studies that together have data for every figure, and those that have data for one."""
 
