@@ -86,7 +86,9 @@ def lowest_losses(found: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for place, own in found.groupby([*PLACE, "alpha", "seed"]):
-        curve = own.groupby("lr")[["loss", "rho"]].agg(lambda twins: twins.mean(skipna=False))
+        rates = own.groupby("lr")
+        curve = rates[["loss", "rho"]].mean()
+        curve["loss"] = curve["loss"].where(rates["loss"].count() == rates.size())
         x = np.log(curve.index.to_numpy(float))
         best = vertex(x, curve["loss"].to_numpy(float))
         log_rho = np.interp(best.x, x, np.log(curve["rho"].to_numpy(float)))

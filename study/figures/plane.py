@@ -3,6 +3,7 @@ and the loss against rho (:mod:`study.analysis.plane`).
 """
 
 import math
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
 
@@ -188,19 +190,20 @@ def _triangles(above: pd.DataFrame) -> Triangulation | None:
     return Triangulation(above["alpha"], above["lr"], corners[~is_long])
 
 
-def _contours(ax: Axes, above: pd.DataFrame):  # type: ignore[no-untyped-def]
+def _contours(ax: Axes, above: pd.DataFrame) -> ContourSet | None:
+    """Filled contours of a rank; None if it has too few runs."""
     grid = _triangles(above)
     if grid is None:
         return None
     norm = BoundaryNorm([*LEVELS, 2 * LEVELS[-1]], COLOURS.N)
-    options = {"levels": LEVELS, "extend": "max", "cmap": COLOURS, "norm": norm}
+    options: dict[str, Any] = {"levels": LEVELS, "extend": "max", "cmap": COLOURS, "norm": norm}
     hatches = [None] * (len(LEVELS) - 1) + ["//////"]
     return ax.tricontourf(grid, above["above"], hatches=hatches, **options)
 
 
 def _ways(ax: Axes, rank: float) -> None:
     """Vertical lines at the alphas that users set at a rank."""
-    ways = {
+    ways: dict[str, tuple[float, Any]] = {
         "LoRA": (16.0, "solid"),
         "rsLoRA": (16 * math.sqrt(rank), "dashed"),
         "twice the rank": (2 * rank, "dotted"),
@@ -210,12 +213,17 @@ def _ways(ax: Axes, rank: float) -> None:
         ax.axvline(alpha, color="#c2185b", linestyle=dashes, linewidth=0.8, gid=name)
 
 
-def _star(ax: Axes, pair: "pd.Series[float]", colour: object = "#d9730d") -> None:
+def _star(ax: Axes, pair: Any, colour: Any = "#d9730d") -> None:
     """The best pair, with the intervals of alpha and rate."""
-    look = {"color": colour, "linewidth": 1.0, "zorder": 5}
+    look: dict[str, Any] = {"color": colour, "linewidth": 1.0, "zorder": 5}
     if np.isfinite(pair["alpha_low"]):
         ax.hlines(pair["lr"], pair["alpha_low"], pair["alpha_high"], **look)
         ax.vlines(pair["alpha"], pair["lr_low"], pair["lr_high"], **look)
-    star = {"marker": "*", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    star: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 8,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.5,
+    }
     at = [pair["alpha"]], [pair["lr"]]
     ax.plot(*at, color=colour, zorder=6, linestyle="none", gid="best pair", **star)
