@@ -13,6 +13,8 @@ resulting number. The four arguments are the distance from the expected best rat
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,29 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "co
 """``conf/``: inside the package in a wheel, next to it in a clone."""
 
 
+ELSEWHERE = {
+    "r": "adapter.rank",
+    "lora_r": "adapter.rank",
+    "learning_rate": "optimizer.lr",
+    "max_steps": "train.steps",
+    "max_length": "data.sequence_length",
+    "max_seq_length": "data.sequence_length",
+}
+"""Names of PEFT, Axolotl and the Trainer that are not near ours."""
+_OTHER_MEANING = ("max", "min", "eval")
+"""First words that give a name another meaning: max_batch_size is no batch_size."""
+_FIELDS = {field.name for field in fields(CellConfig)}
+
+
 def parse(composed: DictConfig) -> CellConfig:
-    """A composed Hydra config as a checked cell. Keys that no cell has are left out."""
+    """A composed Hydra config as a checked cell.
+
+    Keys that begin with ``_`` are left out: users may interpolate their own. Other unknown ones are
+    refused, because Hydra adds ``+lr=0.5`` to the configuration, where nothing reads it.
+    """
+    for key in map(str, composed):
+        if key != "hydra" and not key.startswith("_") and key not in _FIELDS:
+            raise StudyError(unknown_key(key, composed))
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -46,6 +69,39 @@ def parse(composed: DictConfig) -> CellConfig:
     cell = read(CellConfig, values)
     validate(cell)
     return cell
+
+
+def unknown_key(key: str, parent: DictConfig) -> str:
+    """The line about ``key``, which is not a key of a cell, or which ``parent`` does not have."""
+    if key in _FIELDS:
+        return f"{key} is not set: leave out ~{key}, which removes what a cell needs"
+    if key in parent and OmegaConf.is_dict(parent[key]):
+        return f"unknown group {key}: a file of an experiment begins with # @package _global_"
+    group, dot, name = key.rpartition(".")
+    others = [str(each) for each in parent if each not in ("hydra", name)]
+    whole: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
+    dotted = {
+        known: f"{part}.{known}"  # the first of the same name: train.steps, not probes.steps
+        for part, values in reversed(whole.items())
+        if part != "hydra" and isinstance(values, dict)
+        for known in values
+    }
+    dotted |= ELSEWHERE | {each: group + dot + each for each in others}
+    first = name.partition("_")[0]
+
+    def near(known: Iterable[str], cutoff: float) -> list[str]:
+        limits = first in _OTHER_MEANING
+        alike = [each for each in known if not limits or each.startswith(first)]
+        return get_close_matches(name, alike, 1, cutoff)
+
+    likely = near(others, 0.7) or near(dotted, 0.65)
+    choices = "" if likely else f": choose from {', '.join(others)}; see study train --help"
+    return f"unknown key {key}{meant([dotted[each] for each in likely])}{choices}"
+
+
+def meant(likely: Sequence[str]) -> str:
+    """The end of a line about a mistake: the first of what was ``likely`` meant, if any."""
+    return f": did you mean {likely[0]}?" if likely else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -8,23 +8,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from study.config.compose import CONF, first_line
+from study.config.compose import CONF, first_line, meant, unknown_key
 from study.errors import StudyError, given
 from study.vocabulary.extras import install
 
 SEE = "see study train --help and --hydra-help"
 LAUNCHERS = ("joblib", "ray", "submitit")
 """The extras of launchers: the first words of the names that they give to Hydra."""
-ELSEWHERE = {"r": "adapter.rank", "lora_r": "adapter.rank", "learning_rate": "optimizer.lr"}
-"""Names of PEFT, Axolotl and the Trainer that are not near ours."""
+GRID = "a sweep trains every value of a list, such as -m optimizer.lr=1e-4,3e-4,1e-3"
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
@@ -39,7 +37,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         real = [flag for action in parser._actions for flag in action.option_strings]
         near = get_close_matches(option, [*real, "--plan"], 1, 0.8)
         keys = "keys have no dashes, as in adapter.rank=4"
-        raise StudyError(f"unknown option {given(option)}{_meant(near) or f': {keys}'}; {SEE}")
+        raise StudyError(f"unknown option {given(option)}{meant(near) or f': {keys}'}; {SEE}")
     overrides = [*parsed.overrides, *others]
     for text in overrides:
         if text.startswith(("hydra.sweep.", "hydra.run.")):  # Hydra would make empty folders
@@ -68,11 +66,13 @@ def _line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         options = error.options or []
         name = Path(error.missing_cfg_file or "").name
+        if f"{error.missing_cfg_file}".startswith("hydra/sweeper/"):
+            return f"there is no hydra/sweeper={name}: {GRID}"
         near = get_close_matches(name, options, 1)
         choices = f": choose from {', '.join(options)}" if options else ""
         if (extra := name.partition("_")[0]) in LAUNCHERS:
             choices += f", or {install(extra)}"
-        return first_line(error).rpartition("': ")[2] + choices + _meant(near)
+        return first_line(error).rpartition("': ")[2] + choices + meant(near)
     if isinstance(error, OverrideParseException):
         text = given(error.override)
         if text.endswith((".yml", ".yaml", ".json")):
@@ -89,30 +89,13 @@ def _line(error: BaseException) -> str:
     line = first_line(error) if str(error) else type(error).__name__
     if line.startswith("Ambiguous value"):
         line += ": add -m to sweep over several values, or write [4,8] for one list"
+    if line.startswith("Sweep parameters"):
+        line += ": add -m"
+    if "interval(" in line or "INTERVAL_SWEEP" in line:
+        return f"interval(...) has no list of values: {GRID}"
     if line.startswith("Multiple values"):  # an experiment's file without override, or +model=tiny
         line += " in a file, and no + on the command line"
     return f"can't compose the configuration: {line}"
-
-
-def unknown_key(key: str, parent: DictConfig) -> str:
-    """The line about ``key``, which ``parent`` does not have."""
-    others = [str(name) for name in parent if name != "hydra"]
-    group, dot, name = key.rpartition(".")
-    whole: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
-    dotted = {
-        known: f"{part}.{known}"  # the first of the same name: train.steps, not probes.steps
-        for part, values in reversed(whole.items())
-        if part != "hydra" and isinstance(values, dict)
-        for known in values
-    }
-    dotted |= ELSEWHERE | {each: group + dot + each for each in others}
-    near = get_close_matches(name, others, 1, 0.7) or get_close_matches(name, dotted, 1, 0.65)
-    choices = "" if near else f": choose from {', '.join(others)}"
-    return f"unknown key {key}{_meant([dotted[each] for each in near])}{choices}"
-
-
-def _meant(likely: Sequence[str]) -> str:
-    return f": did you mean {likely[0]}?" if likely else ""
 
 
 def reference(root: DictConfig) -> str:

@@ -290,7 +290,7 @@ class TrackerConfig(Part):
 
 @dataclass
 class CellConfig:
-    """One configuration trained once. ``expects``: predictions. Unknown keys are left out."""
+    """One configuration trained once. ``expects``: predictions."""
 
     __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True, validate_default=True)
 

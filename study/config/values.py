@@ -154,8 +154,10 @@ def _line(error: ValidationError, prefix: str) -> str:
     value, kind, said = first["input"], first["type"], first["msg"]
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     key = prefix + "".join(parts).removeprefix(".")
-    if kind == "missing" or (isinstance(value, str) and value == MISSING):
+    if kind == "missing":
         return f"{key} is not set: give {key}=..."
+    if isinstance(value, str) and value == MISSING:
+        return f"{key} is not set: give {key}=... (~{key} removes what a cell needs)"
     if kind == "value_error":
         return str(first["ctx"]["error"]).replace(KEY, key.removesuffix(".name"))
     if kind == "unexpected_keyword_argument":

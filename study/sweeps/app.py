@@ -25,10 +25,10 @@ from study.errors import StudyError
 from study.sweeps import signals
 from study.sweeps.progress import Outcome, must_stop
 
-PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
+PLAN_FLAG, PLAN_KEY = "--plan", "_plan_only"
 """Hydra's parser accepts only its own flags, so ours is passed as a key that no cell has. Its value
 names the device to plan for; empty means this machine."""
-_CELLS, _SWEEP = "cells", "sweep"
+_CELLS, _SWEEP = "_cells", "_sweep"
 """The keys of a job: the overrides of its cells, and the file of its sweep."""
 _JOBS = ("n_jobs", "array_parallelism")
 """The settings of joblib and of submitit that bound how many jobs run at the same time."""

@@ -26,6 +26,19 @@ SLIPS = {
     "optimizer=adamv": "choose from adafactor, adam, adamw, lion",
     "launcher=ray": "choose from basic, joblib, or pip install '.[ray]'",
     "+experiment=quick": "no + on the command line",
+    "+lr=0.5": "unknown key lr: did you mean optimizer.lr?",
+    "++lr=0.5": "unknown key lr: did you mean optimizer.lr?",
+    "-m +lr=0.5,1": "unknown key lr: did you mean optimizer.lr?",
+    "+experiment.foo=1": "unknown group experiment: a file of an experiment begins with # @pack",
+    "max_batch_size=4": "unknown key max_batch_size: choose from model, data",
+    "train.max_batch_size=4": "unknown key train.max_batch_size: choose from steps, epochs",
+    "max_length=64": "unknown key max_length: did you mean data.sequence_length?",
+    "~optimizer.weight_decay": "optimizer.weight_decay is not set: give optimizer.weight_decay=...",
+    "~train train.steps=1": "train is not set: leave out ~train",
+    "optimizer.lr=interval(1e-4,1e-2)": "interval(...) has no list of values: a sweep trains every",
+    "-m optimizer.lr=interval(1e-4,1e-2)": "interval(...) has no list of values: a sweep trains",
+    "optimizer.lr=range(1,3)": "requires --multirun: add -m",
+    "hydra/sweeper=optuna": "there is no hydra/sweeper=optuna: a sweep trains every value",
     "~optimizer": "optimizer is not set",
     "~name": "name is not set",
     "~probes": "probes.tokens is not set",
@@ -58,6 +71,11 @@ SLIPS = {
 @pytest.mark.parametrize("slip", SLIPS)
 def test_a_slip_gets_one_line_and_writes_nothing(refused, here, slip):
     assert SLIPS[slip] in refused("train", "model=tiny", *slip.split())
+
+
+def test_a_key_with_an_underscore_is_the_users_own(works, here):
+    words = "model=tiny data.sequence_length=32 +_rate=0.5 optimizer.lr=${_rate} --plan"
+    assert "1 cell" in works("train", *words.split()).out
 
 
 def test_a_slip_and_advice_come_before_torch_is_imported():
