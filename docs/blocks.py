@@ -15,7 +15,7 @@ from functools import cache
 from inspect import isfunction
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import pandas as pd
@@ -40,6 +40,16 @@ Block = Callable[..., str]
 Say = Callable[[str], None]
 
 
+class Written(Protocol):
+    """What is known of the blocks that were written before: :class:`docs.record.Record`."""
+
+    def keeps(self, words: str, text: str) -> bool:
+        """Whether the text of a block is right, so that it need not be computed again."""
+
+    def add(self, words: str, text: str) -> None:
+        """Note a text that was just computed."""
+
+
 class NoTables(LookupError):
     """What a block is written from is not there, such as the history of a shallow clone."""
 
@@ -55,8 +65,8 @@ def blocks_of(module: ModuleType) -> dict[str, Block]:
     }
 
 
-def rewrite(text: str, blocks: Mapping[str, Block], say: Say) -> str:
-    """``text`` with every block written anew.
+def rewrite(text: str, blocks: Mapping[str, Block], say: Say, before: Written | None = None) -> str:
+    """``text`` with every block written anew, but those that ``before`` keeps.
 
     A block that raises :class:`NoTables` stays as it is, and ``say`` gets a line. Raises
     ``KeyError`` for a name that no function has.
@@ -64,12 +74,16 @@ def rewrite(text: str, blocks: Mapping[str, Block], say: Say) -> str:
 
     def written(found: re.Match[str]) -> str:
         start, words, old, end = found.groups()
+        if before and before.keeps(words, old):
+            return found[0]
         name, *arguments = words.split()
         try:
             new = blocks[name](*arguments)
         except NoTables as missing:
             say(f"{words} stays as it is: {missing}")
             return found[0]
+        if before:
+            before.add(words, new)
         return f"{start}\n{new}\n{end}" if old.startswith("\n") else f"{start}{new}{end}"
 
     return BLOCK.sub(written, text)

@@ -1,22 +1,21 @@
 """``make figures``: draw every committed picture, and write every committed number, again.
 
 Both come from the tables in ``results/reference``. The same tables give the same bytes, so that
-git reports a change only where a number or a picture changed. The picture of the dashboard is a
+git reports a change only where a number or a picture changed. A number is computed again only if
+its text, its tables or its code changed (:mod:`docs.record`). The picture of the dashboard is a
 screenshot (``make dashboard-picture``).
 """
 
-import hashlib
 import io
-import subprocess
 import sys
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
 from docs import evidence, external, findings, horizons, law_page, numbers
 from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables
+from docs.record import FILE, Record
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown, read_report
 from study.store import write_output
@@ -26,27 +25,7 @@ COLOURS = 256
 PARTS = (numbers, findings, external, horizons, law_page)
 BLOCKS = {name: block for part in PARTS for name, block in blocks_of(part).items()}
 """By the name in the documents."""
-STAMP = ROOT / "docs/stamp.txt"
-READ = ("*.md", "benchmarks", "conf", "docs", "results", "study")
-"""All code and tables that documents are written from, and the documents."""
-PACKAGES = ("numpy", "pandas", "pyarrow", "scipy")
 say = partial(print, file=sys.stderr)
-
-
-def stamp() -> str:
-    """The hash of all that the numbers in documents depend on, and of the documents."""
-    found = hashlib.sha256(" ".join(map(version, PACKAGES)).encode())
-    words = ["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "--", *READ]
-    listed = subprocess.check_output(words, text=True).split()
-    for file in (ROOT / name for name in sorted(set(listed))):
-        if file != STAMP and file.exists():
-            found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
-    return found.hexdigest()
-
-
-def is_written() -> bool:
-    """Whether nothing has changed since the last ``make figures``."""
-    return (ROOT / ".git").exists() and STAMP.exists() and STAMP.read_text().strip() == stamp()
 
 
 def documents() -> list[Path]:
@@ -55,13 +34,15 @@ def documents() -> list[Path]:
 
 
 def write_documents() -> None:
-    """Write the numbers of every document again."""
+    """Write the blocks of every document whose text, tables or code changed, and the record."""
+    record = Record(BLOCKS)
     for path in documents():
         old = path.read_text()
-        new = rewrite(old, BLOCKS, say)
+        new = rewrite(old, BLOCKS, say, record)
         if new != old:
             path.write_text(new)
             say(f"new numbers in {path.relative_to(ROOT)}")
+    write_text(FILE, record.text())
 
 
 def draw_study(name: str) -> list[str]:
@@ -116,4 +97,3 @@ if __name__ == "__main__":
     write_text(evidence.FILE, evidence.text())
     draw_pictures()
     write_documents()
-    STAMP.write_text(stamp() + "\n")

@@ -18,6 +18,7 @@ from docs.blocks import table as read
 from study.analysis.advice import lost_in_bf16
 from study.analysis.capacity import departures
 from study.analysis.law import Setting
+from study.cli import advise as advise  # the command of advice(), and code of its key
 from study.cli.group import cli
 from study.cli.tables import conclude, print_table
 from study.report import answer, answer_table, asked
