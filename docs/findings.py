@@ -21,6 +21,7 @@ from study.config.expectations import (
     EXPONENTS,
     FACTOR,
     NOT_MEASURED,
+    NOT_MET,
     Entry,
     Expectation,
     read_entries,
@@ -59,7 +60,7 @@ READS = {
 """What a verdict on an expectation says of the claim, by ``reads``."""
 SAID = ("holds", "**fails**", "open")
 """The columns of :func:`claims`."""
-ALIKE = {UNCLEAR: "open", ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
+ALIKE = {UNCLEAR: "open", ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED, NOT_MET: "open"}
 """The verdicts that say the same of every claim."""
 KINDS = {
     True: "Identities (first steps: they follow from B = 0, a random A and measured alignments)",
@@ -209,7 +210,7 @@ def unstated(**fields: Any) -> Expectation:
     """
     predicted, tolerance = (1, STABLE_RATIO) if fields["what"] == FACTOR else (0, 0.05)
     said = {"predicted": predicted, "tolerance": tolerance, "step": "last"}
-    return Expectation(**said | {"source": "", "refuted_by": ""} | fields)
+    return Expectation(**said | {"source": ""} | fields)
 
 
 def seen(study: str, *fields: str) -> str:

@@ -18,7 +18,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from docs.blocks import RESULTS, ROOT, Block
+from docs.blocks import RESULTS, ROOT, STUDIES, Block
 from docs.findings import SECOND_MODEL
 
 FILE = ROOT / "docs/blocks.json"
@@ -82,7 +82,8 @@ def code_of(words: str, blocks: dict[str, Block]) -> list[Path]:
 def tables_of(words: str, blocks: dict[str, Block]) -> list[Path]:
     """The files that a block reads: those of the studies that it names, or all if it names none."""
     files = data_files()
-    named = {*re.split(r"[ =]", words)} & {path.name for path in RESULTS.iterdir()}
+    printed = (path.name for path in RESULTS.iterdir() if path.is_file())
+    named = {*re.split(r"[ =]", words)} & {*STUDIES, *printed}
     if named and ALL_STUDIES not in code_of(words, blocks):
         named |= {name.removesuffix(SECOND_MODEL) for name in named}
         files = [path for path in files if named & {path.name, path.stem, path.parent.name}]

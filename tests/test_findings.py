@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 
 from docs import findings, horizons
-from docs.blocks import PLOTS, RESULTS, NoTables
+from docs.blocks import PLOTS, RESULTS, ROOT, NoTables
 from docs.findings import CLAIMS, STUDIES
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
@@ -58,6 +58,22 @@ def test_a_committed_study_names_its_own_folders_and_began_after_its_expectation
         pytest.skip("no git history")
     assert dates
     assert all(date and date < started for date, started in dates)
+
+
+def test_a_condition_that_was_not_met_is_no_difference():
+    """Two bits a parameter are expected once twice the steps add less than 5 %."""
+    words = {row.verdict for row in findings.matching("capacity_small", {"once": "flat"})}
+    assert words == {"condition not met"}
+    assert findings.failed().count("2 ± 0.5") == 0
+
+
+def test_an_expectation_is_tested_more_strictly_than_by_its_interval():
+    """As docs/intervals.md says: an interval inside the tolerance may be unclear."""
+    rows = findings.matching("learning_rate_rho_tiny", {"predicted": -0.44, "tolerance": 0.12})
+    inside = [row for row in rows if -0.56 < row.low and row.high < -0.32]
+    assert "unclear" in {row.verdict for row in inside}
+    text = (ROOT / "docs/intervals.md").read_text().partition("## Expectations")[2]
+    assert "Holm" in text.partition("\n\n**")[0].partition("The **primary")[0]
 
 
 def test_a_study_on_a_second_model_may_have_a_file_of_its_own():

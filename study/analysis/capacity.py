@@ -6,6 +6,8 @@ loss on them, in bits. The loss is that of the last pass, whose learning rate is
 of the cosine.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -32,6 +34,8 @@ BEHIND = 0.05
 """A rank is behind if its loss is above that of the highest rank by this share of what that one has
 learned at the end."""
 EXPECTED = ("expected", "expected_low", "expected_high")
+FLAT = 0.05
+"""Adapters are flat if twice the steps add less than this share of what they stored."""
 WINDOW = 1 / 16
 """Losses of single batches are noisy: they are means over this share of the steps."""
 
@@ -97,7 +101,8 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
 
     - ``passes``, ``offered``: as in :func:`stored_bits`;
     - ``exponent``, ``ci_low``, ``ci_high``: the slope of log bits with log parameters, by seed;
-    - ``per_parameter``, ``bits_low``, ``bits_high``: bits stored per parameter, mean over ranks.
+    - ``per_parameter``, ``bits_low``, ``bits_high``: bits stored per parameter, mean over ranks;
+    - ``flat``: whether twice the steps were run, and add less than :data:`FLAT` at each rank.
     """
     table = best_stored(tables)
     same = [name for name in curve_columns(table) if name != "lr"]
@@ -116,9 +121,22 @@ def capacity(tables: StudyTables) -> pd.DataFrame:
             | {"bits_low": bits.pop("ci_low"), "bits_high": bits.pop("ci_high"), **bits}
             | interval_columns("exponent", slopes)
             | {"seeds": len(seeds), "rank_min": own["rank"].min(), "rank_max": own["rank"].max()}
+            | {"flat": _is_flat(own, table, same)}
         )
     found = pd.DataFrame(rows)
     return found.sort_values("seeds", ascending=False, kind="stable") if rows else found
+
+
+def _is_flat(own: pd.DataFrame, table: pd.DataFrame, same: Sequence[str]) -> bool:
+    """Whether twice the steps of the runs ``own`` are in ``table``, and add little at each rank."""
+    first = own.iloc[0]
+    here = table["steps"] == 2 * first["steps"]
+    for name in same:
+        if name not in ("steps", CURVE_ID):
+            here &= (table[name] == first[name]) | (table[name].isna() & pd.isna(first[name]))
+    longer = table[here].groupby("rank")["bits"].mean()
+    added = longer.reindex(own["rank"].unique()) / own.groupby("rank")["bits"].mean() - 1
+    return bool((added < FLAT).all())
 
 
 def departures(tables: StudyTables) -> pd.DataFrame:

@@ -63,6 +63,7 @@ class Compared:
       from others of the study, as text;
     - ``step``: at which it was measured, None for a best rate;
     - ``off``, ``margin``: measured minus expected, and the tolerance; logarithms of a factor;
+    - ``met``: whether the condition of the expectation is met, if it has one;
     - ``sd``, ``df``: the standard deviation over seeds, pooled over rows. ``own_df``: that of the
       row alone, 0 without a verdict. ``grid``: the standard error that all seeds share.
     """
@@ -81,6 +82,7 @@ class Compared:
     df: float = 0.0
     own_df: float = 0.0
     grid: float = 0.0
+    met: bool = True
 
 
 def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
@@ -98,7 +100,8 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
     ]
     value, low, high, grid, seeds, expected, margin = np.array(numbers, float).reshape(-1, 7).T
     half = np.maximum(high - value, value - low)
-    own_df = np.where((seeds >= SEEDS_FOR_VERDICT) & np.isfinite(half), seeds - 1, 0.0)
+    met = np.array([row.met for row in rows], bool)
+    own_df = np.where((seeds >= SEEDS_FOR_VERDICT) & np.isfinite(half) & met, seeds - 1, 0.0)
     kind_of = np.array([row.expectation.what for row in rows])
     with np.errstate(divide="ignore", invalid="ignore"):
         of_seeds = np.maximum(half**2 - (NORMAL * grid) ** 2, 0) / t_critical(own_df) ** 2
@@ -110,7 +113,8 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
     off = value - expected
     agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
     words = np.select([agrees <= SIGNIFICANCE, differs <= SIGNIFICANCE], [AGREES, DIFFERS], UNCLEAR)
-    words = np.select([seeds == 0, seeds == 1], [kinds.NOT_MEASURED, ONE_SEED], words)
+    special = {kinds.NOT_MEASURED: seeds == 0, kinds.NOT_MET: ~met, ONE_SEED: seeds == 1}
+    words = np.select([*special.values()], [*special], words)
     tests = pd.DataFrame({"off": off, "margin": margin, "sd": np.sqrt(variance), "df": df})
     tests = tests.assign(own_df=own_df, verdict=words)
     shown = (_as_factor(row) if row.expectation.what == kinds.FACTOR else row for row in rows)
@@ -163,7 +167,8 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
         numbers: Any = {n: float(row.get(name, 0.0)) * span for n, name in named.items()}
         step = int(row["step"]) if "step" in kinds.NEEDS[one.what] else None
         curve = ", ".join(filter(None, (rule, setting)))
-        rows.append(Compared(one, curve, seeds=int(row["seeds"]), step=step, **numbers))
+        met = one.once is None or bool(row[one.once])
+        rows.append(Compared(one, curve, seeds=int(row["seeds"]), step=step, met=met, **numbers))
     return rows
 
 

@@ -6,7 +6,7 @@ cell's identity. One entry may be the primary test: it is about all others of so
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field
@@ -65,12 +65,19 @@ LAST = "last"
 FIRST_STEPS = 8
 """The last step of an identity (:attr:`Expectation.is_identity`)."""
 
-NOT_MEASURED = "not measured"
+FLAT = "flat"
+"""The condition that twice the steps add little to what an adapter stored
+(:func:`study.analysis.capacity.capacity`)."""
+FLAT_IN_WORDS = "once twice the steps add less than 5 %"
+"""How expectations had it as the end of ``refuted_by``, before they had ``once``."""
+
+NOT_MEASURED, NOT_MET = "not measured", "condition not met"
 MEANINGS: dict[str, str] = {
     AGREES: "shown to be within the tolerance of the expected value",
     DIFFERS: "shown to be further from it than the tolerance",
     UNCLEAR: "neither was shown",
     ONE_SEED: "one seed gives no verdict",
+    NOT_MET: "it is about runs to which twice the steps add less than 5 %, and this is not shown",
     NOT_MEASURED: "the tables hold no such row",
 }
 """The verdicts on an expectation, each with a sentence for a legend."""
@@ -95,8 +102,12 @@ class Expectation:
     - ``alpha``, ``eps``, ``lr``: null for every alpha and eps, and for the lowest learning rate (of
       a best alpha: for every learning rate);
     - ``predicted``, ``tolerance``: it agrees within ``predicted`` plus or minus ``tolerance``. Of
-      a factor the tolerance is a ratio: 1.5 means from ``predicted / 1.5`` to ``predicted * 1.5``;
-    - ``source``: paper and equation, or the theory of this project.
+      a factor the tolerance is a ratio: 1.5 means from ``predicted / 1.5`` to ``predicted * 1.5``.
+      So a value shown to be outside refutes it, and nothing else does;
+    - ``once``: :data:`FLAT` if it is about such runs only;
+    - ``source``: paper and equation, or the theory of this project;
+    - ``refuted_by``: a sentence in earlier files and records. Nothing reads it but
+      :func:`read_entry`, because some of these sentences say more than the test decides.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -106,7 +117,7 @@ class Expectation:
     tolerance: Annotated[Positive, Field(strict=True)]
     optimizer: Annotated[str, one_of(OPTIMIZERS)]
     source: Sentence
-    refuted_by: Sentence
+    refuted_by: str | None = field(default=None, compare=False, repr=False)
     rule: str | None = None
     site: Annotated[str, one_of(SITES)] | None = None
     stat: Annotated[str, one_of(STATS)] | None = None
@@ -120,6 +131,7 @@ class Expectation:
     measure: Annotated[str, one_of(DISTANCES)] | None = None
     of: dict[str, Any] | None = None
     against: dict[str, Any] | None = None
+    once: Annotated[str, one_of((FLAT,))] | None = None
 
     def check(self, prefix: str) -> None:
         try:
@@ -135,6 +147,8 @@ class Expectation:
         if self.what == FACTOR and (self.predicted <= 0 or self.tolerance <= 1):
             why = f"{prefix}tolerance={self.tolerance:g} of a factor of {self.predicted:g}"
             raise StudyError(f"{why}: give a factor above 0 and a ratio above 1, such as 1.5")
+        if self.once and self.what not in (CAPACITY, PER_PARAMETER):
+            raise StudyError(f"{prefix}once: {self.what} has no condition, so leave it out")
         if self.step == LAST and self.what in (P_STAR, P_STAR_LIMIT):
             raise StudyError(f"{prefix}step={LAST}: {self.what} needs a number")
 
@@ -200,7 +214,10 @@ Entry: TypeAlias = Expectation | Primary
 
 
 def read_entry(entry: Any, prefix: str = "") -> Entry:
-    is_primary = isinstance(entry, Mapping) and entry.get("what") == PRIMARY
+    is_mapping = isinstance(entry, Mapping)
+    if is_mapping and str(entry.get("refuted_by", "")).endswith(FLAT_IN_WORDS):
+        entry = {"once": FLAT, **entry}
+    is_primary = is_mapping and entry.get("what") == PRIMARY
     return read(Primary, entry, prefix) if is_primary else read(Expectation, entry, prefix)
 
 

@@ -181,7 +181,6 @@ def compared_row(row: Compared) -> dict[str, str]:
         "measured": measured_text(row),
         "verdict": _bold(row.verdict, row.verdict),
         "source": one.source,
-        "refuted by": one.refuted_by,
     }
 
 
@@ -189,7 +188,8 @@ def expected_text(one: Expectation) -> str:
     """``0.5 ± 0.02``."""
     if one.what == FACTOR:
         return f"{factor_text(one.predicted)}, within a factor of {one.tolerance:g}"
-    return f"{one.predicted:g} ± {one.tolerance:g}"
+    once = f", once {one.once}" if one.once else ""
+    return f"{one.predicted:g} ± {one.tolerance:g}{once}"
 
 
 def measured_text(row: Compared) -> str:

@@ -24,7 +24,6 @@ GAP = Expectation(
     predicted=-0.3,
     tolerance=0.1,
     source="a claim",
-    refuted_by="another gap",
 )
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from study.analysis.advice import committed
 from study.analysis.capacity import best_stored, capacity, departures, stored_bits
+from study.analysis.expectations import compare
+from study.config.expectations import FLAT_IN_WORDS, read_entry
 from study.figures import FIGURES
 from study.report.answer import answer, answer_table
 from study.store import StudyTables
@@ -27,7 +29,7 @@ def tables(tokens=21):
                 bits = min(share * BITS * SIZE * rank * 1.01**seed, STRINGS * 96)
                 about = {"data": "random_strings", "optimizer": "adamw", "scaling": "lora"}
                 about |= {"status": "complete", "max_samples": STRINGS + 1, "heldout": 1}
-                about |= {"supervised": np.nan}
+                about |= {"supervised": np.nan, "steps": STEPS}
                 about |= {"batch_size": BATCH, "accumulation": 1, "steps_done": STEPS, "seed": seed}
                 cells.append({"cell_id": name, "rank": float(rank), "lr": lr, **about})
                 loss = (STRINGS * 96 - bits) * np.log(2) / (STRINGS * 17)
@@ -84,6 +86,26 @@ def test_two_rules_are_two_settings():
     rows = answer_table(joined(one, other)).rows
     assert {row["scaling"] for row in rows} == {"lora", "rslora"}
     assert len(rows) == 2 * len(answer_table(one).rows)
+
+
+@pytest.mark.parametrize(("added", "verdict"), [(1.02, "agrees"), (1.1, "condition not met")])
+def test_an_expectation_of_flat_runs_is_about_those_that_twice_the_steps_leave_alone(
+    added, verdict
+):
+    """Those of twice the steps are not known to be flat themselves."""
+    short, long = tables(), tables()
+    for table in (long.cells, long.metrics, long.probes):
+        table["cell_id"] = "long " + table["cell_id"]
+    long.cells[["steps", "steps_done"]] *= 2
+    stored = STRINGS * 96 - long.metrics["loss"] * STRINGS * 17 / np.log(2)
+    long.metrics["loss"] = (STRINGS * 96 - added * stored) * np.log(2) / (STRINGS * 17)
+    long.metrics["step"] += STEPS
+    long.metrics["tokens"] += STEPS * BATCH * 21
+    about = {"what": "bits_per_parameter", "optimizer": "adamw", "predicted": BITS}
+    about |= {"tolerance": 0.2, "source": "s", "refuted_by": f"fewer bits {FLAT_IN_WORDS}"}
+    found = {row.curve: row.verdict for row in compare([read_entry(about)], joined(short, long))}
+    assert set(found.values()) == {verdict, "condition not met"}
+    assert [row.verdict for row in compare([read_entry(about)], short)] == ["condition not met"]
 
 
 def test_another_tokenizer_needs_the_number_of_its_tokens():

@@ -7,7 +7,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from study.config.compose import CONF, parse
-from study.config.expectations import Expectation, Primary, check_entries, read_entries, read_entry
+from study.config.expectations import (
+    FLAT_IN_WORDS,
+    Expectation,
+    Primary,
+    check_entries,
+    read_entries,
+    read_entry,
+)
 from study.errors import StudyError
 
 SLOPE = {
@@ -20,7 +27,6 @@ SLOPE = {
     "predicted": -0.25,
     "tolerance": 0.05,
     "source": "theory",
-    "refuted_by": "another slope",
 }
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -35,6 +41,20 @@ def test_an_entry_is_typed_and_survives_a_record(parsed):
     [found] = parsed([SLOPE])
     assert (found.p, found.batch, found.place["layer"]) == (0.75, "train", "model")
     assert read_entries([asdict(found), {"what": "nonsense"}]) == [found]
+
+
+def test_the_tolerance_alone_says_what_refutes():
+    """The words of earlier records change nothing, but for a condition."""
+    words = SLOPE | {"refuted_by": "a slope shown to fall"}
+    assert read_entry(words) == read_entry(SLOPE)
+    assert repr(read_entry(words)) == repr(read_entry(SLOPE))
+    bits = {"what": "bits_per_parameter", "optimizer": "adamw", "predicted": 2, "tolerance": 0.5}
+    bits |= {"source": "theory"}
+    flat = read_entry(bits | {"refuted_by": f"fewer bits {FLAT_IN_WORDS}"})
+    assert flat == read_entry(bits | {"once": "flat"}) != read_entry(bits)
+    for experiment in EXPERIMENTS:
+        text = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+        assert not [e for e in text["expects"] if e["what"] != "primary" and "refuted_by" in e]
 
 
 PRIMARY = {
@@ -69,6 +89,7 @@ MISTAKES = [
     (SLOPE | {"what": "best_rate"}, "expects[0].site: best_rate has no site, so leave it out"),
     (SLOPE | {"what": "factor"}, "expects[0].tolerance=0.05 of a factor of -0.25: give"),
     (SLOPE | {"what": "p_star", "step": "last"}, "expects[0].step=last: p_star needs a number"),
+    (SLOPE | {"once": "flat"}, "expects[0].once: slope has no condition, so leave it out"),
     (3, "expects[0]"),
     (PRIMARY | {"rows": ["loss_gap"]}, "unknown expects[0].rows[0] 'loss_gap'"),
     (PRIMARY, "expects[0].rival_predicts has 1 numbers for 0 expectations"),

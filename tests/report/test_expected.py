@@ -25,7 +25,7 @@ from study.report.text import minus
 from study.vocabulary.verdicts import DIFFERS
 from tests.config.test_expectations import PRIMARY, SLOPE
 
-ABOUT = {"source": "Theorem 3.2", "refuted_by": "a slope | beyond 0.02"}
+ABOUT = {"source": "Theorem 3.2 | its limit"}
 NORM = read_entry(SLOPE | {"rule": "rslora", "predicted": 0.0, "tolerance": 0.02} | ABOUT)
 P_STAR = replace(NORM, what="p_star", rule=None, predicted=0.5)
 
@@ -127,7 +127,8 @@ def test_the_section_counts_and_lists_them(tables):
     loss = {"what": "loss_gap", "site": None, "stat": None, "step": "last"}
     both = text({"expects": [vars(NORM), vars(replace(NORM, **loss))]})
     assert "identities: 1 agrees; predictions: 1 agrees. Each" in both
-    assert "| 0 ± 0.02 | 0.000 [−0.004, 0.004] | agrees | Theorem 3.2 | a slope \\|" in found
+    assert "| 0 ± 0.02 | 0.000 [−0.004, 0.004] | agrees | Theorem 3.2 \\| its limit |" in found
+    assert "refuted by" not in found
     assert "only some" not in found
     [right, wrong] = compare([NORM, wrong], tables)
     assert verdict_counts([right, right, wrong, wrong]) == "2 agree and 2 **differ**"
