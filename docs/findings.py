@@ -17,6 +17,7 @@ import yaml
 
 from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES, NoTables, bullets, study_tables
 from study.analysis.expectations import Answer, Compared, compare
+from study.analysis.wording import interval_text
 from study.config.expectations import (
     EXPONENTS,
     FACTOR,
@@ -145,9 +146,16 @@ def claims() -> str:
             for word, count in words.items():
                 some = f" ({count} of {words.total()})" if len(words) > 1 else ""
                 note = f", {word}" if word == NOT_REPRODUCED else ""
-                regimes[word if word in SAID else "open"].append(_regime_of(test) + note + some)
+                said = _regime_of(test) + _shown(test) + note + some
+                regimes[word if word in SAID else "open"].append(said)
         body.append([claim["claim"], claim["by"], *map(_merged, regimes.values())])
     return table(["claim", "by", *SAID], body)
+
+
+def _shown(test: Mapping[str, Any]) -> str:
+    """``: r^−0.03 [−0.04, −0.01]``: the measured exponent, if the table of claims shows it."""
+    texts = [interval_text(row.measured, row.low, row.high, 3) for row, _ in tested(test)]
+    return minus(f": r^{distinct(texts)}") if "shows" in test else ""
 
 
 def _merged(regimes: Sequence[str]) -> str:
@@ -245,7 +253,8 @@ def study(name: str) -> str:
     if rows := compared(name):
         number = count_noun(len(rows), "comparison")
         text += f" {number[0].upper()}{number[1:]} with what was expected: {counts_apart(rows)}."
-    tests = [f"{primary_text(*one)} {about.get('aside', '')}".strip() for one in primaries(name)]
+    said = filter(None, (primary_text(*one) for one in primaries(name)))
+    tests = [f"{one} {about.get('aside', '')}".strip() for one in said]
     parts = [
         about["asks"],
         bullets([*what_was_found(tables), *tests]),

@@ -8,6 +8,7 @@ import pytest
 from docs import findings, horizons
 from docs.blocks import PLOTS, RESULTS, ROOT, NoTables
 from docs.findings import CLAIMS, STUDIES
+from study.analysis.capacity import FULL, best_stored
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
 from study.config.expectations import read_entries
@@ -74,6 +75,29 @@ def test_an_expectation_is_tested_more_strictly_than_by_its_interval():
     assert "unclear" in {row.verdict for row in inside}
     text = (ROOT / "docs/intervals.md").read_text().partition("## Expectations")[2]
     assert "Holm" in text.partition("\n\n**")[0].partition("The **primary")[0]
+
+
+def test_a_claim_says_where_it_holds_and_with_which_exponent(monkeypatch):
+    """At high rank the gradient into the inputs keeps its size, at ranks 4 to 256 it falls."""
+    [claim] = [one for one in CLAIMS if "gradient into the inputs" in one["claim"]]
+    monkeypatch.setattr(findings, "CLAIMS", [claim])
+    holds, fails = findings.claims().splitlines()[-1].split(" | ")[2:4]
+    assert "limit of high rank" in holds and "ranks 4" not in holds
+    assert fails.count("ranks 4 to 256: r^−0.") == 3
+
+
+def test_the_documents_agree_on_the_bits_that_adapters_store():
+    """Of 128 strings in 100 passes, three seeds; those that stored nearly all are left out."""
+    table = best_stored(load_measured(RESULTS / "capacity_small"))
+    table = table[(table["passes"] == 100) & (table["max_samples"] == 129)]
+    means = table.assign(each=table["bits"] / table["parameters"]).groupby(
+        ["scaling", "targets", "rank"], observed=True
+    )
+    full = means["bits"].mean() >= FULL * means["offered"].mean()
+    each = means["each"].mean()[(means["seed"].nunique() == 3) & ~full]
+    assert (round(each.min(), 1), round(each.max(), 1)) == (0.3, 1.0)
+    for name in ("FINDINGS.md", "docs/capacity.md", "docs/evidence/capacity_smollm2.md"):
+        assert "not shown to store more" in (ROOT / name).read_text()
 
 
 def test_a_study_on_a_second_model_may_have_a_file_of_its_own():

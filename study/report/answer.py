@@ -57,13 +57,15 @@ from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRA
 from study.vocabulary.scaling import rule_formula, rule_label
 from study.vocabulary.statuses import BROKEN, DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
-from study.vocabulary.verdicts import FALLS, GROWS, RISES, SHRINKS, STABLE, UNCLEAR, VERDICTS
+from study.vocabulary.verdicts import FALLS, GROWS, RISES, SHRINKS, STABLE, UNCLEAR
 
 MOST_CURVES = 4
 """Curves with a sentence each. If there are more, each setting has a sentence on its extremes."""
 MOST_SETTINGS = 3
 """Settings with a sentence on their extremes."""
-UP, DOWN = (GROWS, RISES), (SHRINKS, FALLS)
+UP = GROWS, RISES
+CHANGES = *UP, SHRINKS, FALLS
+"""The verdicts that a quantity changes with the rank."""
 
 
 class Question(NamedTuple):
@@ -257,22 +259,11 @@ def _by_rank(losses: pd.DataFrame) -> dict[float, float]:
 
 
 def change_text(verdict: str, factor: float) -> str:
-    """``shrinks to 16 %``, ``grows 4.1 times``, ``keeps its size (102 %)``."""
-    size = size_text(factor)
-    if verdict in UP:
-        return f"grows {size}" if size.endswith("times") else f"grows to {size}"
-    if verdict in DOWN:
-        return f"shrinks to {size}"
-    return f"keeps its size ({size})" if verdict == STABLE else f"is at {size}"
-
-
-def size_text(factor: float) -> str:
-    """``13 %``, ``101 %``, ``4.2 times``: a factor between two ranks, for a sentence."""
-    if factor >= 9.95:
-        return f"{factor:,.0f} times"
-    if factor >= 1.5:
-        return f"{factor:.1f} times"
-    return f"{100 * factor:.0f} %" if factor >= 0.1 else f"{100 * factor:.2g} %"
+    """``changes by ×0.16``, ``changes by less than 1.5 times (×1.02)``, ``is at ×0.81``."""
+    if verdict in CHANGES:
+        return f"changes by {factor_text(factor)}"
+    within = f"changes by less than {STABLE_RATIO:g} times ({factor_text(factor)})"
+    return within if verdict == STABLE else f"is at {factor_text(factor)}"
 
 
 def _of_settings(found: Sequence[CurveFacts]) -> Iterator[str]:
@@ -310,15 +301,15 @@ def _setting(found: Sequence[CurveFacts]) -> str:
 
 
 def _of_rule(curve: CurveFacts) -> str:
-    """``rsLoRA the adapter output grows 4.1 times; 3 seeds cannot tell whether ...``."""
+    """``rsLoRA the adapter output changes by ×4.10; 3 seeds cannot tell whether ...``."""
     unclear = [row for row in curve.last if row.verdict == UNCLEAR]
     clear = [f"the {r.noun} {change_text(r.verdict, r.factor)}" for r in curve.last]
     clear = [said for said, r in zip(clear, curve.last, strict=True) if r.verdict != UNCLEAR]
     parts = [joined(clear)] if clear else []
     if unclear:
-        nouns = joined([f"the {row.noun} ({size_text(row.factor)})" for row in unclear])
-        verb = "keeps its" if len(unclear) == 1 else "keep their"
-        parts.append(f"{unclear[0].seeds:g} seeds cannot tell whether {nouns} {verb} size")
+        nouns = joined([f"the {row.noun} ({factor_text(row.factor)})" for row in unclear])
+        verb = "changes" if len(unclear) == 1 else "change"
+        parts.append(f"{unclear[0].seeds:g} seeds cannot tell whether {nouns} {verb}")
     verdicts = {row.noun: row.verdict for row in curve.last}
     parts += [
         f"at step {row.step} the {row.noun} {change_text(row.verdict, row.factor)}"
@@ -338,8 +329,8 @@ def _extremes(found: Sequence[CurveFacts]) -> str:
             rows.sort(key=lambda pair: abs(math.log(pair[1].factor)))
             (least, first), (most, last) = rows[0], rows[-1]
             parts.append(
-                f"the {noun} changes least under {least} ({size_text(first.factor)}) and "
-                f"most under {most} ({size_text(last.factor)})"
+                f"the {noun} changes least under {least} ({factor_text(first.factor)}) and "
+                f"most under {most} ({factor_text(last.factor)})"
             )
     return f"of {len(found)} rules, {'; '.join(parts)}"
 
@@ -370,16 +361,15 @@ def size_table(found: Sequence[CurveFacts]) -> Table:
     low, high = min(row.rank_min for row in rows), max(row.rank_max for row in rows)
     return Table(
         filled(body),
-        f"Changes from rank {low:.0f} to rank {high:.0f}. Bold: by more than {STABLE_RATIO:g} "
-        "times. Not bold: perhaps by less. *Keeps its size*: by less. ?: the seeds cannot tell. "
-        f"{TESTED}",
+        f"Factors from rank {low:.0f} to rank {high:.0f}. Bold: a change is shown. ~: none is "
+        f"shown. {TESTED}",
     )
 
 
 def _bold(row: Any) -> str:
-    text = change_text(row.verdict, row.factor).removeprefix("is at ")
-    text += "?" if row.verdict == UNCLEAR else ""
-    return f"**{text}**" if VERDICTS[row.verdict].beyond else text
+    """``**×0.16**`` if a change is shown, else ``~×0.81``: a terminal shows no bold."""
+    text = factor_text(row.factor)
+    return f"**{text}**" if row.verdict in CHANGES else f"~{text}"
 
 
 # ---- losses
@@ -474,7 +464,7 @@ def _why(found: Sequence[CurveFacts], several: bool) -> Iterator[str]:
         row, first = curve.descent, "one update changes the model more at a higher rank"
         if row is not None and row.verdict in UP and row.factor >= 2:
             first = (
-                f"the first update lowers the loss {size_text(row.factor)} as much at rank "
+                f"the first update lowers the loss {row.factor:.2g} times as much at rank "
                 f"{row.rank_max:.0f} as at rank {row.rank_min:.0f} (to first order)"
             )
         yield (
@@ -606,7 +596,8 @@ RATE_NOTES = (
 
 
 def _of_capacity(tables: StudyTables) -> Iterator[str]:
-    """How the bits that adapters stored go with their parameters, by setting."""
+    """The bits a parameter that adapters stored, and how the bits go with the parameters, by
+    setting."""
     found, where = capacity(tables), settings(tables.cells)
     names = setting_columns(found) if len(found) else []
     if found.empty:
@@ -618,12 +609,14 @@ def _of_capacity(tables: StudyTables) -> Iterator[str]:
     for row in row_list(found)[:MOST_CURVES]:
         words = [f"{name}={getattr(row, name)}" for name in names if name != "passes"]
         words += [f"{row.passes:g} passes over {row.offered:,.0f} bits"]
-        about = "; ".join(filter(None, (", ".join(words), count_noun(row.seeds, "seed"), where)))
+        seeds = count_noun(row.seeds, "seed")
+        own = "" if f" {seeds}" in where else seeds
+        about = "; ".join(filter(None, (", ".join(words), own, where)))
         bits = interval_text(row.per_parameter, row.bits_low, row.bits_high)
         yield (
-            f"From rank {row.rank_min:.0f} to rank {row.rank_max:.0f} the bits stored go with the "
-            f"parameters to the power {interval(row.exponent, row.ci_low, row.ci_high)}, at {bits} "
-            f"bits a parameter ({about})."
+            f"Adapters of rank {row.rank_min:.0f} to {row.rank_max:.0f} store {bits} bits a "
+            f"parameter. The bits go with the parameters to the power "
+            f"{interval(row.exponent, row.ci_low, row.ci_high)} ({about})."
         )
         where = ""
     yield from _more_settings(len(found) - MOST_CURVES)

@@ -90,16 +90,15 @@ def _primary(entries: Sequence[Entry]) -> list[Primary]:
 
 
 def primary_text(found: Answer, is_late: bool) -> str:
-    """The verdict in a sentence: ``Primary test of 4 exponents: they are as theory says ...``."""
+    """The verdict in a sentence: ``Primary test of 4 exponents: they are as theory says ...``.
+    Empty if the test decided nothing: :func:`primary_details` has its numbers."""
     off, tolerance = found.deviation(found.predicted), found.primary.tolerance
     verdict = {
         AGREES: f"as theory says, within {tolerance:g}",
         DIFFERS: f"not as theory says: {off:.2g} from it, not within {tolerance:g}",
-    }.get(
-        found.verdict,
-        f"{off:.2g} from theory, and {count_noun(found.seeds, 'seed')} cannot tell whether that is "
-        f"within {tolerance:g}",
-    )
+    }.get(found.verdict)
+    if verdict is None:
+        return ""
     number, about = len(found.predicted), ""
     if found.is_identity:
         about = f", which follow{'s' if number == 1 else ''} from B = 0 and a random A"

@@ -77,7 +77,7 @@ def report_of(
         name=name,
         asks=question.asks,
         about=_about(tables.cells),
-        sentences=[*answer(tables), *primary],
+        sentences=[*answer(tables), *filter(None, primary)],
         figures=[*first, *(figure for figure in drawn if figure not in first)],
         table=answer_table(tables),
         caveats=caveats(tables, records) or ["None found in the tables."],

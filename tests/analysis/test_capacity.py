@@ -126,16 +126,16 @@ def test_a_loss_above_that_of_random_bytes_stores_none():
 
 def test_report_and_figure_show_a_study_of_random_strings():
     few, many = tables(), tables()
-    assert answer(few)[0].startswith("From rank 1 to rank 8 the bits stored go with"), "one number"
+    assert answer(few)[0].startswith("Adapters of rank 1 to 8 store 1.52 ["), "bits first"
+    assert answer(few)[0].count("3 seeds") == 1
     for table in (many.cells, many.metrics, many.probes):
         table["cell_id"] = "of 200 " + table["cell_id"]
     many.cells["max_samples"] = 2 * STRINGS + 1
     study = joined(few, many)
     first, _ = answer(study)
     assert first.startswith(
-        "From rank 1 to rank 8 the bits stored go with the parameters to the power 1.00 [1.00, "
-        "1.00], at 1.52 [1.48, 1.55] bits a parameter (4 passes over 9,600 bits; 3 seeds; "
-        "random_strings, "
+        "Adapters of rank 1 to 8 store 1.52 [1.48, 1.55] bits a parameter. The bits go with the "
+        "parameters to the power 1.00 [1.00, 1.00] (4 passes over 9,600 bits; random_strings, "
     )
     assert {row["stored"] for row in answer_table(study).rows} >= {"8 %", "16 %", "63 %"}
     drawn = FIGURES["bits_stored"](study)

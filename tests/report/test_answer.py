@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from study.analysis import load_tables
-from study.report import answer
+from study.report import answer, answer_table
 
 from .conftest import report_on
 
@@ -45,14 +45,18 @@ def learns(cell):
 
 
 def test_a_study_that_grows_and_learns_says_why(on_disk):
-    sizes, losses, why = said(on_disk(outputs={"train": growing}, final=learns))
+    folder = on_disk(outputs={"train": growing}, final=learns)
+    sizes, losses, why = said(folder)
     assert sizes == (
         "Rank 400 against rank 4 (3 ranks; known, pydoc, SGD, learning rate 0.001, α = 16, "
-        "batch 2 × 48 tokens, 3 seeds, 200 steps), step 1: under LoRA the adapter output keeps its "
-        "size (100 %), the gradient into the inputs keeps its size (100 %) and the gradient norm "
-        "shrinks to 10 %. Under rsLoRA the adapter output grows 10 times, the gradient into the "
-        "inputs grows 10 times and the gradient norm keeps its size (100 %)."
+        "batch 2 × 48 tokens, 3 seeds, 200 steps), step 1: under LoRA the adapter output changes "
+        "by less than 1.5 times (×1.00), the gradient into the inputs changes by less than 1.5 "
+        "times (×1.00) and the gradient norm changes by ×0.10. Under rsLoRA the adapter output "
+        "changes by ×10, the gradient into the inputs changes by ×10 and the gradient norm changes "
+        "by less than 1.5 times (×1.00)."
     )
+    row = answer_table(load_tables(folder)).rows[0]
+    assert (row["adapter output"], row["gradient norm"]) == ("~×1.00", "**×0.10**")
     assert losses == (
         "Held-out perplexity (20.1 before training): under LoRA it shows no steady change with the "
         "rank (12.2 at rank 4, 12.2 at rank 400); under rsLoRA it falls from 11.0 at rank 4 to "
@@ -80,19 +84,19 @@ def test_without_both_there_is_no_reason_to_give(on_disk, study):
 
 def test_one_seed_gives_measurements_and_no_verdict(on_disk):
     lines = said(on_disk(seeds=(0,), outputs={"train": growing}, final=learns))
-    assert "the gradient norm is at 10 %" in lines[0]
+    assert "the gradient norm is at ×0.10" in lines[0]
     assert "under LoRA it is 12.2 at rank 4 and" in lines[1]
-    for word in ("shrinks", "grows", "falls", "keeps"):
+    for word in ("shrinks", "grows", "falls", "keeps", "changes"):
         assert word not in " ".join(lines)
 
 
 def test_of_many_rules_the_extremes_are_named(on_disk):
     lines = said(on_disk(rules=POWERS, outputs={"train": growing}, final=learns))
     assert lines[0].endswith(
-        "step 1: of 5 rules, the adapter output changes least under LoRA (100 %) and most under "
-        "power p = 0 (100 times); the gradient into the inputs changes least under LoRA (100 %) "
-        "and most under power p = 0 (100 times); the gradient norm changes least under rsLoRA "
-        "(100 %) and most under power p = 1.5 (1 %)."
+        "step 1: of 5 rules, the adapter output changes least under LoRA (×1.00) and most under "
+        "power p = 0 (×100); the gradient into the inputs changes least under LoRA (×1.00) "
+        "and most under power p = 0 (×100); the gradient norm changes least under rsLoRA "
+        "(×1.00) and most under power p = 1.5 (×0.01)."
     )
     assert "lowest held-out perplexity at rank 400 is that of rsLoRA (7.92)." in lines[1]
 
@@ -122,7 +126,7 @@ def test_each_setting_has_its_own_rate_and_each_rule_its_own_ranks(on_disk):
 def test_settings_with_the_same_sentence_are_merged(on_disk):
     on_disk(outputs={"train": growing})
     [line, *_] = said(on_disk(outputs={"train": growing}, optimizer={"name": "signsgd"}))
-    assert line.endswith("keeps its size (100 %). SignSGD is equal.")
+    assert line.endswith("changes by less than 1.5 times (×1.00). SignSGD is equal.")
 
 
 def test_one_rank_is_said_to_be_one(on_disk):

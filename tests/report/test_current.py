@@ -76,7 +76,7 @@ def test_a_report_ends_with_what_was_found_and_what_to_open(on_disk, caplog, mon
     ]
     unwrapped = re.sub(r"\n  ", " ", text)
     assert re.search("# figure: .*plots/known/grad_norm_vs_rank.png", text)
-    assert "shrinks to" in text.split("# figure: ")[1], "the table"
+    assert "×0." in text.split("# figure: ")[1], "the table"
     sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]
     assert sentences == answer(load_tables(folder))
     assert max(len(line) for line in lines[1:-2] if not line.startswith("# figure")) <= 100

@@ -168,6 +168,8 @@ def test_the_primary_test_leads(tables):
     said = "Primary test of 1 exponent, which follows from B = 0 and a random A: as theory says,"
     assert of_one_row.startswith(f"{said} within 0.1.\n")
     assert "its exponent minus theory's is 0.000 [−0.004, 0.004] (tolerance 0.1)" in of_one_row
+    undecided = replace(primary, tolerance=1e-6)
+    assert text(expects=[vars(undecided), *rows]).startswith("\nThe primary test is unclear")
     wrong = replace(primary, rival_predicts=[0, -0.5])
     assert "not as theory says: 0.14 from it, not within 0.1" in text(
         [wrong, replace(NORM, predicted=-0.2), lora], expects=rows

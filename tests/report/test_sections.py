@@ -53,7 +53,7 @@ def test_a_study_with_two_batches_says_which_one_was_read(on_disk):
     rows = {tuple(row[1:3]): row[4] for row in rows_of(section(folder, EXPONENTS))}
     assert rows["adapter output, rms", "held-out batch"].startswith("−0.12 [")
     assert ("adapter output, rms", "training batch") not in rows, "one verdict on a page"
-    assert answer_table(load_tables(folder)).rows[0]["adapter output"] == "**shrinks to 61 %**"
+    assert answer_table(load_tables(folder)).rows[0]["adapter output"] == "**×0.61**"
 
 
 def test_one_seed_has_no_verdict_and_no_interval(on_disk):
