@@ -54,7 +54,8 @@ def test_the_tolerance_alone_says_what_refutes():
     assert flat == read_entry(bits | {"once": "flat"}) != read_entry(bits)
     for experiment in EXPERIMENTS:
         text = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
-        assert not [e for e in text["expects"] if e["what"] != "primary" and "refuted_by" in e]
+        rows = [one for one in text.get("expects", []) if one["what"] != "primary"]
+        assert not [one for one in rows if "refuted_by" in one]
 
 
 PRIMARY = {
