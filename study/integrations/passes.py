@@ -52,7 +52,8 @@ class Loss:
 class ForwardPass:
     """One forward pass with gradients on. ``tokens``: the real ones. ``content``: a checksum of
     them, however processes divide the batch. ``watched``: the number that each probe gave to it.
-    ``reached``: by a backward pass. ``losses``: those named after it and before the next pass."""
+    ``reached``: by a backward pass. ``losses``: those named after it and before the next pass.
+    ``weights``: the norms of the weights at this pass."""
 
     sequences: int = 0
     tokens: Tensor | int = 0
@@ -60,6 +61,7 @@ class ForwardPass:
     watched: list[int] = field(default_factory=list)
     reached: bool = False
     losses: list[Loss] = field(default_factory=list)
+    weights: Tensor | None = None
 
 
 class LoopPasses:
@@ -76,6 +78,7 @@ class LoopPasses:
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
         self.model, self.weights = model, weights
+        self._trained = [weight for weight in weights if weight.requires_grad]
         self.are_divided = any(hasattr(weight, "to_local") for weight in weights)  # by FSDP2
         called: Any = model
         if type(model).__name__ == "PeftModel":  # its own forward has no names
@@ -143,8 +146,31 @@ class LoopPasses:
     def loss_weights(self) -> list[float]:
         """The factors of the step's losses in what the loop calls ``backward`` on. Empty if the
         loop has scaled the gradients since. Waits for the device."""
-        known = self._losses if self.rescaled is None else []
+        is_scaled = self.rescaled is not None and float(self.rescaled) != 1.0
+        known = [] if is_scaled else self._losses
         return [float(loss.weight) for loss in known if loss.weight is not None]
+
+    @torch.no_grad()
+    def norms_of_weights(self) -> Tensor:
+        """The norm of this process's part of each trained weight, on the device of the first."""
+        parts = [own(weight.detach()) for weight in self._trained]
+        return together(torch._foreach_norm(parts, 2.0, dtype=torch.float32))
+
+    def had_other_weights(self, now: Tensor) -> Tensor:
+        """Whether a pass that the update uses had other norms of weights than ``now``, a bool on
+        the device."""
+        differ = torch.zeros_like(now, dtype=torch.bool)
+        for one in self.passes:
+            assert one.weights is not None
+            differ |= (one.weights != now) & ~(one.weights.isnan() & now.isnan())
+        return differ.any()
+
+    def are_other_gradients(self, norms: Sequence[Tensor]) -> Tensor:
+        """Whether gradients with these ``norms`` are no multiple of the measured ones, a bool on
+        the device."""
+        if len(norms) != len(self._norms):
+            return torch.ones_like(norms[0], dtype=torch.bool)
+        return _common_factor(self._norms, norms)[1]
 
     def end_watch(self) -> None:
         """Remove the probes' hooks, and drop passes that the update does not use."""
@@ -184,6 +210,7 @@ class LoopPasses:
             real = torch.ones_like(first) if real_BT is None else real_BT
             content_BT = first.long() ** 3 * (real if real.shape == first.shape else 1)
             self.passes.append(ForwardPass(len(first), real.sum(), content_BT.sum()))
+        self.passes[-1].weights = self.norms_of_weights()
         self._watches.close()
         for probe in self.probes:
             number = self._watches.enter_context(probe.watch(real_BT))
@@ -257,7 +284,8 @@ class LoopPasses:
         before = self._norms
         self._read_gradients()
         if before and len(before) == len(self._norms):
-            factor = _common_factor(before, self._norms)
+            factor, differ = _common_factor(before, self._norms)
+            factor = torch.where(differ | ~factor.isfinite(), torch.ones_like(factor), factor)
             self.rescaled = factor if self.rescaled is None else self.rescaled * factor
 
     def _read_gradients(self) -> None:
@@ -285,12 +313,12 @@ def together(scalars: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.to(scalars[0].device) for one in scalars])
 
 
-def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """The ratio of all norms; 1 if it differs, because then no scaling explains the change."""
+def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The ratio of all norms together, and whether that of any norm differs from it: then no
+    scaling explains the change."""
     old, new = together(before), together(after)
     factor = torch.linalg.vector_norm(new) / torch.linalg.vector_norm(old)
-    differ = ((new - factor * old).abs() > 0.01 * factor * old).any()
-    return torch.where(differ | ~factor.isfinite(), torch.ones_like(factor), factor)
+    return factor, ((new - factor * old).abs() > 0.01 * factor * old).any()
 
 
 def _tensors(output: Any, is_whole: bool = True) -> list[Tensor]:

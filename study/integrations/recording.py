@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from study.config import (
     probe_steps,
 )
 from study.errors import StudyError, one_line, short
-from study.integrations.passes import Hook, LoopPasses, joint_norm, norms_of_gradients
+from study.integrations.passes import Hook, LoopPasses, joint_norm, norms_of_gradients, together
 from study.integrations.runs import (
     Adapter,
     Loop,
@@ -51,6 +52,33 @@ LARGEST_SEED = 2**32 - 1
 UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
 
 
+OTHER_GRADIENTS = (
+    "Gradients changed between the last backward pass and an update, not all by one factor (as in "
+    "clipping per example or by value): loss, tokens and gradients are those of the backward pass."
+)
+OTHER_WEIGHTS = (
+    "Weights changed between a forward pass and its update (as in SAM): loss and gradients are "
+    "those at other weights than the update's."
+)
+
+
+def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method`` of a recording, called in a user's step: any error becomes a StudyError, and its
+    traceback is kept in ``error.log``."""
+
+    @wraps(method)
+    def call(recording: "Recording", *args: Any) -> Any:
+        try:
+            return method(recording, *args)
+        except StudyError:
+            raise
+        except Exception as error:
+            recording.log(error)
+            raise StudyError(f"the recording failed ({one_line(error)})") from error
+
+    return call
+
+
 class Recording:
     """Writes a cell for every active adapter of ``model`` while ``optimizer`` trains it.
 
@@ -70,7 +98,7 @@ class Recording:
         start: int = 0,
         total: int | None = None,
     ) -> None:
-        self.model = check_model(model)
+        self.model, self._wrapper = check_model(model), model
         self.optimizer = plain_optimizer(optimizer)
         self.adapters = adapters or read_adapters(self.model, probes, resumed=start > 0)
         self._pair = self.adapters[0].pairs[0]
@@ -188,11 +216,15 @@ class Recording:
         elif isinstance(error, StudyError):
             self.end("failed", error=str(error))
         elif isinstance(error, Exception):
-            for writer in self._writers:
-                writer.write_error_log(error)
+            self.log(error)
             self.end("failed", error=one_line(error))
         else:  # Ctrl-C, or the end of the process
             self.end("interrupted")
+
+    def log(self, error: Exception) -> None:
+        """Keep the traceback of ``error`` with each cell."""
+        for writer in self._writers:
+            writer.write_error_log(error)
 
     def _begin_step(self) -> None:
         self._probing, self._updating = self.step in self._probed_at, False
@@ -202,6 +234,7 @@ class Recording:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Measure before the update: now or, if a closure does the backward pass, after it."""
+        self._weights = self.passes.norms_of_weights()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._before_update()
@@ -214,12 +247,13 @@ class Recording:
 
         return args[:1], {**kwargs, "closure": watched}
 
+    @guarded
     @torch.no_grad()
     def _before_update(self) -> None:
         """The row of this update. Probes measure the weights, and the gradients before clipping."""
         self.passes.end_watch()
-        clipped = joint_norm(norms_of_gradients(self.passes.weights))
-        if clipped is None:
+        norms = norms_of_gradients(self.passes.weights)
+        if (clipped := joint_norm(norms)) is None:
             return  # without gradients the optimizer moves nothing
         if self._updating:
             kind = type(self.optimizer).__name__
@@ -228,7 +262,7 @@ class Recording:
             why = f"step {self.step} of the optimizer came without a backward pass of the model"
             raise StudyError(f"{why}: give the model that the loop calls, and its optimizer")
         if not self._is_open:
-            self._open()
+            self._open(together(norms))
         if self.step == self._total:  # a Trainer resumed after its last step makes one more
             self._say(f"Updates after the {self._total} of the whole run are not recorded.")
             return
@@ -240,6 +274,8 @@ class Recording:
         self._row: dict[str, Tensor | float] = {"step": self.step, "lr": lr, **self._next}
         tokens = sum(one.tokens for one in self.passes.passes)
         self._row |= {"grad_norm": norm, "clipped": clipped, "tokens": tokens}
+        self._row["other_gradients"] = self.passes.are_other_gradients(norms)
+        self._row["other_weights"] = self.passes.had_other_weights(self._weights)
         self._next = {}
         if self._probing and not lr:
             why = f"The learning rate of step {self.step} is 0 (warm-up)"
@@ -253,6 +289,7 @@ class Recording:
             for adapter, gradients in zip(self.adapters, self.passes.gradients, strict=True):
                 adapter.probe.before_update(gradients, self.world.sum)
 
+    @guarded
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         """Measure the update, and write the row of the step before: its numbers have arrived."""
@@ -287,7 +324,10 @@ class Recording:
             self.tables.append(table)
 
     def _read_precision(self, module: nn.Module, _: Any) -> None:
-        """Of the newest pass, inside the autocast of the loop or of accelerate."""
+        """Of the newest pass, inside the autocast of the loop or of accelerate. The policy of FSDP2
+        converts the weights of a module while it runs."""
+        if any(weight.dtype == torch.bfloat16 for weight in module.parameters()):
+            self.precision = "bf16"
         device = self._pair.A_RD.device.type
         if not torch.is_autocast_enabled(device):
             return
@@ -302,12 +342,15 @@ class Recording:
             if sentence not in (before := writer.record["training_note"]):
                 writer.record["training_note"] = f"{before} {sentence}".strip()
 
-    def _open(self) -> None:
+    def _open(self, clipped_W: Tensor) -> None:
+        if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
+            why = "model.join() lets processes make different numbers of updates"
+            raise StudyError(f"{why}: give each process as many batches, and leave it out")
         device, passes = self._pair.A_RD.device, self.passes.passes
         self._is_open, self.world = True, Processes(device)
         counts = int(sum(one.content for one in passes)), passes[0].sequences
         content, self.sequences = self.world.sum(torch.tensor(counts, device=device)).tolist()
-        self._check_loss_and_gradients()
+        self._check_loss_and_gradients(clipped_W)
         if self.world.number:
             return
         loop = self._describe(self)
@@ -322,17 +365,26 @@ class Recording:
         last = int(before["step"].max()) if len(before) else -1
         if opened[0][1] and last < self.step - 1:
             missing = f"The rows of steps {last + 1} to {self.step - 1} are missing"
-            self._say(f"{missing}: the run was killed before they were on disk.")
+            said = f"{missing}: the run was killed before they were on disk."
+            if self.world.size > 1:
+                said += " Call recording.sync() in all processes before each checkpoint."
+            self._say(said)
         for row in before.to_dict("records"):
             self._stuck.add({str(name): value for name, value in row.items()})
 
-    def _check_loss_and_gradients(self) -> None:
-        """Of the first update. Processes may weight their losses by their tokens."""
+    def _check_loss_and_gradients(self, clipped_W: Tensor) -> None:
+        """Of the first update. Processes may weight their losses by their tokens. ``clipped_W``:
+        the norms of the gradients that the update gets. Clipping may have made that of all equal.
+        """
         norm, weights = self.passes.norm, self.passes.loss_weights
         if norm is None or self.passes.are_divided:
             norm = torch.zeros((), device=self._pair.A_RD.device)
         total = torch.full_like(norm, sum(weights))
-        total, (most, least) = self.world.added(total, torch.stack([norm, -norm]))
+        clipped_W = clipped_W.to(norm.device)
+        norms = torch.stack([norm, clipped_W.sum(), clipped_W.max()])
+        total, extremes = self.world.added(total, torch.stack([norms, -norms]))
+        most, least = extremes[0], -extremes[1]
+        differ = most - least > 1e-3 * most
         scale = float(total) / self.world.size
         usual = any(math.isclose(scale, each, rel_tol=0.01) for each in (1, len(weights)))
         if weights and not usual:
@@ -341,30 +393,40 @@ class Recording:
                 "loss whose backward() it calls. If it divides .grad again, as GradScaler does, "
                 "call recording.gradients() after that and before it clips"
             )
-        if most + least > 1e-3 * most:
-            why = f"the gradients of {self.world.size} processes differ"
-            raise StudyError(f"{why}: train one model, in DDP or FSDP2")
+        if not differ[0]:
+            return
+        if not differ[1:].any():
+            why = f"the loop combines the gradients of {self.world.size} processes itself"
+            raise StudyError(
+                f"{why}: average them, and call recording.gradients() then, before it clips"
+            )
+        why = f"the gradients of {self.world.size} processes differ"
+        raise StudyError(f"{why}: train one model, in DDP or FSDP2")
 
     def _flush(self) -> None:
         """Write the rows that wait, with one copy from the device and one sum over processes."""
         rows, self._pending = self._pending, []
         if not rows:
             return
-        names, device = ("loss", "tokens", "grad_norm", "clipped"), self._pair.A_RD.device
+        names = "loss", "tokens", "grad_norm", "clipped", "other_gradients", "other_weights"
+        device = self._pair.A_RD.device
         each = [torch.as_tensor(row.get(n, math.nan)).to(device) for row in rows for n in names]
         local = torch.stack([number.double() for number in each]).view(len(rows), -1)
-        local[:, 2:].square_()
+        local[:, 2:4].square_()
         # DDP and FSDP take the mean of gradients over processes. FSDP divides them too.
         mean = [0] if self.passes.are_divided else [0, 2, 3]
         local[:, mean] /= self.world.size
         for row, numbers in zip(rows, self.world.sum(local).tolist(), strict=True):
-            loss, tokens, square, clipped = numbers
+            loss, tokens, square, clipped, *others = numbers
+            for is_other, sentence in zip(others, (OTHER_GRADIENTS, OTHER_WEIGHTS), strict=True):
+                if is_other:
+                    self._say(sentence)
             self._tokens += int(tokens)
             factor = math.sqrt(clipped / square) if square else math.nan
             row |= {"loss": loss} if "loss" in row else {}
             row |= {"tokens": self._tokens, "grad_norm": math.sqrt(square)}
             row |= {"clip_factor": factor if math.isfinite(factor) else 1.0}
-            plain = {name: float(value) for name, value in row.items() if name != "clipped"}
+            plain = {name: float(value) for name, value in row.items() if name not in names[3:]}
             if math.isfinite(plain.get("loss", 0.0) + plain["grad_norm"]):
                 self._diverged_step = None  # a loop may know what to do with NaN
             elif self._diverged_step is None:

@@ -268,12 +268,15 @@ def _adapter_config(adapter: Adapter) -> AdapterConfig:
 
 
 def _optimizer_config(optimizer: Optimizer, adapter: Adapter) -> OptimizerConfig:
-    """The adapter's optimizer. One that the toolkit does not have is named after its class."""
+    """The adapter's optimizer. One that the toolkit does not have is named after its class, and
+    after its package too if the toolkit has one of this name with other options."""
     of_A, of_B = groups_of(optimizer, adapter.pairs[0], adapter.name)
     name = type(optimizer).__name__.lower()
     rows = {row.built_from: ours for ours, row in OPTIMIZERS.items()}
     fitting = [r for r in rows if r[:1] == (name,) and all(of_A.get(option) for option in r[1:])]
     name = rows[max(fitting, key=len)] if fitting else name
+    if name in OPTIMIZERS and not OPTIMIZERS[name].options.keys() <= of_A.keys():
+        name = f"{type(optimizer).__module__.partition('.')[0]}.{name}"
     kind = optimizer_config(name)
     known = {f.name: number(of_A[f.name]) for f in fields(kind) if f.name in of_A}
     for key, option in OPTIMIZERS[name].options.items() if name in OPTIMIZERS else ():

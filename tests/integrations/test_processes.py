@@ -11,13 +11,14 @@ from collections import Counter
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,10 +59,12 @@ def with_torch(
     wrap=DistributedDataParallel,
     uneven=0,
     scaler=None,
+    average=None,
     **options,
 ):
     """DDP and ``no_sync``; or a model that FSDP2 divides. ``uneven``: the rows that the first and
-    the last micro-batch of a step lack. ``scaler``: skips an update before each."""
+    the last micro-batch of a step lack. ``scaler``: skips an update before each. ``average``: gets
+    the recording and the weights before they are clipped."""
     model, optimizer = names["peft_model"], names["optimizer"]
     weights = optimizer.param_groups[0]["params"]
     model = model if size == 1 or hasattr(weights[0], "to_local") else wrap(model)
@@ -72,7 +75,7 @@ def with_torch(
         own_BT = ids_BT[number::size]
         return model(input_ids=own_BT, labels=own_BT).loss * (size * len(own_BT) / len(ids_BT))
 
-    with study.record("results/mine", model, optimizer, **{"steps": [0, 1], **options}):
+    with study.record("results/mine", model, optimizer, **{"steps": [0, 1], **options}) as watching:
         for step, ids_PBT in enumerate(ids_SPBT):
             see(step)
             if scaler:
@@ -89,6 +92,8 @@ def with_torch(
                 with model.no_sync() if waits else nullcontext():
                     rows_here = ROWS - uneven * (part in (0, PARTS - 1))
                     (loss_of(ids_BT[:rows_here]) / PARTS).backward()
+            if average:
+                average(watching, weights)
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -97,6 +102,16 @@ def with_torch(
 
 def with_skipped_updates(names, number, size):
     with_torch(names, number, size, scaler=torch.amp.GradScaler("cpu", init_scale=1.0), stats=MORE)
+
+
+def averaged(recording, weights, is_told=True):
+    """By hand."""
+    for weight in weights:
+        if dist.is_initialized():
+            dist.all_reduce(weight.grad)
+            weight.grad /= dist.get_world_size()
+    if is_told:
+        recording.gradients()
 
 
 def with_fully_shard(names, number, size, *see, **options):
@@ -183,6 +198,9 @@ LOOPS = {
     "torch, DDP": partial(with_torch, stats=MORE),
     "torch, DDP, uneven micro-batches": partial(with_torch, uneven=1),
     "torch, DDP, updates that GradScaler skips": with_skipped_updates,
+    "torch, gradients averaged by hand": partial(
+        with_torch, wrap=lambda model: model, average=averaged, stats=MORE
+    ),
     "torch, `fully_shard`": partial(with_fully_shard, stats=MORE),
     "accelerate, DDP": with_accelerate,
     "accelerate, FSDP2": with_fsdp2(with_accelerate),
@@ -273,7 +291,7 @@ def test_numbers_are_those_of_one_process_with_the_same_batches(
         assert ours.cells["cell_id"].tolist() == theirs.cells["cell_id"].tolist(), loop
         [record] = load_records(places[0])
         assert (record["status"], record["processes"]) == ("complete", size)
-        how = "FSDP2" if "DDP" not in loop else "DDP"
+        how = "FSDP2" if "FSDP2" in loop or "fully_shard" in loop else "DDP"
         assert record["trained_by"].endswith(f" on {size} processes ({how})")
         of_steps = differences(ours.metrics[NUMBERS], theirs.metrics[NUMBERS])
         table = differences(probed(ours), probed(theirs))
@@ -369,24 +387,101 @@ def test_collectives(script, tmp_path):
         each = (f"{of[step].total()}, {sum(of[step].elements())}" for of in (ddp, fsdp2))
         lines.append(f"| {kind} | {' | '.join(each)} |")
     (tmp_path / "table.md").write_text("\n".join(lines) + "\n")
-    assert ddp == [Counter([16, 8, 4]), Counter([1344, 9408, 32]), Counter(), Counter([64])]
+    assert ddp == [Counter([16, 24, 4]), Counter([1344, 9408, 48]), Counter(), Counter([96])]
     assert (fsdp2[0], *fsdp2[2:]) == (ddp[0], *ddp[2:])
 
 
+def joined(model):
+    """DDP inside its ``join()``."""
+    model = DistributedDataParallel(model)
+    model.join().__enter__()
+    return model
+
+
 def test_refusals(script, tmp_path):
-    """Real ones: FSDP1, and two models in two processes."""
+    """Real ones: FSDP1, gradients averaged by hand, ``model.join()``, two models in two
+    processes."""
     fsdp1 = partial(FullyShardedDataParallel, device_id=torch.device("cpu"), use_orig_params=True)
-    wraps = fsdp1, lambda model: model
+    by_hand = {"wrap": lambda model: model, "average": partial(averaged, is_told=False)}
+    loops = {"wrap": fsdp1}, by_hand, {"wrap": joined}, {"wrap": lambda model: model}
 
     def task(number):
         said = []
-        for wrap in wraps:
+        for options in loops:
             with pytest.raises(StudyError) as error:
-                with_torch(script(tmp_path, 2), number, 2, wrap=wrap)
+                with_torch(script(tmp_path, 2), number, 2, **options)
             said.append(str(error.value))
         return said
 
-    differ = "the gradients of 2 processes differ: train one model, in DDP or FSDP2"
-    for fsdp1, separate in on_several(tmp_path, task):
+    for fsdp1, by_hand, join, separate in on_several(tmp_path, task):
         assert fsdp1 == f"FSDP1 flattens weights: {INSTEAD}"
-        assert separate.startswith(differ)
+        assert by_hand.startswith("the loop combines the gradients of 2 processes itself")
+        assert "recording.gradients()" in by_hand
+        assert join.startswith("model.join() lets processes make different numbers of updates")
+        assert separate.startswith("the gradients of 2 processes differ: train one model, in DDP")
+
+
+def test_the_policy_of_fsdp2_is_the_precision(script, tmp_path):
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+    def task(number):
+        names = script(tmp_path, 2)
+        for block in names["peft_model"].base_model.model.model.layers:
+            fully_shard(block, mp_policy=policy)
+        names["optimizer"] = sgd(fully_shard(names["peft_model"], mp_policy=policy))
+        with_torch(names, number, 2)
+
+    on_several(tmp_path, task)
+    assert load_measured(tmp_path / "results/mine").cells["precision"].tolist() == ["bf16"]
+
+
+@pytest.mark.parametrize("line", ["recording.sync()", "optimizer.state_dict()"])
+def test_a_run_that_resumes_from_a_checkpoint(line, script, tmp_path):
+    """The loop of the page, killed at step 15 after a checkpoint at 12. Without its line, the
+    record says which rows are missing."""
+    [code] = [block for block in BLOCKS if "recording.sync()" in block]
+    steps, checkpoint, killed, sync = 20, 12, 15, "recording.sync()"
+
+    def task(number, start):
+        names = script(tmp_path, 2)
+        model = DistributedDataParallel(names["peft_model"])
+        batches = [{"input_ids": r[number::2], "labels": r[number::2]} for r in ids]
+
+        def loader():
+            for step in range(start, steps):
+                if step == killed and not start:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield batches[step]
+
+        def save(step):
+            if number == 0 and step == checkpoint:
+                state = names["peft_model"].state_dict(), names["optimizer"].state_dict()
+                torch.save(state, "checkpoint.pt")
+
+        def record(*given):
+            return study.record(*given, steps=[0], seed=0, total=steps, start=start)
+
+        for name, weight in names["peft_model"].named_parameters():
+            if "lora_B" in name:
+                nn.init.zeros_(weight)  # a resumed run is known by its init
+        if start:
+            weights, state = torch.load("checkpoint.pt")
+            names["peft_model"].load_state_dict(weights)
+            names["optimizer"].load_state_dict(state)
+        names |= {"study": SimpleNamespace(record=record), "save_checkpoint": save}
+        names |= {"model": model, "loader": loader(), "save_every": checkpoint}
+        exec(code.replace(sync, line), names)
+
+    ids = torch.stack([row["input_ids"] for row in rows()])[: 3 * steps].view(steps, 3, -1)
+    assert on_several(tmp_path, partial(task, start=0)) == [None, None]
+    assert load_measured(tmp_path / "results/mine").cells["status"].item() == "interrupted"
+    on_several(tmp_path, partial(task, start=checkpoint))
+    tables = load_measured(tmp_path / "results/mine")
+    assert tables.cells["status"].item() == "complete"
+    missing = sorted(set(range(steps)) - set(tables.metrics["step"]))
+    [record] = load_records(tmp_path / "results/mine")
+    if line == sync:
+        assert (missing, record["training_note"]) == ([], "")
+    else:
+        assert missing
+        assert sync in record["training_note"]

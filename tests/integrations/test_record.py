@@ -380,6 +380,113 @@ def test_a_scaled_loss_is_mended(has_scaler, script):
     assert_equal(script.run(recording, steps=4, step=step), expected, rtol=1e-5)
 
 
+class Muon(torch.optim.SGD):
+    """One that has torch's name and none of its options."""
+
+
+def test_an_optimizer_is_identified_by_its_options_too(script):
+    script.optimizer = Muon(script.weights, lr=1e-3)
+    cells = script.run(script.record()).cells
+    assert cells[["optimizer", "lr", "status"]].values.tolist() == [
+        [f"{__name__.partition('.')[0]}.muon", 1e-3, "complete"]
+    ]
+
+
+def test_only_a_study_error_leaves_a_step_of_the_user(script):
+    """Nobody expects an Adam without betas."""
+    script.optimizer = type("Adam", (torch.optim.SGD,), {})(script.weights, lr=1e-3)
+    script.optimizer.param_groups[0].update(betas=None, eps=None)
+    with pytest.raises(StudyError, match=r"the recording failed \(TypeError") as error:
+        script.run(script.record())
+    assert isinstance(error.value.__cause__, TypeError)
+
+
+def clip_each(script, batch, limit=1.0):
+    """Add up the gradients of the examples, each clipped, and step on their mean."""
+    sums = [torch.zeros_like(weight) for weight in script.weights]
+    for row in batch["input_ids"]:
+        script.model(input_ids=row[None], labels=row[None]).loss.backward()
+        nn.utils.clip_grad_norm_(script.weights, limit)
+        for total, weight in zip(sums, script.weights, strict=True):
+            total += weight.grad / len(batch["input_ids"])
+        script.optimizer.zero_grad()
+    for total, weight in zip(sums, script.weights, strict=True):
+        weight.grad = total
+    script.optimizer.step()
+    script.optimizer.zero_grad()
+
+
+class SAM(torch.optim.SGD):
+    """Climbs by ``size`` times the sign of the gradient, takes the gradient there, and steps."""
+
+    size = 0.01
+
+    def step(self, closure):
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        with torch.no_grad():
+            climbed = [weight.grad.sign() * self.size for weight in weights]
+            for weight, up in zip(weights, climbed, strict=True):
+                weight.data.add_(up)
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        for weight, up in zip(weights, climbed, strict=True):
+            weight.data.sub_(up)
+        super().step()
+        self.zero_grad()
+
+
+def sharpness_aware(script, batch):
+    def loss_and_gradients():
+        script.model(**batch).loss.backward()
+
+    loss_and_gradients()
+    script.optimizer.step(loss_and_gradients)
+
+
+def clip_values(script, batch):
+    script.model(**batch).loss.backward()
+    nn.utils.clip_grad_value_(script.weights, 1e-3)
+    script.optimizer.step()
+    script.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (clip_each, "Gradients changed between the last backward pass and an update"),
+        (clip_values, "Gradients changed between the last backward pass and an update"),
+        (sharpness_aware, "Weights changed between a forward pass and its update"),
+    ],
+)
+def test_a_row_that_is_not_of_its_update_is_told(script, step, says):
+    if step is sharpness_aware:
+        script.optimizer = SAM(script.weights, lr=1e-3)
+    with pytest.warns(UserWarning, match=says):
+        script.run(script.record(), step=partial(step, script))
+    [record] = load_records(script.results)
+    assert record["training_note"].count(says) == 1
+
+
+def test_usual_changes_are_not_told(script):
+    """Clipping of the whole norm, a moving average that is swapped in between steps."""
+
+    def step(batch):
+        held = [weight.detach().clone() for weight in script.weights]
+        with torch.no_grad():
+            for weight, value in zip(script.weights, held, strict=True):
+                weight.mul_(0.5)
+                weight.copy_(value)
+        script.model(**batch).loss.backward()
+        nn.utils.clip_grad_norm_(script.weights, 1e-3)
+        script.optimizer.step()
+        script.optimizer.zero_grad()
+
+    script.run(script.record(seed=0), step=step)
+    [record] = load_records(script.results)
+    assert record["training_note"] == ""
+
+
 @pytest.mark.parametrize("has_all_weights", [False, True])
 def test_a_frozen_A_is_recorded_as_frozen(has_all_weights, script):
     """PEFT's LoRA-FA, and AdamW over all parameters of the model."""
