@@ -240,7 +240,7 @@ class LoopPasses:
             return
         if self.backwards and self._are_cleared():
             self._drop([one for one in self.passes if one.reached])
-            self.backwards, self._norms, self.gradients = 0, [], []
+            self._norms, self.gradients = [], []
         self._in_backward = True
         self._arrived: list[tuple[Loss, Tensor, Tensor]] = []
         self._through: list[ForwardPass] = []

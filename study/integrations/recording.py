@@ -228,6 +228,7 @@ class Recording:
 
     def _begin_step(self) -> None:
         self._probing, self._updating = self.step in self._probed_at, False
+        self._nested, self._used = 0, 0
         self.passes.begin([a.probe for a in self.adapters] if self._probing else [])
 
     def _before_step(
@@ -255,6 +256,11 @@ class Recording:
         norms = norms_of_gradients(self.passes.weights)
         if (clipped := joint_norm(norms)) is None:
             return  # without gradients the optimizer moves nothing
+        if self._updating and self.passes.backwards == self._used:
+            self._nested += (
+                1  # step() of a class that calls that of its parent, which has the hooks
+            )
+            return
         if self._updating:
             kind = type(self.optimizer).__name__
             raise StudyError(f"{kind} evaluates its closure several times: use another optimizer")
@@ -266,7 +272,7 @@ class Recording:
         if self.step == self._total:  # a Trainer resumed after its last step makes one more
             self._say(f"Updates after the {self._total} of the whole run are not recorded.")
             return
-        self._updating = True
+        self._updating, self._used = True, self.passes.backwards
         if self.passes.norm is None:  # of gradients that the loop has set to 0
             self.passes.take_gradients()
         norm, lr = self.passes.norm, number(self.group["lr"])
@@ -293,6 +299,9 @@ class Recording:
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         """Measure the update, and write the row of the step before: its numbers have arrived."""
+        if self._nested:
+            self._nested -= 1
+            return
         self.tables = []
         if self._updating:  # there was a gradient
             if self._probing:

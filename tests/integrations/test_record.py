@@ -392,6 +392,37 @@ def test_an_optimizer_is_identified_by_its_options_too(script):
     ]
 
 
+class Constrained(torch.optim.SGD):
+    """Its parent's step, then another change of the weights. Torch may call hooks in both."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        with torch.no_grad():
+            for weight in self.param_groups[0]["params"]:
+                weight.mul_(0.9)
+        return loss
+
+
+@pytest.mark.parametrize("has_closure", [False, True])
+def test_an_optimizer_whose_step_calls_that_of_its_parent(script, has_closure):
+    torch.optim.SGD(script.weights)  # from now on, SGD.step calls hooks
+    script.optimizer = Constrained(script.weights, lr=1e-3)
+
+    def step(batch):
+        def loss_and_gradients():
+            script.optimizer.zero_grad()
+            script.model(**batch).loss.backward()
+
+        if not has_closure:
+            loss_and_gradients()
+        script.optimizer.step(loss_and_gradients if has_closure else None)
+
+    tables = script.run(script.record(steps=[0, 1, 2]), step=step)
+    assert tables.metrics["step"].tolist() == [0, 1, 2]
+    sites = tables.probes.set_index(["site", "step"])["norm"]
+    assert (sites["A_update"] > 0.099 * sites["A"]).all(), "a tenth was taken off"
+
+
 def test_only_a_study_error_leaves_a_step_of_the_user(script):
     """Nobody expects an Adam without betas."""
     script.optimizer = type("Adam", (torch.optim.SGD,), {})(script.weights, lr=1e-3)
