@@ -22,6 +22,12 @@ from study.vocabulary.scaling import FULL
 
 PLACE = ["setting", "rank"]
 """The columns of one plane."""
+REACH = math.log(4.2)
+"""How far from the best alpha tried a parabola is fitted, in log alpha. Beside alphas in steps of 4
+a plane may have those of other rules, which lie close together. Over rates a parabola passes
+through three points, because the loss rises steeply above the best rate."""
+FEWEST_SEEDS = 3
+"""The seeds that a cost should have."""
 
 
 class Vertex(NamedTuple):
@@ -31,24 +37,27 @@ class Vertex(NamedTuple):
     y: float
 
 
-def vertex(x: Floats, y: Floats) -> Vertex:
-    """The vertex of the parabola through the lowest of ``y`` and its two neighbours.
+def vertex(x: Floats, y: Floats, reach: float = 0.0) -> Vertex:
+    """The vertex of a parabola around the lowest of ``y``.
 
-    ``x`` must be ascending. Both coordinates are NaN if the lowest point is the first, the last, or
-    next to a missing value: then the minimum was not bracketed.
+    It passes through the lowest point and its two neighbours. If other points are at most ``reach``
+    from the lowest one, it is fitted to all of them by least squares. ``x`` must be ascending. Both
+    coordinates are NaN if the lowest point is the first, the last, or next to a missing value: then
+    the minimum was not bracketed.
     """
     unknown = Vertex(math.nan, math.nan)
     if np.isfinite(y).sum() < 3:
         return unknown
     lowest = int(np.nanargmin(y))
-    near = slice(lowest - 1, lowest + 2)
-    if lowest in (0, len(y) - 1) or not np.isfinite(y[near]).all():
+    if lowest in (0, len(y) - 1) or not np.isfinite(y[lowest - 1 : lowest + 2]).all():
         return unknown
-    middle = x[lowest]
-    a, b, c = np.polyfit(x[near] - middle, y[near], 2)
+    off = x - x[lowest]
+    near = (np.abs(off) <= reach) & np.isfinite(y)
+    near[lowest - 1 : lowest + 2] = True
+    a, b, c = np.polyfit(off[near], y[near], 2)
     if a <= 0:
-        return Vertex(float(middle), float(y[lowest]))
-    return Vertex(float(middle - b / (2 * a)), float(c - b * b / (4 * a)))
+        return Vertex(float(x[lowest]), float(y[lowest]))
+    return Vertex(float(x[lowest] - b / (2 * a)), float(c - b * b / (4 * a)))
 
 
 def runs(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +132,7 @@ def best_pairs(lowest: pd.DataFrame) -> pd.DataFrame:
 def _best_pair(of_seed: pd.DataFrame) -> dict[str, float]:
     curve = of_seed.sort_values("alpha")
     log_alpha = np.log(curve["alpha"].to_numpy(float))
-    best = vertex(log_alpha, curve["loss"].to_numpy(float))
+    best = vertex(log_alpha, curve["loss"].to_numpy(float), REACH)
     logs = np.log(curve[["lr", "rho"]].to_numpy(float))
     lr, rho = (np.exp(np.interp(best.x, log_alpha, of)) for of in logs.T)
     return {"alpha": math.exp(best.x), "lr": float(lr), "rho": float(rho), "loss": best.y}
@@ -132,26 +141,25 @@ def _best_pair(of_seed: pd.DataFrame) -> dict[str, float]:
 def costs(lowest: pd.DataFrame, alpha: float) -> pd.DataFrame:
     """What keeping ``alpha`` costs at each rank, a row per setting and rank.
 
-    ``cost`` is the lowest loss at ``alpha`` less that at the alpha ``against``, which has the
-    lowest mean of those tried in the same seeds; nats per token, with a 95 % t-interval over the
-    ``seeds``. ``against`` was chosen among the alphas tried, so noise makes the cost a little too
-    large.
+    ``cost`` is the lowest loss at ``alpha`` less that at the alpha ``against``, nats per token,
+    paired by seed, with a 95 % t-interval over the ``seeds``. ``against`` is the alpha tried that
+    makes the mean cost largest, of those that have three seeds in common with ``alpha``, or as many
+    as there are. It was chosen after the fact, so noise makes the cost a little too large.
     """
     rows = []
     for (setting, rank), own in lowest.groupby(PLACE):
         table = own.pivot(index="seed", columns="alpha", values="loss")
-        if alpha not in table or table[alpha].isna().all():
+        if alpha not in table:
             continue
-        table = table[table[alpha].notna()]
-        counts = table.notna().sum()
-        means = table.loc[:, counts == counts.drop(alpha).max()].mean()
-        others = means.drop(alpha, errors="ignore")
-        if others.empty or np.isnan(others.min()):
+        gaps = table.drop(columns=alpha).rsub(table[alpha], axis=0)
+        seeds = gaps.count()
+        enough = seeds[seeds >= min(FEWEST_SEEDS, max(seeds.max(), 1))].index
+        if enough.empty:
             continue
-        against = others.idxmin()
-        gaps = (table[alpha] - table[against]).dropna()
+        against = gaps[enough].mean().idxmax()
+        gap = gaps[against].dropna()
         row = {"setting": setting, "rank": rank, "against": against}
-        rows.append(row | interval_columns("cost", gaps) | {"seeds": len(gaps)})
+        rows.append(row | interval_columns("cost", gap) | {"seeds": len(gap)})
     return pd.DataFrame(rows)
 
 

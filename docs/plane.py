@@ -1,0 +1,206 @@
+"""The best pair of alpha and learning rate: numbers and tables of docs/alpha.md, and its figures.
+
+A plane joins the studies that vary alpha with those of the same settings that vary the rule.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from docs.blocks import RESULTS, mean_text
+from study.analysis.fits import mean_interval
+from study.analysis.plane import (
+    best_pairs,
+    costs,
+    full_losses,
+    lowest_losses,
+    runs,
+    vertex,
+)
+from study.analysis.wording import interval_text
+from study.figures import plane as figures
+from study.report.text import minus, table_of
+from study.store import StudyTables
+from study.store.tables import load_measured
+from study.vocabulary.quantities import TRAIN
+
+PLANES = {
+    "small": ("alpha_small", "horizons_small"),
+    "smollm2": ("alpha_smollm2", "horizons_long", "horizons"),
+}
+"""The studies of each plane. They differ in rule, alpha, rate, rank and seed; those of SmolLM2 in
+precision too: horizons is in float32, the others are in bf16."""
+USUAL = 16.0
+"""The alpha that costs are of."""
+
+
+@cache
+def joined(model: str, steps: int) -> StudyTables:
+    """The tables of a plane: runs of ``steps`` under AdamW."""
+    parts = [load_measured(RESULTS / name) for name in PLANES[model]]
+    cells = pd.concat([part.cells for part in parts], ignore_index=True)
+    cells = cells[cells["steps"] == steps]
+    # Two rules may have trained one gamma. The first study's run counts, and bf16 before float32.
+    gamma = cells["gamma"].astype(float).map(lambda value: f"{value:.4g}")
+    cells = cells[~cells.assign(gamma=gamma).duplicated(["rank", "gamma", "lr", "seed"])]
+    cells = cells.assign(study=model, precision="several", example_losses=True)
+    ids = set(cells["cell_id"].astype(str))
+
+    def kept(name: str) -> pd.DataFrame:
+        rows = pd.concat([getattr(part, name) for part in parts], ignore_index=True)
+        return rows[rows["cell_id"].astype(str).isin(ids)]
+
+    return replace(parts[0], cells=cells, metrics=kept("metrics"), probes=kept("probes"))
+
+
+@cache
+def lowest(model: str, steps: int) -> pd.DataFrame:
+    """The lowest loss over the rate by rank, alpha and seed (:mod:`study.analysis.plane`)."""
+    tables = joined(model, steps)
+    found = runs(tables.cells, tables.metrics, tables.probes)
+    return lowest_losses(found.assign(setting=0))
+
+
+def _spread(row: "pd.Series[float]", name: str, form: str) -> str:
+    """``240 [180, 320]`` of a column with its interval; without it for one seed."""
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if np.isnan(low):
+        return format(value, form)
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def best_pair(model: str, steps: str) -> str:
+    """A row per rank: the best alpha and rate, rho there, the loss, and the seeds."""
+    rows = []
+    for _, row in best_pairs(lowest(model, int(steps))).iterrows():
+        texts = {"rank": f"{row['rank']:g}", "best α": _spread(row, "alpha", ".0f")}
+        texts |= {
+            "best rate": _spread(row, "lr", ".2g"),
+            "ρ at the end": _spread(row, "rho", ".2f"),
+        }
+        texts |= {"lowest loss": f"{row['loss']:.4f}", "seeds": f"{row['seeds']:.0f}"}
+        rows.append(texts)
+    return table_of(rows)
+
+
+def lowest_by_alpha(model: str, steps: str) -> str:
+    """A row per alpha, a column per rank: the lowest loss over the rate, mean over the seeds that
+    the rank has at most alphas, with the best rate and rho in brackets."""
+    found = lowest(model, int(steps)).dropna(subset="loss")
+    rows, ranks = [], sorted(found["rank"].unique())
+    for alpha, of_alpha in found.groupby("alpha"):
+        row = {"α": f"{alpha:g}"}
+        for rank in ranks:
+            own = of_alpha[of_alpha["rank"] == rank]
+            lr, rho = (np.exp(np.log(own[name]).mean()) for name in ("lr", "rho"))
+            text = f"{own['loss'].mean():.4f} ({lr:.2g}, {rho:.1f}; {len(own)})"
+            row[f"rank {rank:g}"] = text if len(own) else ""
+        rows.append(row)
+    return table_of(rows)
+
+
+def _cost(model: str, steps: str) -> pd.DataFrame:
+    return costs(lowest(model, int(steps)), USUAL).set_index("rank")
+
+
+def alpha_cost(model: str, steps: str, rank: str) -> str:
+    """What alpha 16 costs at a rank, nats: ``0.0084 [0.0070, 0.0098]``."""
+    row = _cost(model, steps).loc[float(rank)]
+    return minus(interval_text(row["cost"], row["ci_low"], row["ci_high"], 4))
+
+
+def alpha_costs(model: str) -> str:
+    """A row per rank and number of steps: what alpha 16 costs against the best alpha tried."""
+    rows = []
+    for steps in (64, 256, 1024):
+        for rank, row in _cost(model, str(steps)).iterrows():
+            cost = minus(interval_text(row["cost"], row["ci_low"], row["ci_high"], 4))
+            texts = {"steps": str(steps), "rank": f"{rank:g}", "against α": f"{row['against']:g}"}
+            rows.append(texts | {"α = 16 costs, nats": cost, "seeds": f"{row['seeds']:.0f}"})
+    return table_of(rows)
+
+
+def steps_power(rank: str) -> str:
+    """The power of the steps in the best alpha of a rank of the small model, a seed a slope."""
+    found = []
+    for steps in (64, 256, 1024):
+        own = lowest("small", steps)
+        for seed, of_seed in own[own["rank"] == float(rank)].groupby("seed"):
+            pair = best_pairs(of_seed)
+            if len(pair):
+                found.append((seed, steps, pair["alpha"].iloc[0]))
+    table = pd.DataFrame(found, columns=["seed", "steps", "alpha"]).pivot(
+        index="seed", columns="steps", values="alpha"
+    )
+    table = table.dropna()
+    logs = np.log(table.to_numpy(float))
+    slopes = np.polyfit(np.log(table.columns.to_numpy(float)), logs.T, 1)[0]
+    return mean_text(slopes)
+
+
+@cache
+def _full(steps: int) -> pd.DataFrame:
+    """By seed the best rate and lowest loss of full fine-tuning of the small model."""
+    tables = joined("small", steps)
+    rows = []
+    for seed, own in full_losses(tables.cells, tables.metrics).groupby("seed"):
+        curve = own.sort_values("lr")
+        best = vertex(np.log(curve["lr"].to_numpy(float)), curve["loss"].to_numpy(float))
+        rows.append((seed, np.exp(best.x), best.y))
+    return pd.DataFrame(rows, columns=["seed", "lr", "loss"]).set_index("seed").dropna()
+
+
+def full_rate(steps: str = "256") -> str:
+    """The best rate of full fine-tuning of the small model."""
+    ends = np.exp(mean_interval(np.log(_full(int(steps))["lr"])))
+    return interval_text(*(1e4 * ends), 1) + "e-4"
+
+
+def over_full(steps: str = "256") -> str:
+    """A row per alpha and rank: LoRA's best rate over that of full fine-tuning, and its lowest loss
+    less that of full fine-tuning, by seed."""
+    full, rows = _full(int(steps)), []
+    own = lowest("small", int(steps)).dropna(subset="loss")
+    for (alpha, rank), each in own[own["rank"] >= TUNED].groupby(["alpha", "rank"]):
+        both = each.set_index("seed").join(full, rsuffix="_full", how="inner")
+        if len(both) < 2:
+            continue
+        ratio = np.exp(mean_interval(np.log(both["lr"] / both["lr_full"])))
+        row = {"α": f"{alpha:g}", "rank": f"{rank:g}", "rate / rate": interval_text(*ratio, 1)}
+        row["loss less that of full fine-tuning"] = mean_text(both["loss"] - both["loss_full"], 4)
+        rows.append(row | {"seeds": str(len(both))})
+    return table_of(rows)
+
+
+TUNED = 16
+"""Tables of full fine-tuning begin with this rank."""
+
+
+def why(stat: str, site: str) -> str:
+    """A row per alpha and rank: the median over layers of a statistic at each probed step."""
+    tables = load_measured(RESULTS / "alpha_why")
+    rows = tables.probes[(tables.probes["site"] == site) & (tables.probes["batch"] == TRAIN)]
+    rows = rows[rows["layer"].astype(str) != "model"].astype({"cell_id": str})
+    facts = tables.cells.assign(cell_id=tables.cells["cell_id"].astype(str)).set_index("cell_id")
+    medians = rows.groupby(["cell_id", "step"])[stat].median().unstack("step")
+    medians = medians.join(facts[["rank", "alpha"]]).sort_values(["rank", "alpha"])
+    texts = []
+    for _, row in medians.iterrows():
+        text = {"rank": f"{row['rank']:g}", "α": f"{row['alpha']:g}"}
+        steps = [name for name in medians if name not in ("rank", "alpha")]
+        texts.append(text | {f"step {step}": f"{row[step]:.3g}" for step in steps})
+    return table_of(texts)
+
+
+def drawn() -> dict[str, Figure]:
+    """The figures of docs/alpha.md, by name."""
+    small = joined("small", 256)
+    return {
+        "alpha_plane": figures.alpha_plane(small),
+        "best_pairs": figures.best_pairs_by_rank(small),
+        "loss_against_rho": figures.loss_against_rho(small),
+        "alpha_plane_smollm2": figures.alpha_plane(joined("smollm2", 256)),
+    }
