@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from docs import evidence, external, findings, horizons, law_page, numbers
+from docs import evidence, external, findings, horizons, law_page, numbers, plane
 from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables
 from docs.record import FILE, Record
 from study.figures import FIGURES, draw_all, save
@@ -22,7 +22,7 @@ from study.store import write_output
 from study.store.files import remove, write_text
 
 COLOURS = 256
-PARTS = (numbers, findings, external, horizons, law_page)
+PARTS = (numbers, findings, external, horizons, law_page, plane)
 BLOCKS = {name: block for part in PARTS for name, block in blocks_of(part).items()}
 """By the name in the documents."""
 say = partial(print, file=sys.stderr)
@@ -88,6 +88,7 @@ def draw_pictures() -> None:
     drawn |= {"hero": horizons.hero(), "hero_stacked": horizons.hero(stacked=True)}
     drawn["best_by_steps"] = horizons.best_by_steps()
     drawn["r_sign_by_step"] = horizons.r_parts_by_step()
+    drawn |= plane.drawn()
     for name, figure in drawn.items():
         slim(save(figure, PLOTS, name, ["png"])[0])
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")
