@@ -112,10 +112,12 @@ def best_pairs(lowest: pd.DataFrame) -> pd.DataFrame:
     In each seed the best ``alpha`` is the vertex over log alpha of the ``lowest`` losses; ``lr``
     and ``rho`` are interpolated there. The row has geometric means over the seeds with their 95 %
     t-intervals, as ``alpha``, ``alpha_low``, ``alpha_high`` and so on; the mean ``loss``; and the
-    number of ``seeds``. Seeds whose best alpha tried is at an edge are left out.
+    number of ``seeds``. Seeds that lack the highest alpha of the rank are left out, and those whose
+    best alpha tried is at an edge.
     """
     rows = []
     for place, own in lowest.groupby(PLACE):
+        own = own[own["seed"].isin(own.loc[own["alpha"] == own["alpha"].max(), "seed"])]
         pairs = [_best_pair(seed) for _, seed in own.dropna(subset="loss").groupby("seed")]
         pairs = [pair for pair in pairs if np.isfinite(pair["loss"])]
         if not pairs:
