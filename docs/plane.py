@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from docs.blocks import RESULTS, mean_text
 from study.analysis.fits import mean_interval
 from study.analysis.plane import (
+    FEWEST_SEEDS,
     best_pairs,
     costs,
     full_losses,
@@ -46,7 +47,7 @@ def joined(model: str, steps: int) -> StudyTables:
     # Two rules may have trained one gamma. The first study's run counts, and bf16 before float32.
     gamma = cells["gamma"].astype(float).map(lambda value: f"{value:.4g}")
     cells = cells[~cells.assign(gamma=gamma).duplicated(["rank", "gamma", "lr", "seed"])]
-    cells = cells.assign(study=model, precision="several", example_losses=True)
+    cells = cells.assign(study=model, precision="float32" if model == "small" else "several")
     ids = set(cells["cell_id"].astype(str))
 
     def kept(name: str) -> pd.DataFrame:
@@ -65,9 +66,9 @@ def lowest(model: str, steps: int) -> pd.DataFrame:
 
 
 def _spread(row: "pd.Series[float]", name: str, form: str) -> str:
-    """``240 [180, 320]`` of a column with its interval; without it for one seed."""
+    """``240 [180, 320]`` of a column with its interval; without it for fewer than three seeds."""
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if np.isnan(low):
+    if row["seeds"] < FEWEST_SEEDS:
         return format(value, form)
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
@@ -86,17 +87,19 @@ def best_pair(model: str, steps: str) -> str:
     return table_of(rows)
 
 
-def lowest_by_alpha(model: str, steps: str) -> str:
-    """A row per alpha, a column per rank: the lowest loss over the rate, mean over the seeds that
-    the rank has at most alphas, with the best rate and rho in brackets."""
+def lowest_by_alpha(model: str, steps: str, seeds: str = "0,1,2") -> str:
+    """A row per alpha, a column per rank: the lowest loss over the rate, a mean over ``seeds``,
+    with the best rate and rho in brackets. Alphas between powers of 4 are left out."""
     found = lowest(model, int(steps)).dropna(subset="loss")
+    found = found[found["seed"].isin(map(int, seeds.split(",")))]
+    found = found[np.isclose(np.log(found["alpha"]) / np.log(4) % 1, 0)]
     rows, ranks = [], sorted(found["rank"].unique())
     for alpha, of_alpha in found.groupby("alpha"):
         row = {"α": f"{alpha:g}"}
         for rank in ranks:
             own = of_alpha[of_alpha["rank"] == rank]
             lr, rho = (np.exp(np.log(own[name]).mean()) for name in ("lr", "rho"))
-            text = f"{own['loss'].mean():.4f} ({lr:.2g}, {rho:.1f}; {len(own)})"
+            text = f"{own['loss'].mean():.4f} ({lr:.2g}, {rho:.2f})"
             row[f"rank {rank:g}"] = text if len(own) else ""
         rows.append(row)
     return table_of(rows)
@@ -121,24 +124,6 @@ def alpha_costs(model: str) -> str:
             texts = {"steps": str(steps), "rank": f"{rank:g}", "against α": f"{row['against']:g}"}
             rows.append(texts | {"α = 16 costs, nats": cost, "seeds": f"{row['seeds']:.0f}"})
     return table_of(rows)
-
-
-def steps_power(rank: str) -> str:
-    """The power of the steps in the best alpha of a rank of the small model, a seed a slope."""
-    found = []
-    for steps in (64, 256, 1024):
-        own = lowest("small", steps)
-        for seed, of_seed in own[own["rank"] == float(rank)].groupby("seed"):
-            pair = best_pairs(of_seed)
-            if len(pair):
-                found.append((seed, steps, pair["alpha"].iloc[0]))
-    table = pd.DataFrame(found, columns=["seed", "steps", "alpha"]).pivot(
-        index="seed", columns="steps", values="alpha"
-    )
-    table = table.dropna()
-    logs = np.log(table.to_numpy(float))
-    slopes = np.polyfit(np.log(table.columns.to_numpy(float)), logs.T, 1)[0]
-    return mean_text(slopes)
 
 
 @cache

@@ -3,6 +3,7 @@ and the loss against rho (:mod:`study.analysis.plane`).
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,7 @@ from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
 
-from study.analysis.plane import best_pairs, lowest_losses, runs
+from study.analysis.plane import FEWEST_SEEDS, best_pairs, lowest_losses, runs
 from study.figures import style
 from study.figures.captions import settings
 from study.figures.selection import Absent, Tables
@@ -57,6 +58,7 @@ def alpha_plane(tables: Tables) -> Figure:
             _star(ax, pairs.loc[rank])
         ax.set_title(f"rank {rank:g}")
         _alpha_axis(ax)
+    _limit(panels, found)
     style.y_axis(panels, "learning rate", log=True)
     if filled is not None:
         bar = page.colorbar(filled, ax=list(panels), location="right", aspect=30, pad=0.01)
@@ -94,6 +96,7 @@ def best_pairs_by_rank(tables: Tables) -> Figure:
         if rank in pairs.index:
             _star(ax, pairs.loc[rank], colour)
     _alpha_axis(ax)
+    _limit([ax], found)
     style.y_axis([ax], "learning rate", log=True)
     style.legend(page, {f"rank {rank:g}": {"color": c} for rank, c in colours.items()}, columns=3)
     page.set_label(settings(_cells(tables, found)))
@@ -135,6 +138,14 @@ def _colours(ranks: "pd.Series[float]") -> dict[float, tuple[float, ...]]:
     every = sorted(ranks.unique())
     shades = matplotlib.colormaps["viridis"](np.linspace(0.85, 0.0, len(every)))
     return dict(zip(every, map(tuple, shades), strict=True))
+
+
+def _limit(panels: Sequence[Axes], found: pd.DataFrame) -> None:
+    """Show the runs, and not whole intervals that are wider than their range."""
+    for name, set_limits in (("alpha", Axes.set_xlim), ("lr", Axes.set_ylim)):
+        low, high = found[name].min(), found[name].max()
+        margin = (high / low) ** 0.06
+        set_limits(panels[0], low / margin, high * margin)
 
 
 def _alpha_axis(ax: Axes) -> None:
@@ -214,9 +225,9 @@ def _ways(ax: Axes, rank: float) -> None:
 
 
 def _star(ax: Axes, pair: Any, colour: Any = "#d9730d") -> None:
-    """The best pair, with the intervals of alpha and rate."""
+    """The best pair, with the intervals of alpha and rate from three seeds on."""
     look: dict[str, Any] = {"color": colour, "linewidth": 1.0, "zorder": 5}
-    if np.isfinite(pair["alpha_low"]):
+    if pair["seeds"] >= FEWEST_SEEDS:
         ax.hlines(pair["lr"], pair["alpha_low"], pair["alpha_high"], **look)
         ax.vlines(pair["alpha"], pair["lr_low"], pair["lr_high"], **look)
     star: dict[str, Any] = {
