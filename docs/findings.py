@@ -87,7 +87,7 @@ def compared(study: str) -> list[Compared]:
 
 def entries(study: str) -> list[Entry]:
     """The entries of an experiment's file as it is now."""
-    return read_entries(yaml.safe_load((ROOT / _file_of(study)).read_text())["expects"])
+    return read_entries(yaml.safe_load((ROOT / _file_of(study)).read_text()).get("expects", []))
 
 
 def _file_of(study: str) -> str:
