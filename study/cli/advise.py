@@ -22,12 +22,11 @@ from study.analysis.advice import Advice, Span, committed
 from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting, short_model
 from study.analysis.rates import best_rates_of
 from study.cli.group import PATH, cli
-from study.cli.rates import leaves, overrides_of
 from study.config.types import MOST_RANK, MOST_STEPS
+from study.config.values import written
 from study.errors import StudyError, command_line, unknown
 from study.integrations.configs import TOOLS, read_file
 from study.integrations.configs.tools import PEFT, Tool
-from study.integrations.configs.writing import written
 from study.store import StudyTables, cell_folders, find_cell
 from study.store.tables import load_measured, rows_of
 from study.theory import family
@@ -102,6 +101,8 @@ def read_run(path: Path | None, options: Mapping[str, Any]) -> Given:
         one = f"one of them, such as {cells[0]}, or use it as evidence with --study {path}"
         raise StudyError(f"{path} is a study of {len(cells)} cells: give {one}")
     if path and (cells or path.parent.name == "cells"):
+        from study.config.overrides import leaves, overrides_of  # loads Hydra
+
         cell = cells[0] if cells else path
         folder, record = find_cell(cell.parent.parent, cell.name)
         found = {key.removesuffix(".name"): x for key, x in leaves(record["config"]).items()}

@@ -197,16 +197,15 @@ def audit(folder: Path, base: str | None, output: str | None) -> None:
     """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to
     W0), its number of directions, and servers with another factor.
     """
-    from study.integrations.auditing import audit as examine
-    from study.integrations.auditing import by_kind, findings
+    from study.integrations import auditing
 
-    adapter, rows = examine(folder, base)
-    sentences = findings(adapter, rows)
+    adapter, rows = auditing.audit(folder, base)
+    sentences = auditing.findings(adapter, rows)
     if output:
         print_tables(output, layers=rows, rule=adapter.scaling, base=base, findings=sentences)
         return
     caption = "medians over layers; stable and effective rank: how many directions γBA has"
-    print_texts("What the adapter adds", by_kind(rows), caption)
+    print_texts("What the adapter adds", auditing.by_kind(rows), caption)
     print_sentences(sentences)
 
 

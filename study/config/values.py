@@ -137,6 +137,24 @@ def literal(value: Any) -> Any:
     return value
 
 
+def written(value: Any) -> str:
+    r"""``value`` so that Hydra reads it back unchanged after ``key=``. Interpolations stay text.
+
+    >>> written(["a b", None, True, 1e-05, "${oc.env:HOME}"])
+    "['a b',null,true,1e-05,'\\${oc.env:HOME}']"
+    """
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(written, value))}]"
+    if not isinstance(value, str):
+        return word(value)
+    is_word = re.fullmatch(r"[a-z_/][\w./-]*", value, re.ASCII | re.IGNORECASE)
+    if is_word and value.lower() not in ("true", "false", "null", "nan", "inf"):
+        return value
+    # As Hydra quotes a text: backslashes before a quote, or at the end, are doubled.
+    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", literal(value))
+    return "'" + doubled.replace("'", r"\'") + "'"
+
+
 _adapter = cache(TypeAdapter)
 
 

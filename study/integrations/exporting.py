@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 from study.adapters.bank import LoraPair
 from study.config.compose import CONF, parse
 from study.config.hints import as_study_errors
+from study.config.values import written
 from study.errors import StudyError, command_line
-from study.integrations.configs.writing import written
 from study.store import ADAPTER, damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing, write_text
 from study.sweeps.cells import plan

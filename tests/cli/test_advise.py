@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +124,16 @@ def test_intervals_hold_in_our_studies_and_in_those_of_others():
     )
     assert theirs == pytest.approx(0.9, abs=0.01)
     assert ours > theirs
+
+
+@pytest.mark.parametrize("config", [[], [str(EXAMPLES / "axolotl.yml")]])
+def test_advice_loads_no_plots_no_hydra_and_no_views(config):
+    code = "import sys; from study.cli import main; main(); print(*sys.modules, file=sys.stderr)"
+    words = [sys.executable, "-c", code, "advise", *config, "--rank", "64"]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("Set (")
+    heavy = {"torch", "matplotlib", "hydra", "study.dashboard", "study.figures", "study.report"}
+    assert heavy & {*ran.stderr.split()} == set()
 
 
 def test_a_rate_moves_by_the_law_and_is_pasted(advise):

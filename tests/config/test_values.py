@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 
 from study.config.types import optimizer_config
-from study.config.values import LARGEST_FLOAT, check_folder_name, interval, literal
+from study.config.values import LARGEST_FLOAT, check_folder_name, interval, literal, written
 from study.errors import StudyError
 from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -30,6 +33,12 @@ def test_text_of_a_stranger_stays_text():
     assert literal({"a": ["${oc.env:HOME}", r"\${x}", 3]}) == {
         "a": [r"\${oc.env:HOME}", r"\\\${x}", 3]
     }
+
+
+@given(st.one_of(st.text("\\\\' \"ab{}", max_size=9), st.text("ab/.-_0", min_size=1)))
+def test_hydra_reads_a_written_text_back(text):
+    override = OverridesParser.create().parse_override(f"key={written(text)}")
+    assert str(override.value()) == text
 
 
 def extremes(option):

@@ -1,7 +1,6 @@
 """The files of an imported experiment. Base and data have their own, so that ``model=tiny`` or
 ``data=pydoc`` on the command line replaces all of their settings."""
 
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from study.config.compose import CONF, compose
 from study.config.hints import as_study_errors
-from study.config.values import check_folder_name, literal, word
+from study.config.values import check_folder_name, literal, written
 from study.errors import StudyError, command_line, printable
 from study.integrations.configs.tools import Experiment
 from study.store.files import write_text
@@ -100,19 +98,3 @@ def _check(experiment: Experiment, name: str, texts: dict[str, str]) -> None:
                 compose(GlobalHydra.instance().config_loader(), "config", shared, [[], *swept])
         except StudyError as error:
             raise StudyError(f"{experiment.origin}: {error}") from None
-
-
-def written(value: Any) -> str:
-    r"""``value`` so that Hydra reads it back unchanged after ``key=``. Interpolations stay text.
-
-    >>> written(["a b", None, True, 1e-05, "${oc.env:HOME}"])
-    "['a b',null,true,1e-05,'\\${oc.env:HOME}']"
-    """
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(written, value))}]"
-    if not isinstance(value, str):
-        return word(value)
-    is_word = re.fullmatch(r"[a-z_/][\w./-]*", value, re.ASCII | re.IGNORECASE)
-    if is_word and value.lower() not in ("true", "false", "null", "nan", "inf"):
-        return value
-    return QuotedString(literal(value), Quote.single).with_quotes()
