@@ -50,6 +50,7 @@ def write_archive(
     Returns the ids of the others. Values are those of the study, bit for bit. Each record names
     ``to`` and ``plots_dir`` as the study's folders. An archive in ``to`` is replaced when
     ``cells.parquet`` is: before, the new tables have other names, which readers know afterwards.
+    A second process that writes to ``to`` waits for the first one.
     """
     places = {"name": to.name, "results_dir": to.parent.as_posix(), "plots_dir": plots_dir}
     records: dict[str, dict[str, Any]] = {}
@@ -66,6 +67,21 @@ def write_archive(
     if not records:
         none = StudyError(f"no cell of {study_dir} has ended: archive it when its sweep is done")
         raise none if left_out else no_study(study_dir)
+    files.make_folder(to)
+    with files.Lock(to / f"archive{files.DRAFT}") as lock:
+        _write_tables(study_dir, to, records, kept, thin)
+        files.remove(lock.path)
+    return left_out
+
+
+def _write_tables(
+    study_dir: Path,
+    to: Path,
+    records: Mapping[str, Mapping[str, Any]],
+    kept: Mapping[str, Mapping[str, Any]],
+    thin: Thin,
+) -> None:
+    """Write the tables of the cells. ``records``: those of the study; ``kept``: of the archive."""
     cells = cells_table(list(kept.values()))
 
     def joined(name: str) -> pa.Table:
@@ -75,7 +91,6 @@ def write_archive(
             parts.append(with_id(cell, thin(name, rows)))
         return pa.concat_tables(parts)
 
-    files.make_folder(to)
     about: dict[str, dict[str, Any]] = {}
     for name in (*SCHEMAS, DISTANCES):
         rows = joined(name) if name in SCHEMAS else pa.Table.from_pandas(distances_of(study_dir))
@@ -95,7 +110,6 @@ def write_archive(
         else:
             files.remove(to / f"{name}.parquet")
         files.remove(*to.glob(f"{name}.*.parquet"))  # of a killed command
-    return left_out
 
 
 def with_hashes(cells: pa.Table, about: Mapping[str, Any]) -> bytes:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from study.config.hashing import recorded_identities
+from study.config.values import check_folder_name
 from study.errors import StudyError, one_line
 from study.store.files import Damaged, check_no_link, is_claimed, read
 from study.store.rows import read_parquet, read_stream
@@ -105,6 +106,8 @@ def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
         _Record.model_validate(record)
         if record["cell_id"] != folder.name:
             raise ValueError(f"copied from the cell {record['cell_id']!r}")
+        if "files" in record and SHA256 not in record:  # the first with the one had the other
+            raise ValueError("it was changed: it has no hash")
         if record.get(SHA256, record_hash(record)) != record_hash(record):
             raise ValueError("it was changed: its hash is another")
         sources = record.get("sources", {})
@@ -186,10 +189,15 @@ def _read_archive(path: Path) -> Archive:
         for name, expected in about.items():
             read(archived_file(path.parent, name, expected), expected)
         table = read_parquet(path).select(["cell_id", "record"]).to_pydict()
+        for cell in table["cell_id"]:
+            check_folder_name(cell, "cell_id")
         texts = zip(table["cell_id"], table["record"], strict=True)
         folder = path.parent / "cells"
         return Archive({cell: _parse(folder / cell, text) for cell, text in texts}, about)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
+        if isinstance(error, KeyError) and ABOUT in error.args:
+            which = "is no archive of a study, or one of an earlier version, which has no hashes"
+            raise Damaged(f"{path.parent} {which}: archive its study again") from None
         why = f"it has no {error}" if isinstance(error, KeyError) else error
         told = f"{path.parent} is no archive of a study, or is damaged ({why}): get it again"
         raise Damaged(told) from None

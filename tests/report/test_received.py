@@ -12,6 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from study.figures import style
+from study.store.records import record_hash
 
 ATTACKS = (
     "![x](../../secret.png)",
@@ -55,7 +56,7 @@ def with_texts(study, folder, text):
             (record["config"][group] if group else record["config"])[name] = text
         # Two values, so that it is a part of the name of each curve.
         record["config"]["train"]["mode"] = f"{text}{record['config']['adapter']['scaling']}"
-        del record["sha256"]
+        record["sha256"] = record_hash(record)
         path.write_text(json.dumps(record))
     return folder
 

@@ -24,7 +24,7 @@ from study.store import (
     rows_of,
     write_table,
 )
-from study.store.archive import FILES, check_study, write_archive
+from study.store.archive import FILES, check_study, with_hashes, write_archive
 from tests.faults.instrument import Instrument, Plan
 from tests.store.small_cells import flip
 
@@ -174,6 +174,46 @@ def test_a_kill_at_any_file_call_leaves_the_old_or_the_new_archive(old_and_new, 
         assert seen(to) == states[1]
     assert found == sorted(found)
     assert set(found) == {0, 1}
+
+
+def test_two_commands_at_once_leave_a_whole_archive(old_and_new, tmp_path):
+    """Each process begins to write while the other one does, a few times."""
+    for number in range(6):
+        to, started = tmp_path / f"both{number}/s", []
+        for one in old_and_new:
+            if (process := os.fork()) == 0:
+                for _ in range(5):
+                    write_archive(one, to)
+                os._exit(0)
+            started.append(process)
+        assert [os.waitpid(process, 0)[1] for process in started] == [0, 0]
+        assert [*check_study(to)] == []
+        assert not [name for name in os.listdir(to) if name.count(".") > 1 or "partial" in name]
+
+
+def test_an_archive_of_an_earlier_version_is_named_as_one(archived, tmp_path, study_cli):
+    """Its files have no hashes."""
+    copy = Path(shutil.copytree(archived, tmp_path / "mine"))
+    pq.write_table(pq.read_table(copy / FILES[0]).replace_schema_metadata(), copy / FILES[0])
+    said = study_cli("check", str(copy))
+    assert said.code == 1
+    assert "of an earlier version" in said.out + said.err
+    assert "damaged" not in said.out + said.err
+
+
+@pytest.mark.parametrize("strange", ["../x", "/tmp/x", "a/b", "..", ""])
+def test_an_id_that_is_a_path_is_refused(archived, tmp_path, strange, study_cli):
+    copy = Path(shutil.copytree(archived, tmp_path / "mine"))
+    cells = pq.read_table(copy / FILES[0])
+    ids = [strange, *cells["cell_id"].to_pylist()[1:]]
+    about = json.loads(cells.schema.metadata[b"study"])
+    about.pop("cells")
+    place = cells.schema.get_field_index("cell_id")
+    (copy / FILES[0]).write_bytes(with_hashes(cells.set_column(place, "cell_id", [ids]), about))
+    for words in (["check"], ["status"], ["report", "--to", str(tmp_path / "page")]):
+        ran = study_cli(words[0], str(copy), *words[1:])
+        assert ran.code in (1, 2)
+        assert "is not the name of one folder" in ran.out + ran.err
 
 
 def test_every_flipped_bit_is_seen(old_and_new, tmp_path):

@@ -139,6 +139,16 @@ def test_any_changed_key_is_noticed(paper_cell):
     assert is_done(paper_cell)
 
 
+def test_a_record_without_its_hash_is_not_believed(paper_cell):
+    """Records without one are of an earlier version, which did not describe ``config.yaml``."""
+    path = paper_cell / "record.json"
+    write_changed(path, "sha256", ...)
+    assert not is_done(paper_cell)
+    assert "it has no hash" in read_cell(paper_cell)["error"]
+    write_changed(path, "files", ...)
+    assert is_done(paper_cell)
+
+
 def test_gamma_is_computed(folder):
     write_changed(folder / "record.json", "gamma", 7.0, with_hash=True)
     [row] = load_cells(folder.parents[1]).itertuples()
