@@ -187,5 +187,4 @@ def drawn() -> dict[str, Figure]:
         "alpha_plane": figures.alpha_plane(small),
         "best_pairs": figures.best_pairs_by_rank(small),
         "loss_against_rho": figures.loss_against_rho(small),
-        "alpha_plane_smollm2": figures.alpha_plane(joined("smollm2", 256)),
     }
