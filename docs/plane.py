@@ -116,10 +116,11 @@ def alpha_cost(model: str, steps: str, rank: str) -> str:
 
 
 def alpha_costs(model: str) -> str:
-    """A row per rank and number of steps: what alpha 16 costs against the best alpha tried."""
+    """A row per rank above 1 and number of steps: what alpha 16 costs against the best alpha
+    tried."""
     rows = []
     for steps in (64, 256, 1024):
-        for rank, row in _cost(model, str(steps)).iterrows():
+        for rank, row in _cost(model, str(steps)).query("rank > 1").iterrows():
             cost = minus(interval_text(row["cost"], row["ci_low"], row["ci_high"], 4))
             texts = {"steps": str(steps), "rank": f"{rank:g}", "against α": f"{row['against']:g}"}
             rows.append(texts | {"α = 16 costs, nats": cost, "seeds": f"{row['seeds']:.0f}"})
@@ -145,11 +146,12 @@ def full_rate(steps: str = "256") -> str:
 
 
 def over_full(steps: str = "256") -> str:
-    """A row per alpha and rank: LoRA's best rate over that of full fine-tuning, and its lowest loss
-    less that of full fine-tuning, by seed."""
+    """A row per alpha, at ranks 16 and 256: LoRA's best rate over that of full fine-tuning, and its
+    lowest loss less that of full fine-tuning, by seed."""
     full, rows = _full(int(steps)), []
     own = lowest("small", int(steps)).dropna(subset="loss")
-    for (alpha, rank), each in own[own["rank"] >= TUNED].groupby(["alpha", "rank"]):
+    own = own[own["rank"].isin([16, 256]) & own["alpha"].isin([16, 64, 256, 1024])]
+    for (rank, alpha), each in own.groupby(["rank", "alpha"]):
         both = each.set_index("seed").join(full, rsuffix="_full", how="inner")
         if len(both) < 2:
             continue
@@ -160,22 +162,19 @@ def over_full(steps: str = "256") -> str:
     return table_of(rows)
 
 
-TUNED = 16
-"""Tables of full fine-tuning begin with this rank."""
-
-
-def why(stat: str, site: str) -> str:
-    """A row per alpha and rank: the median over layers of a statistic at each probed step."""
+def why(stat: str, site: str, rank: str) -> str:
+    """A row per alpha: the median over layers of a statistic at each probed step, at a rank."""
     tables = load_measured(RESULTS / "alpha_why")
     rows = tables.probes[(tables.probes["site"] == site) & (tables.probes["batch"] == TRAIN)]
     rows = rows[rows["layer"].astype(str) != "model"].astype({"cell_id": str})
     facts = tables.cells.assign(cell_id=tables.cells["cell_id"].astype(str)).set_index("cell_id")
     medians = rows.groupby(["cell_id", "step"])[stat].median().unstack("step")
-    medians = medians.join(facts[["rank", "alpha"]]).sort_values(["rank", "alpha"])
+    medians = medians.join(facts[["rank", "alpha"]]).sort_values("alpha")
+    medians = medians[medians["rank"] == float(rank)].drop(columns="rank")
     texts = []
     for _, row in medians.iterrows():
-        text = {"rank": f"{row['rank']:g}", "α": f"{row['alpha']:g}"}
-        steps = [name for name in medians if name not in ("rank", "alpha")]
+        text = {"α": f"{row['alpha']:g}"}
+        steps = [name for name in medians if name != "alpha"]
         texts.append(text | {f"step {step}": f"{row[step]:.3g}" for step in steps})
     return table_of(texts)
 

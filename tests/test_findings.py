@@ -20,7 +20,7 @@ from study.store.records import ARCHIVE
 from study.store.tables import load_measured
 
 COMMITTED = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARCHIVE}"))
-MOST_MEGABYTES = {"archives": 40, "pictures": 8}
+MOST_MEGABYTES = {"archives": 40, "pictures": 9}
 """Of all archives, and of all committed pictures, reports and the page of a dashboard."""
 
 
@@ -57,7 +57,7 @@ def test_a_committed_study_names_its_own_folders_and_began_after_its_expectation
         ]
     except NoTables:
         pytest.skip("no git history")
-    assert dates
+    assert dates or not findings.entries(study)
     assert all(date and date < started for date, started in dates)
 
 

@@ -31,7 +31,7 @@ def check_possible(experts: Sequence[str], rank: float, dropout: float) -> None:
     if dropout:
         raise StudyError(f"adapter.dropout={dropout:g} can't act on experts: use 0, {others}")
     if rank == float("inf"):
-        raise StudyError(f"this adapter.rank is for linear layers: use a finite rank, {others}")
+        raise StudyError(f"adapter.rank=inf is for linear layers: use a finite rank, {others}")
 
 
 class ExpertBank(LoraBank):

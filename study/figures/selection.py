@@ -22,7 +22,7 @@ from study.errors import StudyError, printable
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
-from study.vocabulary.scaling import RULES
+from study.vocabulary.scaling import RULES, letter
 from study.vocabulary.sources import model_label
 
 Tables = StudyTables
@@ -46,13 +46,13 @@ class DrawnRule:
     def of(cls, scaling: str, p: float | None = None, crossover: float = math.nan) -> "DrawnRule":
         """The rule of a cell. A number that the rule does not use, or has itself, is not read."""
         own = RULES[scaling].p or 0.0  # full fine-tuning has no number
-        number = {"c": crossover, "p": p}.get(RULES[scaling].letter, own)
+        number = {"c": crossover, "p": p}.get(letter(scaling), own)
         assert number is not None
         return cls(list(RULES).index(scaling), str(scaling), float(number))
 
     @property
     def letter(self) -> str:
-        return RULES[self.scaling].letter or "p"
+        return letter(self.scaling) or "p"
 
     @property
     def p(self) -> float:

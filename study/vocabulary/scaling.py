@@ -13,7 +13,6 @@ class Rule:
     """``p``: the exponent of a power; None if the user gives it, and if the rule is no power.
 
     ``label``: the name that figures and reports print. ``source``: the paper that defines it.
-    ``letter``: of the number that the user gives with the rule, ``p`` or ``c``, if there is one.
     ``over_alpha``, ``formula``: gamma over alpha by rank and crossover, and gamma in words, if it
     is no power.
     """
@@ -21,7 +20,6 @@ class Rule:
     label: str
     p: float | None = None
     source: str = ""
-    letter: str = ""
     over_alpha: Callable[[float, float], float] | None = None
     formula: str = ""
 
@@ -29,11 +27,10 @@ class Rule:
 RULES: dict[str, Rule] = {
     "lora": Rule("LoRA", 1.0, "Hu et al. 2021, arXiv 2106.09685, section 4.1"),
     "rslora": Rule("rsLoRA", 0.5, "Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2"),
-    "power": Rule("power", None, "the family that the rules before it belong to", letter="p"),
+    "power": Rule("power", None, "the family that the rules before it belong to"),
     "crossover": Rule(
         "crossover",
         source="derived here: docs/one-constant.md",
-        letter="c",
         over_alpha=lambda rank, c: (rank * (rank + c)) ** -0.5,
         formula="γ = α/√(r(r + {:g}))",
     ),
@@ -71,7 +68,14 @@ def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | N
 
 def uses_crossover(scaling: str) -> bool:
     """Whether the rule has the number ``adapter.crossover``."""
-    return scaling in RULES and RULES[scaling].letter == "c"
+    return scaling in RULES and scaling != FULL and RULES[scaling].over_alpha is not None
+
+
+def letter(scaling: str) -> str:
+    """The letter of the number that the user gives with a rule: ``p``, ``c``, or none."""
+    if uses_crossover(scaling):
+        return "c"
+    return "p" if scaling in RULES and scaling != FULL and RULES[scaling].p is None else ""
 
 
 def exponent(scaling: str, power: float | None = None) -> float | None:
@@ -120,9 +124,8 @@ def rule_words(scaling: str, p: float | None = None, crossover: float | None = N
 
 
 def _number(scaling: str, p: float | None, crossover: float | None, equals: str) -> str:
-    letter = RULES[scaling].letter if scaling in RULES else ""
-    number = {"p": p, "c": crossover}.get(letter)
-    return "" if number is None else f" {letter}{equals}{number:g}"
+    number = {"p": p, "c": crossover}.get(letter(scaling))
+    return "" if number is None else f" {letter(scaling)}{equals}{number:g}"
 
 
 def rule_formula(scaling: str, p: float, crossover: float) -> str:
