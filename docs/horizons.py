@@ -1,7 +1,8 @@
 """Best learning rates by rank, rule and steps: numbers and tables of many pages, and the figures of
 README and docs/one-constant.md."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from itertools import combinations
 from typing import Any
 
 import matplotlib
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import BarycentricInterpolator, PchipInterpolator
 
 from docs.blocks import mean_text, study_tables
 from docs.blocks import table as read
@@ -35,6 +36,8 @@ TITLES = {
 }
 """The rules of these studies, as titles of panels. The rule power has p = 0 and α = 1 there: γ is 1
 at every rank, as with α = r."""
+USED = "lora", "rslora", "crossover"
+"""The rules whose costs are compared. The best rates with α = r lie far apart."""
 TUNED = 16
 """The other ranks keep the best rate of this rank, or of the one that is nearest to it."""
 
@@ -146,43 +149,84 @@ def after_20_steps(of: str, rule: str = "lora", lr: str = "") -> str:
     return f"{at:g}" if of == "rate" else f"{found[of]:.2f}"
 
 
-def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
-    """By rule and seed that have it, what all ranks lose at the best rate of :func:`tuned_rank`.
+def read_losses(runs: pd.DataFrame) -> Callable[[float], float]:
+    """The loss of one rank and seed as a function of the log rate.
 
-    ``regret``: the mean over the other ranks of the loss at the kept rate less the lowest loss,
-    nats per token. Losses between rates are interpolated without overshoot (PCHIP in log rate).
-    ``share``: regret over the lowest loss of the lowest rank less that of the highest one.
+    It is the parabola through the best rate tried and its neighbours, whose vertex is the best
+    rate. Beyond these three rates, and if the best rate has one neighbour only, losses are
+    interpolated without overshoot (PCHIP).
     """
-    kept_rank, rows = tuned_rank(steps, study), []
-    for (rule, seed), own in losses(steps, study).groupby(["scaling", "seed"]):
-        best, regret = by_seed(rates_of(rule, steps, study)), list[float]()
-        if kept_rank not in best or np.isnan(log_lr := np.log(best.loc[seed, kept_rank])):
-            continue
-        for rank, of_rank in own.sort_values("lr").groupby("rank"):
-            curve = PchipInterpolator(np.log(of_rank["lr"]), of_rank["loss"])
-            if rank != kept_rank:
-                regret.append(float(curve(log_lr)) - of_rank["loss"].min())
-        lowest = own.groupby("rank")["loss"].min()
+    runs = runs.sort_values("lr")
+    log_lr, loss = np.log(runs["lr"].to_numpy(float)), runs["loss"].to_numpy(float)
+    between, best = PchipInterpolator(log_lr, loss), int(loss.argmin())
+    if best in (0, len(loss) - 1):
+        return lambda at: float(between(at))
+    near = slice(best - 1, best + 2)
+    low, _, high = log_lr[near]
+    parabola = BarycentricInterpolator(log_lr[near], loss[near])
+    return lambda at: float(parabola(at) if low <= at <= high else between(at))
+
+
+def kept(steps: str, study: str = STUDY) -> pd.DataFrame:
+    """By rule, seed and kept rank, what the other ranks lose at the best rate of the kept one.
+
+    ``regret``: the mean over the other ranks of the loss at the kept rate less the loss at their
+    own best rate, both of :func:`read_losses`, nats per token. ``share``: regret over the lowest
+    loss of the lowest rank less that of the highest one.
+    """
+    rows = []
+    of_ranks = losses(steps, study).groupby(["scaling", "rank"])
+    shared = pd.concat([at_common_rates(runs) for _, runs in of_ranks])  # those of best rates
+    for (rule, seed), own in shared.groupby(["scaling", "seed"]):
+        best = np.log(by_seed(rates_of(rule, steps, study)).loc[seed])
+        loss_of = {rank: read_losses(runs) for rank, runs in own.groupby("rank")}
+        lowest = pd.Series({rank: loss_of[rank](best[rank]) for rank in best.dropna().index})
         gain = lowest.iloc[0] - lowest.iloc[-1]
-        rows.append((rule, seed, np.mean(regret), np.mean(regret) / gain))
-    return pd.DataFrame(rows, columns=["rule", "seed", "regret", "share"])
+        for rank in lowest.index:
+            at_kept = pd.Series({other: loss_of[other](best[rank]) for other in lowest.index})
+            regret = (at_kept - lowest).drop(rank).mean()
+            rows.append((rule, seed, rank, regret, regret / gain))
+    return pd.DataFrame(rows, columns=["rule", "seed", "kept", "regret", "share"])
 
 
-def regret_gap(rule: str, steps: str) -> str:
-    """What a rule loses at the best rate of rank 16 less what crossover loses, nats, by seed."""
-    regret = kept(steps).pivot(index="seed", columns="rule", values="regret")
+def regrets(rank: float, steps: str, study: str = STUDY) -> pd.DataFrame:
+    """The regret at the best rate of a rank: a row per seed, a column per rule."""
+    own = kept(steps, study)
+    return own[own["kept"] == rank].pivot(index="seed", columns="rule", values="regret")
+
+
+def regret_gap(rule: str, steps: str, rank: str = str(TUNED)) -> str:
+    """What a rule loses at the best rate of a rank less what crossover loses, nats, by seed."""
+    regret = regrets(float(rank), steps)
     return mean_text(regret[rule] - regret["crossover"], 4)
+
+
+def regret_test(steps: str, study: str = STUDY) -> str:
+    """A row per rule, and per difference of two rules: what the other ranks lose at the best rate
+    of each rank."""
+    ranks, rows = sorted(kept(steps, study)["kept"].unique()), {}
+    for rank in ranks:
+        regret = regrets(rank, steps, study)
+        rules = {_name_of(rule): regret[rule].dropna() for rule in TITLES if rule in regret}
+        for one, other in combinations([rule for rule in USED if rule in regret], 2):
+            name = f"{_name_of(one)} less {_name_of(other)}"
+            rules[name] = (regret[one] - regret[other]).dropna()
+        for name, values in rules.items():
+            rows.setdefault(name, {"rule": name})[f"rate of rank {rank:g}"] = mean_text(values, 4)
+    return table_of([*rows.values()])
 
 
 def rules_test(steps: str, study: str = STUDY) -> str:
     """A row per rule that was trained for ``steps``: how far the best rates of the ranks lie apart,
     and what one rate costs."""
-    regret, rows = dict(iter(kept(steps, study).groupby("rule"))), []
+    rank = tuned_rank(steps, study)
+    own = kept(steps, study)
+    regret, rows = dict(iter(own[own["kept"] == rank].groupby("rule"))), []
     for rule in (rule for rule in TITLES if rule in regret):
         row = {"rule": _name_of(rule)}
         row |= {f"rank {r:g}": f"{lr:.2g}" for r, lr in best_rates(rule, steps, study).items()}
         row["largest / smallest"] = best_rate("spread", rule, steps, study)
-        head = f"regret at the best rate of rank {tuned_rank(steps, study)}, nats"
+        head = f"regret at the best rate of rank {rank}, nats"
         row[head] = mean_text(regret[rule]["regret"], 4)
         rows.append(row | {"the same, share of the ranks' gain": mean_text(regret[rule]["share"])})
     return table_of(rows)
