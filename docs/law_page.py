@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,9 +16,10 @@ from docs.law import law as fitted
 from study.analysis import advice
 from study.analysis.advice import WIDE
 from study.analysis.grouping import groups
-from study.analysis.law import STEPS
+from study.analysis.law import STEPS, Setting
 from study.analysis.losses import OF_A_RULE, at_common_rates, final_losses, mean_losses
 from study.analysis.rates import SLACK, missing_rates, setting_of
+from study.analysis.wording import interval_text
 from study.figures import style
 from study.report.text import minus, table, table_of
 from study.vocabulary.scaling import named_rule, rule_words
@@ -43,6 +45,18 @@ def law_coefficients() -> str:
         interval = f"{value:.2f} [{value - half:.2f}, {value + half:.2f}]"
         body.append([f"`{name}`", one.about, interval, one.data])
     return minus(table(["name", "what", "value", "data"], body))
+
+
+def rule_change(rank: str) -> str:
+    """LoRA's best rate over rsLoRA's at one alpha and rank, by the law, with its 90 % interval:
+    256 steps of a cosine, and a model of unknown size."""
+    lora = Setting(int(rank), 16.0, "lora", "adamw", steps=256, schedule="cosine")
+    [best, *_] = advice.advise(lora, lora)
+    lora = replace(lora, lr=best.rate.value)
+    [moved, *_] = advice.advise(lora, replace(lora, rule="rslora"))
+    assert moved.is_relative or moved.rests == "run"
+    ends = np.array([moved.rate.value, moved.rate.high, moved.rate.low])
+    return interval_text(*((1 if moved.is_relative else best.rate.value) / ends), 1)
 
 
 def law(name: str) -> str:
@@ -145,7 +159,7 @@ def law_residuals() -> str:
 
 
 BLIND = (
-    ("lora-optimizers", (9000,), "76445d13"),
+    ("lora-optimizers", (9000,), "8a5cef74"),
     ("horizons_small", (64,), "466bd979"),
     ("horizons_small", (1024,), "466bd979"),
     ("horizons", (256,), "17d1c1ae"),
@@ -160,10 +174,10 @@ BLIND = (
     ("persona-system", (3788,), "4429bd38"),
     ("rank-threshold", (126,), "4429bd38"),
     ("muon-finetune", (1150,), "4429bd38"),
-    ("lora-from-scratch", (800,), "96a7c32a"),
-    ("brokttv", (1565,), "96a7c32a"),
-    ("cera", (4687,), "96a7c32a"),
-    ("nhckdvrl", (64, 256, 300, 1024, 4096), "96a7c32a"),
+    ("lora-from-scratch", (800,), "8e732cca"),
+    ("brokttv", (1565,), "8e732cca"),
+    ("cera", (4687,), "8e732cca"),
+    ("nhckdvrl", (64, 256, 300, 1024, 4096), "8e732cca"),
     ("four_passes_small", (4096,), "148c437d"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""

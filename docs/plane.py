@@ -146,11 +146,11 @@ def full_rate(steps: str = "256") -> str:
 
 
 def over_full(steps: str = "256") -> str:
-    """A row per alpha, at ranks 16 and 256: LoRA's best rate over that of full fine-tuning, and its
-    lowest loss less that of full fine-tuning, by seed."""
+    """A row per alpha at rank 256: LoRA's best rate over that of full fine-tuning, and its lowest
+    loss less that of full fine-tuning, by seed."""
     full, rows = _full(int(steps)), []
     own = lowest("small", int(steps)).dropna(subset="loss")
-    own = own[own["rank"].isin([16, 256]) & own["alpha"].isin([16, 64, 256, 1024])]
+    own = own[(own["rank"] == 256) & own["alpha"].isin([16, 64, 256, 1024])]
     for (rank, alpha), each in own.groupby(["rank", "alpha"]):
         both = each.set_index("seed").join(full, rsuffix="_full", how="inner")
         if len(both) < 2:
@@ -162,20 +162,24 @@ def over_full(steps: str = "256") -> str:
     return table_of(rows)
 
 
-def why(stat: str, site: str, rank: str) -> str:
-    """A row per alpha: the median over layers of a statistic at each probed step, at a rank."""
+def why(rank: str) -> str:
+    """A row per alpha at a rank: effective ranks of gamma B A, A and B, medians over layers, at the
+    first probed step and at the end."""
     tables = load_measured(RESULTS / "alpha_why")
-    rows = tables.probes[(tables.probes["site"] == site) & (tables.probes["batch"] == TRAIN)]
-    rows = rows[rows["layer"].astype(str) != "model"].astype({"cell_id": str})
     facts = tables.cells.assign(cell_id=tables.cells["cell_id"].astype(str)).set_index("cell_id")
-    medians = rows.groupby(["cell_id", "step"])[stat].median().unstack("step")
-    medians = medians.join(facts[["rank", "alpha"]]).sort_values("alpha")
-    medians = medians[medians["rank"] == float(rank)].drop(columns="rank")
+    rows = tables.probes[tables.probes["batch"] == TRAIN].astype({"cell_id": str, "site": str})
+    rows = rows[(rows["layer"].astype(str) != "model") & rows["effective_rank"].notna()]
+    rows = rows.join(facts[["rank", "alpha"]].add_prefix("of_"), on="cell_id")
+    rows = rows[rows["of_rank"] == float(rank)]
+    medians = rows.groupby(["of_alpha", "site", "step"])["effective_rank"].median()
     texts = []
-    for _, row in medians.iterrows():
-        text = {"α": f"{row['alpha']:g}"}
-        steps = [name for name in medians if name != "alpha"]
-        texts.append(text | {f"step {step}": f"{row[step]:.3g}" for step in steps})
+    for alpha, own in medians.groupby("of_alpha"):
+        row = {"α": f"{alpha:g}"}
+        for site, name in (("delta_w", "γBA"), ("A", "A"), ("B", "B")):
+            by_step = own.xs(site, level="site").droplevel("of_alpha")
+            row[f"{name}, step {by_step.index[0]}"] = f"{by_step.iloc[0]:.3g}"
+            row[f"{name}, step {by_step.index[-1]}"] = f"{by_step.iloc[-1]:.3g}"
+        texts.append(row)
     return table_of(texts)
 
 

@@ -1,6 +1,6 @@
 """Loops on several processes: their recordings are those of one process with the same batches.
 
-The loops of docs/trainers.md run as they stand there.
+The loops of docs/trainers.md and docs/processes.md run as they stand there.
 """
 
 import math
@@ -36,7 +36,8 @@ accelerate, datasets, lightning, _, trl = map(
     pytest.importorskip, ("accelerate", "datasets", "lightning", "peft", "trl")
 )
 
-PAGE = (Path(__file__).parents[2] / "docs/trainers.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = "\n".join((DOCS / name).read_text() for name in ("trainers.md", "processes.md"))
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 STEPS, PARTS, ROWS = 3, 4, 6
 """Updates, micro-batches of each, and rows of a micro-batch in all processes."""
@@ -269,7 +270,7 @@ def probed(tables):
 def test_numbers_are_those_of_one_process_with_the_same_batches(
     size, script, tmp_path, monkeypatch
 ):
-    """Writes the rows of a table of docs/trainers.md."""
+    """Writes the rows of a table of docs/processes.md."""
     loops = [loop for loop in LOOPS if size == 2 or loop in OF_THREE]
     head = ["loop", "processes", "loss, gradient norm, clip factor", "gradients and updates"]
     lines = [[*head, "all statistics"], ["---"] * 5] if size == 2 else []
@@ -358,7 +359,7 @@ class Collectives(TorchDispatchMode):
 
 
 def test_collectives(script, tmp_path):
-    """Those that a recording adds to the loop's own. Writes a table of docs/trainers.md."""
+    """Those that a recording adds to the loop's own. Writes a table of docs/processes.md."""
     kinds = {
         "the first update": 0,
         "a probed one": 1,
