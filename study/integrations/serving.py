@@ -9,20 +9,23 @@ best in least squares.
 import csv
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, partial
-from http.client import HTTPException
+from functools import cache
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Any
+from socket import SHUT_RDWR
+from threading import Timer
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
 
@@ -32,12 +35,15 @@ from study.models.messages import failing
 from study.models.sources import UnloadedModel, find_model
 from study.training.peft_format import PeftAdapter
 from study.vocabulary.extras import install
+from study.vocabulary.peft_fields import BESIDE
 from study.vocabulary.sources import MODELS
 
 SERVERS = list(csv.DictReader(Path(__file__).with_name("servers.csv").read_text().splitlines()))
 """What servers read. ``reads``: keys of ``adapter_config.json`` that change the factor;
 ``rank_pattern`` if it divides by the tensors' rank. ``unknown``: keys of which nothing is known.
+``refuses``: keys with which it loads no adapter. ``most_rank``: the largest rank that it loads.
 ``whole``: whether ``lora_alpha`` must be written without a point. ``since``: the source."""
+REFUSES = "refuses"
 
 
 def served(adapter: PeftAdapter) -> pd.DataFrame:
@@ -48,20 +54,33 @@ def served(adapter: PeftAdapter) -> pd.DataFrame:
     for layer, pair in adapter.pairs.items():
         kinds.setdefault((pair.A_RD.shape[-2], pair.gamma), {})[layer.rpartition(".")[2]] = None
     rows = []
+    used = [key for key, value in config.items() if value and value != "none"]
     for server in SERVERS:
-        open_keys = [key for key in server["unknown"].split() if config.get(key)]
+        refused = _refused(server, adapter, used)
+        unknown = [key for key in used if key in (*server["unknown"].split(), *BESIDE)]
         for (rank, gamma), names in kinds.items():
             factor, result = _factor(server["reads"].split(), adapter, rank, gamma), "as PEFT"
-            if server["whole"] and isinstance(config["lora_alpha"], float):
-                factor, result = math.nan, f"refuses lora_alpha={config['lora_alpha']}"
-            elif open_keys:
-                factor, result = math.nan, f"not known with {open_keys[0]}"
+            if refused:
+                factor, result = math.nan, f"{REFUSES} {refused}"
+            elif unknown:
+                factor, result = math.nan, f"not known with {unknown[0]}"
             elif not math.isclose(factor, gamma, rel_tol=1e-6):
                 times = max(gamma / factor, factor / gamma)
                 result = f"{times:.3g} times too {'weak' if factor < gamma else 'strong'}"
             row = {"server": server["server"], "layers": ", ".join(names), "gamma": gamma}
             rows.append(row | {"factor": factor, "result": result})
     return pd.DataFrame(rows)
+
+
+def _refused(server: Mapping[str, str], adapter: PeftAdapter, used: list[str]) -> str | None:
+    """What of the adapter the server refuses. ``used``: the keys of its configuration that act."""
+    rank = max(adapter.config["r"], *(pair.A_RD.shape[-2] for pair in adapter.pairs.values()))
+    alpha = adapter.config["lora_alpha"]
+    if keys := [key for key in used if key in server["refuses"].split()]:
+        return keys[0]
+    if server["most_rank"] and rank > int(server["most_rank"]):
+        return f"ranks above {server['most_rank']}"
+    return f"lora_alpha={alpha}" if server["whole"] and isinstance(alpha, float) else None
 
 
 def _factor(reads: list[str], adapter: PeftAdapter, rank: int, gamma: float) -> float:
@@ -72,18 +91,31 @@ def _factor(reads: list[str], adapter: PeftAdapter, rank: int, gamma: float) -> 
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    wrong = rows[(rows["factor"] / rows["gamma"] - 1).abs() > 1e-6]
-    refused = rows[rows["result"].str.startswith("refuses")]
-    if wrong.empty and refused.empty:
-        return "Servers multiply it as PEFT does, where that is known (study serve-check)."
-    named = ", ".join(dict.fromkeys([*wrong["server"], *refused["server"]]))
-    return f"Other factors than PEFT's: {named} (study serve-check). study fold removes the cause."
+    """Which servers use other factors than PEFT, and which refuse the adapter."""
+    wrong = list(rows.loc[(rows["factor"] / rows["gamma"] - 1).abs() > 1e-6, "server"])
+    refused: dict[str, dict[str, None]] = {}
+    for server, result in rows[["server", "result"]].itertuples(index=False):
+        if result.startswith(f"{REFUSES} lora_alpha"):
+            wrong.append(server)  # study fold writes a whole number
+        elif result.startswith(REFUSES):
+            refused.setdefault(result.removeprefix(f"{REFUSES} "), {})[server] = None
+    said = "Servers multiply it as PEFT does, where that is known (study serve-check)."
+    if wrong:
+        named = ", ".join(dict.fromkeys(wrong))
+        said = (
+            f"Other factors than PEFT's: {named} (study serve-check). study fold removes the cause."
+        )
+    return " ".join(
+        [said, *(f"{what}: refused by {', '.join(by)}." for what, by in refused.items())]
+    )
 
 
 PROMPTS, LENGTH, TOP = 8, 16, 20
 """Prompts, tokens of each, and log-probabilities after each. vLLM gives at most 20."""
 SECONDS, BYTES = 120, 1 << 20
 """The most of all requests together, and of one answer."""
+LOWEST = -1000.0
+"""Servers write a lower number in place of minus infinity."""
 STARTS = [0.0, *2.0 ** np.arange(-5, 9)]
 """Factors around which the best one is searched."""
 OTHER_MODEL, WIDE, UNEVEN, EXACT = 1.0, 0.2, 0.02, 1e-3
@@ -97,38 +129,139 @@ def base_of(base: str) -> UnloadedModel:
     return find_model(ModelConfig(name="hf", path=base) if own_path else ModelConfig(name=base))
 
 
+# The answers of servers.
+
+LogProbability = Annotated[float, Field(le=0.01, allow_inf_nan=False)]
+"""Rounding may make it positive."""
+
+
+class Model(BaseModel):
+    """``parent``: the base of an adapter, in vLLM."""
+
+    id: str
+    parent: str | None = None
+
+
+class Models(BaseModel):
+    """``/v1/models``"""
+
+    data: Annotated[list[Model], Field(min_length=1)]
+
+
+class Loaded(BaseModel):
+    """An adapter of llama.cpp's ``/lora-adapters``."""
+
+    id: int
+
+
+class Token(BaseModel):
+    id: Annotated[int, Field(ge=0, lt=2**31)]
+    logprob: LogProbability
+
+
+class Position(BaseModel):
+    top_logprobs: list[Token]
+
+
+class LogProbabilities(BaseModel):
+    """Of each new token: llama.cpp has ``content``, vLLM ``top_logprobs`` by text."""
+
+    content: list[Position] | None = None
+    top_logprobs: list[dict[str, LogProbability]] | None = None
+
+
+class Choice(BaseModel):
+    logprobs: LogProbabilities
+
+
+class Completion(BaseModel):
+    """``/v1/completions``"""
+
+    choices: Annotated[list[Choice], Field(min_length=1)]
+
+
+Kind = TypeVar("Kind")
+
+
 class Server:
     """An OpenAI-compatible server. ``without`` and ``adapted``: fields of requests for its base and
     for the adapter, ``served`` there."""
 
     def __init__(self, url: str, served: str | None, remote: bool) -> None:
-        if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1") and not remote:
+        self.url, self.left = url.rstrip("/").removesuffix("/v1"), float(SECONDS)
+        try:
+            self.parts = urlsplit(self.url)
+            is_url = self.parts.scheme in ("http", "https") and self.parts.port != 0
+        except ValueError:  # of brackets or of a port
+            is_url = False
+        if not is_url or not self.parts.hostname:
+            raise StudyError(f"--url={url} is no URL: give one such as http://localhost:8000")
+        if self.parts.hostname not in ("localhost", "127.0.0.1", "::1") and not remote:
             raise StudyError(f"--url={url} is not on this machine: give --remote to ask it too")
-        self.url, self.until = url.rstrip("/").removesuffix("/v1"), time.monotonic() + SECONDS
-        parents = {one["id"]: one.get("parent") for one in self.ask("/v1/models").get("data", ())}
-        first = next(iter(parents), "")
+        models = self.ask(Models, "list of models", "/v1/models").data
+        parents = {one.id: one.parent for one in models}
+        first = models[0].id
         name = served or next((name for name in parents if parents[name]), first)
         base = parents[name] if parents.get(name) in parents else first
         self.without: dict[str, Any] = {"model": base}
         self.adapted: dict[str, Any] = {"model": name}
         if name == base:  # llama.cpp's adapters have numbers, and are on by default
             try:
-                self.without["lora"] = [
-                    {"id": one["id"], "scale": 0.0} for one in self.ask("/lora-adapters")
-                ]
+                loaded = self.ask(list[Loaded], "list of adapters", "/lora-adapters")
             except StudyError:
                 raise StudyError(f"{url} has {base} without an adapter: load it there") from None
+            self.without["lora"] = [{"id": one.id, "scale": 0.0} for one in loaded]
 
-    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, data, {"Content-Type": "application/json"})
+    def ask(
+        self, kind: type[Kind], what: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> Kind:
+        """The server's answer as ``kind``, which is ``what`` in errors."""
+        began = time.monotonic()
         try:
-            left = max(self.until - time.monotonic(), 1e-3)
-            with build_opener(ProxyHandler({})).open(request, timeout=left) as answer:
-                return json.loads(answer.read(BYTES))
+            status, content = self._request(path, body)
+            if status != 200:
+                moved = ": it redirects, which is not followed" if 300 <= status < 400 else ""
+                raise HTTPException(f"HTTP Error {status}{moved}")
+            return TypeAdapter(kind).validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            cause = f"{place}: {first['msg']}" if place else first["msg"]
+            raise StudyError(f"{self.url}{path} gives no {what} ({cause})") from None
         except (OSError, ValueError, HTTPException) as error:
-            why = f"no OpenAI-compatible server answers at {self.url}{path} ({one_line(error)})"
+            is_late = self.left <= time.monotonic() - began
+            cause = f"not within {SECONDS} s of requests" if is_late else one_line(error)
+            why = f"no OpenAI-compatible server answers at {self.url}{path} ({cause})"
             raise StudyError(f"{why}: start it, or give another --url") from None
+        finally:
+            self.left -= time.monotonic() - began
+
+    def _request(self, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
+        """Status and content of an answer. The connection is shut when no time is left: its own
+        ``timeout`` begins again with each byte."""
+        is_secure = self.parts.scheme == "https"
+        port = self.parts.port or (443 if is_secure else 80)
+        kind = HTTPSConnection if is_secure else HTTPConnection
+        connection = kind(str(self.parts.hostname), port, timeout=max(self.left, 1e-3))
+        until = time.monotonic() + self.left
+        try:
+            connection.connect()
+            shut = Timer(max(until - time.monotonic(), 0.0), connection.sock.shutdown, [SHUT_RDWR])
+            shut.start()
+            try:
+                data = None if body is None else json.dumps(body)
+                method = "GET" if data is None else "POST"
+                headers = {"Content-Type": "application/json"}
+                connection.request(method, self.parts.path + path, data, headers)
+                answer = connection.getresponse()
+                content = answer.read(BYTES)
+            finally:
+                shut.cancel()
+        finally:
+            connection.close()
+        if time.monotonic() > until:
+            raise TimeoutError
+        return answer.status, content
 
     def log_probabilities(
         self, prompt: list[int], chosen: Mapping[str, Any], ids: Mapping[str, int]
@@ -137,17 +270,20 @@ class Server:
         asked = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": TOP}
         # vLLM's; and llama.cpp's, whose cache of prompts mixes up adapters.
         own = {"return_tokens_as_token_ids": True, "cache_prompt": False}
-        answer = self.ask("/v1/completions", {**chosen, **asked, **own})
-        try:
-            found = answer["choices"][0]["logprobs"]
-            if "content" in found:
-                top = found["content"][0]["top_logprobs"]
-                return {each["id"]: each["logprob"] for each in top}
-            texts = found["top_logprobs"][0].items()
-        except (KeyError, TypeError, IndexError):
-            raise StudyError(f"{self.url} gives no log-probabilities: can't be decided") from None
-        known = {text: ids.get(text, text.removeprefix("token_id:")) for text, _ in texts}
-        return {int(known[text]): p for text, p in texts if str(known[text]).isdecimal()}
+        body = {**chosen, **asked, **own}
+        answer = self.ask(Completion, "log-probabilities", "/v1/completions", body)
+        of_tokens, found = answer.choices[0].logprobs, dict[int, float]()
+        if of_tokens.content:
+            found = {each.id: each.logprob for each in of_tokens.content[0].top_logprobs}
+        elif of_tokens.top_logprobs:
+            for text, p in of_tokens.top_logprobs[0].items():
+                named = re.fullmatch(r"token_id:(\d{1,9})", text)
+                if named or text in ids:
+                    found[int(named[1]) if named else ids[text]] = p
+        found = {token: p for token, p in found.items() if p > LOWEST}
+        if not found:
+            raise StudyError(f"{self.url} gives no log-probabilities of tokens that are known here")
+        return found
 
 
 @dataclass(frozen=True)
@@ -170,7 +306,7 @@ class Factor:
         near = f"the interval is {self.low:.3g} to {self.high:.3g} of gamma"
         bases = f"the server's base differs from PEFT's by {self.offset:.2g} nats"
         found = f"{self.factor:.3g} of gamma ({self._reading(adapter)})"
-        if self.left > max(UNEVEN * self.change, 2 * self.offset, EXACT):
+        if self.change > 0 and self.left > max(UNEVEN * self.change, 2 * self.offset, EXACT):
             share = self.left / self.change
             found = f"no single factor: {self.factor:.3g} of gamma leaves {share:.0%} of the change"
         elif self.high - self.low > WIDE * max(self.factor, WIDE):
@@ -204,19 +340,26 @@ def ask(
     server, source = Server(url, served, remote), base_of(base)
     with failing("--url needs PEFT", install("peft")):
         from peft import PeftModel, helpers
-    loaded = source.load(torch.device("cpu"), torch.float32, None)
+    loaded: Any = source.load(torch.device("cpu"), torch.float32, None)
+    prompts, tokens = drawn(loaded), loaded.get_input_embeddings().num_embeddings
     with failing(f"{folder} is not for {base}", "give its base with --base"):
         model = PeftModel.from_pretrained(loaded, folder).eval()
-    prompts, tokenizer = drawn(model), source.tokenizer()
+    tokenizer = source.tokenizer()
     ids = {tokenizer.decode([n]): n for n in range(len(tokenizer))}
     without, adapted = (
         [server.log_probabilities(prompt, chosen, ids) for prompt in prompts.tolist()]
         for chosen in (server.without, server.adapted)
     )
     other = f"{url} serves another model than {base}"
-    if max(map(max, without + adapted)) >= model.get_input_embeddings().num_embeddings:
+    if max(map(max, without + adapted)) >= tokens:
         raise StudyError(f"{other}: it has more tokens")
-    scaled = partial(helpers.rescale_adapter_scale, model)
+
+    def scaled(factor: float) -> AbstractContextManager[None]:
+        """At 0 the base: weights next to A and B, such as saved modules, have no factor."""
+        if factor == 0:
+            return model.disable_adapter()
+        return helpers.rescale_adapter_scale(model, factor)
+
     found = fit(model, scaled, prompts, without, adapted)
     if not found.offset < OTHER_MODEL:
         raise StudyError(f"{other}: their log-probabilities differ by {found.offset:.3g} nats")
@@ -264,6 +407,8 @@ def fit(
     )
     factor, step = float(best.x), max(0.01 * best.x, 1e-3)
     slope = (left(factor + step) - left(factor - step)) / (2 * step)
+    if not np.square(slope).sum() > 0:
+        raise StudyError("the factor can't be decided: the adapter changes no log-probability here")
     scores = np.bincount(at, slope * left(factor), PROMPTS)
     spread = math.sqrt(PROMPTS / (PROMPTS - 1) * np.square(scores).sum())
     half = student.ppf(0.975, PROMPTS - 1) * spread / np.square(slope).sum()

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import re
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import SimpleNamespace
@@ -12,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from study.errors import StudyError
+from study.integrations import serving
 from study.integrations.serving import served
 from study.models import tiny
 from study.training.peft_format import read_adapter
@@ -169,3 +173,91 @@ def test_what_cannot_be_asked_gets_one_line(tmp_path, refused, server):
     assert "no OpenAI-compatible server answers at http://127.0.0.1:9" in line(*tiny_base)
     server.listening_address = "http://192.0.2.1"
     assert "is not on this machine: give --remote" in line(*tiny_base)
+
+
+HOSTILE = {
+    "no positions": {"choices": [{"logprobs": {"top_logprobs": []}}]},
+    "no tokens": {"choices": [{"logprobs": {"top_logprobs": [{}]}}]},
+    "no choices": {"choices": []},
+    "a list": [1, 2],
+    "a text": {"choices": [{"logprobs": {"top_logprobs": [{"a": "much"}]}}]},
+    "an embedding": {"object": "list", "data": [{"embedding": [0.1]}]},
+    "above 0": {"choices": [{"logprobs": {"top_logprobs": [{"token_id:5": 3.0}]}}]},
+    "a negative id": {"choices": [{"logprobs": {"content": [{"top_logprobs": [{"id": -1}]}]}}]},
+    "a huge id": {"choices": [{"logprobs": {"top_logprobs": [{"token_id:999999": -1.0}]}}]},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_an_odd_answer_gets_one_line(what, tmp_path, refused, server):
+    folder = adapted(tiny.build(), tmp_path / "own", r=4)
+    server.answers["/v1/completions"] = HOSTILE[what]
+    words = ("serve-check", folder, "--url", server.listening_address, "--base", "tiny")
+    assert server.listening_address in str(refused(*words))
+
+
+def test_a_server_that_sends_a_byte_now_and_then_gets_no_more_time(monkeypatch):
+    """The limit is of all requests together, and not of the time between two bytes."""
+    monkeypatch.setattr(serving, "SECONDS", 1)
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    Thread(target=http.serve_forever, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(StudyError, match="not within 1 s of requests"):
+        serving.Server(f"http://127.0.0.1:{http.server_port}", None, remote=False)
+    assert time.monotonic() - began < 5
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_redirect_is_not_followed():
+    """It may lead to another machine, which --remote has not allowed."""
+    seen = []
+
+    class Moved(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Moved)
+    Thread(target=http.serve_forever, daemon=True).start()
+    with pytest.raises(StudyError, match="it redirects, which is not followed"):
+        serving.Server(f"http://127.0.0.1:{http.server_port}", None, remote=False)
+    assert seen == ["/v1/models"]
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.mark.parametrize(
+    ("options", "server", "words"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "vLLM", "refuses modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "llama.cpp", "refuses modules_to_save"),
+        ({"lora_bias": True}, "llama.cpp", "refuses lora_bias"),
+        ({"r": 513}, "vLLM", "refuses ranks above 512"),
+        ({}, "vLLM", "as PEFT"),
+    ],
+)
+def test_what_a_server_refuses_has_no_factor(options, server, words, tmp_path):
+    own = adapted(tiny.build(), tmp_path / "own", **{"r": 4, **options})
+    row = served(read_adapter(own, with_others=True)).set_index("server").loc[[server]].iloc[0]
+    assert row["result"] == words
+    assert math.isnan(row["factor"]) == ("refuses" in words)
