@@ -17,7 +17,7 @@ import pandas as pd
 
 from study.analysis.fits import Floats, interval_columns, mean_interval
 from study.analysis.losses import end_losses, final_losses
-from study.vocabulary.quantities import TRAIN
+from study.vocabulary.quantities import BEST_RHO, TRAIN
 from study.vocabulary.scaling import FULL
 
 PLACE = ["setting", "rank"]
@@ -84,6 +84,20 @@ def final_rho(probes: pd.DataFrame) -> "pd.Series[float]":
     of_A = of_A.assign(cell_id=of_A["cell_id"].astype(str))
     last = of_A[of_A["step"] == of_A.groupby("cell_id")["step"].transform("max")]
     return np.exp(np.log(last["rho"]).groupby(last["cell_id"]).mean())
+
+
+def motion_words(rho: float) -> str:
+    """A sentence on how far A has moved, and where the studies of alpha have their lowest loss."""
+    low, high = BEST_RHO
+    sentence = (
+        f"A has moved by {rho:.2g} of its initial size (rho). The studies of alpha have their "
+        f"lowest loss at {low:g} to {high:g} (AdamW, ranks 16 to 256)"
+    )
+    if rho > high:
+        return f"{sentence}: a larger alpha with a lower learning rate moves A less."
+    if rho < low:
+        return f"{sentence}: a smaller alpha with a higher learning rate moves A more."
+    return f"{sentence}."
 
 
 def lowest_losses(found: pd.DataFrame) -> pd.DataFrame:

@@ -192,14 +192,20 @@ def compare(studies: tuple[Path, ...], to: Path, output: str | None) -> None:
     metavar="MODEL",
     help="Its base: a folder, a hub name, smollm2, gemma3 or tiny. Compares with its weights.",
 )
+@click.option(
+    "--initial",
+    type=PATH,
+    metavar="DIR",
+    help="The adapter before training, as save_pretrained writes it. Says how far A has moved.",
+)
 @tables_as
-def audit(folder: Path, base: str | None, output: str | None) -> None:
+def audit(folder: Path, base: str | None, initial: Path | None, output: str | None) -> None:
     """Prints gamma, layers that have not moved, the size of gamma B A (with --base, relative to
     W0), its number of directions, and servers with another factor.
     """
     from study.integrations import auditing
 
-    adapter, rows = auditing.audit(folder, base)
+    adapter, rows = auditing.audit(folder, base, initial)
     sentences = auditing.findings(adapter, rows)
     if output:
         print_tables(output, layers=rows, rule=adapter.scaling, base=base, findings=sentences)

@@ -21,7 +21,7 @@ from study.figures.selection import DrawnRule, rules_of
 from study.report.page import png_of, source_of
 from study.report.text import json_value
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import METRICS, SITES, STATS
+from study.vocabulary.quantities import BEST_RHO, METRICS, RHO, SITES, STATS
 from study.vocabulary.statuses import BROKEN, STATUSES, end_step, note
 from study.vocabulary.verdicts import glossary
 
@@ -55,7 +55,8 @@ def overview(studies: Sequence[ShownStudy], values: Values, live: bool) -> dict[
 
 
 def _words() -> dict[str, Any]:
-    """The parts that all studies share: labels and meanings."""
+    """The parts that all studies share: labels, meanings, and the range of a statistic in which
+    studies have their lowest loss."""
     return {
         "labels": {
             "site": {name: site.label for name, site in SITES.items()},
@@ -64,6 +65,7 @@ def _words() -> dict[str, Any]:
             "unit": {name: METRICS[name].unit for name in CURVES},
         },
         "glossary": glossary(),
+        "best": {RHO: BEST_RHO},
         "states": {
             name: {
                 "symbol": row.symbol,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from study.adapters.truncation import singular_factors
+from study.analysis.plane import motion_words
 from study.errors import StudyError
 from study.integrations.exporting import span
 from study.integrations.serving import base_of, served, verdict
@@ -19,6 +20,7 @@ from study.models.messages import quiet
 from study.probes.delta_w import core, largest_singular_values
 from study.theory.rounding import swallowed
 from study.training.peft_format import PeftAdapter, read_adapter
+from study.vocabulary.quantities import RHO
 from study.vocabulary.scaling import RULES
 
 OF_BASE = ("base_norm", "base_spectral", "relative", "lost_in_bf16")
@@ -32,11 +34,14 @@ HEADS = {
     "stable_rank": "stable",
     "effective_rank": "effective",
     "lost_in_bf16": "bf16 loses",
+    RHO: "ρ",
 }
 """The heads of the columns of :func:`by_kind`; stable and effective are ranks."""
 
 
-def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFrame]:
+def audit(
+    folder: Path, base: str | None = None, initial: Path | None = None
+) -> tuple[PeftAdapter, pd.DataFrame]:
     """The adapter in ``folder``, and a row per layer:
 
     - ``layer``, ``kind`` (its last word), ``block`` (-1 outside the blocks), ``experts`` (0 for a
@@ -47,7 +52,9 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
       singular values divided by their sum (Roy and Vetterli 2007). NaN if the layer has not moved;
     - ``base_norm``, ``base_spectral``: of W0. ``relative``: ``norm / base_norm``;
     - ``lost_in_bf16``: the share of its output that a bf16 layer loses, for inputs without a
-      preferred direction (:mod:`study.theory.rounding`).
+      preferred direction (:mod:`study.theory.rounding`);
+    - ``rho``: ``|A - A0| / |A0|`` in Frobenius norms, the motion of A for inputs without a
+      preferred direction. NaN without ``initial``, the adapter's folder before training.
 
     On experts, norms are over all of them, ``spectral`` is the largest, and both ranks are medians.
 
@@ -55,6 +62,7 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
     exact for most checkpoints. Without it, its columns are NaN.
     """
     adapter = read_adapter(folder)
+    first = {} if initial is None else _initial_A(adapter, initial)
     weights: dict[str, Tensor] | None = None
     if base is not None:
         with quiet():
@@ -73,11 +81,24 @@ def audit(folder: Path, base: str | None = None) -> tuple[PeftAdapter, pd.DataFr
             "rank": rank,
             "gamma": gamma,
             "moved": bool(B_OR.any()),
+            RHO: float((A_RD - first[layer]).norm() / first[layer].norm()) if first else math.nan,
         }
         row |= _spectrum(gamma * singular_factors(A_RD, B_OR)[2])
         of_base = dict.fromkeys(OF_BASE, math.nan)
         rows.append(row | (of_base if weights is None else _of_base(weights, row, str(base))))
     return adapter, pd.DataFrame(rows)
+
+
+def _initial_A(adapter: PeftAdapter, initial: Path) -> dict[str, Tensor]:
+    """By layer A before training.
+
+    Raises :class:`~study.errors.StudyError` if a layer is missing or has another shape.
+    """
+    first = {layer: A_RD for layer, (A_RD, _, _) in read_adapter(initial).pairs.items()}
+    for layer, (A_RD, _, _) in adapter.pairs.items():
+        if layer not in first or first[layer].shape != A_RD.shape:
+            raise StudyError(f"{initial} is not this adapter before training: its {layer} differs")
+    return first
 
 
 def _spectrum(s_m: Tensor) -> dict[str, float]:
@@ -129,6 +150,8 @@ def findings(adapter: PeftAdapter, rows: pd.DataFrame) -> list[str]:
         f"The effective rank is {moved['effective_rank'].median():.3g} in the median layer, "
         f"{share:.0%} of the rank."
     )
+    if moved[RHO].notna().any():
+        found.append(motion_words(float(np.exp(np.log(moved[RHO]).mean()))))
     if moved["relative"].notna().any():
         largest = moved.sort_values("relative").iloc[-1]
         found.append(

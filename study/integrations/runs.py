@@ -37,7 +37,10 @@ from study.training.devices import describe_device
 from study.training.sharding import Processes
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import SITES, STATS, USUAL
+from study.vocabulary.quantities import RHO, SITES, STATS, USUAL
+
+RECORDED = (*USUAL, RHO)
+"""What ``stats="all"`` measures in a user's loop. The motion of A is cheap where A is at hand."""
 
 
 @dataclass(frozen=True)
@@ -210,9 +213,12 @@ def _config(
 
 def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
     """The active adapters of ``model``, with their probes. Warns of layers that are not LoRA."""
+    stats = chosen("stats", probes.stats, STATS, RECORDED)
+    if resumed:  # the first A is not known
+        stats = [stat for stat in stats if stat != RHO]
     options: dict[str, Any] = {
         "sites": chosen("sites", probes.sites, SITES),
-        "stats": chosen("stats", probes.stats, STATS, USUAL),
+        "stats": stats,
         "tokens": probes.tokens,
     }
     names = active_adapters(model)

@@ -24,7 +24,8 @@ class AdaptedLayer:
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
     - ``base``: returns the frozen linear; None if the layer adds more to it than this adapter;
-    - ``dropout``: PEFT's module. Our banks show what they drop.
+    - ``dropout``: PEFT's module. Our banks show what they drop;
+    - ``first_A_RD``: a copy of PEFT's A, made when the probe was made. Our banks draw theirs again.
     """
 
     name: str
@@ -38,6 +39,7 @@ class AdaptedLayer:
     variant: str = ""
     is_on: Callable[[], bool] = lambda: True
     dropout: nn.Dropout | None = None
+    first_A_RD: Tensor | None = None
 
     @property
     def experts(self) -> int:
@@ -51,7 +53,9 @@ class AdaptedLayer:
         return INITS[self.specs[cell].init].drawn
 
     def initial_A(self, cell: int) -> Tensor | None:
-        """``A0_RD``, drawn again when needed. None if it is unknown or 0."""
+        """``A0_RD``: the copy, or drawn again. None if it is unknown or 0."""
+        if self.first_A_RD is not None:
+            return self.first_A_RD
         if self.specs is None or self.drawn(cell) != "A":
             return None
         shape = self.d_in, self.d_out, self.experts
@@ -69,8 +73,11 @@ class AdaptedLayer:
         return self.name.rpartition(".")[2]
 
 
-def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[AdaptedLayer]:
-    """Every adapted layer, in the model's order. ``adapter``: which of PEFT's to read."""
+def adapted_layers(
+    model: nn.Module, adapter: str | None = None, keeps_A: bool = False
+) -> list[AdaptedLayer]:
+    """Every adapted layer, in the model's order. ``adapter``: which of PEFT's to read. ``keeps_A``:
+    whether to copy A of PEFT's, so that its motion can be measured."""
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
@@ -80,7 +87,7 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
             name = path.removeprefix("base_model.model.")
             if (read := _read_adapter(module, adapter)) is not None:
-                layers.append(_peft_layer(name, module, read))
+                layers.append(_peft_layer(name, module, read, keeps_A))
     if not layers:
         active = ", ".join(active_adapters(model)) or "none"
         of = f" of adapter {adapter!r} (active: {active})" if adapter else ""
@@ -111,7 +118,7 @@ def _read_adapter(module: Any, adapter: str | None) -> str | None:
     return active[0] if active else None
 
 
-def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
+def _peft_layer(name: str, module: Any, adapter: str, keeps_A: bool) -> AdaptedLayer:
     """PEFT keeps a dict of adapters in each layer. ``scaling`` is gamma, the full multiplier."""
     down: Any = dict(module.lora_A.items()).get(adapter)
     if (
@@ -150,6 +157,7 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
         variant=variant,
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
         dropout=dropout if isinstance(dropout, nn.Dropout) else None,
+        first_A_RD=undivided(down.weight.detach()).clone() if keeps_A else None,
     )
 
 

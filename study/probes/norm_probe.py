@@ -39,6 +39,7 @@ from study.vocabulary.quantities import (
     BACKWARD,
     DESCENT,
     GRADIENTS,
+    RHO,
     SITES,
     TRAIN,
     UNIONS,
@@ -82,7 +83,7 @@ class NormProbe:
     - ``sites``, ``stats``: names of ``SITES`` and ``STATS`` of :mod:`study.vocabulary.quantities`;
     - ``tokens``: of each micro-batch, evenly spaced, for ``adapter_out`` and ``adapter_in_grad``,
       with dropout as trained. ``rho`` and the alignments use those of the first micro-batch,
-      without dropout;
+      without dropout. For PEFT's adapters ``rho`` is the motion of A since the probe was made;
     - ``alignment``: the accumulated weight gradients; None: no alignment is measured;
     - ``adapter``: the PEFT adapter to read, if several are active.
 
@@ -104,8 +105,8 @@ class NormProbe:
         alignment: Alignment | None = None,
         adapter: str | None = None,
     ) -> None:
-        self.layers = adapted_layers(model, adapter)
         self.sites, self.stats = tuple(sites), tuple(stats)
+        self.layers = adapted_layers(model, adapter, keeps_A=RHO in self.stats)
         self.tokens, self.alignment = tokens, alignment
         self._wanted = {part for site in self.sites for part in UNIONS.get(site, (site,))}
         self._moved = [site in self._wanted for site in UPDATES]

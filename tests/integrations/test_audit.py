@@ -83,6 +83,29 @@ def test_the_text_names_what_matters(theirs, works):
     assert f"1 of 6 layers have not moved (B = 0): {STILL}." in text
 
 
+def test_the_motion_of_A_needs_the_adapter_before_training(tiny_base, tmp_path, works, study_cli):
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
+    model = peft.get_peft_model(copy.deepcopy(tiny_base.model), config)
+    model.save_pretrained(tmp_path / "first")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_A" in name:
+                weight *= 1.5
+            if "lora_B" in name:
+                weight.normal_()
+    model.save_pretrained(tmp_path / "last")
+    folders = str(tmp_path / "last"), "--initial", str(tmp_path / "first")
+    layers = json.loads(works("audit", *folders, "--json", "-q").out)["layers"]
+    assert [one["rho"] for one in layers] == pytest.approx([0.5] * len(layers))
+    assert "A has moved by 0.5 of its initial size" in " ".join(
+        works("audit", *folders).out.split()
+    )
+    other = peft.LoraConfig(r=8, target_modules=["q_proj", "up_proj"])
+    peft.get_peft_model(copy.deepcopy(tiny_base.model), other).save_pretrained(tmp_path / "other")
+    ran = study_cli("audit", str(tmp_path / "last"), "--initial", str(tmp_path / "other"))
+    assert ran.code == 2 and "differs" in ran.err
+
+
 HEAD = {"modules_to_save": ["lm_head"]}
 EMBEDDED = {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 7}}
 GPT2 = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_rslora": True}

@@ -702,3 +702,26 @@ def test_two_backward_passes_through_one_forward_pass_are_told(script):
 
     with pytest.warns(UserWarning, match="add the losses and call backward once"):
         script.run(script.record(), steps=1, step=step)
+
+
+def test_the_motion_of_A_is_that_on_the_inputs(script):
+    layer = script.model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    A, inputs = layer.lora_A["default"].weight, []
+    first = A.detach().clone()
+    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().flatten(0, 1)))
+    with script.record(steps=[0, 2]) as recording:
+        for batch in script.batches(3):
+            before = A.detach().clone()
+            script.step(batch)
+    assert recording.step == 3
+    moved, start = (inputs[-1] @ each.T for each in (before - first, first))
+    probes = script.tables.probes.astype({"site": str, "layer": str})
+    rows = probes[(probes["site"] == "A") & probes["layer"].str.endswith("layers.0.mlp.up_proj")]
+    rho = rows.set_index("step")["rho"]
+    assert rho[0] == 0
+    assert rho[2] == pytest.approx(float(moved.norm() / start.norm()), rel=1e-4)
+
+
+def test_the_motion_of_A_is_unknown_in_a_resumed_loop(script):
+    tables = script.run(script.record(steps=[5, 6], start=5))
+    assert "rho" not in tables.probes or tables.probes["rho"].isna().all()

@@ -9,11 +9,12 @@ const LABEL_HEIGHT = 13; // pixels
 
 /**
  * @param curves [{rule, rank, cells, x, y}], one per rule and rank.
- * @param look {log, yTitle, smooth, zooms}: whether y is logarithmic; its title; the weight of the
- *   moving average; and whether the reader can zoom.
+ * @param look {log, yTitle, smooth, zooms, band}: whether y is logarithmic; its title; the weight of
+ *   the moving average; whether the reader can zoom; and the range of y where studies have their
+ *   lowest loss.
  */
 function drawCurves(id, view, curves, look) {
-  const { log = true, yTitle, smooth = 0 } = look;
+  const { log = true, yTitle, smooth = 0, band } = look;
   const rules = view.rules.filter(rule => curves.some(curve => curve.rule === rule));
   const visible = log ? hasLog : Number.isFinite;
   const drawn = curves.map(curve => ({ ...curve, smoothed: movingAverage(curve.y, smooth) }));
@@ -53,8 +54,21 @@ function drawCurves(id, view, curves, look) {
     title: axisTitle(yTitle, 10),
     fixedrange: !look.zooms,
   };
+  if (band) markBand(layout, band);
   draw(id, data, layout);
   return drawn;
+}
+
+/** A grey range of y, with its meaning. */
+function markBand(layout, [low, high]) {
+  const wide = { xref: "paper", x0: 0, x1: 1, layer: "below", line: { width: 0 } };
+  const look = { type: "rect", yref: "y", fillcolor: colour("ink"), opacity: 0.1 };
+  layout.shapes = [{ ...wide, ...look, y0: low, y1: high }];
+  layout.annotations.push({
+    ...{ xref: "paper", x: 0, xanchor: "left", yref: "y", y: Math.log10(high), yanchor: "top" },
+    ...{ text: "lowest losses of the studies of alpha, at the end", showarrow: false },
+    font: { size: 11, color: colour("ink") },
+  });
 }
 
 /** The pixels inside the margins of a chart. */

@@ -245,7 +245,8 @@ function heatClick(point) {
 function renderCurves(view) {
   const curves = view.curves(cell => view.curveOf(cell), together);
   const yTitle = `${view.quantity.site} ${view.quantity.stat}`;
-  page.curves = drawCurves("layer-curves", view, curves, { yTitle });
+  const band = page.overview.best[view.quantity.stat];
+  page.curves = drawCurves("layer-curves", view, curves, { yTitle, band });
   onPoints(
     "layer-curves",
     point => curveText(point, page.curves, page.view.quantity.stat),
