@@ -155,10 +155,12 @@ class Activations:
         if self.alignment is not None:
             of = self.alignment.of, "A", layer, cell, self.joined(x_nD)
             self.found.write("adapter_out", layer, cell, *of)
-        if self.rho and (A0_RD := self.found.layers[layer].initial_A(cell)) is not None:
-            self.found.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
         if self.parts:
             self.found.write("adapter_out", layer, cell, _parts, x_nD, pair)
+
+    def measure_motion(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
+        if self.rho and (A0_RD := self.found.layers[layer].initial_A(cell)) is not None:
+            self.found.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
 
     def align_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> None:
         """Measure the alignments of output gradients before the step's weight gradient is added."""
@@ -248,9 +250,11 @@ class LayerPass:
         first = stack.first
         product = Product(stack, kept_knD=self._kept.get(first))
         self._add("sampled_inputs", rows, x_knD, product)
-        for cell, pair in stack.pairs() if self.is_first else ():
+        for cell, pair in stack.pairs():
             x_nD = x_knD[cell - first, : rows.sampled_K[cell]]
-            self.activations.align_inputs(self.index, cell, x_nD, pair)
+            self.activations.measure_motion(self.index, cell, x_nD, pair)
+            if self.is_first:
+                self.activations.align_inputs(self.index, cell, x_nD, pair)
         return product
 
     @torch.no_grad()

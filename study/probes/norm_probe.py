@@ -82,8 +82,9 @@ class NormProbe:
 
     - ``sites``, ``stats``: names of ``SITES`` and ``STATS`` of :mod:`study.vocabulary.quantities`;
     - ``tokens``: of each micro-batch, evenly spaced, for ``adapter_out`` and ``adapter_in_grad``,
-      with dropout as trained. ``rho`` and the alignments use those of the first micro-batch,
-      without dropout. For PEFT's adapters ``rho`` is the motion of A since the probe was made;
+      with dropout as trained. The alignments use those of the first micro-batch, and ``rho`` those
+      of all, without dropout. For PEFT's adapters ``rho`` is the motion of A since the probe was
+      made;
     - ``alignment``: the accumulated weight gradients; None: no alignment is measured;
     - ``adapter``: the PEFT adapter to read, if several are active.
 
