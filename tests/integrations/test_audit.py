@@ -103,7 +103,8 @@ def test_the_motion_of_A_needs_the_adapter_before_training(tiny_base, tmp_path, 
     other = peft.LoraConfig(r=8, target_modules=["q_proj", "up_proj"])
     peft.get_peft_model(copy.deepcopy(tiny_base.model), other).save_pretrained(tmp_path / "other")
     ran = study_cli("audit", str(tmp_path / "last"), "--initial", str(tmp_path / "other"))
-    assert ran.code == 2 and "differs" in ran.err
+    assert ran.code == 2
+    assert "differs" in ran.err
 
 
 HEAD = {"modules_to_save": ["lm_head"]}
