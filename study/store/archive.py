@@ -27,6 +27,7 @@ from study.store.records import (
     new_file,
     no_study,
     read_cell,
+    without_folders,
 )
 from study.store.rows import SCHEMAS, parquet_bytes
 from study.store.tables import DISTANCES, cells_table, distances_of, load_cell_table, with_id
@@ -63,7 +64,8 @@ def write_archive(
             continue
         records[folder.name] = record
         kept[folder.name] = {key: value for key, value in record.items() if key not in NOT_KEPT}
-        kept[folder.name] |= {"study": to.name, "config": {**record["config"], **places}}
+        own = {"study": to.name, "config": {**record["config"], **places}}
+        kept[folder.name] = without_folders(kept[folder.name] | own)
     if not records:
         none = StudyError(f"no cell of {study_dir} has ended: archive it when its sweep is done")
         raise none if left_out else no_study(study_dir)

@@ -98,6 +98,36 @@ def record_hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+_PATHS = (
+    *("path", "dir", "results_dir", "plots_dir", "chat_template"),
+    "base_model_name_or_path",
+)
+"""Keys of configurations whose values may be paths of this machine."""
+
+
+def without_folders(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``record`` with the last part of each path that leads out of the working folder. A record
+    may be given to others, and hashes say which files were read. ``config.yaml`` has the paths."""
+    names: dict[str, str] = {}
+
+    def named(value: Any, key: str = "") -> Any:
+        if isinstance(value, Mapping):
+            return {inner: named(part, inner) for inner, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [named(part, key) for part in value]
+        if key in _PATHS and isinstance(value, str) and value.startswith(("/", "~", "..")):
+            names[value] = Path(value).name
+            return names[value]
+        return value
+
+    found = {key: named(value, key) for key, value in record.items()}
+    for path in sorted(names, key=len, reverse=True):  # one may begin with another
+        for key in ("data", "model", "error"):
+            if isinstance(found.get(key), str):
+                found[key] = found[key].replace(path, names[path])
+    return found
+
+
 def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
     """A cell's record from its JSON ``text`` or its file; one that is ``unreadable`` if it must. Of
     a file, the study is that of its folder, which may have been renamed or copied."""
@@ -119,7 +149,7 @@ def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
         c = math.nan if (given := adapter.get("crossover")) is None else given
         gamma = scaling.gamma(adapter["scaling"], adapter["alpha"], adapter["rank"], p, c)
         renamed = {"study": folder.parents[1].name} if text is None else {}
-        return {**record, **renamed, "gamma": gamma}
+        return {**without_folders(record), **renamed, "gamma": gamma}
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -24,6 +24,7 @@ from study.store.records import (
     SHA256,
     read_record,
     record_hash,
+    without_folders,
 )
 from study.store.rows import SCHEMAS, Stream, read_stream, write_parquet
 from study.store.tables import load_cell_table
@@ -50,7 +51,7 @@ class CellWriter:
         """Begin at ``first_step`` and keep the rows before it; with ``gaps`` some may be missing.
         Results of an ended or unreadable cell are moved to ``aside/ID.TIME``."""
         self.claim, self.folder = claimed, claimed.path.parent
-        self.record = record | {"format": FORMAT}
+        self.record = without_folders(record) | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
         self._error: StudyError | None = None
         try:

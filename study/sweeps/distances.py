@@ -28,6 +28,7 @@ from study.data.batches import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.store import cell_row, load_cells, load_records
+from study.store.records import CONFIG
 from study.sweeps.cells import corpus_of, plan
 from study.training.devices import choose_device
 from study.training.fold import adapter_spec
@@ -47,7 +48,14 @@ def measure_study(study_dir: Path, say: Callable[[str], None]) -> pd.DataFrame:
     cells = load_cells(study_dir)
     complete = cells.loc[cells["status"] == "complete", "cell_id"]
     recorded = {record["cell_id"]: record["config"] for record in load_records(study_dir)}
-    configs = [parse(OmegaConf.create(literal(recorded[cell]))) for cell in complete]
+
+    def config_of(cell: str) -> CellConfig:
+        """Of its own file, which has the paths of data and bases; an archive has none."""
+        file = study_dir / "cells" / cell / CONFIG
+        found = OmegaConf.load(file) if file.exists() else literal(recorded[cell])
+        return parse(OmegaConf.create(found))
+
+    configs = [config_of(cell) for cell in complete]
     groups: dict[str, list[CellConfig]] = {}
     for config in configs:
         if has_limit(config):

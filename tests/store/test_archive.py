@@ -25,8 +25,9 @@ from study.store import (
     write_table,
 )
 from study.store.archive import FILES, check_study, with_hashes, write_archive
+from study.store.records import record_hash
 from tests.faults.instrument import Instrument, Plan
-from tests.store.small_cells import flip
+from tests.store.small_cells import RECORD, complete, flip
 
 TABLES = ("metrics", "probes", "truncations", "examples", "exponents", "stable", "rates", "losses")
 
@@ -73,12 +74,47 @@ def test_an_archive_names_its_own_folders_and_is_whole(study_dir, archived, work
     said = works("check", archived).out
     assert said == "4 cells (4 archived, which keeps no adapters): no problem\n"
     before = {record["cell_id"]: record for record in load_records(study_dir)}
-    places = {"results_dir": archived.parent.as_posix(), "plots_dir": "pictures"}
+    places = {"results_dir": archived.parent.name, "plots_dir": "pictures"}
     for record in load_records(archived):
         of_study = before[record["cell_id"]]
         of_files = ("tables", "adapter", "files", "sha256")
         kept = {key: of_study[key] for key in of_study if key not in of_files}
         assert record == kept | {"config": kept["config"] | places}
+
+
+@pytest.mark.usefixtures("few_figures")
+def test_what_is_given_to_others_names_no_folder_of_this_machine(
+    study_dir, archived, tmp_path, works, jsonl
+):
+    """The hash of the data says which file it was; a folder may name a customer."""
+    works("report", study_dir, "--to", tmp_path / "page")
+    works("dashboard", study_dir, "--export", tmp_path / "page.html")
+    records = [folder / "record.json" for folder in cell_folders(study_dir)]
+    texts = [path.read_text() for path in [*records, *tmp_path.rglob("*.*ml")]]
+    texts += [path.read_text() for path in tmp_path.rglob("*.md")]
+    texts.append(pd.read_parquet(archived / "cells.parquet").to_csv())
+    assert len(texts) > len(records) + 2
+    for text in texts:
+        assert str(jsonl.parent) not in text
+        assert str(study_dir.parents[1]) not in text
+    assert set(load_tables(archived).cells["data"]) == {jsonl.name}
+
+
+def test_records_of_earlier_versions_lose_their_folders_too(tmp_path):
+    theirs = {"data": {"path": ["/home/me/a.jsonl", "org/hub"]}, "model": {"path": "~/base"}}
+    record = RECORD | {"data": "/home/me/a.jsonl, org/hub", "model": "~/base"}
+    path = complete(tmp_path / "study", record=record) / "record.json"
+    earlier = json.loads(path.read_text())
+    earlier |= {"data": record["data"], "model": record["model"]}
+    earlier["config"] = {**earlier["config"], **theirs}
+    earlier["sha256"] = record_hash(earlier)
+    path.write_text(json.dumps(earlier))
+    [read] = load_records(tmp_path / "study")
+    assert (read["data"], read["model"]) == ("a.jsonl, org/hub", "base")
+    write_archive(tmp_path / "study", tmp_path / "kept/study")
+    text = pd.read_parquet(tmp_path / "kept/study/cells.parquet").to_csv()
+    assert "/home/me" not in text
+    assert "~" not in text
 
 
 @pytest.mark.usefixtures("few_figures")
