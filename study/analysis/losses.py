@@ -25,6 +25,7 @@ from study.analysis.grouping import (
 from study.config.expectations import Expectation
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
 from study.vocabulary.quantities import HELDOUT, MODEL_WIDE, TRAIN
+from study.vocabulary.scaling import FULL
 from study.vocabulary.statuses import BROKEN, DONE
 
 NOT_A_SETTING = (*RULE, "lr", "alpha")
@@ -60,6 +61,19 @@ def end_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> "pd.Series[float]"
     run broke."""
     ends = cells["cell_id"].astype(str).map(_ends(metrics, "eval_loss")["last"]).astype(float)
     return ends.where(np.isfinite(ends) & ~cells["status"].isin(BROKEN))
+
+
+def full_loss(cells: pd.DataFrame, metrics: pd.DataFrame, like: str) -> float:
+    """The held-out loss of full fine-tuning at its best rate tried, a mean over seeds, in nats per
+    token: of the runs that differ from cell ``like`` in rule, alpha, rate, rank and seed only. NaN
+    if there are none."""
+    labels = curve_labels(cells)
+    same = [name for name in curve_columns(labels) if name not in NOT_A_SETTING]
+    setting = numbered(labels, same)
+    own = setting[(cells["cell_id"].astype(str) == like).to_numpy()][0]
+    full = cells[(setting == own) & (cells["scaling"].astype(str) == FULL).to_numpy()]
+    losses = end_losses(full, metrics)
+    return float(losses.groupby(full["lr"]).mean().min())
 
 
 def _finished(cells: pd.DataFrame) -> tuple[pd.DataFrame, Ints]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from study.analysis import compared_losses
 from study.analysis.capacity import best_stored, setting_columns
-from study.analysis.losses import INSIDE, at_best_rates, end_losses, fixed_rate
+from study.analysis.losses import INSIDE, at_best_rates, end_losses, fixed_rate, full_loss
 from study.figures import style
 from study.figures.selection import (
     Absent,
@@ -36,6 +36,7 @@ METRIC = METRICS["eval_loss"]
 LABEL = (f"final {METRIC.label}", f"({METRIC.unit})")
 """The y axis: quantity and unit."""
 MOST_RULES = 5
+DOTTED = {"linestyle": "dotted", "linewidth": 0.9}
 ABOVE_NEAR = 2.0
 """How far a basin's y axis reaches, as a multiple of the losses below the best rates."""
 
@@ -101,7 +102,7 @@ def loss_against_rank(tables: Tables) -> Figure:
     small adapter would choose. Matched: every rule has the learning rate at which its lazy step is
     that of rsLoRA, with equal ``lr gamma`` under a sign-like optimizer and ``lr gamma^2`` under
     SGD. Its loss is interpolated linearly in log lr. If the rules then agree, they differed by step
-    size alone.
+    size alone. Full fine-tuning (``adapter.rank=full``) is a line, at the best rate tried.
     """
     every = [sweep for sweep in sweeps(tables) if len(sweep.finite_ranks) > 1]
     if not every:
@@ -112,11 +113,19 @@ def loss_against_rank(tables: Tables) -> Figure:
     ratio, above = 0.66 if columns < 3 else 0.9, 0.5 + 0.45 * len(shown)
     page, grid = style.panels(shown, columns, ratio=ratio, above=above)
     inches = page.get_figwidth() / columns - 0.5
+    fulls = {
+        sweep: full_loss(tables.cells, tables.metrics, sweep.cells["cell_id"].iloc[0])
+        for sweep in shown
+    }
     beside = sorted({rule for sweep in shown for rule in sweep.rules[:MOST_RULES]})
     for panels, sweep, drawn in zip(grid, shown, points_of, strict=True):
         for ax, (heading, points) in style.each(panels, drawn.items()):
             for rule in sweep.rules[:MOST_RULES]:
                 _draw_rule(ax, rule, beside, points[points["rule"] == rule])
+            if math.isfinite(full := fulls[sweep]):
+                ax.axhline(full, color=style.INK, gid="full", zorder=1, **DOTTED)
+                end = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                ax.annotate("full", (1, full), (2, 0), va="center", fontsize=7, **end)
             style.rank_axis(ax, sweep.finite_ranks, inches)
             ax.set_title(heading, loc="left")
         style.y_axis(panels, *LABEL)
@@ -131,6 +140,9 @@ def loss_against_rank(tables: Tables) -> Figure:
         else "Points: runs (one seed).",
         "Open: the best rate is at an edge of the grid." if every_point["edge"].any() else "",
         "Dashed: infinite rank." if np.isinf(every_point["rank"]).any() else "",
+        "Dotted: full fine-tuning at its best rate."
+        if np.isfinite([*fulls.values()]).any()
+        else "",
         left_out,
     )
 

@@ -114,6 +114,27 @@ def test_losses_at_one_rate_and_at_each_ranks_best():
     assert set(only(figure, "edge lora", at_best).get_xdata()) == {64.0, 1024.0}
 
 
+def test_full_fine_tuning_is_a_line_at_its_best_rate():
+    tables = sweep(rules=LORA)
+    loss = {1e-5: 1.9, 1e-4: 1.7, 1e-3: 2.5}
+    full = sweep(
+        lambda cell: loss[cell["lr"]],
+        rules=(("full", math.nan),),
+        ranks=(math.inf,),
+        rates=tuple(loss),
+    )
+    full.cells["cell_id"] = "full" + full.cells["cell_id"].astype(str)
+    full.metrics["cell_id"] = "full" + full.metrics["cell_id"].astype(str)
+    full.cells["alpha"] = 1.0
+    both = {
+        name: pd.concat([getattr(tables, name), getattr(full, name)], ignore_index=True)
+        for name in ("cells", "metrics")
+    }
+    figure = loss_against_rank(SimpleNamespace(**vars(tables) | both))
+    for panel in panels(figure)[:2]:
+        assert set(only(figure, "full", panel).get_ydata()) == {1.7}
+
+
 def test_one_setting_is_drawn_and_the_others_have_a_figure():
     tables = two_settings()
     figure = learning_rate_basins(tables)
