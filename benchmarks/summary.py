@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from study.analysis.text import table_of
 from study.config.expectations import NOT_MEASURED
-from study.report.text import table_of
 
 LABELS = {
     "trainer": "PEFT + Trainer",

@@ -23,8 +23,8 @@ import yaml
 
 from study.analysis import load_tables
 from study.analysis.fits import mean_interval
+from study.analysis.text import minus
 from study.analysis.wording import interval_text
-from study.report.text import minus
 from study.store import StudyTables
 
 ROOT = Path(__file__).parents[1]

@@ -18,9 +18,9 @@ from docs.blocks import ROOT
 from docs.rate_fits import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
 from study.analysis.losses import INSIDE
 from study.analysis.rates import placed
+from study.analysis.text import minus, table
 from study.analysis.wording import interval_text
 from study.figures import style
-from study.report.text import minus, table
 
 TABLE = ROOT / "results/external/tinker_sft_sweep.csv"
 EXPERTS = r"A\d+B|DeepSeek|Kimi|gpt-oss"

@@ -16,7 +16,10 @@ import pandas as pd
 import yaml
 
 from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES, NoTables, bullets, study_tables
+from study.analysis.answers import answer as what_was_found
+from study.analysis.answers import answer_table, asked
 from study.analysis.expectations import Answer, Compared, compare
+from study.analysis.text import distinct, joined, minus, number_list, table, table_of
 from study.analysis.wording import interval_text
 from study.config.expectations import (
     EXPONENTS,
@@ -28,8 +31,6 @@ from study.config.expectations import (
     read_entries,
 )
 from study.errors import count_noun
-from study.report.answer import answer as what_was_found
-from study.report.answer import answer_table, asked
 from study.report.expected import (
     compared_row,
     counts_apart,
@@ -41,7 +42,6 @@ from study.report.expected import (
     verdict_counts,
 )
 from study.report.provenance import total_seconds
-from study.report.text import distinct, joined, minus, number_list, table, table_of
 from study.store import load_records
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN

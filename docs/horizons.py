@@ -19,10 +19,10 @@ from docs.rate_fits import Curve, fit_rates, moved, r_sign_ends, r_sign_text
 from study.analysis.fits import mean_interval
 from study.analysis.losses import at_common_rates, final_losses, mean_losses
 from study.analysis.rates import NORMAL, rate_transfer, rates_by_horizon, setting_of
+from study.analysis.text import filled, minus, table_of
 from study.analysis.wording import interval_text
 from study.errors import count_noun
 from study.figures import style
-from study.report.text import filled, minus, table_of
 from study.theory import slope
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label

@@ -19,9 +19,9 @@ from study.analysis.grouping import groups
 from study.analysis.law import STEPS, Setting
 from study.analysis.losses import OF_A_RULE, at_common_rates, final_losses, mean_losses
 from study.analysis.rates import SLACK, missing_rates, setting_of
+from study.analysis.text import minus, table, table_of
 from study.analysis.wording import interval_text
 from study.figures import style
-from study.report.text import minus, table, table_of
 from study.vocabulary.scaling import named_rule, rule_words
 
 TRIED: dict[str, Held] = {

@@ -18,12 +18,12 @@ from docs.blocks import table as read
 from study.analysis.advice import lost_in_bf16
 from study.analysis.capacity import departures
 from study.analysis.law import Setting
+from study.analysis.text import Table, minus, table, table_of
 from study.cli import advise as advise  # the command of advice(), and code of its key
 from study.cli.group import cli
 from study.cli.tables import conclude, print_table
 from study.report import answer, answer_table, asked
 from study.report.sections import exponent_section, p_star_section, short
-from study.report.text import Table, minus, table, table_of
 from study.vocabulary.scaling import RULES, rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning

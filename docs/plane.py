@@ -21,9 +21,9 @@ from study.analysis.plane import (
     runs,
     vertex,
 )
+from study.analysis.text import minus, table_of
 from study.analysis.wording import interval_text
 from study.figures import plane as figures
-from study.report.text import minus, table_of
 from study.store import StudyTables
 from study.store.tables import load_measured
 from study.vocabulary.quantities import TRAIN

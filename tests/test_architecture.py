@@ -65,6 +65,20 @@ def test_no_module_imports_itself_through_others():
     list(TopologicalSorter(imported_by).static_order())  # raises CycleError, naming the cycle
 
 
+def test_no_package_has_a_function_named_like_one_of_its_modules():
+    """The import contracts would read ``from study.package import name`` as the module alone, and
+    miss what the package imports."""
+    found = set()
+    for init in (ROOT / "study").rglob("__init__.py"):
+        modules = {path.stem for path in init.parent.iterdir()}
+        for line in ast.parse(init.read_text(encoding="utf-8")).body:
+            names = [name.asname or name.name for name in getattr(line, "names", ())]
+            package = ".".join(init.parent.relative_to(ROOT).parts)
+            if getattr(line, "module", package) != package:  # not the modules themselves
+                found |= {f"{package}.{name}" for name in names if name in modules}
+    assert not found - {"study.errors"}
+
+
 def test_few_imports_are_deferred():
     """Imports are at the top, except slow ones of the command line and optional packages."""
     found = {

@@ -10,7 +10,7 @@ import pytest
 from docs import blocks, findings, make, record
 from docs.blocks import BLOCK, NoTables, rewrite
 from docs.record import Record, bare, code_of, is_small, tables_of
-from study.report.text import minus
+from study.analysis.text import minus
 
 TEXTS = {path.relative_to(blocks.ROOT): path.read_text() for path in make.documents()}
 MEASURED = re.compile(r"\[[-−+]?\d+\.\d+, [-−+]?\d|\d\.\d+ ?×|×\d+\.\d|\d (minutes|hours)\b")

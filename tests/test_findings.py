@@ -10,10 +10,10 @@ from docs.blocks import PLOTS, RESULTS, ROOT, NoTables
 from docs.findings import CLAIMS, STUDIES
 from study.analysis.capacity import FULL, best_stored
 from study.analysis.fits import mean_interval
+from study.analysis.text import minus
 from study.analysis.wording import interval_text
 from study.config.expectations import read_entries
 from study.figures import FIGURES
-from study.report.text import minus
 from study.store import cell_folders, load_records
 from study.store.archive import FILES
 from study.store.records import ARCHIVE

@@ -148,7 +148,7 @@ def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:
 def print_tables(output: str, **tables: Any) -> None:
     """Print ``tables`` as ``output``: the first as ``csv``, or an object with a key per table as
     ``json``: rows of a frame, or any plain value. Infinite numbers are texts, missing is null."""
-    from study.report.text import json_value  # takes a second
+    from study.analysis.text import json_value  # takes a second
 
     if output == "csv":
         lines = next(iter(tables.values())).to_csv(index=False).strip().split("\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from study.analysis.advice import alone, committed
+from study.analysis.answers import rate_table
 from study.analysis.law import Setting
 from study.analysis.losses import OF_A_RULE, final_losses
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
@@ -18,7 +19,6 @@ from study.cli.training import train
 from study.config.overrides import overrides_of
 from study.config.values import written
 from study.errors import StudyError, command_line
-from study.report.answer import rate_table
 from study.report.sections import horizon_table
 from study.store import StudyTables, find_cell
 from study.store.tables import load_measured

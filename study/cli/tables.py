@@ -16,6 +16,7 @@ from study.analysis.compare import conclusion, differing_settings, table_texts
 from study.analysis.distances import laws
 from study.analysis.grouping import seed_numbers
 from study.analysis.power import MOST_SEEDS, seeds_needed
+from study.analysis.text import Table, plain
 from study.cli.group import (
     PATH,
     STUDY_DIR,
@@ -37,7 +38,6 @@ from study.report import answer, answer_table, asked, plots_folder, write_report
 from study.report.expected import compared_row
 from study.report.provenance import records_of, total_seconds
 from study.report.sections import exponent_section, horizon_table, p_star_section, short
-from study.report.text import Table, plain
 from study.store import load_measured, write_table
 from study.store.archive import check_study, write_archive
 from study.store.files import Damaged, check_writable

@@ -10,16 +10,22 @@ from matplotlib.colors import to_hex
 
 from study.analysis.compare import compare, conclusion, differing_settings, table_texts
 from study.analysis.grouping import CURVE_ID, curve_labels
-from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words, curve_settings, setting_text
+from study.analysis.text import json_value
+from study.analysis.wording import (
+    INTERVAL,
+    STRAIGHTNESS,
+    batch_words,
+    curve_settings,
+    setting_text,
+    settings,
+)
 from study.dashboard.studies import ShownStudy
 from study.dashboard.values import Values
 from study.errors import StudyError
 from study.figures import style
-from study.figures.captions import settings
 from study.figures.exponents import differences
 from study.figures.selection import DrawnRule, rules_of
 from study.report.page import png_of, source_of
-from study.report.text import json_value
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BEST_RHO, METRICS, RHO, SITES, STATS
 from study.vocabulary.statuses import BROKEN, STATUSES, end_step, note

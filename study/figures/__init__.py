@@ -13,8 +13,8 @@ from importlib import import_module
 
 from matplotlib.figure import Figure
 
+from study.analysis.wording import settings
 from study.figures import style
-from study.figures.captions import settings
 from study.figures.selection import Absent, Tables
 from study.figures.style import save
 

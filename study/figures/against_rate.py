@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from study.analysis.losses import INSIDE
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import best_rates, exponents_against_rho, rates_by_horizon
+from study.analysis.wording import settings
 from study.figures import style
-from study.figures.captions import settings, span
+from study.figures.captions import span
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Absent, DrawnRule, Family, Tables, holding, rules_of
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
 
 from study.analysis.plane import FEWEST_SEEDS, best_pairs, lowest_losses, runs
+from study.analysis.wording import settings
 from study.figures import style
-from study.figures.captions import settings
 from study.figures.selection import Absent, Tables
 
 LEVELS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)

@@ -31,8 +31,8 @@ from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 from tueplots import axes, bundles
 
-from study.analysis.wording import interval_text, rounded
-from study.figures.captions import plain, settings, wrapped
+from study.analysis.wording import interval_text, rounded, settings
+from study.figures.captions import plain, wrapped
 from study.figures.selection import DrawnRule, Family
 from study.store import write_output
 from study.vocabulary.scaling import FRACTIONS, RULES, rule_formula, rule_label

@@ -1,7 +1,6 @@
 """``study report``: a study on one page, as Markdown and as a self-contained HTML file."""
 
-from study.report.answer import answer, answer_table, asked
-from study.report.caveats import caveats
+from study.analysis.answers import answer, answer_table, asked
 from study.report.page import (
     Study,
     as_html,

@@ -11,10 +11,10 @@ from study.analysis.capacity import BEHIND, departures
 from study.analysis.grouping import CURVE_ID, curve_columns, curve_labels, groups, seed_numbers
 from study.analysis.predictions import over_eps
 from study.analysis.rates import INSIDE
+from study.analysis.text import broken_list, cell_list, distinct, first_of, joined, row_list
 from study.analysis.wording import curve_names, curve_settings
 from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
-from study.report.text import broken_list, cell_list, distinct, first_of, joined, row_list
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.statuses import DONE, STATUSES, end_step

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from study.analysis.expectations import Answer, Compared, answer, compare
+from study.analysis.text import Section, Table, joined, quantity_text
 from study.analysis.wording import TESTED, factor_text, interval_text
 from study.config.expectations import (
     FACTOR,
@@ -17,7 +18,6 @@ from study.config.expectations import (
 )
 from study.errors import count_noun
 from study.report.provenance import UNREADABLE, Record
-from study.report.text import Section, Table, joined, quantity_text
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DISTANCES, TRAIN

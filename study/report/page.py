@@ -16,19 +16,19 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from study.analysis.answers import answer, answer_table, asked
 from study.analysis.grouping import curve_labels, seed_numbers
+from study.analysis.text import Section, Table, distinct, minus, number_list, table_of
 from study.analysis.wording import rule_names
 from study.config.expectations import Entry
 from study.errors import StudyError, count_noun, printable
 from study.figures import FIGURES, draw_all, save
 from study.figures.selection import Absent
 from study.figures.style import DPI
-from study.report.answer import answer, answer_table, asked
 from study.report.caveats import caveats
 from study.report.expected import expected_section, primary_answers, primary_text
 from study.report.provenance import Record, provenance_lines, records_of
 from study.report.sections import sections
-from study.report.text import Section, Table, distinct, minus, number_list, table_of
 from study.store import StudyTables, cell_folders, read_record, write_output
 from study.store.files import remove
 from study.vocabulary.statuses import DONE

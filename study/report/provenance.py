@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from study.analysis.text import distinct
 from study.analysis.wording import setting_text
-from study.report.text import distinct
 from study.store import StudyTables, cell_folders, damage, read_cell
 
 Record = Mapping[str, Any]

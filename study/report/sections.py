@@ -18,17 +18,7 @@ from study.analysis import (
 from study.analysis.grouping import RULE, curve_columns, distinguishing, numbered
 from study.analysis.losses import KEPT, OF_A_RULE
 from study.analysis.stable import EVERY_OPTIMIZER, one_per_optimizer, shared_at_step_0
-from study.analysis.wording import (
-    batch_words,
-    bend_text,
-    bracket_head,
-    bracket_notes,
-    curve_names,
-    factor_text,
-    number_text,
-    setting_labels,
-)
-from study.report.text import (
+from study.analysis.text import (
     Section,
     Table,
     interval,
@@ -40,6 +30,16 @@ from study.report.text import (
     rule_of_row,
     signed_interval,
     span,
+)
+from study.analysis.wording import (
+    batch_words,
+    bend_text,
+    bracket_head,
+    bracket_notes,
+    curve_names,
+    factor_text,
+    number_text,
+    setting_labels,
 )
 from study.store import StudyTables
 from study.vocabulary.optimizers import label

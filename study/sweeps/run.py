@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from study.analysis import load_tables
+from study.analysis.answers import answer
 from study.errors import StudyError, count_noun, one_line
 from study.models import FrozenBase, load_base
 from study.store import StorageError, is_claimed
@@ -182,9 +184,6 @@ def _tell_first_answer(fold: Sequence[Cell], display: Display) -> None:
     seed = display.sweep.first_seed_done() if display.sweep else None
     if seed is None or all(cell.config.seed != seed for cell in fold):
         return
-    from study.analysis import load_tables
-    from study.report import answer  # draws nothing
-
     with contextlib.suppress(StudyError):  # nothing to fit, such as one rank
         said = answer(load_tables(fold[0].study_dir))
         display.say(f"first answer, of one seed ({seed}); the others follow")

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 
 from study.analysis.advice import committed
+from study.analysis.answers import answer, answer_table
 from study.analysis.capacity import best_stored, capacity, departures, stored_bits
 from study.analysis.expectations import compare
 from study.config.expectations import FLAT_IN_WORDS, read_entry
 from study.figures import FIGURES
-from study.report.answer import answer, answer_table
 from study.store import StudyTables
 from tests.figures.checklist import problems
 

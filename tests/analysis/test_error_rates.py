@@ -18,9 +18,9 @@ from study.analysis import fit_exponents, holm, stable_exponents, tost, with_ver
 from study.analysis.expectations import judged
 from study.analysis.fits import Floats, Lines, fit_lines, t_critical
 from study.analysis.predictions import with_predictions
+from study.analysis.text import table
 from study.analysis.verdicts import moderated
 from study.config.expectations import Primary
-from study.report.text import table
 from study.vocabulary.quantities import PRIMARY
 from tests.analysis.conftest import study_of
 

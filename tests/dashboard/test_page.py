@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from study.analysis import load_tables
+from study.analysis.text import minus, plain
 from study.cli.dashboard import wait_for_cells
 from study.dashboard import document
 from study.dashboard.document import Page, export
@@ -18,7 +19,6 @@ from study.dashboard.server import application
 from study.dashboard.studies import names_of, read_studies
 from study.errors import StudyError
 from study.report import answer, answer_table, asked
-from study.report.text import minus, plain
 
 from .conftest import LAYER, begin_cell, one_step
 

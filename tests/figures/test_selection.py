@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.figures.captions import settings
+from study.analysis.wording import settings
 from study.figures.selection import families
 
 BASE = {"scaling": "lora", "exponent": np.nan, "rank": 4.0, "seed": 0, "optimizer": "adamw"}

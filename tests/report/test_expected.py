@@ -12,6 +12,7 @@ import yaml
 from study.analysis import load_tables
 from study.analysis.expectations import compare, judged
 from study.analysis.power import POWER, need_of_primary
+from study.analysis.text import minus
 from study.config.expectations import Primary, read_entry
 from study.report import as_markdown, report_of
 from study.report.expected import (
@@ -21,7 +22,6 @@ from study.report.expected import (
     primary_text,
     verdict_counts,
 )
-from study.report.text import minus
 from study.vocabulary.verdicts import DIFFERS
 from tests.config.test_expectations import PRIMARY, SLOPE
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from study.analysis import load_tables
-from study.report import answer, answer_table, as_html, caveats, report_of, write_report
-from study.report.answer import questions_of
+from study.analysis.answers import questions_of
+from study.report import answer, answer_table, as_html, report_of, write_report
+from study.report.caveats import caveats
 from study.report.page import INCH
 from study.store import load_records
 

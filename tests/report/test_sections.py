@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import load_tables
+from study.analysis.answers import rate_table
 from study.analysis.losses import INSIDE, compared_losses
 from study.report import answer_table
-from study.report.answer import rate_table
 from study.report.sections import loss_section
 from study.store import StudyTables, load_measured
 

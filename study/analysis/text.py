@@ -1,4 +1,4 @@
-"""How the report prints names, numbers, settings, quantities and tables."""
+"""How sentences and tables print names, numbers, settings, quantities and tables."""
 
 import math
 import re

@@ -26,19 +26,7 @@ from study.analysis.grouping import (
     rule_columns,
 )
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, NOT_A_SETTING, OF_A_RULE, base_losses
-from study.analysis.verdicts import CONDITION, condition_rows, rows_of
-from study.analysis.wording import (
-    TESTED,
-    bracket_notes,
-    curve_settings,
-    factor_text,
-    interval_text,
-    rule_names,
-    setting_labels,
-)
-from study.errors import count_noun
-from study.figures.captions import settings
-from study.report.text import (
+from study.analysis.text import (
     Table,
     cell_list,
     filled,
@@ -51,6 +39,18 @@ from study.report.text import (
     signed_interval,
     span,
 )
+from study.analysis.verdicts import CONDITION, condition_rows, rows_of
+from study.analysis.wording import (
+    TESTED,
+    bracket_notes,
+    curve_settings,
+    factor_text,
+    interval_text,
+    rule_names,
+    setting_labels,
+    settings,
+)
+from study.errors import count_noun
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
