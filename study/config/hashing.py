@@ -10,7 +10,7 @@ from typing import Any
 from study.config.schedules import eval_steps, probe_steps, truncation_ranks
 from study.config.types import CellConfig, optimizer_config
 from study.config.values import chosen
-from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
+from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN
 
 IDENTITY_VERSION = 2
 UNKNOWN_STEPS = 1_000_000
@@ -20,6 +20,20 @@ UNSEEN = (
     *("epochs", "shard", "checkpointing"),
 )
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
+ALL_STATS = (
+    "mean_abs",
+    "rms",
+    "m4",
+    "max_abs",
+    "norm",
+    "descent",
+    "nonfinite",
+    "swallowed",
+    "spectral",
+    "stable_rank",
+)
+"""What ``all`` adds to the statistics of an identity, whichever ones are registered. A statistic
+that joins ``USUAL`` later moves no identity, so finished cells count as done without it."""
 SAMPLED = ("adapter_out", "adapter_in_grad")
 """Sites that are measured on some tokens of each micro-batch."""
 
@@ -51,7 +65,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
         adapter["targets"] = sorted(config.adapter.targets)
     steps, batches = probe_steps(config), chosen("probes.batch", config.probes.batch, BATCHES)
     sites = chosen("probes.sites", config.probes.sites, SITES)
-    stats = chosen("probes.stats", config.probes.stats, STATS, USUAL)
+    stats = chosen("probes.stats", config.probes.stats, STATS, ALL_STATS)
     if config.precision == "float32":  # it is not measured in float32
         stats = tuple(stat for stat in stats if stat != "swallowed")
     probes: dict[str, Any] = {"steps": steps, "sites": sites, "stats": stats, "batch": batches}

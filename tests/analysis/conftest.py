@@ -38,6 +38,7 @@ def study_of(
     swept = [dict(zip(grid, values, strict=True)) for values in itertools.product(*choices)]
     cells = pd.DataFrame(swept).astype({"rank": float})
     cells = cells.assign(data_seed=cells["seed"], gamma=16 / cells["rank"], status="complete")
+    cells["seconds"] = 60.0
     cells["cell_id"] = [f"{k:012x}" for k in range(len(cells))]
     rows = []
     for cell, step, (site, stat) in itertools.product(cells.to_dict("records"), steps, laws):

@@ -28,7 +28,12 @@ def tables(tokens=21):
                 name = f"{rank} {lr} {seed}"
                 bits = min(share * BITS * SIZE * rank * 1.01**seed, STRINGS * 96)
                 about = {"data": "random_strings", "optimizer": "adamw", "scaling": "lora"}
-                about |= {"status": "complete", "max_samples": STRINGS + 1, "heldout": 1}
+                about |= {
+                    "status": "complete",
+                    "seconds": 60.0,
+                    "max_samples": STRINGS + 1,
+                    "heldout": 1,
+                }
                 about |= {"supervised": np.nan, "steps": STEPS}
                 about |= {"batch_size": BATCH, "accumulation": 1, "steps_done": STEPS, "seed": seed}
                 cells.append({"cell_id": name, "rank": float(rank), "lr": lr, **about})

@@ -8,6 +8,7 @@ import pytest
 from study.config import Sources, identity, probe_steps
 from study.config.hashing import recorded_identities
 from study.errors import StudyError
+from study.vocabulary.optimizers import OPTIMIZERS
 
 SOURCES = Sources(model="m", tokenizer="t", data="d")
 
@@ -81,7 +82,7 @@ MISTAKES = {
     "adapter.init=zeros": "unknown adapter.init 'zeros': choose from kaiming, gaussian",
     "adapter.contraction=concatenated": "it is for bf16 weights, so use adapter.contraction=auto",
     "adapter.contraction=merged precision=bf16": "use adapter.contraction=auto or factored",
-    "optimizer.name=adamx": "unknown optimizer 'adamx': choose from sgd, momentum",
+    "optimizer.name=adamx": f"unknown optimizer 'adamx': choose from {', '.join(OPTIMIZERS)}",
     "optimizer.betas=[0.9,x]": "optimizer.betas[1]",
     "optimizer=adam optimizer.weight_decay=0.1": "use optimizer=adamw",
     "train.steps=ten": "train.steps='ten' should be a valid integer",

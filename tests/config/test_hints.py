@@ -12,6 +12,7 @@ from study.config.compose import CONF
 from study.config.hints import reference
 from study.config.types import CONTRACTIONS, PRECISIONS, SCHEDULES
 from study.vocabulary.inits import INITS
+from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS
 from study.vocabulary.scaling import RULES
 
@@ -23,7 +24,7 @@ SLIPS = {
     "adapter.rnak=4": "unknown key adapter.rnak: did you mean adapter.rank?",
     "adapter.lr=1": "unknown key adapter.lr: did you mean optimizer.lr?",
     "optimizer.momentum=0.9": "unknown key optimizer.momentum",
-    "optimizer=adamv": "choose from adafactor, adam, adamw, lion",
+    "optimizer=adamv": f"choose from {', '.join(sorted(OPTIMIZERS))}",
     "launcher=ray": "choose from basic, joblib, or pip install '.[ray]'",
     "+experiment=quick": "no + on the command line",
     "+lr=0.5": "unknown key lr: did you mean optimizer.lr?",

@@ -55,6 +55,7 @@ def tiny(
     for number, (setting, (scaling, p), rank, seed) in enumerate(plan):
         cell = _cell(number, setting, scaling, p, rank, seed)
         cell["status"] = status(cell)
+        cell["seconds"] = math.nan if cell["status"] == "running" else 60.0 + number
         for broken in BROKEN:
             ended = steps // 2 if cell["status"] == broken else np.nan
             cell[STATUSES[broken].ended_at] = ended

@@ -15,6 +15,7 @@ from tests.figures import test_bf16, test_losses, test_plane
 from tests.figures.checklist import problems
 from tests.figures.conftest import said, tiny
 from tests.figures.test_against_rank import lazy
+from tests.test_extending import blocks
 
 PLAIN = (
     *("loss_curves", "grad_norm_curves", "grad_norm_vs_rank", "activation_moments_vs_rank"),
@@ -110,6 +111,20 @@ def test_every_figure_is_drawn_and_passes():
             except Absent:
                 continue
     assert drawn == {name: [] for name in FIGURES}, "a figure without data here is not checked"
+
+
+def test_a_figure_of_the_recipe_passes_in_every_study(monkeypatch):
+    """As if it were in the package (docs/extending-views.md)."""
+    monkeypatch.setitem(FIGURES, "seconds_vs_rank", None)
+    exec(blocks("A figure")["python"], {})
+    made = {kind: tiny(**about) for kind, about in STUDIES.items()}
+    made |= {make: make() for make in (*RICH, *OF_ONE_FIGURE.values())}
+    drawn = set()
+    for kind, tables in made.items():
+        for _, figure in draw_all(tables, names=["seconds_vs_rank"]):
+            assert problems(figure) == [], kind
+            drawn.add(kind)
+    assert made.keys() - drawn == {"still running"}
 
 
 def test_committed_figures_pass():
