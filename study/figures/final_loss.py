@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ METRIC = METRICS["eval_loss"]
 LABEL = (f"final {METRIC.label}", f"({METRIC.unit})")
 """The y axis: quantity and unit."""
 MOST_RULES = 5
-DOTTED = {"linestyle": "dotted", "linewidth": 0.9}
+DOTTED: dict[str, Any] = {"linestyle": "dotted", "linewidth": 0.9}
 ABOVE_NEAR = 2.0
 """How far a basin's y axis reaches, as a multiple of the losses below the best rates."""
 
@@ -124,7 +125,10 @@ def loss_against_rank(tables: Tables) -> Figure:
                 _draw_rule(ax, rule, beside, points[points["rule"] == rule])
             if math.isfinite(full := fulls[sweep]):
                 ax.axhline(full, color=style.INK, gid="full", zorder=1, **DOTTED)
-                end = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                end: dict[str, Any] = {
+                    "xycoords": ("axes fraction", "data"),
+                    "textcoords": "offset points",
+                }
                 ax.annotate("full", (1, full), (2, 0), va="center", fontsize=7, **end)
             style.rank_axis(ax, sweep.finite_ranks, inches)
             ax.set_title(heading, loc="left")

@@ -215,7 +215,7 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
     """The active adapters of ``model``, with their probes. Warns of layers that are not LoRA."""
     stats = chosen("stats", probes.stats, STATS, RECORDED)
     if resumed:  # the first A is not known
-        stats = [stat for stat in stats if stat != RHO]
+        stats = tuple(stat for stat in stats if stat != RHO)
     options: dict[str, Any] = {
         "sites": chosen("sites", probes.sites, SITES),
         "stats": stats,

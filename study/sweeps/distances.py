@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from study.adapters import LoraBank, adapted, resolve_targets
@@ -52,8 +52,9 @@ def measure_study(study_dir: Path, say: Callable[[str], None]) -> pd.DataFrame:
     def config_of(cell: str) -> CellConfig:
         """Of its own file, which has the paths of data and bases; an archive has none."""
         file = study_dir / "cells" / cell / CONFIG
-        found = OmegaConf.load(file) if file.exists() else literal(recorded[cell])
-        return parse(OmegaConf.create(found))
+        if file.exists():
+            return parse(DictConfig(OmegaConf.load(file)))
+        return parse(DictConfig(literal(recorded[cell])))
 
     configs = [config_of(cell) for cell in complete]
     groups: dict[str, list[CellConfig]] = {}

@@ -9,9 +9,9 @@ const LABEL_HEIGHT = 13; // pixels
 
 /**
  * @param curves [{rule, rank, cells, x, y}], one per rule and rank.
- * @param look {log, yTitle, smooth, zooms, band}: whether y is logarithmic; its title; the weight of
- *   the moving average; whether the reader can zoom; and the range of y where studies have their
- *   lowest loss.
+ * @param look {log, yTitle, smooth, zooms, band}: whether y is logarithmic; its title; the weight
+ *   of the moving average; whether the reader can zoom; and the range of y where studies have
+ *   their lowest loss.
  */
 function drawCurves(id, view, curves, look) {
   const { log = true, yTitle, smooth = 0, band } = look;
