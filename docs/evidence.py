@@ -26,7 +26,7 @@ LAZY = 1e-4
 def text() -> str:
     """The content of the file: a line for each part, with four significant digits."""
     found, rows = law.known(law.law()), law.best_rates()
-    found["width"] = {name: law.width(table) for name, table in law.test().items()}
+    found["width"] = {name: law.width(table) for name, table in law.test(keeps=True).items()}
     found["rows"] = {"rates": len(rows), "studies": rows["source"].nunique()}
     found["rows"]["models"] = rows["model"].nunique()
     found["optimizers"] = sorted({*rows["optimizer"], "adam"})  # Adam without decay is AdamW

@@ -7,7 +7,7 @@ maximisation. The test predicts each study, ours or of others, from all other st
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -109,17 +109,35 @@ steps and on log c."""
 EFFECTS, ROUNDS = ("model", "source", "steps"), 12
 FIRST = {"model": 0.7, "source": 0.2, "steps": 0.1, "c": 0.7, "scatter": 0.2}
 """Their standard deviations, and that of a single rate, before the first round."""
+SHIFT = 1e-7
+"""Of a coefficient or a random effect, to compute a derivative."""
 
 
-def fit(
-    rows: pd.DataFrame, held: Held, effects: Sequence[str] = EFFECTS, spread: Held | None = None
-) -> Fit:
-    """The likeliest coefficients and random ``effects``. Their ``spread`` is fitted, in at most
-    :data:`ROUNDS`, unless it is given."""
+def slopes(
+    of_rates: Callable[[Floats], Floats], x: Floats, free: int, codes: Sequence[Any]
+) -> Floats:
+    """The derivatives of the residuals of the rates by the ``free`` coefficients and by the random
+    effects. ``codes``: the effect of each rate, by kind. A rate depends on one effect of each kind,
+    so all effects of a kind need one difference."""
+    counts = [len(set(code)) for code in codes]
+    groups = np.concatenate([np.arange(free), free + np.repeat(np.arange(len(codes)), counts)])
+    starts = free + np.cumsum([0, *counts])[: len(codes)]
+    places = [*range(free), *(start + code for start, code in zip(starts, codes, strict=True))]
+    at = of_rates(x)
+    found = np.zeros((len(at), len(x)))
+    for group, place in enumerate(places):
+        moved = of_rates(x + SHIFT * (groups == group))
+        found[np.arange(len(at)), place] = (moved - at) / SHIFT
+    return found
+
+
+def fit(rows: pd.DataFrame, held: Held, effects: Sequence[str] = EFFECTS) -> Fit:
+    """The likeliest coefficients and random ``effects``. Their spread is fitted in at most
+    :data:`ROUNDS`."""
     columns = {name: rows[name].to_numpy() for name in rows}
     y, side = rows["log_lr"].to_numpy(float), rows["edge"].map(SIDES).to_numpy(float)
     inside, free = side == 0, [name for name in COEFFICIENTS if name not in held]
-    kinds, sds = list(effects), dict(spread or FIRST)
+    kinds, sds = list(effects), dict(FIRST)
     codes = {kind: pd.factorize(rows[RANDOM[kind]]) for kind in kinds}
     counts = [len(free), *(len(codes[kind][1]) for kind in kinds)]
     ends = np.cumsum(counts)
@@ -130,7 +148,7 @@ def fit(
         return np.split(x, ends[:-1])
 
     def residuals(x: Floats) -> Floats:
-        """In standard deviations: of the rates, the random effects and the coefficients."""
+        """In standard deviations: of the rates, the coefficients and the random effects."""
         own, *random = parts(x)
         of_row = {kind: u[codes[kind][0]] for kind, u in zip(kinds, random, strict=True)}
         law = {**held, **dict(zip(free, own, strict=True))}
@@ -139,37 +157,50 @@ def fit(
         law["c"] = law["c"] + of_row.get("c", 0.0)
         z = (y - log_rate(law, columns, off)) / np.hypot(sds["scatter"], columns["grid"])
         beyond = np.sqrt(-2 * norm.logcdf(-side * z))  # of which half the square is -log P
-        scaled = [u / sds[kind] for kind, u in zip(kinds, random, strict=True)]
-        return np.concatenate([np.where(inside, z, beyond), *scaled, (own - means) / errors])
+        return np.concatenate([np.where(inside, z, beyond), (x - start) / scales()])
 
-    x = np.concatenate([means, np.zeros(sum(counts[1:]))])
-    for _ in range(1 if spread else ROUNDS):
-        found = least_squares(residuals, x, x_scale="jac", xtol=1e-6, ftol=1e-7)
+    def scales() -> Floats:
+        """The standard deviations of the coefficients and of the random effects."""
+        return np.concatenate([errors, np.repeat([sds[kind] for kind in kinds], counts[1:])])
+
+    def jacobian(x: Floats) -> Floats:
+        of_rates = slopes(lambda at: residuals(at)[: len(y)], x, len(free), of_kinds)
+        return np.concatenate([of_rates, np.diag(1 / scales())])
+
+    of_kinds = [codes[kind][0] for kind in kinds]
+    start = np.concatenate([means, np.zeros(sum(counts[1:]))])
+    x = start
+    for _ in range(ROUNDS):
+        found = least_squares(residuals, x, jacobian, x_scale="jac", xtol=1e-6, ftol=1e-7)
         x, hessian = found.x, found.jac.T @ found.jac
         covariance, old = np.linalg.inv(hessian), dict(sds)
         variances = parts(np.diag(covariance))[1:]
         z, jac = found.fun[: len(y)][inside], found.jac[: len(y)][inside]
-        if spread is None:
-            for kind, u, variance in zip(kinds, parts(x)[1:], variances, strict=True):
-                sds[kind] = max(0.02, math.sqrt(np.mean(u**2 + variance)))
-            used = np.einsum("ij,jk,ik", jac, covariance, jac)
-            sds["scatter"] *= math.sqrt(z @ z / (len(z) - used))  # that of most rates, without grid
-            if all(abs(math.log(sds[name] / old[name])) < 0.01 for name in sds):
-                break
+        for kind, u, variance in zip(kinds, parts(x)[1:], variances, strict=True):
+            sds[kind] = max(0.02, math.sqrt(np.mean(u**2 + variance)))
+        used = np.sum(jac @ covariance * jac)
+        sds["scatter"] *= math.sqrt(z @ z / (len(z) - used))  # that of most rates, without grid
+        if all(abs(math.log(sds[name] / old[name])) < 0.01 for name in sds):
+            break
     own, *random = parts(x)
     noise = np.hypot(sds["scatter"], columns["grid"])[inside]
     cost = 2 * found.cost + 2 * float(np.log(noise).sum())
     cost += np.linalg.slogdet(hessian[ends[0] :, ends[0] :])[1]
     cost += 2 * sum(n * math.log(sds[kind]) for kind, n in zip(kinds, counts[1:], strict=True))
-    levels = {
-        str(name): float(each)
-        for kind, u in zip(kinds, random, strict=True)
-        if kind in ("model", "source")
-        for name, each in zip(codes[kind][1], u, strict=True)
-    }
     law = {**held, **dict(zip(free, map(float, own), strict=True))}
     of_each = dict(zip(free, np.sqrt(parts(np.diag(covariance))[0]), strict=True))
+    levels = levels_of({kind: codes[kind][1] for kind in kinds}, random)
     return Fit(law, of_each, sds, levels, float(cost))
+
+
+def levels_of(names: Mapping[str, Sequence[Any]], random: Sequence[Floats]) -> dict[str, float]:
+    """The random levels of models and of studies, by name."""
+    return {
+        str(name): float(level)
+        for (kind, own), levels in zip(names.items(), random, strict=True)
+        if kind in ("model", "source")
+        for name, level in zip(own, levels, strict=True)
+    }
 
 
 def known(found: Fit) -> dict[str, Any]:
@@ -184,21 +215,26 @@ def known(found: Fit) -> dict[str, Any]:
 def pairs(own: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
     """Two best rates inside their grids that differ in one thing: the kind, and their indices."""
     inside = own[own["edge"] == ""].sort_values(["steps", "rank", "rule", "alpha"])
-    rows = inside[["rank", "rule", "alpha", "steps", "batch", "data", "model"]]
+    kinds = ("rank", "rule or alpha", "steps", "batch")
+    rows = inside[["rank", "rule", "alpha", "steps", "batch", "data", "model", "decay"]]
     for one, other in combinations(rows.itertuples(), 2):
         is_fixed = one.rule == "lora" and one.alpha / one.rank == other.alpha / other.rank
         same_rule = one.rule == other.rule and (one.alpha == other.alpha or is_fixed)
         same = [one.rank == other.rank, same_rule]
         same += [one.steps == other.steps, one.batch == other.batch]
-        if sum(same) == 3 and (one.data, one.model) == (other.data, other.model):
-            yield [*KINDS][same.index(False)], one.Index, other.Index
+        about = [(run.data, run.model, run.decay) for run in (one, other)]
+        if sum(same) == 3 and about[0] == about[1]:
+            kind = kinds[same.index(False)]
+            yield DECAYING if kind == "steps" and one.decay else kind, one.Index, other.Index
 
 
 HELD = 0.9
+DECAYING = "decaying steps"
 KINDS = {
     "rank": "between two ranks",
     "rule or alpha": "between two rules or alphas",
-    "steps": "between two numbers of steps",
+    "steps": "between two numbers of steps, constant rate",
+    DECAYING: "between two numbers of steps, schedule that decays",
     "batch": "between two batches",
     "alone": "a rate, without one of its study",
 }
@@ -212,23 +248,24 @@ rate of a model that the law has seen in another study, as it has those of our s
 def without(source: str) -> dict[str, Any]:
     """What the command would know without a study."""
     rows = best_rates()
-    return known(fit(rows[rows["source"] != source], {}, EFFECTS, law().spread))
+    return known(law_of(rows[rows["source"] != source]))
 
 
 @cache
-def test() -> dict[str, pd.DataFrame]:
-    """Each study predicted from the others, by the width of its intervals."""
+def test(keeps: bool) -> dict[str, pd.DataFrame]:
+    """Each study predicted from the others, by the width of its intervals. ``keeps``: as
+    ``study advise`` does, or by the law alone (:func:`study.analysis.advice.moved`)."""
     studies = best_rates().groupby("source")
-    found = pd.concat(predicted(own, without(str(name))) for name, own in studies)
-    kinds = {"steps": "steps", "batch": "steps", "alone": "alone"}
+    found = pd.concat(predicted(own, without(str(name)), keeps) for name, own in studies)
+    kinds = {"steps": "steps", DECAYING: "steps", "batch": "steps", "alone": "alone"}
     part = found["kind"].map(kinds).fillna("moved")
     parts = dict(iter(found.groupby(part.mask((part == "alone") & ~found["is_theirs"], "seen"))))
     return {name: widened(parts[name].reset_index(drop=True)) for name in WIDTHS}
 
 
-def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
+def predicted(own: pd.DataFrame, of_others: Mapping[str, Any], keeps: bool) -> pd.DataFrame:
     """Ratios of two best rates of a study, and its best rates alone. ``value`` and ``half``: of the
-    prediction. ``measured``: what it should be."""
+    prediction. ``measured``: what it should be. ``keeps``: see :func:`test`."""
     rows, at = list[dict[str, Any]](), {index: dict(row) for index, row in own.iterrows()}
 
     def add(kind: str, value: float, half: float, measured: float, *runs: dict[Any, Any]) -> None:
@@ -238,7 +275,7 @@ def predicted(own: pd.DataFrame, of_others: Mapping[str, Any]) -> pd.DataFrame:
 
     for kind, one, other in pairs(own):
         start = at[one]["log_lr"]
-        value, half = advice.moved(at[one], at[other], start, of_others)
+        value, half = advice.moved(at[one], at[other], start, of_others, keeps)
         add(kind, value - start, half, at[other]["log_lr"] - start, at[one], at[other])
     for row in at.values():
         if row["edge"] == "":
@@ -271,8 +308,12 @@ def widened(table: pd.DataFrame) -> pd.DataFrame:
 
 @cache
 def law() -> Fit:
+    return law_of(best_rates())
+
+
+def law_of(rows: pd.DataFrame) -> Fit:
     """The fit with one c for all studies; its spread is that around this fit. With a random c the
     mean c would be that of the studies, most of which are short."""
-    found = fit(best_rates(), {})
-    around = fit(best_rates(), {name: found.law[name] for name in ("c", "c_steps")}, [*RANDOM])
+    found = fit(rows, {})
+    around = fit(rows, {name: found.law[name] for name in ("c", "c_steps")}, [*RANDOM])
     return found._replace(spread=around.spread)

@@ -11,7 +11,18 @@ from matplotlib.figure import Figure
 from scipy.interpolate import Akima1DInterpolator
 
 from docs.blocks import ROOT, study_tables
-from docs.law import COEFFICIENTS, KINDS, RANDOM, Held, best_rates, fit, predicted, test, without
+from docs.law import (
+    COEFFICIENTS,
+    DECAYING,
+    KINDS,
+    RANDOM,
+    Held,
+    best_rates,
+    fit,
+    predicted,
+    test,
+    without,
+)
 from docs.law import law as fitted
 from study.analysis import advice
 from study.analysis.advice import WIDE
@@ -76,8 +87,9 @@ def law(name: str) -> str:
         "models": lambda: rows["model"].nunique(),
         "published": lambda: theirs["model"].nunique(),
         "sweeps": lambda: theirs["source"].nunique(),
-        "error": lambda: _tested(_ranks_of_others())["median error"],
+        "error": lambda: _tested(_ranks_of_others())[ERROR],
         "holds": lambda: _tested(_ranks_of_others())["intervals hold"],
+        "decaying": lambda: _tested(tested(keeps=False).query(f"kind == '{DECAYING}'"))[ERROR],
     }
     return str(numbers[name]())
 
@@ -90,17 +102,27 @@ def law_tried() -> str:
     return minus(table(["law", "worse by"], body).replace("+0", "0"))
 
 
-def tested() -> pd.DataFrame:
-    return pd.concat(test().values(), ignore_index=True)
+def tested(keeps: bool) -> pd.DataFrame:
+    """Every left-out point: :func:`docs.law.test`."""
+    return pd.concat(test(keeps=keeps).values(), ignore_index=True)
+
+
+ERROR, KEEP = "median error", "keep the rate"
+"""Heads of columns: of the prediction, and of the rate of the other run as it is."""
 
 
 def _factor(off: "pd.Series[float]") -> str:
     return f"{np.exp(off.median()):.2f}"
 
 
+def _kept(points: pd.DataFrame) -> "pd.Series[float]":
+    """The errors in log rate of the rates of the other runs. A rate alone has no other run."""
+    return points.loc[points["kind"] != "alone", "measured"].abs()
+
+
 def _ranks_of_others() -> pd.DataFrame:
     """The left-out ratios between two ranks in sweeps of others."""
-    return tested().query("kind == 'rank' and is_theirs")
+    return tested(keeps=True).query("kind == 'rank' and is_theirs")
 
 
 def by_kind(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -117,7 +139,7 @@ def law_test(of: str = "") -> str:
         return table_of([{"sweep": str(name), **_tested(own)} for name, own in parts])
     rows = [
         {"": name, "studies": f"{own['source'].nunique()} {whose}", **_tested(own)}
-        for name, points in by_kind(tested())
+        for name, points in by_kind(tested(keeps=True))
         for whose, own in (
             ("of ours", points[~points["is_theirs"]]),
             ("of others", points[points["is_theirs"]]),
@@ -128,19 +150,22 @@ def law_test(of: str = "") -> str:
 
 
 def _tested(points: pd.DataFrame) -> dict[str, str]:
-    """The median error of each study, and the share of its intervals that hold: over studies."""
+    """The median error of each study, that of :data:`KEEP`, and the share of its intervals that
+    hold: over studies."""
     by_study = points.groupby("source")
+    kept = _kept(points).groupby(points["source"]).median()
     return {
         "points": str(len(points)),
-        "median error": _factor(by_study["off"].median()),
+        ERROR: _factor(by_study["off"].median()),
+        KEEP: _factor(kept) if len(kept) else "",
         "intervals hold": f"{100 * by_study['holds'].mean().mean():.0f} %",
     }
 
 
 def law_residuals() -> str:
-    """Predicted over measured, by study: the geometric mean, and the factor of a standard
-    deviation, of ratios of steps and of rates alone."""
-    found, rows = tested(), []
+    """What the law alone predicts, by study, of ratios of steps and of rates alone. Predicted over
+    measured: the geometric mean, and the factor of a standard deviation (spread)."""
+    found, rows = tested(keeps=False), []
     about = best_rates().groupby("source").agg({"model": "unique", "decay": "max"})
     found["over"] = found["value"] - found["measured"]
     for source, own in found.groupby("source"):
@@ -148,12 +173,16 @@ def law_residuals() -> str:
         row = {"study": str(source)}
         row["model"] = models[0] if len(models) == 1 else f"{len(models)} models"
         row["schedule"] = "decays" if decays else "constant"
-        for kind, name in (("steps", "steps"), ("alone", "rate")):
-            over = own.loc[own["kind"] == kind, "over"]
-            mean, spread = (f"{np.exp(x):.2f}" for x in (over.mean(), over.std()))
-            told = [str(len(over)), mean, spread] if len(over) else [""] * 3
-            heads = [f"{name}: {of}" for of in ("points", "predicted over measured", "spread")]
-            row |= dict(zip(heads, told, strict=True))
+        for kinds, name in ((["steps", DECAYING], "steps"), (["alone"], "rate")):
+            points = own[own["kind"].isin(kinds)]
+            over = points["over"]
+            told = [str(len(over)), *(f"{np.exp(x):.2f}" for x in (over.mean(), over.std()))]
+            heads = ["points", "predicted over measured", "spread"]
+            if name == "steps":
+                told += [_factor(points["off"]), _factor(_kept(points))]
+                heads += [ERROR, KEEP]
+            told = told if len(over) else [""] * len(heads)
+            row |= {f"{name}: {of}": text for of, text in zip(heads, told, strict=True)}
         rows.append(row)
     return table_of(rows)
 
@@ -192,7 +221,7 @@ def blind_points() -> pd.DataFrame:
     rates, found = best_rates(), []
     for source, steps, commit in BLIND:
         own = rates[(rates["source"] == source) & rates["steps"].isin(steps)]
-        points = predicted(own, fits[commit])
+        points = predicted(own, fits[commit], keeps=False)
         about = f"{source}, {' to '.join(str(one) for one in sorted({steps[0], steps[-1]}))} steps"
         found.append(points.assign(about=about, fit=commit))
     points = pd.concat(found)
@@ -212,7 +241,8 @@ def law_blind() -> str:
             "fit": commit,
             "": kind,
             "points": str(len(own)),
-            "median error": _factor(own["off"]),
+            ERROR: _factor(own["off"]),
+            KEEP: _factor(_kept(own)) if kind != KINDS["alone"] else "",
             "predicted over measured": _factor(own["over"]),
             "intervals that hold": str(own["holds"].sum()),
         }
@@ -276,6 +306,7 @@ def followed() -> str:
                 row[head] = f"{rule} r {x['rank']:g} α {x['alpha']:.3g}, {x['steps']:g} steps"
             row |= {"advised": f"{np.exp(value):.2g}", "best": f"{np.exp(new['log_lr']):.2g}"}
             row |= {"advised / best": f"{np.exp(off):.2f}"}
+            row |= {f"{KEEP} / best": f"{np.exp(old['log_lr'] - new['log_lr']):.2f}"}
             row |= {"interval holds": "yes" if abs(off) <= half else "no"}
             row |= {"loss given away": f"{gives:.4f}", "gain of the rank": f"{gain:.4f}"}
             rows.append(row | {"share": f"{100 * gives / gain:.0f} %"})
@@ -325,7 +356,7 @@ def law_replay() -> str:
 COLOURS = {"published models": "#d9730d", "our studies": "#2b6fc2"}
 PANELS = {
     "ratio between two ranks": ["rank"],
-    "rules, alphas, steps, batches": ["rule or alpha", "steps", "batch"],
+    "rules, alphas, steps, batches": ["rule or alpha", "steps", DECAYING, "batch"],
     "a rate by itself": ["alone"],
 }
 """The kinds of points in each panel of the figure."""
@@ -334,7 +365,7 @@ PANELS = {
 @style.paper()
 def left_out() -> Figure:
     """Predicted against measured for every left-out point."""
-    found = tested()
+    found = tested(keeps=True)
     page = style.figure(1, 3, ratio=1.0, above=0.4)
     panels = page.subplots(1, 3)
     looks = {name: {"color": one, "marker": "o", "ls": "none"} for name, one in COLOURS.items()}

@@ -3,6 +3,38 @@
 import pytest
 
 from docs import law_page
+from docs.blocks import ROOT
+
+
+def rows_of(page, start):
+    """The rows of the first table after the text ``start``, by column."""
+    lines = (ROOT / "docs" / page).read_text().partition(start)[2].split("\n\n")[0].splitlines()
+    heads, _, *body = ([cell.strip() for cell in x.split("|")[1:-1]] for x in lines if "|" in x)
+    return [dict(zip(heads, cells, strict=True)) for cells in body]
+
+
+@pytest.mark.parametrize("start", ["law-test -->", "law-test rank -->"])
+def test_the_law_is_nearer_than_the_same_rate_or_keeps_it(start):
+    """In the mean over the studies left out; the one pair of rank-threshold is the exception."""
+    rows = rows_of("law.md", f"<!-- numbers: {start}")
+    assert len(rows) > 8
+    for row in rows:
+        error, kept = row["median error"], row["keep the rate"]
+        if "decays" in row.get("", ""):
+            assert error == kept
+        elif kept and row.get("sweep") != "rank-threshold":
+            assert float(error) < float(kept)
+
+
+def test_every_table_of_a_test_has_the_error_of_the_same_rate():
+    for page, block in [("law-checked.md", "law-blind"), ("choose.md", "law-test")]:
+        assert any(row["keep the rate"] for row in rows_of(page, f"<!-- numbers: {block} -->"))
+    followed = rows_of("choose.md", "<!-- numbers: followed -->")
+    assert all(float(row["keep the rate / best"]) > 0 for row in followed)
+    by_study = {row["study"]: row for row in rows_of("law-checked.md", "law-residuals -->")}
+    for study in ("horizons_small", "horizons"):
+        row = by_study[study]
+        assert float(row["steps: median error"]) > float(row["steps: keep the rate"])
 
 
 @pytest.mark.parametrize(("rank", "published"), [("32", 3.0), ("256", 6.9)])

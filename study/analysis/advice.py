@@ -59,12 +59,16 @@ and studies, and ``scatter``, of a single rate. ``width``: by which intervals ar
 rates."""
 
 
+def _means(known: Known) -> dict[str, float]:
+    return {name: value for name, (value, _) in known["law"].items()}
+
+
 def _interval(
     predict: Callable[[Law], Any], known: Known, width: str, more: float
 ) -> tuple[float, float]:
     """What the law predicts, and half of its 90 % interval: from the errors of the coefficients,
     their spread, and ``more``."""
-    law = {name: value for name, (value, _) in known["law"].items()}
+    law = _means(known)
     value, variance = float(predict(law)), more**2
     for name, (_, error) in known["law"].items():
         sd = math.hypot(error, known["spread"].get(name, 0.0))
@@ -72,15 +76,21 @@ def _interval(
     return value, WIDE * known["width"][width] * math.sqrt(variance)
 
 
-def moved(old: Facts, new: Facts, log_lr: float, known: Known) -> tuple[float, float]:
+def moved(
+    old: Facts, new: Facts, log_lr: float, known: Known, keeps: bool = True
+) -> tuple[float, float]:
     """The log of the best rate of ``new`` if that of ``old`` is ``log_lr``, and half of its
-    interval."""
+    interval. ``keeps``: whether the number of steps leaves the rate as it is if both schedules
+    decay. There the law alone predicts worse (docs/law.md)."""
 
-    def predict(law: Law) -> Any:
+    def predict(law: Law, old: Facts = old) -> Any:
         return log_rate(law, new, off_level(law, old, log_lr))
 
     kind = "moved" if all(old[name] == new[name] for name in ("steps", "batch")) else "steps"
-    return _interval(predict, known, kind, math.sqrt(2) * known["spread"]["scatter"])
+    value, half = _interval(predict, known, kind, math.sqrt(2) * known["spread"]["scatter"])
+    if keeps and old["decay"] and new["decay"]:
+        value = float(predict(_means(known), {**old, "steps": new["steps"]}))
+    return value, half
 
 
 def alone(run: Facts, model: str, known: Known, has_size: bool = True) -> tuple[float, float]:
@@ -134,15 +144,23 @@ def in_steps(old: Setting, new: Setting) -> tuple[Setting, Setting]:
     return replace(old, steps=round(steps)), replace(new, steps=max(1, round(steps * more)))
 
 
+def keeps_rate(old: Setting, new: Setting) -> bool:
+    """Whether the runs differ in their steps, and this leaves the rate as it is: see
+    :func:`moved`."""
+    one, other = old.facts(), new.facts()
+    return one["steps"] != other["steps"] and bool(one["decay"] and other["decay"])
+
+
 def parts(old: Setting, new: Setting) -> dict[str, float]:
     """The factor on the best rate of each difference, one after the other; of alpha, at the rule of
     ``new``, under which ``old`` is the same run."""
-    law = {name: value for name, (value, _) in committed()["law"].items()}
+    law, is_kept = _means(committed()), keeps_rate(old, new)
     found, run = dict[str, float](), old.under(new.rule)
     log_lr = math.log(old.lr) if old.lr else float(log_rate(law, old.facts()))
-    for name in ("rank", "alpha", "ratio", "steps", "batch", "schedule"):
+    for name in ("steps", "rank", "alpha", "ratio", "batch", "schedule"):
         changed = replace(run, **{name: getattr(new, name)})
-        then = float(log_rate(law, changed.facts(), off_level(law, run.facts(), log_lr)))
+        start = changed if name == "steps" and is_kept else run
+        then = float(log_rate(law, changed.facts(), off_level(law, start.facts(), log_lr)))
         if not math.isclose(then, log_lr, abs_tol=0.01):
             found[name] = math.exp(then - log_lr)
         run, log_lr = changed, then

@@ -258,6 +258,9 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
     if found := advice.parts(old, new):
         each = (f"{words(name)} x {factor:.2g}" for name, factor in found.items())
         yield f"Factors: {'; '.join(each)}."
+    if advice.keeps_rate(old, new):
+        decays = "decays" if old.schedule and new.schedule else "decays (assumed)"
+        yield f"The number of steps does not change the rate, as its schedule {decays}."
     if bool(old.steps) != bool(new.steps):
         yield f"Assumed: {USUAL_STEPS:.0f} steps where they are unknown (--steps)."
     if "batch" in found:
