@@ -19,6 +19,7 @@ from docs.rate_fits import Curve, fit_rates, moved, r_sign_ends, r_sign_text
 from study.analysis.fits import mean_interval
 from study.analysis.losses import at_common_rates, final_losses, mean_losses
 from study.analysis.rates import NORMAL, rate_transfer, rates_by_horizon, setting_of
+from study.analysis.rates import best_rates as find_rates
 from study.analysis.text import filled, minus, table_of
 from study.analysis.wording import interval_text
 from study.errors import count_noun
@@ -95,7 +96,7 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
             factor, way = max((high / low, "higher"), (low / high, "lower"))
             return f"{factor:.1f} times {way}"
         case "factor":
-            return f"×{interval_text(*np.power(line['rank_max'] / line['rank_min'], exponent))}"
+            return factor_text(line)
         case "spread":
             return f"{best.max() / best.min():.2f}"
         case "exponent":
@@ -106,6 +107,27 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
         case "seeds":
             return count_noun(len(rates), "seed")
     return f"{high / float(of):.0f}"
+
+
+def factor_text(line: "pd.Series[float]") -> str:
+    """``×1.09 [0.63, 1.90]``: a row of :func:`rate_transfer`, from its lowest to its highest
+    rank."""
+    ends = line[["exponent", "ci_low", "ci_high"]].to_numpy(float)
+    return f"×{interval_text(*np.power(line['rank_max'] / line['rank_min'], ends))}"
+
+
+NARROWING = 0.0014, 0.0028
+"""Rates of rank 4 of rsLoRA in :data:`LONG` that were added in order to narrow its interval."""
+
+
+def before_narrowing() -> str:
+    """``×0.58 [0.34, 1.01]``: the best rate of rsLoRA in :data:`LONG`, from rank 4 to rank 256,
+    without the rates :data:`NARROWING`."""
+    tables = study_tables(LONG)
+    cells = tables.cells
+    is_added = (cells["scaling"] == "rslora") & (cells["rank"] == 4) & cells["lr"].isin(NARROWING)
+    lines = rate_transfer(find_rates(cells[~is_added], tables.metrics, tables.probes))
+    return factor_text(lines[lines["scaling"] == "rslora"].iloc[0])
 
 
 def gaps(rule: str, steps: str, study: str) -> "pd.Series[float]":

@@ -1,10 +1,15 @@
-"""What one rate for all ranks costs."""
+"""What one rate for all ranks costs, and how the page of a study with several lengths begins."""
+
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from docs import horizons
+from docs.blocks import ROOT, study_tables
+from study.analysis.answers import answer, rate_table
+from study.figures.against_rate import learning_rate_basins
 
 
 def test_a_loss_between_rates_is_that_of_the_parabola_whose_vertex_is_the_best_rate():
@@ -25,3 +30,30 @@ def test_every_rank_is_the_kept_one_and_every_other_rank_loses_something():
     assert (found["regret"] > 0).all()
     means = found.groupby(["kept", "rule"])["regret"].mean().unstack()
     assert (means.idxmax(axis=1) == "rslora").all()
+
+
+def test_a_study_of_several_lengths_begins_with_its_longest_runs_and_with_lora():
+    tables = study_tables("horizons_small")
+    assert "1024 steps" in learning_rate_basins(tables).get_label()
+    [sentence] = [line for line in answer(tables) if "the best learning rate" in line]
+    assert "1024 steps" in sentence
+    names = ("under LoRA", "under rsLoRA", "under power", "under crossover")
+    places = [sentence.index(name) for name in names]
+    assert places == sorted(places)
+    first = rate_table(tables).rows[0]["optimizer, rule"]
+    assert first.startswith("AdamW, LoRA")
+    assert first.endswith("steps=64")
+
+
+def test_a_row_that_rests_on_three_rates_and_a_steep_rank_is_marked_in_its_table():
+    table = rate_table(study_tables("horizons_small"))
+    marked = [row["optimizer, rule"] for row in table.rows if "†" in row["exponent"]]
+    assert any("crossover" in name and name.endswith("steps=1024") for name in marked)
+    assert len(marked) < len(table.rows) / 2
+    assert "†: " in table.notes
+
+
+def test_readme_says_that_rates_were_added_in_order_to_narrow_an_interval():
+    low, high = re.findall(r"[\d.]+", horizons.before_narrowing().partition("[")[2])
+    assert float(low) < 1 < float(high)
+    assert "<!-- numbers: before-narrowing -->" in (ROOT / "README.md").read_text()

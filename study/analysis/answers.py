@@ -41,11 +41,12 @@ from study.analysis.text import (
 )
 from study.analysis.verdicts import CONDITION, condition_rows, rows_of
 from study.analysis.wording import (
+    STEEP_MARK,
     TESTED,
-    bracket_notes,
     curve_settings,
     factor_text,
     interval_text,
+    rate_notes,
     rule_names,
     setting_labels,
     settings,
@@ -54,7 +55,7 @@ from study.errors import count_noun
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
-from study.vocabulary.scaling import rule_formula, rule_label
+from study.vocabulary.scaling import RULES, rule_formula, rule_label
 from study.vocabulary.statuses import BROKEN, DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import FALLS, GROWS, RISES, SHRINKS, STABLE, UNCLEAR
@@ -486,6 +487,7 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
     longest = every["steps"].max()
     transfer = every[every["steps"] == longest]
     transfer = transfer.assign(name=_rule_names(transfer))
+    transfer = transfer.sort_values("scaling", key=_place, kind="stable")
     is_known = transfer["exponent"].notna()
     if is_known.any():
         cells = tables.cells[tables.cells["steps"] == longest]
@@ -498,6 +500,11 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
             "prints more)."
         )
     yield from _more_settings(len(every) - len(transfer), " with fewer steps")
+
+
+def _place(scaling: "pd.Series[str]") -> "pd.Series[int]":
+    """The places of rules in :data:`RULES`: LoRA first, then rsLoRA."""
+    return scaling.astype(object).map(list(RULES).index)
 
 
 def _rate_changes(cells: pd.DataFrame, fitted: pd.DataFrame) -> str:
@@ -518,6 +525,7 @@ def _rate_changes(cells: pd.DataFrame, fitted: pd.DataFrame) -> str:
         if (row["ranks"], row["seeds"]) != whole:
             ranks, seeds = count_noun(row["ranks"], "rank"), count_noun(row["seeds"], "seed")
             name += f" ({ranks} from {row['rank_min']:.0f} to {row['rank_max']:.0f}, {seeds})"
+        name += STEEP_MARK if row["steep"] else ""
         verdict = _verdict(*factors) if row["seeds"] >= SEEDS_FOR_VERDICT else UNCLEAR
         laws.append(f"{RATE_VERBS[verdict]} ×{interval_text(*factors)}{law} under {name}")
     return f"{head} {joined(laws)}."
@@ -552,12 +560,13 @@ def rate_table(tables: StudyTables) -> Table:
     if transfer.empty:
         return Table()
     logs = tables.rates.assign(log_lr=np.log(tables.rates["best_lr"].astype(float)))
-    rows, body = row_list(transfer.assign(named=curve_settings(transfer))), []
-    ranks = sorted(logs["rank"].unique())
-    pairs = zip(rows, groups(logs, OF_A_RULE), strict=True)
-    for row, own in sorted(pairs, key=lambda pair: (pair[0].scaling, pair[1]["steps"].iloc[0])):
+    transfer = transfer.assign(named=curve_settings(transfer), place=_place(transfer["scaling"]))
+    ranks, body = sorted(logs["rank"].unique()), []
+    pairs = zip(row_list(transfer), groups(logs, OF_A_RULE), strict=True)
+    for row, own in sorted(pairs, key=lambda pair: (pair[0].place, pair[0].steps)):
         of_rank = dict(iter(own.groupby("rank")))
         exponent = interval_text(row.exponent, row.ci_low, row.ci_high, 3)
+        exponent += STEEP_MARK if row.steep else ""
         body.append(
             {
                 "optimizer, rule": f"{label(str(row.optimizer))}, {rule_of_row(row, row.named)}",
@@ -570,7 +579,7 @@ def rate_table(tables: StudyTables) -> Table:
                 "ρ": span(row.rho_min, row.rho_max),
             }
         )
-    notes = " ".join([RATE_NOTES, *bracket_notes(transfer[transfer["exponent"].notna()])])
+    notes = " ".join([RATE_NOTES, *rate_notes(transfer[transfer["exponent"].notna()])])
     return Table(filled(body), notes)
 
 

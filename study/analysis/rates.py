@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
-from study.analysis.grouping import CURVE_ID, RULE, groups
+from study.analysis.grouping import CURVE_ID, RULE, curve_columns, groups, numbered
 from study.analysis.law import Setting, short_model
 from study.analysis.losses import (
     HIGHEST,
@@ -40,7 +40,7 @@ from study.theory import family
 from study.vocabulary import scaling
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import BROKEN, STATUSES
-from study.vocabulary.thresholds import CONFIDENCE
+from study.vocabulary.thresholds import CONFIDENCE, SEEDS_FOR_VERDICT
 
 SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
@@ -53,16 +53,23 @@ QUANTILE = 0.75
 half-parabola is 3 to 20 times as steep as the other."""
 NOT_OF_A_RULE = (
     *("rank", "seed", "best_lr", "best_loss", "edge", "tried", "grid_step", "grid_sd"),
-    *("moved", "rho", OUTPUT),
+    *("moved", "curvature", "seed_sd", "seed_df", "rho", OUTPUT),
 )
 """The columns of ``rates`` that vary within a rule."""
+
+
+STEEP = 1.5
+"""A rank is steep if its parabola has more than this times the curvature of the rule's median."""
+FEWEST_RATES = 3
+"""With this many rates the skew of a basin is not known."""
 
 
 class Bottom(NamedTuple):
     """The learning rate of lowest loss, the lowest loss of those tried, and the rate's ``edge``.
 
     - ``step``: the mean of the steps in log lr to the neighbouring rates, NaN at an edge;
-    - ``skew``: ``k`` of docs/intervals.md; NaN if unknown, infinite if the rate is one of the grid.
+    - ``skew``: ``k`` of docs/intervals.md; NaN if unknown, infinite if the rate is one of the grid;
+    - ``curvature``: the coefficient of the parabola's square, nats per (log lr)^2; NaN without one.
     """
 
     lr: float
@@ -70,6 +77,7 @@ class Bottom(NamedTuple):
     edge: str
     step: float = math.nan
     skew: float = math.nan
+    curvature: float = math.nan
 
 
 def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
@@ -83,6 +91,8 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Bottom`;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
     - ``moved``: by how much log ``best_lr`` may be too low (:func:`grid_moves`);
+    - ``curvature``: see :class:`Bottom`;
+    - ``seed_sd``, ``seed_df``: see :func:`with_scatter`;
     - ``rho``: the motion of A over its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if the second half of the run has none);
     - ``log_output``: see :func:`~study.analysis.rate_theory.log_outputs`.
@@ -107,6 +117,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
                     "edge": best.edge,
                     "tried": len(own),
                     "grid_step": best.step,
+                    "curvature": best.curvature,
                     "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
                 }
             )
@@ -114,7 +125,25 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
         if rows:
             table = pd.DataFrame(rows).assign(grid_sd=grid_errors(found), moved=grid_moves(found))
             parts.append(table.join(log_outputs(rule, probes), on="rank"))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return with_scatter(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
+
+
+def with_scatter(rates: pd.DataFrame) -> pd.DataFrame:
+    """``rates`` with ``seed_sd``: the standard deviation over seeds of a log best rate, pooled over
+    the ranks and rules that differ in nothing else, and ``seed_df``, its degrees of freedom.
+
+    The rates of a rank at which a seed has its own at an edge do not count.
+    """
+    apart = [name for name in curve_columns(rates) if name not in (*RULE, "alpha")]
+    parts = []
+    for rules in groups(rates, apart):
+        inside = pd.concat([_inside(rule) for rule in groups(rules, OF_A_RULE)])
+        log_lr = inside["best_lr"].astype(float).map(math.log)
+        of_rank = log_lr.groupby([numbered(inside, OF_A_RULE), inside["rank"]])
+        squares, df = (of_rank.var() * (of_rank.size() - 1)).sum(), (of_rank.size() - 1).sum()
+        sd = math.sqrt(squares / df) if df else math.nan
+        parts.append(rules.assign(seed_sd=sd, seed_df=int(df)))
+    return pd.concat(parts).sort_index()
 
 
 def _rho(probes: pd.DataFrame, last: "pd.Series[int]") -> dict[str, float]:
@@ -171,6 +200,7 @@ def bottom(lr: Floats, loss: Floats) -> Bottom:
         edge=edge,
         step=step,
         skew=abs(third) * step / d,
+        curvature=d,
     )
 
 
@@ -200,10 +230,14 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
 
     ``rates`` is the table of :func:`best_rates`. Per seed a line is fitted through the ranks at
     which no seed has its best rate at an edge. The interval is Student's t over seeds, widened by
-    the error of the grid. With one seed it only measures how straight the line over ranks is.
+    the error of the grid. With one seed it only measures how straight the line over ranks is. With
+    two, it rests on the scatter that is pooled over ranks and rules (:func:`with_scatter`).
 
-    ``exponent`` is NaN for fewer than two ranks. ``se_grid``: the grid's part of the standard
-    error. ``edges``: best rates at an edge. ``predicted_low``, ``predicted_high``: theory.
+    ``exponent`` is NaN for fewer than two ranks. ``df``: the degrees of freedom of the scatter.
+    ``se_grid``: the grid's part of the standard error. ``steep``: whether a rank with three rates
+    has a steeper basin than the others (:data:`STEEP`). Its best rate may be too low, and the
+    interval does not contain this error. ``edges``: best rates at an edge. ``predicted_low``,
+    ``predicted_high``: theory.
     """
     rows = []
     for rule in groups(rates, OF_A_RULE):
@@ -238,29 +272,39 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
     if inside["rank"].nunique() < 2:
         unknown = ("exponent", "ci_low", "ci_high", "rank_min", "rank_max", "se_grid")
         nothing: dict[str, float | str] = dict.fromkeys(unknown, np.nan)
-        return nothing | {"interval": "none", "seeds": 0, "ranks": 0}
+        return nothing | {"interval": "none", "seeds": 0, "ranks": 0, "df": 0, "steep": False}
     best = inside.pivot(index="seed", columns="rank", values="best_lr")
     lines = fit_lines(best.columns, np.log(best.to_numpy(float))[None, :, :, None])
     fit = {name: values[0, 0] for name, values in lines.items()}
     slope, df, seeds = float(fit["slope"]), float(fit["df"]), int(fit["seeds"])
-    of_grid = 0.0
+    of_grid, of_seeds = 0.0, float(fit["se_slope"]) ** 2
+    x = np.log(best.columns.to_numpy(float))
+    weight = (x - x.mean()) / np.square(x - x.mean()).sum()
+    if 1 < seeds < SEEDS_FOR_VERDICT:
+        df = float(inside["seed_df"].iloc[0])
+        of_seeds = float(inside["seed_sd"].iloc[0]) ** 2 * np.sum(weight**2 / best.count())
     if seeds > 1:  # with one seed, the scatter of the ranks contains the error of the grid
         in_steps = np.log(inside["best_lr"]) / inside["grid_step"]
         by = inside.assign(variance=inside["grid_sd"] ** 2, in_steps=in_steps).groupby("rank")
         scatter2 = by["in_steps"].var().fillna(0.0).to_numpy(float)
         shared = by["variance"].mean().to_numpy(float) * np.exp(-((2 * np.pi) ** 2) * scatter2)
-        x = np.log(np.array(list(by.groups), float))
-        weight = (x - x.mean()) / np.square(x - x.mean()).sum()
         moved = by["moved"].mean().to_numpy(float)
         of_grid = float(np.sum(weight**2 * shared) + np.sum(weight * moved) ** 2)
-    of_seeds = float(fit["se_slope"]) ** 2
     half = math.hypot(t_critical(df) * math.sqrt(of_seeds), NORMAL * math.sqrt(of_grid))
     interval = "none" if df == 0 else "ranks" if seeds == 1 else "seeds"
     found: dict[str, float | str] = {"exponent": slope}
     found |= {"ci_low": slope - half, "ci_high": slope + half}
-    found |= {"interval": interval, "seeds": seeds, "ranks": int(fit["ranks"])}
+    found |= {"interval": interval, "seeds": seeds, "ranks": int(fit["ranks"]), "df": int(df)}
     found |= {name: float(fit[name]) for name in ("rank_min", "rank_max")}
-    return found | {"se_grid": math.sqrt(of_grid)}
+    return found | {"se_grid": math.sqrt(of_grid), "steep": _is_steep(inside)}
+
+
+def _is_steep(inside: pd.DataFrame) -> bool:
+    """Whether a rank with three rates has a steeper basin than the others."""
+    by = inside.groupby("rank")
+    curvature = by["curvature"].mean()
+    is_steep = curvature > STEEP * curvature.median()
+    return bool((is_steep & (by["tried"].max() <= FEWEST_RATES)).any())
 
 
 def best_alphas(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:

@@ -126,6 +126,23 @@ def bracket_notes(rows: pd.DataFrame) -> list[str]:
     return notes
 
 
+STEEP_MARK = " †"
+"""After an interval of a best rate that may be off by more than it says."""
+
+
+def rate_notes(rows: pd.DataFrame) -> list[str]:
+    """:func:`bracket_notes` of rows of :func:`~study.analysis.rates.rate_transfer`."""
+    notes = bracket_notes(rows)
+    if ((rows["interval"] == "seeds") & (rows["df"] > rows["seeds"] - 1)).any():
+        notes.append("With two seeds, their scatter is pooled over ranks and rules.")
+    if rows["steep"].any():
+        notes.append(
+            "†: of three rates at a rank with a steeper basin than the others. Its best rate may "
+            "be too low, and no interval contains this error: train a rate between them."
+        )
+    return notes
+
+
 def interval_text(value: float, low: float, high: float, places: int = 2) -> str:
     """``-0.50 [-0.52, -0.48]``, or ``-0.50`` without an interval."""
     shown, *bounds = (rounded(number, places) for number in (value, low, high))

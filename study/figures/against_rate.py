@@ -29,7 +29,8 @@ MARGIN = 2.0
 @style.paper()
 def learning_rate_basins(tables: Tables) -> Figure:
     """Final held-out loss against the learning rate, one panel per rule and one line per rank, in
-    the setting with most runs. The marks at the bottom are the best learning rates, one per rank.
+    the setting of the longest runs, which the answer is about; of several, that with most runs. The
+    marks at the bottom are the best learning rates, one per rank.
 
     The best rate is that of the table: the minimum of a parabola in log lr around the best of the
     rates that all seeds of the rank were run at, as a geometric mean over seeds. An open mark is at
@@ -75,8 +76,9 @@ Panel = tuple[Sweep, DrawnRule, str]
 
 
 def _settings(cells: pd.DataFrame, tables: Tables) -> list[Sweep]:
-    """The settings with several learning rates, that with most runs first, among equals that of the
-    lowest loss. Rules whose alphas differ are in one setting, unless a rule has several of them.
+    """The settings with several learning rates, those of the longest runs first; among equals that
+    with most runs, then that of the lowest loss. Rules whose alphas differ are in one setting,
+    unless a rule has several of them.
     """
     for apart in (["lr", "alpha"], ["lr"]):
         found = [one for one in sweeps(tables, cells, apart) if len(one.rates) > 1]
@@ -84,7 +86,13 @@ def _settings(cells: pd.DataFrame, tables: Tables) -> list[Sweep]:
             break
     if not found:
         raise Absent("a loss against the learning rate needs runs at two learning rates")
-    return sorted(found, key=lambda one: (-len(one.cells), one.cells["loss"].min()))
+    return sorted(found, key=_first)
+
+
+def _first(one: Sweep) -> tuple[float, int, float]:
+    """What orders settings: steps, runs, and loss."""
+    cells = one.cells
+    return -cells["steps"].max(), -len(cells), cells["loss"].min()
 
 
 def _rows(shown: list[Sweep]) -> list[list[Panel]]:

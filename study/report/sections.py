@@ -32,6 +32,7 @@ from study.analysis.text import (
     span,
 )
 from study.analysis.wording import (
+    STEEP_MARK,
     batch_words,
     bend_text,
     bracket_head,
@@ -39,6 +40,7 @@ from study.analysis.wording import (
     curve_names,
     factor_text,
     number_text,
+    rate_notes,
     setting_labels,
 )
 from study.store import StudyTables
@@ -365,7 +367,7 @@ def truncation_section(tables: StudyTables) -> Section | None:
 def horizon_table(found: pd.DataFrame) -> Table:
     """:func:`~study.analysis.rates.exponents_against_rho`, for a terminal."""
     notes = ["Theory at rho: from equal descents of a step to equal outputs of the adapters."]
-    notes += bracket_notes(found[found["exponent"].notna()])
+    notes += rate_notes(found[found["exponent"].notna()])
     if (found["edges"] > 0).any():
         notes.append("Ranks with a best rate at an edge are left out: study rates --refine.")
     horizon = found["horizon"]
@@ -377,7 +379,8 @@ def horizon_table(found: pd.DataFrame) -> Table:
         {
             "optimizer, rule": row.named,
             "steps": f"{row.horizon:g}",
-            "exponent": interval(row.exponent, row.ci_low, row.ci_high) or "none",
+            "exponent": (interval(row.exponent, row.ci_low, row.ci_high) or "none")
+            + (STEEP_MARK if row.steep else ""),
             "theory at rho": span(row.at_rho_low, row.at_rho_high) or "none",
             "rho": "none" if pd.isna(row.rho) else f"{row.rho:.2g}",
             "ranks": str(row.ranks),

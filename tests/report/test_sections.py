@@ -126,6 +126,7 @@ def test_each_alpha_has_its_own_best_rates():
     rule = {"optimizer": "adamw", "scaling": "lora", "exponent_p": 1.0, "crossover": np.nan}
     best = {"best_lr": np.where(alpha == 4, 1, 1 / rank) / alpha, "edge": INSIDE}
     grid = {"grid_step": 0.7, "grid_sd": 0.0, "moved": 0.0, "rho": 0.1, "log_output": 0.0}
+    grid |= {"tried": 4, "curvature": 0.1, "seed_sd": 0.0, "seed_df": 1}
     grid["steps"] = 20
     cells = {**rule, "alpha": alpha, "setting": 0, "rank": rank, "seed": seed, **best, **grid}
     rates, none = pd.DataFrame(cells, index=range(len(rank))), pd.DataFrame()
