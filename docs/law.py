@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 from scipy.stats import norm
 
 from docs.blocks import RESULTS, STUDIES
@@ -22,7 +22,7 @@ from docs.external import others
 from docs.external import rates as external_rates
 from docs.rate_fits import SIDES
 from study.analysis import advice
-from study.analysis.advice import WIDE
+from study.analysis.advice import MIDDLE, WIDE
 from study.analysis.fits import Floats
 from study.analysis.law import SIZES, STEPS, Setting, log_rate
 from study.analysis.rates import best_rates_of
@@ -260,6 +260,7 @@ def test(keeps: bool) -> dict[str, pd.DataFrame]:
     kinds = {"steps": "steps", DECAYING: "steps", "batch": "steps", "alone": "alone"}
     part = found["kind"].map(kinds).fillna("moved")
     parts = dict(iter(found.groupby(part.mask((part == "alone") & ~found["is_theirs"], "seen"))))
+    parts["alone"] = pd.concat(by_distance(parts["alone"]))
     return {name: widened(parts[name].reset_index(drop=True)) for name in WIDTHS}
 
 
@@ -270,6 +271,7 @@ def predicted(own: pd.DataFrame, of_others: Mapping[str, Any], keeps: bool) -> p
 
     def add(kind: str, value: float, half: float, measured: float, *runs: dict[Any, Any]) -> None:
         about = {name: runs[0][name] for name in ("source", "is_theirs")} | {"kind": kind}
+        about |= {name: runs[0][name] for name in MIDDLE}
         about["half"] = math.hypot(half, WIDE * math.hypot(*(run["grid"] for run in runs)))
         rows.append(about | {"value": value, "measured": measured})
 
@@ -282,6 +284,35 @@ def predicted(own: pd.DataFrame, of_others: Mapping[str, Any], keeps: bool) -> p
             value, half = advice.alone(row, row["model"], of_others)
             add("alone", value, half, row["log_lr"], row)
     return pd.DataFrame(rows)
+
+
+NEAREST = 0.25
+"""The least error of a rate alone: two data sets of one model and setting differ by as much
+(matryoshka-fr2de and matryoshka-bad-medical)."""
+
+
+def distance_of(table: pd.DataFrame) -> dict[str, float]:
+    """How the error of a rate alone grows with size and steps (:func:`advice.error_at`): the
+    likeliest normal distributions of the errors of published rates. Each study counts once."""
+    off = (table["value"] - table["measured"]).to_numpy(float)
+    weights = 1 / table.groupby("source")["half"].transform("size").to_numpy(float)
+    columns = {name: table[name].to_numpy(float) for name in MIDDLE}
+
+    def cost(logs: Floats) -> float:
+        names = dict(zip(("near", *MIDDLE), np.exp(logs), strict=True))
+        error = advice.error_at(columns, names)
+        return float(weights @ (np.log(error) + (off / error) ** 2 / 2))
+
+    bounds = [(math.log(NEAREST), None), (None, None), (None, None)]
+    found = minimize(cost, np.log([0.4, 0.2, 0.2]), method="Nelder-Mead", bounds=bounds).x
+    return dict(zip(("near", *MIDDLE), map(float, np.exp(found)), strict=True))
+
+
+def by_distance(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rates alone of each published study, with intervals by the errors of all others."""
+    for source, own in table.groupby("source"):
+        error = advice.error_at(own, distance_of(table[table["source"] != source]))
+        yield own.assign(half=WIDE * error)
 
 
 def width(table: pd.DataFrame) -> float:

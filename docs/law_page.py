@@ -77,6 +77,8 @@ def law(name: str) -> str:
         return f"{found.spread[name]:.2f}"
     if name.startswith("width-"):
         return f"{advice.committed()['width'][name.removeprefix('width-')]:.2g}"
+    if name.startswith("distance-"):
+        return f"{advice.committed()['distance'][name.removeprefix('distance-')]:.2f}"
     if name.startswith("c-at-"):
         steps = np.log(float(name.removeprefix("c-at-")) / STEPS)
         return f"{np.exp(found.law['c'] + found.law['c_steps'] * steps):.2g}"
@@ -208,6 +210,11 @@ BLIND = (
     ("cera", (4687,), "8e732cca"),
     ("nhckdvrl", (64, 256, 300, 1024, 4096), "8e732cca"),
     ("four_passes_small", (4096,), "148c437d"),
+    ("matryoshka-fr2de", (450,), "5e954293"),
+    ("matryoshka-bad-medical", (396,), "5e954293"),
+    ("matryoshka-french-1b", (450,), "5e954293"),
+    ("swespot", (150,), "5e954293"),
+    ("lora-optimizers-4k", (2000, 4000), "5e954293"),
 )
 """Best rates that came after a fit was committed, with their steps and its commit."""
 

@@ -4,6 +4,8 @@ import pytest
 
 from docs import law_page
 from docs.blocks import ROOT
+from study.analysis import advice
+from study.analysis.law import Setting
 
 
 def rows_of(page, start):
@@ -45,3 +47,20 @@ def test_from_lora_to_rslora_the_rate_falls_less_than_by_the_square_root_of_the_
     factor = float(law_page.rule_change(rank).split(" ")[0])
     assert factor == pytest.approx(published, rel=0.2)
     assert factor < 0.6 * int(rank) ** 0.5
+
+
+def test_a_rate_alone_is_known_better_near_the_sweeps_than_far_from_them():
+    """The blind sweeps of Llama-3.1-8B lie near them."""
+
+    def factor(model, steps):
+        run = Setting(32, 64.0, "lora", "adamw", steps=steps, model=model, schedule="cosine")
+        [law] = advice.advise(run, run)
+        return law.rate.high / law.rate.value
+
+    near = factor("llama-3.1-8b", 450)
+    assert near < 2.2
+    assert factor("llama-70b", 450) > 1.5 * near
+    assert factor("llama-3.1-8b", 9000) > 1.5 * near
+    points = law_page.blind_points().query("fit == '5e954293' and kind == 'alone'")
+    assert len(points) == 12
+    assert points["holds"].all()

@@ -23,6 +23,8 @@ USUAL_RATE = 3e-4
 """Of a run with an optimizer whose best rates were not measured."""
 SIZE_SD = 1.5
 """Of the log of the size of an unknown model."""
+MIDDLE = {"size": 3e9, "steps": 500.0}
+"""The median published sweep, in round numbers."""
 WIDE = 1.645
 """Standard deviations of half a 90 % interval."""
 
@@ -55,8 +57,8 @@ class Advice:
 Known = Mapping[str, Any]
 """``law``: coefficients with their standard deviations. ``spread``: of coefficients between models
 and studies, and ``scatter``, of a single rate. ``width``: by which intervals are widened, so that
-90 % hold in the test. ``models``: levels of models by name. ``optimizers``: those with measured
-rates."""
+90 % hold in the test. ``distance``: see :func:`error_at`. ``models``: levels of models by name.
+``optimizers``: those with measured rates."""
 
 
 def _means(known: Known) -> dict[str, float]:
@@ -96,9 +98,25 @@ def moved(
 def alone(run: Facts, model: str, known: Known, has_size: bool = True) -> tuple[float, float]:
     """The log of the best rate of a run by the law alone, and half of its interval."""
     off, of_size = known["models"].get(model, 0.0), known["law"]["size"][0]
-    noise = math.hypot(known["spread"]["scatter"], 0.0 if has_size else SIZE_SD * of_size)
-    width = "seen" if model in known["models"] else "alone"
-    return _interval(lambda law: log_rate(law, run, off), known, width, noise)
+    unknown_size = 0.0 if has_size else SIZE_SD * of_size
+
+    def predict(law: Law) -> Any:
+        return log_rate(law, run, off)
+
+    if model in known["models"] or "distance" not in known:  # an old fit
+        width = "seen" if model in known["models"] else "alone"
+        noise = math.hypot(known["spread"]["scatter"], unknown_size)
+        return _interval(predict, known, width, noise)
+    value = float(predict({name: value for name, (value, _) in known["law"].items()}))
+    error = math.hypot(error_at(run, known["distance"]), unknown_size)
+    return value, WIDE * known["width"]["alone"] * error
+
+
+def error_at(run: Facts, distance: Mapping[str, float]) -> Any:
+    """The standard deviation of the log of a rate that the law gives a new model. It grows with the
+    logs of size and steps over those in the middle of the published sweeps (:data:`MIDDLE`)."""
+    parts = [distance[name] * np.log(run[name] / at) for name, at in MIDDLE.items()]
+    return np.sqrt(distance["near"] ** 2 + sum(part**2 for part in parts))
 
 
 def _span(value: float, half: float) -> Span:
