@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib.colors import to_hex
 
 from docs.site import front
 from study.cli import cli
@@ -87,16 +88,18 @@ def test_the_theory_of_the_page_is_that_of_the_code():
         exec(compile(block, "docs/theory.md", "exec"), names)
 
 
-def test_the_recipe_for_a_figure_runs(here, monkeypatch):
+@pytest.mark.parametrize("figure", ["learning_rate_basins", "loss_curves"])
+def test_the_recipe_for_a_figure_runs(figure, here, monkeypatch, caplog):
     Path("results").symlink_to(DOCS.parent / "results")
     monkeypatch.setattr("study.figures.style.PAPER", dict(style.PAPER))
     [recipe] = blocks(DOCS / "paper-figures.md", "python")
-    names = {}
+    recipe, names = recipe.replace("learning_rate_basins", figure), {}
     exec(compile(recipe, "docs/paper-figures.md", "exec"), names)
-    gids = {str(one.get_gid()) for one in names["figure"].findobj()}
-    assert {gid.split(" ")[-1] for gid in gids if gid.startswith("line ")} == {
-        "r=1",
-        "r=16",
-        "r=256",
-    }
+    drawn = [one for one in names["figure"].findobj() if one.get_gid()]
+    of_ranks = [one for one in drawn if not str(one.get_gid()).startswith(("other", "band"))]
+    assert len(of_ranks) >= 6
+    assert {to_hex(one.get_color()) for one in of_ranks} == {"#bbbbbb", "#777777", "#000000"}
+    bands = [one for one in drawn if str(one.get_gid()).startswith("band")]
+    assert {to_hex(one.get_facecolor()[0]) for one in bands} <= {*names["colours"].values()}
+    assert "findfont" not in caplog.text
     assert Path("plots/paper/basins.pdf").stat().st_size > 10_000

@@ -1,7 +1,6 @@
 """The command ``dashboard``."""
 
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -11,8 +10,6 @@ from study.errors import StudyError
 from study.store.records import cell_folders, no_study, read_record
 from study.sweeps.progress import live_sweeps, waiting_cells
 from study.vocabulary.extras import install
-
-WAIT = 1.0  # seconds between looks for the first cell of a study
 
 
 @cli.command()
@@ -40,7 +37,7 @@ WAIT = 1.0  # seconds between looks for the first cell of a study
 def dashboard(
     studies: tuple[Path, ...], file: Path | None, port: int, host: str, wandb: bool
 ) -> None:
-    """The page shows one of several studies at a time. It waits for one that has no cell yet."""
+    """The page shows one of several studies at a time. One that has no cell yet is empty."""
     if wandb:
         from study.report import plots_folder
         from study.tracking.workspace import open_workspace
@@ -59,6 +56,9 @@ def dashboard(
         raise StudyError(f"study dashboard needs {error.name}: {install('dashboard')}") from None
 
     if file is not None:
+        for study_dir in studies:
+            if not has_cells(study_dir):
+                raise no_study(study_dir)
         inside, there = export(studies, file)
         left_out = f", {there - inside} more do not fit" if inside < there else ""
         click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
@@ -72,18 +72,21 @@ def dashboard(
             click.launch(address)
 
     for study_dir in studies:
-        wait_for_cells(study_dir)
+        check_place(study_dir)
+        if not has_cells(study_dir):
+            say(f"waiting for the first cell ({no_study(study_dir)})")
     serve(studies, host, port, ready, look_ahead)
 
 
-def wait_for_cells(study_dir: Path) -> None:
+def check_place(study_dir: Path) -> None:
+    """Raise if no study can come to be in ``study_dir``: it is in a file, or holds studies."""
     is_below_a_file = any(place.is_file() for place in (study_dir, *study_dir.parents))
     if is_below_a_file or any(study_dir.glob("*/cells")):
         raise no_study(study_dir)
-    if not any(map(read_record, cell_folders(study_dir))):
-        say(f"waiting for the first cell ({no_study(study_dir)}); Ctrl-C to stop")
-    while not any(map(read_record, cell_folders(study_dir))):
-        time.sleep(WAIT)
+
+
+def has_cells(study_dir: Path) -> bool:
+    return any(map(read_record, cell_folders(study_dir)))
 
 
 def look_ahead(study_dir: Path) -> tuple[int, float | None]:

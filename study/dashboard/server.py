@@ -71,13 +71,15 @@ def serve(
         ) from None
     address = f"http://{host}:{listening.getsockname()[1]}"
     ready(f"{address}/{token}/")
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    private = [("Referrer-Policy", "no-referrer")]  # the token is a part of the address
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, headers=private)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
 
 
 def token_of(folders: Sequence[Path]) -> str:
-    """The secret part of the address: the same at the next start, if a key can be stored."""
+    """The secret part of the address: the same at the next start, if a key can be stored. Raises
+    StudyError if other users can read the key."""
     key = secrets.token_bytes(KEY_BYTES)
     path = platformdirs.user_state_path("study") / "dashboard-key"
     with contextlib.suppress(OSError):
@@ -85,6 +87,9 @@ def token_of(folders: Sequence[Path]) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600)
             path.write_bytes(key)
+        if path.stat().st_mode & 0o077:
+            why = f"other users can read {path}, the key of your dashboards' addresses"
+            raise StudyError(f"{why}: delete it, and a new one is made")
         key = path.read_bytes()
     named = "\n".join(str(folder.resolve()) for folder in folders)
     return hmac.new(key, named.encode(), "sha256").hexdigest()[:40]

@@ -14,7 +14,7 @@ import pandas as pd
 from study.analysis import with_derived
 from study.errors import StudyError, command_line, printable
 from study.report.page import Pictures, answer_html
-from study.store import StudyTables, load_cells, load_measured
+from study.store import StudyTables, cell_folders, load_cells, load_measured, read_cell
 from study.store.tables import FIRST
 
 FOLDED = ("loss_against_rank", "learning_rate_basins")
@@ -38,13 +38,14 @@ class ShownStudy:
     def read(cls, folder: Path, name: str, prefix: str, drawn: Pictures) -> "ShownStudy":
         """Read and analyse a study. ``drawn``: the pictures of earlier reads."""
         of = partial(cls, name, prefix)
+        nothing = StudyTables(pd.DataFrame(columns=list(FIRST)), pd.DataFrame(), pd.DataFrame())
+        if not any(map(read_cell, cell_folders(folder))):
+            return of(nothing, {}, "There is no cell yet.")
         every = load_cells(folder, with_unreadable=True)
         broken = every.loc[every["status"] == "unreadable"].set_index("cell_id")["error"]
         unreadable = {str(cell): printable(str(why), 1000) for cell, why in broken.items()}
         if len(broken) == len(every):
-            cells = pd.DataFrame(columns=list(FIRST))
-            tables = StudyTables(cells, pd.DataFrame(), pd.DataFrame())
-            return of(tables, unreadable, "There is no cell that can be read.")
+            return of(nothing, unreadable, "There is no cell that can be read.")
         tables = load_measured(folder)
         lost = set(every["cell_id"]) - set(tables.cells["cell_id"]) - set(unreadable)
         check = command_line("check", folder)

@@ -91,7 +91,10 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             too_long = f"data.sequence_length={length}{more} is longer than {card.name} allows"
             raise StudyError(f"{too_long}: give at most {card.max_length} in all")
         data = replace(config.data, seed=0)
-        examples = once(_examples, config.model, data)
+        examples, rows = once(_examples, config.model, data)
+        if config.train.batch_size > (most := max(1, rows - config.data.heldout)):
+            why = f"train.batch_size={config.train.batch_size}, but {data_name(config.data)} has"
+            raise StudyError(f"{why} {most} rows to train on: give at most {most}")
         config = resolved(config, partial(once, _training_rows, config.model, data))
         validate(config)
         if form := config.bf16_form:  # as its record says
@@ -113,9 +116,11 @@ def _covered(model: ModelConfig, targets: str | Sequence[str]) -> Coverage:
     return coverage(card, layers)
 
 
-def _examples(model: ModelConfig, data: DataConfig) -> str:
-    """The hash of the examples. The text of a conversation depends on the tokenizer."""
-    return fingerprint(load_rows(data, partial(load_tokenizer, model)).rows)
+def _examples(model: ModelConfig, data: DataConfig) -> tuple[str, int]:
+    """The hash of the examples, and how many. The text of a conversation depends on the
+    tokenizer."""
+    rows = load_rows(data, partial(load_tokenizer, model)).rows
+    return fingerprint(rows), len(rows)
 
 
 def corpus_of(model: ModelConfig, data: DataConfig) -> Corpus:

@@ -62,8 +62,7 @@ def test_only_the_whole_address_shows_the_study_which_may_be_damaged_deleted_and
     (folder / "cells/b/record.json").write_text("{")
     until("unreadable", 1)
     shutil.rmtree(folder)
-    time.sleep(2)
-    until("complete", 1)
+    until("complete", 0)
     written(folder, "c", "d", "e")
     until("complete", 3)
 
@@ -72,6 +71,38 @@ def test_without_a_stored_key_every_start_has_another_token(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "study").write_text("no key can be stored")
     assert server.token_of([tmp_path]) != server.token_of([tmp_path])
+
+
+def test_a_key_that_other_users_can_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    token = server.token_of([tmp_path])
+    assert server.token_of([tmp_path]) == token
+    [key] = tmp_path.rglob("dashboard-key")
+    key.chmod(0o644)
+    with pytest.raises(StudyError, match=r"other users can read .*: delete it"):
+        server.token_of([tmp_path])
+
+
+def test_a_page_is_there_before_the_first_cell_and_names_no_address_to_others(servers, tmp_path):
+    folder = tmp_path / "live"
+    folder.mkdir()
+    address = urlsplit(servers.start(folder, first="import logging"))
+    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=PATIENCE)
+    connection.request("GET", address.path)
+    response = connection.getresponse()
+    assert (response.status, response.getheader("Referrer-Policy")) == (200, "no-referrer")
+    connection.close()
+
+    def counts():
+        _, text = answer(address.geturl(), f"{address.path}overview")
+        return json.loads(text)["pages"][0]["counts"]
+
+    assert not any(counts().values())
+    written(folder, "a")
+    deadline = time.monotonic() + PATIENCE
+    while counts().get("complete") != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.fixture
