@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from docs.blocks import ROOT
 from docs.plane import lowest
 from study.analysis.fits import Floats
 from study.analysis.plane import REACH
@@ -155,3 +156,24 @@ def pair_left_out() -> str:
             }
         )
     return table_of(texts)
+
+
+def of_others() -> str:
+    """A row per published sweep and rank with several alphas: the lowest loss at each alpha over
+    the rates tried, with its rate. An edge of the rates is marked."""
+    sweeps = pd.read_csv(ROOT / "results/external/sweeps.csv")
+    sweeps = sweeps[sweeps["loss"] > 0]  # others are scores
+    rows = []
+    about = ["source", "model", "data", "steps", "rank"]
+    for key, own in sweeps.groupby(about, sort=False):
+        if own["alpha"].nunique() < 2:
+            continue
+        texts = []
+        for alpha, at in own.groupby("alpha"):
+            best = at.loc[at["loss"].idxmin()]
+            edge = best["lr"] in (at["lr"].min(), at["lr"].max())
+            texts.append(f"{alpha:.3g}: {best['loss']:.4f} ({'≤' if edge else ''}{best['lr']:.2g})")
+        source, model, data, steps, rank = key
+        row = {"sweep": f"{source}: {model}, {data}", "steps": str(steps), "rank": str(rank)}
+        rows.append(row | {"α = γr: lowest loss (rate)": "; ".join(texts)})
+    return table_of(rows)
