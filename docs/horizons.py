@@ -78,6 +78,7 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
 
     - ``change``: ``3.6 times lower``, from the lowest to the highest rank;
     - ``factor``: ``×1.09 [0.63, 1.90]``, the same by the fitted line;
+    - ``from16``: ``×0.56 [0.45, 0.68]``, the same from rank 16 to rank 256;
     - ``spread``: ``1.12``, the largest over the smallest;
     - ``exponent``: ``0.079 [0.004, 0.153]``, as in the study's report;
     - ``bend``: ``1.07 [0.79, 1.35]``, that of the middle rank over the geometric mean of those of
@@ -97,6 +98,8 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
             return f"{factor:.1f} times {way}"
         case "factor":
             return factor_text(line)
+        case "from16":
+            return f"×{interval_text(*np.power(256 / 16, exponent))}"
         case "spread":
             return f"{best.max() / best.min():.2f}"
         case "exponent":

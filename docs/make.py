@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from docs import evidence, external, findings, horizons, law_page, numbers, plane
+from docs import evidence, external, findings, horizons, law_page, numbers, pair_law, plane
 from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables
 from docs.record import FILE, Record
 from study.figures import FIGURES, draw_all, save
@@ -22,7 +22,7 @@ from study.store import write_output
 from study.store.files import remove, write_text
 
 COLOURS = 256
-PARTS = (numbers, findings, external, horizons, law_page, plane)
+PARTS = (numbers, findings, external, horizons, law_page, plane, pair_law)
 BLOCKS = {name: block for part in PARTS for name, block in blocks_of(part).items()}
 """By the name in the documents."""
 say = partial(print, file=sys.stderr)

@@ -22,12 +22,12 @@ from study.analysis.wording import interval_text
 
 LEAST_RANK = 16
 """Ranks 1 and 4 have smaller best alphas, whatever the steps."""
-WIDTHS = {"small": 256, "smollm2": 576, "gemma3": 640, "w64": 64, "w256": 256}
+WIDTHS = {"small": 256, "smollm2": 576, "w64": 64, "w256": 256}
 """The width of each plane's model."""
 PLANES = (
     *(("small", steps) for steps in (64, 256, 1024)),
     *(("smollm2", steps) for steps in (256, 1024)),
-    *(("w64", 256), ("w256", 256), ("gemma3", 256)),
+    *(("w64", 256), ("w256", 256)),
 )
 AT = {"steps": 256.0, "rank": 64.0, "width": 256.0}
 """Where the constant of the law is its value."""
@@ -158,7 +158,7 @@ def pair_left_out() -> str:
     return table_of(texts)
 
 
-def of_others() -> str:
+def alphas_of_others() -> str:
     """A row per published sweep and rank with several alphas: the lowest loss at each alpha over
     the rates tried, with its rate. An edge of the rates is marked."""
     sweeps = pd.read_csv(ROOT / "results/external/sweeps.csv")

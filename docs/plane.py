@@ -31,9 +31,13 @@ from study.vocabulary.quantities import TRAIN
 PLANES = {
     "small": ("alpha_small", "horizons_small"),
     "smollm2": ("alpha_smollm2", "horizons_long", "horizons"),
+    "w64": ("alpha_width",),
+    "w256": ("alpha_width",),
 }
 """The studies of each plane. They differ in rule, alpha, rate, rank and seed; those of SmolLM2 in
 precision too: horizons is in float32, the others are in bf16."""
+OF_WIDTH = {"w64": "bases/w64d4", "w256": "bases/w256d4"}
+"""The bases of alpha_width, 64 and 256 wide, by plane."""
 USUAL = 16.0
 """The alpha that costs are of."""
 
@@ -44,15 +48,21 @@ def joined(model: str, steps: int) -> StudyTables:
     parts = [load_measured(RESULTS / name) for name in PLANES[model]]
     cells = pd.concat([part.cells for part in parts], ignore_index=True)
     cells = cells[cells["steps"] == steps]
+    if model in OF_WIDTH:
+        cells = cells[cells["model"] == OF_WIDTH[model]]
     # Two rules may have trained one gamma. The first study's run counts, and bf16 before float32.
     gamma = cells["gamma"].astype(float).map(lambda value: f"{value:.4g}")
     cells = cells[~cells.assign(gamma=gamma).duplicated(["rank", "gamma", "lr", "seed"])]
-    cells = cells.assign(study=model, precision="float32" if model == "small" else "several")
+    cells = cells.assign(study=model, precision="several" if model == "smollm2" else "float32")
     ids = set(cells["cell_id"].astype(str))
+    own: list[set[str]] = []  # a cell may be in two studies
+    for part in parts:
+        own.append((set(part.cells["cell_id"].astype(str)) & ids).difference(*own))
 
     def kept(name: str) -> pd.DataFrame:
-        rows = pd.concat([getattr(part, name) for part in parts], ignore_index=True)
-        return rows[rows["cell_id"].astype(str).isin(ids)]
+        tables = [(getattr(part, name), of_part) for part, of_part in zip(parts, own, strict=True)]
+        rows = [table[table["cell_id"].astype(str).isin(found)] for table, found in tables]
+        return pd.concat(rows, ignore_index=True)
 
     return replace(parts[0], cells=cells, metrics=kept("metrics"), probes=kept("probes"))
 
@@ -113,6 +123,14 @@ def alpha_cost(model: str, steps: str, rank: str) -> str:
     """What alpha 16 costs at a rank, nats: ``0.0084 [0.0070, 0.0098]``."""
     row = _cost(model, steps).loc[float(rank)]
     return minus(interval_text(row["cost"], row["ci_low"], row["ci_high"], 4))
+
+
+def rank_gain(model: str, steps: str, rank: str, alpha: str) -> str:
+    """How much lower a rank at an alpha ends than rank 4 at alpha 16, each at its best rate, nats,
+    by seed: ``0.048 [0.030, 0.066]``."""
+    by_seed = lowest(model, int(steps)).pivot(index="seed", columns=["rank", "alpha"], values="loss")
+    gain = by_seed[4.0, USUAL] - by_seed[float(rank), float(alpha)]
+    return mean_text(gain.dropna(), 3)
 
 
 def alpha_costs(model: str) -> str:
