@@ -6,6 +6,7 @@ Near its minimum the lowest loss over the rate is taken as a quadratic in log al
 (model, steps, rank) has one minimum for all seeds, and a level for each seed.
 """
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -29,15 +30,17 @@ PLANES = (
     *(("smollm2", steps) for steps in (256, 1024)),
     *(("w64", 256), ("w256", 256)),
 )
+ROOM = math.log(2)
+"""How far a minimum must lie inside the alphas that it is fitted to. It was set after one minimum
+had been seen at 47 with alphas up to 64 (rank 64 after 1,024 steps)."""
 AT = {"steps": 256.0, "rank": 64.0, "width": 256.0}
 """Where the constant of the law is its value."""
-USUAL_RHO = 0.6
-"""The other rule that the test compares with: the alpha at which rho is this."""
 
 
 class Minimum(NamedTuple):
     """``log_alpha``: of the minimum, with its standard error ``sd``. ``log_rho``: there. ``seeds``:
-    in the fit. ``bound``: ``>`` or ``<`` if the lowest loss is at the highest or lowest alpha."""
+    in the fit. ``bound``: ``>`` or ``<`` if it lies beyond the highest or lowest alpha fitted, or
+    nearer to it than :data:`ROOM`."""
 
     log_alpha: float
     sd: float
@@ -76,10 +79,9 @@ def minimum(losses: pd.DataFrame) -> Minimum | None:
     slope = np.array([b / (2 * a**2), -1 / (2 * a)])  # of -b / 2a
     at = float(-b / (2 * a))
     log_rho = float(np.polyval(np.polyfit(x, np.log(near["rho"]), 1), at))
-    bound = ">" if best == losses["alpha"].max() else "<" if best == losses["alpha"].min() else ""
-    return Minimum(
-        at, float(slope @ covariance @ slope) ** 0.5, log_rho, losses["seed"].nunique(), bound
-    )
+    bound = ">" if at > x.max() - ROOM else "<" if at < x.min() + ROOM else ""
+    sd = float(slope @ covariance @ slope) ** 0.5
+    return Minimum(at, sd, log_rho, losses["seed"].nunique(), bound)
 
 
 @cache

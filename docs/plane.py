@@ -128,7 +128,9 @@ def alpha_cost(model: str, steps: str, rank: str) -> str:
 def rank_gain(model: str, steps: str, rank: str, alpha: str) -> str:
     """How much lower a rank at an alpha ends than rank 4 at alpha 16, each at its best rate, nats,
     by seed: ``0.048 [0.030, 0.066]``."""
-    by_seed = lowest(model, int(steps)).pivot(index="seed", columns=["rank", "alpha"], values="loss")
+    by_seed = lowest(model, int(steps)).pivot(
+        index="seed", columns=["rank", "alpha"], values="loss"
+    )
     gain = by_seed[4.0, USUAL] - by_seed[float(rank), float(alpha)]
     return mean_text(gain.dropna(), 3)
 
