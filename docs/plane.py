@@ -125,6 +125,16 @@ def alpha_cost(model: str, steps: str, rank: str) -> str:
     return minus(interval_text(row["cost"], row["ci_low"], row["ci_high"], 4))
 
 
+def tried_cost(model: str, steps: str, rank: str, alpha: str, seed: str) -> str:
+    """The lowest loss tried at alpha 16 less the lowest tried at ``alpha`` in one seed, nats. Where
+    an alpha has a single rate it is a lower bound of the cost."""
+    tables = joined(model, int(steps))
+    found = runs(tables.cells, tables.metrics, tables.probes)
+    own = found[(found["rank"] == float(rank)) & (found["seed"] == int(seed))]
+    lowest_tried = own.groupby("alpha")["loss"].min()
+    return f"{lowest_tried[USUAL] - lowest_tried[float(alpha)]:.3f}"
+
+
 def rank_gain(model: str, steps: str, rank: str, alpha: str) -> str:
     """How much lower a rank at an alpha ends than rank 4 at alpha 16, each at its best rate, nats,
     by seed: ``0.048 [0.030, 0.066]``."""
