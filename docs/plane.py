@@ -135,6 +135,13 @@ def tried_cost(model: str, steps: str, rank: str, alpha: str, seed: str) -> str:
     return f"{lowest_tried[USUAL] - lowest_tried[float(alpha)]:.3f}"
 
 
+def end_loss(study: str, rank: str) -> str:
+    """The lowest final held-out loss of a rank in a study, nats."""
+    tables = load_measured(RESULTS / study)
+    found = runs(tables.cells, tables.metrics, tables.probes)
+    return f"{found.loc[found['rank'] == float(rank), 'loss'].min():.3f}"
+
+
 def rank_gain(model: str, steps: str, rank: str, alpha: str) -> str:
     """How much lower a rank at an alpha ends than rank 4 at alpha 16, each at its best rate, nats,
     by seed: ``0.048 [0.030, 0.066]``."""
