@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
-from study.analysis import load_tables
+from study.analysis.derived import load_tables
 from study.analysis.fits import mean_interval
 from study.analysis.text import minus
 from study.analysis.wording import interval_text

@@ -115,13 +115,14 @@ def lowest_by_alpha(model: str, steps: str, seeds: str = "0,1,2") -> str:
     return table_of(rows)
 
 
-def _cost(model: str, steps: str) -> pd.DataFrame:
+def usual_costs(model: str, steps: str) -> pd.DataFrame:
+    """What alpha 16 costs, by rank (:func:`study.analysis.plane.costs`)."""
     return costs(lowest(model, int(steps)), USUAL).set_index("rank")
 
 
 def alpha_cost(model: str, steps: str, rank: str) -> str:
     """What alpha 16 costs at a rank, nats: ``0.0084 [0.0070, 0.0098]``."""
-    row = _cost(model, steps).loc[float(rank)]
+    row = usual_costs(model, steps).loc[float(rank)]
     return minus(interval_text(row["cost"], row["ci_low"], row["ci_high"], 4))
 
 
@@ -157,7 +158,7 @@ def alpha_costs(model: str) -> str:
     tried."""
     rows = []
     for steps in (64, 256, 1024):
-        for rank, row in _cost(model, str(steps)).query("rank > 1").iterrows():
+        for rank, row in usual_costs(model, str(steps)).query("rank > 1").iterrows():
             cost = minus(interval_text(row["cost"], row["ci_low"], row["ci_high"], 4))
             texts = {"steps": str(steps), "rank": f"{rank:g}", "against α": f"{row['against']:g}"}
             rows.append(texts | {"α = 16 costs, nats": cost, "seeds": f"{row['seeds']:.0f}"})

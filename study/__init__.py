@@ -57,7 +57,7 @@ def load(study_dir: str | os.PathLike[str]) -> "Study":
     Raises :class:`study.errors.StudyError` if ``study_dir`` holds no study.
     """
     # Here, so that `import study` stays instant.
-    from study.analysis import with_derived
+    from study.analysis.derived import with_derived
     from study.report import Study
     from study.store import load_measured
 

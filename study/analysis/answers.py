@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from study.analysis import rank_effects, rate_transfer
 from study.analysis.capacity import FULL, best_stored, capacity, setting_columns
 from study.analysis.fits import mean_interval
 from study.analysis.grouping import (
@@ -25,7 +24,16 @@ from study.analysis.grouping import (
     numbered,
     rule_columns,
 )
-from study.analysis.losses import HIGHEST, INSIDE, LOWEST, NOT_A_SETTING, OF_A_RULE, base_losses
+from study.analysis.losses import (
+    HIGHEST,
+    INSIDE,
+    LOWEST,
+    NOT_A_SETTING,
+    OF_A_RULE,
+    base_losses,
+    rank_effects,
+)
+from study.analysis.rates import rate_transfer
 from study.analysis.text import (
     Table,
     cell_list,

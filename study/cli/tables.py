@@ -10,9 +10,9 @@ import click
 import pandas as pd
 
 from study import analysis
-from study.analysis import load_tables
 from study.analysis.compare import compare as compare_studies
 from study.analysis.compare import conclusion, differing_settings, table_texts
+from study.analysis.derived import load_tables
 from study.analysis.distances import laws
 from study.analysis.grouping import seed_numbers
 from study.analysis.power import MOST_SEEDS, seeds_needed

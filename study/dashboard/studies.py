@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from study.analysis import with_derived
+from study.analysis.derived import with_derived
 from study.errors import StudyError, command_line, printable
 from study.report.page import Pictures, answer_html
 from study.store import StudyTables, cell_folders, load_cells, load_measured, read_cell

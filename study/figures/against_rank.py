@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from study.analysis import predicted_curve
+from study.analysis.predictions import predicted_curve
 from study.figures import laws, style
 from study.figures.captions import on_batch, span
 from study.figures.selection import MOST_FAMILIES, Absent, Tables, cells_of, probed

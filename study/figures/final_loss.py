@@ -15,9 +15,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.analysis import compared_losses
 from study.analysis.capacity import best_stored, setting_columns
-from study.analysis.losses import INSIDE, at_best_rates, end_losses, fixed_rate, full_loss
+from study.analysis.losses import (
+    INSIDE,
+    at_best_rates,
+    compared_losses,
+    end_losses,
+    fixed_rate,
+    full_loss,
+)
 from study.figures import style
 from study.figures.selection import (
     Absent,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from study.analysis import fitted
+from study.analysis.fits import fitted
 from study.analysis.grouping import CURVE_ID
 from study.analysis.verdicts import rows_of as pooled_rows_of
 from study.figures import style

@@ -6,10 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from study.analysis import lazy_ratios
 from study.analysis.capacity import BEHIND, departures
 from study.analysis.grouping import CURVE_ID, curve_columns, curve_labels, groups, seed_numbers
-from study.analysis.predictions import over_eps
+from study.analysis.predictions import lazy_ratios, over_eps
 from study.analysis.rates import INSIDE
 from study.analysis.text import broken_list, cell_list, distinct, first_of, joined, row_list
 from study.analysis.wording import curve_names, curve_settings

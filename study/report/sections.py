@@ -6,18 +6,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis import (
-    first_to_read,
+from study.analysis.grouping import RULE, curve_columns, distinguishing, numbered
+from study.analysis.losses import (
+    KEPT,
+    OF_A_RULE,
     rank_effects,
     rule_differences,
-    summary,
     task_scores,
     truncated_losses,
     truncation_effects,
 )
-from study.analysis.grouping import RULE, curve_columns, distinguishing, numbered
-from study.analysis.losses import KEPT, OF_A_RULE
-from study.analysis.stable import EVERY_OPTIMIZER, one_per_optimizer, shared_at_step_0
+from study.analysis.stable import (
+    EVERY_OPTIMIZER,
+    first_to_read,
+    one_per_optimizer,
+    shared_at_step_0,
+)
 from study.analysis.text import (
     Section,
     Table,
@@ -31,6 +35,7 @@ from study.analysis.text import (
     signed_interval,
     span,
 )
+from study.analysis.verdicts import summary
 from study.analysis.wording import (
     STEEP_MARK,
     batch_words,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from study.analysis import load_tables
 from study.analysis.answers import answer
+from study.analysis.derived import load_tables
 from study.errors import StudyError, count_noun, one_line
 from study.models import FrozenBase, load_base
 from study.store import StorageError, is_claimed

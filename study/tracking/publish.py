@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from study.analysis import load_tables, summary
+from study.analysis.derived import load_tables
+from study.analysis.verdicts import summary
 from study.config import TrackerConfig
 from study.errors import StudyError, one_line
 from study.report import draw_figures

@@ -38,13 +38,15 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_file(path: Path, entry: str | None = None, base: str | None = None) -> Experiment:
-    """The experiment that ``path``, or one ``entry`` of it, describes. ``base`` replaces the
-    base."""
+def read_file(
+    path: Path, entry: str | None = None, base: str | None = None, trains: bool = True
+) -> Experiment:
+    """The experiment that ``path``, or one ``entry`` of it, describes. ``base`` replaces the base.
+    Without ``trains``, settings that ``study train`` lacks are noted and not refused."""
     values, where = _one_entry(load(path), entry, path.name)
     for name, row in tools.ROWS.items():
         if any(key in values for key in row["form"].split()):
-            return READERS[name](values, where, path.parent, base)
+            return READERS[name](values, where, path.parent, base, trains)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
         "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), Unsloth's (training, "

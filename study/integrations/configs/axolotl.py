@@ -33,7 +33,7 @@ def _axolotl(reading: Reading) -> None:
     if found["adapter"] == "qlora" and found.get("model.quant_bits") != 4:
         reading.refuse("adapter: qlora and no load_in_4bit contradict: set load_in_4bit: true")
     if isinstance(peft, dict) and peft.get("loftq_config"):
-        reading.refuse("peft.loftq_config changes the base's weights: remove it")
+        reading.cannot_train("peft.loftq_config changes the base's weights", "remove it")
     if found.get("all_linear"):
         found["adapter.targets"] = "all-linear"
     elif not (found.get("adapter.targets") or found.get("experts")):
@@ -209,15 +209,20 @@ ENTRY = (
 
 
 def read_finlora_entry(
-    values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
+    values: Mapping[str, Any],
+    where: str,
+    folder: Path,
+    base: str | None = None,
+    trains: bool = True,
 ) -> Experiment:
+    """An entry of FinLoRA's ``finetune_configs.json``; parameters as :meth:`Tool.read`."""
     own = {key: values[key] for key in ENTRY.split() if values.get(key) is not None}
     own["datasets"] = [{"path": own.pop("dataset_path"), **FINETUNE["datasets"][0]}]
     if "batch_size" in own:
         own["micro_batch_size"] = own.pop("batch_size")
     is_4bit = own.get("quant_bits") == 4 or own.get("load_in_4bit")
     own["optimizer"] = "paged_adamw_8bit" if is_4bit else "adamw_bnb_8bit"
-    experiment = AXOLOTL.read({"adapter": "lora"} | FINETUNE | own, where, folder, base)
+    experiment = AXOLOTL.read({"adapter": "lora"} | FINETUNE | own, where, folder, base, trains)
     experiment.origin = f"FinLoRA's {where}"
     silent = (f"{key} {shown(value)}" for key, value in FINETUNE.items() if key not in own)
     experiment.defaults.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")

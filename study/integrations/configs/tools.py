@@ -29,6 +29,7 @@ ROWS: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "tools.yaml").read_text
 _REST = yaml.safe_load((HERE / "changes.yaml").read_text())
 CHANGES = {key: instead for instead, keys in _REST["instead"].items() for key in keys.split()}
 """What is trained instead, by key."""
+UNCOVERED = _REST["uncovered"].split()
 MEDIA = {
     name: re.compile(text, re.IGNORECASE | re.VERBOSE) for name, text in _REST["media"].items()
 }
@@ -72,13 +73,22 @@ class Experiment:
     ignored: list[str] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)
     """Settings without a key in the file."""
+    uncovered: list[str] = field(default_factory=list)
+    """Of ``differs``, what the numbers of ``study advise`` do not cover: ``use_dora: true``."""
+    untrainable: list[str] = field(default_factory=list)
+    """What ``study train`` lacks, of a file that is only read for advice: ``rl='dpo'``."""
 
     def settings(self) -> dict[str, Any]:
         return {**self.groups, **self.values}
 
-    def note(self, key: str, value: Any, instead: str, *, detail: bool = False) -> None:
+    def note(
+        self, key: str, value: Any, instead: str, *, detail: bool = False, covered: bool = True
+    ) -> None:
+        """Note what is trained ``instead``. ``covered``: whether numbers for that hold here too."""
         notes = self.details if detail else self.differs
         notes.append(f"{key}: {shown(value)} ({instead})")
+        if not covered:
+            self.uncovered.append(f"{key}: {shown(value)}")
 
     def lines(self) -> Iterator[str]:
         ignored = textwrap.wrap(", ".join(map(printable, self.ignored)), 98, break_on_hyphens=False)
@@ -100,13 +110,15 @@ class Experiment:
             if last not in CHANGES or value == usual or not (value or usual is True):
                 self.ignored.append(name)
             else:
-                self.note(name, value, CHANGES[last], detail=last in _REST["details"])
+                is_detail, is_covered = (last in _REST["details"], last not in UNCOVERED)
+                self.note(name, value, CHANGES[last], detail=is_detail, covered=is_covered)
 
 
 @dataclass
 class Reading:
     """A file that is being read. ``where``: its name in messages. ``found``: values by setting.
-    ``unset``: the defaults of missing keys. ``rest``: values of keys without a setting."""
+    ``unset``: the defaults of missing keys. ``rest``: values of keys without a setting.
+    ``trains``: whether ``study train`` must be able to train it; advice needs less."""
 
     where: str
     folder: Path
@@ -114,13 +126,21 @@ class Reading:
     experiment: Experiment
     found: dict[str, Any] = field(default_factory=dict)
     unset: dict[str, Any] = field(default_factory=dict)
+    trains: bool = True
 
     def refuse(self, why: str) -> NoReturn:
         raise StudyError(f"{self.where}: {why}")
 
+    def cannot_train(self, what: str, why: str) -> None:
+        """Refuse ``what``, which ``study train`` lacks. A file for advice only gets a note."""
+        if self.trains:
+            self.refuse(f"{what}: {why}")
+        self.experiment.untrainable.append(what)
+
     def inside(self, key: str, values: Mapping[str, Any]) -> "Reading":
         rest = {name: value for name, value in values.items() if value is not None}
-        return Reading(f"{self.where}: {key}", self.folder, rest, self.experiment)
+        where = f"{self.where}: {key}"
+        return Reading(where, self.folder, rest, self.experiment, trains=self.trains)
 
     def take(self, key: str, kind: str, usual: Any = None) -> Any:
         """The value of a key without a setting, which must be there if none is ``usual``."""
@@ -155,16 +175,21 @@ class Tool:
         return lines
 
     def read(
-        self, values: Mapping[str, Any], where: str, folder: Path, base: str | None = None
+        self,
+        values: Mapping[str, Any],
+        where: str,
+        folder: Path,
+        base: str | None = None,
+        trains: bool = True,
     ) -> Experiment:
         """The experiment of a file in ``folder``, ``where`` in messages. ``base`` replaces the
-        file's."""
+        file's. ``trains``: see :class:`Reading`."""
         experiment = Experiment(f"{self.name}'s {where}", {"model": "hf"})
         off = dict.fromkeys(ROWS[self.name].get("off_by_null", "").split(), 0)
         read = ((key, off.get(key) if x is None else x) for key, x in self._flat(values))
         rest = {key: value for key, value in read if value is not None}
         rest |= {self.key("model.path"): base} if base else {}
-        reading = Reading(where, folder, rest, experiment)
+        reading = Reading(where, folder, rest, experiment, trains=trains)
         if "optimizer" in self.cells:  # a recipe, with data
             own = set() if base is None else {self.key("model.path")}
             refuse_media(reading, {key: value for key, value in rest.items() if key not in own})
@@ -175,7 +200,10 @@ class Tool:
                 value = reading.found[key] = (rest.get if key in CHANGES else rest.pop)(key, None)
                 if value not in row["values"]:
                     said = f"{key} is missing" if value is None else f"{key}={given(value)}"
-                    reading.refuse(f"{said}: {row['fix']}")
+                    if row.get("advised"):
+                        reading.cannot_train(said, row["fix"])
+                    else:
+                        reading.refuse(f"{said}: {row['fix']}")
         for row in TABLE:
             if row["setting"] in self.cells:
                 self._take(reading, row["setting"], row["kind"])
@@ -236,7 +264,7 @@ class Tool:
         name = re.split(r"_|\d", name)[0]
         if name not in OPTIMIZERS:
             name = MOST_USED
-            experiment.note(key, text, f"{name} instead")
+            experiment.note(key, text, f"{name} instead", covered=False)
         elif "8bit" in text or "4bit" in text:
             experiment.note(key, text, f"{name}, with states in 32 bits", detail=True)
         experiment.groups["optimizer"] = name
@@ -328,9 +356,11 @@ def note_init(reading: Reading, key: str) -> None:
     """Note PEFT's ``init_lora_weights`` if it is not the default; refuse one that changes W0."""
     init = reading.rest.pop(key, None)
     if why := refusal({"init_lora_weights": init}, trained=False):
-        reading.refuse(why.replace("init_lora_weights", key, 1))
-    if init not in (None, True):
-        reading.experiment.note(key, init, "adapter.init=kaiming, PEFT's default")
+        what, _, fix = why.replace("init_lora_weights", key, 1).partition(": ")
+        reading.cannot_train(what, fix)
+    elif init not in (None, True):
+        why = "adapter.init=kaiming, PEFT's default"
+        reading.experiment.note(key, init, why, covered=False)
 
 
 def _llama_factory(reading: Reading) -> None:
@@ -359,7 +389,8 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
 def _torchtune(reading: Reading) -> None:
     found, rest = reading.found, reading.rest
     if re.search("DPO|PPO|GRPO", loss := str(rest.get("loss._component_", ""))):
-        reading.refuse(f"loss={loss}: study train trains on targets: give a recipe of LoRA on them")
+        why = "study train trains on targets: give a recipe of LoRA on them"
+        reading.cannot_train(f"loss={loss}", why)
     if ".qlora_" in str(rest.get("model._component_", "")) or rest.get("model.quantize_base"):
         found["model.quant_bits"] = 4
     names = [*found.get("adapter.targets", []), *MLP * found.get("all_linear", False)]
@@ -370,8 +401,10 @@ TORCHTUNE = Tool("torchtune", _torchtune)
 
 
 def _peft(reading: Reading) -> None:
-    if why := refusal(reading.rest, trained=False):
-        reading.refuse(why)
+    others = {key: x for key, x in reading.rest.items() if key != "init_lora_weights"}
+    if why := refusal(others, trained=False):
+        what, _, fix = why.partition(": ")
+        reading.cannot_train(what, fix)
     note_init(reading, "init_lora_weights")
     reading.experiment.defaults.append(
         "data (give data=file data.path=...), optimizer and steps: defaults of study train"
