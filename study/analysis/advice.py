@@ -61,6 +61,16 @@ class Span:
         return iter((self.value, self.low, self.high))
 
 
+def rounded(value: float) -> float:
+    """With two significant digits."""
+    return float(f"{value:.2g}")
+
+
+def number(value: float) -> str:
+    """Two significant digits, without a power of ten below a million."""
+    return f"{rounded(value):.7g}"
+
+
 @cache
 def committed() -> dict[str, Any]:
     return dict(json.loads((files("study.analysis") / "advice.json").read_text()))
@@ -279,7 +289,7 @@ def answer(
     keeps = False
     if rate and new.lr and law is None and rate.rests != "studies" and not rate.is_relative:
         keeps = rate.rate.low <= new.lr <= rate.rate.high
-    advice = replace(new, lr=new.lr if keeps else lr)
+    advice = replace(new, lr=new.lr if keeps else lr and rounded(lr))
     lost = lost_at_end(advice) if is_bf16 else 0.0
     is_open = is_free and alpha is None and _has_low_alpha(new)
     return Answer(

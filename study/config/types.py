@@ -32,6 +32,7 @@ from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
 from study.vocabulary.scaling import FULL, RULES, gamma, named_rule, uses_crossover
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
+from study.vocabulary.thresholds import MOST_RANK, MOST_STEPS
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
@@ -40,9 +41,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 CONTRACTIONS = ("auto", "factored", "concatenated", "mixed", "merged")
 TRACKER_MODES = ("offline", "online", "disabled")
 
-# Sanity limits.
-MOST_RANK = 1 << 24
-MOST_STEPS = 10**8
+# A sanity limit.
 Few = Annotated[Count, Field(le=10**6)]
 """The most sequences, tokens, or passes over them."""
 

@@ -46,3 +46,7 @@ to 0 has gradients in proportion to its loss."""
 
 STUCK_LOSS = 1e-6
 """Held-out losses are the same to rounding if they differ by at most this share."""
+
+MOST_RANK = 1 << 24
+MOST_STEPS = 10**8
+"""Sanity limits of what users give."""
