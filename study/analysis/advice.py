@@ -314,11 +314,14 @@ def by_law(run: Setting) -> Span | None:
 
 
 def far_off(run: Setting) -> Span | None:
-    """The law's rate, if that of the run lies outside of its interval or is :data:`FAR` above."""
+    """The law's rate, if that of the run lies above its interval or :data:`FAR` times above the
+    rate; or below both its interval and the rate over :data:`FAR`, where a run only learns slowly.
+    """
     law = by_law(run)
     if law is None or run.lr is None:
         return None
-    return None if law.low <= run.lr <= min(law.high, FAR * law.value) else law
+    lowest, highest = min(law.low, law.value / FAR), min(law.high, FAR * law.value)
+    return None if lowest <= run.lr <= highest else law
 
 
 def _with_interval(found: Advice, run: Setting) -> Advice:
@@ -364,7 +367,9 @@ def with_best_alpha(run: Setting) -> tuple[Setting, dict[str, Any] | None]:
 def _known_of_alpha() -> list[dict[str, Any]]:
     """What a low alpha costs at the highest rank of the largest model, and what others measured."""
     rows = committed()["alphas"]
-    largest = max(rows, key=lambda row: (SIZES[row["model"]], row["rank"]))
+    largest = max(
+        rows, key=lambda row: (SIZES[row["model"]], row["rank"], row["seeds"] > 2, row["steps"])
+    )
     return [largest, committed()["alphas_elsewhere"]]
 
 

@@ -1,5 +1,5 @@
-"""``study advise``: alpha and learning rate at a rank and a rule (docs/choose.md), and what may have
-caused a failed run (``--symptom``)."""
+"""``study advise``: alpha and learning rate at a rank and a rule (docs/choose.md), and what may
+have caused a failed run (``--symptom``)."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -417,7 +417,7 @@ def answered(
     differences = list(difference_lines(old, new))
     before = None if new_config else old.rank
     evidence = [asdict(x) | {"words": sentence(x, new, has_steps)} for x in found.evidence]
-    said = {
+    said: dict[str, Any] = {
         "schema": SCHEMA,
         "words": f"{into.origin}: {about_run(replace(new, lr=into.run.lr), before)}",
         "run": asdict(old) | {"origin": given.origin, "words": about_run(old)},
@@ -435,6 +435,6 @@ def answered(
         "evidence": evidence,
     }
     if found.rate:
-        value = found.rate.rate.value if found.rate.is_relative else new.lr
+        value = new.lr if new.lr and not found.rate.is_relative else found.rate.rate.value
         said["advice"]["lr"] = asdict(replace(found.rate.rate, value=value))
     return said, pasted(into, new, words, comments), check
