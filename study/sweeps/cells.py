@@ -92,9 +92,9 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             raise StudyError(f"{too_long}: give at most {card.max_length} in all")
         data = replace(config.data, seed=0)
         examples, rows = once(_examples, config.model, data)
-        if config.train.batch_size > (most := max(1, rows - config.data.heldout)):
+        if config.train.batch_size > rows:
             why = f"train.batch_size={config.train.batch_size}, but {data_name(config.data)} has"
-            raise StudyError(f"{why} {most} rows to train on: give at most {most}")
+            raise StudyError(f"{why} {rows} rows: give at most {rows}")
         config = resolved(config, partial(once, _training_rows, config.model, data))
         validate(config)
         if form := config.bf16_form:  # as its record says
