@@ -36,9 +36,9 @@ LAZY = 1e-4
 def text() -> str:
     """The content of the file: a line for each part, with four significant digits."""
     found, rows = law.known(law.law()), law.best_rates()
-    tested = law.test(keeps=True)
-    found["width"] = {name: law.width(table) for name, table in tested.items()}
-    found["distance"] = law.distance_of(tested["alone"])
+    tables = law.test(keeps=True)
+    found["width"] = {name: law.width(table) for name, table in tables.items()}
+    found["distance"] = law.distance_of(tables["alone"])
     found["rows"] = {"rates": len(rows), "studies": rows["source"].nunique()}
     found["rows"]["models"] = rows["model"].nunique()
     found["optimizers"] = sorted({*rows["optimizer"], "adam"})  # Adam without decay is AdamW
