@@ -57,5 +57,8 @@ def test_the_page_says_that_rates_were_added_in_order_to_narrow_an_interval():
     """README prints the runs of 256 steps."""
     low, high = re.findall(r"[\d.]+", horizons.before_narrowing().partition("[")[2])
     assert float(low) < 1 < float(high)
-    assert "<!-- numbers: before-narrowing -->" in (ROOT / "docs/evidence/horizons_long.md").read_text()
+    assert (
+        "<!-- numbers: before-narrowing -->"
+        in (ROOT / "docs/evidence/horizons_long.md").read_text()
+    )
     assert "rslora 1024 horizons_long" not in (ROOT / "README.md").read_text()

@@ -534,3 +534,15 @@ def test_alpha_is_advised_where_it_was_measured(advise, axolotl):
     other = advise(axolotl("b.yml", **known | {"base_model": "org/m-7B"}), "--rank", "256")
     assert other.advice.alpha == 16
     assert other.alpha.startswith("kept")
+
+
+CONFIGS = sorted((ROOT.parent / "shared/data/configs").glob("*/*.y*ml"))
+
+
+@pytest.mark.skipif(not CONFIGS, reason="there is no ../shared")
+def test_real_configurations_get_at_most_14_lines(study_cli):
+    """One that cannot be trained has one line with the reason."""
+    for file in CONFIGS:
+        ran = study_cli("advise", str(file), "--rank", "64")
+        lines = (ran.out if ran.code == 0 else ran.err).splitlines()
+        assert len(lines) <= (14 if ran.code == 0 else 1), file.name
