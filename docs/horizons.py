@@ -97,7 +97,7 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
             factor, way = max((high / low, "higher"), (low / high, "lower"))
             return f"{factor:.1f} times {way}"
         case "factor":
-            return factor_text(line)
+            return _factor_text(line)
         case "from16":
             return f"×{interval_text(*np.power(256 / 16, exponent))}"
         case "spread":
@@ -112,7 +112,7 @@ def best_rate(of: str, rule: str, steps: str, study: str = STUDY, ranks: str = "
     return f"{high / float(of):.0f}"
 
 
-def factor_text(line: "pd.Series[float]") -> str:
+def _factor_text(line: "pd.Series[float]") -> str:
     """``×1.09 [0.63, 1.90]``: a row of :func:`rate_transfer`, from its lowest to its highest
     rank."""
     ends = line[["exponent", "ci_low", "ci_high"]].to_numpy(float)
@@ -130,7 +130,7 @@ def before_narrowing() -> str:
     cells = tables.cells
     is_added = (cells["scaling"] == "rslora") & (cells["rank"] == 4) & cells["lr"].isin(NARROWING)
     lines = rate_transfer(find_rates(cells[~is_added], tables.metrics, tables.probes))
-    return factor_text(lines[lines["scaling"] == "rslora"].iloc[0])
+    return _factor_text(lines[lines["scaling"] == "rslora"].iloc[0])
 
 
 def gaps(rule: str, steps: str, study: str) -> "pd.Series[float]":

@@ -265,13 +265,6 @@ def blind_error(source: str, kind: str, steps: str = "256") -> str:
     return _factor(points.loc[points["about"].str.endswith(f" {steps} steps"), "off"])
 
 
-def blind_holds(kind: str, *fits: str) -> str:
-    """``45 of 48``: how many intervals of these fits held in sweeps of others."""
-    points = blind_points().query(f"is_theirs and fit in {fits}")
-    points = points[points["kind"].str.startswith(kind)]
-    return f"{points['holds'].sum()} of {len(points)}"
-
-
 FOLLOWED = (("horizons_small", 256, 10), ("paper_learning_rate", 20, 2))
 """Studies whose runs are followed, with the steps of the new runs and their number."""
 

@@ -97,24 +97,6 @@ def best_pair(model: str, steps: str) -> str:
     return table_of(rows)
 
 
-def lowest_by_alpha(model: str, steps: str, seeds: str = "0,1,2") -> str:
-    """A row per alpha, a column per rank: the lowest loss over the rate, a mean over ``seeds``,
-    with the best rate and rho in brackets. Alphas between powers of 4 are left out."""
-    found = lowest(model, int(steps)).dropna(subset="loss")
-    found = found[found["seed"].isin(map(int, seeds.split(",")))]
-    found = found[np.isclose(np.log(found["alpha"]) / np.log(4) % 1, 0)]
-    rows, ranks = [], sorted(found["rank"].unique())
-    for alpha, of_alpha in found.groupby("alpha"):
-        row = {"α": f"{alpha:g}"}
-        for rank in ranks:
-            own = of_alpha[of_alpha["rank"] == rank]
-            lr, rho = (np.exp(np.log(own[name]).mean()) for name in ("lr", "rho"))
-            text = f"{own['loss'].mean():.4f} ({lr:.2g}, {rho:.2f})"
-            row[f"rank {rank:g}"] = text if len(own) else ""
-        rows.append(row)
-    return table_of(rows)
-
-
 def usual_costs(model: str, steps: str) -> pd.DataFrame:
     """What alpha 16 costs, by rank (:func:`study.analysis.plane.costs`)."""
     return costs(lowest(model, int(steps)), USUAL).set_index("rank")
