@@ -595,7 +595,8 @@ def test_a_question_about_rates_of_a_recorded_study(script, works, refused):
             recording.heldout(3 - rate)
     ran = works("advise", str(cell_folders(one.results)[0]), "--rank", "64")
     assert "LoraConfig(r=64, lora_alpha=16, use_rslora=False)" in ran.out
-    assert "It leaves out your data" in ran.out
+    asked = works("advise", str(cell_folders(one.results)[0]), "--rank", "64", "--json")
+    assert "data" in json.loads(asked.out)["check"]["lacks"]
     line = refused("rates", one.results, "--refine")
     assert "is of your own loop: train there rank 4 at optimizer.lr=" in line
 

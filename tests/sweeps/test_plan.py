@@ -59,4 +59,4 @@ def test_a_config_json_is_a_shape(tmp_path):
 
 def test_a_batch_of_more_rows_than_the_data_is_refused(refused, short):
     line = refused("train", *short, "name=mine", "train.batch_size=1000000")
-    assert "rows to train on: give at most 58" in str(line)
+    assert "rows: give at most 60" in str(line)
