@@ -9,7 +9,7 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_DEFERRED = 40
+MOST_DEFERRED = 50
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,17 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import study
 from study.analysis.advice import committed
-from study.cli.given import Given
 from study.config.values import written
 from study.store import find_cell
 from study.store.tables import rows_of
 from study.vocabulary.sources import DATASETS, model_label
+
+if TYPE_CHECKING:
+    from study.cli.given import Given
 
 DATA = ("examples", "tokens", "loss", "parameters")
 """The options on the data: examples, supervised tokens of each, the base's loss, and parameters of
@@ -35,7 +37,7 @@ def of_cell(folder: Path, record: Mapping[str, Any]) -> dict[str, float]:
     return dict(zip(DATA, (*found, record["parameters"]), strict=True))
 
 
-def with_data(given: Given, data: str) -> Given:
+def with_data(given: "Given", data: str) -> "Given":
     """The run on a file or data set, whose values of :data:`DATA` one step of it shows."""
     named = [f"data={data}"] if data in DATASETS else ["data=file", f"data.path={written(data)}"]
     words = [w for w in given.words if w.partition("=")[0] not in ("name", "data", "data.path")]

@@ -92,7 +92,8 @@ def _settings(cells: pd.DataFrame, tables: Tables) -> list[Sweep]:
 def _first(one: Sweep) -> tuple[float, int, float]:
     """What orders settings: steps, runs, and loss."""
     cells = one.cells
-    return -cells["steps"].max(), -len(cells), cells["loss"].min()
+    steps = cells["steps"].max() if "steps" in cells else 0
+    return -steps, -len(cells), cells["loss"].min()
 
 
 def _rows(shown: list[Sweep]) -> list[list[Panel]]:
