@@ -70,7 +70,7 @@ gpu-rehearsal: .venv/.installed-dev
 # Draw every committed picture and write every number in the documents again, from the committed
 # tables (results/reference). Afterwards git reports only what changed.
 figures: .venv/.installed
-	$(BIN)/python -m docs.make
+	$(BIN)/python -m research.make
 
 # The README's picture of the dashboard: the gradient norm at step 0, which the verdicts are about. Its
 # bytes depend on the browser and on its fonts, so `make figures` does not draw it.

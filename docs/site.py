@@ -14,7 +14,7 @@ import jinja2
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
-from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES
+from research.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES
 from study.dashboard.document import export
 from study.figures import FIGURES
 from study.report.page import caption

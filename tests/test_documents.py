@@ -7,9 +7,9 @@ from zlib import crc32
 
 import pytest
 
-from docs import blocks, findings, make, record
-from docs.blocks import BLOCK, NoTables, rewrite
-from docs.record import Record, bare, code_of, is_small, tables_of
+from research import blocks, findings, make, record
+from research.blocks import BLOCK, NoTables, rewrite
+from research.record import Record, bare, code_of, is_small, tables_of
 from study.analysis.text import minus
 
 TEXTS = {path.relative_to(blocks.ROOT): path.read_text() for path in make.documents()}
@@ -49,7 +49,7 @@ def test_a_false_number_is_not_believed_because_the_record_was_written_again(tmp
         computed.append(word)
         return "3"
 
-    advice_of.__module__ = "docs.numbers"
+    advice_of.__module__ = "research.numbers"
     monkeypatch.setattr(make, "BLOCKS", {"advice-of": advice_of})
     monkeypatch.setattr(make, "documents", lambda: [page])
     monkeypatch.setattr(make, "ROOT", tmp_path)
@@ -76,7 +76,7 @@ def test_the_key_of_a_block_is_of_its_tables_and_its_code():
     assert {*own} <= files[other]
     assert files[first] < {str(path) for path in tables_of(whole, make.BLOCKS)}
     code = {str(path.relative_to(blocks.ROOT)) for path in code_of(first, make.BLOCKS)}
-    assert {"docs/findings.py", "study/analysis/fits.py"} <= code
+    assert {"research/findings.py", "study/analysis/fits.py"} <= code
     assert "study/training/loop.py" not in code
     plain = "X = 1\n\n\ndef f() -> int:\n    return X\n"
     said = '"""A module."""\nX = 1  # one\n"""It is one."""\ndef f() -> int:\n "One."\n return X'

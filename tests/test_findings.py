@@ -5,9 +5,9 @@ from datetime import datetime
 
 import pytest
 
-from docs import findings, horizons
-from docs.blocks import PLOTS, RESULTS, ROOT, NoTables
-from docs.findings import CLAIMS, STUDIES
+from research import findings, horizons
+from research.blocks import PLOTS, RESULTS, ROOT, NoTables
+from research.findings import CLAIMS, STUDIES
 from study.analysis.capacity import FULL, best_stored
 from study.analysis.fits import mean_interval
 from study.analysis.text import minus
@@ -38,8 +38,8 @@ def test_archives_and_pictures_are_small():
 
 @pytest.mark.parametrize("study", COMMITTED)
 def test_a_committed_study_names_its_own_folders_and_began_after_its_expectations(study):
-    """``docs.archive`` has checked the hash of every table. Each expectation was committed as it
-    is, before every cell whose record holds it."""
+    """``research.archive`` has checked the hash of every table. Each expectation was committed as
+    it is, before every cell whose record holds it."""
     records, began = load_records(RESULTS / study), {}
     assert len(records) == len(cell_folders(RESULTS / study)), "the others can't be read"
     for record in records:

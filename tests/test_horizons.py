@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from docs import horizons
-from docs.blocks import ROOT, study_tables
+from research import horizons
+from research.blocks import ROOT, study_tables
 from study.analysis.answers import answer, rate_table
 from study.figures.against_rate import learning_rate_basins
 

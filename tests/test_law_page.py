@@ -2,8 +2,8 @@
 
 import pytest
 
-from docs import law_page
-from docs.blocks import ROOT
+from research import law_page
+from research.blocks import ROOT
 from study.analysis import advice
 from study.analysis.law import Setting
 

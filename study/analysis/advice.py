@@ -2,7 +2,8 @@
 rank gains, and how sure that is (docs/choose.md).
 
 ``advice.json`` holds the law (:mod:`study.analysis.law`) and what else is known.
-``docs/evidence.py`` writes it. Nothing here imports pandas, because the command should start fast.
+``research/evidence.py`` writes it. Nothing here imports pandas, because the command should start
+fast.
 """
 
 import json

@@ -1,5 +1,4 @@
-"""The law of the best learning rate (docs/law.md), which ``docs/law.py`` fits and ``study advise``
-reads:
+"""The law of the best learning rate. ``research/law.py`` fits it, and ``study advise`` reads it:
 
     log(lr (1 + k rho)) = level - log M,    M = gamma sqrt(r (r + c)).
 """

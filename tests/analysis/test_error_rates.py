@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from docs.blocks import BLOCK, ROOT
+from research.blocks import BLOCK, ROOT
 from study.analysis import fit_exponents, holm, stable_exponents, tost, with_verdicts
 from study.analysis.expectations import judged
 from study.analysis.fits import Floats, Lines, fit_lines, t_critical
@@ -257,9 +257,9 @@ def test_the_interval_of_p_star_covers_19_times_in_20(
 
 
 def test_committed_intervals_hold_predictions() -> None:
-    """The table of ``docs.findings.coverage``, of SmolLM2's 210 layers: two standard errors of a
-    share of 0.95 are 0.03. The eps of RMSprop lowers the slopes of delta_w by 0.0004, a quarter of
-    the half-width of an interval. Theory approximates Adafactor and Muon."""
+    """The table of ``research.findings.coverage``, of SmolLM2's 210 layers: two standard errors of
+    a share of 0.95 are 0.03. The eps of RMSprop lowers the slopes of delta_w by 0.0004, a quarter
+    of the half-width of an interval. Theory approximates Adafactor and Muon."""
     page = (ROOT / "docs/evidence/stable_exponent.md").read_text()
     [table] = [text for _, name, text, _ in BLOCK.findall(page) if name == "coverage"]
     rows = [row for row in table.splitlines() if "of 210" in row]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from docs.rate_fits import bounds, fit_rates, left_out, moved, of_each
+from research.rate_fits import bounds, fit_rates, left_out, moved, of_each
 from study.analysis.rate_theory import K, log_outputs, predicted_interval, rate_exponent
 from study.theory import Layer, curve
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from docs import law
+from research import law
 from study.analysis.advice import advise as advise_runs
 from study.analysis.advice import committed
 from study.analysis.law import Setting, log_rate, short_model

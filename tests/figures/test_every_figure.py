@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from docs.blocks import study_tables
+from research.blocks import study_tables
 from study.figures import FIGURES, Absent, draw_all
 from tests.analysis import test_capacity, test_rate_horizons
 from tests.figures import test_bf16, test_losses, test_plane

@@ -1,4 +1,4 @@
-"""Numbers in documents: the mechanism. :mod:`docs.make` is the command.
+"""Numbers in documents: the mechanism. :mod:`research.make` is the command.
 
 A document has a block wherever it shows a number that was measured::
 
@@ -33,7 +33,7 @@ RESULTS = ROOT / "results/reference"
 PLOTS = ROOT / "plots/reference"
 QUICK = "quick"
 """The study of the README: ``make study`` trains it."""
-STUDIES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docs/studies.yaml").read_text())
+STUDIES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "research/studies.yaml").read_text())
 BLOCK = re.compile(r"(<!-- numbers: ([^>]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 Block = Callable[..., str]
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 class Written(Protocol):
-    """What is known of the blocks that were written before: :class:`docs.record.Record`."""
+    """What is known of the blocks that were written before: :class:`research.record.Record`."""
 
     def keeps(self, words: str, text: str) -> bool:
         """Whether the text of a block is right, so that it need not be computed again."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from docs import external, law, plane
-from docs.blocks import RESULTS, ROOT, study_tables
+from research import external, law, plane
+from research.blocks import RESULTS, ROOT, study_tables
 from study.analysis.advice import LEAST_RANK
 from study.analysis.capacity import FULL, best_stored
 from study.analysis.fits import mean_interval

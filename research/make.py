@@ -2,7 +2,7 @@
 
 Both come from the tables in ``results/reference``. The same tables give the same bytes, so that
 git reports a change only where a number or a picture changed. A number is computed again only if
-its text, its tables or its code changed (:mod:`docs.record`). The picture of the dashboard is a
+its text, its tables or its code changed (:mod:`research.record`). The picture of the dashboard is a
 screenshot (``make dashboard-picture``).
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from docs import evidence, external, findings, horizons, law_page, numbers, pair_law, plane
-from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables
-from docs.record import FILE, Record
+from research import evidence, external, findings, horizons, law_page, numbers, pair_law, plane
+from research.blocks import PLOTS, RESULTS, ROOT, STUDIES, blocks_of, rewrite, study_tables
+from research.record import FILE, Record
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown, read_report
 from study.store import write_output

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.interpolate import BarycentricInterpolator, PchipInterpolator
 
-from docs.blocks import mean_text, study_tables
-from docs.blocks import table as read
-from docs.rate_fits import Curve, fit_rates, moved, r_sign_ends, r_sign_text
+from research.blocks import mean_text, study_tables
+from research.blocks import table as read
+from research.rate_fits import Curve, fit_rates, moved, r_sign_ends, r_sign_text
 from study.analysis.fits import mean_interval
 from study.analysis.losses import at_common_rates, final_losses, mean_losses
 from study.analysis.rates import NORMAL, rate_transfer, rates_by_horizon, setting_of
@@ -303,7 +303,7 @@ RIVALS: dict[str, tuple[Curve, list[float]]] = {
 
 
 def mean_rates(rule: str, steps: str, study: str) -> pd.DataFrame:
-    """The best rates of a rule or of ``all`` rules, as the laws of docs.rate_fits read them."""
+    """The best rates of a rule or of ``all`` rules, as the laws of research.rate_fits read them."""
     rows = study_tables(study).rates.query(f"steps == {steps}").astype({"scaling": str})
     rows = rows[rows["scaling"].isin([*TITLES] if rule == "all" else [rule])]
     gammas = [setting_of(row).gamma for _, row in rows.iterrows()]

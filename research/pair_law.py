@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from docs.blocks import ROOT
-from docs.plane import lowest
+from research.blocks import ROOT
+from research.plane import lowest
 from study.analysis.fits import Floats
 from study.analysis.plane import REACH
 from study.analysis.text import minus, table_of

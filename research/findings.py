@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES, NoTables, bullets, study_tables
+from research.blocks import PLOTS, QUICK, RESULTS, ROOT, STUDIES, NoTables, bullets, study_tables
 from study.analysis.answers import answer as what_was_found
 from study.analysis.answers import answer_table, asked
 from study.analysis.expectations import Answer, Compared, compare
@@ -49,7 +49,7 @@ from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
-CLAIMS: list[dict[str, Any]] = yaml.safe_load((ROOT / "docs/claims.yaml").read_text())
+CLAIMS: list[dict[str, Any]] = yaml.safe_load((ROOT / "research/claims.yaml").read_text())
 NOT_REPRODUCED = "not reproduced here"
 READS = {
     "open": {AGREES: "open", DIFFERS: "open"},

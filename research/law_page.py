@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.interpolate import Akima1DInterpolator
 
-from docs.blocks import ROOT, study_tables
-from docs.law import (
+from research.blocks import ROOT, study_tables
+from research.law import (
     COEFFICIENTS,
     DECAYING,
     KINDS,
@@ -23,7 +23,7 @@ from docs.law import (
     test,
     without,
 )
-from docs.law import law as fitted
+from research.law import law as fitted
 from study.analysis import advice
 from study.analysis.advice import WIDE
 from study.analysis.grouping import groups
@@ -105,7 +105,7 @@ def law_tried() -> str:
 
 
 def tested(keeps: bool) -> pd.DataFrame:
-    """Every left-out point: :func:`docs.law.test`."""
+    """Every left-out point: :func:`research.law.test`."""
     return pd.concat(test(keeps=keeps).values(), ignore_index=True)
 
 

@@ -1,9 +1,9 @@
 """Which blocks of the documents are as their tables and their code say.
 
-``docs/blocks.json`` holds a line for each block: its *key* and the hash of its text. The key is a
-hash of the tables that the block reads, and of the code that writes it. A block whose key and text
-are those of the record is right, and need not be computed again. :func:`docs.blocks.rewrite`
-computes all others. A text enters the record only when it has just been computed, so the record
+``research/blocks.json`` holds a line for each block: its *key* and the hash of its text. The key is
+a hash of the tables that the block reads, and of the code that writes it. A block whose key and
+text are those of the record is right, and need not be computed again.
+:func:`research.blocks.rewrite` computes all others. A text enters the record only when it has just been computed, so the record
 can't make a false number look right.
 
 Comments and docstrings are in no key.
@@ -18,15 +18,15 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from docs.blocks import RESULTS, ROOT, STUDIES, Block
-from docs.findings import SECOND_MODEL
+from research.blocks import RESULTS, ROOT, STUDIES, Block
+from research.findings import SECOND_MODEL
 
-FILE = ROOT / "docs/blocks.json"
+FILE = ROOT / "research/blocks.json"
 PACKAGES = ("numpy", "pandas", "pyarrow", "scipy")
 """Another version of these may give other numbers."""
 DATA = ("results/reference", "results/external", "conf")
 """Where the tables are, and the experiments with their expectations."""
-ALL_STUDIES = ROOT / "docs/law.py"
+ALL_STUDIES = ROOT / "research/law.py"
 """The module that reads all studies, whichever ones a block names."""
 HISTORY = ("order",)
 """Blocks that read the history of git. No key holds it, so they are always computed again."""

@@ -1,4 +1,4 @@
-"""``python -m docs.archive NAME ...``: commit the studies ``results/NAME``.
+"""``python -m research.archive NAME ...``: commit the studies ``results/NAME``.
 
 Writes ``results/reference/NAME`` (:mod:`study.store.archive`). ``make figures`` makes the
 pictures and the numbers from it.
@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from docs.blocks import PLOTS, RESULTS, ROOT, STUDIES
+from research.blocks import PLOTS, RESULTS, ROOT, STUDIES
 from study.errors import StudyError
 from study.store import cell_folders
 from study.store.archive import Thin, check_study, write_archive

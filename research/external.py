@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from docs.blocks import ROOT
-from docs.rate_fits import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
+from research.blocks import ROOT
+from research.rate_fits import Curve, Fit, bounds, fit_rates, left_out, moved, of_each
 from study.analysis.losses import INSIDE
 from study.analysis.rates import placed
 from study.analysis.text import minus, table

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from docs.blocks import RESULTS, mean_text
+from research.blocks import RESULTS, mean_text
 from study.analysis.fits import mean_interval
 from study.analysis.plane import (
     FEWEST_SEEDS,

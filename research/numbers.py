@@ -13,8 +13,8 @@ import pandas as pd
 from click.testing import CliRunner
 
 from benchmarks.summary import OURS, SECTIONS, processor
-from docs.blocks import QUICK, RESULTS, bullets, study_tables
-from docs.blocks import table as read
+from research.blocks import QUICK, RESULTS, bullets, study_tables
+from research.blocks import table as read
 from study.analysis.advice import lost_in_bf16
 from study.analysis.capacity import departures
 from study.analysis.law import Setting

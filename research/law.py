@@ -17,10 +17,10 @@ import pandas as pd
 from scipy.optimize import least_squares, minimize
 from scipy.stats import norm
 
-from docs.blocks import RESULTS, STUDIES
-from docs.external import others
-from docs.external import rates as external_rates
-from docs.rate_fits import SIDES
+from research.blocks import RESULTS, STUDIES
+from research.external import others
+from research.external import rates as external_rates
+from research.rate_fits import SIDES
 from study.analysis import advice
 from study.analysis.advice import MIDDLE, WIDE
 from study.analysis.fits import Floats
