@@ -34,7 +34,9 @@ from study.store.tables import DISTANCES, cells_table, distances_of, load_cell_t
 from study.vocabulary.statuses import ENDED
 
 FILES = (ARCHIVE, *(f"{name}.parquet" for name in SCHEMAS))
-NOT_KEPT = (*PLACES, "streams", SHA256)  # what a record says of the cell's files
+"""The files of an archive."""
+NOT_KEPT = (*PLACES, "streams", SHA256)
+"""The keys of a record on the files of its cell. A record in an archive has none of them."""
 
 Thin = Callable[[str, pa.Table], pa.Table]
 """``thin(name, rows)`` is the part of a cell's table that the archive keeps."""

@@ -14,18 +14,29 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    ValidationError,
+    create_model,
+)
 
 from study.config.hashing import recorded_identities
-from study.config.values import check_folder_name
+from study.config.types import AdapterConfig, CellConfig, DataConfig, OptimizerConfig, TrainConfig
+from study.config.values import MISSING, check_folder_name
 from study.errors import StudyError, one_line
 from study.store.files import Damaged, check_no_link, is_claimed, read
 from study.store.rows import read_parquet, read_stream
@@ -35,6 +46,7 @@ FORMAT = 1
 """The version of the records that this code writes."""
 
 RECORD = "record.json"
+"""The file of a cell with its record."""
 ARCHIVE = "cells.parquet"
 """The file of an archived study with its records (:mod:`study.store.archive`)."""
 ADAPTER = "adapter"
@@ -42,6 +54,7 @@ ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 """The folder of a cell's checkpoints while it trains."""
 CONFIG = "config.yaml"
+"""The file of a cell with its configuration, paths included."""
 SHA256 = "sha256"
 """The key of a record with the hash of all others."""
 
@@ -49,8 +62,29 @@ SHA256 = "sha256"
 # The format.
 
 
+Plain = str | bool | int | float | None
+"""A value of JSON without parts."""
+Value = Plain | list[Plain]
+
+
 class _Part(BaseModel):
+    """Keys with their types. Other keys are free, and have plain values."""
+
     model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, Value]
+
+
+def _recorded(kind: type[Any]) -> type[_Part]:
+    """The keys of a part of the configuration with their types. A record may lack each, and what is
+    not known of a recorded loop is null or :data:`MISSING`."""
+
+    def type_of(hint: Any) -> Any:
+        if isinstance(hint, type) and is_dataclass(hint):
+            return _recorded(hint)
+        return Value if hint is Any else hint | Literal[MISSING] | None
+
+    keys: Any = {name: (type_of(hint), None) for name, hint in get_type_hints(kind).items()}
+    return create_model(kind.__name__, __base__=_Part, **keys)
 
 
 def _known(rule: str) -> str:
@@ -59,23 +93,33 @@ def _known(rule: str) -> str:
     return rule
 
 
-class _Adapter(_Part):
+class _Adapter(_recorded(AdapterConfig)):  # type: ignore[misc]
     rank: PositiveFloat
     alpha: float
     scaling: Annotated[str, AfterValidator(_known)]
 
 
-class _Config(_Part):
+class _Optimizer(_recorded(OptimizerConfig)):  # type: ignore[misc]
+    name: str
+    lr: FiniteFloat
+
+
+class _Train(_recorded(TrainConfig)):  # type: ignore[misc]
+    steps: int
+
+
+class _Config(_recorded(CellConfig)):  # type: ignore[misc]
     adapter: _Adapter
-    optimizer: dict[str, Any]
-    train: dict[str, Any]
-    data: dict[str, Any]
-    model: dict[str, Any] = {}
-    probes: dict[str, Any] = {}
+    optimizer: _Optimizer
+    train: _Train
+    data: _recorded(DataConfig)  # type: ignore[valid-type]
+    expects: list[dict[str, Any]] | None = None
 
 
-class _Record(_Part):
+class _Record(BaseModel):
     """The keys of a record that readers rely on. Others are free."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
 
     format: int = Field(1, ge=1, le=FORMAT)
     cell_id: str
@@ -89,11 +133,35 @@ class _Record(_Part):
     diverged_step: float | None = None
     stuck_step: float | None = None
     sources: dict[str, str | None] = {}
-    tables: dict[str, dict[str, Any]] = {}
-    adapter: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Plain]] = {}
+    adapter: dict[str, dict[str, Plain]] = {}
+    files: dict[str, dict[str, Plain]] = {}
+    streams: dict[str, Any] = {}
+    device: str | None = None
+    device_name: str | None = None
+    fold: str | None = None
+    model_note: str | None = None
+    started: str = ""
+    finished: str | None = None
+    trained_by: str | None = None
+    training_note: str | None = None
+    seconds: float | None = None
+    peak_memory_gb: float | None = None
+    adapted_share: float | None = None
+    share_of_rule: float | None = None
+    parameters: int | None = None
+    threads: int | None = None
+    not_adapted: list[str] = []
+    versions: dict[str, str] = {}
+    git: dict[str, Plain] | None = None
+    rows: dict[str, Plain] | None = None
+    peft: dict[str, Any] | None = None
+    expects: list[dict[str, Any]] = []
+    resumed: list[dict[str, Plain]] = []
 
 
 def record_hash(record: Mapping[str, Any]) -> str:
+    """The sha256 of all keys of a record but :data:`SHA256`."""
     kept = {key: value for key, value in record.items() if key != SHA256}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -327,6 +395,7 @@ def damage(
 
 
 def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a study by the ids of their cells, without those that can't be used."""
     records = map(read_record, cell_folders(study_dir))
     return [record for record in records if record and record["status"] != "unreadable"]
 
@@ -363,9 +432,11 @@ PACKAGES = (
     *("study", "torch", "transformers", "peft", "accelerate", "trl", "tokenizers", "safetensors"),
     *("bitsandbytes", "numpy", "pandas", "pyarrow", "hydra-core", "omegaconf"),
 )
+"""The packages whose versions a record has."""
 
 
 def now() -> str:
+    """The time in UTC as ISO 8601 writes it, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -63,6 +63,41 @@ def test_a_bad_record_makes_its_cell_unreadable(folder, kind):
         find_cell(folder.parents[1], "ab")
 
 
+ODD = {
+    "config.optimizer": {},
+    "config.optimizer.lr": [1e-4],
+    "config.train": {},
+    "config.train.steps": "many",
+    "config.train.schedule": {"a": 1},
+    "config.probes": {"truncations": {"a": 1}},
+    "config.seed": 0.5,
+    "adapted_share": "x",
+    "expects": {"what": "slope"},
+    "git": "0123",
+    "not_adapted": 5,
+    "rows": [1],
+    "started": None,
+    "versions": ["torch"],
+}
+"""Keys of a record with values of another type."""
+
+
+@pytest.mark.usefixtures("few_figures")
+def test_every_command_leaves_out_cells_with_values_of_other_types(study_cli, tmp_path, caplog):
+    study_dir = tmp_path / "results/s"
+    complete(study_dir, "sound")
+    for number, key in enumerate(ODD):
+        folder = complete(study_dir, f"odd{number}")
+        write_changed(folder / "record.json", key, ODD[key], with_hash=True)
+        assert f"({key}" in read_cell(folder)["error"]
+    to = ("--to", str(tmp_path / "to"))
+    for words in (["status"], ["check"], ["analyze"], ["archive", *to], ["report", *to]):
+        ran = study_cli(words[0], str(study_dir), *words[1:])
+        assert ran.code == (words == ["check"]), ran.err
+        assert "Traceback" not in ran.err
+    assert f"{len(ODD)} of the cells of {study_dir} can't be read and are left out" in caplog.text
+
+
 def test_what_is_not_a_cell_is_not_counted(folder):
     cells = folder.parent
     (cells / "notes.txt").write_text("mine")
