@@ -3,6 +3,7 @@
 That every package that is imported is declared is tested in ``tests/vocabulary/test_extras.py``.
 """
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -28,6 +29,29 @@ def test_the_wheel_has_the_types_the_configuration_and_the_page(wheel):
     assert {"study/py.typed", "study/conf/config.yaml", "study/dashboard/page/page.html"} <= names
     assert "study/analysis/advice.json" in names
     assert not {name for name in names if name.startswith(("tests/", "results/", "docs/"))}
+
+
+def texts_of(code):
+    """The text constants of a module apart from docstrings, and the help of its commands."""
+    tree = ast.parse(code)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield str(node.value)
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            yield ast.get_docstring(node) or ""
+
+
+def test_nothing_that_it_prints_names_a_page_that_it_lacks():
+    """Messages, reports, the help of commands, and the comments of keys, which are help too."""
+    folders = REPOSITORY / "study", REPOSITORY / "hydra_plugins"
+    files = [file for folder in folders for file in folder.rglob("*.py")]
+    found = {file.name: "\n".join(texts_of(file.read_text())) for file in files}
+    conf = REPOSITORY / "conf"
+    keys = [file for file in conf.rglob("*.yaml") if file.parent.name != "experiment"]
+    found |= {str(file.relative_to(REPOSITORY)): file.read_text() for file in keys}
+    assert len(keys) > 10
+    assert [name for name, text in found.items() if "docs/" in text] == []
 
 
 def test_its_hints_install_the_extras_of_the_distribution(wheel, tmp_path):

@@ -61,6 +61,7 @@ from study.analysis.wording import (
 )
 from study.errors import count_noun
 from study.store import StudyTables
+from study.theory.rounding import BF16_REMEDY
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
 from study.vocabulary.scaling import RULES, rule_formula, rule_label
@@ -702,7 +703,7 @@ def _in_bf16(tables: StudyTables) -> Iterator[str]:
         f"Rounding to bf16 ({worst['form']}) took most from {cell_list(here)} at learning rate "
         f"{worst['lr']:g}: of the adapter's output, in the median layer, "
         f"{joined([f'{100 * share:.0f} % at step {step}' for step, share in steps])} "
-        f"({settings(here)}; docs/bf16.md has the remedy)."
+        f"({settings(here)}; remedy: {BF16_REMEDY})."
     )
     losses = tables.metrics.astype({"cell_id": str}).merge(cells[["form"]], on="cell_id")
     eval_curves = losses.pivot_table("eval_loss", "step", "form").dropna()

@@ -14,7 +14,7 @@ from study.analysis import advice
 from study.analysis.advice import Advice, Answer, Span, committed, number, rounded
 from study.analysis.law import USUAL_SIZE, USUAL_STEPS, Setting
 from study.cli.given import (
-    PAGES,
+    SYMPTOMS,
     Given,
     about_run,
     pasted,
@@ -27,6 +27,7 @@ from study.cli.group import PATH, cli
 from study.cli.rate_check import Check, check_of
 from study.errors import StudyError, command_line
 from study.theory import family
+from study.theory.rounding import BF16_REMEDY
 from study.vocabulary.optimizers import OPTIMIZERS, label
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import MOST_RANK, MOST_STEPS
@@ -88,7 +89,7 @@ def sentence(found: Advice, new: Setting, has_steps: bool) -> str:
     if found.rests == "law" and not new.size:
         steps += f" of a model of {USUAL_SIZE / 1e9:.0f} billion weights (assumed)"
     fitted = f"{rows['rates']} best rates of {rows['models']} models in {rows['studies']} studies"
-    return f"{rate_words(found)} at {steps}, by {rests} ({fitted}; docs/law.md)."
+    return f"{rate_words(found)} at {steps}, by {rests} ({fitted})."
 
 
 def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
@@ -117,9 +118,9 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
         power, error = committed()["law"]["batch"]
         ends = (found["batch"] ** (1 + sign * advice.WIDE * error / power) for sign in (0, -1, 1))
         factor = span(Span(next(ends), *sorted(ends)))
-        yield f"The batch by itself: x {factor}. Three sweeps vary it (docs/law.md)."
+        yield f"The batch by itself: x {factor}. Three sweeps vary it."
     if family(new.optimizer) == "spectral" and old.rank != new.rank:
-        yield "Under Muon this rests on 8 steps; a published sweep contradicts it (docs/law.md)."
+        yield "Under Muon this rests on 8 steps; a published sweep contradicts it."
 
 
 def warnings(found: Answer) -> Iterator[str]:
@@ -162,7 +163,7 @@ def cost_text(row: Mapping[str, Any]) -> str:
 def alpha_line(found: Answer) -> str:
     """What is known of the alpha of the run; empty if nobody asked."""
     if found.alpha:
-        return f"{cost_text(found.alpha)}; docs/alpha.md"
+        return cost_text(found.alpha)
     if not found.elsewhere:
         return ""
     ours, theirs = found.elsewhere
@@ -239,7 +240,7 @@ def notes_on(given: Given, found: Answer, own: "pd.DataFrame | None") -> Iterato
         end = f"at the end of {new.steps or USUAL_STEPS:.0f} steps"
         yield (
             f"bf16 rounding takes about {found.lost:.0%} of the adapter's output {end}: "
-            "model = round_once(model) (docs/bf16.md)"
+            f"{BF16_REMEDY}"
         )
 
 
@@ -351,7 +352,7 @@ def asked(check: Check | None, ask: str) -> dict[str, Any] | None:
     type=int,
     help="Parameters of the adapter at the run's own rank, as PEFT prints them.",
 )
-@click.option("--symptom", type=click.Choice(list(PAGES)), help="What goes wrong.")
+@click.option("--symptom", type=click.Choice(list(SYMPTOMS)), help="What goes wrong.")
 @click.option("--evidence", "has_evidence", is_flag=True, help="Print all evidence too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
 def advise(

@@ -75,5 +75,5 @@ def rank_lines(rank: int, about: Mapping[str, float]) -> Iterator[str]:
         f"Your data have at most {bits / 1e6:.2g} Mbit to learn ({examples:,} examples of "
         f"{tokens:.3g} supervised tokens, {loss:.3g} nats each), and rank {rank} stores about "
         f"{held}: the smallest rank that stores all is {smallest} "
-        f"({known['source']}: random strings, {model_label(known['model'])}; docs/capacity.md)."
+        f"({known['source']}: random strings, {model_label(known['model'])})."
     )

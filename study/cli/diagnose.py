@@ -9,10 +9,11 @@ from typing import Any
 from study.analysis import advice
 from study.analysis.advice import BF16_MATTERS, Span, number, rounded
 from study.analysis.law import Setting
-from study.cli.given import PAGES, USUAL_ALPHA, Given, about_run, rate_text, read_run
+from study.cli.given import SYMPTOMS, USUAL_ALPHA, Given, about_run, rate_text, read_run
 from study.store import StudyTables, cell_folders
 from study.store.tables import load_measured
 from study.theory import family
+from study.theory.rounding import BF16_REMEDY
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import MODEL_WIDE
 
@@ -24,7 +25,7 @@ UNSEEN = (
     "A file does not show: labels that are shifted or cover the padding, masks of packed rows, "
     "rows of data that are empty or far too long, a base whose own loss is not finite.",
     "Ten recorded steps do: with study.record('results/mine', model, optimizer, steps=range(10)): "
-    "around your loop, then study report results/mine (docs/peft.md).",
+    "around your loop, then study report results/mine.",
 )
 """Of a run that diverged."""
 DIVERGED = "diverged"
@@ -84,7 +85,7 @@ def causes(given: Given, law: Span | None, tables: StudyTables | None) -> Iterat
     if lost and max(lost.values()) > BF16_MATTERS:
         shares = ", ".join(f"{share:.0%} after {step}" for step, share in sorted(lost.items()))
         seen = f"bf16 loses part of the adapter's output: {shares} updates"
-        change = "round_once(model) for PEFT (docs/bf16.md), or float32"
+        change = f"{BF16_REMEDY}, or float32"
         yield (4 * max(lost.values()), seen, change, SMALL)
 
 
@@ -110,13 +111,13 @@ def _of_tables(run: Setting, tables: StudyTables) -> Iterator[Cause]:
 
 
 def symptom_lines(symptom: str, run: str = "", found: Sequence[Cause] = ()) -> list[str]:
-    """Of the causes ``found`` in a ``run``, those of the symptom; what no file shows; the page."""
+    """Of the causes ``found`` in a ``run``, those of the symptom; what no file shows; and why."""
     own = sorted((one for one in found if symptom in one[-1]), reverse=True)
     lines = [f"{n}. {seen}. Change: {change}." for n, (_, seen, change, _) in enumerate(own, 1)]
     what = "The likeliest cause first:" if own else "It shows no known cause of this."
     head = [f"{run}. {what}"] if run else []
     unseen = UNSEEN if run and symptom == DIVERGED else () if lines else (LOOKS,)
-    return [*head, *lines, *unseen, f"page: {PAGES[symptom]}"]
+    return [*head, *lines, *unseen, SYMPTOMS[symptom]]
 
 
 def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]:

@@ -22,9 +22,17 @@ USUAL_HELDOUT = 64
 """Rows, as in ``conf/data/file.yaml``."""
 CHECK = "check"
 """The name of the study that measures best rates."""
-PAGES = {name: f"docs/{name}.md" for name in ("no-learning", "diverged", "grad-norm")}
-PAGES["nothing-changes"] = "docs/no-learning.md#in-bf16"
-"""The page of each symptom."""
+SYMPTOMS = {
+    "no-learning": "Under Adam a step grows as lr gamma r, which is lr alpha under LoRA. Raise the "
+    "rate or alpha. LoRA's best rates are about ten times those of full fine-tuning.",
+    "diverged": "Under Adam a step grows as lr gamma r. So rsLoRA at the same alpha, alpha = 2r "
+    "and a higher rank under either need a lower rate.",
+    "grad-norm": "At step 0 the gradient norm is in proportion to gamma sqrt(r). Adam's step does "
+    "not depend on it. Under SGD, divide the rate by r from LoRA to rsLoRA at one alpha.",
+    "nothing-changes": "bf16 rounds an output away that is below 1/512 of its layer's. B is 0 "
+    "before the first update, so step 0 has the base's loss. A warm-up begins at a rate of 0.",
+}
+"""What may go wrong, and why."""
 INEXACT = ("torchtune",)
 """The tools, apart from PEFT, that take an alpha that is not whole."""
 

@@ -41,7 +41,7 @@ def rates(study_dir: Path, refine: bool, search: bool, output: str | None) -> No
     relative motion of A from its init. A horizon is a step with a held-out loss, or the end of a
     run whose rate has a schedule. --refine prints a command per rule and rank that trains rates in
     steps of 2 around the best one, or beyond an edge. --search trains them and repeats, at most 8
-    times. A rank with one rate starts at the rate of the law (docs/law.md) and twice that.
+    times. A rank with one rate starts at the rate of the law of study advise and twice that.
     """
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2 and not (search or refine):

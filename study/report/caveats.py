@@ -162,8 +162,7 @@ def _low_ranks(tables: StudyTables) -> Iterator[str]:
         yield (
             f"**A low rank limits the loss** after {found['steps'].max()} steps, each rank at its "
             f"best rate: its training loss stays above that of rank {found['highest'].max():.0f}, "
-            f"by more than {100 * BEHIND:.0f} % of what that rank learns ({first_of(said)}; "
-            "docs/capacity.md)."
+            f"by more than {100 * BEHIND:.0f} % of what that rank learns ({first_of(said)})."
         )
 
 

@@ -116,6 +116,11 @@ class _Config(_recorded(CellConfig)):  # type: ignore[misc]
     expects: list[dict[str, Any]] | None = None
 
 
+class _Git(_Part):
+    commit: str
+    dirty: bool
+
+
 class _Record(BaseModel):
     """The keys of a record that readers rely on. Others are free."""
 
@@ -153,7 +158,7 @@ class _Record(BaseModel):
     threads: int | None = None
     not_adapted: list[str] = []
     versions: dict[str, str] = {}
-    git: dict[str, Plain] | None = None
+    git: _Git | None = None
     rows: dict[str, Plain] | None = None
     peft: dict[str, Any] | None = None
     expects: list[dict[str, Any]] = []

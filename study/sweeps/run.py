@@ -118,7 +118,7 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
         if any(cell.config.bf16_form == "factored" for cell in todo):
             bits = pack.config.model.quant_bits
             why = f"the base has {bits} bits" if bits else "adapter.contraction=factored"
-            display.say(f"bf16 ({why}): small outputs of adapters are lost, see docs/bf16.md")
+            display.say(f"bf16 ({why}): an output below 1/512 of its layer's is lost")
         tracked = tracker(pack.config.tracker, display.say)
         failures: dict[Path, str] = {}
         waiting = folds(pack)

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from study.theory.log_gaps import Floats
 
+BF16_REMEDY = "model = study.integrations.peft.round_once(model)"
+"""What keeps the adapter's output in bf16, in PEFT."""
 MANTISSA = 7  # bits of bf16 after the leading one
 _erf = np.vectorize(math.erf, otypes=[float])
 EDGES = np.arange(-27.0, 5.0)

@@ -30,7 +30,7 @@ RULES: dict[str, Rule] = {
     "power": Rule("power", None, "the family that the rules before it belong to"),
     "crossover": Rule(
         "crossover",
-        source="derived here: docs/one-constant.md",
+        source="derived here, from the size of a step: M = γ√(r(r + c))",
         over_alpha=lambda rank, c: (rank * (rank + c)) ** -0.5,
         formula="γ = α/√(r(r + {:g}))",
     ),

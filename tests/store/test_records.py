@@ -73,7 +73,7 @@ ODD = {
     "config.seed": 0.5,
     "adapted_share": "x",
     "expects": {"what": "slope"},
-    "git": "0123",
+    "git": {"commit": None},
     "not_adapted": 5,
     "rows": [1],
     "started": None,
