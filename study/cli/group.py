@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from study import __version__, load_plugins
 from study.errors import MOST_CHARACTERS, StudyError, given, printable
@@ -173,6 +169,11 @@ def print_sentences(sentences: Iterable[str]) -> None:
 
 def print_texts(title: str, rows: "pd.DataFrame", caption: str = "", by: str = "") -> None:
     """Print a frame of texts; with ``by``, the rows of each of its values below it."""
+    from rich import box  # a fifth of the start of a command that prints lines
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(
         title=title,
         caption=Text(caption, style="table.caption") if caption else None,

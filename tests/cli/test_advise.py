@@ -152,15 +152,26 @@ def test_intervals_hold_in_our_studies_and_in_those_of_others():
     assert ours > theirs
 
 
-@pytest.mark.parametrize("config", [[], [str(EXAMPLES / "axolotl.yml")]])
-def test_advice_loads_no_plots_no_hydra_and_no_views(config):
+HEAVY = {"torch", "matplotlib", "hydra", "study.dashboard", "study.figures", "study.report"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "others"),
+    [
+        (["advise", "--rank", "64"], "Sure?", {"pyarrow", "pandas", "pydantic", "rich"}),
+        (["advise", str(EXAMPLES / "axolotl.yml"), "--rank", "64"], "Sure?", {"rich"}),
+        (["--help"], "serve-check", {"pyarrow", "pandas", "pydantic", "rich", "numpy"}),
+        (["advise", "--help"], "--symptom", {"pyarrow", "pandas", "pydantic", "rich"}),
+    ],
+    ids=["options", "file", "help", "help of advise"],
+)
+def test_advice_and_help_load_no_plots_no_hydra_and_no_views(words, says, others):
+    """Importers read rows of data, so a file loads pyarrow too."""
     code = "import sys; from study.cli import main; main(); print(*sys.modules, file=sys.stderr)"
-    words = [sys.executable, "-c", code, "advise", *config, "--rank", "64"]
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Sure?" in ran.stdout
-    heavy = set() if config else {"pyarrow"}  # the importers read rows of data
-    heavy |= {"torch", "matplotlib", "hydra", "study.dashboard", "study.figures", "study.report"}
-    assert heavy & {*ran.stderr.split()} == set()
+    line = [sys.executable, "-c", code, *words]
+    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert says in ran.stdout
+    assert (HEAVY | others) & {*ran.stderr.split()} == set()
 
 
 def test_a_rate_moves_by_the_law_and_is_pasted(advise):
