@@ -3,6 +3,7 @@
 A plane joins the studies that vary alpha with those of the same settings that vary the rule.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -165,18 +166,32 @@ def full_rate(steps: str = "256") -> str:
     return interval_text(*(1e4 * ends), 1) + "e-4"
 
 
+def _beside_full(steps: int) -> Iterator[tuple[float, pd.DataFrame]]:
+    """By alpha, LoRA's best rates and lowest losses at rank 256 beside those of full fine-tuning.
+    A row per seed."""
+    full, own = _full(steps), lowest("small", steps).dropna(subset="loss")
+    own = own[(own["rank"] == 256) & own["alpha"].isin([16, 64, 256, 1024])]
+    for alpha, each in own.groupby("alpha"):
+        both = each.set_index("seed").join(full, rsuffix="_full", how="inner")
+        if len(both) > 1:
+            yield float(str(alpha)), both
+
+
+def _ratio(both: pd.DataFrame) -> str:
+    return interval_text(*np.exp(mean_interval(np.log(both["lr"] / both["lr_full"]))), 1)
+
+
+def full_ratio(alpha: str, steps: str = "256") -> str:
+    """LoRA's best rate over that of full fine-tuning, at rank 256 of the small model."""
+    return _ratio(dict(_beside_full(int(steps)))[float(alpha)])
+
+
 def over_full(steps: str = "256") -> str:
     """A row per alpha at rank 256: LoRA's best rate over that of full fine-tuning, and its lowest
     loss less that of full fine-tuning, by seed."""
-    full, rows = _full(int(steps)), []
-    own = lowest("small", int(steps)).dropna(subset="loss")
-    own = own[(own["rank"] == 256) & own["alpha"].isin([16, 64, 256, 1024])]
-    for (rank, alpha), each in own.groupby(["rank", "alpha"]):
-        both = each.set_index("seed").join(full, rsuffix="_full", how="inner")
-        if len(both) < 2:
-            continue
-        ratio = np.exp(mean_interval(np.log(both["lr"] / both["lr_full"])))
-        row = {"α": f"{alpha:g}", "rank": f"{rank:g}", "rate / rate": interval_text(*ratio, 1)}
+    rows = []
+    for alpha, both in _beside_full(int(steps)):
+        row = {"α": f"{alpha:g}", "rank": "256", "rate / rate": _ratio(both)}
         row["loss less that of full fine-tuning"] = mean_text(both["loss"] - both["loss_full"], 4)
         rows.append(row | {"seeds": str(len(both))})
     return table_of(rows)
