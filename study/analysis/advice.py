@@ -247,7 +247,8 @@ class Answer:
 
     - ``run``: as it is; ``advice``: as it should be. Its ``lr`` is None if no rate is known;
     - ``rate``: the strongest evidence. Its interval holds the best rate with 90 %;
-    - ``keeps``: whether ``advice`` has the rate of its file, which lies in the interval;
+    - ``keeps``: whether ``advice`` has the rate of its file. It lies in the interval, and the law
+      would not warn of it;
     - ``law``: the law's rate for the run as it is, if the rate of the run is far off;
     - ``collapse``: a published run of this rule that collapsed at such a rate;
     - ``alpha``: what the alpha of the run costs, if another one is advised;
@@ -278,18 +279,24 @@ def answer(
     alpha: dict[str, Any] | None = None,
     is_free: bool = True,
     is_bf16: bool = False,
+    is_covered: bool = True,
 ) -> Answer:
     """The answer for ``new``, from a run ``old``. ``new.lr``: the rate of the file that is changed.
     ``own``: as for :func:`advise`. ``alpha``: of :func:`with_best_alpha`. ``is_free``: whether
     nobody has chosen the alpha of ``new``. ``is_bf16``: whether outputs are rounded to bf16.
+    ``is_covered``: whether the law was fitted to such runs. Of DPO, whose rates are lower, it knows
+    ratios at most.
     """
-    law = far_off(old) if own is None else None
+    law = far_off(old) if own is None and is_covered else None
     evidence = [each for each in advise(old, new, own) if law is None or each.rests != "run"]
-    rate = _with_interval(evidence[0], new) if evidence else None
+    rate = evidence[0] if evidence else None
+    if rate and is_covered:
+        rate = _with_interval(rate, new)
     lr = rate.rate.value if rate and not rate.is_relative else None
     keeps = False
     if rate and new.lr and law is None and rate.rests != "studies" and not rate.is_relative:
-        keeps = rate.rate.low <= new.lr <= rate.rate.high
+        would_warn = is_covered and far_off(new) is not None
+        keeps = rate.rate.low <= new.lr <= rate.rate.high and not would_warn
     advice = replace(new, lr=new.lr if keeps else lr and rounded(lr))
     lost = lost_at_end(advice) if is_bf16 else 0.0
     is_open = is_free and alpha is None and _has_low_alpha(new)

@@ -17,6 +17,7 @@ from study.cli.given import (
     SYMPTOMS,
     Given,
     about_run,
+    label_of,
     pasted,
     rate_text,
     read_run,
@@ -195,8 +196,8 @@ def gain_line(found: Answer) -> str:
         return "not known for this rule, alpha and these ranks"
     low, high = row["ranks"]
     gap = span(Span(*row["gap"]), lambda value: f"{value:.3f}")
-    runs = f"{row['rule']}, alpha {row['alpha']:g}, {row['steps']} steps, each at its best rate"
-    where = f"{model_label(row['model'])}, {runs}"
+    run = f"{label_of(row['rule'])}, alpha {row['alpha']:g}, {row['steps']} steps"
+    where = f"{model_label(row['model'])}, {run}, each at its best rate"
     return f"loss of rank {high} less that of {low}: {gap} {unit_of(row['model'])} ({where})"
 
 
@@ -213,7 +214,8 @@ def sure_line(found: Answer, given: Given, has_steps: bool) -> str:
         said.append(f"your model is {times} times larger than the largest of them")
     assumed = [*given.assumed]
     if not has_steps:
-        epochs = f"your file has {new.epochs:g} epochs: give --steps" if new.epochs else "--steps"
+        word = "epoch" if new.epochs == 1 else "epochs"
+        epochs = f"your file has {new.epochs:g} {word}: give --steps" if new.epochs else "--steps"
         assumed.append(f"{new.steps or USUAL_STEPS:.0f} steps ({epochs})")
     if not new.size:
         assumed.append(f"{USUAL_SIZE / 1e9:.0f} billion weights (--model)")
@@ -403,7 +405,9 @@ def answered(
     old, new = advice.in_steps(given.run, new)
     has_steps = bool(known_steps and new.steps)
     own = own_rates(options["studies"])
-    found = advice.answer(old, new, own, alpha=row, is_free=is_free, is_bf16=into.is_bf16)
+    is_covered = not (given.untrainable or into.untrainable)
+    about = {"is_free": is_free, "is_bf16": into.is_bf16, "is_covered": is_covered}
+    found = advice.answer(old, new, own, alpha=row, **about)
     new, words = found.advice, rate_words(found.rate)
     check = None
     if own is None and not into.untrainable:

@@ -533,7 +533,7 @@ def test_a_rate_inside_the_interval_is_kept(advise, tmp_path):
 def test_the_gain_is_that_of_the_own_rule(advise, axolotl):
     ruled = {"lora_alpha": 4, "peft_use_rslora": True, "base_model": "SmolLM2-135M"}
     own = advise(axolotl("a.yml", lora_r=4, max_steps=256, **ruled), "--rank", "256").gain
-    assert "rslora" in own
+    assert "rsLoRA" in own
     assert "not known" in advise(axolotl("b.yml", lora_alpha=4096), "--rank", "2000").gain
 
 
