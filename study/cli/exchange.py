@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from study.cli.group import PATH, STUDY_DIR, cli, print_sentences, print_texts, say
+from study.cli.group import PATH, STUDY_DIR, cli, say
+from study.cli.texts import print_sentences, print_texts
 from study.integrations.configs import read_file
 from study.integrations.configs.writing import write
 

@@ -2,28 +2,22 @@
 
 import inspect
 import json
-import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from study import __version__, load_plugins
-from study.errors import MOST_CHARACTERS, StudyError, given, printable
+from study.errors import StudyError, given, printable
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-WIDTH = 100
-"""The most columns of a line of text."""
 PATH = click.Path(path_type=Path)
+"""The type of an argument that names a file or a folder."""
 STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
-
+"""The argument that names a study."""
 
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Decide": {
@@ -60,9 +54,12 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Every command with its module, which is imported when it runs, and its first line of help."""
 COMMANDS = {name: row for rows in GROUPS.values() for name, row in rows.items()}
+"""The commands of all groups."""
 
 
 class Commands(click.Group):
+    """The group ``study``: it imports the module of a command when that is asked for."""
+
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         super().add_command(cmd, name)
         cmd.help = f"{COMMANDS[cmd.name or ''][1]}\n\n{inspect.cleandoc(cmd.help or '')}"
@@ -158,40 +155,6 @@ def say(line: str) -> None:
     context = click.get_current_context(silent=True)
     if context is None or not context.meta.get(QUIET):
         click.echo(line, err=True)
-
-
-def print_sentences(sentences: Iterable[str]) -> None:
-    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
-    for sentence in sentences:
-        line = printable(sentence, MOST_CHARACTERS)
-        click.echo(textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  "))
-
-
-def print_texts(title: str, rows: "pd.DataFrame", caption: str = "", by: str = "") -> None:
-    """Print a frame of texts; with ``by``, the rows of each of its values below it."""
-    from rich import box  # a fifth of the start of a command that prints lines
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=title,
-        caption=Text(caption, style="table.caption") if caption else None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,  # the box leaves a blank between columns
-        pad_edge=False,
-    )
-    names = [str(name) for name in rows if name != by]
-    for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place else "left", overflow="fold")
-    for part in [own for _, own in rows.groupby(by, sort=False)] if by else [rows]:
-        if by:
-            table.add_section()
-            table.add_row(Text(printable(str(part[by].iloc[0])), style="bold"))
-        for row in part[names].itertuples(index=False):
-            table.add_row(*(Text(printable(str(text))) for text in row))
-    Console().print(table)
 
 
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}

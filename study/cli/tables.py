@@ -21,12 +21,11 @@ from study.cli.group import (
     PATH,
     STUDY_DIR,
     cli,
-    print_sentences,
     print_tables,
-    print_texts,
     say,
     tables_as,
 )
+from study.cli.texts import print_sentences, print_texts
 from study.config.expectations import check_entries, read_entries, read_entry
 from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, command_line, count_noun, printable, unknown

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 import study
-from study.cli.group import print_tables, print_texts
+from study.cli.group import print_tables
+from study.cli.texts import print_texts
 
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 CURVE = "optimizer scaling exponent_p crossover"
