@@ -247,8 +247,7 @@ class Answer:
 
     - ``run``: as it is; ``advice``: as it should be. Its ``lr`` is None if no rate is known;
     - ``rate``: the strongest evidence. Its interval holds the best rate with 90 %;
-    - ``keeps``: whether ``advice`` has the rate of its file. It lies in the interval, and the law
-      would not warn of it;
+    - ``keeps``: whether ``advice`` has the rate of its file, which lies in the interval;
     - ``law``: the law's rate for the run as it is, if the rate of the run is far off;
     - ``collapse``: a published run of this rule that collapsed at such a rate;
     - ``alpha``: what the alpha of the run costs, if another one is advised;
@@ -295,8 +294,7 @@ def answer(
     lr = rate.rate.value if rate and not rate.is_relative else None
     keeps = False
     if rate and new.lr and law is None and rate.rests != "studies" and not rate.is_relative:
-        would_warn = is_covered and far_off(new) is not None
-        keeps = rate.rate.low <= new.lr <= rate.rate.high and not would_warn
+        keeps = rate.rate.low <= new.lr <= rate.rate.high
     advice = replace(new, lr=new.lr if keeps else lr and rounded(lr))
     lost = lost_at_end(advice) if is_bf16 else 0.0
     is_open = is_free and alpha is None and _has_low_alpha(new)
