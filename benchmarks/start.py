@@ -13,6 +13,7 @@ from statistics import median
 import click
 
 STUDY = "results/reference/quick"
+"""The archive that the commands read."""
 BARE = {
     "numpy, click": ["-c", "import numpy, click"],
     "numpy": ["-c", "import numpy"],

@@ -54,6 +54,8 @@ BF16_MATTERS = 0.1
 
 @dataclass(frozen=True)
 class Span:
+    """A number and the ends of its interval, which equal it if none is known."""
+
     value: float
     low: float
     high: float
@@ -74,6 +76,7 @@ def number(value: float) -> str:
 
 @cache
 def committed() -> dict[str, Any]:
+    """What ``advice.json`` holds."""
     return dict(json.loads((files("study.analysis") / "advice.json").read_text()))
 
 

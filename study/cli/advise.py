@@ -99,7 +99,7 @@ def difference_lines(old: Setting, new: Setting) -> Iterator[str]:
 
     def words(name: str) -> str:
         ends = (getattr(run, name) or "unknown" for run in (same, new))
-        under = f" under {new.rule}" if name == "alpha" and old.rule != new.rule else ""
+        under = f" under {label_of(new.rule)}" if name == "alpha" and old.rule != new.rule else ""
         texts = (x if isinstance(x, str) else f"{x:.4g}" for x in ends)
         return f"{name}{under} " + " to ".join(texts)
 
@@ -133,10 +133,11 @@ def warnings(found: Answer) -> Iterator[str]:
     ends = f"90 %: {rate(law.low)} to {rate(law.high)}"
     yield f"learning rate {rate_text(run.lr)} is {times}, {rate(law.value)} ({ends})"
     if known := found.collapse:
-        what = f"{known['model']}, {known['rule']}, rank {known['rank']}, alpha {known['alpha']}"
-        length = f"{known['steps']} steps of {known['batch']} at {rate_text(known['lr'])}"
+        what = f"{known['model']}, {label_of(known['rule'])}, rank {known['rank']}"
+        length = f"alpha {known['alpha']}, {known['steps']} steps of {known['batch']}"
         losses = f"held-out loss {known['loss']:.2f}, base {known['base']:.2f}"
-        yield f"a published run collapsed: {what}, {length}: {losses}"
+        at = rate_text(known["lr"])
+        yield f"a published run collapsed: {what}, {length} at {at}: {losses}"
 
 
 def rate_comment(found: Answer) -> str:
@@ -149,6 +150,7 @@ def rate_comment(found: Answer) -> str:
 
 
 def unit_of(model: str) -> str:
+    """The unit of losses of a model. The small one reads bytes."""
     return "nats a byte" if model == "small" else "nats a token"
 
 

@@ -86,10 +86,12 @@ def check_place(study_dir: Path) -> None:
 
 
 def has_cells(study_dir: Path) -> bool:
+    """Whether a study has a record, readable or not."""
     return any(map(read_record, cell_folders(study_dir)))
 
 
 def look_ahead(study_dir: Path) -> tuple[int, float | None]:
+    """The number of cells that live sweeps have not begun, and the seconds left if known."""
     waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
     times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
     return len(waiting), max((t for t in times if t is not None), default=None)

@@ -21,6 +21,7 @@ LOOKS = (
     "With a configuration, a cell or a study, this looks at the rate against the best one, gamma, "
     "and bf16; after training also at layers that do not move, eps against gradients, and clipping."
 )
+"""Of a question without a run."""
 UNSEEN = (
     "A file does not show: labels that are shifted or cover the padding, masks of packed rows, "
     "rows of data that are empty or far too long, a base whose own loss is not finite.",
@@ -30,9 +31,11 @@ UNSEEN = (
 """Of a run that diverged."""
 DIVERGED = "diverged"
 SMALL = ("no-learning", "nothing-changes")
-LARGE = (DIVERGED, "grad-norm")
+"""The symptoms of steps that are too small."""
 NEAR_EPS = 100.0
+"""Gradients below this many times eps count as near it."""
 FP16 = ("fp16", "float16", "training.fp16")
+"""The keys of tools that ask for fp16."""
 Cause = tuple[float, str, str, tuple[str, ...]]
 """A weight by how much something is off, what a run shows, the change, and the symptoms."""
 
@@ -126,4 +129,8 @@ def causes_in(path: Path, options: Mapping[str, Any]) -> tuple[str, list[Cause]]
     given = read_run(path, options)
     same = replace(given.run, lr=None)
     law = next((one.rate for one in advice.advise(same, same) if not one.is_relative), None)
-    return f"{given.origin}: {about_run(given.run)}", list(causes(given, law, tables))
+    about = f"{given.origin}: {about_run(given.run)}"
+    if law and given.run.lr and law.low <= given.run.lr <= law.high:
+        ends = f"{rate_text(rounded(law.low))} to {rate_text(rounded(law.high))}"
+        about += f", which is usual (90 %: {ends})"
+    return about, list(causes(given, law, tables))

@@ -73,6 +73,7 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 
 
 def reads_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator of a command that reads a configuration: its file and its options."""
     folder: dict[str, Any] = {"default": Path("conf"), "show_default": True, "metavar": "FOLDER"}
     base = "The model to train: a folder or a hub name.  [default: the file's]"
     name = "Name of the experiment.  [default: that of the entry or the file]"
@@ -106,6 +107,7 @@ def import_config(**options: Any) -> None:
 @click.option("--seeds", default="", help="Seeds, such as 0,1,2.  [default: the file's seed]")
 @reads_config
 def sweep_from(ranks: str, rules: str, seeds: str, **options: Any) -> None:
+    """Writes it as an experiment with these ranks and rules, and prints the command."""
     lists = {"adapter.scaling": _list(rules), "adapter.rank": _list(ranks), "seed": _list(seeds)}
     _import_config({key: values for key, values in lists.items() if values}, **options)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from study.integrations.configs.tools import Tool
 
 USUAL_ALPHA, CROSSOVER, MOST_POWER = 16.0, 40.0, 8
+"""The alpha and the crossover of a run that has none; the highest power of a rule."""
 USUAL_HELDOUT = 64
 """Rows, as in ``conf/data/file.yaml``."""
 CHECK = "check"
@@ -65,10 +66,12 @@ class Given:
 
     @property
     def is_cell(self) -> bool:
+        """Whether it is a cell of a study."""
         return self.origin.startswith("cell")
 
     @property
     def is_bf16(self) -> bool:
+        """Whether outputs are rounded to bf16."""
         return "precision=bf16" in self.words
 
 

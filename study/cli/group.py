@@ -61,13 +61,16 @@ class Commands(click.Group):
     """The group ``study``: it imports the module of a command when that is asked for."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command. Its help begins with its line in :data:`GROUPS`."""
         super().add_command(cmd, name)
         cmd.help = f"{COMMANDS[cmd.name or ''][1]}\n\n{inspect.cleandoc(cmd.help or '')}"
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name. Raises :class:`StudyError` if there is none."""
         if cmd_name in COMMANDS:
             import_module(f"study.cli.{COMMANDS[cmd_name][0]}")
         elif not ctx.resilient_parsing:  # as it is during completion
@@ -77,6 +80,7 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands of the help, by group."""
         for title, rows in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, about) for name, (_, about) in rows.items()], 14)
@@ -112,7 +116,8 @@ def cli(plugin: tuple[str, ...]) -> None:
     """
 
 
-QUIET = "study.quiet"  # a key of click.Context.meta
+QUIET = "study.quiet"
+"""The key of ``click.Context.meta`` for ``-q``."""
 
 
 def tables_as(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ STEP, MOST_STEPS_AWAY = 2.0, 3
 """Its rates lie a factor of 2 apart, over the interval of the advised one and at most 8 times away
 from it."""
 UNKNOWN_RATE, AWAY_IF_UNKNOWN = 1e-2, 5
+"""The middle of the rates if none is known, and the factors of 2 on each side."""
 HIGHEST_RATE = 0.02
 """Of a check under Adam. Recipes for pretrained models have far lower ones."""
 NOT_TAKEN = [
@@ -37,7 +38,8 @@ NOT_TAKEN = [
 
 @dataclass(frozen=True)
 class Check:
-    """``command``: what measures the best rates. ``lacks``: what it leaves out of the run."""
+    """``command``: what measures the best rates, in so many ``runs``. ``lacks``: what it leaves out
+    of the run. ``then``: the command that reads what it measured."""
 
     runs: int
     steps: int
@@ -48,13 +50,14 @@ class Check:
     def script(self, name: str) -> str:
         """The file of ``--check``. ``name``: of the file."""
         lacks = [f"# It leaves out your {self.lacks}."] if self.lacks else []
+        steps = ", with the number of your steps for STEPS" if "STEPS" in self.then else ""
         lines = [
             "#!/bin/sh",
             f"# {self.runs} runs of {self.steps} steps, to measure the best learning rate.",
             f"# Time and memory, before anything is trained: sh {name} --plan",
             *lacks,
             f'{self.command} "$@"',
-            f"# Then: {self.then}",
+            f"# Then{steps}: {self.then}",
         ]
         return "\n".join(lines) + "\n"
 

@@ -122,6 +122,7 @@ def distances(study_dir: Path) -> None:
     "--formats", default="png,pdf", show_default=True, help="File formats: png, pdf and svg."
 )
 def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: str) -> None:
+    """Prints the path of each file, and a line for each figure that lacks data."""
     kinds = formats.split(",")
     for kind in kinds:
         if kind not in FORMATS:

@@ -19,6 +19,7 @@ RESULTS = Path("results")
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
+    """ARGUMENTS are keys and values of the configuration, and options of Hydra."""
     plugins = click.get_current_context().find_root().params["plugin"]
     line = [*(f"--plugin={name}" for name in plugins), "train", *arguments]
     with signals.listen(line):  # before the imports, which take a second
@@ -72,6 +73,7 @@ def list_studies(folder: Path, output: str | None) -> None:
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
+    """ARGUMENTS are suites and options: study bench --help."""
     # In a wheel the benchmarks are a subpackage; in a clone, they are a package.
     package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
     suites = import_module(f"{package}.commands").suites

@@ -65,6 +65,7 @@ SHA256 = "sha256"
 Plain = str | bool | int | float | None
 """A value of JSON without parts."""
 Value = Plain | list[Plain]
+"""A value of a configuration."""
 
 
 class _Part(BaseModel):
@@ -271,6 +272,7 @@ ABOUT = b"study"
 """The key of the metadata of ``cells.parquet`` with the ``bytes``, ``sha256`` and ``rows`` of every
 table. Its own ``sha256`` is that of the file with :data:`BLANK` in its place."""
 BLANK = "0" * 64
+"""What stands for the hash of ``cells.parquet`` while it is computed."""
 
 
 def archive_of(study_dir: Path) -> Archive:

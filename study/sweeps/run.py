@@ -42,6 +42,7 @@ class Worker(contextlib.ExitStack):
         return self._device
 
     def base(self, cell: Cell, device: torch.device) -> FrozenBase:
+        """The base of a cell on a device. Raises :class:`StudyError` if its weights changed."""
         config, planned = cell.config, cell.card.fingerprint
         wanted = repr((planned, config.model, device, config.precision))
         if self._base is None or self._base[0] != wanted:

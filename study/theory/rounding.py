@@ -12,7 +12,8 @@ from study.theory.log_gaps import Floats
 
 BF16_REMEDY = "model = study.integrations.peft.round_once(model)"
 """What keeps the adapter's output in bf16, in PEFT."""
-MANTISSA = 7  # bits of bf16 after the leading one
+MANTISSA = 7
+"""Bits of bf16 after the leading one."""
 _erf = np.vectorize(math.erf, otypes=[float])
 EDGES = np.arange(-27.0, 5.0)
 """Powers of two, relative to the rms of y. Outside of them lies 1e-8 of the probability."""

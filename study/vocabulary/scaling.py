@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     ),
     "full": Rule("full fine-tuning", over_alpha=lambda rank, c: 1.0),
 }
+"""Every rule by the value of ``adapter.scaling``."""
 
 POWER = "power"
 """The rule whose exponent the user gives."""

@@ -329,6 +329,7 @@ def test_a_mistake_is_named(study_cli, peft, options, words):
     [
         ("no-learning", {"learning_rate": 1e-6}, "1. learning rate 1e-06 is 0.0"),
         ("diverged", {"learning_rate": 0.1}, "1. learning rate 0.1 is "),
+        ("diverged", {"learning_rate": 2e-3}, "learning rate 2.0e-03, which is usual (90 %: "),
         ("grad-norm", {"lora_r": 64, "lora_alpha": 128}, "gamma is 2 (alpha = 2r), 8 times"),
         ("nothing-changes", {"bf16": True, "learning_rate": 1e-6}, "bf16 loses part of the"),
         ("nothing-changes", {"learning_rate": 1.5e-3}, "It shows no known cause of this."),
