@@ -29,11 +29,11 @@ def test_the_law_is_nearer_than_the_same_rate_or_keeps_it(start):
 
 
 def test_every_table_of_a_test_has_the_error_of_the_same_rate():
-    for page, block in [("law-checked.md", "law-blind"), ("choose.md", "law-test")]:
+    for page, block in [("law.md", "law-blind"), ("choose.md", "law-test")]:
         assert any(row["keep the rate"] for row in rows_of(page, f"<!-- numbers: {block} -->"))
     followed = rows_of("choose.md", "<!-- numbers: followed -->")
     assert all(float(row["keep the rate / best"]) > 0 for row in followed)
-    by_study = {row["study"]: row for row in rows_of("law-checked.md", "law-residuals -->")}
+    by_study = {row["study"]: row for row in rows_of("law.md", "law-residuals -->")}
     for study in ("horizons_small", "horizons"):
         row = by_study[study]
         assert float(row["steps: median error"]) > float(row["steps: keep the rate"])
