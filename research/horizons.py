@@ -1,5 +1,5 @@
 """Best learning rates by rank, rule and steps: numbers and tables of many pages, and the figures of
-README and docs/one-constant.md."""
+README and docs/best-rates.md."""
 
 from collections.abc import Callable, Collection
 from itertools import combinations

@@ -1,10 +1,12 @@
-"""The recipes of docs/extending*.md: each adds one thing, and a study with all of them runs."""
+"""docs/extending.md: its parts run alone, and a study with all of its recipes runs."""
 
 import json
 import math
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,13 +16,20 @@ from tests.figures.conftest import rows
 from tests.forked import Forked
 
 ROOT = Path(__file__).parents[1]
-PAGES = "extending", "extending-measures", "extending-views"
-TEXT = "\n".join((ROOT / f"docs/{page}.md").read_text() for page in PAGES)
+TEXT = (ROOT / "docs/extending.md").read_text()
+ALONE = "Parts that stand alone"
+"""The heading of the parts that need little of the package."""
+APPLICATION = {"hydra", "omegaconf", "matplotlib", "study.report", "study.sweeps"}
+UNUSED = {
+    "NormProbe": APPLICATION | {"study.analysis", "study.training"},
+    "stable_exponent": APPLICATION | {"torch", "transformers"},
+}
+"""For each block of :data:`ALONE`, by a name in it: modules that it must not load."""
 RECIPES = {
+    "A statistic": "probes.stats=[all,kurtosis]",
     "An optimizer": "optimizer=signum",
     "An init": "adapter.init=wide",
     "A scaling rule": "adapter.scaling=rslora,cbrt,bent",
-    "A statistic": "probes.stats=[all,kurtosis]",
     "A data set": "data=sums",
     "A figure": "name=recipes",
     "A tracker": "tracker=json",
@@ -105,7 +114,21 @@ def report(folder):
 
 
 def test_every_recipe_of_the_page_is_tested():
-    assert re.findall(r"^## (.+)$", TEXT, re.MULTILINE) == list(RECIPES)
+    assert re.findall(r"^## (.+)$", TEXT, re.MULTILINE) == [ALONE, *RECIPES]
+
+
+@pytest.mark.parametrize("part", UNUSED)
+def test_a_part_runs_without_the_rest_of_the_package(part, tmp_path):
+    """In a new process: one that is forked has imported torch already."""
+    section = TEXT.partition(f"## {ALONE}\n")[2].partition("\n## ")[0]
+    [code] = [one for one in re.findall(r"```python\n(.*?)```", section, re.DOTALL) if part in one]
+    code += "\nimport sys\nprint(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "study" in loaded
+    assert loaded & UNUSED[part] == set()
 
 
 def test_an_optimizer(tables, report):

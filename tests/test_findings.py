@@ -69,11 +69,11 @@ def test_a_condition_that_was_not_met_is_no_difference():
 
 
 def test_an_expectation_is_tested_more_strictly_than_by_its_interval():
-    """As docs/intervals.md says: an interval inside the tolerance may be unclear."""
+    """As docs/measured.md says: an interval inside the tolerance may be unclear."""
     rows = findings.matching("learning_rate_rho_tiny", {"predicted": -0.44, "tolerance": 0.12})
     inside = [row for row in rows if row.low > -0.56 and row.high < -0.32]
     assert "unclear" in {row.verdict for row in inside}
-    text = (ROOT / "docs/intervals.md").read_text().partition("## Expectations")[2]
+    text = (ROOT / "docs/measured.md").read_text().partition("## Expectations")[2]
     assert "Holm" in text.partition("\n\n**")[0].partition("The **primary")[0]
 
 
@@ -122,7 +122,7 @@ def test_rows_name_studies_and_figures_that_exist():
 
 
 def test_a_gap_is_at_the_rates_of_the_lowest_mean_over_seeds():
-    """The best rate of each seed would be the best by chance (docs/intervals.md)."""
+    """The best rate of each seed would be the best by chance (docs/measured.md)."""
     tables = load_measured(RESULTS / "longer_training")
     ends = tables.metrics.query("step == 2048").set_index("cell_id")["eval_loss"]
     cells = tables.cells.query("scaling == 'lora' and steps == 2048")

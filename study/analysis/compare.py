@@ -1,5 +1,5 @@
 """Studies side by side: the settings that differ, and the differences of exponents and losses.
-docs/intervals.md says which curves match, and defines the intervals.
+docs/measured.md says which curves match, and defines the intervals.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,5 @@
 """Expectations compared with measurements: each with a verdict by equivalence, and all at once in a
-primary test. docs/intervals.md has the tests.
+primary test. docs/measured.md has the tests.
 
 An expectation (:mod:`study.config.expectations`) has a row for every curve that it matches. A
 factor is compared as its logarithm. The interval of a p* from several rules need not be symmetric;

@@ -2,7 +2,7 @@
 
 Everything is closed form over whole arrays. Letters: ``G`` groups (a curve at one step on one
 batch), ``S`` seeds, ``R`` ranks, ``C`` columns (layers and poolings of layers). NaN is a missing
-point. docs/intervals.md explains the sample unit, and how missing cells are fitted.
+point. docs/measured.md explains the sample unit, and how missing cells are fitted.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 def complete(y_GSRC: Floats, x_R: Floats) -> tuple[Floats, Mask]:
-    """``y`` with its missing cells fitted (docs/intervals.md), and which cells are measured and
+    """``y`` with its missing cells fitted (docs/measured.md), and which cells are measured and
     count."""
     there_GSRC = np.isfinite(y_GSRC)
     ranks_GSC = there_GSRC.sum(axis=2)

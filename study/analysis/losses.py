@@ -1,7 +1,7 @@
 """Final held-out losses and scores: does rank help, or only the step size?
 
 A run that diverged or got stuck has a loss of NaN: it bounds the learning rates that work.
-Unfinished cells have no row. docs/intervals.md has the three comparisons ``fixed``, ``best`` and
+Unfinished cells have no row. docs/measured.md has the three comparisons ``fixed``, ``best`` and
 ``matched``, and the question that truncations answer. At step 0 an adapter adds nothing under any
 init, so perplexity and exact match of step 0 are the base model's.
 """

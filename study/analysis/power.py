@@ -1,4 +1,4 @@
-"""How many seeds an experiment needs, from a pilot of at least three (docs/intervals.md).
+"""How many seeds an experiment needs, from a pilot of at least three (docs/measured.md).
 
 The pilot gives the standard deviation over seeds of each expectation. With n seeds, the verdict is
 decided if the 95 % interval lies within the tolerance, or outside. A tolerance is *hopeless* if

@@ -1,7 +1,7 @@
 """Does the best learning rate transfer across ranks? Its exponent with rank, and theory's.
 
 The prediction is in :mod:`study.analysis.rate_theory`. Learning rates come in a grid, which causes
-an error that all seeds share; docs/intervals.md derives its size. The best alpha at a fixed
+an error that all seeds share; docs/measured.md derives its size. The best alpha at a fixed
 learning rate is found in the same way, with alpha and the learning rate exchanged.
 
 **Horizons.** At a constant rate, the first h steps of a run are a run of h steps. So every held-out
@@ -68,7 +68,7 @@ class Bottom(NamedTuple):
     """The learning rate of lowest loss, the lowest loss of those tried, and the rate's ``edge``.
 
     - ``step``: the mean of the steps in log lr to the neighbouring rates, NaN at an edge;
-    - ``skew``: ``k`` of docs/intervals.md; NaN if unknown, infinite if the rate is one of the grid;
+    - ``skew``: ``k`` of docs/measured.md; NaN if unknown, infinite if the rate is one of the grid;
     - ``curvature``: the coefficient of the parabola's square, nats per (log lr)^2; NaN without one.
     """
 

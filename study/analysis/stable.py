@@ -1,4 +1,4 @@
-"""p*: the exponent of gamma at which a quantity does not change with rank (docs/intervals.md).
+"""p*: the exponent of gamma at which a quantity does not change with rank (docs/measured.md).
 
 Two estimates come from the same measurement:
 

@@ -1,7 +1,7 @@
 """Verdicts: does a quantity keep its size as the rank grows, and if not, how much does it change?
 
 The margin is a factor of 1.5 from the lowest to the highest rank in every study. In units of the
-slope, ``margin = ln(1.5) / ln(rank_max / rank_min)``. docs/intervals.md has the tests, the groups
+slope, ``margin = ln(1.5) / ln(rank_max / rank_min)``. docs/measured.md has the tests, the groups
 that are tested together, and the guarantees. :func:`summary` has the rows to read first.
 """
 

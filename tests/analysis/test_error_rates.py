@@ -196,7 +196,7 @@ def false_agrees(seeds: int, count: int, **how: Any) -> float:
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_a_primary_test_is_rarely_wrong(seeds: int) -> None:
     """Twelve exponents whose errors are partly common to a seed. True lines: on theory, on the edge
-    of the tolerance, and on the rival. Skewed errors are as docs/intervals.md says."""
+    of the tolerance, and on the rival. Skewed errors are as docs/measured.md says."""
     level = np.ones(12)
     assert verdicts((THEORY, level), seeds, 0.01, 100).count("agrees") > 0.95 * 100
     assert verdicts((RIVAL, level), seeds, 0.02, 100).count("differs") > 0.95 * 100
@@ -335,7 +335,7 @@ def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> N
 
 
 def table_of_error_rates() -> str:
-    """For docs/intervals.md: ``python -m tests.analysis.test_error_rates``."""
+    """For docs/measured.md: ``python -m tests.analysis.test_error_rates``."""
     kinds = [{"draw": draw} for draw in DRAWS] + [{"missing": 0.2}]
     body = []
     for seeds in (3, 5, 8, 11, 20):

@@ -114,7 +114,7 @@ def test_every_figure_is_drawn_and_passes():
 
 
 def test_a_figure_of_the_recipe_passes_in_every_study(monkeypatch):
-    """As if it were in the package (docs/extending-views.md)."""
+    """As if it were in the package (docs/extending.md)."""
     monkeypatch.setitem(FIGURES, "seconds_vs_rank", None)
     exec(blocks("A figure")["python"], {})
     made = {kind: tiny(**about) for kind, about in STUDIES.items()}

@@ -1,4 +1,4 @@
-"""r_sign of an accumulated update (docs/many-steps.md), by simulation."""
+"""r_sign of an accumulated update (docs/best-rates.md), by simulation."""
 
 import numpy as np
 import pytest
