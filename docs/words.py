@@ -4,10 +4,6 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-USERS = {
-    "Start": ("start", "one-gpu", "peft", "axolotl-finlora"),
-}
-"""The pages of each user group."""
 NOT_PROSE = (
     r"^(`{3,}|:{3,}|~{3,}).*?^\1$",
     r"\$\$.*?\$\$",
@@ -26,13 +22,13 @@ def prose(text: str) -> str:
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-def count(page: Path) -> int:
+def words(page: Path) -> int:
     """The words of the prose of a page."""
     return sum(bool(re.search(r"\w", word)) for word in prose(page.read_text()).split())
 
 
 if __name__ == "__main__":
-    counts = {page.relative_to(DOCS): count(page) for page in sorted(DOCS.rglob("*.md"))}
-    for name, words in counts.items():
-        print(f"{words:6} {name}")
+    counts = {page.relative_to(DOCS): words(page) for page in sorted(DOCS.rglob("*.md"))}
+    for name, number in counts.items():
+        print(f"{number:6} {name}")
     print(f"{sum(counts.values()):6} in all")
