@@ -29,11 +29,12 @@ STOPPING = "study: finishing this step, then stopping; press Ctrl-C again to sto
 
 @pytest.fixture
 def begin(tmp_path):
-    """``begin("train", ..., first=code)`` starts ``study`` in ``tmp_path``, after ``code``."""
+    """``begin("train", ..., first=code, last=more)`` starts ``study`` in ``tmp_path``, after
+    ``code``. ``more`` runs if it ends with 0."""
     begun = []
 
-    def start(*arguments, first="", folder=tmp_path):
-        begun.append(Forked(f"{first}\n{STUDY}", arguments, folder, os.environ))
+    def start(*arguments, first="", last="", folder=tmp_path):
+        begun.append(Forked(f"{first}\n{STUDY}\n{last}", arguments, folder, os.environ))
         return begun[-1]
 
     yield start
@@ -209,10 +210,23 @@ def trained(said):
     return len(re.findall(r"complete in [\d.]+ s", said))
 
 
+STATES = """
+from study.store import load_cells
+cells = load_cells("results/default")
+print(*cells.loc[cells["rank"].isin({ranks}), "status"])
+"""
+
+
 def test_sweeps_that_share_cells_train_every_cell_once(begin, small, tmp_path):
-    sweeps = [begin(*small, "adapter.rank=2,3,4", "seed=0,1") for _ in range(2)]
-    sweeps.append(begin(*small, "adapter.rank=3,4,5", "seed=0,1", "pack.max_cells=1"))
-    assert [process.wait().returncode for process in sweeps] == [0, 0, 0], sweeps[0].said
+    """None ends while a cell of its own runs, in whichever process."""
+    asked = [([2, 3, 4], ()), ([2, 3, 4], ()), ([3, 4, 5], ("pack.max_cells=1",))]
+    sweeps = []
+    for ranks, more in asked:
+        words = [f"adapter.rank={','.join(map(str, ranks))}", "seed=0,1", *more]
+        sweeps.append(begin(*small, *words, last=STATES.format(ranks=ranks)))
+    ended = [process.wait() for process in sweeps]
+    assert [run.returncode for run in ended] == [0, 0, 0], sweeps[0].said
+    assert [run.stdout.split() for run in ended] == [["complete"] * 6] * 3
     assert sum(trained(process.said) for process in sweeps) == 8
     folds = Counter(record["fold"] for record in load_records(tmp_path / "results/default"))
     assert set(folds.values()) == {1}
