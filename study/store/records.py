@@ -117,6 +117,11 @@ class _Config(_recorded(CellConfig)):  # type: ignore[misc]
     expects: list[dict[str, Any]] | None = None
 
 
+class _File(_Part):
+    bytes: int
+    sha256: str
+
+
 class _Git(_Part):
     commit: str
     dirty: bool
@@ -139,10 +144,10 @@ class _Record(BaseModel):
     diverged_step: float | None = None
     stuck_step: float | None = None
     sources: dict[str, str | None] = {}
-    tables: dict[str, dict[str, Plain]] = {}
-    adapter: dict[str, dict[str, Plain]] = {}
-    files: dict[str, dict[str, Plain]] = {}
-    streams: dict[str, Any] = {}
+    tables: dict[str, _File] = {}
+    adapter: dict[str, _File] = {}
+    files: dict[str, _File] = {}
+    streams: dict[str, int] = {}
     device: str | None = None
     device_name: str | None = None
     fold: str | None = None

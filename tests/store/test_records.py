@@ -77,6 +77,7 @@ ODD = {
     "not_adapted": 5,
     "rows": [1],
     "started": None,
+    "tables.metrics": {"sha256": "00"},
     "versions": ["torch"],
 }
 """Keys of a record with values of another type."""
