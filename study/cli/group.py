@@ -23,7 +23,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Decide": {
         "advise": ("advise", "Print alpha and learning rate for a rank and a rule, with evidence."),
         "rates": ("rates", "Print how the best learning rate changes with rank."),
-        "power": ("tables", "Print how many seeds each expectation needs, from a pilot."),
+        "power": ("power", "Print how many seeds each expectation needs, from a pilot."),
     },
     "Run": {
         "train": ("training", "Train one cell, or a sweep with -m (study train --help)."),

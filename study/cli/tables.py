@@ -1,6 +1,5 @@
 """The commands that read studies or a finished adapter."""
 
-import math
 import shutil
 import sys
 from collections.abc import Iterable
@@ -14,28 +13,15 @@ from study.analysis.compare import compare as compare_studies
 from study.analysis.compare import conclusion, differing_settings, table_texts
 from study.analysis.derived import load_tables
 from study.analysis.distances import laws
-from study.analysis.grouping import seed_numbers
-from study.analysis.power import MOST_SEEDS, seeds_needed
 from study.analysis.text import Table, plain
-from study.cli.group import (
-    PATH,
-    STUDY_DIR,
-    cli,
-    print_tables,
-    say,
-    tables_as,
-)
+from study.cli.group import PATH, STUDY_DIR, cli, print_tables, say, tables_as
 from study.cli.texts import print_sentences, print_texts
-from study.config.expectations import check_entries, read_entries, read_entry
 from study.dashboard.studies import names_of
 from study.errors import MOST_CHARACTERS, StudyError, command_line, count_noun, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.exponents import differences
 from study.figures.style import FORMATS
-from study.integrations.configs import load
 from study.report import answer, answer_table, asked, plots_folder, write_report
-from study.report.expected import compared_row
-from study.report.provenance import records_of, total_seconds
 from study.report.sections import exponent_section, horizon_table, p_star_section, short
 from study.store import load_measured, write_table
 from study.store.archive import check_study, write_archive
@@ -213,57 +199,6 @@ def audit(folder: Path, base: str | None, initial: Path | None, output: str | No
     caption = "medians over layers; stable and effective rank: how many directions γBA has"
     print_texts("What the adapter adds", auditing.by_kind(rows), caption)
     print_sentences(sentences)
-
-
-@cli.command()
-@STUDY_DIR
-@click.option(
-    "--for",
-    "experiment",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The file of an experiment, whose expectations count instead of the pilot's own.",
-)
-def power(study_dir: Path, experiment: Path | None) -> None:
-    """RESULTS/NAME is a pilot of at least three seeds. A verdict has 80 % power."""
-    tables = load_tables(study_dir)
-    records = records_of(study_dir, tables)
-    stated = (read_entries(record.get("expects", [])) for record in records)
-    entries = max(stated, key=len, default=[])
-    if experiment:
-        asked = enumerate(load(experiment).get("expects") or [])
-        entries = [read_entry(entry, f"expects[{n}].") for n, entry in asked]
-        check_entries(entries)
-    found = seeds_needed(entries, tables)
-    if not found:
-        raise StudyError(f"no expectation in {study_dir} has three seeds: use --for, or train")
-    seeds = len(set(seed_numbers(tables.cells)))
-    hours = total_seconds(tables.cells, records) / 3600 / seeds
-    rows = []
-    for need in found:
-        name = "primary test"
-        if need.row:
-            row = compared_row(need.row)
-            step = f"step {row['step']}" if row["step"] else ""
-            words = row["optimizer, rule"], row["quantity"], need.row.expectation.what, step
-            name = ", ".join(filter(None, words))
-        numbers = {key: f"{getattr(need, key):.3g}" for key in ("off", "sd", "tolerance")}
-        exact = "hopeless" if math.isnan(need.if_exact) else f"{need.if_exact:.0f}"
-        cost = {"if exact": exact, "as here": f"> {MOST_SEEDS}", "hours": ""}
-        if not math.isnan(need.as_pilot):
-            cost |= {"as here": f"{need.as_pilot:.0f}", "hours": f"{need.as_pilot * hours:.2g}"}
-        rows.append({"expectation": name, **numbers, **cost})
-    print_texts("Seeds for 80 % power", pd.DataFrame(rows))
-    click.echo(
-        f"{seeds} seeds here, {hours:.2g} hours a seed. if exact: to show that an exact theory "
-        f"agrees (hopeless: > {MOST_SEEDS}); as here: to decide if the truth is as measured."
-    )
-    for need, row in zip(found, rows, strict=True):
-        if need.tolerance < need.least:  # because of the error of the grid alone
-            raise StudyError(
-                f"no number of seeds decides this plan. {row['expectation']}: all seeds share the "
-                f"error of the pilot's rates. It needs a tolerance of {need.least:.2g} and has "
-                f"{need.tolerance:g}. Use rates in finer steps, or a wider tolerance"
-            )
 
 
 @cli.command()
