@@ -96,7 +96,7 @@ def test_the_front_pages_are_short_and_each_study_has_a_page():
     assert answers.count("<!-- numbers: ran ") <= 12
     assert claims.count("\n| ") <= 21
     pages = {path.stem for path in (blocks.ROOT / "docs/evidence").glob("*.md")}
-    assert pages == {*findings.STUDIES, "claims", "index", "models", "open", "order"}
+    assert pages == {*findings.STUDIES, "index"}
 
 
 def test_every_block_is_in_a_document():
