@@ -70,6 +70,8 @@ KINDS = {
 """By :attr:`study.config.expectations.Expectation.is_identity`."""
 SECOND_MODEL = "_gemma3"
 """The end of the names of studies that repeat one of SmolLM2 on Gemma 3."""
+READING = "[How to read this table](index.md#how-to-read-the-table-of-a-study)"
+"""The line under the table of a study: one section explains the columns of all tables."""
 
 
 @cache
@@ -259,7 +261,7 @@ def study(name: str) -> str:
         about["asks"],
         bullets([*what_was_found(tables), *tests]),
         f"![{about['title']}]({plots}/{_first_figure(name)}.png)",
-        *([table_of(found.rows), found.notes] if found.rows else []),
+        *([table_of(found.rows), READING] if found.rows else []),
         text,
         f"[Caveats, all comparisons, figures and settings]({plots}/report.md)",
     ]
