@@ -10,15 +10,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.colors import to_hex
 
 from docs.site import front
-from docs.words import words
+from docs.words import USER_GROUPS, below, counts, prose
 from study.cli import cli
 from study.config.compose import CONF, parse
 from study.figures import style
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-MOST_WORDS = 1700
-"""Of a page, outside code and tables."""
+MOST_WORDS = {"a page": 1_700, "user groups": 12_000, "all pages": 40_000}
+"""Outside code, formulas and tables."""
+SYMBOL = re.compile(r"[\u0370-\u03ff]|r_sign|p\\\*")
+TEMPLATES = "findings", "index"
+"""Pages that are made of README.md and FINDINGS.md."""
 
 
 def blocks(page, language):
@@ -36,8 +39,20 @@ def commands(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_is_short(page):
-    assert words(page) <= MOST_WORDS
+def test_a_page_begins_with_the_reader(page):
+    """It says what *you* can do, and its first 60 words hold no symbol: none was named yet."""
+    if page.stem not in TEMPLATES:
+        text = re.sub(r"^# .*$", "", page.read_text(), count=1, flags=re.MULTILINE)
+        start = " ".join(prose(text).split()[:60])
+        assert re.search(r"\b[Yy]our?\b", start)
+        assert SYMBOL.findall(start) == []
+
+
+def test_pages_are_short():
+    number = counts()
+    assert {name: count for name, count in number.items() if count > MOST_WORDS["a page"]} == {}
+    assert sum(number[name] for name in below("index", USER_GROUPS)) <= MOST_WORDS["user groups"]
+    assert sum(number.values()) <= MOST_WORDS["all pages"]
 
 
 def test_the_front_has_a_picture_for_each_screen():
