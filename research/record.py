@@ -3,8 +3,8 @@
 ``research/blocks.json`` holds a line for each block: its *key* and the hash of its text. The key is
 a hash of the tables that the block reads, and of the code that writes it. A block whose key and
 text are those of the record is right, and need not be computed again.
-:func:`research.blocks.rewrite` computes all others. A text enters the record only when it has just been computed, so the record
-can't make a false number look right.
+:func:`research.blocks.rewrite` computes all others. A text enters the record only when it has just
+been computed, so the record can't make a false number look right.
 
 Comments and docstrings are in no key.
 """

@@ -1,6 +1,6 @@
 """The law of the best learning rate. ``research/law.py`` fits it, and ``study advise`` reads it:
 
-    log(lr (1 + k rho)) = level - log M,    M = gamma sqrt(r (r + c)).
+log(lr (1 + k rho)) = level - log M,    M = gamma sqrt(r (r + c)).
 """
 
 import re
