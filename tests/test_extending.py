@@ -22,7 +22,8 @@ ALONE = "Parts that stand alone"
 APPLICATION = {"hydra", "omegaconf", "matplotlib", "study.report", "study.sweeps"}
 UNUSED = {
     "NormProbe": APPLICATION | {"study.analysis", "study.training"},
-    "stable_exponent": APPLICATION | {"torch", "transformers"},
+    "stable_exponent": APPLICATION
+    | {"torch", "transformers", "pydantic", "study.store", "study.config"},
 }
 """For each block of :data:`ALONE`, by a name in it: modules that it must not load."""
 RECIPES = {

@@ -4,10 +4,12 @@ Terminal, report, dashboard and documents show the same. All numbers and verdict
 a sentence without data is left out.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,7 +62,6 @@ from study.analysis.wording import (
     settings,
 )
 from study.errors import count_noun
-from study.store import StudyTables
 from study.theory.rounding import BF16_REMEDY
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import DESCENT, FORWARD_OUT, GRADIENT_NORM, TRAIN
@@ -68,6 +69,9 @@ from study.vocabulary.scaling import RULES, rule_formula, rule_label
 from study.vocabulary.statuses import BROKEN, DONE
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import FALLS, GROWS, RISES, SHRINKS, STABLE, UNCLEAR
+
+if TYPE_CHECKING:
+    from study.store import StudyTables
 
 MOST_CURVES = 4
 """Curves with a sentence each. If there are more, each setting has a sentence on its extremes."""
@@ -511,7 +515,7 @@ def _best_rates(tables: StudyTables) -> Iterator[str]:
     yield from _more_settings(len(every) - len(transfer), " with fewer steps")
 
 
-def _place(scaling: "pd.Series[str]") -> "pd.Series[int]":
+def _place(scaling: pd.Series[str]) -> pd.Series[int]:
     """The places of rules in :data:`RULES`: LoRA first, then rsLoRA."""
     return scaling.astype(object).map(list(RULES).index)
 

@@ -6,7 +6,10 @@ loss on them, in bits. The loss is that of the last pass, whose learning rate is
 of the cosine.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,9 +26,11 @@ from study.analysis.grouping import (
     seed_numbers,
 )
 from study.analysis.losses import at_best_rates, base_losses, fans, final_losses
-from study.store import StudyTables
 from study.theory import slope
 from study.vocabulary.sources import BITS, KEY, RANDOM_STRINGS, STRING
+
+if TYPE_CHECKING:
+    from study.store import StudyTables
 
 FULL = 0.8
 """A rank whose adapters stored more of the bits offered, in the mean over seeds, could have stored
@@ -198,7 +203,7 @@ def departures(tables: StudyTables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _from_here_on(is_so: "pd.Series[bool]") -> float:
+def _from_here_on(is_so: pd.Series[bool]) -> float:
     """The first step from which on it is so; NaN if it is not so at the end."""
     not_so = np.flatnonzero(~is_so.to_numpy())
     first = not_so[-1] + 1 if len(not_so) else 0

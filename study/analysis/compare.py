@@ -2,8 +2,10 @@
 docs/measured.md says which curves match, and defines the intervals.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +33,11 @@ from study.analysis.wording import (
     setting_text,
 )
 from study.errors import StudyError
-from study.store import StudyTables
 from study.vocabulary.quantities import METRICS, QUANTITIES
 from study.vocabulary.thresholds import CONFIDENCE
+
+if TYPE_CHECKING:
+    from study.store import StudyTables
 
 EXPONENT, LOSS = "exponent", "loss"
 """The values of ``what``."""
@@ -80,7 +84,7 @@ def differing_settings(studies: Mapping[str, StudyTables]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", *cells])
 
 
-def _values_text(values: "pd.Series[Any]") -> str:
+def _values_text(values: pd.Series[Any]) -> str:
     """``4, 16, 64``; ``none`` for a setting without a value."""
     found = sorted(values.dropna().unique(), key=lambda one: (isinstance(one, str), one))
     return ", ".join(map(setting_text, found)) or "none"

@@ -6,8 +6,10 @@ Unfinished cells have no row. docs/measured.md has the three comparisons ``fixed
 init, so perplexity and exact match of step 0 are the base model's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +24,13 @@ from study.analysis.grouping import (
     numbered,
     seed_numbers,
 )
-from study.config.expectations import Expectation
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
 from study.vocabulary.quantities import HELDOUT, MODEL_WIDE, TRAIN
 from study.vocabulary.scaling import FULL
 from study.vocabulary.statuses import BROKEN, DONE
+
+if TYPE_CHECKING:
+    from study.config.expectations import Expectation
 
 NOT_A_SETTING = (*RULE, "lr", "alpha")
 """Columns compared within a setting: the rule, and what determines the size of a step."""
@@ -56,7 +60,7 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     return table[loss.notna() | cells["status"].isin(BROKEN)].reset_index(drop=True)
 
 
-def end_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> "pd.Series[float]":
+def end_losses(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.Series[float]:
     """By row of ``cells`` the last held-out loss after the first step, if it is finite; NaN if the
     run broke."""
     ends = cells["cell_id"].astype(str).map(_ends(metrics, "eval_loss")["last"]).astype(float)
@@ -103,7 +107,7 @@ def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame({"first": first, "last": last}, dtype=float)
 
 
-def base_losses(metrics: pd.DataFrame) -> "pd.Series[float]":
+def base_losses(metrics: pd.DataFrame) -> pd.Series[float]:
     """By cell, the held-out loss of the base model, at step 0."""
     return _ends(metrics, "eval_loss")["first"]
 
@@ -118,7 +122,7 @@ def at_common_rates(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[places.groupby(runs["lr"]).transform("nunique") == places.nunique()]
 
 
-def mean_losses(runs: pd.DataFrame) -> "pd.Series[float]":
+def mean_losses(runs: pd.DataFrame) -> pd.Series[float]:
     """By learning rate, in ascending order, the mean loss; NaN if a run diverged."""
     by_rate = runs.groupby("lr")["loss"]
     return by_rate.mean().where(by_rate.count() == by_rate.size())
@@ -151,7 +155,7 @@ def fixed_rate(runs: pd.DataFrame) -> float:
     return float(best)
 
 
-def fans(probes: pd.DataFrame) -> "pd.Series[float]":
+def fans(probes: pd.DataFrame) -> pd.Series[float]:
     """By cell, the sum of D + O over its layers; empty if the sizes were not recorded."""
     if "d_in" not in probes or probes["d_in"].isna().all():
         return pd.Series(dtype=float)
@@ -354,7 +358,7 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     return table.dropna(subset=["perplexity"]).reset_index(drop=True) if rows else table
 
 
-def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
+def _rates(runs: pd.DataFrame) -> pd.Series[int]:
     """By run, the number of rates that it is the best of; 0 if it is at another rate."""
     found = pd.Series(0, runs.index)
     for rule in groups(runs, [name for name in curve_columns(runs) if name != "lr"]):

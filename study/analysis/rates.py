@@ -8,9 +8,11 @@ learning rate is found in the same way, with alpha and the learning rate exchang
 loss gives the best rate for training up to its step.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,12 +37,14 @@ from study.analysis.rate_theory import (
     rate_exponent,
     slopes,
 )
-from study.store import StudyTables
 from study.theory import family
 from study.vocabulary import scaling
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import BROKEN, STATUSES
 from study.vocabulary.thresholds import CONFIDENCE, SEEDS_FOR_VERDICT
+
+if TYPE_CHECKING:
+    from study.store import StudyTables
 
 SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
@@ -146,7 +150,7 @@ def with_scatter(rates: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_index()
 
 
-def _rho(probes: pd.DataFrame, last: "pd.Series[int]") -> dict[str, float]:
+def _rho(probes: pd.DataFrame, last: pd.Series[int]) -> dict[str, float]:
     """By cell the motion of A over its init, median over layers, at the last step measured, in the
     second half of the run, whose ``last`` step is by cell."""
     if "rho" not in probes:
@@ -519,7 +523,7 @@ def _horizons(cells: pd.DataFrame, metrics: pd.DataFrame) -> list[int | None]:
     return found
 
 
-def schedules(cells: pd.DataFrame) -> "pd.Series[str]":
+def schedules(cells: pd.DataFrame) -> pd.Series[str]:
     """The schedule of each cell. Studies that recorded none have the default."""
     found = cells.get("schedule", pd.Series("constant", cells.index))
     return found.astype(object).fillna("constant").astype(str)
@@ -543,7 +547,7 @@ def setting_of(first: pd.Series, steps: int | None = None) -> Setting:
     )
 
 
-def placed(losses: "pd.Series[float]") -> dict[str, Any]:
+def placed(losses: pd.Series[float]) -> dict[str, Any]:
     """``log_lr`` and ``edge`` of the lowest of ``losses``, by rate in ascending order."""
     lr = np.asarray(losses.index, np.float64)
     best, logs = bottom(lr, np.asarray(losses, np.float64)), np.log(lr)
