@@ -138,6 +138,17 @@ def _fields(fields: Sequence[str]) -> dict[str, Any]:
     return {name: yaml.safe_load(value) for name, value in (one.split("=") for one in fields)}
 
 
+def marks() -> str:
+    """A row per claim: how many results say that it holds, that it fails, or neither."""
+    body = []
+    for claim in CLAIMS:
+        said = Counter(word for test in claim["tests"] for _, word in tested(test))
+        counts = {word: said[word] for word in SAID[:2]}
+        counts[SAID[2]] = said.total() - sum(counts.values())
+        body.append([claim["claim"], claim["by"], *(str(count or "") for count in counts.values())])
+    return table(["claim", "by", *SAID], body)
+
+
 def claims() -> str:
     """A row per claim: the regimes in which it holds, fails or is open."""
     body = []
