@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 
+from docs.words import prose
 from research import blocks, findings, make, record
 from research.blocks import BLOCK, NoTables, rewrite
 from research.record import Record, bare, code_of, is_small, tables_of
@@ -15,9 +16,23 @@ from study.analysis.text import minus
 TEXTS = {path.relative_to(blocks.ROOT): path.read_text() for path in make.documents()}
 MEASURED = re.compile(r"\[[-−+]?\d+\.\d+, [-−+]?\d|\d\.\d+ ?×|×\d+\.\d|\d (minutes|hours)\b")
 """An interval, a factor or a duration."""
+NUMBER = re.compile(r"(?<![\w.^])[−-]?\d[\d,.]*")
+MOST = {
+    "findings": 12,
+    "numbers outside tables of FINDINGS": 60,
+    "words of README": 800,
+    "words of its first screen": 120,
+}
 OLD = (
     "before\n<!-- numbers: a -->\nold\n<!-- end -->\nx <!-- numbers: b c d=1 -->old<!-- end --> y\n"
 )
+
+
+def visible(text):
+    """``text`` without comments, tags, pictures and the targets of links."""
+    for pattern in (r"<!--.*?-->", r"<[^>]+>", r"!\[.*?\]\(.*?\)", r"(?<=\])\([^)]*\)"):
+        text = re.sub(pattern, "", text, flags=re.DOTALL)
+    return " ".join(word for word in text.split() if re.search(r"\w", word))
 
 
 class Checked(Record):
@@ -91,12 +106,23 @@ def test_no_measured_number_stands_outside_of_a_block():
 
 def test_the_front_pages_are_short_and_each_study_has_a_page():
     readme, text = ((blocks.ROOT / name).read_text() for name in ("README.md", "FINDINGS.md"))
-    assert (len(readme.splitlines()) <= 110, len(text.splitlines()) <= 150) == (True, True)
-    answers, claims = text.split("## Claims of the literature")
-    assert answers.count("<!-- numbers: ran ") <= 12
-    assert claims.count("\n| ") <= 21
+    assert len(visible(readme).split()) <= MOST["words of README"]
+    assert len(visible(readme.partition("\n## ")[0]).split()) <= MOST["words of its first screen"]
+    assert len(NUMBER.findall(prose(text))) <= MOST["numbers outside tables of FINDINGS"]
     pages = {path.stem for path in (blocks.ROOT / "docs/evidence").glob("*.md")}
     assert pages == {*findings.STUDIES, "index"}
+
+
+def test_a_finding_has_a_condition_a_link_and_a_small_table():
+    text = (blocks.ROOT / "FINDINGS.md").read_text()
+    found = text.partition("\n## Claims of the literature")[0].split("\n## ")[1:]
+    assert len(found) <= MOST["findings"]
+    for one in found:
+        assert "*Holds for*" in one
+        assert re.search(r"\]\(docs/", one)
+        rows = [line for line in one.splitlines() if re.match(r"\|(?!-)", line)]
+        assert len(rows) <= 5
+        assert max((row.count(" | ") + 1 for row in rows), default=0) <= 5
 
 
 def test_every_block_is_in_a_document():
