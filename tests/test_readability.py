@@ -46,3 +46,12 @@ def test_no_function_is_too_long() -> None:
 def test_no_line_of_the_page_is_too_wide() -> None:
     lines = [line for path in tracked(*CODE[1:]) for line in path.read_text().splitlines()]
     assert [line for line in lines if len(line) > 100] == []
+
+
+def test_an_experiment_says_what_it_trains_in_at_most_ten_lines() -> None:
+    """Plans, additions and what was seen are in ``research/logs``. The first line is Hydra's."""
+    comments = {
+        path.name: sum(line.strip().startswith("#") for line in path.read_text().splitlines()) - 1
+        for path in (ROOT / "conf/experiment").glob("*.yaml")
+    }
+    assert {name: lines for name, lines in comments.items() if lines > 10} == {}
