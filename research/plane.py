@@ -32,6 +32,7 @@ from study.vocabulary.quantities import TRAIN
 PLANES = {
     "small": ("alpha_small", "horizons_small"),
     "smollm2": ("alpha_smollm2", "horizons_long", "horizons"),
+    "gemma3": ("alpha_gemma3",),
     "w64": ("alpha_width",),
     "w256": ("alpha_width",),
 }
@@ -117,6 +118,23 @@ def tried_cost(model: str, steps: str, rank: str, alpha: str, seed: str) -> str:
     own = found[(found["rank"] == float(rank)) & (found["seed"] == int(seed))]
     lowest_tried = own.groupby("alpha")["loss"].min()
     return f"{lowest_tried[USUAL] - lowest_tried[float(alpha)]:.3f}"
+
+
+def lowest_tried(model: str, steps: str, seed: str) -> str:
+    """A row per rank and alpha: the tried rate with the lowest loss in one seed, rho there, and the
+    loss less that of the rank's best alpha, nats. A rate at an edge of those tried is marked."""
+    tables = joined(model, int(steps))
+    found = runs(tables.cells, tables.metrics, tables.probes)
+    found = found[found["seed"] == int(seed)].dropna(subset="loss")
+    above = found["loss"] - found.groupby("rank")["loss"].transform("min")
+    rows = []
+    for (rank, alpha), own in found.assign(above=above).groupby(["rank", "alpha"]):
+        best = own.loc[own["loss"].idxmin()]
+        edge = " (edge)" if best["lr"] in (own["lr"].min(), own["lr"].max()) else ""
+        row = {"rank": f"{rank:g}", "α": f"{alpha:g}", "best rate tried": f"{best['lr']:.2g}{edge}"}
+        row |= {"ρ at the end": f"{best['rho']:.2f}", "loss": f"{best['loss']:.4f}"}
+        rows.append(row | {"above the rank's lowest": f"{best['above']:.4f}"})
+    return table_of(rows)
 
 
 def end_loss(study: str, rank: str) -> str:
