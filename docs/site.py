@@ -116,6 +116,12 @@ def fill(app: Any, page: str, source: list[str]) -> None:
     source[0] = LINK.sub(partial(outside, page), text)
 
 
+def outdated(*_: Any) -> list[str]:
+    """The generated pages, which Sphinx reads again at every build: they also depend on README.md,
+    FINDINGS.md and the package."""
+    return [*GENERATED]
+
+
 def formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML; one that stands alone scrolls if it is wide."""
     is_block = isinstance(node, nodes.math_block)
@@ -133,6 +139,7 @@ def add_dashboard(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+    app.connect("env-get-outdated", outdated)
     app.connect("source-read", fill)
     app.connect("build-finished", add_dashboard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
