@@ -26,6 +26,7 @@ from study.store.records import (
     read_record,
 )
 from study.store.rows import SCHEMAS, TEXT, read_parquet, read_stream, write_parquet
+from study.vocabulary.scaling import FULL
 from study.vocabulary.statuses import ENDED, RESUMABLE
 
 DISTANCES = "distances"
@@ -97,6 +98,8 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
     rows = record.get("rows") or {}
     row["supervised"], row["train_rows"] = (rows.get(k, math.nan) for k in ("supervised", "train"))
     row["rank"] = float(row["rank"])
+    if row["scaling"] == FULL:
+        row["gamma"] = math.nan  # full fine-tuning has no adapter
     if "peft" not in record:  # a Trainer's record hashes names and settings, not contents
         sources = record.get("sources", {})
         row |= {f"{name}_sha256": sha[:12] for name, sha in sources.items() if sha}

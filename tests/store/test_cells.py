@@ -72,3 +72,8 @@ def test_names_of_columns(cell):
     # Those of a Trainer are hashes of names and settings, and differ with the rank.
     of_trainer = cell_row(record(cell()) | {"peft": {"r": 8}})
     assert not any(name.endswith("_sha256") for name in of_trainer)
+
+
+def test_full_fine_tuning_has_no_gamma(cell):
+    assert math.isnan(cell_row(record(cell("adapter.rank=full")))["gamma"])
+    assert cell_row(record(cell("adapter.rank=8")))["gamma"] == 1.0
