@@ -8,6 +8,7 @@ init, so perplexity and exact match of step 0 are the base model's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -327,7 +328,7 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
 
 
 def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row per curve and rank with complete cells, with the id of its curve.
+    """One row per curve and rank with complete cells, with the id of its curve and ``cell_ids``.
 
     ``perplexity`` (exp of the mean loss per target token) and ``exact_match`` have ``base_*``, the
     mean over seeds after training, and its t-interval; NaN if not measured. If several learning
@@ -348,6 +349,7 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     for group in groups(shown, [CURVE_ID, "rank"]):
         row = {str(name): value for name, value in group.iloc[0].items()}
         row |= {"seeds": len(group), "rates": rates[group.index[0]]}
+        row["cell_ids"] = tuple(ids[group.index])
         for name, metric in (("perplexity", "eval_loss"), ("exact_match", "exact_match")):
             own = ends[metric].iloc[group.index]
             scores = np.array([own["first"].mean(), *mean_interval(own["last"])])
@@ -356,6 +358,18 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.dropna(subset=["perplexity"]).reset_index(drop=True) if rows else table
+
+
+def shares_of_full(scores: pd.DataFrame) -> pd.Series[float]:
+    """By row of :func:`task_scores`, the decrease of the loss over that of full fine-tuning.
+
+    Full fine-tuning is at its best rate tried, in the row's setting; NaN if it was not run there.
+    """
+    gains = scores["base_perplexity"].map(math.log) - scores["perplexity"].map(math.log)
+    names = [name for name in curve_columns(scores) if name not in NOT_A_SETTING]
+    setting = pd.Series(numbered(scores, names), scores.index)
+    of_full = gains[scores["scaling"].astype(str) == FULL]
+    return gains / setting.map(of_full.groupby(setting).max())
 
 
 def _rates(runs: pd.DataFrame) -> pd.Series[int]:

@@ -77,12 +77,16 @@ def setting_names(settings: Sequence[Sequence[str]]) -> list[str]:
     return list(map(", ".join, names))
 
 
+MAY_BE_MISSING = ("contraction", "alpha")
+"""Settings that some runs lack: float32 has no contraction, and full fine-tuning has no alpha."""
+
+
 def setting_labels(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     """By row the name of its setting, from the values of ``columns``; empty without columns."""
     names, words = list(columns), []
     for row in rows.to_dict("records"):
-        known = (name for name in names if name != "contraction" or pd.notna(row[name]))
-        words.append(tuple(f"{name}={setting_text(row[name])}" for name in known))  # bf16 has one
+        known = [name for name in names if name not in MAY_BE_MISSING or pd.notna(row[name])]
+        words.append(tuple(f"{name}={setting_text(row[name])}" for name in known))
     settings = list(dict.fromkeys(words))
     named = dict(zip(settings, setting_names(settings), strict=True))
     return [named[one] for one in words]

@@ -1,5 +1,6 @@
 """The sections of a report below its answer: the question of each, sentences and tables."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,10 +13,12 @@ from study.analysis.losses import (
     OF_A_RULE,
     rank_effects,
     rule_differences,
+    shares_of_full,
     task_scores,
     truncated_losses,
     truncation_effects,
 )
+from study.analysis.plane import final_rho, motion_words
 from study.analysis.stable import (
     EVERY_OPTIMIZER,
     first_to_read,
@@ -51,7 +54,7 @@ from study.analysis.wording import (
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import PRIMARY, QUANTITIES
-from study.vocabulary.scaling import rule_label
+from study.vocabulary.scaling import FULL, rule_label
 from study.vocabulary.verdicts import VERDICTS
 
 SHORT = ("optimizer", "optimizer, rule", "quantity", "step", "factor", "theory", "verdict")
@@ -291,25 +294,29 @@ def task_section(tables: StudyTables) -> Section | None:
         if name not in OWN_COLUMNS
         if scores.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1
     ]
+    rho = _rho_of(scores, tables.probes)
+    scores = scores.assign(
+        named=setting_labels(scores, settings), rho=rho, of_full=shares_of_full(scores)
+    )
     body = []
-    for row in row_list(scores.assign(named=setting_labels(scores, settings))):
-        score = interval(row.exact_match, row.exact_match_low, row.exact_match_high)
-        exact = {
-            "exact match: base model": number_text(row.base_exact_match) if score else "",
-            "after training ": score,
+    for row in row_list(scores):
+        cells = {
+            "optimizer": label(row.optimizer),
+            "rule": rule_of_row(row, row.named),
+            "rank": "full" if row.scaling == FULL else number_list([row.rank]),
+            "learning rate": f"{row.lr:g}",
+            "perplexity: base model": number_text(row.base_perplexity),
+            "after training": interval(row.perplexity, row.perplexity_low, row.perplexity_high),
         }
-        body.append(
-            {
-                "optimizer": label(row.optimizer),
-                "rule": rule_of_row(row, row.named),
-                "rank": number_list([row.rank]),
-                "learning rate": f"{row.lr:g}",
-                "perplexity: base model": number_text(row.base_perplexity),
-                "after training": interval(row.perplexity, row.perplexity_low, row.perplexity_high),
-                **(exact if answered else {}),
-                "seeds": str(row.seeds),
-            }
-        )
+        if answered:
+            score = interval(row.exact_match, row.exact_match_low, row.exact_match_high)
+            cells["exact match: base model"] = number_text(row.base_exact_match) if score else ""
+            cells["after training "] = score
+        if scores["rho"].notna().any():
+            cells["ρ"] = number_text(row.rho)
+        if scores["of_full"].notna().any():
+            cells["of full fine-tuning's gain"] = number_text(row.of_full)
+        body.append(cells | {"seeds": str(row.seeds)})
     best = row_list(scores)[int(scores["perplexity"].argmin())]
     rule = rule_label(best.scaling, best.exponent_p, best.crossover)
     said = (
@@ -318,13 +325,28 @@ def task_section(tables: StudyTables) -> Section | None:
     )
     if base := number_text(best.base_perplexity):
         said += f" The base model has {base}."
+    if math.isfinite(best.rho):
+        said += f" There {motion_words(best.rho)}"
     notes = (
         "On held-out examples, after the last step. Perplexity is exp of the mean loss per target "
         f"token. {EXACT if answered else NO_EXACT}"
     )
     if (scores["rates"] > 1).any():
         notes += " Of several learning rates, the table shows each rank's best."
+    if scores["rho"].notna().any():
+        notes += " ρ = |ΔA x| / |A₀ x| says how far A has moved at the last probed step."
+    if scores["of_full"].notna().any():
+        notes += (
+            " The gain is the decrease of the loss, here over that of full fine-tuning at its best "
+            "rate."
+        )
     return Section("Did the task improve?", [said], [Table(body, notes)])
+
+
+def _rho_of(scores: pd.DataFrame, probes: pd.DataFrame) -> list[float]:
+    """By row of ``scores`` rho at the end, a geometric mean over its cells; NaN if not measured."""
+    of_cells = final_rho(probes).map(math.log)
+    return [math.exp(of_cells.reindex(list(ids)).mean()) for ids in scores["cell_ids"]]
 
 
 EXACT = (

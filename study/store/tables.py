@@ -99,7 +99,7 @@ def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
     row["supervised"], row["train_rows"] = (rows.get(k, math.nan) for k in ("supervised", "train"))
     row["rank"] = float(row["rank"])
     if row["scaling"] == FULL:
-        row["gamma"] = math.nan  # full fine-tuning has no adapter
+        row["alpha"] = row["gamma"] = math.nan  # full fine-tuning has no adapter
     if "peft" not in record:  # a Trainer's record hashes names and settings, not contents
         sources = record.get("sources", {})
         row |= {f"{name}_sha256": sha[:12] for name, sha in sources.items() if sha}

@@ -12,7 +12,7 @@ from study.analysis import load_tables
 from study.analysis.answers import rate_table
 from study.analysis.losses import INSIDE, compared_losses
 from study.report import answer_table
-from study.report.sections import loss_section
+from study.report.sections import loss_section, task_section
 from study.store import StudyTables, load_measured
 
 from .conftest import report_on
@@ -143,3 +143,29 @@ def test_each_setting_has_a_name_in_the_table_of_losses():
     names = {row["rule"] for row in section.tables[0].rows}
     assert len(names) == 12
     assert {"LoRA, γ = α/r, warmup=5", "LoRA, γ = α/r, common setting"} <= names
+
+
+def test_ranks_are_compared_with_full_fine_tuning():
+    """alpha_small trained full fine-tuning at 256 steps only."""
+    study = load_measured(REFERENCE / "alpha_small")
+    section = task_section(study)
+    cells = study.cells.assign(loss=study.cells["cell_id"].map(end_losses(study)))
+    of_256 = cells[cells["steps"] == 256]
+    full = of_256[of_256["scaling"] == "full"].groupby("lr")["loss"].mean().min()
+    own = of_256[(of_256["rank"] == 256) & (of_256["alpha"] == 256) & (of_256["lr"] == 1e-3)]
+    base = study.metrics.query("step == 0")["eval_loss"].mean()
+    share = (base - own["loss"].mean()) / (base - full)
+    [table] = section.tables
+    rows = [row for row in table.rows if "steps=256" in row["rule"]]
+    [row] = [row for row in rows if row["rank"] == "256" and "alpha=256" in row["rule"]]
+    assert row["of full fine-tuning's gain"] == f"{share:.2f}"
+    assert 0.5 < float(row["ρ"]) < 0.8
+    [row] = [row for row in rows if row["rank"] == "full"]
+    assert row["rule"].startswith("full fine-tuning, steps=256")
+    assert (row["ρ"], row["of full fine-tuning's gain"]) == ("", "1.00")
+    assert "A has moved by" in section.text[0]
+
+
+def end_losses(study):
+    known = study.metrics.dropna(subset=["eval_loss"]).sort_values("step")
+    return known.groupby("cell_id", observed=True)["eval_loss"].last()
