@@ -65,4 +65,5 @@ def test_a_line_says_where_bf16_loses_small_outputs(works, small):
     line = [*small, "precision=bf16", "adapter.rank=2", "probes.steps=[0]"]
     factored = "adapter.contraction=factored"
     for more, why in ((factored, factored), ("model.quant_bits=4", "the base has 4 bits")):
-        assert f"bf16 ({why}): small outputs of adapters are lost" in works(*line, more).err
+        said = works(*line, more).err
+        assert f"bf16 ({why}): an output below 1/512 of its layer's is lost" in said
