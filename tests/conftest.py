@@ -155,10 +155,14 @@ def study_cli(monkeypatch, capsys) -> Callable[..., Ran]:
         monkeypatch.setattr(sys, "argv", ["study", *arguments])
         capsys.readouterr()
         code = 0
+        handlers = list(logging.root.handlers)
         try:
             cli.main()
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
+        finally:
+            # Hydra's handlers write to this test's streams, which are closed when the test ends.
+            logging.root.handlers = handlers
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)
 
