@@ -148,21 +148,25 @@ class Ran:
 
 @pytest.fixture
 def study_cli(monkeypatch, capsys) -> Callable[..., Ran]:
-    """``study_cli("train", "-m", ...)`` runs the console script: exit code, stdout, stderr."""
+    """``study_cli("train", "-m", ...)`` runs the console script: exit code, stdout, stderr.
+
+    Handlers that an earlier test left on the root logger go, because they write to closed streams.
+    """
 
     def run(*arguments):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["study", *arguments])
         capsys.readouterr()
         code = 0
-        handlers = list(logging.root.handlers)
+        logging.root.handlers = [
+            handler
+            for handler in logging.root.handlers
+            if type(handler).__module__.startswith("_pytest")
+        ]
         try:
             cli.main()
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
-        finally:
-            # Hydra's handlers write to this test's streams, which are closed when the test ends.
-            logging.root.handlers = handlers
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)
 
